@@ -1,0 +1,282 @@
+"""The files that stages hand to each other: names, schemas, readers, writers, fingerprints.
+
+Parquet, safetensors, NumPy arrays and JSON; never pickle. Every writer gives the same bytes for the same content: no
+times, no run ids, rows in a stated order. What a stage reads it checks here, so that a damaged file is named.
+
+Shape legend: I items, U users, N interactions, L code levels, d embedding width.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UserError
+
+INTERACTIONS, EMBEDDINGS, SIDS = Path("data/interactions"), Path("data/embeddings"), Path("data/sids")
+SPLITS, GENERATOR, REPORTS = Path("data/splits"), Path("models/generator"), Path("reports")
+SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output: checkpoints and half-finished shards survive here
+
+# Keys of metrics.json and timings.json that are measurements and so differ from run to run.
+MEASURED = frozenset({
+    "train_seconds", "wall_seconds", "windows_per_second", "tokens_per_second", "peak_memory_gib",
+})
+
+
+# ---------------------------------------------------------------------------------------------------- small files
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON. Raises UserError when the file is missing or damaged."""
+    try:
+        return json.loads(_existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented JSON with keys in the given order, written whole or not at all."""
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write through a temporary neighbour, so that a kill or a full disk never leaves half a file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"could not write {path}: {error.strerror}", "nothing that was there before was changed",
+                        "free some space or mend the permissions, then run the same command again") from error
+
+
+def write_parquet(path: Path, table: "Any") -> None:
+    """A pyarrow Table (or pandas DataFrame) as Parquet with fixed settings, so that equal rows give equal bytes."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not isinstance(table, pa.Table):
+        table = pa.Table.from_pandas(table, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", row_group_size=1_000_000)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> "Any":
+    """A Parquet file as a pandas DataFrame. Raises UserError when it is missing or damaged."""
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(_existing(path), columns=columns)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """NumPy arrays as safetensors."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
+    write_bytes(path, save(contiguous, metadata))
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """NumPy arrays of a safetensors file. Raises UserError when it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(_existing(path).read_bytes())
+    except (SafetensorError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hex sha256 over JSON-like values and the bytes of files and folders (`Path`s), in the given order."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+            for file in files:
+                digest.update(str(file.relative_to(part.parent)).encode())
+                with file.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"{path} is not here", "an earlier stage writes it", "run `dvc repro`, or `dvc checkout` "
+                        "if it was made before")
+    return path
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read: {error}", "the file is damaged or was cut short",
+                     "delete it and run `dvc checkout`, or `dvc repro` to make it again")
+
+
+# ---------------------------------------------------------------------------------------------------- data/interactions
+
+@dataclass(frozen=True)
+class Interactions:
+    """data/interactions/, written by ingest.
+
+    interactions.parquet: user_id int32, item_id int32, timestamp int64 (seconds), position int32 (0.. within the user),
+        then the log's action columns; sorted by (user_id, position).
+    users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
+        (title, categories, description where the dataset has them; null where missing), image (path inside the
+        dataset folder, or null), vector (list<float32>, only where the dataset brought its own); sorted by item_id.
+    rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
+        filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
+    """
+
+    folder: Path = INTERACTIONS
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "interactions.parquet"
+
+    @property
+    def users(self) -> Path:
+        return self.folder / "users.parquet"
+
+    @property
+    def items(self) -> Path:
+        return self.folder / "items.parquet"
+
+    @property
+    def rejects(self) -> Path:
+        return self.folder / "rejects.parquet"
+
+    @property
+    def summary(self) -> Path:
+        return self.folder / "ingest.json"
+
+
+# ---------------------------------------------------------------------------------------------------- data/embeddings
+
+@dataclass(frozen=True)
+class Embeddings:
+    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them."""
+
+    vectors_Id: np.ndarray
+    encoder: dict[str, Any]  # name, revision, pooling, template, dtype, counts
+
+    def write(self, folder: Path = EMBEDDINGS) -> None:
+        write_tensors(folder / "embeddings.safetensors", {"vectors": self.vectors_Id.astype(np.float32)})
+        write_json(folder / "embeddings.json", self.encoder)
+
+    @classmethod
+    def read(cls, folder: Path = EMBEDDINGS) -> "Embeddings":
+        return cls(read_tensors(folder / "embeddings.safetensors")["vectors"], read_json(folder / "embeddings.json"))
+
+
+# ---------------------------------------------------------------------------------------------------- data/sids
+
+@dataclass(frozen=True)
+class Sids:
+    """data/sids/: one Semantic ID per item.
+
+    codes_IL: int32 [I, L], the deduplication digit is the last column. widths: how many values each level may take.
+    codebooks: the quantizer's tensors (`level_1` [codes, d], ...). quality: what quality.json holds, `widths` included.
+    """
+
+    codes_IL: np.ndarray
+    widths: tuple[int, ...]
+    codebooks: dict[str, np.ndarray]
+    quality: dict[str, Any]
+
+    def write(self, folder: Path = SIDS) -> None:
+        import pandas as pd
+
+        frame = pd.DataFrame({"item_id": np.arange(len(self.codes_IL), dtype=np.int32)})
+        for level in range(self.codes_IL.shape[1]):
+            frame[f"code_{level + 1}"] = self.codes_IL[:, level].astype(np.int32)
+        write_parquet(folder / "sids.parquet", frame)
+        write_tensors(folder / "codebooks.safetensors", self.codebooks)
+        write_json(folder / "quality.json", {"widths": list(self.widths), **self.quality})
+
+    @classmethod
+    def read(cls, folder: Path = SIDS) -> "Sids":
+        frame = read_parquet(folder / "sids.parquet")
+        quality = read_json(folder / "quality.json")
+        codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
+        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality)
+
+
+# ---------------------------------------------------------------------------------------------------- data/splits
+
+@dataclass(frozen=True)
+class Splits:
+    """data/splits/: every user's sequence, flat, and which positions are targets.
+
+    items_N int32 and timestamps_N int64 hold the sequences one user after another; user u owns
+    [offsets[u], offsets[u + 1]), offsets int64 [U + 1]. train_end int64 [U]: flat index one past u's last training
+    interaction. valid_target, test_target int64 [U]: flat index of the held-out interaction, -1 where u has none. A
+    target's history is the at most `max_history` interactions before it in u's sequence: a test history holds the
+    validation item, as the field does.
+    """
+
+    items_N: np.ndarray
+    timestamps_N: np.ndarray
+    offsets: np.ndarray
+    train_end: np.ndarray
+    valid_target: np.ndarray
+    test_target: np.ndarray
+    summary: dict[str, Any]  # splits.json: max_history, items (catalogue size), counts, tie shares, protocol
+
+    ARRAYS = ("items_N", "timestamps_N", "offsets", "train_end", "valid_target", "test_target")
+
+    @property
+    def users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def max_history(self) -> int:
+        return int(self.summary["max_history"])
+
+    def write(self, folder: Path = SPLITS) -> None:
+        import io
+
+        for name in self.ARRAYS:
+            buffer = io.BytesIO()
+            np.save(buffer, getattr(self, name), allow_pickle=False)
+            write_bytes(folder / f"{name}.npy", buffer.getvalue())
+        write_json(folder / "splits.json", self.summary)
+
+    @classmethod
+    def read(cls, folder: Path = SPLITS) -> "Splits":
+        """Memory-mapped: only what is touched is read."""
+        arrays = {}
+        for name in cls.ARRAYS:
+            path = _existing(folder / f"{name}.npy")
+            try:
+                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, OSError) as error:
+                raise _damaged(path, error) from None
+        return cls(**arrays, summary=read_json(folder / "splits.json"))
+
+    def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """(users, flat target positions) of part `valid` or `test`, in user order."""
+        target = {"valid": self.valid_target, "test": self.test_target}[part]
+        users = np.flatnonzero(np.asarray(target) >= 0)
+        return users, np.asarray(target)[users]
+
+    def has_tie(self, positions: np.ndarray) -> np.ndarray:
+        """Whether each target has an earlier interaction of the same user with the same timestamp."""
+        starts = np.asarray(self.offsets)[np.searchsorted(self.offsets, positions, side="right") - 1]
+        before = np.maximum(positions - 1, 0)
+        return (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])

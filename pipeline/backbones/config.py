@@ -1,0 +1,29 @@
+"""What `backbone:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Size of the network. The preset `tiger` has the published size."""
+
+    name: Literal["t5"] = "t5"
+    encoder_layers: int = 2
+    decoder_layers: int = 2
+    d_model: int = 64
+    heads: int = 4
+    d_head: int = 16
+    d_ff: int = 256
+    ff_hidden_layers: int = 1  # 1: T5's feed-forward; 2: GRID's, one more d_ff x d_ff layer
+    dropout: float = 0.1
+    separators: bool = True  # a learned token after each item of the history
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_head", "d_ff", "ff_hidden_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"backbone.{name} must be 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise ValueError("backbone.dropout must lie in [0, 1)")

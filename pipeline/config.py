@@ -1,0 +1,162 @@
+"""params.yaml <-> frozen dataclasses. An unknown key or a bad value is an error that names the nearest valid one.
+
+Each section's dataclass lives in its own folder (`pipeline/train/config.py`, ...), so that changing one knob's
+definition re-runs only the stages that read it; this file puts them together.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+
+from pipeline.backbones.config import BackboneConfig
+from pipeline.embed.config import EmbedConfig
+from pipeline.errors import UserError, nearest
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.ingest.config import IngestConfig
+from pipeline.quantize.config import QuantizeConfig
+from pipeline.split.config import SplitConfig
+from pipeline.strategies.config import parse_strategy
+from pipeline.track.config import TrackConfig
+from pipeline.train.config import TrainConfig
+
+DATASETS = (
+    "demo", "amazon-beauty", "amazon-sports", "amazon-toys",
+    "movielens-1m", "movielens-20m", "movielens-latest", "movielens-100k", "custom",
+)
+RESTORE = ("DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
+           "  git checkout params.yaml\n"
+           "  dvc checkout")
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml; one field per section, in the order of the graph."""
+
+    seed: int = 42
+    strategy: str = "full"
+    dataset: str = "demo"
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    def __post_init__(self) -> None:
+        parse_strategy(self.strategy)
+        if self.dataset not in DATASETS:
+            raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
+        if self.seed < 0:
+            raise ValueError("seed must be 0 or more")
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check the whole file.
+
+    Raises:
+        UserError: the file is missing, is no YAML mapping, or holds unknown keys or bad values (all are listed).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here", "every command reads its settings from it",
+                        "run from the folder that holds params.yaml") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}", fix=RESTORE) from None
+    return build_params(raw, str(path))
+
+
+def build_params(raw: Any, source: str = "params.yaml") -> Params:
+    """Check a parsed mapping against the dataclasses.
+
+    Raises:
+        UserError: listing every unknown key and bad value, and how to restore the outputs of an interrupted run.
+    """
+    problems: list[str] = []
+    params = _build(Params, raw if raw is not None else {}, "", problems)
+    if problems or params is None:
+        raise UserError("\n".join(problems), f"{source} was refused as a whole, nothing ran", RESTORE)
+    return params
+
+
+def params_to_dict(params: Any) -> dict[str, Any]:
+    """The dataclass tree as plain YAML values."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in _items(params)}
+
+
+def _items(params: Any) -> typing.Iterator[tuple[str, Any]]:
+    for f in dataclasses.fields(params):
+        value = getattr(params, f.name)
+        yield f.name, params_to_dict(value) if dataclasses.is_dataclass(value) else value
+
+
+def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
+    if not isinstance(raw, dict):
+        problems.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of names to values, found {raw!r}")
+        return None
+    hints = typing.get_type_hints(cls)
+    values, before = {}, len(problems)
+    for key, value in raw.items():
+        if key not in hints:
+            problems.append(f"unknown key '{prefix}{key}': {nearest(str(key), hints)}")
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems)
+        else:
+            values[key] = _convert(value, hints[key], f"{prefix}{key}", problems)
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except ValueError as error:
+        problems.append(str(error))
+        return None
+
+
+def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
+    """`value` as the type `hint`, or a line in `problems`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
+            problems.append(f"{name} is {value!r}, {nearest(str(value), [str(a) for a in args])}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            attempt: list[str] = []
+            converted = _convert(value, option, name, attempt)
+            if not attempt:
+                return converted
+        words = [" or ".join(map(repr, get_args(a))) if get_origin(a) is Literal else a.__name__ for a in args]
+        problems.append(f"{name} is {value!r}, expected {' or '.join(words)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            problems.append(f"{name} must be a list, found {value!r}")
+            return ()
+        return tuple(_convert(v, args[0], f"{name}[{i}]", problems) for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            problems.append(f"{name} must be a mapping, found {value!r}")
+            return {}
+        return {str(k): _convert(v, args[1], f"{name}.{k}", problems) for k, v in value.items()}
+    return _scalar(value, hint, name, problems)
+
+
+def _scalar(value: Any, hint: type, name: str, problems: list[str]) -> Any:
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)  # also "1e-3", which YAML 1.1 reads as text
+        except (TypeError, ValueError):
+            pass
+    elif type(value) is hint:
+        return value
+    problems.append(f"{name} is {value!r}, expected {hint.__name__}")
+    return value

@@ -1,0 +1,23 @@
+"""The one exception a user is meant to see, and the helper that names the nearest valid word."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend: what is wrong, why it matters, and what to do about it.
+
+    The command line prints the three parts and exits with code 1, without a traceback unless `--debug` is given.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = ""):
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__("\n".join(part for part in (what, why, fix) if part))
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Names the closest valid word and lists all of them: `did you mean 'rastp'? (valid: full, rastp)`."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}(valid: {', '.join(valid)})"

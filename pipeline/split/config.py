@@ -1,0 +1,25 @@
+"""What `split:` in params.yaml may say."""
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which interactions are for training, for choosing a model, and for the final number."""
+
+    protocol: Literal["leave_one_out", "temporal"] = "leave_one_out"
+    max_history: int = 20  # most recent items the model sees before a target
+    ties: Literal["source", "shuffled"] = "source"  # order of a user's interactions with equal timestamps
+    valid_from: str = ""  # temporal: first day of validation, YYYY-MM-DD (UTC)
+    test_from: str = ""  # temporal: first day of test
+
+    def __post_init__(self) -> None:
+        if self.max_history < 1:
+            raise ValueError("split.max_history must be 1 or more")
+        if self.protocol == "temporal":
+            if not (self.valid_from and self.test_from):
+                raise ValueError("split.protocol temporal needs split.valid_from and split.test_from (YYYY-MM-DD)")
+            if date.fromisoformat(self.valid_from) >= date.fromisoformat(self.test_from):
+                raise ValueError("split.valid_from must lie before split.test_from")
