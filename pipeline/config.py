@@ -8,6 +8,7 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -158,5 +159,7 @@ def _scalar(value: Any, hint: type, name: str, problems: list[str]) -> Any:
             pass
     elif type(value) is hint:
         return value
+    elif hint is str and type(value) is date:
+        return value.isoformat()  # an unquoted 2014-01-01, which YAML reads as a date
     problems.append(f"{name} is {value!r}, expected {hint.__name__}")
     return value

@@ -21,5 +21,11 @@ class SplitConfig:
         if self.protocol == "temporal":
             if not (self.valid_from and self.test_from):
                 raise ValueError("split.protocol temporal needs split.valid_from and split.test_from (YYYY-MM-DD)")
-            if date.fromisoformat(self.valid_from) >= date.fromisoformat(self.test_from):
+            if self._day("valid_from") >= self._day("test_from"):
                 raise ValueError("split.valid_from must lie before split.test_from")
+
+    def _day(self, name: str) -> date:
+        try:
+            return date.fromisoformat(getattr(self, name))
+        except ValueError:
+            raise ValueError(f"split.{name} is {getattr(self, name)!r}, expected a day as YYYY-MM-DD") from None

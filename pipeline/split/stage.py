@@ -1,0 +1,112 @@
+"""Stage 4: sequences, and which of their positions are training, validation and test.
+
+Reads data/interactions/, writes data/splits/. Nothing is copied per window: a window is a pair of flat indices, so the
+split of ten million interactions is a handful of arrays that later stages map into memory.
+
+Shape legend: U users, N interactions.
+"""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.artifacts import INTERACTIONS, SPLITS, Interactions, Splits, read_parquet
+from pipeline.errors import UserError
+from pipeline.split.config import SplitConfig
+from pipeline.split.protocols import leave_one_out, temporal
+from pipeline.split.ties import shuffle_ties
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+
+def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = SPLITS) -> dict[str, Any]:
+    """Write data/splits/ and return its summary.
+
+    Raises:
+        UserError: an input is missing or damaged, or one of the three parts is empty.
+    """
+    source = Interactions(interactions)
+    log = read_parquet(source.log, columns=["user_id", "item_id", "timestamp"])
+    splits = split_log(
+        log["user_id"].to_numpy(), log["item_id"].to_numpy(np.int32), log["timestamp"].to_numpy(np.int64),
+        users=len(read_parquet(source.users, columns=["user_id"])),
+        items=len(read_parquet(source.items, columns=["item_id"])),
+        config=params.split, seed=params.seed,
+    )
+    splits.write(output)
+    summary = splits.summary
+    print(f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
+          f"{summary['test_targets']:,} test targets of {summary['users']:,} users")
+    print(f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before "
+          f"(ties: {summary['ties']})")
+    return summary
+
+
+def split_log(users_N: np.ndarray, items_N: np.ndarray, timestamps_N: np.ndarray, *, users: int, items: int,
+              config: SplitConfig, seed: int) -> Splits:
+    """The pure part: a log sorted by (user, time) as sequences with targets.
+
+    Args:
+        users_N, items_N: dense ids. timestamps_N: seconds.
+        users, items: how many there are, those without an interaction included.
+
+    Raises:
+        UserError: nothing is left to train on, or no validation or test target.
+    """
+    if config.ties == "shuffled":
+        order = shuffle_ties(users_N, timestamps_N, seed)
+        items_N = items_N[order]  # users and timestamps are equal within a group of ties: they stay as they are
+    offsets = np.searchsorted(users_N, np.arange(users + 1)).astype(np.int64)
+    if config.protocol == "leave_one_out":
+        targets = leave_one_out(offsets)
+    else:
+        targets = temporal(offsets, timestamps_N, config.valid_from, config.test_from)
+    splits = Splits(items_N, timestamps_N, offsets, targets.train_end, targets.valid_target, targets.test_target, {})
+    splits = replace(splits, summary=_summarise(splits, items, config))
+    _require_targets(splits, config)
+    return splits
+
+
+def _require_targets(splits: Splits, config: SplitConfig) -> None:
+    for part in ("train", "valid", "test"):
+        if splits.summary[f"{part}_targets"]:
+            continue
+        if config.protocol == "leave_one_out":
+            raise UserError(f"no {part} target is left",
+                            "leave_one_out holds out a user's last two interactions, and the first is only history",
+                            "bring a log where users have four interactions or more")
+        first, last = (datetime.fromtimestamp(int(t), UTC).date()
+                       for t in (splits.timestamps_N.min(), splits.timestamps_N.max()))
+        raise UserError(f"no {part} target is left with split.valid_from {config.valid_from} and split.test_from "
+                        f"{config.test_from}", f"the log runs from {first} to {last}, and a target needs an earlier "
+                        "interaction of its user", "choose dates well inside that range")
+
+
+def _summarise(splits: Splits, items: int, config: SplitConfig) -> dict[str, Any]:
+    """What splits.json holds; `tie_share` is that of the test targets."""
+    starts, ends = splits.offsets[:-1], splits.offsets[1:]
+    (_, valid), (_, test) = splits.targets("valid"), splits.targets("test")
+    dates = {"valid_from": config.valid_from, "test_from": config.test_from} if config.protocol == "temporal" else {}
+    return {
+        "protocol": config.protocol,
+        **dates,
+        "ties": config.ties,
+        "max_history": config.max_history,
+        "users": splits.users,
+        "items": items,
+        "interactions": len(splits.items_N),
+        "train_targets": int(np.maximum(splits.train_end - starts - 1, 0).sum()),
+        "valid_targets": len(valid),
+        "test_targets": len(test),
+        "users_too_short": int((ends - starts < 3).sum()),
+        "tie_share": _share(splits.has_tie(test)),
+        "valid_tie_share": _share(splits.has_tie(valid)),
+    }
+
+
+def _share(mask: np.ndarray) -> float:
+    return round(float(mask.mean()), 6) if len(mask) else 0.0
