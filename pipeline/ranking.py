@@ -65,7 +65,7 @@ def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.
     positions, starts_U = np.asarray(positions, np.int64), np.asarray(splits.offsets)
     first = starts_U[np.searchsorted(starts_U, positions, side="right") - 1]
     begin = np.maximum(first, positions - splits.max_history)
-    index, offsets = _slices(begin, positions - begin)
+    index, offsets = slices(begin, positions - begin)
     return np.asarray(splits.items_N)[index], offsets
 
 
@@ -99,7 +99,7 @@ def rank_targets(
     with _evaluating(model):
         for start in range(0, len(by_length), batch_users):
             rows = by_length[start:start + batch_users]
-            index, row_offsets = _slices(offsets[rows], lengths_U[rows])
+            index, row_offsets = slices(offsets[rows], lengths_U[rows])
             outputs = generate(model, catalogue, history_items[index], row_offsets, beam=beam, decoding=decoding,
                                drop_seen=splits.max_history if filter_seen else 0, device=device)
             ranks_U[rows], bucket_ranks_U[rows] = places(outputs, targets_U[rows], codes_IL)
@@ -156,7 +156,7 @@ def _first(hits_WK: np.ndarray) -> np.ndarray:
     return np.where(hits_WK.any(1), hits_WK.argmax(1) + 1, 0)
 
 
-def _slices(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def slices(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices that gather the slices [begin, begin + length) one after another, and the offsets of the result."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths), offsets
