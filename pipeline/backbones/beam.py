@@ -1,0 +1,168 @@
+"""From a model to ranked items: beam search over Semantic IDs, and exact scores of a whole catalogue.
+
+The score of an item is the log-probability of its codes, each from the softmax over all codes of its level, constrained
+or not: the constraint only keeps the search from spending beams on codes that name nothing. A window is never handled
+alone: every step below is one operation over all windows and beams.
+
+Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.histories import Histories
+
+SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is scored
+
+
+class Stepper(Protocol):
+    """A backbone that decodes level by level. Its states never change, so one can be continued in many ways."""
+
+    catalogue: Catalogue
+    training: bool
+
+    def begin(self, histories: Histories) -> Any: ...
+
+    def step(self, state: Any, beams_WK: Tensor | None = None,
+             codes_WK: Tensor | None = None) -> tuple[Tensor, Any]: ...
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The best candidates of each window, best first; rows in input order, on the model's device."""
+
+    items_WK: Tensor  # int64; -1: the Semantic ID names no item, or there are fewer than K candidates
+    codes_WKL: Tensor  # int64; without meaning where the score is -inf
+    scores_WK: Tensor  # float32 log-probabilities; -inf: no candidate
+
+
+@torch.no_grad()
+def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bool = True) -> Beams:
+    """The `beam` most probable Semantic IDs of each window, found level by level.
+
+    Equal scores are ordered by Semantic ID (constrained) or by beam and code (free), so that results repeat exactly.
+
+    Args:
+        constrained: search among the catalogue's Semantic IDs only; otherwise among all combinations of codes.
+
+    Raises:
+        ValueError: the model is in training mode, so that dropout would make the ranking a lottery.
+    """
+    _require_eval(model)
+    catalogue, grow = model.catalogue, _grow_in_catalogue if constrained else _grow_freely
+    logits_WKV, state = model.step(model.begin(histories))
+    scores_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
+    nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
+    codes_WKL = nodes_WK.new_empty(*nodes_WK.shape, 0)
+    for level in range(catalogue.levels):
+        scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
+        scores_WK, beams_WK, new_WK, nodes_WK = grow(catalogue, level, nodes_WK, scores_WKV, beam)
+        codes_WKL = torch.cat([codes_WKL.take_along_dim(beams_WK[..., None], 1), new_WK[..., None]], -1)
+        if level + 1 < catalogue.levels:
+            logits_WKV, state = model.step(state, beams_WK, new_WK)
+    named_WK = (nodes_WK >= 0) & (scores_WK > float("-inf"))
+    items_WK = torch.where(named_WK, catalogue.item_of_leaf_I[nodes_WK], -1)
+    missing = beam - items_WK.shape[1]
+    return Beams(histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
+                 histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
+                 histories.in_input_order(F.pad(scores_WK, (0, missing), value=float("-inf"))))
+
+
+Grown = tuple[Tensor, Tensor, Tensor, Tensor]  # [W, K] each: score, beam that is continued, code appended, node
+
+
+def _grow_in_catalogue(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WKV: Tensor, beam: int) -> Grown:
+    """Candidates are the children of each beam's prefix, padded to the widest prefix of the level."""
+    fanout, first = catalogue.fanout[level], catalogue.first_child(level)
+    place_F = torch.arange(fanout, device=nodes_WK.device)
+    begin_WK1 = first[nodes_WK][..., None]
+    exists_WKF = place_F < first[nodes_WK + 1][..., None] - begin_WK1
+    child_WKF = torch.where(exists_WKF, begin_WK1 + place_F, 0)
+    scores_WKF = scores_WKV.gather(2, catalogue.code(level)[child_WKF]).masked_fill_(~exists_WKF, float("-inf"))
+    scores_WK, best_WK = top_k(scores_WKF.flatten(1), child_WKF.flatten(1), beam)
+    nodes_WK = child_WKF.flatten(1).gather(1, best_WK)
+    return scores_WK, best_WK // fanout, catalogue.code(level)[nodes_WK], nodes_WK
+
+
+def _grow_freely(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WKV: Tensor, beam: int) -> Grown:
+    """Candidates are all codes; the node is -1 once a prefix left the catalogue."""
+    width = catalogue.widths[level]
+    scores_WC = scores_WKV.flatten(1)
+    scores_WK, best_WK = top_k(scores_WC, torch.arange(scores_WC.shape[1], device=scores_WC.device), beam)
+    beams_WK, codes_WK = best_WK // width, best_WK % width
+    return scores_WK, beams_WK, codes_WK, catalogue.child(level, nodes_WK.gather(1, beams_WK), codes_WK)
+
+
+def top_k(scores_WC: Tensor, rank_C: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest float32 scores of each row (or all, when there are fewer) and where they are, best first.
+
+    Equal scores come in ascending order of `rank_C` (integers below 2^31): score and rank are packed into one integer,
+    because `topk` itself promises nothing about ties.
+    """
+    bits_WC = scores_WC.view(torch.int32)
+    bits_WC = bits_WC ^ ((bits_WC >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    keys_WC = (bits_WC.long() << 32) | (0x7FFFFFFF - rank_C)
+    best_WK = keys_WC.topk(min(k, scores_WC.shape[1])).indices
+    return scores_WC.gather(1, best_WK), best_WK
+
+
+@torch.no_grad()
+def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
+    """Exact log-probability of every item for every window: float32 [W, I], rows in input order.
+
+    Walks the whole prefix tree, so its cost grows with the catalogue: an oracle, and exact ranking of small catalogues.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    _require_eval(model)
+    catalogue = model.catalogue
+    logits_WKV, state = model.step(model.begin(histories))
+    root_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
+    leaves_WI = root_WK.new_empty(histories.windows, catalogue.items)
+    for leaves, scores_WC in _score_below(model, state, logits_WKV, root_WK, 0, 0, 1):
+        leaves_WI[:, leaves] = scores_WC
+    scores_WI = torch.empty_like(leaves_WI)
+    scores_WI[:, catalogue.item_of_leaf_I] = leaves_WI
+    return histories.in_input_order(scores_WI)
+
+
+def _score_below(model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int,
+                 stop: int) -> Iterator[tuple[slice, Tensor]]:
+    """Scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`."""
+    catalogue = model.catalogue
+    offsets = catalogue.first_child(level)[first:stop + 1]
+    begin, end = int(offsets[0]), int(offsets[-1])
+    beam_C = torch.repeat_interleave(offsets.diff(), output_size=end - begin)
+    code_C = catalogue.code(level)[begin:end]
+    scores_WC = (scores_WK[..., None] + logits_WKV.float().log_softmax(-1))[:, beam_C, code_C]
+    if level + 1 == catalogue.levels:
+        yield slice(begin, end), scores_WC
+        return
+    windows = len(scores_WC)
+    for a, b in _chunks(catalogue, level + 1, begin, end, SCORING_BUDGET // (windows * max(catalogue.widths))):
+        part = slice(a - begin, b - begin)
+        logits, after = model.step(state, beam_C[part].expand(windows, -1), code_C[part].expand(windows, -1))
+        yield from _score_below(model, after, logits, scores_WC[:, part], level + 1, a, b)
+
+
+def _chunks(catalogue: Catalogue, level: int, begin: int, end: int, leaves: int) -> Iterator[tuple[int, int]]:
+    """Splits the nodes begin .. end - 1 into runs with at most `leaves` items below them (but one node at least)."""
+    before = catalogue.leaves_before[level]
+    while begin < end:
+        stop = int(np.searchsorted(before, before[begin] + leaves, side="right")) - 1
+        stop = min(max(stop, begin + 1), end)
+        yield begin, stop
+        begin = stop
+
+
+def _require_eval(model: Stepper) -> None:
+    if model.training:
+        raise ValueError("call model.eval() before decoding: dropout would make the ranking a lottery")

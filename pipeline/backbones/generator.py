@@ -1,0 +1,68 @@
+"""models/generator/: a trained model with all that is needed to rebuild it and to name items by their raw ids.
+
+The one place of this folder that knows files.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_parquet, write_tensors
+from pipeline.backbones import build_backbone
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.t5 import T5
+from pipeline.errors import UserError
+
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What `load_generator` returns; the model is in evaluation mode."""
+
+    model: T5
+    catalogue: Catalogue
+    items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
+    config: dict[str, Any]  # backbone, widths, and what training added
+
+
+def save_generator(folder: Path, model: T5, catalogue: Catalogue, items_frame: pd.DataFrame,
+                   config: dict[str, Any]) -> None:
+    """Write the folder; equal weights give equal bytes.
+
+    Args:
+        items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
+        config: JSON-like, added to `backbone` and `widths`: strategy, max_history, seed, dataset, fingerprints.
+    """
+    codes_IL = catalogue.codes_IL.cpu().numpy()
+    codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
+    write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
+    write_parquet(folder / ITEMS, items_frame.assign(**codes))
+    write_json(folder / CONFIG, {"backbone": dataclasses.asdict(model.config), "widths": list(catalogue.widths),
+                                 **config})
+
+
+def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
+    """Rebuild what `save_generator` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not belong together.
+    """
+    config = read_json(folder / CONFIG)
+    items = read_parquet(folder / ITEMS)
+    weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
+    try:
+        codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
+        catalogue = Catalogue(codes, tuple(config["widths"]))
+        model = build_backbone(BackboneConfig(**config["backbone"]), catalogue)
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be loaded: {error}",
+                        "its files are damaged or come from different runs or versions",
+                        "run `dvc checkout`, or `dvc repro` to train again") from None
+    return Generator(model.to(device).eval(), catalogue, items, config)

@@ -1,0 +1,73 @@
+"""A batch of histories laid end to end, with no padding between them.
+
+Windows are sorted by length, so that equal lengths stand together: a run of equal lengths is a dense block of the
+packed axis that attention can view, not copy. The lengths of the runs are Python numbers, known without asking the
+device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
+each.
+
+Shape legend: W windows, N items of all windows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The model's input. Rows (windows) are sorted by length; `order` says where they came from."""
+
+    items_N: Tensor  # int64, on the device: item ids, one window after another, oldest item first
+    lengths_W: Tensor  # int64, on the device: items of each window, ascending
+    row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
+    order: np.ndarray  # int64 [W]: packed row i is input window order[i]
+    groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths
+    pad_to: int  # encoder positions of every window; 0: packed
+
+    @classmethod
+    def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
+             pad_to: int = 0) -> "Histories":
+        """Sort W windows by length (equal lengths keep their order) and move them to the device.
+
+        Args:
+            items_N: item ids of all windows, one window after another.
+            offsets: int64 [W + 1], window w owns items_N[offsets[w]:offsets[w + 1]].
+            pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
+
+        Raises:
+            ValueError: there is no window, or one without an item: nothing could be predicted from it.
+        """
+        lengths_W = np.diff(offsets)
+        if len(lengths_W) == 0 or lengths_W.min() < 1:
+            raise ValueError("every batch needs a window, and every window at least one item of history")
+        order = np.argsort(lengths_W, kind="stable")
+        lengths_W = lengths_W[order]
+        starts_W = np.cumsum(lengths_W) - lengths_W
+        source_N = np.arange(lengths_W.sum()) + np.repeat(np.asarray(offsets)[order] - starts_W, lengths_W)
+        row_of_W = np.empty_like(order)
+        row_of_W[order] = np.arange(len(order))
+        values, counts = np.unique(lengths_W, return_counts=True)
+
+        def to_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
+
+        return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), order,
+                   tuple(zip(counts.tolist(), values.tolist(), strict=True)), pad_to)
+
+    @property
+    def windows(self) -> int:
+        return len(self.order)
+
+    def tokens(self, levels: int, separators: bool) -> int:
+        """Real encoder tokens: codes, and separators where the model has them."""
+        return len(self.items_N) * (levels + separators)
+
+    def positions(self, levels: int, separators: bool) -> int:
+        """Encoder positions computed, padding included; `tokens / positions` is the real-token share."""
+        return self.windows * self.pad_to if self.pad_to else self.tokens(levels, separators)
+
+    def in_input_order(self, rows_W: Tensor) -> Tensor:
+        """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
+        return rows_W[self.row_of_W]

@@ -1,0 +1,347 @@
+"""T5 encoder-decoder over Semantic IDs (TIGER, Rajput et al. 2023), packed, in the shape that GRID published.
+
+What differs from a textbook T5 (Raffel et al. 2020; `transformers` has the code that the tests compare with):
+- histories are packed: one long axis of tokens, no padding (attention.py, histories.py);
+- the decoder always takes L positions: a start token and the codes of levels 1 .. L-1; position l predicts level l + 1
+  with a head of its own, without bias, and no end token exists;
+- encoder and decoder share one token table: one row per (level, code), a separator, a start token. The separator
+  follows each item of a history;
+- `ff_hidden_layers: 2` is GRID's feed-forward, with one more d_ff x d_ff ReLU layer;
+- heads are initialised with std d_model^-0.5, as T5X does for untied outputs. `transformers` has std 1, which starts at
+  a loss many times that of a uniform guess. The rest is T5's own initialisation.
+
+Residuals and norms stay in float32 under autocast. Nothing here waits for the device.
+
+Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D head width, L code levels, K beams,
+V codes of one level.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.backbones.attention import Group, Layout, attention
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.histories import Histories
+
+KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: scaled by the root mean square, no mean, no bias."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, h_Td: Tensor) -> Tensor:
+        return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
+
+
+class RelativeBias(nn.Module):
+    """A learned bias per head and bucket of distance, shared by all layers of a stack (T5, section 2.1)."""
+
+    bucket_of_distance: Tensor
+
+    def __init__(self, config: BackboneConfig, bidirectional: bool):
+        super().__init__()
+        self.reach = config.relative_max_distance  # distances beyond it fall in the bucket of the farthest
+        self.weight = nn.Parameter(torch.randn(config.relative_buckets, config.heads) * config.d_model**-0.5)
+        distances = torch.arange(-self.reach, self.reach + 1)
+        buckets = relative_buckets(distances, bidirectional, config.relative_buckets, self.reach)
+        self.register_buffer("bucket_of_distance", buckets, persistent=False)
+
+    def forward(self, queries: range, keys: int) -> Tensor:
+        """[H, queries, keys] for the query positions `queries` and the key positions 0 .. keys - 1."""
+        device = self.weight.device
+        distance_QK = (torch.arange(keys, device=device)
+                       - torch.arange(queries.start, queries.stop, device=device)[:, None])
+        buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
+        return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
+
+
+def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
+    """T5's buckets of key position minus query position: exact when near, logarithmic up to `max_distance`."""
+    base = torch.zeros_like(distances)
+    if bidirectional:
+        buckets //= 2
+        base = torch.where(distances > 0, buckets, 0)
+        distances = distances.abs()
+    else:
+        distances = (-distances).clamp(min=0)
+    exact = buckets // 2
+    scale = (buckets - exact) / math.log(max_distance / exact)
+    far = exact + ((distances.clamp(min=1).float() / exact).log() * scale).long()
+    return base + torch.where(distances < exact, distances, far.clamp(max=buckets - 1))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        inner = config.heads * config.d_head
+        self.heads, self.p = config.heads, config.dropout
+        self.norm = RMSNorm(config.d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, causal: bool = False) -> Tensor:
+        q, k, v = self.project(h_Td)
+        mixed_THD = attention(q, k, v, layout, bias_HQK, causal=causal, dropout=self.p if self.training else 0.0)
+        return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
+
+    def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values [T, H, D] from one product."""
+        return self.qkv(self.norm(h_Td)).unflatten(1, (3, self.heads, -1)).unbind(1)
+
+    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor,
+               past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """One more position per sequence; `past` holds keys and values [sequences, positions, H, D]."""
+        q, k, v = self.project(h_Td)
+        k, v = k[:, None], v[:, None]
+        if past is not None:
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        mixed_THD = attention(q, k.flatten(0, 1), v.flatten(0, 1), layout, bias_HQK)
+        return h_Td + self.o(mixed_THD.flatten(1)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        inner = config.heads * config.d_head
+        self.heads, self.p = config.heads, config.dropout
+        self.norm = RMSNorm(config.d_model)
+        self.q = nn.Linear(config.d_model, inner, bias=False)
+        self.kv = nn.Linear(config.d_model, 2 * inner, bias=False)
+        self.o = nn.Linear(inner, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def keys_values(self, memory_Td: Tensor) -> KeysValues:
+        k, v = self.kv(memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
+        return k, v
+
+    def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
+        q = self.q(self.norm(h_Td)).unflatten(1, (self.heads, -1))
+        mixed_THD = attention(q, *memory, layout, dropout=self.p if self.training else 0.0)
+        return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.norm = RMSNorm(config.d_model)
+        self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.hidden = nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
+                                    for _ in range(config.ff_hidden_layers - 1))
+        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, h_Td: Tensor) -> Tensor:
+        x = self.dropout(F.relu(self.wi(self.norm(h_Td))))
+        for layer in self.hidden:
+            x = self.dropout(F.relu(layer(x)))
+        return h_Td + self.dropout(self.wo(x))
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.ff = FeedForward(config)
+
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor) -> Tensor:
+        return self.ff(self.attention(h_Td, layout, bias_HQK))
+
+
+class DecoderBlock(nn.Module):
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.cross = CrossAttention(config)
+        self.ff = FeedForward(config)
+
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: KeysValues, cross: Layout) -> Tensor:
+        return self.ff(self.cross(self.attention(h_Td, layout, bias_HQK, causal=True), memory, cross))
+
+    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: KeysValues,
+               cross: Layout) -> tuple[Tensor, KeysValues]:
+        h_Td, past = self.attention.extend(h_Td, layout, bias_HQK, past)
+        return self.ff(self.cross(h_Td, memory, cross)), past
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoder output: normed states [T, d] in packed order and how they fall into windows."""
+
+    states_Td: Tensor
+    layout: Layout  # of the encoder's self-attention
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What the next step of incremental decoding needs. Never changed: a step returns a new one."""
+
+    memory: tuple[KeysValues, ...]  # per layer: the encoder's keys and values, one copy per window
+    encoder: Layout
+    windows: int
+    level: int = 0  # levels decoded so far
+    past: tuple[KeysValues, ...] = ()  # per layer: the decoder's own, [W * K, level, H, D]
+
+
+class T5(nn.Module):
+    """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
+
+    tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
+    encoder: Iterable[EncoderBlock]
+    decoder: Iterable[DecoderBlock]
+
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue):
+        super().__init__()
+        self.config, self.catalogue = config, catalogue
+        self.levels = catalogue.levels
+        self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
+        self.separator = sum(catalogue.widths)
+        self.start = self.separator + 1
+        self.tokens = nn.Embedding(self.start + 1, config.d_model)
+        self.encoder_bias = RelativeBias(config, bidirectional=True)
+        self.encoder = cast(Iterable[EncoderBlock],
+                            nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
+        self.encoder_norm = RMSNorm(config.d_model)
+        self.decoder_bias = RelativeBias(config, bidirectional=False)
+        self.decoder = cast(Iterable[DecoderBlock],
+                            nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
+        self.decoder_norm = RMSNorm(config.d_model)
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in catalogue.widths)
+        self.dropout = nn.Dropout(config.dropout)
+        self._register_tokens()
+        self._initialise()
+
+    def _register_tokens(self) -> None:
+        tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
+        parts = [tokens_IL]
+        if self.config.separators:
+            parts.append(torch.full_like(tokens_IL[:, :1], self.separator))
+        self.register_buffer("tokens_IS", torch.cat(parts, 1), persistent=False)
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling, embeddings 1."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=module.in_features**-0.5)
+        queries = (self.config.d_model * self.config.d_head) ** -0.5
+        inner = self.config.heads * self.config.d_head
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                module.qkv.weight[:inner].normal_(std=queries)
+            elif isinstance(module, CrossAttention):
+                module.q.weight.normal_(std=queries)
+
+    # -------------------------------------------------------------------------------------------------- training
+
+    def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
+        """Teacher-forced logits of every level: L tensors [W, V of the level].
+
+        Args:
+            targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
+        """
+        encoded = self.encode(histories)
+        windows = histories.windows
+        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :self.levels - 1]], 1)
+        h_Td = self.dropout(self.tokens(inputs_WL).flatten(0, 1))
+        layout = Layout((Group(windows, self.levels, self.levels),))
+        cross = _cross_layout(encoded.layout, self.levels)
+        bias_HLL = self.decoder_bias(range(self.levels), self.levels)
+        for block in self.decoder:
+            h_Td = block(h_Td, layout, bias_HLL, block.cross.keys_values(encoded.states_Td), cross)
+        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, self.levels))
+        return [head(h_WLd[:, level]) for level, head in enumerate(self.heads)]
+
+    def encode(self, histories: Histories) -> Encoded:
+        """Run the encoder over all windows.
+
+        Raises:
+            ValueError: a padded batch has a window longer than `pad_to`.
+        """
+        h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
+        layout = _packed_layout(histories, self.tokens_IS.shape[1])
+        if histories.pad_to:
+            h_Td, layout = _pad(h_Td, histories, self.tokens_IS.shape[1])
+        h_Td = self.dropout(h_Td)
+        longest = max(group.keys for group in layout.groups)
+        bias_HTT = self.encoder_bias(range(longest), longest)
+        for block in self.encoder:
+            h_Td = block(h_Td, layout, bias_HTT)
+        return Encoded(self.dropout(self.encoder_norm(h_Td)), layout)
+
+    # -------------------------------------------------------------------------------------------------- decoding
+
+    def begin(self, histories: Histories) -> Decoding:
+        """Encode once, for all levels and beams."""
+        encoded = self.encode(histories)
+        memory = tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder)
+        return Decoding(memory, encoded.layout, histories.windows)
+
+    def step(self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None,
+             ) -> tuple[Tensor, Decoding]:
+        """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
+
+        Args:
+            beams_WK: int64, which of the previous step's beams each beam continues.
+            codes_WK: int64, the code that it appends.
+        """
+        level, windows = state.level, state.windows
+        pasts: Sequence[KeysValues | None]
+        if beams_WK is None or codes_WK is None:
+            tokens_WK, pasts = self._start_WK(windows, 1), (None,) * self.config.decoder_layers
+        else:
+            tokens_WK = codes_WK + self.first_token[level - 1]
+            pasts = _continue(state.past, beams_WK, windows)
+        beams = tokens_WK.shape[1]
+        h_Td = self.tokens(tokens_WK.flatten())
+        layout = Layout((Group(windows * beams, 1, level + 1),))
+        cross = _cross_layout(state.encoder, beams)
+        bias_H1K = self.decoder_bias(range(level, level + 1), level + 1)
+        kept = []
+        for block, past, memory in zip(self.decoder, pasts, state.memory, strict=True):
+            h_Td, past = block.extend(h_Td, layout, bias_H1K, past, memory, cross)
+            kept.append(past)
+        logits = self.heads[level](self.decoder_norm(h_Td)).unflatten(0, (windows, beams))
+        return logits, replace(state, level=level + 1, past=tuple(kept))
+
+    def _start_WK(self, windows: int, beams: int) -> Tensor:
+        return self.tokens_IS.new_full((windows, beams), self.start)
+
+
+def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> tuple[KeysValues, ...]:
+    """The cache rows of the beams that go on: [W * K before, positions, H, D] -> [W * K, positions, H, D]."""
+    beams_before = past[0][0].shape[0] // windows
+    rows = (beams_WK + torch.arange(windows, device=beams_WK.device)[:, None] * beams_before).flatten()
+    return tuple((k[rows], v[rows]) for k, v in past)
+
+
+def _packed_layout(histories: Histories, tokens_per_item: int) -> Layout:
+    return Layout(tuple(Group(windows, items * tokens_per_item, items * tokens_per_item)
+                        for windows, items in histories.groups))
+
+
+def _cross_layout(encoder: Layout, queries: int) -> Layout:
+    return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.real_nK)
+
+
+def _pad(h_Td: Tensor, histories: Histories, tokens_per_item: int) -> tuple[Tensor, Layout]:
+    """Packed tokens -> `pad_to` positions per window. Padding repeats the last token and is masked as a key."""
+    longest = histories.groups[-1][1] * tokens_per_item
+    if longest > histories.pad_to:
+        raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({histories.pad_to})")
+    lengths_W1 = histories.lengths_W[:, None] * tokens_per_item
+    position_P = torch.arange(histories.pad_to, device=h_Td.device)
+    source_WP = lengths_W1.cumsum(0) - lengths_W1 + torch.minimum(position_P, lengths_W1 - 1)
+    group = Group(histories.windows, histories.pad_to, histories.pad_to)
+    return h_Td[source_WP.flatten()], Layout((group,), position_P < lengths_W1)
