@@ -1,0 +1,66 @@
+"""What a strategy may change about training, and what happens where it changes nothing.
+
+The trainer calls every method below; a strategy overrides the few that make its difference. It knows nothing of files,
+devices, processes or schedules.
+
+Shape legend: W windows, L code levels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.backbones import build_backbone
+
+if TYPE_CHECKING:
+    from pipeline.backbones.catalogue import Catalogue
+    from pipeline.backbones.config import BackboneConfig
+    from pipeline.backbones.histories import Histories
+
+# (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
+Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows that go through the model together; all rows in the packed order of `histories`."""
+
+    histories: "Histories"
+    targets_W: Tensor  # int64: item id of each target
+    codes_WL: Tensor  # int64: its Semantic ID
+    weights_W: Tensor  # float32: factor of each window's loss
+
+
+class Strategy:
+    """Plain training. Subclasses override what they change."""
+
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+        """The network to train, on the catalogue's device. Random weights follow torch's seed."""
+        return build_backbone(config, catalogue)
+
+    def begin_pass(self, pass_index: int) -> Weigh | None:
+        """Called before the first window of a pass is drawn, when every step before it is done (and again when a
+        stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
+        """
+        return None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Weighted sum over the batch's windows of the cross-entropy summed over levels (digit included), float32.
+
+        The trainer divides by the windows of the whole optimizer step, however many parts that step was split into.
+        """
+        logits = model(batch.histories, batch.targets_W)
+        loss_W = sum(F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
+                     for level, logits_WK in enumerate(logits))
+        return (loss_W * batch.weights_W).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors, numbers and text only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""

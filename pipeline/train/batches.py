@@ -1,0 +1,141 @@
+"""From a pass over windows to the batches of each optimizer step.
+
+A pass is cut, in its order, into steps of at most `batch_tokens` encoder positions. A step's windows are dealt into
+parts of about equal tokens, one per process and accumulation; the plan depends on (seed, pass) alone, so that the
+global batch is the same on one process or many.
+
+Shape legend: W windows, N items, I items of the catalogue, L code levels.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.backbones.histories import Histories
+from pipeline.ranking import slices
+from pipeline.strategies.base import Batch, Weigh
+from pipeline.train.config import TrainConfig
+from pipeline.train.distributed import World
+from pipeline.train.windows import Passes, Windows
+
+CHUNK = 65_536  # windows drawn at once
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Step:
+    """The windows of one optimizer step; they, and windows skipped among them, end before place `last` of the pass."""
+
+    pass_index: int
+    last: int
+    windows: Windows
+    weights_W: np.ndarray
+
+
+def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int,
+                  weigh: Weigh | None = None) -> Iterator[Step]:
+    """Cut a pass, from place `first` on, into steps of at most `budget` encoder positions.
+
+    Each cut depends on where the step begins and on nothing before it, so a resumed run goes on with the same steps.
+    A window of weight 0 is in no step. No window may be longer than the budget.
+    """
+    size = CHUNK
+    while first < len(passes):
+        last = min(first + size, len(passes))
+        steps = _cut(passes, pass_index, first, last, budget, tokens_per_item, weigh)
+        yield from steps
+        if last == len(passes):
+            return
+        first, size = (steps[-1].last, size) if steps else (first, 2 * size)
+
+
+def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, tokens_per_item: int,
+         weigh: Weigh | None) -> list[Step]:
+    """The full steps within places [first, last); at the end of the pass also the one that is not full."""
+    windows = passes.take(pass_index, first, last)
+    weights_W = weigh(windows.starts_W, windows.ends_W) if weigh else np.ones(len(windows), np.float32)
+    kept_W = np.flatnonzero(weights_W)
+    windows, weights_W = windows[kept_W], weights_W[kept_W]
+    tokens_W = np.cumsum(windows.lengths_W) * tokens_per_item
+    steps: list[Step] = []
+    begin, spent = 0, 0
+    while begin < len(kept_W):
+        end = int(np.searchsorted(tokens_W, spent + budget, side="right"))
+        if end < len(kept_W):
+            after = first + int(kept_W[end])
+        elif last == len(passes):
+            after = last
+        else:
+            break  # whether more windows fit, only the next chunk tells
+        steps.append(Step(pass_index, after, windows[begin:end], weights_W[begin:end]))
+        begin, spent = end, int(tokens_W[end - 1])
+    return steps
+
+
+def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Rows of a step dealt into `parts` of about equal tokens: longest first, back and forth. Parts may be empty."""
+    order_W = np.argsort(-lengths_W, kind="stable")
+    turn_W, seat_W = np.divmod(np.arange(len(order_W)), parts)
+    seat_W = np.where(turn_W % 2 == 0, seat_W, parts - 1 - seat_W)
+    return [np.sort(order_W[seat_W == part]) for part in range(parts)]
+
+
+def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0) -> Batch:
+    """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+
+    Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
+    gradients.
+    """
+    if len(rows_W) == 0:
+        rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
+    else:
+        factors_W = step.weights_W[rows_W]
+    windows, device = step.windows[rows_W], codes_IL.device
+    index_N, offsets = slices(windows.starts_W, windows.lengths_W)
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to)
+    targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
+    weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
+    return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+
+
+class Feed:
+    """This process's batches of every step, in the order of training.
+
+    Args:
+        items_N: the splits' items; windows point into it.
+        codes_IL: the catalogue's, on the device that trains.
+        tokens_per_item: encoder positions of one item, its separator included.
+        pad_to: encoder positions of every window of a padded run, 0 for packed.
+    """
+
+    def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
+                 tokens_per_item: int, pad_to: int = 0):
+        self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
+        self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
+        self.parts = world.size * config.accumulate
+        self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
+
+    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[tuple[Step, list[Batch]]]:
+        """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
+        steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
+        batches = ((step, self._batches(step)) for step in steps)
+        return ahead(batches) if self.codes_IL.is_cuda else batches
+
+    def _batches(self, step: Step) -> list[Batch]:
+        parts = deal(step.windows.lengths_W, self.parts)
+        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to) for part in self.own]
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the next one is prepared in a thread while the caller works on this one."""
+    done: Any = object()
+    with ThreadPoolExecutor(1) as worker:
+        pending = worker.submit(next, items, done)
+        while (item := pending.result()) is not done:
+            pending = worker.submit(next, items, done)
+            yield item

@@ -1,0 +1,198 @@
+"""The training loop: passes, optimizer steps, validation, early stopping, checkpoints.
+
+Everything random in a step follows from (seed, step, part), and the data from (seed, pass, place). So the state below
+and the weights are all that a resumed run needs to go on as if nothing had happened.
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+from pipeline.strategies.base import Batch, Strategy
+from pipeline.train.batches import Feed, Step
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.config import TrainConfig
+from pipeline.train.distributed import World
+from pipeline.train.optimizer import Average, autocast, build_optimizer, update
+from pipeline.train.validate import Validation
+
+REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
+
+
+@dataclass
+class State:
+    """Where training stands; goes into the checkpoint as it is."""
+
+    step: int = 0  # optimizer steps done
+    pass_index: int = 0
+    place: int = 0  # windows of the pass that are done
+    windows: int = 0  # trained, over all passes
+    tokens: int = 0  # encoder positions of those windows, padding not counted
+    loss_sum: float = 0.0  # since the last validation
+    loss_windows: int = 0
+    train_seconds: float = 0.0  # optimizer steps alone
+    wall_seconds: float = 0.0  # with validation and checkpoints
+    history: list[dict[str, float]] = field(default_factory=list)  # one row per validation
+    best_score: float = -math.inf
+    best_step: int = 0
+    stale: int = 0  # validations since the best one
+
+
+class Trainer:
+    """Trains `model` in place; `evaluated` is the model whose weights count (the average where `train.ema` is on).
+
+    Args:
+        resume: what an earlier run saved, None to start from nothing.
+    """
+
+    def __init__(self, config: TrainConfig, seed: int, model: nn.Module, strategy: Strategy, feed: Feed,
+                 validation: Validation, checkpoints: Checkpoints, world: World, resume: dict[str, Any] | None = None):
+        self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
+        self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
+        self.device = feed.codes_IL.device
+        self.optimizer = build_optimizer(model, config)
+        self.average = Average(model, config.ema) if config.ema else None
+        self.evaluated = self.average.model if self.average else model
+        self.state = State()
+        self.best: dict[str, Tensor] = {}
+        if resume:
+            self._restore(resume)
+        self.wrapped = world.wrap(model.train())
+        self._losses: list[tuple[int, Tensor]] = []  # (windows, loss sum) of the steps not yet looked at
+
+    def run(self) -> State:
+        """Train until `max_windows` or until patience ends, and leave the best weights in `evaluated`.
+
+        Raises:
+            UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
+        """
+        state = self.state
+        self._began = self._mark = time.perf_counter()
+        with Progress("train", self.config.max_windows, "windows", start=state.windows) as self._progress:
+            while not self.finished:
+                weigh = self.strategy.begin_pass(state.pass_index)
+                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh):
+                    self._train(step, batches)
+                    self._after_step()
+                    if self.finished:
+                        break
+                else:
+                    state.pass_index, state.place = state.pass_index + 1, 0
+            if not state.history or state.history[-1]["step"] != state.step:
+                self._validate()
+        self.evaluated.load_state_dict(self.best)
+        state.wall_seconds += time.perf_counter() - self._began
+        return state
+
+    @property
+    def finished(self) -> bool:
+        return self.state.windows >= self.config.max_windows or self.state.stale >= self.config.patience
+
+    def _train(self, step: Step, batches: list[Batch]) -> None:
+        """One optimizer step. The loss is a sum over windows divided by the windows of the whole step."""
+        state, windows = self.state, len(step.windows)
+        total = torch.zeros((), device=self.device)
+        for i, batch in enumerate(batches):
+            self._reseed(self.feed.own[i])
+            with self.world.exchange(self.wrapped, last=i == len(batches) - 1):
+                with autocast(self.config, self.device):
+                    loss = self.strategy.loss(self.wrapped, batch)
+                # DistributedDataParallel divides the sum of gradients by the number of processes.
+                (loss * (self.world.size / windows)).backward()
+            total += loss.detach()
+        update(self.optimizer, self.config, state.step, state.windows)
+        if self.average:
+            self.average.update(self.model, state.step)
+        self._losses.append((windows, total))
+        state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
+        state.tokens += int(step.windows.lengths_W.sum()) * self.feed.tokens_per_item
+
+    def _reseed(self, part: int) -> None:
+        """Dropout of a part depends on nothing but (seed, step, part)."""
+        words = np.random.SeedSequence([self.seed, self.state.step, part]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0]))
+
+    def _after_step(self) -> None:
+        step, config = self.state.step, self.config
+        validate, save = step % config.validate_every == 0, step % config.checkpoint_every == 0
+        if validate or save or step % REPORT_EVERY == 0:
+            self._look()
+        if validate:
+            self._validate()
+        if save:
+            self._save()
+
+    def _look(self) -> None:
+        """Fetch the losses of the steps since the last look, and stop when one is not finite."""
+        if self._losses:
+            sums = self.world.sum(torch.stack([loss for _, loss in self._losses])).tolist()
+            first = self.state.step - len(sums) + 1
+            for number, (loss, (windows, _)) in enumerate(zip(sums, self._losses, strict=True), first):
+                if not math.isfinite(loss):
+                    raise _diverged(number, self.config)
+                self.state.loss_sum += loss
+                self.state.loss_windows += windows
+            done = sum(windows for windows, _ in self._losses)
+            if self.world.leads:
+                self._progress.update(done, f"loss {loss / windows:.3f}")
+            self._losses.clear()
+        now = time.perf_counter()
+        self.state.train_seconds, self._mark = self.state.train_seconds + now - self._mark, now
+
+    def _validate(self) -> None:
+        """Add a row to the history, and keep these weights if they are the best so far."""
+        self._look()
+        state = self.state
+        scores = self.validation.measure(self.evaluated)
+        if not math.isfinite(scores["valid_loss"]):
+            raise _diverged(state.step, self.config)
+        train_loss = state.loss_sum / state.loss_windows
+        state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
+        state.loss_sum, state.loss_windows, state.stale = 0.0, 0, state.stale + 1
+        score = -scores["valid_loss"] if self.config.select == "loss" else scores[self.config.select]
+        if score > state.best_score:
+            state.best_score, state.best_step, state.stale = score, state.step, 0
+            self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
+        if self.world.leads:
+            print(describe(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+        self._mark = time.perf_counter()
+
+    def _save(self) -> None:
+        now = time.perf_counter()
+        self.state.wall_seconds, self._began = self.state.wall_seconds + now - self._began, now
+        if self.world.leads:
+            self.checkpoints.save({
+                "state": asdict(self.state), "model": self.model.state_dict(), "best": self.best,
+                "average": self.average.model.state_dict() if self.average else {},
+                "optimizer": self.optimizer.state_dict(), "strategy": self.strategy.state_dict(),
+                "threads": torch.get_num_threads(),
+            })
+        self._mark = time.perf_counter()
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.state, self.best = State(**saved["state"]), saved["best"]
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.strategy.load_state_dict(saved["strategy"])
+        if self.average:
+            self.average.model.load_state_dict(saved["average"])
+
+
+def describe(row: dict[str, float]) -> str:
+    """`step 200: 31,402 windows, train_loss 12.1033, valid_loss 11.9021, recall_at_10 0.0213`"""
+    return (f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "
+            f"valid_loss {row['valid_loss']:.4f}, recall_at_10 {row['recall_at_10']:.4f}")
+
+
+def _diverged(step: int, config: TrainConfig) -> UserError:
+    return UserError(
+        f"the loss is not a finite number any more at step {step}",
+        "the weights grew without bound and cannot recover; nothing was written",
+        f"set train.learning_rate below {config.learning_rate:g}, train.clip_norm to 1.0, or some train.warmup_steps")

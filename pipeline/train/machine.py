@@ -1,0 +1,72 @@
+"""What this machine lends to training: device, threads, repeatable kernels, memory used."""
+
+import math
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.train.config import TrainConfig
+
+CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto`: the GPU of this process if there is one, else the CPU. Raises UserError for `cuda` without a GPU."""
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("train.device is cuda, but torch sees no GPU", f"torch {torch.__version__} is installed",
+                        "set train.device to auto, or install a CUDA build of torch")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def share_of_threads(proc: Path = Path("/proc"), quota: Path = CGROUP_QUOTA) -> int:
+    """Cores that this process may use, over the DVC experiments that run at once and torchrun's local processes."""
+    sharing = running_experiments(proc) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, _cores(quota) // sharing)
+
+
+def running_experiments(proc: Path = Path("/proc")) -> int:
+    """Queued DVC experiments that run now on this machine, 1 outside of the queue.
+
+    `dvc queue start -j N` runs each experiment in a process of its own, `dvc exp exec-run`. Where there is no /proc
+    (macOS) they cannot be counted: set `train.threads` there.
+    """
+    commands = []
+    for path in proc.glob("[0-9]*/cmdline"):
+        try:
+            commands.append(path.read_bytes().split(b"\0"))
+        except OSError:
+            continue  # the process ended meanwhile
+    return max(1, sum(b"exec-run" in words and b"--infofile" in words for words in commands))
+
+
+def _cores(quota: Path) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if quota.exists():
+        allowed, period = quota.read_text().split()
+        if allowed != "max":
+            cores = min(cores, math.ceil(int(allowed) / int(period)))
+    return cores
+
+
+def make_repeatable(config: TrainConfig, device: torch.device) -> None:
+    """Kernels that add in a fixed order: always on a CPU, on a GPU when `train.deterministic` is on."""
+    if device.type == "cuda" and config.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(device.type == "cpu" or config.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no kernel here reads what it has not written
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most GPU memory held by tensors so far, or on a CPU the largest resident size of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

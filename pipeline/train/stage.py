@@ -1,0 +1,174 @@
+"""Stage 5: SIDs and splits in, a trained generator and its loss curve out. The files of training are touched here only.
+
+Runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline train`; then the first one writes.
+"""
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from pipeline import __version__
+from pipeline.artifacts import (
+    GENERATOR,
+    INTERACTIONS,
+    REPORTS,
+    SCRATCH,
+    SIDS,
+    SPLITS,
+    Interactions,
+    Sids,
+    Splits,
+    fingerprint,
+    read_parquet,
+    write_bytes,
+    write_json,
+)
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.generator import save_generator
+from pipeline.backbones.t5 import T5
+from pipeline.errors import UserError
+from pipeline.strategies import build_strategy
+from pipeline.train.batches import Feed
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.distributed import World, joined
+from pipeline.train.loop import State, Trainer
+from pipeline.train.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
+from pipeline.train.validate import Validation
+from pipeline.train.windows import Passes
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+# These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
+NO_INFLUENCE = ("threads", "checkpoint_every")
+
+
+def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SIDS, splits: Path = SPLITS,
+        output: Path = GENERATOR, reports: Path = REPORTS, scratch: Path = SCRATCH) -> dict[str, Any]:
+    """Train by `params` and write models/generator, reports/timings.json and reports/history.csv.
+
+    Returns:
+        What timings.json holds.
+
+    Raises:
+        UserError: an input is missing or does not fit the others, the loss diverges, a checkpoint is damaged, or the
+            disk is full.
+    """
+    config, read_splits, read_sids = params.train, Splits.read(splits), Sids.read(sids)
+    _check(params, read_splits, read_sids)
+    inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
+    checkpoints = Checkpoints(scratch, fingerprint(_influences(params), inputs))
+    device = pick_device(config.device)
+    make_repeatable(config, device)
+    resume = checkpoints.load(device)
+    # Sums depend on how many threads add them, so a resumed run keeps the number that it began with.
+    torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads()))
+    with joined(device) as world:
+        catalogue = Catalogue(read_sids.codes_IL, read_sids.widths).to(device)
+        trainer = _trainer(params, read_splits, catalogue, checkpoints, world, resume)
+        if world.leads:
+            _announce(trainer, device, world)
+        state = trainer.run()
+        timings = _timings(trainer, state, device)
+        if world.leads:
+            items = read_parquet(Interactions(interactions).items)
+            extra = {"strategy": params.strategy, "max_history": read_splits.max_history, "seed": params.seed,
+                     "dataset": params.dataset, "fingerprints": inputs}
+            save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
+            write_json(reports / "timings.json", timings)
+            write_bytes(reports / "history.csv", _csv(state.history))
+            checkpoints.delete()
+            print(f"{output}: best at step {state.best_step} of {state.step}, {config.select} "
+                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
+    return timings
+
+
+def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints: Checkpoints, world: World,
+             resume: dict[str, Any] | None) -> Trainer:
+    config, strategy = params.train, build_strategy(params.strategy)
+    torch.manual_seed(params.seed)
+    model = strategy.build_model(params.backbone, catalogue).to(catalogue.codes_IL.device)
+    passes = Passes(splits, config.windows, params.seed)
+    if not len(passes):
+        raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
+                        "target has a history", "lower ingest.k_core's filter or choose an earlier split")
+    per_item = _tokens_per_item(params, catalogue.levels)
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
+                _pad_to(params, splits, catalogue.levels))
+    validation = Validation(splits, strategy, catalogue, world, budget=config.batch_tokens // config.accumulate,
+                            tokens_per_item=per_item, beam=config.beam)
+    if not validation.windows:
+        raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
+                        "split the log so that some users have interactions both before and in the validation period")
+    return Trainer(config, params.seed, model, strategy, feed, validation, checkpoints, world, resume)
+
+
+def _check(params: "Params", splits: Splits, sids: Sids) -> None:
+    """Whether the inputs fit each other and the budget fits a history."""
+    if len(sids.codes_IL) != splits.summary["items"]:
+        raise UserError(f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
+                        "data/sids and data/splits were made from different logs", "run `dvc repro`")
+    config, longest = params.train, splits.max_history * _tokens_per_item(params, len(sids.widths))
+    if config.batch_tokens < longest:
+        raise UserError(f"train.batch_tokens is {config.batch_tokens}, but one history may take {longest} positions",
+                        f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
+                        "raise train.batch_tokens or lower split.max_history")
+    if config.batching == "padded" and 0 < config.pad_to < longest:
+        raise UserError(f"train.pad_to is {config.pad_to}, but one history may take {longest} positions",
+                        "a padded window must hold the longest history", f"set it to 0, or to {longest} or more")
+
+
+def _tokens_per_item(params: "Params", levels: int) -> int:
+    """Encoder positions of one item."""
+    return levels + params.backbone.separators
+
+
+def _pad_to(params: "Params", splits: Splits, levels: int) -> int:
+    if params.train.batching == "packed":
+        return 0
+    return params.train.pad_to or splits.max_history * _tokens_per_item(params, levels)
+
+
+def _influences(params: "Params") -> dict[str, Any]:
+    """Every parameter that shapes the result of training."""
+    train = {key: value for key, value in dataclasses.asdict(params.train).items() if key not in NO_INFLUENCE}
+    return {"version": __version__, "seed": params.seed, "strategy": params.strategy, "train": train,
+            "backbone": dataclasses.asdict(params.backbone)}
+
+
+def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    workers = f"{torch.get_num_threads()} threads" if device.type == "cpu" else f"{world.size} GPUs"
+    resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
+    print(f"{parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, on {device.type} with {workers}"
+          f"{resumed}", flush=True)
+
+
+def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:
+    """Training seconds are those of optimizer steps; wall seconds count validation and checkpoints too."""
+    positions = state.windows * trainer.feed.pad_to if trainer.feed.pad_to else state.tokens
+    return {
+        "train_seconds": state.train_seconds, "wall_seconds": state.wall_seconds,
+        "windows_per_second": state.windows / state.train_seconds,
+        "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
+        "windows_trained": state.windows, "tokens_trained": state.tokens, "best_step": state.best_step,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()), "real_token_share": state.tokens / positions,
+    }
+
+
+def _named(items: Any) -> Any:
+    """item_id, raw_id and, where the dataset has it, title."""
+    return items[[column for column in ("item_id", "raw_id", "title") if column in items]]
+
+
+def _csv(rows: list[dict[str, float]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: round(value, 6) for key, value in row.items()} for row in rows)
+    return text.getvalue().encode()

@@ -1,0 +1,72 @@
+"""Loss and ranking on the validation target of every user, divided among the processes.
+
+Shape legend: W windows, U users with a validation target.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.artifacts import Splits
+from pipeline.metrics import summarise
+from pipeline.ranking import histories_of, rank_targets
+from pipeline.strategies.base import Batch, Strategy
+from pipeline.train.batches import Step, collate
+from pipeline.train.distributed import World
+from pipeline.train.windows import Windows
+
+if TYPE_CHECKING:
+    from pipeline.backbones.catalogue import Catalogue
+
+
+class Validation:
+    """What a model is worth on validation. Holds the users' batches, which are the same every time.
+
+    Args:
+        budget: encoder positions of one batch.
+        beam: of the ranking, constrained to the catalogue.
+    """
+
+    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, *, budget: int,
+                 tokens_per_item: int, beam: int):
+        self.splits, self.strategy, self.catalogue, self.world, self.beam = splits, strategy, catalogue, world, beam
+        self.device = catalogue.codes_IL.device
+        self.users_U, positions_U = splits.targets("valid")
+        lengths_U = np.diff(histories_of(splits, positions_U)[1])
+        rows = np.argsort(lengths_U, kind="stable")
+        rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
+        windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
+        self.windows = len(windows)
+        self.batches = self._batches(windows, max(1, budget // (splits.max_history * tokens_per_item)))
+
+    def _batches(self, windows: Windows, rows: int) -> list[Batch]:
+        """This process's share of batches of `rows` windows."""
+        step = Step(0, 0, windows, np.ones(len(windows), np.float32))
+        chunks = [np.arange(i, min(i + rows, len(windows))) for i in range(0, len(windows), rows)]
+        items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
+        return [collate(items_N, step, chunk, codes_IL) for chunk in chunks[self.world.rank::self.world.size]]
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
+        training = model.training
+        model.eval()
+        scores = {"valid_loss": self._loss(model), **summarise(self._ranks(model))}
+        model.train(training)
+        return scores
+
+    @torch.no_grad()
+    def _loss(self, model: nn.Module) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in self.batches:
+            total += self.strategy.loss(model, batch)
+        return float(self.world.sum(total)) / self.windows
+
+    def _ranks(self, model: nn.Module) -> np.ndarray:
+        ranks_U = torch.zeros(len(self.users_U), dtype=torch.int64, device=self.device)
+        own = slice(self.world.rank, None, self.world.size)
+        ranking = rank_targets(model, self.catalogue, self.splits, "valid", beam=self.beam, device=self.device,
+                               users=self.users_U[own])
+        ranks_U[own] = torch.from_numpy(ranking.ranks_U).to(self.device)
+        return self.world.sum(ranks_U).cpu().numpy()

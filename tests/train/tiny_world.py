@@ -1,0 +1,60 @@
+"""A small world to train in: users who walk through clusters of items, written as the earlier stages would."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.artifacts import Sids, Splits
+from pipeline.config import Params, build_params
+from pipeline.train.stage import run
+
+BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
+TRAIN = {"max_windows": 1200, "batch_tokens": 400, "validate_every": 10, "checkpoint_every": 7, "threads": 1}
+
+
+@dataclass(frozen=True)
+class TinyWorld:
+    """Where the inputs lie and where a run may write."""
+
+    folder: Path
+    splits: Splits
+    sids: Sids
+
+    def train(self, params: Params, name: str = "run") -> dict[str, Any]:
+        """Train into `folder/name`."""
+        out = self.folder / name
+        return run(params, interactions=self.folder / "interactions", sids=self.folder / "sids",
+                   splits=self.folder / "splits", output=out / "generator", reports=out / "reports",
+                   scratch=self.folder / "scratch")
+
+    def written(self, name: str = "run") -> dict[str, bytes]:
+        """Every file of a run that must not differ from one run to the next."""
+        out = self.folder / name
+        files = [*sorted((out / "generator").iterdir()), out / "reports" / "history.csv"]
+        return {file.name: file.read_bytes() for file in files}
+
+
+def make_params(**sections: Any) -> Params:
+    """Small settings, with some replaced: `make_params(seed=1, train={"ema": 0.9})`."""
+    train = {**TRAIN, **sections.pop("train", {})}
+    backbone = {**BACKBONE, **sections.pop("backbone", {})}
+    return build_params({"train": train, "backbone": backbone, **sections})
+
+
+def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, max_history: int = 6) -> Splits:
+    """Leave-one-out splits of users whose next item is usually the neighbour of the last one."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    steps = np.where(rng.random(offsets[-1]) < 0.8, 1, rng.integers(items, size=offsets[-1]))
+    items_N = (np.cumsum(steps) % items).astype(np.int32)
+    held = np.asarray(lengths) >= 3
+    last = offsets[1:]
+    return Splits(items_N, np.arange(offsets[-1]), offsets, np.where(held, last - 2, last),
+                  np.where(held, last - 2, -1), np.where(held, last - 1, -1),
+                  {"max_history": max_history, "items": items})
+
+
+def make_sids(items: int = 40) -> Sids:
+    codes_IL = np.stack([np.arange(items) // 8, np.arange(items) % 4, np.arange(items) % 8 // 4], 1).astype(np.int32)
+    return Sids(codes_IL, (items // 8, 4, 2), {"level_1": np.zeros((1, 1), np.float32)}, {})
