@@ -1,0 +1,131 @@
+"""Residual k-means against a slow reference in float64."""
+
+import sys
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.quantize.quantizer import Quantized, unit_rows
+from pipeline.quantize.rkmeans import RKMeans, kmeans
+
+
+def clouds(seed: int, items: int = 300, width: int = 8, centers: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (3 * rng.normal(size=(centers, width))[rng.integers(0, centers, items)]
+            + rng.normal(size=(items, width))).astype(np.float32)
+
+
+def rkmeans(**changes) -> RKMeans:
+    return RKMeans(**{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5,
+                      **changes})
+
+
+def one_item_at_a_time(vector: np.ndarray, quantized: Quantized, normalize: bool) -> tuple[list[int], np.ndarray]:
+    """(nearest code level by level, the vector that the codes stand for), by hand."""
+    residual, scale, codes, rebuilt = vector.astype(np.float64), 1.0, [], np.zeros(len(vector))
+    for level, centroids in enumerate(quantized.codebooks.values()):
+        if level and normalize:
+            length = np.sqrt((residual**2).sum())
+            residual, scale = residual / length, scale * length
+        nearest = min(range(len(centroids)), key=lambda code: ((residual - centroids[code]) ** 2).sum())
+        codes.append(nearest)
+        rebuilt += scale * centroids[nearest]
+        residual = residual - centroids[nearest]
+    return codes, rebuilt
+
+
+@given(st.integers(0, 1000), st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_each_level_gives_the_nearest_centroid_of_what_the_levels_before_left(seed, normalize):
+    vectors = clouds(seed)
+    quantized = rkmeans(normalize_residuals=normalize).fit(vectors)
+    for item in range(0, len(vectors), 10):
+        codes, rebuilt = one_item_at_a_time(vectors[item], quantized, normalize)
+        assert quantized.codes_IL[item].tolist() == codes
+        assert quantized.errors_I[item] == pytest.approx(np.linalg.norm(vectors[item] - rebuilt), abs=1e-4)
+
+
+def test_centroids_are_the_means_of_their_items_and_none_is_empty():
+    vectors = clouds(1)
+    centroids, codes = kmeans(vectors, 16, 100, seed=3)
+    assert sorted(set(codes)) == list(range(16))
+    for code in range(16):
+        assert centroids[code] == pytest.approx(vectors[codes == code].mean(axis=0), abs=1e-4)
+
+
+def test_a_row_of_zeros_never_becomes_a_centroid():
+    # rows of unit length in many dimensions are farther from each other than from the origin
+    rows, _ = unit_rows(np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32))
+    rows[:100] = 0
+    for seed in range(5):
+        centroids, codes = kmeans(rows, 16, 20, seed)
+        assert np.bincount(codes[100:], minlength=16).max() < 100
+        assert np.linalg.norm(centroids, axis=1).min() > 0.05
+
+
+def test_fewer_distinct_rows_than_codes_gives_each_its_own():
+    rows = clouds(2, items=10)
+    rows[:4] = 0
+    centroids, codes = kmeans(rows, 16, 20, seed=0)
+    assert (centroids[codes] == rows).all()
+    assert len(set(codes[4:])) == 6
+    assert len(set(codes[:4])) == 1
+
+
+def test_as_many_codes_as_items_leaves_nothing_to_later_levels():
+    vectors = clouds(3, items=20)
+    quantized = rkmeans(codes=20).fit(vectors)
+    assert len(set(quantized.codes_IL[:, 0])) == 20
+    assert (quantized.errors_I == 0).all()
+    assert len(set(map(tuple, quantized.codes_IL[:, 1:]))) == 1
+
+
+def test_identical_items_get_identical_codes():
+    vectors = clouds(4)
+    vectors[7] = vectors[200] = vectors[31]
+    codes = rkmeans().fit(vectors).codes_IL
+    assert (codes[[7, 200]] == codes[31]).all()
+
+
+def test_more_codes_than_items_is_an_error_with_advice():
+    with pytest.raises(UserError, match=r"quantize\.codes is 16, but there are only 9 items") as caught:
+        rkmeans().fit(clouds(0, items=9))
+    assert caught.value.fix.endswith("square root of items: 3")
+
+
+def test_restarts_never_make_the_first_level_worse():
+    vectors = clouds(6)
+    errors = []
+    for restarts in (1, 6):
+        quantized = rkmeans(levels=1, restarts=restarts, iterations=3).fit(vectors)
+        errors.append((quantized.errors_I**2).sum())
+    assert errors[1] < errors[0]
+
+
+def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads():
+    vectors = clouds(7, items=3000, width=32)
+    before = faiss.omp_get_max_threads()
+    try:
+        results = []
+        for threads in (1, 2, 7):
+            faiss.omp_set_num_threads(threads)
+            results.append(rkmeans(codes=64, restarts=2).fit(vectors))
+    finally:
+        faiss.omp_set_num_threads(before)
+    for other in results[1:]:
+        assert other.codes_IL.tobytes() == results[0].codes_IL.tobytes()
+        assert [book.tobytes() for book in other.codebooks.values()] == \
+               [book.tobytes() for book in results[0].codebooks.values()]
+    assert rkmeans(codes=64, seed=6).fit(vectors).codes_IL.tobytes() != results[0].codes_IL.tobytes()
+
+
+def test_without_faiss_the_error_names_the_extras(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match="faiss is not installed") as caught:
+        rkmeans().fit(clouds(0))
+    assert "sidpipe[cpu]" in caught.value.fix
+    assert "sidpipe[gpu]" in caught.value.fix
