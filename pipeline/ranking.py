@@ -10,13 +10,13 @@ H items of the longest history of a batch, I items of the catalogue.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 
 from pipeline.artifacts import Splits
-from pipeline.backbones.beam import beam_search, score_catalogue
+from pipeline.backbones.beam import Stepper, beam_search, score_catalogue
 from pipeline.backbones.histories import Histories
 
 if TYPE_CHECKING:
@@ -118,14 +118,15 @@ def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, 
     Args:
         drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
     """
-    histories, width = Histories.pack(items, offsets, torch.device(device)), beam + drop_seen
+    stepper, histories = cast(Stepper, model), Histories.pack(items, offsets, device)
+    width = beam + drop_seen
     if decoding == "exact":
-        scores_WI = score_catalogue(model, histories)
+        scores_WI = score_catalogue(stepper, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
         outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
     else:
-        beams = beam_search(model, histories, width, constrained=decoding == "constrained")
+        beams = beam_search(stepper, histories, width, constrained=decoding == "constrained")
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)
