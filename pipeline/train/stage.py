@@ -32,12 +32,12 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
+from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
 from pipeline.train.batches import Feed
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
 from pipeline.train.loop import State, Trainer
-from pipeline.train.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.train.validate import Validation
 from pipeline.train.windows import Passes
 
@@ -64,7 +64,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
     checkpoints = Checkpoints(scratch, fingerprint(_influences(params), inputs))
     device = pick_device(config.device)
-    make_repeatable(config, device)
+    make_repeatable(device, config.deterministic)
     resume = checkpoints.load(device)
     # Sums depend on how many threads add them, so a resumed run keeps the number that it began with.
     torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads()))
@@ -78,7 +78,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
             extra = {"strategy": params.strategy, "max_history": read_splits.max_history, "seed": params.seed,
-                     "dataset": params.dataset, "fingerprints": inputs}
+                     "dataset": params.dataset, "train": _influences(params)["train"], "fingerprints": inputs}
             save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))

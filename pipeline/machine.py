@@ -1,4 +1,4 @@
-"""What this machine lends to training: device, threads, repeatable kernels, memory used."""
+"""What this machine lends to training and evaluation: device, threads, repeatable kernels, memory used."""
 
 import math
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from pipeline.errors import UserError
-from pipeline.train.config import TrainConfig
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -56,11 +55,11 @@ def _cores(quota: Path) -> int:
     return cores
 
 
-def make_repeatable(config: TrainConfig, device: torch.device) -> None:
-    """Kernels that add in a fixed order: always on a CPU, on a GPU when `train.deterministic` is on."""
-    if device.type == "cuda" and config.deterministic:
+def make_repeatable(device: torch.device, deterministic: bool) -> None:
+    """Kernels that add in a fixed order: always on a CPU, on a GPU when `deterministic` is on."""
+    if device.type == "cuda" and deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(device.type == "cpu" or config.deterministic)
+    torch.use_deterministic_algorithms(device.type == "cpu" or deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no kernel here reads what it has not written
 
 
