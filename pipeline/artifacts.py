@@ -58,8 +58,11 @@ def write_bytes(path: Path, content: bytes) -> None:
                         "free some space or mend the permissions, then run the same command again") from error
 
 
-def write_parquet(path: Path, table: "Any") -> None:
-    """A pyarrow Table (or pandas DataFrame) as Parquet with fixed settings, so that equal rows give equal bytes."""
+def write_parquet(path: Path, table: "Any", metadata: dict[str, str] | None = None) -> None:
+    """A pyarrow Table (or pandas DataFrame) as Parquet with fixed settings, so that equal rows give equal bytes.
+
+    `metadata` travels in the file's schema; the table's own is dropped.
+    """
     import io
 
     import pyarrow as pa
@@ -68,7 +71,7 @@ def write_parquet(path: Path, table: "Any") -> None:
     if not isinstance(table, pa.Table):
         table = pa.Table.from_pandas(table, preserve_index=False)
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", row_group_size=1_000_000)
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", row_group_size=1_000_000)
     write_bytes(path, buffer.getvalue())
 
 
