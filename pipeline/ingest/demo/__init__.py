@@ -1,0 +1,66 @@
+"""A seeded simulator of a short-video platform, so that the pipeline runs without anybody's data.
+
+`generate` writes raw files like a user's, which then go the ordinary way through ingest. scenario.py holds the knobs,
+items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
+"""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.artifacts import write_bytes
+from pipeline.ingest.demo.behaviour import Log, simulate
+from pipeline.ingest.demo.items import Items, make_items, make_routes
+from pipeline.ingest.demo.pictures import draw
+from pipeline.ingest.demo.scenario import Scenario, load_scenario
+
+__all__ = ["generate"]
+
+
+def generate(scenario_path: Path, seed: int, output: Path) -> Path:
+    """Simulate the platform and write its files; equal scenario and seed give equal bytes.
+
+    Args:
+        scenario_path: the YAML file with the knobs.
+        seed: of everything that is drawn.
+        output: folder for interactions.csv.gz (user, item, timestamp in seconds, click, watch_seconds, like, share; in
+            order of time), items.jsonl (item, title, description, categories, image) and images/ITEM.png.
+
+    Returns:
+        `output`.
+
+    Raises:
+        UserError: the scenario has unknown, missing or impossible values, or a file cannot be written.
+    """
+    scenario = load_scenario(scenario_path)
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
+    items = make_items(scenario, streams[0])
+    log = simulate(scenario, items, make_routes(scenario, streams[1]), streams[2])
+    _write_log(output / "interactions.csv.gz", log, items)
+    _write_items(output, items, scenario, streams[3])
+    return output
+
+
+def _write_log(path: Path, log: Log, items: Items) -> None:
+    frame = pd.DataFrame({
+        "user": np.char.add("u", np.char.zfill(log.user_E.astype(str), 5)), "item": items.names_I[log.item_E],
+        "timestamp": log.timestamp_E, "click": log.click_E.astype(int), "watch_seconds": log.watch_E,
+        "like": log.like_E.astype(int), "share": log.share_E.astype(int),
+    })
+    text = frame.to_csv(index=False, lineterminator="\n")
+    write_bytes(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))  # mtime: equal bytes every time
+
+
+def _write_items(output: Path, items: Items, scenario: Scenario, rng: np.random.Generator) -> None:
+    lines = []
+    for i in np.argsort(items.names_I):
+        image = f"images/{items.names_I[i]}.png"
+        category, leaf = divmod(int(items.leaf_I[i]), scenario.leaves_used)
+        write_bytes(output / image, draw(category, leaf, rng))
+        row = {"item": str(items.names_I[i]), "title": items.titles[i], "description": items.descriptions[i],
+               "categories": items.categories[i], "image": image}
+        lines.append(json.dumps(row) + "\n")
+    write_bytes(output / "items.jsonl", "".join(lines).encode())
