@@ -1,0 +1,127 @@
+"""reports/index.html: one self-contained page about one result. Equal results give equal bytes."""
+
+import json
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from pipeline.track.figures import bars, curves
+from pipeline.track.result import Result
+from pipeline.track.scoreboard import COLUMNS, rows
+
+SERIES = {"model": "recall_at_10", "popularity": "popularity_recall_at_10",
+          "co-occurrence": "cooccurrence_recall_at_10"}
+STYLE = """
+:root { --ink: #1f2933; --soft: #66788a; --line: #e4e9ee; --accent: #2f6fed }
+body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 60px }
+h1 { font-size: 26px; margin: 0 } h2 { font-size: 16px; margin: 0 0 10px } p { margin: 4px 0 }
+.soft { color: var(--soft) } code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
+pre { background: #f5f7f9; border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 16px }
+.two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)) }
+.two section { margin-top: 0 } .two { margin-top: 16px }
+.facts { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 16px }
+.facts div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
+.facts b { display: block; font-size: 22px; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500 }
+td.model { font-weight: 600; color: var(--accent) } svg { width: 100%; height: auto }
+summary { cursor: pointer; font-weight: 600 }
+.scroll { overflow-x: auto }
+"""
+COMPARE = """dvc exp run -S strategy=NAME      # another way of training, everything else equal
+dvc exp run --queue -S seed=1,2,3 && dvc queue start
+dvc exp show --only-changed
+dvc metrics diff; dvc plots diff   # against the last commit
+python -m pipeline compare --help # paired over users and seeds, with the words better and not worse"""
+
+
+def render(result: Result, params: dict[str, Any]) -> str:
+    """The page's HTML. `params` is flat."""
+    title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
+    body = [
+        f"<h1>{escape(title)}</h1>", f'<p class="soft">{_protocol(result, params)}</p>', _facts(result.metrics),
+        _section("Test metrics", _scoreboard(result.metrics) + _notes(result.metrics)),
+        '<div class="two">' + _figures(result) + "</div>",
+        _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
+        _details("Parameters", ((key, _text(value)) for key, value in params.items())),
+        _details("Content hashes", (("this result", result.key), *result.hashes.items())),
+    ]
+    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n")
+
+
+def _protocol(result: Result, params: dict[str, Any]) -> str:
+    counts, metrics = result.dataset, result.metrics
+    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items kept"
+    return escape(f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
+                  f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
+                  f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}")
+
+
+def _facts(metrics: dict[str, float]) -> str:
+    """The few numbers to remember."""
+    def fact(value: str, label: str) -> str:
+        return f'<div><b>{value}</b><span class="soft">{label}</span></div>'
+
+    facts = [fact(f"{metrics['recall_at_10']:.4f}", "recall@10"), fact(f"{metrics['ndcg_at_10']:.4f}", "NDCG@10")]
+    facts += [fact(f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
+              for label, key in list(SERIES.items())[1:] if metrics.get(key)]
+    return '<div class="facts">' + "".join([
+        *facts, fact(f"{metrics['train_seconds']:,.0f} s", f"training, {metrics['windows_trained']:,.0f} windows"),
+        fact(f"{metrics['windows_per_second']:,.0f}", "windows per second"),
+        fact(f"{metrics['parameters'] / 1e6:.2f} M", "parameters"),
+    ]) + "</div>"
+
+
+def _scoreboard(metrics: dict[str, float]) -> str:
+    heads = ["", "model", "95% interval", *list(COLUMNS)[1:]]
+    lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
+    for row in rows(metrics):
+        interval = f"{row.interval[0]:.4f} – {row.interval[1]:.4f}" if row.interval else ""
+        others = "".join(f"<td>{row.cells[name]:.4f}</td>" if name in row.cells else "<td></td>"
+                         for name in list(COLUMNS)[1:])
+        lines.append(f'<tr><td>{row.metric}</td><td class="model">{row.cells["model"]:.4f}</td><td>{interval}</td>'
+                     f"{others}</tr>")
+    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+
+
+def _notes(metrics: dict[str, float]) -> str:
+    return (f'<p class="soft">no ties: the users whose test item shares no time stamp with the item before it. '
+            f"bucket: a hit on any item with the same codes. Invalid beams: {metrics['invalid_rate']:.2%}. "
+            f"Chosen at step {metrics['best_step']:,.0f} by validation.</p>")
+
+
+def _figures(result: Result) -> str:
+    scores = {"recall_at_10": "recall@10", "ndcg_at_10": "NDCG@10"}
+    return "".join([
+        _section("Loss", curves(result.history, {"train_loss": "training", "valid_loss": "validation"},
+                                "cross-entropy, summed over levels")),
+        _section("Validation", curves(result.history, scores, "on all validation users")),
+        _section("By length of history", _breakdown(result.by_history, "items in the history")),
+        _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
+    ])
+
+
+def _breakdown(table: list[dict[str, str]], xlabel: str) -> str:
+    """Bars over the table's first column, one series per system that the table has."""
+    first = next(iter(table[0]))
+    series = {name: [float(row[column]) for row in table] for name, column in SERIES.items() if column in table[0]}
+    return bars([row[first] for row in table], series, xlabel)
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{content}</section>"
+
+
+def _details(title: str, pairs: Iterable[tuple[str, str]]) -> str:
+    lines = "".join(f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(value)}</code></td></tr>"
+                    for key, value in pairs)
+    return f"<section><details><summary>{escape(title)}</summary><table>{lines}</table></details></section>"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

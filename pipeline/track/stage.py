@@ -1,0 +1,60 @@
+"""Stage 7: the finished result as a page, as lines in the terminal, and as one run in MLflow.
+
+Runs on every `dvc repro`, also when everything else came from the cache, and then changes nothing.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, write_bytes
+from pipeline.track.page import render
+from pipeline.track.provenance import provenance
+from pipeline.track.result import read_result
+from pipeline.track.scoreboard import as_text
+from pipeline.track.store import tracking_uri, ui_command
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
+REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "by_popularity.csv")
+
+
+def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATOR, interactions: Path = INTERACTIONS,
+        lock: Path = LOCK) -> dict[str, Any]:
+    """Write reports/index.html, record the result in MLflow, and print it.
+
+    Returns:
+        run_id, name and whether the run is new.
+
+    Raises:
+        UserError: a part of the result is missing, or MLflow's store cannot be used (the page is written before).
+    """
+    result, flat = read_result(reports, interactions, lock), flatten(params)
+    page = reports / "index.html"
+    write_bytes(page, render(result, flat).encode())
+    print(f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}\n{as_text(result.metrics)}\n"
+          f"report: {page}", flush=True)
+
+    from pipeline.track.record import record  # here, so that the result stands in the terminal while MLflow loads
+
+    tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
+    artifacts = {**{reports / name: "report" for name in REPORT_FILES}, PARAMS: "pipeline", lock: "pipeline"}
+    if params.track.log_model:
+        artifacts[generator] = "model"
+    recorded = record(result, flat, tags, params.track.experiment, artifacts)
+    print(f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; see all runs: "
+          f"{ui_command(tracking_uri())}")
+    return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}
+
+
+def flatten(params: Any) -> dict[str, Any]:
+    """`{"train.beam": 10, ...}`: every parameter under its dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(params).items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return flat
