@@ -29,7 +29,6 @@ def curves(history: Sequence[Mapping[str, float]], columns: Mapping[str, str], y
             axes.plot(windows, [row[column] for row in history], color=colour, label=label, marker=marker, markersize=3)
         axes.set(xlabel="training windows", ylabel=ylabel)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
-        axes.legend()
         return _svg(figure)
 
 
@@ -44,11 +43,12 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: s
         axes.set_xticks(range(len(labels)), labels)
         axes.set(xlabel=xlabel, ylabel="recall@10")
         axes.grid(axis="x", visible=False)
-        axes.legend()
         return _svg(figure)
 
 
 def _svg(figure: Any) -> str:
+    """With the legend above the drawing, where it hides nothing."""
+    figure.axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(figure)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.track.figures import bars, curves
 from pipeline.track.result import Result
-from pipeline.track.scoreboard import COLUMNS, rows
+from pipeline.track.scoreboard import METRICS, NO_TIES_METRICS, Cell, headings, rows
 
 SERIES = {"model": "recall_at_10", "popularity": "popularity_recall_at_10",
           "co-occurrence": "cooccurrence_recall_at_10"}
@@ -27,7 +27,8 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left } th { color: var(--soft); font-weight: 500 }
-td.model { font-weight: 600; color: var(--accent) } svg { width: 100%; height: auto }
+.group th { text-align: center } tr.model td { font-weight: 600; color: var(--accent) }
+td small { display: block; font-weight: 400; color: var(--soft) } svg { display: block; width: 100%; height: auto }
 summary { cursor: pointer; font-weight: 600 }
 .scroll { overflow-x: auto }
 """
@@ -43,7 +44,7 @@ def render(result: Result, params: dict[str, Any]) -> str:
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
         f"<h1>{escape(title)}</h1>", f'<p class="soft">{_protocol(result, params)}</p>', _facts(result.metrics),
-        _section("Test metrics", _scoreboard(result.metrics) + _notes(result.metrics)),
+        _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, _text(value)) for key, value in params.items())),
@@ -71,28 +72,35 @@ def _facts(metrics: dict[str, float]) -> str:
     facts += [fact(f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
               for label, key in list(SERIES.items())[1:] if metrics.get(key)]
     return '<div class="facts">' + "".join([
-        *facts, fact(f"{metrics['train_seconds']:,.0f} s", f"training, {metrics['windows_trained']:,.0f} windows"),
-        fact(f"{metrics['windows_per_second']:,.0f}", "windows per second"),
+        *facts, fact(f"{metrics['train_seconds']:,.0f} s",
+                     f"{metrics['windows_trained']:,.0f} windows, {metrics['windows_per_second']:,.0f} a second"),
         fact(f"{metrics['parameters'] / 1e6:.2f} M", "parameters"),
     ]) + "</div>"
 
 
-def _scoreboard(metrics: dict[str, float]) -> str:
-    heads = ["", "model", "95% interval", *list(COLUMNS)[1:]]
-    lines = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
-    for row in rows(metrics):
-        interval = f"{row.interval[0]:.4f} – {row.interval[1]:.4f}" if row.interval else ""
-        others = "".join(f"<td>{row.cells[name]:.4f}</td>" if name in row.cells else "<td></td>"
-                         for name in list(COLUMNS)[1:])
-        lines.append(f'<tr><td>{row.metric}</td><td class="model">{row.cells["model"]:.4f}</td><td>{interval}</td>'
-                     f"{others}</tr>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
+    groups = (f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
+              f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>')
+    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
+    lines = []
+    for place, row in enumerate(rows(metrics, strategy)):
+        kind = ' class="model"' if place == 0 else ""
+        lines.append(f"<tr{kind}><td>{escape(row.system)}</td>" + "".join(map(_cell, row.cells)) + "</tr>")
+    return f'<div class="scroll"><table>{groups}{heads}{"".join(lines)}</table></div>'
+
+
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "<td></td>"
+    interval = f"<small>{cell.interval[0]:.4f} to {cell.interval[1]:.4f}</small>" if cell.interval else ""
+    return f"<td>{cell.value:.4f}{interval}</td>"
 
 
 def _notes(metrics: dict[str, float]) -> str:
-    return (f'<p class="soft">no ties: the users whose test item shares no time stamp with the item before it. '
-            f"bucket: a hit on any item with the same codes. Invalid beams: {metrics['invalid_rate']:.2%}. "
-            f"Chosen at step {metrics['best_step']:,.0f} by validation.</p>")
+    return (f'<p class="soft">Small: 95% bootstrap interval over users. A tie: the test item shares its time stamp '
+            f"with an earlier one ({metrics['tie_share']:.1%} of users). Recall@10 of the right codes, whatever the "
+            f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
+            f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>")
 
 
 def _figures(result: Result) -> str:
@@ -110,7 +118,7 @@ def _breakdown(table: list[dict[str, str]], xlabel: str) -> str:
     """Bars over the table's first column, one series per system that the table has."""
     first = next(iter(table[0]))
     series = {name: [float(row[column]) for row in table] for name, column in SERIES.items() if column in table[0]}
-    return bars([row[first] for row in table], series, xlabel)
+    return bars([row[first].strip() for row in table], series, xlabel)
 
 
 def _section(title: str, content: str) -> str:

@@ -2,36 +2,58 @@
 
 from dataclasses import dataclass
 
+# Row -> prefix of its keys in metrics.json; the first is named after the strategy.
+SYSTEMS = {"model": "", "co-occurrence": "cooccurrence_", "popularity": "popularity_"}
 METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
-# Heading -> prefix of the keys in metrics.json. noties: users whose test item shares no time stamp with the one before.
-COLUMNS = {"model": "", "no ties": "noties_", "bucket": "bucket_", "popularity": "popularity_",
-           "co-occurrence": "cooccurrence_"}
+NO_TIES = "noties_"  # users whose test item has its time stamp alone, so that the log's order tells nothing
+NO_TIES_METRICS = ("recall_at_10", "ndcg_at_10")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number, with its 95% interval where there is one."""
+
+    value: float
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric: its cells by heading (only those that were measured), and the model's 95% interval."""
+    """One system: METRICS on all users, then NO_TIES_METRICS on those without a tie; None where not measured."""
 
-    metric: str
-    cells: dict[str, float]
-    interval: tuple[float, float] | None
-
-
-def rows(metrics: dict[str, float]) -> list[Row]:
-    """The table's rows, in the order of METRICS."""
-    table = []
-    for name in METRICS:
-        cells = {heading: metrics[prefix + name] for heading, prefix in COLUMNS.items() if prefix + name in metrics}
-        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
-        table.append(Row(name, cells, None if low is None or high is None else (low, high)))
-    return table
+    system: str
+    cells: list[Cell | None]
 
 
-def as_text(metrics: dict[str, float]) -> str:
-    """The table in fixed-width columns."""
-    lines = [f"{'':14}{'model':>9}{'95% interval':>20}" + "".join(f"{name:>15}" for name in list(COLUMNS)[1:])]
-    for row in rows(metrics):
-        interval = f"{row.interval[0]:.4f} to {row.interval[1]:.4f}" if row.interval else ""
-        others = (f"{row.cells[name]:>15.4f}" if name in row.cells else " " * 15 for name in list(COLUMNS)[1:])
-        lines.append(f"{row.metric:14}{row.cells['model']:>9.4f}{interval:>20}" + "".join(others))
-    return "\n".join(line.rstrip() for line in lines)
+def rows(metrics: dict[str, float], strategy: str) -> list[Row]:
+    """The model, then the baselines."""
+    return [Row(strategy if system == "model" else system,
+                [_cell(metrics, prefix + name) for name in METRICS]
+                + [_cell(metrics, NO_TIES + prefix + name) for name in NO_TIES_METRICS])
+            for system, prefix in SYSTEMS.items()]
+
+
+def _cell(metrics: dict[str, float], key: str) -> Cell | None:
+    if key not in metrics:
+        return None
+    low, high = metrics.get(f"{key}_low"), metrics.get(f"{key}_high")
+    return Cell(metrics[key], None if low is None or high is None else (low, high))
+
+
+def headings() -> list[str]:
+    """Of a row's cells: recall@5, ..."""
+    return [name.replace("_at_", "@") for name in METRICS + NO_TIES_METRICS]
+
+
+def as_text(metrics: dict[str, float], strategy: str) -> str:
+    """The table in columns of fixed width, and the model's intervals below it."""
+    table = rows(metrics, strategy)
+    first, width = max(len(row.system) for row in table) + 1, 11
+    over = f"{'':{first}}{'all users':>{width * len(METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
+    lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings())]
+    for row in table:
+        lines.append(f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width
+                                                       for cell in row.cells))
+    intervals = [f"{heading} {cell.interval[0]:.4f} to {cell.interval[1]:.4f}"
+                 for heading, cell in zip(headings(), table[0].cells, strict=True) if cell and cell.interval]
+    return "\n".join([*(line.rstrip() for line in lines), f"95% intervals: {', '.join(intervals)}"])

@@ -34,8 +34,8 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     result, flat = read_result(reports, interactions, lock), flatten(params)
     page = reports / "index.html"
     write_bytes(page, render(result, flat).encode())
-    print(f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}\n{as_text(result.metrics)}\n"
-          f"report: {page}", flush=True)
+    print(f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
+          as_text(result.metrics, params.strategy), f"report: {page}", sep="\n", flush=True)
 
     from pipeline.track.record import record  # here, so that the result stands in the terminal while MLflow loads
 

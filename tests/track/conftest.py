@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
-BUCKETS = "history,users,recall_at_10,popularity_recall_at_10,cooccurrence_recall_at_10\n"
+INTERVALS = ("recall_at_10", "ndcg_at_10")
+BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
 
 
 @pytest.fixture
@@ -32,11 +33,14 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
     """Reports with random numbers, and a dvc.lock that speaks of them. Returns the metrics."""
     random = np.random.default_rng(seed)
     metrics: dict[str, float] = {}
-    for prefix in ("", "noties_", "bucket_", "popularity_", "cooccurrence_"):
-        metrics |= {prefix + name: round(float(random.uniform(0.01, 0.2)), 6) for name in METRICS}
-    for name in METRICS:
+    systems = {"": METRICS, "popularity_": INTERVALS, "cooccurrence_": INTERVALS}
+    for part in ("", "noties_"):
+        for system, names in systems.items():
+            metrics |= {part + system + name: round(float(random.uniform(0.01, 0.2)), 6) for name in names}
+    for name in INTERVALS:
         metrics |= {f"{name}_low": metrics[name] * 0.9, f"{name}_high": metrics[name] * 1.1}
-    metrics |= {"users": 1990, "invalid_rate": 0.0, "train_seconds": 41.5, "wall_seconds": 50.25,
+    metrics |= {"users": 1990, "noties_users": 1490, "tie_share": 0.25, "bucket_recall_at_10": 0.2, "invalid_rate": 0.0,
+                "train_seconds": 41.5, "wall_seconds": 50.25,
                 "windows_per_second": 6000.0, "tokens_per_second": 99000.0, "peak_memory_gib": 0.5,
                 "parameters": 250_000, "windows_trained": 250_112, "tokens_trained": 4_000_000, "best_step": 1400,
                 **changes}
@@ -45,8 +49,8 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
             for step in range(200, 1601, 200)]
     (project / "reports/history.csv").write_text(
         "step,windows,train_loss,valid_loss,recall_at_10,ndcg_at_10\n" + "\n".join(rows) + "\n")
-    (project / "reports/by_history.csv").write_text(BUCKETS + "1-5,900,.12,.03,.08\n6-10,700,.1,.02,.09\n")
-    (project / "reports/by_popularity.csv").write_text(BUCKETS + "1-5,900,.12,0,.08\n6-10,700,.1,.02,.09\n")
+    (project / "reports/by_history.csv").write_text(BINS + " 1-5,900,.12,.05,.08,.03\n6-10,700,.1,.04,.09,.02\n")
+    (project / "reports/by_popularity.csv").write_text(BINS + " 1-5,900,.12,.05,.08,0\n6-10,700,.1,.04,.09,.02\n")
     _write_lock(project, model_hash)
     return metrics
 
