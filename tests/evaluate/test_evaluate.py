@@ -1,0 +1,161 @@
+"""The evaluate stage: what it writes, that the numbers agree with each other, and what it refuses."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluated_world import TIMINGS, USERS, World, write_generator
+
+from pipeline.artifacts import MEASURED, read_json, write_json
+from pipeline.errors import UserError
+from pipeline.evaluate.ranks import Ranks, check_reports
+from pipeline.evaluate.stage import run
+from pipeline.metrics import METRICS, summarise
+
+REQUIRED = {*METRICS, "invalid_rate", "users", *TIMINGS, "bucket_recall_at_10", "noties_recall_at_10",
+            "popularity_recall_at_10", "popularity_ndcg_at_10", "cooccurrence_recall_at_10",
+            "cooccurrence_ndcg_at_10", "recall_at_10_low", "recall_at_10_high", "tie_share"}
+
+
+def files(world: World) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in world.paths["reports"].iterdir()}
+
+
+def test_metrics_are_flat_numbers_and_hold_every_required_key(world):
+    metrics = run(world.params, **world.paths)
+    assert metrics == read_json(world.paths["reports"] / "metrics.json")
+    assert metrics.keys() >= REQUIRED
+    assert all(type(value) in (int, float) for value in metrics.values())
+    assert {key: metrics[key] for key in TIMINGS} == TIMINGS
+    assert metrics.keys() & MEASURED == TIMINGS.keys() & MEASURED
+
+
+def test_every_metric_can_be_recomputed_from_the_ranks(world):
+    metrics = run(world.params, **world.paths)
+    users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
+    assert users["user_id"].tolist() == list(range(USERS))
+    apart = users[~users["tie"]]
+    assert 0 < len(apart) < USERS
+    for prefix, part in (("", users), ("noties_", apart)):
+        for name, value in summarise(part["rank"].to_numpy()).items():
+            assert metrics[prefix + name] == value
+        for baseline in ("popularity", "cooccurrence"):
+            expected = summarise(part[f"{baseline}_rank"].to_numpy())["recall_at_10"]
+            assert metrics[f"{prefix}{baseline}_recall_at_10"] == expected
+    assert metrics["tie_share"] == pytest.approx(1 - len(apart) / USERS)
+    assert metrics["recall_at_10_low"] <= metrics["recall_at_10"] <= metrics["recall_at_10_high"]
+
+
+def test_the_rows_say_what_each_user_had(world):
+    run(world.params, **world.paths)
+    users, splits = Ranks.read(world.paths["reports"] / "ranks.parquet").users, world.splits
+    training = [int(i) for u in range(USERS) for i in splits.items_N[splits.offsets[u]:splits.train_end[u]]]
+    for row in users.itertuples():
+        sequence = splits.items_N[splits.offsets[row.user_id]:splits.offsets[row.user_id + 1]].tolist()
+        times = splits.timestamps_N[splits.offsets[row.user_id]:splits.offsets[row.user_id + 1]].tolist()
+        assert row.item_id == sequence[-1]
+        assert row.history_length == min(len(sequence) - 1, splits.max_history)
+        assert row.target_popularity == training.count(sequence[-1])
+        assert row.tie == (times[-1] in times[:-1])
+
+
+def test_breakdowns_divide_all_users_and_average_to_the_whole(world):
+    metrics = run(world.params, **world.paths)
+    for name in ("by_history.csv", "by_popularity.csv"):
+        bins = pd.read_csv(world.paths["reports"] / name)
+        assert bins["users"].sum() == USERS
+        for metric in ("recall_at_10", "ndcg_at_10", "cooccurrence_recall_at_10", "popularity_recall_at_10"):
+            assert np.average(bins[metric], weights=bins["users"]) == pytest.approx(metrics[metric])
+
+
+def test_bins_sorted_as_text_are_in_the_order_of_the_numbers(world):
+    run(world.params, **world.paths)
+    names = pd.read_csv(world.paths["reports"] / "by_popularity.csv")["bin"].tolist()
+    assert names == sorted(names)
+    assert [int(name.split("-")[0]) for name in names] == sorted(int(name.split("-")[0]) for name in names)
+
+
+def test_a_second_run_gives_the_same_bytes(world):
+    run(world.params, **world.paths)
+    first = files(world)
+    run(world.params, **world.paths)
+    assert files(world) == first
+
+
+def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(world, capsys):
+    config = replace(world.params.evaluate, decoding="unconstrained", filter_seen=True)
+    metrics = run(replace(world.params, evaluate=config), **world.paths)
+    printed = capsys.readouterr().out
+    assert "beam 10, unconstrained, seen items dropped" in printed
+    assert "co-occurrence" in printed
+    assert f"no tie: {metrics['noties_users']} users" in printed
+    origin = Ranks.read(world.paths["reports"] / "ranks.parquet").origin
+    assert (origin.beam, origin.decoding, origin.filter_seen) == (10, "unconstrained", True)
+
+
+def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world):
+    origins = []
+    for seed, strategy in ((0, "full"), (1, "full"), (1, "other")):
+        write_generator(world, seed, strategy)
+        run(world.params, **world.paths)
+        origins.append(Ranks.read(world.paths["reports"] / "ranks.parquet").origin)
+    assert origins[0].recipe == origins[1].recipe != origins[2].recipe
+    assert len({origin.model for origin in origins}) == 3
+
+
+def test_a_model_trained_on_other_splits_is_refused(world):
+    other = replace(world.splits, items_N=world.splits.items_N[::-1].copy())
+    other.write(world.paths["splits"])
+    with pytest.raises(UserError, match="trained on other splits"):
+        run(world.params, **world.paths)
+
+
+def test_a_model_of_another_catalogue_is_refused(world):
+    replace(world.splits, summary={**world.splits.summary, "items": 21}).write(world.paths["splits"])
+    with pytest.raises(UserError, match="knows 20 items"):
+        run(world.params, **world.paths)
+
+
+def test_no_test_items_is_an_error_that_says_so(world):
+    replace(world.splits, test_target=np.full(USERS, -1)).write(world.paths["splits"])
+    write_generator(world)
+    with pytest.raises(UserError, match="no user has a test item"):
+        run(world.params, **world.paths)
+
+
+@pytest.mark.parametrize("gone", ["reports/timings.json", "models/generator/config.json", "data/splits/items_N.npy"])
+def test_a_missing_input_is_named_and_nothing_is_written(world, gone):
+    (world.root / gone).unlink()
+    with pytest.raises(UserError, match=gone.rsplit("/", 1)[1]):
+        run(world.params, **world.paths)
+    assert not (world.paths["reports"] / "metrics.json").exists()
+
+
+def test_reports_of_another_model_are_refused(world):
+    run(world.params, **world.paths)
+    check_reports(world.paths["reports"], world.paths["generator"])
+    write_generator(world, seed=5)
+    with pytest.raises(UserError, match="another model"):
+        check_reports(world.paths["reports"], world.paths["generator"])
+
+
+def test_metrics_of_another_run_are_refused(world):
+    run(world.params, **world.paths)
+    path = world.paths["reports"] / "metrics.json"
+    write_json(path, {**json.loads(path.read_text()), "recall_at_10": 0.123})
+    with pytest.raises(UserError, match="does not belong"):
+        check_reports(world.paths["reports"], world.paths["generator"])
+
+
+def test_damaged_ranks_are_named(tmp_path):
+    path = tmp_path / "ranks.parquet"
+    with pytest.raises(UserError, match="is not here"):
+        Ranks.read(path)
+    path.write_bytes(b"PAR1 cut short")
+    with pytest.raises(UserError, match="cannot be read"):
+        Ranks.read(path)
+    pd.DataFrame({"rank": [1]}).to_parquet(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        Ranks.read(path)
