@@ -1,0 +1,49 @@
+"""A chunk of rows as text, and what all readers have in common: opening a file, and saying what is wrong with it."""
+
+import gzip
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.ingest.sources import RawFile
+
+Reject = Callable[[int, str, str], None]  # (line, reason, row as written)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file.
+
+    table: one string column per column of the file; null or "" where a value is missing.
+    lines: 1-based line of the file on which each row begins (for Parquet the row number).
+    records: 0-based number of each row in the file; rejected rows count, blank lines do not.
+    """
+
+    table: pa.Table
+    lines: np.ndarray
+    records: np.ndarray
+
+    def filter(self, keep: np.ndarray) -> "Chunk":
+        return Chunk(self.table.filter(pa.array(keep)), self.lines[keep], self.records[keep])
+
+
+def open_binary(file: RawFile) -> IO[bytes]:
+    return gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb")  # type: ignore[return-value]
+
+
+def wrong_width(found: int, expected: int) -> str:
+    return f"{found} fields where {expected} are expected"
+
+
+def truncated(file: RawFile) -> UserError:
+    return UserError(f"{file.name} is no complete gzip file", "it was cut short, or is not compressed at all",
+                     "download or copy it again (`gzip -t FILE` must be silent)")
+
+
+def wrong_encoding(file: RawFile, line: int) -> UserError:
+    return UserError(f"{file.name}, line {line}: not valid UTF-8", "the text is probably Latin-1 (or Windows-1252)",
+                     "convert it: iconv -f latin1 -t utf-8 OLD > NEW")

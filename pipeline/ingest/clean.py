@@ -1,0 +1,134 @@
+"""Second half of the stage, as Ibis expressions that DuckDB and Spark both run: filters, k-core, dense ids, positions.
+
+Raw ids are replaced by integer codes before the costly steps: a user's code is the source row of its first event, an
+item's too, or its record in the item file where there is one. Dense ids number the survivors in the order of the codes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ibis
+import pyarrow as pa
+from ibis import _
+from ibis.backends import BaseBackend
+from ibis.expr.types import Table
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What the log becomes.
+
+    log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
+    users: user_id, raw_id. items: item_id, raw_id, code (with an item file the record there), then its text columns.
+    steps: interactions, users and items after each filter, in their order. passes: of the k-core.
+    """
+
+    log: pa.Table
+    users: pa.Table
+    items: pa.Table
+    steps: list[dict[str, Any]]
+    passes: int
+
+
+def clean(engine: BaseBackend, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
+    """Filter, deduplicate, take the k-core and number what is left.
+
+    Args:
+        log, items: Parquet files as staging.py writes them.
+        minimum: action column -> least value of an interaction.
+
+    Raises:
+        UserError: a filter leaves nothing.
+    """
+    events = engine.read_parquet(str(log), table_name="events")
+    listed = engine.read_parquet(str(items), table_name="listed") if items else None
+    actions = [name for name in events.columns if name not in ("row", "user", "item", "timestamp")]
+    steps = [_count("usable rows", events)]
+    if minimum:
+        events = events.filter([_[name] >= least for name, least in minimum.items()])
+        steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
+    users = events.group_by(raw_id="user").agg(code=_.row.min()).cache()
+    if listed is None:
+        catalogue = events.group_by(raw_id="item").agg(code=_.row.min()).cache()
+    else:
+        catalogue = listed.rename(code="order")
+    coded = earliest(encode(events, users, catalogue)).cache()
+    steps.append(_count("earliest of each user and item", coded))
+    kept, passes = k_core(coded, k)
+    steps.append(_count(f"{k}-core", kept))
+    return Cleaned(*number(kept, users, catalogue, actions), steps, passes)
+
+
+def encode(events: Table, users: Table, items: Table) -> Table:
+    """Events with integer codes in place of raw ids."""
+    users = users.select(user_raw="raw_id", user_code="code")
+    items = items.select(item_raw="raw_id", item_code="code")
+    coded = events.join(users, events.user == users.user_raw).join(items, events.item == items.item_raw)
+    return coded.drop("user", "item", "user_raw", "item_raw").rename(user="user_code", item="item_code")
+
+
+def earliest(events: Table) -> Table:
+    """Of each (user, item) the first event, by time and then by place in the source."""
+    nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "row"])
+    return events.mutate(nth=nth).filter(_.nth == 0).drop("nth")
+
+
+def k_core(events: Table, k: int) -> tuple[Table, int]:
+    """The largest part of `events` in which every user and every item has at least `k` events, and the passes it took.
+
+    Only the sets of surviving users and items are kept between passes: copying the events each time is what makes a
+    k-core costly. It is reached when a pass removes nobody.
+    """
+    users, items, passes = None, None, 0
+    sizes: tuple[int, ...] = ()
+    while k > 1:
+        users = _frequent(_within(events, users, items), "user", k)
+        items = _frequent(_within(events, users, items), "item", k)
+        passes += 1
+        before, sizes = sizes, tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
+        if sizes == before:
+            break
+    return _within(events, users, items), passes
+
+
+def _frequent(events: Table, column: str, k: int) -> Table:
+    return events.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column).cache()
+
+
+def _within(events: Table, users: Table | None, items: Table | None) -> Table:
+    if users is not None:
+        events = events.semi_join(users, "user")
+    if items is not None:
+        events = events.semi_join(items, "item")
+    return events
+
+
+def _count(name: str, events: Table) -> dict[str, Any]:
+    counts = events.agg(interactions=_.count(), users=_.user.nunique(), items=_.item.nunique()).to_pyarrow().to_pylist()
+    step = {"step": name, **{column: int(value) for column, value in counts[0].items()}}
+    if not step["interactions"]:
+        raise UserError(f"nothing is left of the log after the filter '{name}'",
+                        "every user and item must keep enough interactions, and an interaction its minimum",
+                        "lower ingest.k_core (0 keeps all) or ingest.minimum, or bring a larger log")
+    return step
+
+
+def number(kept: Table, users: Table, catalogue: Table, actions: list[str]) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """(log, users, items) with dense ids, as `Cleaned` describes them."""
+    user_ids, item_ids = _dense(kept, "user"), _dense(kept, "item")
+    by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "row"])
+    log = kept.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
+    log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
+    named_users = user_ids.join(users, user_ids.user == users.code).select("user_id", "raw_id").order_by("user_id")
+    named_items = item_ids.join(catalogue, item_ids.item == catalogue.code).drop("item").relocate("item_id", "raw_id")
+    return log.to_pyarrow(), named_users.to_pyarrow(), named_items.order_by("item_id").to_pyarrow()
+
+
+def _dense(kept: Table, column: str) -> Table:
+    """`column` (codes) and `column`_id, int32 0.. in the order of the codes."""
+    ids = ibis.row_number().over(order_by=column).cast("int32")
+    return kept.select(column).distinct().mutate(ids.name(f"{column}_id")).cache()

@@ -1,0 +1,115 @@
+"""Files with one row per line: JSON objects, Python literals, and fields behind a long separator."""
+
+import ast
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
+from pipeline.ingest.sources import RawFile
+
+CHUNK_ROWS = 20_000
+MAX_LITERAL = 200_000  # characters; the longest line of Amazon's metadata is well below, and parsing costs memory
+Fields = dict[str, str | None]
+
+
+def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
+    """Rows of a file of lines; `readers.read_chunks` documents the arguments."""
+    parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
+    rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
+    for record, (line, text) in enumerate(_text_lines(file)):
+        try:
+            rows.append((line, record, parse(text, columns)))
+        except ValueError as error:
+            reject(line, str(error), text)
+        if len(rows) == CHUNK_ROWS:
+            yield _chunk(rows, columns)
+            rows = []
+    if rows:
+        yield _chunk(rows, columns)
+
+
+def _chunk(rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
+    lines, records, fields = zip(*rows, strict=True)
+    names = columns if columns is not None else list(dict.fromkeys(name for row in fields for name in row))
+    table = pa.table({name: pa.array([row.get(name) for row in fields], pa.string()) for name in names})
+    return Chunk(table, np.array(lines, np.int64), np.array(records, np.int64))
+
+
+def _text_lines(file: RawFile) -> Iterator[tuple[int, str]]:
+    line = 0
+    try:
+        with open_binary(file) as stream:
+            for line, raw in enumerate(stream, 1):
+                text = raw.decode(file.format.encoding).rstrip("\r\n")
+                if text.strip("\ufeff \t"):
+                    yield line, text.removeprefix("\ufeff")
+    except UnicodeDecodeError:
+        raise wrong_encoding(file, line) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise truncated(file) from None
+
+
+def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:
+    """A JSON object as text by name; numbers keep the digits they were written with.
+
+    Raises:
+        ValueError: broken JSON, or no object.
+    """
+    try:
+        value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+    except (ValueError, RecursionError):
+        raise ValueError("broken JSON") from None
+    return _texts(value, columns, "a JSON object")
+
+
+def parse_literal(text: str, columns: Sequence[str] | None = None) -> Fields:
+    """A Python dict literal as text by name, never evaluated as code.
+
+    Raises:
+        ValueError: broken or too long a literal, or no dict.
+    """
+    if len(text) > MAX_LITERAL:
+        raise ValueError(f"longer than {MAX_LITERAL:,} characters")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ValueError("broken Python literal") from None
+    return _texts(value, columns, "a Python dict")
+
+
+def _texts(value: Any, columns: Sequence[str] | None, kind: str) -> Fields:
+    if not isinstance(value, dict):
+        raise ValueError(f"not {kind}")
+    return {str(name): as_text(value.get(name)) for name in (value if columns is None else columns)}
+
+
+def as_text(value: Any) -> str | None:
+    """A field as text: `["Beauty", "Nails"]` is a path, `Beauty > Nails`; a list of paths is joined by `; `.
+
+    What has no text of its own, such as a nested object, is None.
+    """
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, list | tuple):
+        parts = [text for text in map(as_text, value) if text]
+        nested = any(isinstance(part, list | tuple) for part in value)
+        return ("; " if nested else " > ").join(parts)
+    return str(value) if isinstance(value, str | int | float) else None
+
+
+def _field_parser(file: RawFile) -> Callable[[str, Sequence[str] | None], Fields]:
+    header = file.format.header
+
+    def parse(text: str, columns: Sequence[str] | None) -> Fields:
+        fields = text.split(file.format.delimiter)
+        if len(fields) != len(header):
+            raise ValueError(wrong_width(len(fields), len(header)))
+        return dict(zip(header, fields, strict=True))
+
+    return parse

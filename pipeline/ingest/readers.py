@@ -1,0 +1,73 @@
+"""Raw files as chunks of text columns with the line each row stands on, whatever the format.
+
+Everything is read as text first: only so can a bad value be shown as it was written, with its line. What is no row at
+all (broken JSON, a line with the wrong number of fields) goes to `reject`; a file that cannot be read any further
+raises a UserError. Blank lines are no rows.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.ingest.chunks import Chunk, Reject, truncated
+from pipeline.ingest.delimited import read_delimited
+from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
+from pipeline.ingest.sources import RawFile
+
+
+def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None, ticks: int = 1) -> Iterator[Chunk]:
+    """All rows of a file in order.
+
+    Args:
+        columns: the columns wanted; None: all of them (of JSON lines: those that the chunk has).
+        ticks: how many units of the log's clock a second has; Parquet's own timestamps are expressed in them.
+
+    Raises:
+        UserError: the file is truncated, not in its encoding, or not in its format.
+    """
+    if file.format.kind == "csv":
+        yield from read_delimited(file, reject, columns)
+    elif file.format.kind == "parquet":
+        yield from _read_parquet(file, columns, ticks)
+    else:
+        yield from read_lines(file, reject, columns)
+
+
+def sample(file: RawFile, ticks: int = 1) -> pa.Table | None:
+    """The first chunk with all its columns, or None when the file has no row."""
+    chunk = next(read_chunks(file, lambda line, reason, row: None, ticks=ticks), None)
+    return chunk.table if chunk else None
+
+
+def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> Iterator[Chunk]:
+    first = 0
+    try:
+        source = pq.ParquetFile(io.BytesIO(gzip.decompress(file.path.read_bytes())) if file.gzipped else file.path)
+        for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
+            records = np.arange(first, first + batch.num_rows, dtype=np.int64)
+            first += batch.num_rows
+            table = pa.table({name: _column_text(batch[name], ticks) for name in batch.schema.names})
+            yield Chunk(table, records + 1, records)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise truncated(file) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
+                        "the file is damaged or was cut short", "make or copy it again") from None
+
+
+def _column_text(column: pa.Array, ticks: int) -> pa.Array:
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
+        return pc.cast(pc.divide(micros, 1_000_000 // ticks), pa.string())
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    if pa.types.is_nested(column.type):
+        return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())

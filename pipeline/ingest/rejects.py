@@ -1,0 +1,86 @@
+"""Rows that cannot be used, each with its file, line and reason, and the rule for when there are too many of them."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.ingest.sources import RawFile
+from pipeline.ingest.values import IMPOSSIBLE_TIME
+
+SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+ROW_CHARACTERS = 300  # of a bad row that are kept
+BUFFER_ROWS = 50_000
+
+
+class Rejects:
+    """Collects bad rows into a Parquet file at `path`, a buffer at a time, and counts them by file and reason."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.counts: Counter[tuple[str, str]] = Counter()  # (source, reason) -> rows
+        self.examples: dict[str, str] = {}  # reason -> "source, line 7: the row"
+        self.buffer: list[tuple[str, int, str, str]] = []
+        self.writer: pq.ParquetWriter
+
+    def __enter__(self) -> "Rejects":
+        self.writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self.writer.close()
+
+    def of(self, file: RawFile) -> Callable[[int, str, str], None]:
+        """What readers call with (line, reason, row)."""
+        return lambda line, reason, row: self.add(file.name, line, reason, row)
+
+    def add(self, source: str, line: int, reason: str, row: str) -> None:
+        """A row that spans lines was swallowed by a stray quote: each of its lines is a row lost, and listed."""
+        for offset, text in enumerate(row.split("\n")):
+            self.examples.setdefault(reason, f"{source}, line {line + offset}: {text[:80]}")
+            self.counts[source, reason] += 1
+            self.buffer.append((source, line + offset, reason, text[:ROW_CHARACTERS]))
+        if len(self.buffer) >= BUFFER_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = list(zip(*self.buffer, strict=True)) if self.buffer else [()] * len(SCHEMA)
+        self.writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)],
+                                         schema=SCHEMA))
+        self.buffer.clear()
+
+    def total(self, sources: Sequence[str]) -> int:
+        return sum(count for (source, _), count in self.counts.items() if source in sources)
+
+    def by_reason(self) -> dict[str, int]:
+        """Most frequent first."""
+        reasons: Counter[str] = Counter()
+        for (_, reason), count in self.counts.items():
+            reasons[reason] += count
+        return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
+
+    def table(self) -> pa.Table:
+        """All rejects, by source and line; after the collection is closed."""
+        table = pq.read_table(self.path)
+        return table.take(pc.sort_indices(table, [("source", "ascending"), ("line", "ascending")]))
+
+    def too_many(self, sources: Sequence[str], read: int, limit: float, kept: Path) -> UserError | None:
+        """The error to raise when more than `limit` of the `read` rows of `sources` are rejects; `kept` lists them."""
+        rejected = self.total(sources)
+        if rejected <= limit * read:
+            return None
+        reasons = self.by_reason()
+        lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
+        fix = f"All of them are in {kept}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
+        if next(iter(reasons)) == IMPOSSIBLE_TIME:
+            fix += " Are its times in another unit? ingest.time_unit is s or ms."
+        return UserError(f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
+                         f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n"
+                         + "\n".join(lines), fix)

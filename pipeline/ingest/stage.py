@@ -1,0 +1,172 @@
+"""Stage ingest: a raw log becomes data/interactions/, clean and numbered; `artifacts.Interactions` says what is there.
+
+Ids are dense and follow the source: users in the order of their first event, items in the order of the item file, or of
+their first event where there is none.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json, write_parquet
+from pipeline.errors import UserError
+from pipeline.ingest.clean import Cleaned, clean
+from pipeline.ingest.columns import ITEM_NAMES
+from pipeline.ingest.engines import connect
+from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
+from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.sources import Source, find_source
+from pipeline.ingest.staging import StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.vectors import read_vectors, vector_column
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
+TICKS = {"s": 1, "ms": 1000}  # in a second
+
+
+def run(params: "Params", *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
+    """Read the raw log of `params.dataset` and write `output`; nothing there changes unless all of it succeeds.
+
+    Returns:
+        What ingest.json holds.
+
+    Raises:
+        UserError: anything wrong with the log or its settings, or a full disk.
+    """
+    with _workspace(scratch / "ingest") as work:
+        new = work / "output"
+        source = find_source(params.dataset, _raw_path(params, new))
+        staged = _stage(params, source, work, scratch / "rejects.parquet")
+        summary = _clean_and_write(params, source, *staged, work, new)
+        _replace(output, new)
+    _report(summary, source, output)
+    return summary
+
+
+@contextmanager
+def _workspace(folder: Path) -> Iterator[Path]:
+    """An empty folder that is gone afterwards; a disk that fails is the user's to mend."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        (folder / "output").mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise UserError(f"could not read or write {error.filename or folder}: {error.strerror or error}",
+                        "nothing that was there before was changed",
+                        "free some space or mend the permissions, then run the same command again") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _raw_path(params: "Params", output: Path) -> str:
+    """`ingest.path`; the demo is first simulated, into the folder `raw` of the output."""
+    if params.dataset != "demo":
+        return params.ingest.path
+    from pipeline.ingest.demo import generate
+
+    return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
+
+
+def _stage(params: "Params", source: Source, work: Path, kept_rejects: Path) -> tuple[StagedLog, StagedItems | None,
+                                                                                       Rejects]:
+    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
+    config, recipe = params.ingest, RECIPES.get(params.dataset)
+    items = None
+    with Rejects(work / "rejects.parquet") as rejects:
+        if source.items:
+            items = stage_items(source.items, recipe, config.columns, rejects, work / "items.parquet")
+        log = stage_log(source.log, {**(recipe.log_columns if recipe else {}), **config.columns}, rejects,
+                        work / "log.parquet", ticks=TICKS[config.time_unit], minimum=_minimum(params), items=items,
+                        guess_actions=recipe is None)
+    names = [file.name for file in source.log]
+    for sources, read in (([items.source], items.read) if items else ([], 0), (names, log.read)):
+        error = rejects.too_many(sources, read, config.max_reject_rate, kept_rejects)
+        if error:
+            shutil.move(rejects.path, kept_rejects)
+            raise error
+    if not log.columns:
+        raise UserError(f"{', '.join(names)}: the log has no rows", "there is nothing to learn from",
+                        "check that ingest.path is the right file, and that it was written to the end")
+    return log, items, rejects
+
+
+def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: StagedItems | None, rejects: Rejects,
+                     work: Path, output: Path) -> dict[str, Any]:
+    """Write the new output folder; returns what its ingest.json holds."""
+    vectors = read_vectors(source.vectors, items) if source.vectors else None
+    with connect(params.ingest, work / "spill") as engine:
+        cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
+    table = _item_table(cleaned)
+    if vectors is not None:
+        table = table.append_column("vector", vector_column(vectors, cleaned.items["code"].to_numpy()))
+    files = Interactions(output)
+    write_parquet(files.log, cleaned.log)
+    write_parquet(files.users, cleaned.users)
+    write_parquet(files.items, table)
+    write_parquet(files.rejects, rejects.table())
+    summary = {
+        "dataset": params.dataset, **_counts(cleaned),
+        "rows_read": log.read, "rejected": rejects.total([file.name for file in source.log]),
+        "items_listed": items.read if items else None, "rejects": rejects.by_reason(),
+        "minimum": _minimum(params), "k_core": _k_core(params), "k_core_passes": cleaned.passes, "steps": cleaned.steps,
+        "columns": log.columns, "vector_width": vectors.shape[1] if vectors is not None else None,
+        "sha256": source.sha256(),
+    }
+    write_json(files.summary, summary)
+    return summary
+
+
+def _counts(cleaned: Cleaned) -> dict[str, int]:
+    span = pc.min_max(cleaned.log["timestamp"]).as_py()
+    return {"users": len(cleaned.users), "items": len(cleaned.items), "interactions": len(cleaned.log),
+            "first_timestamp": span["min"], "last_timestamp": span["max"]}
+
+
+def _k_core(params: "Params") -> int:
+    recipe = RECIPES.get(params.dataset)
+    return (recipe.k_core if recipe else K_CORE) if params.ingest.k_core == "recipe" else params.ingest.k_core
+
+
+def _minimum(params: "Params") -> dict[str, float]:
+    return params.ingest.minimum or MINIMUM.get(params.dataset, {})
+
+
+def _item_table(cleaned: Cleaned) -> pa.Table:
+    """items.parquet without vectors; the usual text columns are there even when the dataset has none."""
+    table = cleaned.items
+    for name in ITEM_NAMES:
+        if name != "item" and name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+    return table.drop_columns("code")
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Put the folder `new` in the place of `old`; a failing copy between disks leaves `old` as it was."""
+    old.parent.mkdir(parents=True, exist_ok=True)
+    beside = old.with_name(f".{old.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        shutil.move(new, beside)
+        if old.exists():
+            shutil.rmtree(old)
+        beside.rename(old)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
+    rows, rejected = summary["rows_read"], summary["rejected"]
+    print(f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
+          f"in {output}, from {rows:,} rows")
+    if rejected:
+        print(f"{rejected:,} rows could not be used: see rejects.parquet there")
+    if len(source.vectors_found) > 1:
+        names = ", ".join(path.name for path in source.vectors_found)
+        print(f"vectors not taken, because there are several ({names}): name one by embed.path")

@@ -1,0 +1,198 @@
+"""First half of the stage: raw files become typed Parquet in the scratch folder, bad rows become rejects.
+
+One pass over the files in bounded memory. What comes after (filters, k-core, ids) is relational and lives in clean.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError, nearest
+from pipeline.ingest.chunks import Chunk
+from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
+from pipeline.ingest.readers import read_chunks, sample
+from pipeline.ingest.recipes import Recipe
+from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.sources import RawFile
+from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
+from pipeline.progress import Progress
+
+RESERVED = ("order", "raw_id", "vector")  # our own names, which an item file's further columns cannot take
+
+
+@dataclass(frozen=True)
+class StagedItems:
+    """The item file as Parquet: order (int64, its record number), raw_id, then text columns, null where empty."""
+
+    path: Path
+    source: str
+    ids: pa.Array  # string, those of the good rows
+    read: int  # rows of the file, rejected ones included
+
+
+@dataclass(frozen=True)
+class StagedLog:
+    """The log's good rows as Parquet: row (int64, place in the source), user, item, timestamp, then the actions."""
+
+    path: Path
+    read: int  # rows of the files, rejected ones included
+    columns: Mapping[str, str]  # our name -> the log's; empty: there is no good row
+
+
+# ------------------------------------------------------------------------------------------------ items
+
+def stage_items(file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str], rejects: Rejects,
+                path: Path) -> StagedItems:
+    """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
+
+    Raises:
+        UserError: no rows, no item column, or the file cannot be read.
+    """
+    columns = recipe.item_columns if recipe else _recognise(file, mapping)
+    make_categories = recipe.categories if recipe else None
+    texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
+    schema = pa.schema([("order", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
+    seen: set[str] = set()
+    kept = []
+    with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
+        for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
+            fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
+            if make_categories:
+                fields["categories"] = make_categories(chunk.table)
+            keep = _usable(file, chunk, _item_complaints(fields, seen), rejects, list(columns.values()))
+            arrays = [fields["item"], *(_text(fields.get(name), len(keep)) for name in texts)]
+            good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(keep)
+            writer.write_table(good)
+            kept.append(good["raw_id"].combine_chunks())
+            progress.update(len(keep))
+    ids = pa.concat_arrays(kept) if kept else pa.array([], pa.string())
+    return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]))
+
+
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
+    head = sample(file)
+    if head is None:
+        raise UserError(f"{file.name} holds no readable rows", "it should list the items of the log",
+                        "check that it was written to the end, or move it away")
+    columns = recognise_items(head.column_names, mapping, file.name)
+    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+
+
+def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Complaint]:
+    repeated = []
+    for raw_id in fields["item"].to_pylist():
+        repeated.append(raw_id in seen)
+        seen.add(raw_id)
+    complaints = [*id_column(fields["item"], "item"), (pa.array(repeated), "item is listed twice")]
+    if "image" in fields:
+        leaves = [leaves_folder(path) for path in fields["image"].to_pylist()]
+        complaints.append((pa.array(leaves), "image lies outside the dataset folder"))
+    return complaints
+
+
+def leaves_folder(path: str | None) -> bool:
+    """Whether a path given by the data could name a file outside the dataset folder, on any operating system."""
+    if not path:
+        return False
+    windows = PureWindowsPath(path)
+    return bool(windows.drive or windows.root or PurePosixPath(path).is_absolute() or ".." in windows.parts)
+
+
+def _text(column: pa.Array | None, rows: int) -> pa.Array:
+    return pa.nulls(rows, pa.string()) if column is None else pc.if_else(pc.equal(column, ""), None, column)
+
+
+# ------------------------------------------------------------------------------------------------ log
+
+def stage_log(files: Sequence[RawFile], mapping: Mapping[str, str], rejects: Rejects, path: Path, *, ticks: int,
+              minimum: Mapping[str, float], items: StagedItems | None, guess_actions: bool) -> StagedLog:
+    """Read the log.
+
+    Args:
+        mapping: our column name -> the log's, complete for a recipe.
+        ticks: units of the log's clock in a second.
+        minimum: action columns that must be there in every row.
+        items: where there is an item file, an item it does not list is a reject.
+        guess_actions: take further numeric columns as actions.
+
+    Raises:
+        UserError: a column is missing or ambiguous, or a file cannot be read.
+    """
+    plan = _plan(files, mapping, ticks, guess_actions)
+    columns = next((columns for _, columns in plan if columns), None)
+    if columns:
+        _check_minimum(minimum, columns)
+    schema = pa.schema([("row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()),
+                        *((name, pa.float64()) for name in (columns.actions if columns else ()))])
+    kept, first = 0, 0
+    with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
+        for file, names in plan:
+            last = -1
+            for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None, ticks):
+                assert names is not None  # a file without columns has no chunks
+                arrays, complaints = _type(chunk, names, ticks, minimum, items)
+                keep = _usable(file, chunk, complaints, rejects, names.wanted)
+                writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(keep))
+                kept += pc.sum(keep).as_py() or 0
+                last = int(chunk.records[-1])
+                progress.update(len(keep))
+            first += last + 1
+    read = kept + rejects.total([file.name for file in files])
+    return StagedLog(path, read, columns.named() if columns else {})
+
+
+def _plan(files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int,
+          guess_actions: bool) -> list[tuple[RawFile, LogColumns | None]]:
+    """Each file with its columns; the first one that has rows decides on the actions. None: not one good row."""
+    plan: list[tuple[RawFile, LogColumns | None]] = []
+    decided: LogColumns | None = None
+    for file in files:
+        head = sample(file, ticks)
+        columns = None
+        if head is not None:
+            wanted = {**mapping, **decided.actions} if decided else mapping
+            columns = recognise_log(head, wanted, file.name, guess_actions=guess_actions and not decided)
+            decided = decided or columns
+        plan.append((file, columns))
+    return plan
+
+
+def _type(chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float],
+          items: StagedItems | None) -> tuple[list[pa.Array], list[Complaint]]:
+    """The chunk's columns after `row`, and what is wrong with them."""
+    user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
+    seconds, wrong_times = time_column(time, ticks)
+    arrays, complaints = [user, item, seconds], [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
+    for name, text in zip(names.actions, actions, strict=True):
+        values, wrong = number_column(text, name, required=name in minimum)
+        arrays.append(values)
+        complaints += wrong
+    if items:
+        complaints.append((pc.invert(pc.is_in(item, value_set=items.ids)), f"item is not in {items.source}"))
+    return arrays, complaints
+
+
+def _usable(file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects,
+            shown: Sequence[str]) -> pa.Array:
+    """bool per row; the other rows go to the rejects, with the columns `shown`."""
+    found = reasons(complaints, len(chunk.lines))
+    keep = pc.is_null(found)
+    bad = pc.indices_nonzero(pc.invert(keep)).to_pylist()
+    if bad:
+        fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]
+        for i, row in zip(bad, zip(*fields, strict=True), strict=True):
+            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), ",".join(row))
+    return keep
+
+
+def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
+    for name in minimum:
+        if name not in columns.actions:
+            raise UserError(f"ingest.minimum names {name}, which is no action column of the log",
+                            f"action columns found: {', '.join(columns.actions) or 'none'}",
+                            f"mend ingest.minimum: {nearest(name, columns.actions)}" if columns.actions else
+                            f"name the column: ingest.columns: {{{name}: NAME}}, or empty ingest.minimum")
