@@ -1,7 +1,10 @@
 """What `embed:` in params.yaml may say."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,8 @@ class EmbedConfig:
                 raise ValueError(f"embed.{name} must be 1 or more")
         if not self.template:
             raise ValueError("embed.template needs at least one segment, such as '{title}'")
+        for segment in self.template:
+            rest, fields = FIELD.subn("", segment)
+            if not fields or "{" in rest or "}" in rest:
+                raise ValueError(f"embed.template segment {segment!r} must name a field in braces, such as "
+                                 "'Brand: {brand}'")

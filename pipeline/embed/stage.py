@@ -1,0 +1,108 @@
+"""Stage 2: every item gets a vector.
+
+Reads data/interactions/items.parquet, writes data/embeddings/. An item that has no text gets a vector of zeros and is
+counted: it shares its codes with the other such items, and the deduplication digit tells them apart.
+
+Shape legend: I items, d embedding width.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pyarrow.types
+
+from pipeline.artifacts import EMBEDDINGS, INTERACTIONS, SCRATCH, Embeddings, Interactions, fingerprint, read_parquet
+from pipeline.embed.config import EmbedConfig
+from pipeline.embed.precomputed import precomputed_vectors
+from pipeline.embed.template import fields_of, render
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+
+def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS,
+        scratch: Path = SCRATCH) -> dict[str, Any]:
+    """Write data/embeddings/ and return what embeddings.json holds.
+
+    Raises:
+        UserError: an input is missing or damaged, no item has a text, an item has no vector or one with NaN, or the
+            encoder cannot be loaded.
+    """
+    config, items = params.embed, Interactions(interactions).items
+    raw_ids = read_parquet(items, columns=["raw_id"])["raw_id"].tolist()
+    shards = None
+    if config.encoder == "precomputed":
+        vectors_Id, facts = _precomputed(config, raw_ids)
+    else:
+        texts = item_texts(items, config.template)
+        if config.encoder == "tfidf":
+            from pipeline.embed.tfidf import tfidf_vectors
+
+            vectors_Id = tfidf_vectors(texts, config.dimensions, params.seed)
+            facts = {"template": list(config.template)}
+        else:
+            from pipeline.embed.text import text_vectors
+
+            vectors_Id, facts, shards = text_vectors(texts, config, scratch)
+        facts["items_without_text"] = texts.count("")
+    summary = {"encoder": config.encoder, **_count(vectors_Id, raw_ids), **facts}
+    Embeddings(vectors_Id, summary).write(output)
+    if shards:
+        shards.remove()
+    _report(summary)
+    return summary
+
+
+def item_texts(items: Path, template: tuple[str, ...]) -> list[str]:
+    """The text of each item, "" where it has none, in the order of item_id.
+
+    Raises:
+        UserError: the template names a field that the items do not have, or no item has a text.
+    """
+    read_parquet(items, columns=["item_id"])  # a missing or damaged file is named here
+    columns = [field.name for field in pq.read_schema(items) if not pyarrow.types.is_nested(field.type)]
+    fields = fields_of(template, columns)
+    rows = pq.read_table(items, columns=fields).to_pylist() if fields else []
+    texts = [render(template, row) for row in rows]
+    if not any(texts):
+        raise UserError("no item has a text", f"embed.template reads {', '.join(template)}; the items have the columns "
+                        f"{', '.join(columns)}", "mend embed.template, or bring an item file with titles")
+    return texts
+
+
+def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    path = Path(config.path)
+    vectors_Id, matched, unused = precomputed_vectors(path, config.match, raw_ids)
+    facts = {"file": path.name, "fingerprint": fingerprint(path), "matched_by": matched, "unused_rows": unused}
+    return vectors_Id, facts
+
+
+def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
+    """Counts, after a check that every number is one.
+
+    Raises:
+        UserError: NaN or infinite numbers, or nothing but zeros.
+    """
+    broken = np.flatnonzero(~np.isfinite(vectors_Id).all(axis=1))
+    if len(broken):
+        raise UserError(f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
+                        f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
+                        "distances to them mean nothing", "mend these vectors (for embed.encoder text: try embed.dtype "
+                        "float32)")
+    zeros = int((~vectors_Id.any(axis=1)).sum())
+    if zeros == len(raw_ids):
+        raise UserError("the embeddings of all items are zero", "nothing tells them apart",
+                        "bring other vectors, or choose another embed.encoder")
+    return {"items": len(raw_ids), "dimensions": vectors_Id.shape[1], "zero_vectors": zeros}
+
+
+def _report(summary: dict[str, Any]) -> None:
+    print(f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
+          + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else ""))
+    if summary["zero_vectors"]:
+        print(f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
+              + (f", {summary['items_without_text']:,} of them as they have no text at all"
+                 if summary.get("items_without_text") else ""))

@@ -1,0 +1,299 @@
+"""Text encoders, on tiny random models with a tiny tokenizer that the tests make themselves."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from pipeline.artifacts import Embeddings, Interactions, write_parquet
+from pipeline.config import Params
+from pipeline.embed.config import EmbedConfig
+from pipeline.embed.stage import run
+from pipeline.embed.text import TextEncoder, mean_pool, text_vectors, token_budget_batches
+from pipeline.errors import UserError
+
+WORDS = [f"word{i}" for i in range(60)]
+CPU = torch.device("cpu")
+ITEMS = 37
+
+
+def save_tokenizer(folder) -> None:
+    vocabulary = {name: i for i, name in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
+                                         unk_token="<unk>").save_pretrained(folder)
+
+
+def save_model(folder, kind: str) -> str:
+    """A whole T5 (decoder too), or a BERT with its language-model head, as one finds them on the hub."""
+    torch.manual_seed(0)
+    if kind == "t5":
+        config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+        model = transformers.T5ForConditionalGeneration(config)
+    else:
+        config = transformers.BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+                                         intermediate_size=32, max_position_embeddings=24)
+        model = transformers.BertForMaskedLM(config)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, str]:
+    return {kind: save_model(tmp_path_factory.mktemp(kind), kind) for kind in ("t5", "bert")}
+
+
+def texts(seed: int = 0, items: int = ITEMS) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(items)]
+
+
+def config(model: str, **changes) -> EmbedConfig:
+    return EmbedConfig(**{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5,
+                          **changes})
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_a_vector_is_the_same_alone_and_in_a_batch_of_other_lengths(folders, kind, tmp_path):
+    all_texts = texts()
+    together, _, _ = text_vectors(all_texts, config(folders[kind]), tmp_path)
+    encoder = TextEncoder(folders[kind], "main", "float32", CPU)
+    for text, vector in zip(all_texts, together, strict=True):
+        assert encoder.embed(encoder.tokenize([text], 20))[0] == pytest.approx(vector, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bert"])
+def test_a_vector_is_the_mean_of_the_models_last_hidden_states(folders, kind):
+    encoder = TextEncoder(folders[kind], "main", "float32", CPU)
+    whole = transformers.AutoModel.from_pretrained(folders[kind]).eval()
+    stack = whole.get_encoder() if kind == "t5" else whole
+    for text in texts(1, 5):
+        tokens = encoder.tokenize([text], 20)
+        with torch.no_grad():
+            states = stack(input_ids=torch.tensor(np.array(tokens)).long()).last_hidden_state[0].numpy()
+        assert encoder.embed(tokens)[0] == pytest.approx(states.mean(axis=0), abs=1e-5)
+
+
+def test_mean_pooling_equals_a_slow_reference_and_ignores_padding():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(6, 9, 4, generator=generator)
+    lengths = [9, 1, 4, 7, 2, 3]
+    mask = torch.tensor([[position < length for position in range(9)] for length in lengths])
+    hidden[~mask] = float("nan")  # whatever the model leaves on padding
+    pooled = mean_pool(hidden, mask)
+    for row, length in enumerate(lengths):
+        assert pooled[row].tolist() == pytest.approx(
+            [sum(hidden[row, t, d].item() for t in range(length)) / length for d in range(4)], abs=1e-6)
+
+
+def test_only_the_encoder_of_a_t5_is_loaded(folders):
+    model = TextEncoder(folders["t5"], "main", "float32", CPU).model
+    assert type(model).__name__ == "T5EncoderModel"
+    assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+
+
+def test_batches_keep_to_the_budget_cover_all_and_let_a_long_text_stand_alone():
+    lengths = sorted([95, *np.random.default_rng(0).integers(1, 30, 100).tolist()], reverse=True)
+    batches = list(token_budget_batches(lengths, 60))
+    assert [i for batch in batches for i in range(101)[batch]] == list(range(101))
+    assert batches[0] == slice(0, 1)
+    for batch in batches[1:]:
+        own = lengths[batch]
+        assert max(own) * len(own) <= 60
+
+
+def test_texts_without_a_word_become_zeros_and_long_ones_are_cut_and_counted(folders, tmp_path):
+    vectors, facts, _ = text_vectors(["", "word1 word2 word3", "word1 word2 word9", ""],
+                                     config(folders["t5"], max_tokens=3), tmp_path)
+    assert (vectors[[0, 3]] == 0).all()
+    assert (vectors[1] == vectors[2]).all()
+    assert facts["items_at_max_tokens"] == 2
+
+
+def test_bfloat16_is_close_to_float32(folders, tmp_path):
+    full, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    half, facts, _ = text_vectors(texts(), config(folders["t5"], dtype="bfloat16"), tmp_path)
+    assert facts["dtype"] == "bfloat16"
+    assert 0 < np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+# ---------------------------------------------------------------------------------------------------- resuming
+
+class Counted:
+    """Counts the texts that an encoder really embeds."""
+
+    def __init__(self, monkeypatch):
+        self.texts, embed = 0, TextEncoder.embed
+
+        def counting(encoder, tokens):
+            self.texts += len(tokens)
+            return embed(encoder, tokens)
+
+        monkeypatch.setattr(TextEncoder, "embed", counting)
+
+
+def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
+    counted = Counted(monkeypatch)
+    whole, _, shards = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    files = sorted(shards.folder.iterdir())
+    assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
+    files[2].unlink()
+    files[4].write_bytes(files[4].read_bytes()[:-8])
+    counted.texts = 0
+    again, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    assert counted.texts == 10
+    assert again.tobytes() == whole.tobytes()
+
+
+def other_model(folders, tmp_path):
+    changed = transformers.T5ForConditionalGeneration.from_pretrained(folders["t5"])
+    torch.nn.init.normal_(changed.shared.weight)
+    changed.save_pretrained(tmp_path / "other")
+    save_tokenizer(tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", ["template", "max_tokens", "dtype", "shard_items", "weights", "one text", "nothing",
+                                    "batch_tokens"])
+def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folders, tmp_path, monkeypatch, change):
+    counted = Counted(monkeypatch)
+    text_vectors(texts(), config(folders["t5"]), tmp_path / "scratch")
+    assert counted.texts == ITEMS
+    changes = {"template": {"template": ("Title: {title}",)}, "max_tokens": {"max_tokens": 4},
+               "dtype": {"dtype": "bfloat16"}, "shard_items": {"shard_items": 6},
+               "batch_tokens": {"batch_tokens": 30}}
+    after = texts()
+    if change == "one text":
+        after[3] += " word5"
+    model = other_model(folders, tmp_path) if change == "weights" else folders["t5"]
+    text_vectors(after, config(model, **changes.get(change, {})), tmp_path / "scratch")
+    # a smaller batch is what one turns to when memory ran out: finished shards stay good
+    assert counted.texts == (ITEMS if change in ("nothing", "batch_tokens") else 2 * ITEMS)
+
+
+@pytest.fixture
+def interactions(tmp_path):
+    items = pd.DataFrame({"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"r{i}" for i in range(ITEMS)],
+                          "title": texts()})
+    write_parquet(Interactions(tmp_path / "interactions").items, items)
+    return tmp_path / "interactions"
+
+
+def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(folders, interactions, tmp_path):
+    params = Params(embed=config(folders["bert"]))
+    summary = run(params, interactions=interactions, output=tmp_path / "out", scratch=tmp_path / "scratch")
+    assert summary["name"] == folders["bert"].rsplit("/", 1)[1]
+    assert (summary["pooling"], summary["dtype"], summary["dimensions"]) == ("mean", "float32", 16)
+    assert len(summary["revision"]) == 64
+    assert Embeddings.read(tmp_path / "out").encoder == summary
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+    run(params, interactions=interactions, output=tmp_path / "again", scratch=tmp_path / "scratch")
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from pipeline.config import Params
+from pipeline.embed.config import EmbedConfig
+from pipeline.embed.stage import run
+from pipeline.embed.text import TextEncoder
+embed = TextEncoder.embed
+TextEncoder.embed = lambda self, tokens: (time.sleep(0.3), embed(self, tokens))[1]
+folder, model = Path(sys.argv[1]), sys.argv[2]
+config = EmbedConfig(encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
+run(Params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
+"""
+
+
+@pytest.mark.slow
+def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, interactions, tmp_path, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
+    scratch = tmp_path / "scratch"
+    while len(list(scratch.rglob("*.safetensors"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(scratch.rglob("*.safetensors")))
+    assert 3 <= kept < 8
+    assert not (tmp_path / "out").exists()
+    counted = Counted(monkeypatch)
+    params = Params(embed=config(folders["t5"]))
+    run(params, interactions=interactions, output=tmp_path / "out", scratch=scratch)
+    assert counted.texts == ITEMS - 5 * kept
+    run(params, interactions=interactions, output=tmp_path / "whole", scratch=tmp_path / "fresh")
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------- what can be wrong
+
+def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="the text encoder 'nobody/no-such-model' could not be loaded") as caught:
+        TextEncoder("nobody/no-such-model", "main", "float32", CPU)
+    assert "hf download nobody/no-such-model --local-dir" in caught.value.fix
+    assert "set embed.model to its path" in caught.value.fix
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="no_folder' could not be loaded"):
+        TextEncoder(str(tmp_path / "no_folder"), "main", "float32", CPU)
+
+
+def test_damaged_weights_are_an_error(tmp_path):
+    folder = save_model(tmp_path / "damaged", "bert")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="could not be loaded"):
+        TextEncoder(folder, "main", "float32", CPU)
+
+
+def test_weights_that_the_files_lack_are_never_made_up(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = save_model(tmp_path / "partial", "bert")
+    path = tmp_path / "partial" / "model.safetensors"
+    weights = load_file(path)
+    dropped = next(name for name in weights if "layer.1.output.dense.weight" in name)
+    save_file({name: tensor for name, tensor in weights.items() if name != dropped}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="1 weights are not in the files, such as encoder"):
+        TextEncoder(folder, "main", "float32", CPU)
+
+
+def test_code_that_comes_with_a_model_is_never_run(tmp_path):
+    folder = tmp_path / "custom"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}')
+    (folder / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="could not be loaded"):
+        TextEncoder(str(folder), "main", "float32", CPU)
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused(folders):
+    with pytest.raises(UserError, match=r"embed\.max_tokens is 30, but .* reads at most 24"):
+        TextEncoder(folders["bert"], "main", "float32", CPU).tokenize(["word1"], 30)
+
+
+def test_too_little_memory_says_what_to_lower(folders, tmp_path, monkeypatch):
+    def no_room(encoder, tokens):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(TextEncoder, "embed", no_room)
+    with pytest.raises(UserError, match="not enough memory") as caught:
+        text_vectors(texts(), config(folders["t5"]), tmp_path)
+    assert "lower embed.batch_tokens" in caught.value.fix
