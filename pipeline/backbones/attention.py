@@ -8,12 +8,14 @@ Shape legend: T query positions and S key positions of all sequences, H heads, D
 Q queries and K keys of each of its sequences.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.backbones.dropout import dropout_factors
 
 
 @dataclass(frozen=True)
@@ -73,60 +75,80 @@ class _GroupedAttention(torch.autograd.Function):
     def forward(ctx: Any, q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, bias_HQK: Tensor | None, layout: Layout,
                 dropout: float) -> Tensor:
         out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
-        ctx.layout, ctx.dropout, ctx.weights = layout, dropout, []
-        ctx.save_for_backward(q_THD, k_SHD, v_SHD, bias_HQK)
-        views = zip(*(_views(x, layout, side) for x, side in ((q_THD, 0), (k_SHD, 1), (v_SHD, 1), (out_THD, 0))),
-                    strict=True)
-        for q, k, v, out in views:
-            scores = _scores(q, k, bias_HQK, layout.real_nK)
-            weights = F.softmax(scores, dim=-1)
-            keep = None
-            dropped = weights
-            if dropout:
-                dropped, keep = torch.native_dropout(weights, dropout, True)
-            out.copy_(dropped.to(v.dtype) @ v)
-            ctx.weights.append((weights, dropped, keep))
+        factors = _dropout_factors(q_THD, layout, dropout) if dropout else [None] * len(layout.groups)
+        saved = []
+        for group, q, k, v, out, factor in zip(
+                layout.groups, _views(q_THD, layout, "queries"), _views(k_SHD, layout, "keys"),
+                _views(v_SHD, layout, "keys"), _views(out_THD, layout, "queries"), factors, strict=True):
+            q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
+            weights = _scores(q, k, group, bias_HQK, layout.real_nK).softmax(-1)
+            dropped = weights if factor is None else weights * factor
+            out.copy_(torch.bmm(dropped.to(v.dtype), v).view(out.shape))
+            saved += [q, k, v, weights] if factor is None else [q, k, v, weights, factor]
+        ctx.save_for_backward(*saved)
+        ctx.layout, ctx.dropout = layout, dropout
+        ctx.bias_shape = bias_HQK.shape if bias_HQK is not None and ctx.needs_input_grad[3] else None
+        ctx.shapes = q_THD.shape, k_SHD.shape
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_THD, k_SHD, v_SHD, bias_HQK = ctx.saved_tensors
-        dq_THD, dk_SHD, dv_SHD = (torch.empty_like(x, memory_format=torch.contiguous_format)
-                                  for x in (q_THD, k_SHD, v_SHD))
-        dbias_HQK = torch.zeros_like(bias_HQK) if ctx.needs_input_grad[3] else None
-        sides = ((q_THD, 0), (k_SHD, 1), (v_SHD, 1), (grads[0], 0), (dq_THD, 0), (dk_SHD, 1), (dv_SHD, 1))
-        views = zip(ctx.weights, *(_views(x, ctx.layout, side) for x, side in sides), strict=True)
-        for (weights, dropped, keep), q, k, v, dout, dq, dk, dv in views:
-            dv.copy_(dropped.to(dout.dtype).mT @ dout)
-            dweights = (dout @ v.mT).to(weights.dtype)
-            if keep is not None:
-                dweights = dweights * keep / (1 - ctx.dropout)
+        layout, per_group, dout_THD = ctx.layout, 5 if ctx.dropout else 4, grads[0]
+        dq_THD, dk_SHD, dv_SHD = (dout_THD.new_empty(ctx.shapes[side]) for side in (0, 1, 1))
+        dbias_HQK = None
+        for i, (group, dout, dq, dk, dv) in enumerate(zip(
+                layout.groups, _views(dout_THD, layout, "queries"), _views(dq_THD, layout, "queries"),
+                _views(dk_SHD, layout, "keys"), _views(dv_SHD, layout, "keys"), strict=True)):
+            q, k, v, weights, *factor = ctx.saved_tensors[i * per_group:(i + 1) * per_group]
+            dout = _heads_first(dout)
+            dropped = weights * factor[0] if factor else weights
+            dv.copy_(torch.bmm(dropped.to(dout.dtype).mT, dout).view(dv.shape))
+            dweights = torch.bmm(dout, v.mT).to(weights.dtype)
+            if factor:
+                dweights *= factor[0]
             dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            if dbias_HQK is not None:
-                dbias_HQK[:, :q.shape[2], :k.shape[2]] += dscores.sum(0)
+            if ctx.bias_shape is not None:
+                if dbias_HQK is None:
+                    dbias_HQK = weights.new_zeros(ctx.bias_shape)
+                dbias_HQK[:, :group.queries, :group.keys] += dscores.unflatten(0, (group.sequences, -1)).sum(0)
             dscores = dscores.to(q.dtype)
-            dq.copy_(dscores @ k)
-            dk.copy_(dscores.mT @ q)
+            dq.copy_(torch.bmm(dscores, k).view(dq.shape))
+            dk.copy_(torch.bmm(dscores.mT, q).view(dk.shape))
         return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None
 
 
-def _views(x_THD: Tensor, layout: Layout, side: int) -> list[Tensor]:
-    """Each group's part of a packed axis as [n, H, length, D]; side 0 is the queries', 1 the keys'."""
-    lengths = [group.keys if side else group.queries for group in layout.groups]
+def _views(x_THD: Tensor, layout: Layout, side: str) -> list[Tensor]:
+    """Each group's part of a packed axis of `queries` or `keys`, as [n, H, length, D]."""
+    lengths = [getattr(group, side) for group in layout.groups]
     sizes = [group.sequences * length for group, length in zip(layout.groups, lengths, strict=True)]
     return [part.unflatten(0, (-1, length)).transpose(1, 2)
             for part, length in zip(x_THD.split(sizes), lengths, strict=True)]
 
 
-def _scores(q: Tensor, k: Tensor, bias_HQK: Tensor | None, real_nK: Tensor | None) -> Tensor:
-    """Biased and masked scores of one group [n, H, Q, K], in float32 or better."""
-    scores = q @ k.mT
+def _heads_first(x_nHLD: Tensor) -> Tensor:
+    """[n, H, length, D] -> contiguous [n * H, length, D], which `bmm` takes as it is."""
+    return x_nHLD.flatten(0, 1).contiguous()
+
+
+def _scores(q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, real_nK: Tensor | None) -> Tensor:
+    """Biased and masked scores of one group [n * H, Q, K], in float32 or better."""
+    scores = torch.bmm(q, k.mT)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores_nHQK = scores.unflatten(0, (group.sequences, -1))
     if bias_HQK is not None:
-        scores += bias_HQK[:, :q.shape[2], :k.shape[2]]
+        scores_nHQK += bias_HQK[:, :group.queries, :group.keys]
     if real_nK is not None:
-        scores.masked_fill_(~real_nK[:, None, None, :], float("-inf"))
+        scores_nHQK.masked_fill_(~real_nK[:, None, None, :], float("-inf"))
     return scores
+
+
+def _dropout_factors(q_THD: Tensor, layout: Layout, p: float) -> list[Tensor]:
+    """Each group's factors [n * H, Q, K], drawn together."""
+    shapes = [(group.sequences * q_THD.shape[1], group.queries, group.keys) for group in layout.groups]
+    sizes = [math.prod(shape) for shape in shapes]
+    like = q_THD.new_empty(0, dtype=torch.promote_types(q_THD.dtype, torch.float32))
+    factors = dropout_factors(torch.Size([sum(sizes)]), p, like)
+    return [part.view(shape) for part, shape in zip(factors.split(sizes), shapes, strict=True)]
 
 
 def reference_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,

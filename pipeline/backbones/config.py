@@ -27,3 +27,5 @@ class BackboneConfig:
                 raise ValueError(f"backbone.{name} must be 1 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError("backbone.dropout must lie in [0, 1)")
+        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError("backbone.relative_buckets must be 4 or more, and relative_max_distance above half of it")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pipeline.backbones.attention import Group, Layout, attention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.dropout import Dropout, ReluDropout
 from pipeline.backbones.histories import Histories
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
@@ -89,7 +90,7 @@ class SelfAttention(nn.Module):
         self.norm = RMSNorm(config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, causal: bool = False) -> Tensor:
         q, k, v = self.project(h_Td)
@@ -120,7 +121,7 @@ class CrossAttention(nn.Module):
         self.q = nn.Linear(config.d_model, inner, bias=False)
         self.kv = nn.Linear(config.d_model, 2 * inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def keys_values(self, memory_Td: Tensor) -> KeysValues:
         k, v = self.kv(memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
@@ -140,12 +141,12 @@ class FeedForward(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
                                     for _ in range(config.ff_hidden_layers - 1))
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor) -> Tensor:
-        x = self.dropout(F.relu(self.wi(self.norm(h_Td))))
+        x = self.relu(self.wi(self.norm(h_Td)))
         for layer in self.hidden:
-            x = self.dropout(F.relu(layer(x)))
+            x = self.relu(layer(x))
         return h_Td + self.dropout(self.wo(x))
 
 
@@ -218,7 +219,7 @@ class T5(nn.Module):
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
         self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in catalogue.widths)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self._register_tokens()
         self._initialise()
 
@@ -261,7 +262,7 @@ class T5(nn.Module):
         for block in self.decoder:
             h_Td = block(h_Td, layout, bias_HLL, block.cross.keys_values(encoded.states_Td), cross)
         h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, self.levels))
-        return [head(h_WLd[:, level]) for level, head in enumerate(self.heads)]
+        return [self._logits(h_WLd[:, level], level) for level in range(self.levels)]
 
     def encode(self, histories: Histories) -> Encoded:
         """Run the encoder over all windows.
@@ -312,8 +313,13 @@ class T5(nn.Module):
         for block, past, memory in zip(self.decoder, pasts, state.memory, strict=True):
             h_Td, past = block.extend(h_Td, layout, bias_H1K, past, memory, cross)
             kept.append(past)
-        logits = self.heads[level](self.decoder_norm(h_Td)).unflatten(0, (windows, beams))
-        return logits, replace(state, level=level + 1, past=tuple(kept))
+        logits_WKV = self._logits(self.decoder_norm(h_Td), level).unflatten(0, (windows, beams))
+        return logits_WKV, replace(state, level=level + 1, past=tuple(kept))
+
+    def _logits(self, h_Td: Tensor, level: int) -> Tensor:
+        """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
+        with torch.autocast(h_Td.device.type, enabled=False):
+            return self.heads[level](h_Td.float())
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)

@@ -1,0 +1,62 @@
+"""Dropout that does not dominate training on a CPU.
+
+torch draws one number per element, which on a CPU takes a quarter of the time of a small model's step. Here four
+elements share one draw of 64 bits, so that the rate is a multiple of 1/65536; the kept elements are scaled by exactly
+that rate. The numbers come from torch's global generator: seeding and restoring it repeats them.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STEPS = 2**16
+
+
+def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
+    """What to multiply with: 0 with probability p, else 1 / (1 - p); on the device and in the type of `like`."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
+    size, dropped = math.prod(shape), round(p * STEPS)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-2**63, None)
+    keep = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2
+    return keep.to(like.dtype).mul_(STEPS / (STEPS - dropped))
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout`, faster on a CPU."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        return F.dropout(x, self.p) if x.is_cuda else x * dropout_factors(x.shape, self.p, x)
+
+
+class ReluDropout(Dropout):
+    """Dropout of a ReLU: one pass and one saved tensor instead of two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0 or x.is_cuda:
+            return super().forward(F.relu(x))
+        return _ReluDropout.apply(x, self.p)
+
+
+class _ReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        factors = dropout_factors(x.shape, p, x)
+        y = factors.mul_(x).clamp_(min=0)
+        ctx.save_for_backward(y)
+        ctx.scale = STEPS / (STEPS - round(p * STEPS))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors  # positive exactly where x was, and was kept
+        return torch.ops.aten.threshold_backward(grads[0], y, 0).mul_(ctx.scale), None
