@@ -124,13 +124,14 @@ def _read_parquet(path: Path) -> Brought:
     chosen = _only(lists, list(fields), "column of vectors", path)
     table = pq.read_table(path, columns=[chosen, *(["raw_id"] if "raw_id" in fields else [])])
     table = table.filter(pc.is_valid(table[chosen]))
-    column = table[chosen].combine_chunks()
-    widths = pc.unique(pc.list_value_length(column)).to_pylist()
+    widths = pc.unique(pc.list_value_length(table[chosen])).to_pylist()
     if len(widths) > 1:
         raise UserError(f"vectors of {path} differ in length: {', '.join(map(str, sorted(widths)[:5]))}",
                         "all items need the same width", "write it again")
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors_Rd = _matrix(flat.reshape(len(column), widths[0] if widths else 0), path)
+    # chunk by chunk: one Arrow list array counts its numbers in 32 bits
+    parts = [_matrix(chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1), path)
+             for chunk in table[chosen].chunks if len(chunk)]
+    vectors_Rd = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     return Brought(vectors_Rd, [str(v) for v in table["raw_id"].to_pylist()] if "raw_id" in fields else None)
 
 

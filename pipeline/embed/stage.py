@@ -1,7 +1,8 @@
 """Stage 2: every item gets a vector.
 
 Reads data/interactions/items.parquet, writes data/embeddings/. An item that has no text gets a vector of zeros and is
-counted: it shares its codes with the other such items, and the deduplication digit tells them apart.
+counted: it shares its codes with the other such items, and the deduplication digit tells them apart. The seed changes
+nothing here, so that runs with different seeds share their embeddings.
 
 Shape legend: I items, d embedding width.
 """
@@ -41,7 +42,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = E
         if config.encoder == "tfidf":
             from pipeline.embed.tfidf import tfidf_vectors
 
-            vectors_Id = tfidf_vectors(texts, config.dimensions, params.seed)
+            vectors_Id = tfidf_vectors(texts, config.dimensions)
             facts = {"template": list(config.template)}
         else:
             from pipeline.embed.text import text_vectors

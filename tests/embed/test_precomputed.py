@@ -59,7 +59,7 @@ def test_ids_may_be_numbers_in_the_file(tmp_path):
 @pytest.mark.parametrize("kind", [pa.list_(pa.float16()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())])
 def test_every_kind_of_parquet_list_is_read(tmp_path, kind):
     halves = VECTORS.astype(np.float16)
-    pq.write_table(pa.table({"embedding": pa.array(list(halves), kind)}), tmp_path / "v.parquet")
+    pq.write_table(pa.table({"embedding": pa.array(list(halves), kind)}), tmp_path / "v.parquet", row_group_size=3)
     assert (precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)[0] == halves.astype(np.float32)).all()
 
 

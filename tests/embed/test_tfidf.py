@@ -24,7 +24,7 @@ def catalogue(seed: int = 0, each: int = 40) -> tuple[list[str], np.ndarray]:
 
 def test_items_of_the_same_category_are_nearer_than_others():
     texts, categories = catalogue()
-    vectors = tfidf_vectors(texts, 16, seed=1)
+    vectors = tfidf_vectors(texts, 16)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     likeness = unit @ unit.T
     same = categories[:, None] == categories[None, :]
@@ -34,26 +34,27 @@ def test_items_of_the_same_category_are_nearer_than_others():
     assert (categories[likeness.argmax(axis=1)] == categories).mean() > 0.9
 
 
-def test_the_same_seed_gives_the_same_bytes_with_any_number_of_threads():
+def test_bytes_do_not_depend_on_the_number_of_threads():
     texts, _ = catalogue()
     with threadpool_limits(limits=1):
-        one = tfidf_vectors(texts, 16, seed=1)
+        one = tfidf_vectors(texts, 16)
     with threadpool_limits(limits=4):
-        four = tfidf_vectors(texts, 16, seed=1)
+        four = tfidf_vectors(texts, 16)
     assert one.tobytes() == four.tobytes()
 
 
-def test_another_seed_gives_the_same_vectors_up_to_rounding_signs_included():
+def test_another_start_of_the_svd_gives_the_same_vectors_up_to_rounding_signs_included(monkeypatch):
     # themes of very different size leave the SVD no choice but the sign
     texts = ["spade rake hose"] * 60 + ["pan knife whisk"] * 20 + ["guitar drum"] * 5
-    a, b = (tfidf_vectors(texts, 3, seed) for seed in (1, 2**40))
-    assert a == pytest.approx(b, abs=1e-5)
+    a = tfidf_vectors(texts, 3)
+    monkeypatch.setattr("pipeline.embed.tfidf.SEED", 7)
+    assert a == pytest.approx(tfidf_vectors(texts, 3), abs=1e-5)
     assert (a.sum(axis=0) > 0).all()
 
 
 def test_a_text_without_words_becomes_zeros():
     texts, _ = catalogue()
-    vectors = tfidf_vectors(["", *texts, "!!!"], 8, seed=1)
+    vectors = tfidf_vectors(["", *texts, "!!!"], 8)
     assert (vectors[[0, -1]] == 0).all()
     assert (vectors[1:-1] != 0).any(axis=1).all()
 
@@ -61,7 +62,7 @@ def test_a_text_without_words_becomes_zeros():
 @pytest.mark.parametrize(("texts", "width"), [(["spade", "rake", "spade rake"], 2), (["one two three four"], 1),
                                               (["pot", "pot", ""], 1), (["a b c d e f", "a g h i j k"], 2)])
 def test_the_width_is_what_the_texts_and_words_allow(texts, width):
-    vectors = tfidf_vectors(texts, 128, seed=0)
+    vectors = tfidf_vectors(texts, 128)
     assert vectors.shape == (len(texts), width)
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
@@ -69,4 +70,4 @@ def test_the_width_is_what_the_texts_and_words_allow(texts, width):
 
 def test_texts_without_a_single_word_are_an_error():
     with pytest.raises(UserError, match="not one word"):
-        tfidf_vectors(["!!!", "", "..."], 8, seed=0)
+        tfidf_vectors(["!!!", "", "..."], 8)
