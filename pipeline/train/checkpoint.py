@@ -4,7 +4,9 @@ A checkpoint lives in the scratch folder, under the fingerprint of everything th
 only by a run with the same parameters and the same input files, and deleted when that run has written its model.
 """
 
+import hashlib
 import io
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from pipeline.artifacts import write_bytes
 from pipeline.errors import UserError
 
+DIGEST = hashlib.sha256().digest_size  # the checksum stands before the content
 
 class Checkpoints:
     """The one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
@@ -26,19 +29,24 @@ class Checkpoints:
         """Replace the checkpoint as a whole. Raises UserError when the disk is full; the older one then stays."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self.path, buffer.getvalue())
+        content = buffer.getvalue()
+        write_bytes(self.path, hashlib.sha256(content).digest() + content)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """The state, or None when this run starts from nothing.
 
         Raises:
-            UserError: the file is damaged; nothing is deleted or trained.
+            UserError: the file is damaged (torch alone would not notice a flipped bit); nothing is deleted or trained.
         """
         if not self.path.exists():
             return None
+        whole = self.path.read_bytes()
+        digest, content = whole[:DIGEST], whole[DIGEST:]
         try:
-            return torch.load(self.path, map_location=device, weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file: zip, pickle, EOF, runtime errors
+            if hashlib.sha256(content).digest() != digest:
+                raise pickle.UnpicklingError("its content does not match its checksum")
+            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        except pickle.UnpicklingError as error:
             raise UserError(f"the checkpoint {self.path} cannot be read: {str(error).splitlines()[0]}",
                             "it was damaged after it was written, so the stopped run cannot be resumed",
                             f"delete {self.folder} and run the same command again: training starts anew") from error

@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -126,15 +127,14 @@ def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Split
 def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
     threads = []
 
-    def numbers():  # type: ignore[no-untyped-def]
+    def numbers() -> Iterator[int]:
         for i in range(5):
             threads.append(threading.current_thread())
             yield i
         raise RuntimeError("the end")
 
-    seen = []
+    prepared = ahead(numbers())
+    assert [next(prepared) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="the end"):
-        for number in ahead(numbers()):
-            seen.append(number)
-    assert seen == [0, 1, 2, 3, 4]
+        next(prepared)
     assert threading.main_thread() not in threads

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from pipeline.artifacts import Sids, Splits
+from pipeline.artifacts import Sids, Splits, write_parquet
 from pipeline.config import Params, build_params
 from pipeline.train.stage import run
 
@@ -58,3 +59,15 @@ def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, m
 def make_sids(items: int = 40) -> Sids:
     codes_IL = np.stack([np.arange(items) // 8, np.arange(items) % 4, np.arange(items) % 8 // 4], 1).astype(np.int32)
     return Sids(codes_IL, (items // 8, 4, 2), {"level_1": np.zeros((1, 1), np.float32)}, {})
+
+
+def write_world(folder: Path) -> TinyWorld:
+    """60 users, 40 items, 3 levels."""
+    rng = np.random.default_rng(0)
+    splits, sids = make_splits(rng.integers(2, 14, size=60).tolist(), rng), make_sids()
+    splits.write(folder / "splits")
+    sids.write(folder / "sids")
+    names = [f"B{i:03d}" for i in range(40)]
+    write_parquet(folder / "interactions" / "items.parquet", pd.DataFrame(
+        {"item_id": np.arange(40, dtype=np.int32), "raw_id": names, "title": [f"Thing {name}" for name in names]}))
+    return TinyWorld(folder, Splits.read(folder / "splits"), sids)

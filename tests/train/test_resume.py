@@ -1,0 +1,186 @@
+"""A run that is killed goes on from its checkpoint and ends with the same bytes."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_world import TinyWorld, make_params
+
+from pipeline.errors import UserError
+from pipeline.train.checkpoint import Checkpoints
+from pipeline.train.loop import Trainer
+
+# Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
+KILLED = """
+import json, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from tiny_world import TinyWorld, make_params
+from pipeline.train import loop
+
+step, update = int(sys.argv[4]), loop.update
+def deadly(optimizer, config, number, windows):
+    if number == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    update(optimizer, config, number, windows)
+loop.update = deadly
+TinyWorld(Path(sys.argv[2]), None, None).train(make_params(**json.loads(sys.argv[3])))
+"""
+SETTINGS: dict[str, Any] = {"train": {"ema": 0.9, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5}}
+
+
+def kill_at(world: TinyWorld, step: int, settings: dict[str, Any]) -> None:
+    """Train in a process of its own until SIGKILL strikes in optimizer step `step`."""
+    here = str(Path(__file__).parent)
+    command = [sys.executable, "-c", KILLED, here, str(world.folder), json.dumps(settings), str(step)]
+    killed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (world.folder / "run").exists()
+
+
+def checkpoint_files(world: TinyWorld) -> list[Path]:
+    return list((world.folder / "scratch").rglob("checkpoint.pt"))
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let the next training end with an error after this many steps, in this process."""
+    train = Trainer._train
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == steps:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", stopping)
+
+
+def _interrupt(*args: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted(world: TinyWorld, monkeypatch: pytest.MonkeyPatch, steps: int, **settings: Any) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(make_params(**settings))
+
+
+def test_kill_9_at_a_random_step_changes_no_byte_of_the_result(
+        world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    step = random.Random(os.urandom(8)).randrange(8, 29)  # checkpoints fall on 7, 14, 21, 28; a pass has 8 steps
+    kill_at(world, step, SETTINGS)
+    assert len(checkpoint_files(world)) == 1
+    world.train(make_params(**SETTINGS))
+    assert f"resumed at step {step // 7 * 7}" in capsys.readouterr().out, f"killed at step {step}"
+    world.train(make_params(**SETTINGS), "undisturbed")
+    assert world.written() == world.written("undisturbed"), f"killed at step {step}"
+    assert not checkpoint_files(world)
+
+
+def test_wherever_a_run_stops_it_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train": {**SETTINGS["train"], "windows": "prefixes", "accumulate": 2}}
+    world.train(make_params(**settings), "undisturbed")
+    for steps in (7, 10, 14, 19, 24):  # on a checkpoint, on a validation, on both, in mid-pass
+        interrupted(world, monkeypatch, steps, **settings)
+        world.train(make_params(**settings), str(steps))
+        assert world.written(str(steps)) == world.written("undisturbed"), f"stopped after {steps}"
+
+
+def test_a_run_that_patience_had_ended_does_not_train_on(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train": {"learning_rate": 1e-9, "validate_every": 7, "patience": 2, "max_windows": 10**6}}
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.train.stage.save_generator", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(make_params(**settings))
+    assert len(checkpoint_files(world)) == 1
+    stop_after(monkeypatch, 21)
+    assert world.train(make_params(**settings))["best_step"] == 7
+
+
+def test_another_parameter_starts_anew_and_leaves_the_checkpoint(
+        world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(world, monkeypatch, 10)
+    world.train(make_params(train={"learning_rate": 0.005}), "other")
+    assert "resumed" not in capsys.readouterr().out
+    assert len(checkpoint_files(world)) == 1
+    world.train(make_params())
+    assert "resumed at step 7" in capsys.readouterr().out
+
+
+def test_another_input_starts_anew(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(world, monkeypatch, 10)
+    (world.folder / "sids").unlink()
+    replace(world.sids, codes_IL=world.sids.codes_IL[::-1]).write(world.folder / "sids")
+    world.train(make_params())
+    assert "resumed" not in capsys.readouterr().out
+
+
+def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(world, monkeypatch, 10)
+    world.train(make_params(train={"checkpoint_every": 50}))
+    assert "resumed at step 7" in capsys.readouterr().out
+    world.train(make_params(), "undisturbed")
+    assert world.written() == world.written("undisturbed")
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    interrupted(world, monkeypatch, 10)
+    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda: 2)
+    world.train(make_params(train={"threads": 0}))
+    assert "1 threads, resumed at step 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "one bit", "empty"])
+def test_a_damaged_checkpoint_is_named_and_stays(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                                 damage: str) -> None:
+    interrupted(world, monkeypatch, 10)
+    path, = checkpoint_files(world)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]
+    path.write_bytes({"cut": whole[:middle], "one bit": one_bit, "empty": b""}[damage])
+    with pytest.raises(UserError, match="cannot be read") as error:
+        world.train(make_params())
+    assert str(path.parent) in error.value.fix
+    assert path.exists()
+    assert not (world.folder / "run").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "f" * 64)
+    checkpoints.save({"step": 1, "weights": torch.ones(10)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(UserError, match="could not write"):
+            checkpoints.save({"step": 2, "weights": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    saved = checkpoints.load(torch.device("cpu"))
+    assert saved is not None
+    assert saved["step"] == 1
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_checkpoint_never_runs_code(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    checkpoints = Checkpoints(tmp_path, "f" * 64)
+    checkpoints.save({"step": Evil()})
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoints.load(torch.device("cpu"))
+    assert not (tmp_path / "owned").exists()
