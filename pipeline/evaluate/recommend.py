@@ -1,0 +1,91 @@
+"""What a trained model would show next: to a user of the log, or after any list of items."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
+from pipeline.backbones.generator import Generator, load_generator
+from pipeline.errors import UserError
+from pipeline.evaluate.ranks import check_fit, check_reports
+from pipeline.ranking import generate
+
+BEAM = 20  # at least; a narrower search would find worse items for a short list
+CANDIDATES = 100_000  # ids that an unknown one is held against
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An item by its raw id. title is empty where the log has none; score is the log-probability of its SID."""
+
+    item: str
+    title: str
+    score: float
+
+
+def recommend(*, user: str | None = None, history: Sequence[str] | None = None, k: int = 10,
+              filter_seen: bool = False, interactions: Path = INTERACTIONS, splits: Path = SPLITS,
+              generator: Path = GENERATOR, reports: Path = REPORTS) -> list[Recommendation]:
+    """The k items that the model expects next, best first; fewer when the catalogue has fewer.
+
+    Args:
+        user: raw id; all that is known of the user is the history, held-out items too: a forecast of the next item.
+        history: raw item ids, oldest first, instead of a user.
+        filter_seen: leave out items of the history.
+
+    Raises:
+        UserError: an unknown id, an empty history, or a model that its reports or the splits do not belong to.
+    """
+    if (user is None) == (history is None):
+        raise UserError("give a user or a history", "one of them says what to go on from",
+                        "python -m pipeline recommend --user ID, or --history ID,ID")
+    if k < 1:
+        raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
+    check_reports(reports, generator)
+    loaded = load_generator(generator)
+    if history is None:
+        items = _history_of(str(user), loaded, interactions, splits, generator)
+    else:
+        items = _ids(list(history), loaded.items, "item", generator / "items.parquet")
+    if not len(items):
+        raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
+    return _best(loaded, items[-int(loaded.config["max_history"]):], k, filter_seen)
+
+
+def _best(loaded: Generator, history: np.ndarray, k: int, filter_seen: bool) -> list[Recommendation]:
+    outputs = generate(loaded.model, loaded.catalogue, history, np.array([0, len(history)]), beam=max(k, BEAM),
+                       drop_seen=len(history) if filter_seen else 0)
+    titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
+    found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
+    return [Recommendation(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]),
+                           float(score)) for item, score in found[:k]]
+
+
+def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, generator: Path) -> np.ndarray:
+    """The user's whole sequence of item ids."""
+    log = Splits.read(splits)
+    check_fit(loaded, generator, log, splits)
+    path = Interactions(interactions).users
+    users = read_parquet(path)
+    if len(users) != log.users:
+        raise UserError(f"{path} has {len(users):,} users, {splits} has {log.users:,}",
+                        "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
+    index = int(_ids([user], users, "user", path)[0])
+    return np.asarray(log.items_N[log.offsets[index]:log.offsets[index + 1]])
+
+
+def _ids(raw: list[str], known: pd.DataFrame, kind: str, source: Path) -> np.ndarray:
+    """Dense ids of raw ones. Raises UserError that names the nearest raw ids of those that are not known."""
+    names = pd.Index(known["raw_id"].astype(str))
+    ids = names.get_indexer(pd.Index(raw))
+    unknown = [name for name, index in zip(raw, ids, strict=True) if index < 0]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
+        others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(f"{kind} '{unknown[0]}' is not known{others}", f"{source} lists {len(names):,} {kind}s",
+                        f"did you mean {' or '.join(close)}?" if close else f"such as {', '.join(names[:3])}")
+    return ids

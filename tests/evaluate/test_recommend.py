@@ -1,0 +1,102 @@
+"""What is recommended: the best items for all that is known of a user; unknown names are met with near ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from evaluated_world import ITEMS, MAX_HISTORY, World, write_generator
+
+from pipeline.artifacts import write_parquet
+from pipeline.backbones.beam import score_catalogue
+from pipeline.backbones.generator import load_generator
+from pipeline.backbones.histories import Histories
+from pipeline.errors import UserError
+from pipeline.evaluate.recommend import Recommendation, recommend
+from pipeline.evaluate.stage import run
+
+
+def ask(world: World, **arguments) -> list[Recommendation]:
+    return recommend(interactions=world.root / "data/interactions", **world.paths, **arguments)
+
+
+def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
+    """Raw ids by descending log-probability after the most recent items of a history, and these."""
+    model = load_generator(world.paths["generator"]).model
+    recent = np.array(history[-MAX_HISTORY:])
+    scores = score_catalogue(model, Histories.pack(recent, np.array([0, len(recent)])))[0].numpy()
+    order = np.argsort(-scores, kind="stable")
+    return [f"item-{item}" for item in order], scores[order]
+
+
+def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world):
+    for user in range(5):
+        sequence = world.splits.items_N[world.splits.offsets[user]:world.splits.offsets[user + 1]].tolist()
+        names, scores = exact(world, sequence)
+        shown = ask(world, user=f"user-{user}", k=ITEMS)
+        assert [row.item for row in shown] == names
+        np.testing.assert_allclose([row.score for row in shown], scores, rtol=1e-5)
+
+
+def test_a_history_of_raw_ids_says_the_same_as_the_user_who_has_it(world):
+    sequence = world.splits.items_N[world.splits.offsets[3]:world.splits.offsets[4]]
+    assert ask(world, history=[f"item-{item}" for item in sequence], k=7) == ask(world, user="user-3", k=7)
+
+
+def test_only_the_model_is_needed_for_a_history(world):
+    for path in (*(world.root / "data").rglob("*.npy"), *world.paths["reports"].iterdir()):
+        path.unlink()
+    assert len(ask(world, history=["item-1"], k=3)) == 3
+
+
+def test_k_items_come_with_titles_and_more_than_there_are_is_no_error(world):
+    rows = ask(world, history=["item-2"], k=3)
+    assert len(rows) == 3
+    assert len(ask(world, history=["item-2"], k=10 * ITEMS)) == ITEMS
+    for row in ask(world, history=["item-2"], k=ITEMS):
+        number = int(row.item.removeprefix("item-"))
+        assert row.title == (f"Title {number}" if number % 4 else "")
+
+
+def test_seen_items_can_be_left_out(world):
+    names, _ = exact(world, [1, 2, 3])
+    shown = [row.item for row in ask(world, history=["item-1", "item-2", "item-3"], k=ITEMS, filter_seen=True)]
+    assert shown == [name for name in names if name not in ("item-1", "item-2", "item-3")]
+
+
+def test_an_unknown_user_or_item_is_met_with_near_ones(world):
+    with pytest.raises(UserError, match="user 'user-99' is not known") as refused:
+        ask(world, user="user-99")
+    assert "user-9" in refused.value.fix
+    with pytest.raises(UserError, match=r"item 'itm-3' is not known \(and 1 more\)") as refused:
+        ask(world, history=["item-1", "itm-3", "itm-4"])
+    assert "item-3" in refused.value.fix
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({}, "give a user or a history"), ({"user": "user-1", "history": ["item-1"]}, "give a user or a history"),
+    ({"history": []}, "the history is empty"), ({"user": "user-1", "k": 0}, "k is 0"),
+])
+def test_what_makes_no_sense_is_refused(world, arguments, message):
+    with pytest.raises(UserError, match=message):
+        ask(world, **arguments)
+
+
+def test_a_model_beside_the_reports_of_another_is_refused(world):
+    run(world.params, **world.paths)
+    ask(world, user="user-1")
+    write_generator(world, seed=3)
+    with pytest.raises(UserError, match="another model"):
+        ask(world, user="user-1")
+
+
+def test_a_model_of_other_splits_is_refused(world):
+    replace(world.splits, items_N=world.splits.items_N[::-1].copy()).write(world.paths["splits"])
+    with pytest.raises(UserError, match="trained on other splits"):
+        ask(world, user="user-1")
+
+
+def test_users_of_another_log_are_refused(world):
+    write_parquet(world.root / "data/interactions/users.parquet", pd.DataFrame({"user_id": [0], "raw_id": ["user-1"]}))
+    with pytest.raises(UserError, match="different logs"):
+        ask(world, user="user-1")
