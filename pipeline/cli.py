@@ -6,6 +6,7 @@ mlflow. `main` is where errors meant for the user become three plain lines and e
 
 import errno
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,9 +67,10 @@ def _run(stage: str) -> None:
 
 @app.command(rich_help_panel=STAGES)
 def ingest() -> None:
-    """Clean the raw log: drop bad rows, deduplicate, keep the k-core, number users and items.
+    """Clean the raw log, and number its users and items.
 
-    Reads ingest.path, writes data/interactions. Every dropped row is in rejects.parquet with its reason.
+    Drops bad rows and repeats, keeps the k-core. Reads ingest.path, writes data/interactions; every bad row is in
+    rejects.parquet there, with its reason.
 
     [dim]Examples:[/dim]
 
@@ -81,7 +83,7 @@ def ingest() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def embed() -> None:
-    """Give every item a vector: from its text, or one that you bring.
+    """Give every item a vector, from its text or as you bring it.
 
     Reads data/interactions, writes data/embeddings.
 
@@ -96,9 +98,10 @@ def embed() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def quantize() -> None:
-    """Turn the vectors into Semantic IDs, one per item, with a digit that keeps them apart.
+    """Turn the vectors into Semantic IDs, one per item.
 
-    Reads data/embeddings, writes data/sids with a quality report (collisions, codes used, reconstruction error).
+    A last digit keeps apart what the codes do not. Reads data/embeddings, writes data/sids with a quality report
+    (collisions, codes used, reconstruction error).
 
     [dim]Examples:[/dim]
 
@@ -111,7 +114,7 @@ def quantize() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def split() -> None:
-    """Decide what is for training, for choosing the model, and for the final number.
+    """Decide what trains, what chooses the model, and what tests.
 
     Reads data/interactions, writes data/splits.
 
@@ -126,9 +129,10 @@ def split() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def train() -> None:
-    """Train the generator by the chosen strategy. A killed run resumes from its last checkpoint.
+    """Train the generator by the chosen strategy.
 
-    Reads data/sids and data/splits, writes models/generator, reports/history.csv and reports/timings.json.
+    A killed run resumes from its last checkpoint. Reads data/sids and data/splits, writes models/generator,
+    reports/history.csv and reports/timings.json.
 
     [dim]Examples:[/dim]
 
@@ -143,7 +147,9 @@ def train() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def evaluate() -> None:
-    """Test the model beside popularity and co-occurrence, with 95% intervals.
+    """Test the model beside what counting alone reaches.
+
+    Recall, NDCG and MRR with 95% intervals, popularity and co-occurrence on the same users.
 
     Reads data/splits and models/generator, writes reports/metrics.json, ranks.parquet and two breakdowns.
 
@@ -158,7 +164,9 @@ def evaluate() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def track() -> None:
-    """Show the result, write it as a page, and record it in MLflow, once however often it is restored.
+    """Show the result, as a page and as a run in MLflow.
+
+    One run per result, however often it is made or restored.
 
     Reads dvc.lock and reports/, writes reports/index.html and one MLflow run.
 
@@ -172,17 +180,25 @@ def track() -> None:
 
 
 @app.command(rich_help_panel=STAGES)
-def fetch() -> None:
-    """Download the raw files of `dataset` into data/raw, with resume; offline, say which file to put where.
+def fetch(
+    urls: Annotated[list[str] | None, typer.Argument(metavar="[URL]...", show_default=False,
+                                                     help="Instead of the publisher's; for a custom dataset.")] = None,
+) -> None:
+    """Download the raw files of `dataset` into data/raw.
+
+    An interrupted download goes on where it stopped; without a connection, says which file to put where.
 
     [dim]Examples:[/dim]
 
       python -m pipeline preset movielens-1m && python -m pipeline fetch && dvc repro
+
+      python -m pipeline fetch https://example.org/interactions.csv.gz
     """
     from pipeline.config import load_params
     from pipeline.ingest.fetch import fetch as download
 
-    download(load_params())
+    folder = download(load_params().dataset, urls=urls)[0].parent
+    print(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")
 
 
 # ---------------------------------------------------------------------------------------------------- experiments
@@ -193,9 +209,10 @@ def preset(
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", show_default=False,
                                                        help="One more value; repeat as needed.")] = None,
 ) -> None:
-    """Write a published recipe into params.yaml, keeping its comments. Without a name: list them.
+    """Write a published recipe into params.yaml, or list them.
 
-    Presets combine: each writes only the keys that it names, and `demo` brings every default back.
+    Comments and order stay. Presets combine: each writes only the keys that it names, and `demo` brings every default
+    back.
 
     [dim]Examples:[/dim]
 
@@ -217,13 +234,44 @@ def preset(
     print(f"{len(changes)} values changed. Next: dvc repro" if changes else "params.yaml says so already.")
 
 
+@app.command(rich_help_panel=EXPERIMENTS)
+def compare(
+    runs: Annotated[list[str] | None, typer.Argument(
+        metavar="[RUN]...", show_default=False,
+        help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. None: "
+             "the experiments of this commit and the workspace.")] = None,
+    samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+) -> None:
+    """Set finished runs against the first one, user by user.
+
+    Differences with intervals, the smallest that could have been seen, and the words `better` and `not worse`.
+    Runs that differ in their seed only are one arm; seeds are resampled before users.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline compare
+
+      python -m pipeline compare main workspace
+
+      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
+    """
+    from pipeline.evaluate.compare import compare as differences
+    from pipeline.evaluate.compare import report, rows
+
+    comparisons = differences(runs or [], samples=samples)
+    print(json.dumps(rows(comparisons), indent=2) if as_json else report(comparisons))
+
+
 # ---------------------------------------------------------------------------------------------------- checks
 
 @app.command(rich_help_panel=CHECKS)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
-    """Check Python, torch, faiss, DVC, params.yaml, the raw log, MLflow's store and the disk. Exit code 1 on a failure.
+    """Check whether this machine and project are ready to run.
+
+    Python, torch, faiss, DVC, git, params.yaml, the raw log, MLflow's store, the disk. Exit code 1 when one fails.
 
     [dim]Examples:[/dim]
 
@@ -237,3 +285,34 @@ def doctor(
     show(checks, as_json)
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------------------------------------------- serve
+
+@app.command(rich_help_panel=SERVE)
+def recommend(
+    user: Annotated[str | None, typer.Option(help="Raw id: go on from all that the log has of this user.")] = None,
+    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+) -> None:
+    """Ask the trained model for the next items.
+
+    Prints raw id, score (log-probability of the Semantic ID) and title.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline recommend --user u17 -k 5
+
+      python -m pipeline recommend --history v12,v7,v90
+    """
+    from pipeline.evaluate.recommend import recommend as best
+
+    items = best(user=user, history=history.split(",") if history else None, k=k, filter_seen=filter_seen)
+    if as_json:
+        print(json.dumps([vars(item) for item in items], indent=2))
+        return
+    width = max(len(item.item) for item in items)
+    for place, item in enumerate(items, start=1):
+        print(f"{place:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())

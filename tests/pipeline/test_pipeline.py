@@ -1,0 +1,138 @@
+"""The pipeline under real DVC and MLflow: what runs, what is restored, what is recorded."""
+
+import csv
+import io
+import json
+import subprocess
+import time
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+
+from conftest import STAGES, Repository, stages_run
+from pipeline.artifacts import MEASURED
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_first_repro_runs_every_stage_and_shows_the_result(repository: Repository, first_run: str) -> None:
+    assert stages_run(first_run) == STAGES
+    shown = first_run[first_run.index("Running stage 'track'"):]
+    for words in ("strategy full, dataset demo, seed 42", "recall@10", "co-occurrence", "popularity",
+                  "report: reports/index.html", f"mlflow ui --backend-store-uri sqlite:///{repository.path}/mlflow.db"):
+        assert words in shown, words
+
+
+def test_a_second_repro_runs_only_track_and_changes_nothing(repository: Repository) -> None:
+    runs = repository.query("select run_uuid, end_time from runs")
+    assert stages_run(repository.run("dvc", "repro")) == ["track"]
+    assert repository.run("git", "status", "--porcelain") == ""
+    assert repository.query("select run_uuid, end_time from runs") == runs
+
+
+def test_an_experiment_reruns_what_its_parameter_touches_and_the_return_trains_nothing(repository: Repository) -> None:
+    before = repository.outputs()
+    assert stages_run(repository.run("dvc", "exp", "run", "-S", "seed=7")) == STAGES[1:]
+    changed = repository.run("git", "diff", "--unified=0", "params.yaml").splitlines()
+    assert [line for line in changed if line[0] in "+-" and line[1] not in "+-"] == ["-seed: 42", "+seed: 7"]
+    assert "recall_at_10" in repository.run("dvc", "metrics", "diff", "--all", "--md")
+    (name,) = repository.query("select t.value from tags t join params p on t.run_uuid = p.run_uuid "
+                               "where t.key = 'dvc_experiment' and p.key = 'seed' and p.value = '7'")
+    assert name[0] in repository.run("dvc", "exp", "list", "--name-only")
+
+    repository.run("git", "checkout", "-q", "params.yaml")
+    assert stages_run(repository.run("dvc", "repro")) == ["track"]
+    assert repository.outputs() == before
+    assert repository.run("git", "status", "--porcelain") == ""
+    assert repository.recorded_seeds().count("42") == 1
+
+
+def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repository) -> None:
+    """Also the one that DVC takes from its cache: seed 42 was run before."""
+    repository.run("dvc", "exp", "run", "--queue", "-S", "seed=1,42")
+    repository.run("dvc", "queue", "start")
+    deadline = time.monotonic() + 240
+    while "Running" in (status := repository.run("dvc", "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert status.count("Success") == 2, status
+    seeds = repository.recorded_seeds()
+    assert (seeds.count("1"), seeds.count("42")) == (1, 1)
+    assert repository.run("git", "status", "--porcelain") == ""
+    for (place,) in repository.query("select artifact_uri from runs"):
+        folder = Path(urlparse(place).path)
+        assert folder.is_relative_to(repository.path / "mlartifacts")
+        assert (folder / "model/model.safetensors").is_file()
+        assert (folder / "report/index.html").is_file()
+    names = [name for (name,) in repository.query("select value from tags where key = 'dvc_experiment'")]
+    assert "" not in names, "the first run got its name when the queue met the result again"
+
+
+def test_one_changed_raw_byte_runs_ingest_again(repository: Repository) -> None:
+    scenario = repository.path / "data/demo/scenario.yaml"
+    scenario.write_text(scenario.read_text().replace("# Shares are", "# Shares ars"))
+    assert stages_run(repository.run("dvc", "repro")) == ["ingest", "track"]
+
+
+def test_the_tables_and_plots_of_dvc_read_well(repository: Repository) -> None:
+    (row, *_) = csv.DictReader(io.StringIO(repository.run("dvc", "exp", "show", "--csv", "--hide-workspace")))
+    assert float(row["recall_at_10"]) == json.loads((repository.path / "reports/metrics.json").read_text())[
+        "recall_at_10"]
+    assert not [name for name in row if name.startswith("reports/metrics.json:")], "names are short and occur once"
+    shown = json.loads(repository.run("dvc", "metrics", "show", "--json"))
+    values = next(iter(shown.values()))["data"]["reports/metrics.json"]["data"].values()
+    assert all(isinstance(value, int | float) for value in values)
+    plots = json.loads(repository.run("dvc", "plots", "show", "--json"))["data"]
+    assert {"Loss", "reports/history.csv", "reports/by_history.csv", "reports/by_popularity.csv"} <= {
+        name.removeprefix("dvc.yaml::") for name in plots}
+
+
+def test_a_bad_value_is_told_and_two_commands_bring_everything_back(repository: Repository) -> None:
+    before = repository.outputs()
+    text = repository.run("dvc", "exp", "run", "-S", "train.select=recall_at_50", "-S", "seed=8", code=255)
+    assert "error: train.select is 'recall_at_50', did you mean 'recall_at_5'?" in text
+    assert "Traceback" not in text
+    assert not (repository.path / "data/embeddings").exists(), "DVC removed what it was about to make again"
+    for command in ("git checkout params.yaml", "dvc checkout"):
+        assert command in text
+        repository.run(*command.split())
+    repository.run("dvc", "status", "ingest", "embed", "quantize", "split", "train", "evaluate", "-q")
+    assert repository.outputs() == before
+
+
+def test_a_run_holds_all_that_comparing_needs(repository: Repository) -> None:
+    key, _ = repository.query("select run_uuid, start_time from runs order by start_time limit 1")[0]
+    params = dict(repository.query(f"select key, value from params where run_uuid = '{key}'"))
+    assert {"strategy": "full", "train.max_windows": "3000", "ingest.columns": "{}"}.items() <= params.items()
+    metrics = json.loads((repository.path / "reports/metrics.json").read_text())
+    final = dict(repository.query(f"select key, value from latest_metrics where run_uuid = '{key}'"))
+    assert metrics.items() <= final.items()
+    with (repository.path / "reports/history.csv").open() as file:
+        curve = [float(row["valid_loss"]) for row in csv.DictReader(file)]
+    logged = repository.query(f"select value from metrics where key = 'valid_loss' and run_uuid = '{key}' order by step")
+    assert [value for (value,) in logged] == curve
+    tags = dict(repository.query(f"select key, value from tags where run_uuid = '{key}'"))
+    assert tags["git_commit"] == repository.run("git", "rev-parse", "HEAD~1").strip()
+    assert (tags["git_dirty"], tags["strategy"], tags["seed"], tags["dataset"]) == ("false", "full", "42", "demo")
+    assert tags["hash_model"] + ".dir" == repository.outputs()["models/generator"]
+    (dataset,) = repository.query(f"select d.name, d.digest from datasets d join inputs i on d.dataset_uuid = i.source_id "
+                                  f"where i.destination_id = '{key}'")
+    assert dataset == ("demo", repository.outputs()["data/interactions"].removesuffix(".dir"))
+
+
+def test_another_clone_makes_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
+    """Measurements apart, and the two files that show them."""
+    subprocess.run(["git", "clone", "-q", str(repository.path), str(tmp_path / "clone")], check=True)
+    clone = Repository(tmp_path / "clone")
+    clone.run("git", "rm", "-q", "--cached", "-r", "dvc.lock", "reports")
+    (clone.path / "dvc.lock").unlink()
+    assert stages_run(clone.run("dvc", "repro")) == STAGES
+    measured = {"reports/timings.json", "reports/metrics.json", "reports/index.html"}
+    ours, theirs = repository.outputs(), clone.outputs()
+    assert {path for path in ours if ours[path] != theirs[path]} <= measured
+    assert ours.keys() == theirs.keys()
+    first, second = (json.loads((place / "reports/metrics.json").read_text()) for place in (repository.path, clone.path))
+    assert {key: first[key] for key in first if key not in MEASURED} == {
+        key: second[key] for key in second if key not in MEASURED}
+    assert first["train_seconds"] != second["train_seconds"], "it was measured twice"

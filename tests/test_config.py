@@ -1,0 +1,140 @@
+"""params.yaml: what it may say, how a mistake is named, and that the file and the dataclasses say the same."""
+
+import dataclasses
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from pipeline.config import Params, build_params, load_params, params_to_dict
+from pipeline.errors import UserError
+
+
+def refusal(raw: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        build_params(raw)
+    return str(caught.value)
+
+
+def test_an_unknown_key_names_the_nearest_one() -> None:
+    assert "unknown key 'train.learning_rat': did you mean 'learning_rate'?" in refusal({"train": {"learning_rat": 1}})
+    assert "unknown key 'trian': did you mean 'train'?" in refusal({"trian": {}})
+
+
+def test_an_unknown_value_names_the_nearest_one() -> None:
+    assert "did you mean 'precomputed'?" in refusal({"embed": {"encoder": "precomputd"}})
+    assert "did you mean 'amazon-beauty'?" in refusal({"dataset": "amazon-beaty"})
+    assert "strategy 'fulll' is not known, did you mean 'full'?" in refusal({"strategy": "fulll"})
+
+
+def test_every_problem_is_listed_at_once() -> None:
+    text = refusal({"sed": 1, "train": {"beem": 10, "max_windows": "many"}, "quantize": {"codes": 1}})
+    assert all(word in text for word in ("'sed'", "'train.beem'", "train.max_windows is 'many'", "codes >= 2"))
+
+
+def test_a_refusal_ends_with_the_two_commands_that_bring_everything_back() -> None:
+    assert refusal({"seed": "x"}).splitlines()[-2:] == ["  git checkout params.yaml", "  dvc checkout"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("0.001", 0.001), ("1", 1.0), ("'3e-4'", 0.0003)])
+def test_a_rate_may_be_written_in_any_way(text: str, value: float) -> None:
+    """YAML 1.1 reads 1e-3 as text."""
+    rate = build_params({"train": {"learning_rate": yaml.safe_load(text)}}).train.learning_rate
+    assert rate == value
+    assert isinstance(rate, float)
+
+
+@pytest.mark.parametrize("text", ["yes", "on", "true", "1.5", "ten", "[1]", ""])
+def test_a_count_is_a_whole_number(text: str) -> None:
+    """YAML 1.1 reads yes and on as true, which Python would count as 1."""
+    assert "seed is" in refusal({"seed": yaml.safe_load(text)})
+
+
+def test_a_switch_is_true_or_false() -> None:
+    assert "backbone.separators is 1" in refusal({"backbone": {"separators": 1}})
+    assert "backbone.separators is 'maybe'" in refusal({"backbone": {"separators": "maybe"}})
+
+
+def test_a_number_or_a_word_keeps_its_kind() -> None:
+    assert build_params({"ingest": {"k_core": 7}}).ingest.k_core == 7
+    assert build_params({"ingest": {"k_core": "recipe"}}).ingest.k_core == "recipe"
+    assert "ingest.k_core is 'seven', expected int or 'recipe'" in refusal({"ingest": {"k_core": "seven"}})
+
+
+def test_an_unquoted_date_is_taken_as_its_text() -> None:
+    split = {"protocol": "temporal", **yaml.safe_load("{valid_from: 2014-01-01, test_from: 2014-02-01}")}
+    assert build_params({"split": split}).split.valid_from == "2014-01-01"
+
+
+def test_values_that_contradict_each_other_are_refused() -> None:
+    assert "train.beam (5) is narrower than train.select (recall_at_10)" in refusal({"train": {"beam": 5}})
+    assert "needs split.valid_from and split.test_from" in refusal({"split": {"protocol": "temporal"}})
+
+
+@pytest.mark.parametrize("raw", ["text", ["list"], 3])
+def test_a_file_that_is_no_mapping_is_refused(raw: Any) -> None:
+    assert "must be a mapping" in refusal(raw)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not here"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("train: {beam: 10\nseed: 1")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("")
+    assert load_params(tmp_path / "params.yaml") == Params()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.floats(1e-6, 1), st.integers(1, 999), st.sampled_from(["source", "shuffled"]))
+def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, ties: str) -> None:
+    params = build_params({"seed": seed, "train": {"learning_rate": rate},
+                           "split": {"max_history": history, "ties": ties}})
+    assert build_params(yaml.safe_load(yaml.safe_dump(params_to_dict(params)))) == params
+
+
+# ---------------------------------------------------------------------------------------------------- the file itself
+
+def keys(tree: Any, prefix: str = "") -> list[str]:
+    """Dotted names in order, sections and what they hold."""
+    names = []
+    for f in dataclasses.fields(tree):
+        names.append(prefix + f.name)
+        if dataclasses.is_dataclass(getattr(tree, f.name)):
+            names += keys(getattr(tree, f.name), f"{prefix}{f.name}.")
+    return names
+
+
+def test_params_yaml_holds_every_key_and_no_other(root: Path) -> None:
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    inner = [f"{section}.{key}" for section, value in raw.items() if isinstance(value, dict) for key in value]
+    assert sorted([*raw, *inner]) == sorted(keys(load_params(root / "params.yaml")))
+
+
+def test_params_yaml_keeps_the_form_that_dvc_writes(root: Path) -> None:
+    """Then `dvc exp run -S` changes one line. The reader and writer here are DVC's own settings of ruamel.yaml."""
+    text = (root / "params.yaml").read_text()
+    writer = YAML()
+    writer.default_flow_style = False
+    stream = io.StringIO()
+    writer.dump(writer.load(text), stream)
+    assert stream.getvalue() == text
+    assert "null" not in text
+
+
+def test_params_yaml_has_no_comment_after_a_list_or_mapping(root: Path) -> None:
+    """ruamel.yaml ties such a line to the list's last entry, and `-S` replaces lists and mappings as a whole."""
+    lines = (root / "params.yaml").read_text().splitlines()
+    for line, after in itertools.pairwise(lines):
+        inside = line.lstrip().startswith("- ") or line.endswith("{}")
+        assert not (inside and (after.strip() == "" or after.lstrip().startswith("#"))), after
