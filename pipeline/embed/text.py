@@ -98,7 +98,7 @@ class TextEncoder:
             self.tokenizer = transformers.AutoTokenizer.from_pretrained(model, revision=revision,
                                                                         trust_remote_code=False)
             self.model = _load_weights(model, revision, config, dtype).to(device).eval()
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError, RuntimeError) as error:  # the last: sizes, memory
             raise _not_loaded(model, error) from None
         self.name = folder.name if folder.is_dir() else model
         self.revision = fingerprint(folder) if folder.is_dir() else getattr(config, "_commit_hash", None) or revision
@@ -164,8 +164,9 @@ def _load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
 
 
 def _not_loaded(model: str, error: Exception) -> UserError:
+    first_line, _, _ = str(error).partition("\n")
     return UserError(
-        f"the text encoder '{model}' could not be loaded: {str(error).splitlines()[0]}",
+        f"the text encoder '{model}' could not be loaded: {first_line}",
         "embed.model must be a text encoder's name on the Hugging Face hub, or a local folder that holds one",
         f"check the name and embed.revision; without internet, run `hf download {model} --local-dir models/encoder` "
         "where there is some, bring the folder here, and set embed.model to its path")

@@ -263,6 +263,14 @@ def test_damaged_weights_are_an_error(tmp_path):
         TextEncoder(folder, "main", "float32", CPU)
 
 
+def test_weights_of_another_shape_than_the_configuration_says_are_an_error(tmp_path):
+    folder = save_model(tmp_path / "shapes", "bert")
+    config = tmp_path / "shapes" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 32', '"intermediate_size": 48'))
+    with pytest.raises(UserError, match="could not be loaded"):
+        TextEncoder(folder, "main", "float32", CPU)
+
+
 def test_weights_that_the_files_lack_are_never_made_up(tmp_path):
     from safetensors.torch import load_file, save_file
 

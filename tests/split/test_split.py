@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -145,9 +146,7 @@ def test_a_bad_date_is_refused_when_params_are_read(valid_from, test_from, messa
         build_params({"split": section})
 
 
-def test_a_date_without_quotes_is_a_date_too(tmp_path):
-    import yaml
-
+def test_a_date_without_quotes_is_a_date_too():
     raw = yaml.safe_load("split: {protocol: temporal, valid_from: 2014-01-01, test_from: '2014-02-01'}")
     assert build_params(raw).split.valid_from == "2014-01-01"
 
