@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from project_folder import STAGES, Repository, stages_run
 
-from conftest import STAGES, Repository, stages_run
 from pipeline.artifacts import MEASURED
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_a_second_repro_runs_only_track_and_changes_nothing(repository: Reposito
 
 def test_an_experiment_reruns_what_its_parameter_touches_and_the_return_trains_nothing(repository: Repository) -> None:
     before = repository.outputs()
-    assert stages_run(repository.run("dvc", "exp", "run", "-S", "seed=7")) == STAGES[1:]
+    assert stages_run(repository.run("dvc", "exp", "run", "-S", "seed=7")) == STAGES[2:]
     changed = repository.run("git", "diff", "--unified=0", "params.yaml").splitlines()
     assert [line for line in changed if line[0] in "+-" and line[1] not in "+-"] == ["-seed: 42", "+seed: 7"]
     assert "recall_at_10" in repository.run("dvc", "metrics", "diff", "--all", "--md")
@@ -110,15 +110,27 @@ def test_a_run_holds_all_that_comparing_needs(repository: Repository) -> None:
     assert metrics.items() <= final.items()
     with (repository.path / "reports/history.csv").open() as file:
         curve = [float(row["valid_loss"]) for row in csv.DictReader(file)]
-    logged = repository.query(f"select value from metrics where key = 'valid_loss' and run_uuid = '{key}' order by step")
+    logged = repository.query("select value from metrics "
+                              f"where key = 'valid_loss' and run_uuid = '{key}' order by step")
     assert [value for (value,) in logged] == curve
     tags = dict(repository.query(f"select key, value from tags where run_uuid = '{key}'"))
     assert tags["git_commit"] == repository.run("git", "rev-parse", "HEAD~1").strip()
     assert (tags["git_dirty"], tags["strategy"], tags["seed"], tags["dataset"]) == ("false", "full", "42", "demo")
     assert tags["hash_model"] + ".dir" == repository.outputs()["models/generator"]
-    (dataset,) = repository.query(f"select d.name, d.digest from datasets d join inputs i on d.dataset_uuid = i.source_id "
-                                  f"where i.destination_id = '{key}'")
+    (dataset,) = repository.query("select d.name, d.digest from datasets d join inputs i "
+                                  f"on d.dataset_uuid = i.source_id where i.destination_id = '{key}'")
     assert dataset == ("demo", repository.outputs()["data/interactions"].removesuffix(".dir"))
+
+
+def test_runs_are_compared_by_name_and_the_model_answers(repository: Repository) -> None:
+    name = repository.run("dvc", "exp", "run", "-q", "-S", "train.learning_rate=0.0005", "-n", "slower")
+    repository.restore()
+    text = repository.run("python", "-m", "pipeline", "compare", "workspace", "slower")
+    assert "recall_at_10" in text, name
+    with (repository.path / "data/interactions/raw/interactions.csv").open() as file:
+        user = next(csv.DictReader(file))["user_id"]
+    answer = repository.run("python", "-m", "pipeline", "recommend", "--user", user, "-k", "3").splitlines()
+    assert [line.split()[0] for line in answer] == ["1", "2", "3"]
 
 
 def test_another_clone_makes_the_same_bytes(repository: Repository, tmp_path: Path) -> None:
@@ -132,7 +144,7 @@ def test_another_clone_makes_the_same_bytes(repository: Repository, tmp_path: Pa
     ours, theirs = repository.outputs(), clone.outputs()
     assert {path for path in ours if ours[path] != theirs[path]} <= measured
     assert ours.keys() == theirs.keys()
-    first, second = (json.loads((place / "reports/metrics.json").read_text()) for place in (repository.path, clone.path))
+    first, second = (json.loads((place.path / "reports/metrics.json").read_text()) for place in (repository, clone))
     assert {key: first[key] for key in first if key not in MEASURED} == {
         key: second[key] for key in second if key not in MEASURED}
     assert first["train_seconds"] != second["train_seconds"], "it was measured twice"

@@ -1,0 +1,64 @@
+"""A project in a folder of its own, with commands run in it as a user would."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STAGES = ["ingest", "embed", "quantize", "split", "train", "evaluate", "track"]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A project's folder, and commands in it."""
+
+    path: Path
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """stdout and stderr of a command that must end with exit code `code`."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
+        environment |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "",
+            "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1",
+            **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
+               for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))},
+        }
+        done = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-q", "-m", message)
+
+    def restore(self) -> None:
+        """Back to the commit, with its data."""
+        self.run("git", "checkout", "-q", ".")
+        self.run("dvc", "checkout", "-q")
+
+    def outputs(self) -> dict[str, str]:
+        """Path -> content hash of every output, as dvc.lock has it."""
+        stages = yaml.safe_load((self.path / "dvc.lock").read_text())["stages"]
+        return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+    def query(self, sql: str) -> list[Any]:
+        """Rows of the MLflow store; SQL, because importing mlflow takes seconds."""
+        connection = sqlite3.connect(self.path / "mlflow.db")
+        try:
+            return connection.execute(sql).fetchall()
+        finally:
+            connection.close()
+
+    def recorded_seeds(self) -> list[str]:
+        """Seed of each MLflow run."""
+        return sorted(seed for (seed,) in self.query("select value from params where key = 'seed'"))
+
+
+def stages_run(output: str) -> list[str]:
+    """Stages that DVC says it ran, in order."""
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]

@@ -1,0 +1,119 @@
+"""dvc.yaml against the code: DVC follows no imports and reads no dataclasses, so what a stage names must be checked."""
+
+import ast
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from project_folder import STAGES
+
+from pipeline.config import Params
+
+# They speak to the user and change no output: a new wording must not train anything again.
+SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
+
+
+@pytest.fixture(scope="module")
+def graph(root: Path) -> dict[str, Any]:
+    return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+
+
+def local_imports(root: Path, file: str) -> set[str]:
+    """Files of this project that `file` imports, also inside functions; not those for the type checker only."""
+    found = set()
+    for node in walk_without_type_checking(ast.parse((root / file).read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            for depth in range(1, len(parts) + 1):
+                stem = Path(*parts[:depth])
+                found |= {str(path) for path in (stem.with_suffix(".py"), stem / "__init__.py")
+                          if parts[0] == "pipeline" and (root / path).is_file()}
+    return found
+
+
+def walk_without_type_checking(node: ast.AST) -> Any:
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from walk_without_type_checking(child)
+
+
+def closure(root: Path, stage: str) -> set[str]:
+    """All files that a run of the stage imports, in any number of steps."""
+    seen, waiting = set(), {f"pipeline/{stage}/stage.py"}
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        waiting |= local_imports(root, file) - seen
+    return seen
+
+
+def covers(dependency: str, file: str) -> bool:
+    return Path(file).is_relative_to(dependency)
+
+
+def flat_keys() -> set[str]:
+    """Sections of params.yaml, and section.key."""
+    keys = set()
+    for f in dataclasses.fields(Params):
+        keys.add(f.name)
+        value = getattr(Params(), f.name)
+        if dataclasses.is_dataclass(value):
+            keys |= {f"{f.name}.{inner.name}" for inner in dataclasses.fields(value)}
+    return keys
+
+
+def test_the_stages_stand_in_their_order(graph: dict[str, Any]) -> None:
+    assert list(graph) == STAGES
+    assert [stage["cmd"] for stage in graph.values()] == [f"python -m pipeline {stage}" for stage in STAGES]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_imported(
+        stage: str, graph: dict[str, Any], root: Path) -> None:
+    code = [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/")]
+    files = closure(root, stage)
+    assert not [file for file in files - SPEECH if not any(covers(dep, file) for dep in code)]
+    assert not [dep for dep in code if not any(covers(dep, file) for file in files)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_imports_another(stage: str, root: Path) -> None:
+    others = [f"pipeline/{other}" for other in STAGES if other != stage]
+    assert not [file for file in closure(root, stage) if any(covers(other, file) for other in others)]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_parameters_of_a_stage_are_those_that_its_code_reads(stage: str, graph: dict[str, Any], root: Path) -> None:
+    """A whole section, or some of its keys. track apart: it always runs, and records every parameter."""
+    named = set(graph[stage]["params"])
+    assert named <= flat_keys()
+    read = {node.attr for file in closure(root, stage) for node in ast.walk(ast.parse((root / file).read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"}
+    assert stage == "track" or read == {name.split(".")[0] for name in named}
+
+
+def test_what_git_tracks_of_a_stage_is_a_metric_or_a_plot(graph: dict[str, Any]) -> None:
+    """A plain output with cache: false would switch off the run cache of its stage."""
+    for name, stage in graph.items():
+        assert all(isinstance(out, str) for out in stage.get("outs", [])), name
+        for entry in [*stage.get("metrics", []), *stage.get("plots", [])]:
+            assert next(iter(entry.values()))["cache"] is False, name
+
+
+def test_what_dvc_caches_is_ignored_by_git_and_the_rest_is_not(graph: dict[str, Any], root: Path) -> None:
+    cached = [out for stage in graph.values() for out in stage.get("outs", [])]
+    tracked = [next(iter(entry)) for stage in graph.values()
+               for entry in [*stage.get("metrics", []), *stage.get("plots", [])]]
+    for path, code in [*((path, 0) for path in cached), *((path, 1) for path in [*tracked, "dvc.lock"])]:
+        probe = path if Path(path).suffix else f"{path}/file"
+        assert subprocess.run(["git", "check-ignore", "-q", probe], cwd=root).returncode == code, path
