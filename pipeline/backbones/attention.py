@@ -1,8 +1,8 @@
 """Multi-head attention over a packed axis: sequences of many lengths end to end, none of them padded.
 
 T5's attention: scores are not scaled, and a learned bias of the relative position is added to them. `attention` is the
-one entry and the one place that chooses an implementation. `reference_attention` says the same slowly, and is what the
-tests compare with.
+one entry and the one place to choose between implementations; so far there is one for all devices.
+`reference_attention` says the same slowly, and is what the tests compare with.
 
 Shape legend: T query positions and S key positions of all sequences, H heads, D head width; n sequences of one group,
 Q queries and K keys of each of its sequences.
@@ -68,7 +68,8 @@ class _GroupedAttention(torch.autograd.Function):
     """Batched matrix products over one group at a time.
 
     A function of its own because autograd over slices costs more than the products themselves: the gradient of each
-    slice would be a zero-filled tensor of the whole packed axis.
+    slice would be a zero-filled tensor of the whole packed axis. Groups of near lengths are not merged by padding: on
+    a CPU the padding costs more than the calls it saves.
     """
 
     @staticmethod
@@ -82,39 +83,45 @@ class _GroupedAttention(torch.autograd.Function):
                 _views(v_SHD, layout, "keys"), _views(out_THD, layout, "queries"), factors, strict=True):
             q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
             weights = _scores(q, k, group, bias_HQK, layout.real_nK).softmax(-1)
-            dropped = weights if factor is None else weights * factor
-            out.copy_(torch.bmm(dropped.to(v.dtype), v).view(out.shape))
-            saved += [q, k, v, weights] if factor is None else [q, k, v, weights, factor]
+            out.copy_(torch.bmm(_dropped(weights, factor, v.dtype), v).view(out.shape))
+            saved += [q, k, v, weights, factor]
         ctx.save_for_backward(*saved)
-        ctx.layout, ctx.dropout = layout, dropout
+        ctx.layout, ctx.shapes = layout, (q_THD.shape, k_SHD.shape)
         ctx.bias_shape = bias_HQK.shape if bias_HQK is not None and ctx.needs_input_grad[3] else None
-        ctx.shapes = q_THD.shape, k_SHD.shape
         return out_THD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layout, per_group, dout_THD = ctx.layout, 5 if ctx.dropout else 4, grads[0]
+        layout, (dout_THD,), saved = ctx.layout, grads, ctx.saved_tensors
         dq_THD, dk_SHD, dv_SHD = (dout_THD.new_empty(ctx.shapes[side]) for side in (0, 1, 1))
         dbias_HQK = None
+        if ctx.bias_shape is not None:
+            dbias_HQK = saved[3].new_zeros(ctx.bias_shape)  # in the type of the softmax
         for i, (group, dout, dq, dk, dv) in enumerate(zip(
                 layout.groups, _views(dout_THD, layout, "queries"), _views(dq_THD, layout, "queries"),
                 _views(dk_SHD, layout, "keys"), _views(dv_SHD, layout, "keys"), strict=True)):
-            q, k, v, weights, *factor = ctx.saved_tensors[i * per_group:(i + 1) * per_group]
-            dout = _heads_first(dout)
-            dropped = weights * factor[0] if factor else weights
-            dv.copy_(torch.bmm(dropped.to(dout.dtype).mT, dout).view(dv.shape))
-            dweights = torch.bmm(dout, v.mT).to(weights.dtype)
-            if factor:
-                dweights *= factor[0]
-            dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            if ctx.bias_shape is not None:
-                if dbias_HQK is None:
-                    dbias_HQK = weights.new_zeros(ctx.bias_shape)
+            *gradients, dscores = _group_backward(_heads_first(dout), *saved[5 * i:5 * i + 5])
+            for target, gradient in zip((dq, dk, dv), gradients, strict=True):
+                target.copy_(gradient.view(target.shape))
+            if dbias_HQK is not None:
                 dbias_HQK[:, :group.queries, :group.keys] += dscores.unflatten(0, (group.sequences, -1)).sum(0)
-            dscores = dscores.to(q.dtype)
-            dq.copy_(torch.bmm(dscores, k).view(dq.shape))
-            dk.copy_(torch.bmm(dscores.mT, q).view(dk.shape))
         return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None
+
+
+def _group_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor,
+                    factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values [n * H, length, D], and of the scores [n * H, Q, K]."""
+    dv = torch.bmm(_dropped(weights, factor, dout.dtype).mT, dout)
+    dweights = torch.bmm(dout, v.mT).to(weights.dtype)
+    if factor is not None:
+        dweights *= factor
+    dscores = torch._softmax_backward_data(dweights, weights, -1, weights.dtype)
+    low = dscores.to(q.dtype)
+    return torch.bmm(low, k), torch.bmm(low.mT, q), dv, dscores
+
+
+def _dropped(weights: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return (weights if factor is None else weights * factor).to(dtype)
 
 
 def _views(x_THD: Tensor, layout: Layout, side: str) -> list[Tensor]:

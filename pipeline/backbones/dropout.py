@@ -17,12 +17,16 @@ STEPS = 2**16
 
 def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
     """What to multiply with: 0 with probability p, else 1 / (1 - p); on the device and in the type of `like`."""
-    if like.device.type != "cpu":
+    if not _on_cpu(like):
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     size, dropped = math.prod(shape), round(p * STEPS)
     bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-2**63, None)
     keep = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2
     return keep.to(like.dtype).mul_(STEPS / (STEPS - dropped))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 class Dropout(nn.Module):
@@ -35,14 +39,14 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        return F.dropout(x, self.p) if x.is_cuda else x * dropout_factors(x.shape, self.p, x)
+        return x * dropout_factors(x.shape, self.p, x) if _on_cpu(x) else F.dropout(x, self.p)
 
 
 class ReluDropout(Dropout):
     """Dropout of a ReLU: one pass and one saved tensor instead of two."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0 or x.is_cuda:
+        if not self.training or self.p == 0 or not _on_cpu(x):
             return super().forward(F.relu(x))
         return _ReluDropout.apply(x, self.p)
 

@@ -60,14 +60,6 @@ class Histories:
     def windows(self) -> int:
         return len(self.order)
 
-    def tokens(self, levels: int, separators: bool) -> int:
-        """Real encoder tokens: codes, and separators where the model has them."""
-        return len(self.items_N) * (levels + separators)
-
-    def positions(self, levels: int, separators: bool) -> int:
-        """Encoder positions computed, padding included; `tokens / positions` is the real-token share."""
-        return self.windows * self.pad_to if self.pad_to else self.tokens(levels, separators)
-
     def in_input_order(self, rows_W: Tensor) -> Tensor:
         """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
         return rows_W[self.row_of_W]

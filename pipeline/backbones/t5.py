@@ -83,6 +83,8 @@ def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_d
 
 
 class SelfAttention(nn.Module):
+    """Norm, attention within a sequence, residual."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         inner = config.heads * config.d_head
@@ -103,7 +105,7 @@ class SelfAttention(nn.Module):
 
     def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor,
                past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """One more position per sequence; `past` holds keys and values [sequences, positions, H, D]."""
+        """One more position per sequence; `past` holds keys and values [sequences, positions, H, D]. No dropout."""
         q, k, v = self.project(h_Td)
         k, v = k[:, None], v[:, None]
         if past is not None:
@@ -113,6 +115,8 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
+    """Norm, attention to the history, without a position bias, residual."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         inner = config.heads * config.d_head
@@ -134,6 +138,8 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Norm, ReLU layers, residual."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.norm = RMSNorm(config.d_model)

@@ -46,15 +46,6 @@ def test_results_come_back_in_the_order_of_the_input(rows):
     assert histories.in_input_order(sums_W).tolist() == [sum(row) for row in rows]
 
 
-def test_tokens_are_real_and_positions_are_computed():
-    rows = [[1, 2, 3], [4], [5, 6]]
-    packed, padded = pack(rows), pack(rows, pad_to=20)
-    assert packed.tokens(4, separators=True) == padded.tokens(4, separators=True) == 6 * 5
-    assert packed.tokens(3, separators=False) == 6 * 3
-    assert packed.positions(4, separators=True) == 30
-    assert padded.positions(4, separators=True) == 3 * 20
-
-
 def test_a_window_may_begin_anywhere_in_a_longer_array():
     histories = Histories.pack(np.arange(10, dtype=np.int32), np.array([2, 5, 6]))
     assert unpack(histories) == [[5], [2, 3, 4]]
