@@ -1,0 +1,64 @@
+"""What a strategy may change, seen from the trainer, and that `full` changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.histories import Histories
+from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Batch, Strategy
+from pipeline.strategies.config import STRATEGIES
+from pipeline.strategies.full import Full
+
+WIDTHS = (5, 3, 2)
+
+
+def small_batch(windows: int = 9) -> tuple[Catalogue, Batch]:
+    rng = np.random.default_rng(0)
+    catalogue = Catalogue(np.stack(np.unravel_index(np.arange(30), WIDTHS), 1), WIDTHS)
+    lengths = rng.integers(1, 6, size=windows)
+    histories = Histories.pack(rng.integers(30, size=lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
+    targets_W = torch.from_numpy(rng.integers(30, size=windows))
+    weights_W = torch.from_numpy(rng.random(windows).astype(np.float32) * 3)
+    return catalogue, Batch(histories, targets_W, catalogue.codes_IL[targets_W], weights_W)
+
+
+def small_model(catalogue: Catalogue) -> nn.Module:
+    torch.manual_seed(0)
+    config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+    return Full().build_model(config, catalogue)
+
+
+def test_the_loss_is_the_weighted_sum_of_negative_log_probabilities_over_levels_and_windows() -> None:
+    catalogue, batch = small_batch()
+    model = small_model(catalogue)
+    expected = 0.0
+    for level, logits_WV in enumerate(model(batch.histories, batch.targets_W)):
+        probabilities_WV = torch.softmax(logits_WV.double(), dim=1)
+        for row, target in enumerate(batch.targets_W):
+            code = catalogue.codes_IL[target, level]
+            expected -= float(batch.weights_W[row]) * float(probabilities_WV[row, code].log().detach())
+    assert float(Full().loss(model, batch).detach()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_loss_is_float32_under_autocast() -> None:
+    catalogue, batch = small_batch()
+    model = small_model(catalogue)
+    exact = Full().loss(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = Full().loss(model, batch)
+    assert rounded.dtype == torch.float32
+    assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
+    assert not torch.equal(rounded, exact)
+
+
+def test_full_overrides_nothing() -> None:
+    assert not set(vars(Full)) - {"__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
+    assert isinstance(build_strategy(name), Strategy)

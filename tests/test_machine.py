@@ -1,0 +1,60 @@
+"""How many threads a process takes, which device, and how much memory it says it used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline import machine
+from pipeline.errors import UserError
+from pipeline.machine import peak_memory_gib, pick_device, running_experiments, share_of_threads
+
+
+def processes(folder: Path, *commands: str) -> Path:
+    """A /proc with these command lines."""
+    for number, command in enumerate(commands, 100):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "cmdline").write_bytes(b"\0".join(word.encode() for word in command.split()) + b"\0")
+    (folder / "self").mkdir(parents=True)
+    return folder
+
+
+QUEUED = "python -m dvc exp exec-run --infofile .dvc/tmp/exps/run/abc/abc.run"
+
+
+@pytest.mark.parametrize(("commands", "running"), [
+    ((), 1),
+    (("python -m dvc exp run", "vim exec-run"), 1),
+    ((QUEUED,), 1),
+    ((QUEUED, QUEUED, "python -m pipeline train", "python -m dvc exp queue-worker w1"), 2),
+])
+def test_experiments_of_the_dvc_queue_are_counted(tmp_path: Path, commands: tuple[str, ...], running: int) -> None:
+    assert running_experiments(processes(tmp_path, *commands)) == running
+
+
+@pytest.mark.parametrize(("experiments", "local", "quota", "threads"), [
+    (1, "", "", 8), (2, "", "", 4), (3, "", "", 2), (9, "", "", 1),  # shared among experiments, never below one
+    (1, "4", "", 2),  # shared among the processes that torchrun starts
+    (1, "", "max 100000", 8), (1, "", "250000 100000", 3), (2, "", "250000 100000", 1),  # a container's share
+])
+def test_threads_are_the_cores_available_over_those_who_share_them(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str, threads: int) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota)
+    proc = processes(tmp_path / "proc", *[QUEUED] * experiments)
+    assert share_of_threads(proc, tmp_path / "cpu.max") == threads
+
+
+def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="torch sees no GPU"):
+        pick_device("cuda")
+
+
+def test_peak_memory_counts_what_was_touched() -> None:
+    before = peak_memory_gib(torch.device("cpu"))
+    held = torch.ones(2**26)  # a quarter of a GiB
+    assert before + 0.2 < peak_memory_gib(torch.device("cpu")) + held[0] * 0.2

@@ -1,0 +1,48 @@
+"""Two processes under torchrun learn what one does from the same global batch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_world import TinyWorld, make_params
+
+from pipeline.config import params_to_dict
+
+
+def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
+    """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
+    for name in ("splits", "sids", "interactions"):
+        (world.folder / "data").mkdir(exist_ok=True)
+        (world.folder / "data" / name).symlink_to(world.folder / name)
+    (world.folder / "params.yaml").write_text(yaml.safe_dump(params_to_dict(make_params(**settings))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "pipeline", "train"]
+    done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_two_processes_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path, dropout: float) -> None:
+    """With dropout the one process takes the same two parts, which draw the same dropout."""
+    train = {"max_windows": 400, "ema": 0.9, "clip_norm": 0.5, "optimizer": "adam"}
+    backbone = {"dropout": dropout}
+    said = train_by_torchrun(world, root, train=train, backbone=backbone)
+    world.train(make_params(train={**train, "accumulate": 2 if dropout else 1}, backbone=backbone), "one")
+    assert said.count("windows a pass") == 1  # only the first process prints and writes
+    one, two = (pd.read_csv(folder / "reports" / "history.csv") for folder in (world.folder / "one", world.folder))
+    assert two["windows"].to_list() == one["windows"].to_list()
+    torch.testing.assert_close(torch.tensor(two.to_numpy()), torch.tensor(one.to_numpy()), rtol=1e-5, atol=1e-5)
+    first = load_file(world.folder / "one" / "generator" / "model.safetensors")
+    second = load_file(world.folder / "models" / "generator" / "model.safetensors")
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=0, atol=1e-5)

@@ -1,0 +1,56 @@
+"""On a GPU: the same numbers as on a CPU, and exact repeats where they are promised. Skipped without one."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_world import TinyWorld, make_params
+
+from pipeline.train.loop import Trainer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+EXACT = {"deterministic": True, "precision": "float32"}
+
+
+def losses(world: TinyWorld, name: str, dropout: float, **train: Any) -> np.ndarray:
+    world.train(make_params(backbone={"dropout": dropout}, train=train), name)
+    history = pd.read_csv(world.folder / name / "reports" / "history.csv")
+    return history[["train_loss", "valid_loss"]].to_numpy()
+
+
+def test_float32_training_equals_the_cpu(world: TinyWorld) -> None:
+    cpu, gpu = (losses(world, device, 0.0, device=device, precision="float32") for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(gpu, cpu, atol=1e-3)
+
+
+def test_bfloat16_training_stays_near_float32(world: TinyWorld) -> None:
+    exact, rounded = (losses(world, precision, 0.0, precision=precision) for precision in ("float32", "auto"))
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+    assert not np.array_equal(rounded, exact)
+
+
+def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
+    packed, padded = (losses(world, batching, 0.0, batching=batching, **EXACT) for batching in ("packed", "padded"))
+    np.testing.assert_allclose(padded, packed, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
+        world: TinyWorld, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    params = make_params(train={"ema": 0.9, "deterministic": True, "precision": precision})
+    world.train(params, "undisturbed")
+    train = Trainer._train
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == 17:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(params)
+    world.train(params)
+    assert world.written() == world.written("undisturbed")

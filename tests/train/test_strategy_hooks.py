@@ -1,0 +1,93 @@
+"""What the trainer promises a strategy: when it is asked, what its answers do, and that its state survives."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_world import TinyWorld, make_params
+from torch import Tensor, nn
+
+from pipeline.strategies.base import Batch, Strategy, Weigh
+from pipeline.train.loop import Trainer
+
+
+class Recorder(Strategy):
+    """Writes down what it is asked; weighs windows by the parity of their target's position."""
+
+    def __init__(self, even: float, odd: float):
+        self.weights = (even, odd)
+        self.calls: list[Any] = []
+
+    def begin_pass(self, pass_index: int) -> Weigh | None:
+        self.calls.append(pass_index)
+        return lambda starts_W, ends_W: np.where(ends_W % 2 == 0, *self.weights).astype(np.float32)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if model.training:
+            self.calls.append(batch)
+        return super().loss(model, batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"calls": len(self.calls)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.calls = [None] * state["calls"]
+
+
+def train_with(strategy: Strategy, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run",
+               **train: Any) -> pd.DataFrame:
+    monkeypatch.setattr("pipeline.train.stage.build_strategy", lambda chosen: strategy)
+    world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
+    return pd.read_csv(world.folder / name / "reports" / "history.csv")
+
+
+def test_a_pass_is_weighed_before_its_first_step_and_after_the_last_of_the_pass_before(
+        world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = Recorder(1, 1)
+    train_with(strategy, world, monkeypatch)
+    passes = [call for call in strategy.calls if isinstance(call, int)]
+    assert passes == list(range(len(passes)))
+    assert len(passes) >= 3
+    steps = [strategy.calls.index(i + 1) - strategy.calls.index(i) - 1 for i in passes[:-1]]
+    assert len(set(steps)) == 1
+    assert steps[0] > 2
+
+
+def test_windows_of_weight_zero_are_neither_computed_nor_counted(world: TinyWorld,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = Recorder(0, 1)
+    history = train_with(strategy, world, monkeypatch)
+    batches = [call for call in strategy.calls if isinstance(call, Batch)]
+    assert sum(len(batch.targets_W) for batch in batches) == history["windows"].iloc[-1]
+    splits = world.splits
+    odd = {int(splits.items_N[end]) for first, last in zip(splits.offsets, splits.train_end, strict=False)
+           for end in range(first + 1, last) if end % 2}
+    assert {int(item) for batch in batches for item in batch.targets_W} <= odd
+
+
+def test_weights_multiply_the_loss_of_their_windows(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = {"validate_every": 1, "max_windows": 1}
+    plain = train_with(Recorder(1, 1), world, monkeypatch, "plain", **train)["train_loss"][0]
+    double = train_with(Recorder(2, 2), world, monkeypatch, "double", **train)["train_loss"][0]
+    even = train_with(Recorder(2, 1), world, monkeypatch, "even", **train)["train_loss"][0]
+    odd = train_with(Recorder(1, 2), world, monkeypatch, "odd", **train)["train_loss"][0]
+    assert double == pytest.approx(2 * plain, abs=1e-5)
+    assert even + odd == pytest.approx(3 * plain, abs=1e-5)
+
+
+def test_the_state_of_a_strategy_survives_a_stop(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, first, second = Trainer._train, Recorder(1, 1), Recorder(1, 1)
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == 9:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train_with(first, world, patch)
+    train_with(second, world, monkeypatch)
+    assert len([call for call in second.calls if call is None]) == 8  # pass 0 and the seven steps of the checkpoint
+    assert second.calls[8] == 0  # resumed within pass 0, which is weighed again
