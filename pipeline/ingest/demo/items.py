@@ -69,7 +69,7 @@ def make_routes(scenario: Scenario, rng: np.random.Generator) -> Routes:
 def _leaves(scenario: Scenario, rng: np.random.Generator) -> np.ndarray:
     """Leaf of every item, sorted: one item for each leaf, the others spread unevenly."""
     count = scenario.leaf_count
-    share_F = rng.dirichlet(np.full(count, 8.0))
+    share_F = rng.dirichlet(np.full(count, 20.0))
     return np.repeat(np.arange(count), 1 + rng.multinomial(scenario.items - count, share_F))
 
 
