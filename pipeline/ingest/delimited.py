@@ -3,7 +3,7 @@
 Arrow numbers the rows it refuses and says nothing about those it gives, so lines are worked out: a row's number is its
 place among all rows, and its line is that plus the line breaks inside quoted fields before it.
 
-Shape legend: N rows of a batch, B bad rows before its end.
+Shape legend: N good rows of a batch, B bad rows among them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -71,40 +71,42 @@ class LineCounter:
         self.first = self.number = first  # of the next row
         self.breaks = 0  # line breaks inside the rows so far
         self.blank = 0  # blank lines so far
-        self.bad: list[tuple[int, str, str]] = []  # (number, reason, text), refused but not placed yet
+        self.bad: list[tuple[int, str, str]] = []  # (number, reason, text) of refused rows, not placed yet
 
     def refuse(self, row: pacsv.InvalidRow) -> str:
-        """Arrow's invalid_row_handler. A blank line of a one-column file is no bad row."""
+        """Arrow's invalid_row_handler, called before the batch that the row would have been in is given out."""
         self.bad.append((row.number, wrong_width(row.actual_columns, row.expected_columns), row.text))
         return "skip"
 
     def place(self, table: pa.Table, reject: Reject) -> Chunk:
         """The batch without its blank lines; bad rows that stand before its end go to `reject`."""
-        rows = np.arange(table.num_rows)
-        before_B = np.array([number for number, _, _ in self.bad], np.int64) - self.number - np.arange(len(self.bad))
-        bad = int(np.searchsorted(before_B, table.num_rows))  # a bad row after the batch's end waits
-        before_B = before_B[:bad]  # how many of the batch's rows stand before each bad row
-        numbers_N = self.number + rows + np.searchsorted(before_B, rows, side="right")
-        breaks_N, blank_N = _line_breaks(table), _is_blank(table)
-        bad_breaks_B = np.array([text.count("\n") for _, _, text in self.bad[:bad]], np.int64)
-        broken_N = self.breaks + np.cumsum(breaks_N) - breaks_N  # line breaks inside rows before this one
-        broken_N = broken_N + np.concatenate([[0], np.cumsum(bad_breaks_B)])[numbers_N - self.number - rows]
-        starts = np.concatenate([[0], np.cumsum(breaks_N)])
-        for i in range(bad):
-            number, reason, text = self.bad[i]
-            reject(int(number + self.breaks + starts[before_B[i]] + bad_breaks_B[:i].sum()), reason, text)
-        records_N = numbers_N - self.first - self.blank - (np.cumsum(blank_N) - blank_N)
-        self.number += len(rows) + bad
-        self.breaks += int(breaks_N.sum() + bad_breaks_B.sum())
+        bad = 0
+        while bad < len(self.bad) and self.bad[bad][0] - self.number - bad < table.num_rows:
+            bad += 1
+        numbers_N, lines_N = self._advance(_line_breaks(table), bad, reject)
+        blank_N = _is_blank(table)
+        records_N = numbers_N - self.first - self.blank - np.cumsum(blank_N)
         self.blank += int(blank_N.sum())
-        del self.bad[:bad]
-        return Chunk(table, numbers_N + broken_N, records_N).filter(~blank_N)
+        return Chunk(table, lines_N, records_N).filter(~blank_N)
 
     def finish(self, reject: Reject) -> None:
         """Bad rows after the last good one."""
-        for number, reason, text in self.bad:
-            reject(number + self.breaks, reason, text)
-            self.breaks += text.count("\n")
+        self._advance(np.zeros(0, np.int64), len(self.bad), reject)
+
+    def _advance(self, breaks_N: np.ndarray, bad: int, reject: Reject) -> tuple[np.ndarray, np.ndarray]:
+        """(numbers_N, lines_N) of the next N good rows, among which the next `bad` refused ones stand."""
+        taken, self.bad = self.bad[:bad], self.bad[bad:]
+        at_B = np.array([number for number, _, _ in taken], np.int64) - self.number
+        at_N = np.delete(np.arange(len(breaks_N) + bad), at_B)
+        breaks = np.zeros(len(breaks_N) + bad, np.int64)
+        breaks[at_N], breaks[at_B] = breaks_N, [text.count("\n") for _, _, text in taken]
+        numbers = self.number + np.arange(len(breaks))
+        lines = numbers + self.breaks + np.cumsum(breaks) - breaks
+        for line, (_, reason, text) in zip(lines[at_B].tolist(), taken, strict=True):
+            reject(line, reason, text)
+        self.number += len(breaks)
+        self.breaks += int(breaks.sum())
+        return numbers[at_N], lines[at_N]
 
 
 def _line_breaks(table: pa.Table) -> np.ndarray:

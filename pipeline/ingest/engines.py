@@ -36,8 +36,7 @@ def connect(config: IngestConfig, spill: Path) -> Iterator[BaseBackend]:
         raise UserError(f"DuckDB stopped: {_first_line(error)}", "nothing that was there before was changed",
                         f"raise ingest.memory_limit (now {config.memory_limit}) or free space under {spill.parent}"
                         ) from error
-    finally:
-        connection.disconnect()
+    # Not disconnected: Ibis drops its cached tables when they are collected, which after an error is later than here.
 
 
 def _spark() -> BaseBackend:

@@ -86,21 +86,39 @@ def parse_literal(text: str, columns: Sequence[str] | None = None) -> Fields:
 def _texts(value: Any, columns: Sequence[str] | None, kind: str) -> Fields:
     if not isinstance(value, dict):
         raise ValueError(f"not {kind}")
-    return {str(name): as_text(value.get(name)) for name in (value if columns is None else columns)}
+    names = [as_text(name) or "" for name in value] if columns is None else columns
+    return {name: as_text(value.get(name)) for name in names}
 
 
 def as_text(value: Any) -> str | None:
     """A field as text: `["Beauty", "Nails"]` is a path, `Beauty > Nails`; a list of paths is joined by `; `.
 
-    What has no text of its own, such as a nested object, is None.
+    What has no text of its own, such as a nested object or a list in a list in a list, is None.
+
+    Raises:
+        ValueError: an escape such as \\ud800 stands for half a character.
     """
+    if not isinstance(value, list | tuple):
+        return _scalar_text(value)
+    nested = any(isinstance(part, list | tuple) for part in value)
+    paths = [part if isinstance(part, list | tuple) else [part] for part in value] if nested else [value]
+    return "; ".join(" > ".join(text for text in map(_scalar_text, path) if text) for path in paths)
+
+
+def _scalar_text(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value if value.isascii() else _whole_characters(value)
     if isinstance(value, bool):
         return str(int(value))
-    if isinstance(value, list | tuple):
-        parts = [text for text in map(as_text, value) if text]
-        nested = any(isinstance(part, list | tuple) for part in value)
-        return ("; " if nested else " > ").join(parts)
-    return str(value) if isinstance(value, str | int | float) else None
+    return str(value) if isinstance(value, int | float) else None
+
+
+def _whole_characters(text: str) -> str:
+    """Joins the surrogate pairs that Python 2 wrote for characters beyond 16 bits."""
+    try:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise ValueError("broken Unicode escape") from None
 
 
 def _field_parser(file: RawFile) -> Callable[[str, Sequence[str] | None], Fields]:

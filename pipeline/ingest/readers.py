@@ -23,7 +23,7 @@ from pipeline.ingest.sources import RawFile
 
 
 def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None, ticks: int = 1) -> Iterator[Chunk]:
-    """All rows of a file in order.
+    """All rows of a file in order; no chunk is empty.
 
     Args:
         columns: the columns wanted; None: all of them (of JSON lines: those that the chunk has).
@@ -33,11 +33,12 @@ def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = N
         UserError: the file is truncated, not in its encoding, or not in its format.
     """
     if file.format.kind == "csv":
-        yield from read_delimited(file, reject, columns)
+        chunks = read_delimited(file, reject, columns)
     elif file.format.kind == "parquet":
-        yield from _read_parquet(file, columns, ticks)
+        chunks = _read_parquet(file, columns, ticks)
     else:
-        yield from read_lines(file, reject, columns)
+        chunks = read_lines(file, reject, columns)
+    return (chunk for chunk in chunks if len(chunk.lines))
 
 
 def sample(file: RawFile, ticks: int = 1) -> pa.Table | None:

@@ -1,0 +1,24 @@
+"""One way to run the ingest stage on a test's raw files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_logs import Ingested
+
+from pipeline.artifacts import Interactions, read_json
+from pipeline.config import build_params
+from pipeline.ingest.stage import run
+
+
+@pytest.fixture
+def ingest(tmp_path):
+    """ingest(path, dataset="custom", **ingest settings): runs the stage and reads back what it wrote."""
+
+    def call(path: Path | str, dataset: str = "custom", **settings: Any) -> Ingested:
+        params = build_params({"dataset": dataset, "ingest": {"path": str(path), **settings}})
+        output = tmp_path / "output" / "interactions"
+        run(params, output=output, scratch=tmp_path / "scratch")
+        return Ingested(output, read_json(Interactions(output).summary))
+
+    return call

@@ -1,0 +1,198 @@
+"""Bad input: every bad row is listed, and what cannot be read is one clear error that loses nothing."""
+
+import gzip
+import resource
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from raw_logs import START, csv_text, events, jsonl_text, write
+
+from pipeline.errors import UserError
+
+GOOD = events()
+BAD_ROWS = [  # (fields, reason)
+    (("", "i1", START), "user is missing"),
+    (("u1", " ", START), "item is missing"),
+    (("u1", "i1", ""), "timestamp is missing"),
+    (("u1", "i1", "soon"), "timestamp is not a number"),
+    (("u1", "i1", 12), "timestamp outside 1990..2100"),
+    (("u1", "i1", START * 1000), "timestamp outside 1990..2100"),
+    (("u1", "i1", START, 9), "4 fields where 3 are expected"),
+]
+
+
+def test_every_bad_row_of_a_csv_log_is_listed_with_its_line_and_reason(ingest, tmp_path):
+    rows, expected = list(GOOD), []
+    for n, (fields, reason) in enumerate(BAD_ROWS):
+        rows.insert(3 * n, fields)
+        expected.append(("log.csv", 3 * n + 2, reason))
+    result = ingest(write(tmp_path / "log.csv", csv_text(rows)), max_reject_rate=0.5)
+    assert result.rejects == expected
+    assert result.rows == GOOD
+    assert result.frame("rejects").row[3] == "u1,i1,soon"
+    assert result.summary["rows_read"] == len(rows)
+    assert result.summary["rejected"] == len(BAD_ROWS) == sum(result.summary["rejects"].values())
+
+
+def test_every_bad_row_of_a_json_log_is_listed_with_its_line_and_reason(ingest, tmp_path):
+    good = [dict(zip(("user", "item", "timestamp"), row, strict=True)) for row in GOOD]
+    text = ('{"user": "u1", "item"\n' + jsonl_text(good[:5]) + '{"user": ["u1"], "timestamp": 1}\n"u1"\n'
+            + jsonl_text(good[5:]) + '{"user": {"id": 1}, "item": "i1", "timestamp": 1400000000}\n')
+    result = ingest(write(tmp_path / "log.jsonl", text), max_reject_rate=0.5)
+    assert result.rejects == [
+        ("log.jsonl", 1, "broken JSON"), ("log.jsonl", 7, "item is missing"),
+        ("log.jsonl", 8, "not a JSON object"), ("log.jsonl", 40, "user is missing")]
+    assert result.rows == GOOD
+
+
+def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest, tmp_path):
+    write(tmp_path / "raw" / "interactions.csv", csv_text([*GOOD, ("u1", "i9", START)]))
+    write(tmp_path / "raw" / "items.csv", "item,title\n" + "".join(f"i{n},t\n" for n in range(6)))
+    assert ingest(tmp_path / "raw", max_reject_rate=0.1).rejects == [
+        ("interactions.csv", 38, "item is not in items.csv")]
+
+
+def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it_is_needed(ingest, tmp_path):
+    rows = [(*row, 5) for row in GOOD]
+    rows[3], rows[7] = (*GOOD[3], "five"), (*GOOD[7], "")
+    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,rating"))
+    result = ingest(path, max_reject_rate=0.1, k_core=0)
+    assert result.rejects == [("log.csv", 5, "rating is not a number")]
+    assert result.frame("interactions").rating.isna().sum() == 1
+    result = ingest(path, max_reject_rate=0.1, k_core=0, minimum={"rating": 1})
+    assert result.rejects[1:] == [("log.csv", 9, "rating is missing")]
+
+
+def test_lines_swallowed_by_a_stray_quote_are_all_counted(ingest, tmp_path):
+    lines = csv_text(GOOD).splitlines()
+    lines[10] = lines[10].replace("u", '"u')  # opened on line 11, closed on line 16
+    lines[15] = lines[15].replace(",", '",', 1)
+    result = ingest(write(tmp_path / "log.csv", "\n".join(lines)), max_reject_rate=0.5, k_core=0)
+    assert [line for _, line, _ in result.rejects] == [11, 12, 13, 14, 15, 16]
+    assert set(result.summary["rejects"]) == {"user holds a line break"}
+    unclosed = ingest(write(tmp_path / "log.csv", "\n".join(lines[:15])), max_reject_rate=0.5, k_core=0)
+    assert [line for _, line, _ in unclosed.rejects] == [11, 12, 13, 14, 15]
+
+
+def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest, tmp_path):
+    rows = [*GOOD, *[("u1", "i1", START * 1000)] * 2, ("", "i1", START)]
+    with pytest.raises(UserError, match=r"3 of 39 rows of log\.csv cannot be used") as error:
+        ingest(write(tmp_path / "log.csv", csv_text(rows)))
+    kept = tmp_path / "scratch" / "rejects.parquet"
+    assert pd.read_parquet(kept).line.tolist() == [38, 39, 40]
+    assert str(kept) in error.value.fix
+    assert "ingest.time_unit" in error.value.fix
+    reasons = error.value.why.splitlines()
+    assert reasons[0] == "that is more than ingest.max_reject_rate, 0.01; the commonest reasons:"
+    assert reasons[1] == f"  2 x timestamp outside 1990..2100 (log.csv, line 38: u1,i1,{START * 1000})"
+    assert reasons[2].startswith("  1 x user is missing (log.csv, line 40")
+
+
+def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest, tmp_path):
+    with pytest.raises(UserError, match="36 of 36 rows") as error:
+        ingest(write(tmp_path / "log.jsonl", csv_text(GOOD).partition("\n")[2]))
+    assert "36 x broken JSON (log.jsonl, line 1: u0,i0," in error.value.why
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("log.csv", ""), ("log.csv", "user,item,timestamp\n"), ("log.csv", "user,item,timestamp\n\n\n"),
+    ("log.csv.gz", "user,item,timestamp\n"), ("log.jsonl", ""), ("log.jsonl.gz", "\n")])
+def test_an_empty_log_is_an_error(ingest, tmp_path, name, text):
+    with pytest.raises(UserError, match="the log has no rows"):
+        ingest(write(tmp_path / name, text))
+
+
+def test_an_empty_parquet_log_is_an_error(ingest, tmp_path):
+    pd.DataFrame({"user": ["a"], "item": ["b"], "timestamp": [1]}).iloc[:0].to_parquet(tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="the log has no rows"):
+        ingest(tmp_path / "log.parquet")
+
+
+def test_an_empty_item_file_is_an_error(ingest, tmp_path):
+    write(tmp_path / "raw" / "interactions.csv", csv_text(GOOD))
+    write(tmp_path / "raw" / "items.csv", "item,title\n")
+    with pytest.raises(UserError, match=r"items\.csv holds no readable rows"):
+        ingest(tmp_path / "raw")
+
+
+def test_a_k_core_that_leaves_nothing_is_an_error(ingest, tmp_path):
+    with pytest.raises(UserError, match="nothing is left of the log after the filter '7-core'") as error:
+        ingest(write(tmp_path / "log.csv", csv_text(GOOD)), k_core=7)
+    assert "ingest.k_core" in error.value.fix
+
+
+def test_a_minimum_that_leaves_nothing_is_an_error(ingest, tmp_path):
+    path = write(tmp_path / "log.csv", csv_text([(*row, 1) for row in GOOD], "user,item,timestamp,click"))
+    with pytest.raises(UserError, match="after the filter 'minimum click >= 2'"):
+        ingest(path, minimum={"click": 2})
+
+
+def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest, tmp_path):
+    with pytest.raises(UserError, match="is known to be the user") as error:
+        ingest(write(tmp_path / "log.csv", csv_text(GOOD, "who,item,timestamp")))
+    assert error.value.why == "columns found: who, item, timestamp"
+
+
+@pytest.mark.parametrize(("path", "message"), [
+    ("absent.csv", "no file at"), ("*.csv", "no file at"), (".", r"no interactions\.\* in"),
+    ("notes.txt", "format of .* is not known")])
+def test_a_path_that_leads_to_no_log_is_an_error(ingest, tmp_path, path, message):
+    write(tmp_path / "here" / "notes.txt", "hello")
+    with pytest.raises(UserError, match=message):
+        ingest(f"{tmp_path}/here/{path}")
+
+
+def test_a_memory_limit_that_is_no_size_is_an_error(ingest, tmp_path):
+    with pytest.raises(UserError, match="memory_limit is 'a lot'"):
+        ingest(write(tmp_path / "log.csv", csv_text(GOOD)), memory_limit="a lot")
+
+
+def test_spark_that_is_not_installed_is_an_error(ingest, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    with pytest.raises(UserError, match="pyspark is not installed"):
+        ingest(write(tmp_path / "log.csv", csv_text(GOOD)), engine="spark")
+
+
+def test_after_any_error_what_was_there_is_as_before(ingest, tmp_path):
+    before = ingest(write(tmp_path / "log.csv", csv_text(GOOD)))
+    content = {file.name: file.read_bytes() for file in before.folder.iterdir()}
+    truncated = gzip.compress(csv_text(GOOD).encode())[:-9]
+    (tmp_path / "cut.csv.gz").write_bytes(truncated)
+    with pytest.raises(UserError, match="no complete gzip file"):
+        ingest(tmp_path / "cut.csv.gz")
+    with pytest.raises(UserError, match="nothing is left"):
+        ingest(tmp_path / "log.csv", k_core=7)
+    assert {file.name: file.read_bytes() for file in before.folder.iterdir()} == content
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert [path.name for path in before.folder.parent.iterdir()] == ["interactions"]
+
+
+FULL_DISK = """
+import resource, sys
+from pipeline.config import build_params
+from pipeline.errors import UserError
+from pipeline.ingest.stage import run
+from pathlib import Path
+log, output, scratch = map(Path, sys.argv[1:])
+params = build_params({"dataset": "custom", "ingest": {"path": str(log), "k_core": 0}})
+run(params, output=output, scratch=scratch)
+before = {file.name: file.read_bytes() for file in output.iterdir()}
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    run(params, output=output, scratch=scratch)
+except UserError as error:
+    assert "could not" in error.what, error.what
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+    print("refused")
+"""
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, root):
+    rows = [(f"user-{n * 7919 % 99991}", f"item-{n * 104729 % 9973}", START + n) for n in range(20_000)]
+    log = write(tmp_path / "log.csv", csv_text(rows))
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, log, tmp_path / "output", tmp_path / "scratch"], cwd=root,
+                          capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("refused\n"), done.stderr
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit was the other process's own

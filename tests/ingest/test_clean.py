@@ -1,0 +1,123 @@
+"""Filters, k-core, ids and positions against slow references in plain Python."""
+
+from collections import Counter
+from pathlib import Path
+
+import ibis
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import UserError
+from pipeline.ingest.clean import clean, k_core
+
+# (user, item, time, click)
+logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9), st.integers(0, 1)), min_size=1,
+                max_size=60)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    connection = ibis.duckdb.connect()
+    yield connection
+    connection.disconnect()
+
+
+def table(engine, pairs):
+    return engine.create_table("pairs", pd.DataFrame(pairs, columns=["user", "item"]), overwrite=True)
+
+
+def slow_k_core(pairs, k):
+    """Take away one user or item with too few events at a time, until there is none."""
+    pairs = list(pairs)
+    while True:
+        for side in (0, 1):
+            counts = Counter(pair[side] for pair in pairs)
+            rare = next((name for name, count in counts.items() if count < k), None)
+            if rare is not None:
+                pairs = [pair for pair in pairs if pair[side] != rare]
+                break
+        else:
+            return pairs
+
+
+def slow_clean(log, k, least, order):
+    """[(raw user, raw item, time)] sorted by user and position, raw users and raw items by id; `order` of the items."""
+    rows = [(user, item, time, row) for row, (user, item, time, click) in enumerate(log) if click >= least]
+    order = order or list(dict.fromkeys(item for _, item, _, _ in rows))
+    first_seen = list(dict.fromkeys(user for user, _, _, _ in rows))
+    best = {}
+    for row in sorted(rows, key=lambda row: (row[2], row[3])):
+        best.setdefault(row[:2], row)
+    kept = set(slow_k_core(best, k))
+    rows = sorted((row for pair, row in best.items() if pair in kept), key=lambda row: (
+        first_seen.index(row[0]), row[2], row[3]))
+    users = [user for user in first_seen if user in {pair[0] for pair in kept}]
+    items = [item for item in order if item in {pair[1] for pair in kept}]
+    return [row[:3] for row in rows], users, items
+
+
+def stage(folder: Path, log, items):
+    """The two Parquet files that staging.py would write."""
+    users, things, times, clicks = zip(*log, strict=True)
+    pq.write_table(pa.table({
+        "row": range(len(log)), "user": [str(u) for u in users], "item": [str(i) for i in things],
+        "timestamp": pa.array(times, pa.int64()), "click": pa.array(clicks, pa.float64())}), folder / "log.parquet")
+    if not items:
+        return folder / "log.parquet", None
+    pq.write_table(pa.table({"order": range(len(items)), "raw_id": [str(i) for i in items],
+                             "title": [f"title {i}" for i in items]}), folder / "items.parquet")
+    return folder / "log.parquet", folder / "items.parquet"
+
+
+@settings(max_examples=15, deadline=None)
+@given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40), k=st.integers(0, 5))
+def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine, pairs, k):
+    kept, _ = k_core(table(engine, sorted(pairs)), k)
+    found = kept.to_pyarrow().to_pylist()
+    assert {(row["user"], row["item"]) for row in found} == set(slow_k_core(pairs, k))
+    assert len(found) == len(slow_k_core(pairs, k))
+
+
+def test_a_k_core_may_need_several_passes(engine):
+    # A chain: taking away the last user makes the item before it rare, and so on. Only the square a-b x 1-2 holds.
+    chain = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3), ("c", 3), ("c", 4), ("d", 4)]
+    kept, passes = k_core(table(engine, chain), 2)
+    assert len(kept.to_pyarrow()) == 4
+    assert passes >= 3
+
+
+@settings(max_examples=15, deadline=None)
+@given(log=logs, k=st.integers(0, 3), least=st.integers(0, 1), listed=st.booleans())
+def test_a_log_is_cleaned_as_by_hand(engine, tmp_path_factory, log, k, least, listed):
+    items = [3, 1, 4, 0, 5, 2] if listed else None
+    rows, users, catalogue = slow_clean(log, k, least, items)
+    paths = stage(tmp_path_factory.mktemp("staged"), log, items)
+    if not rows:
+        with pytest.raises(UserError, match="nothing is left"):
+            clean(engine, *paths, {"click": least}, k)
+        return
+    cleaned = clean(engine, *paths, {"click": least}, k)
+    assert cleaned.users["raw_id"].to_pylist() == [str(user) for user in users]
+    assert cleaned.items["raw_id"].to_pylist() == [str(item) for item in catalogue]
+    assert cleaned.users["user_id"].to_pylist() == list(range(len(users)))
+    assert cleaned.items["item_id"].to_pylist() == list(range(len(catalogue)))
+    found = cleaned.log.to_pylist()
+    assert [(users[r["user_id"]], catalogue[r["item_id"]], r["timestamp"]) for r in found] == rows
+    seen = Counter()
+    for row in found:
+        assert row["position"] == seen[row["user_id"]]
+        seen[row["user_id"]] += 1
+    if listed:
+        assert cleaned.items["title"].to_pylist() == [f"title {item}" for item in catalogue]
+    assert cleaned.steps[-1] == {"step": f"{k}-core", "interactions": len(rows), "users": len(users),
+                                 "items": len(catalogue)}
+
+
+def test_column_types_are_those_that_artifacts_promise(engine, tmp_path):
+    cleaned = clean(engine, *stage(tmp_path, [(0, 0, 5, 1), (0, 1, 4, 1)], None), {}, 0)
+    assert cleaned.log.schema.types == [pa.int32(), pa.int32(), pa.int64(), pa.int32(), pa.float64()]
+    assert cleaned.log.column_names == ["user_id", "item_id", "timestamp", "position", "click"]

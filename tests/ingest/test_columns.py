@@ -1,0 +1,79 @@
+"""Which columns are recognised, and what is said when they are not."""
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.ingest.columns import LogColumns, recognise_items, recognise_log
+
+
+def sample(**columns):
+    return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+
+
+def log(mapping=None, guess_actions=True, **columns):
+    return recognise_log(sample(**columns), mapping or {}, "the log", guess_actions=guess_actions)
+
+
+@pytest.mark.parametrize("user", ["user", "user_id", "userId", "reviewerID"])
+@pytest.mark.parametrize("item", ["asin", "item", "item_id", "movieId"])
+@pytest.mark.parametrize("time", ["unix_time", "timestamp", "time", "unixReviewTime"])
+def test_the_usual_names_are_recognised(user, item, time):
+    assert log(**{item: ["i"], time: ["1"], user: ["u"]}) == LogColumns(user, item, time, {})
+
+
+def test_numeric_columns_are_actions_and_text_is_not():
+    columns = log(user=["u", "v"], item=["i", "j"], time=["1", "2"], rating=["4.5", ""], click=["true", "false"],
+                  comment=["good", "5"], empty=["", ""], position=["1", "2"])
+    assert columns.actions == {"rating": "rating", "click": "click"}
+
+
+def test_one_bad_number_does_not_hide_an_action():
+    assert log(user=["u"] * 3, item=["i"] * 3, time=["1"] * 3, rating=["5", "oops", "3"]).actions == {
+        "rating": "rating"}
+
+
+def test_ingest_columns_maps_renames_and_leaves_out():
+    columns = log({"user": "member", "rating": "overall", "session": ""}, member=["m"], item=["i"], time=["1"],
+                  overall=["5"], session=["77"], seconds=["3"])
+    assert columns == LogColumns("member", "item", "time", {"rating": "overall", "seconds": "seconds"})
+
+
+def test_a_column_of_a_known_name_that_is_not_ours_is_no_action():
+    assert log({"user": "user"}, user=["u"], user_id=["1"], item=["i"], time=["1"]).actions == {}
+
+
+def test_a_missing_column_lists_those_found():
+    with pytest.raises(UserError, match="no column of the log is known to be the timestamp") as error:
+        log(user=["u"], item=["i"], date=["1"])
+    assert error.value.why == "columns found: user, item, date"
+    assert "ingest.columns: {timestamp: NAME}" in error.value.fix
+
+
+def test_an_ambiguous_column_lists_those_found():
+    with pytest.raises(UserError, match="user and user_id of the log could both be the user") as error:
+        log(user=["u"], user_id=["u"], item=["i"], time=["1"])
+    assert error.value.why == "columns found: user, user_id, item, time"
+
+
+def test_a_wrong_name_in_ingest_columns_is_told_the_nearest():
+    with pytest.raises(UserError, match="the log has no column 'membr', wanted as user") as error:
+        log({"user": "membr"}, member=["u"], item=["i"], time=["1"])
+    assert "did you mean 'member'?" in error.value.fix
+
+
+def test_an_item_files_columns_are_recognised_and_the_others_kept():
+    names = ["asin", "title", "genres", "image", "brand", ""]
+    assert recognise_items(names, {}, "the items") == {
+        "item": "asin", "title": "title", "categories": "genres", "image": "image", "brand": "brand"}
+
+
+def test_an_item_file_may_name_its_items_otherwise_than_the_log():
+    assert recognise_items(["item", "name"], {"item": "sku", "title": "name", "user": "member"}, "the items") == {
+        "item": "item", "title": "name"}
+    assert recognise_items(["sku"], {"item": "sku"}, "the items") == {"item": "sku"}
+
+
+def test_an_item_file_without_items_is_an_error():
+    with pytest.raises(UserError, match="no column of the items is known to be the item"):
+        recognise_items(["name"], {}, "the items")

@@ -1,0 +1,102 @@
+"""The stage as a whole: the same bytes every time, the demo, and the real data sets."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from raw_logs import SHARED, csv_text, events, write
+
+from pipeline.artifacts import MEASURED
+
+BEAUTY, SPORTS, MOVIES = (SHARED / name for name in ("amazon-beauty", "amazon-sports", "movielens-latest-small"))
+
+
+def content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_a_second_run_gives_the_same_bytes(ingest, tmp_path):
+    rng = np.random.default_rng(1)
+    rows = [(f"u{user}", f"i{item}", 1_400_000_000 + time, "" if bad else 1) for user, item, time, bad in zip(
+        rng.integers(0, 300, 20_000), rng.integers(0, 100, 20_000), rng.integers(0, 99, 20_000),
+        rng.random(20_000) < 0.005, strict=True)]
+    path = write(tmp_path / "log.csv.gz", csv_text(rows, "user,item,timestamp,click"))
+    first = ingest(path, minimum={"click": 1})
+    assert first.rejects
+    before = content(first.folder)
+    assert content(ingest(path, minimum={"click": 1}).folder) == before
+    assert set(before) == {"interactions.parquet", "users.parquet", "items.parquet", "rejects.parquet", "ingest.json"}
+    assert not MEASURED & set(first.summary)
+
+
+def test_a_smaller_memory_limit_changes_nothing(ingest, tmp_path):
+    path = write(tmp_path / "log.csv", csv_text(events()))
+    assert content(ingest(path, memory_limit="100MB").folder) == content(ingest(path).folder)
+
+
+def test_no_path_of_this_machine_is_in_the_outputs(ingest, tmp_path):
+    write(tmp_path / "raw" / "interactions.csv", csv_text([*events(), ("", "i1", 1)]))
+    result = ingest(tmp_path / "raw", max_reject_rate=0.5)
+    assert all(str(tmp_path).encode() not in bytes_ for bytes_ in content(result.folder).values())
+
+
+def test_ingest_json_counts_before_and_after_each_filter(ingest, tmp_path):
+    rows = [(*row, 1) for row in events()] + [("u9", "i0", 1_400_000_000, 1), ("u8", "i0", 1_400_000_000, 0)]
+    rows += [rows[0], ("", "", "", "")]
+    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,click") + ",i1,5,1\n")
+    summary = ingest(path, minimum={"click": 1}, max_reject_rate=0.1).summary
+    assert (summary["users"], summary["items"], summary["interactions"]) == (6, 6, 36)
+    assert (summary["rows_read"], summary["rejected"]) == (40, 1)  # a row of nothing but empty fields is no row
+    assert [tuple(step.values()) for step in summary["steps"]] == [
+        ("usable rows", 39, 8, 6), ("minimum click >= 1", 38, 7, 6), ("earliest of each user and item", 37, 7, 6),
+        ("5-core", 36, 6, 6)]
+    assert (summary["k_core"], summary["minimum"]) == (5, {"click": 1})
+    assert summary["columns"] == {"user": "user", "item": "item", "timestamp": "timestamp", "click": "click"}
+    assert len(summary["sha256"]["log.csv"]) == 64
+
+
+@pytest.mark.slow
+def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest, root):
+    result = ingest(root / "data" / "demo", "demo")
+    assert result.summary["users"] > 1500
+    assert result.summary["items"] > 900
+    assert result.rejects == []
+    assert set(result.frame("interactions").click) == {1.0}
+    images = result.frame("items").image
+    assert all((result.folder / "raw" / image).is_file() for image in images)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("folder", "counts"), [
+    (BEAUTY, (22_363, 12_101, 198_502)), (SPORTS, (35_598, 18_357, 296_337))])
+def test_amazon_comes_out_as_the_literature_counts_it(ingest, folder, counts):
+    if not folder.exists():
+        pytest.skip("the real data set is not beside the project")
+    result = ingest(folder)
+    assert (result.summary["users"], result.summary["items"], result.summary["interactions"]) == counts
+    assert result.rejects == []
+    raw = pd.read_csv(folder / "interactions.csv.gz").astype({"user": str, "asin": str})
+    order = np.lexsort([np.arange(len(raw)), raw.unix_time, pd.factorize(raw.user)[0]])
+    assert result.rows == list(raw.iloc[order].itertuples(index=False, name=None))
+    items = pd.read_csv(folder / "items.csv.gz", dtype=str)
+    assert result.frame("items").raw_id.tolist() == items.asin.tolist()
+    vectors = np.load(folder / "minilm_embeddings.npy")
+    np.testing.assert_array_equal(np.stack(result.frame("items").vector), vectors.astype(np.float32))
+
+
+@pytest.mark.shared
+def test_movielens_latest_small_goes_through_its_recipe(ingest):
+    if not MOVIES.exists():
+        pytest.skip("the real data set is not beside the project")
+    result = ingest(MOVIES, "movielens-latest")
+    assert (result.summary["users"], result.summary["items"], result.summary["interactions"]) == (610, 3650, 90_274)
+    first = result.frame("items").iloc[0]
+    assert (first.title, first.categories) == ("Toy Story (1995)", "Adventure, Animation, Children, Comedy, Fantasy")
+    ratings = pd.read_csv(MOVIES / "ratings.csv")
+    while True:  # a slow 5-core
+        often = ratings.groupby("movieId").userId.transform("size").ge(5) & ratings.groupby("userId").userId.transform(
+            "size").ge(5)
+        if often.all():
+            break
+        ratings = ratings[often]
+    expected = ratings.astype({"userId": str, "movieId": str})[["userId", "movieId", "timestamp"]]
+    assert sorted(result.rows) == sorted(expected.itertuples(index=False, name=None))

@@ -1,0 +1,124 @@
+"""Every recipe on small files in its publisher's format; only `dataset` and `ingest.path` are set."""
+
+import pytest
+from raw_logs import START, csv_text, events, jsonl_text, write
+
+from pipeline.config import DATASETS
+from pipeline.errors import UserError
+from pipeline.ingest.recipes import GENRES_100K, RECIPES
+
+
+def number(raw):
+    """MovieLens' ids are numbers: u3 -> 4."""
+    return int(raw[1:]) + 1
+
+
+def amazon(folder, category, suffix=".json.gz"):
+    reviews = [{"reviewerID": user, "asin": item, "reviewerName": 'A "B" C', "helpful": [0, 1],
+                "reviewText": "Good,\nno", "overall": 5.0, "summary": "é", "unixReviewTime": time,
+                "reviewTime": "05 13, 2014"}
+               for user, item, time in events()]
+    write(folder / f"reviews_{category}_5{suffix}", jsonl_text(reviews))
+    meta = [{"asin": item, "title": f"It's {item} & more", "price": 9.5, "imUrl": "http://example.com/1.jpg",
+             "related": {"also_bought": ["x", "y"]}, "salesRank": {"Beauty": 7}, "brand": "Acme",
+             "categories": [["Beauty", "Nails"], ["Gifts"]], "description": 'Says "hi"'}
+            for item in ("unsold", *(f"i{n}" for n in reversed(range(6))))]
+    write(folder / f"meta_{category}{suffix}", "".join(f"{row!r}\n" for row in meta))
+    return folder
+
+
+def movielens_1m(folder):
+    write(folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in events()), "latin-1")
+    write(folder / "movies.dat", "".join(f"{n}::Amélie: the {n}th (2001)::Comedy|Romance\n" for n in range(1, 8)),
+          "latin-1")
+    return folder
+
+
+def movielens_csv(folder):
+    rows = [(number(u), number(i), 3.5, t) for u, i, t in events()]
+    write(folder / "ratings.csv", csv_text(rows, "userId,movieId,rating,timestamp"))
+    movies = [(n, f'"Amélie, the {n}th (2001)"', "Comedy|Romance") for n in range(1, 8)]
+    write(folder / "movies.csv", csv_text(movies, "movieId,title,genres"))
+    return folder
+
+
+def movielens_100k(folder):
+    write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in events(users=2)))
+    flags = "|".join("1" if name in ("Comedy", "Romance") else "0" for name in GENRES_100K)
+    write(folder / "u.item", "".join(f'{n}|"Amélie" the {n}th (2001)|01-Jan-2001||http://example.com|{flags}\n'
+                                     for n in range(1, 8)), "latin-1")
+    return folder
+
+
+def test_every_dataset_but_the_demo_and_your_own_has_a_recipe():
+    assert set(RECIPES) == set(DATASETS) - {"demo", "custom"}
+
+
+@pytest.mark.parametrize("suffix", [".json.gz", ".json"], ids=["packed", "unpacked"])
+@pytest.mark.parametrize(("dataset", "category"), [
+    ("amazon-beauty", "Beauty"), ("amazon-sports", "Sports_and_Outdoors"), ("amazon-toys", "Toys_and_Games")])
+def test_amazon(ingest, tmp_path, dataset, category, suffix):
+    result = ingest(amazon(tmp_path / "raw", category, suffix), dataset)
+    assert sorted(result.rows) == sorted(events())
+    assert set(result.frame("interactions").rating) == {5.0}
+    items = result.frame("items")
+    assert items.raw_id.tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]  # the order of the item file
+    first = items.iloc[0]
+    assert (first.title, first.categories) == ("It's i5 & more", "Beauty > Nails; Gifts")
+    assert (first.description, first.brand, first.price) == ('Says "hi"', "Acme", "9.5")
+    assert items.image.isna().all()  # the publisher's are web addresses, not files
+    assert result.summary["items_listed"] == 7
+    assert result.summary["k_core"] == 5
+
+
+@pytest.mark.parametrize(("dataset", "make"), [
+    ("movielens-1m", movielens_1m), ("movielens-20m", movielens_csv), ("movielens-latest", movielens_csv)])
+def test_movielens(ingest, tmp_path, dataset, make):
+    result = ingest(make(tmp_path / "raw"), dataset)
+    assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in events())
+    items = result.frame("items")
+    assert items.raw_id.tolist() == ["1", "2", "3", "4", "5", "6"]  # nobody rated the seventh
+    assert items.title.str.startswith("Amélie").all()
+    assert set(items.categories) == {"Comedy, Romance"}
+    assert set(result.frame("interactions").rating) <= {3.5, 4.0}
+
+
+def test_movielens_100k_is_not_filtered(ingest, tmp_path):
+    result = ingest(movielens_100k(tmp_path / "raw"), "movielens-100k")
+    assert (result.summary["users"], result.summary["items"], result.summary["k_core"]) == (2, 6, 0)
+    assert result.frame("items").title[0] == '"Amélie" the 1th (2001)'
+    assert result.frame("items").categories[0] == "Comedy, Romance"
+
+
+def test_the_folder_of_the_publishers_archive_may_be_below(ingest, tmp_path):
+    movielens_1m(tmp_path / "raw" / "ml-1m")
+    assert ingest(tmp_path / "raw", "movielens-1m").summary["users"] == 6
+
+
+def test_the_log_file_itself_will_do_as_a_path(ingest, tmp_path):
+    movielens_1m(tmp_path / "raw")
+    assert ingest(tmp_path / "raw" / "ratings.dat", "movielens-1m").summary["users"] == 6
+
+
+def test_a_recipes_k_core_can_be_overruled(ingest, tmp_path):
+    with pytest.raises(UserError, match="nothing is left of the log after the filter '5-core'"):
+        ingest(movielens_100k(tmp_path / "raw"), "movielens-100k", k_core=5)
+
+
+def test_a_missing_file_is_named_with_the_command_that_brings_it(ingest, tmp_path):
+    amazon(tmp_path / "raw", "Beauty")
+    (tmp_path / "raw" / "meta_Beauty.json.gz").unlink()
+    with pytest.raises(UserError, match=r"meta_Beauty\.json is not in") as error:
+        ingest(tmp_path / "raw", "amazon-beauty")
+    assert "python -m pipeline fetch" in error.value.fix
+    assert "data/raw/amazon-beauty" in error.value.fix
+
+
+def test_an_item_whose_metadata_is_broken_takes_its_interactions_along_visibly(ingest, tmp_path):
+    folder = movielens_1m(tmp_path / "raw")
+    lines = (folder / "movies.dat").read_text("latin-1").splitlines(keepends=True)
+    write(folder / "movies.dat", "".join(["2::no genres\n" if line.startswith("2::") else line for line in lines]))
+    result = ingest(folder, "movielens-1m", max_reject_rate=0.2)
+    assert result.summary["rejects"] == {"item is not in movies.dat": 6, "2 fields where 3 are expected": 1}
+    assert result.summary["items"] == 5
+    assert START in set(result.frame("interactions").timestamp)

@@ -1,0 +1,50 @@
+"""Text to numbers and times, against Python's own float()."""
+
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.ingest.values import IMPOSSIBLE_TIME, numbers, reasons, time_column
+
+texts = st.one_of(
+    st.none(), st.from_regex(r"[ ]?[+-]?[0-9]{0,3}\.?[0-9]{0,2}(e[+-]?[0-9]{1,3})?[ ]?", fullmatch=True),
+    st.sampled_from(["", " ", "nan", "NaN", "inf", "-Infinity", "1e999", "true", "False", "TRUE", "x", "1_0", "0x1F"]))
+
+
+def slow_number(text):
+    """None where missing, NaN where it is no number."""
+    if text is None or not text.strip():
+        return None
+    flag = {"true": 1.0, "false": 0.0}.get(text.strip().lower())
+    if flag is not None:
+        return flag
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) and "_" not in text else math.nan
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(texts, min_size=1, max_size=6))
+def test_numbers_are_what_float_reads_whatever_stands_beside_them(column):
+    values, missing = numbers(pa.array(column, pa.string()))
+    expected = [slow_number(text) for text in column]
+    assert missing.to_pylist() == [value is None for value in expected]
+    assert values.to_pylist() == [None if value is None or math.isnan(value) else value for value in expected]
+
+
+@pytest.mark.parametrize(("text", "ticks", "seconds", "reason"), [
+    ("631152000", 1, 631152000, None), ("631151999", 1, None, IMPOSSIBLE_TIME),
+    ("4102444799.9", 1, 4102444799, None), ("4102444800", 1, None, IMPOSSIBLE_TIME),
+    ("1400000000999", 1000, 1400000000, None), ("1400000000999", 1, None, IMPOSSIBLE_TIME),
+    ("1.4e9", 1, 1400000000, None), ("-5", 1, None, IMPOSSIBLE_TIME), ("", 1, None, "timestamp is missing"),
+    ("yesterday", 1, None, "timestamp is not a number"), (None, 1, None, "timestamp is missing"),
+])
+def test_times_lie_between_1990_and_2100_in_whole_seconds(text, ticks, seconds, reason):
+    values, complaints = time_column(pa.array([text], pa.string()), ticks)
+    assert values.to_pylist() == [seconds]
+    assert reasons(complaints, 1).to_pylist() == [reason]
