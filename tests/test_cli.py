@@ -68,6 +68,14 @@ def test_help_loads_nothing_heavy_and_answers_at_once(arguments: list[str], root
     assert time.monotonic() - began < 3  # 0.25 s on an idle machine
 
 
+def test_checking_params_yaml_loads_nothing_heavy(root: Path) -> None:
+    """Every stage begins with it; torch alone would add two seconds to each."""
+    code = ("import sys; from pipeline.config import load_params; load_params()\n"
+            f"print([name for name in {(*HEAVY, 'numpy')!r} if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_help_groups_every_command(run: Callable[..., Done]) -> None:
     text = run("--help").out
     assert [panel for panel in ("Stages", "Experiments", "Checks", "Serve") if panel in text] == [
