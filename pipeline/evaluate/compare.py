@@ -1,15 +1,18 @@
 """Is one way of training better than another, or at least not worse? Paired differences with a two-level bootstrap.
 
-Two things vary when an experiment is repeated: the seed and the users. A resample therefore draws seeds, then users,
-both with replacement, and always the same users for all runs: each user is compared with himself, and with equal seeds
-on both sides each seed with itself. Few seeds understate their own spread, so their deviations are widened by
-sqrt(S / (S - 1)), which makes their variance unbiased. One seed says nothing about others: its interval covers users
-only, and the report says so.
+Two things vary when an experiment is repeated: the seed and the users. A resample therefore draws seeds and users, both
+with replacement, and always the same users for all runs: each user is compared with themselves, and with equal seeds on
+both sides each seed with itself. Few seeds say little about their own spread, for which two corrections are needed:
+deviations of S seeds are widened by sqrt(S / (S - 1)), and the whole interval by Student's t over the normal quantile,
+with Satterthwaite's degrees of freedom. Many users and little spread over seeds leave the interval as it is; three
+seeds that differ more than resampled users do make it wide. One seed says nothing about others: its interval covers
+users only, and the report says so.
 
 Words: `better` when the lower end of the difference lies above 0; else `not worse` when the lower end of the relative
 difference lies above -3%; else `worse` when the upper end lies below 0; else `unclear`.
 
-Source: Owen 2007, "The pigeonhole bootstrap", for resampling both sides of a crossed table.
+Sources: Owen 2007, "The pigeonhole bootstrap", for resampling both sides of a crossed table; Satterthwaite 1946, "An
+approximate distribution of estimates of variance components".
 Shape legend: S seeds, U users, M metrics, R resamples.
 """
 
@@ -18,8 +21,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from pipeline.evaluate.bootstrap import interval, resampled_means
+from pipeline.evaluate.bootstrap import LEVEL, interval, resampled_means
 from pipeline.evaluate.ranks import Ranks
 from pipeline.evaluate.runs import Arm, arms_of
 from pipeline.metrics import METRICS, gains
@@ -86,22 +90,43 @@ def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Di
         if not chosen_U.any():
             continue
         sides = [np.stack([_gains(run.ranks, names)[chosen_U] for run in side.runs]) for side in (reference, arm)]
-        draws = two_level(*sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
+        reference_RM, change_RM = two_level(*sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
         means = [side.mean((0, 1)) for side in sides]
-        found += [_difference(prefix + name, means[0][m], means[1][m], draws[0][:, m], draws[1][:, m])
+        found += [_difference(prefix + name, means[0][m], means[1][m], reference_RM[:, m], change_RM[:, m])
                   for m, name in enumerate(names)]
     return found
 
 
 def two_level(reference_SUM: np.ndarray, other_SUM: np.ndarray, *, paired: bool, samples: int,
               seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resampled means of both sides, [R, M] each. `paired`: row s of both sides has the same seed."""
+    """Resamples of the reference's means and of the difference to the other side, [R, M] each.
+
+    Args:
+        paired: row s of both sides has the same seed.
+    """
     metrics = reference_SUM.shape[2]
-    of_users_RV = resampled_means(np.concatenate([reference_SUM.mean(0), other_SUM.mean(0)], axis=1), samples, seed)
-    reference_RS = _seed_weights(len(reference_SUM), samples, [seed, 1])
-    other_RS = reference_RS if paired else _seed_weights(len(other_SUM), samples, [seed, 2])
-    return (of_users_RV[:, :metrics] + reference_RS @ reference_SUM.mean(1),
-            of_users_RV[:, metrics:] + other_RS @ other_SUM.mean(1))
+    users_RV = resampled_means(np.concatenate([reference_SUM.mean(0), other_SUM.mean(0)], axis=1), samples, seed)
+    reference_RM, change_RM = users_RV[:, :metrics], users_RV[:, metrics:] - users_RV[:, :metrics]
+    weights_RS = _seed_weights(len(reference_SUM), samples, [seed, 1])
+    if paired:
+        parts = [(weights_RS @ (other_SUM - reference_SUM).mean(1), len(reference_SUM))]
+    else:
+        other_RS = _seed_weights(len(other_SUM), samples, [seed, 2])
+        parts = [(-weights_RS @ reference_SUM.mean(1), len(reference_SUM)),
+                 (other_RS @ other_SUM.mean(1), len(other_SUM))]
+    centre_M = other_SUM.mean((0, 1)) - reference_SUM.mean((0, 1))
+    spread_RM = change_RM - centre_M + sum(part_RM for part_RM, _ in parts)
+    return (reference_RM + weights_RS @ reference_SUM.mean(1),
+            centre_M + _widening(change_RM.var(0), [(part.var(0), seeds - 1) for part, seeds in parts]) * spread_RM)
+
+
+def _widening(users_M: np.ndarray, of_seeds: list[tuple[np.ndarray, int]]) -> np.ndarray:
+    """Student's t over the normal quantile, [M], for variances of users and (variance, degrees of freedom) of seeds."""
+    known = [(variance_M, degrees) for variance_M, degrees in of_seeds if degrees]
+    total_M = users_M + sum(variance_M for variance_M, _ in known)
+    doubt_M = sum((variance_M**2 / degrees for variance_M, degrees in known), np.zeros_like(users_M))
+    degrees_M = np.divide(total_M**2, doubt_M, out=np.full_like(total_M, np.inf), where=doubt_M > 0)
+    return stats.t.ppf((1 + LEVEL) / 2, degrees_M) / stats.norm.ppf((1 + LEVEL) / 2)
 
 
 def _seed_weights(seeds: int, samples: int, seed: list[int]) -> np.ndarray:
@@ -120,8 +145,7 @@ def _gains(ranks: Ranks, names: Sequence[str]) -> np.ndarray:
 
 
 def _difference(name: str, reference: float, value: float, reference_R: np.ndarray,
-                value_R: np.ndarray) -> Difference:
-    change_R = value_R - reference_R
+                change_R: np.ndarray) -> Difference:
     low, high = interval(change_R)
     relative = relative_low = relative_high = None
     if reference_R.min() > 0:

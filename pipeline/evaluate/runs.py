@@ -50,7 +50,7 @@ def arms_of(arguments: Sequence[str]) -> list[Arm]:
     """The arms that the command line names, in its order; the first one is the reference.
 
     `NAME=RUN,RUN` is an arm as it stands. All other runs fall into arms by themselves: equal in all but the seed.
-    Without arguments: the experiments of the current commit, and the workspace.
+    Without arguments: the experiments of the current commit and the workspace, with `full` as the reference.
 
     Raises:
         UserError: a run cannot be found or read, an arm has one seed twice, or the runs cannot be compared.
@@ -62,7 +62,7 @@ def arms_of(arguments: Sequence[str]) -> list[Arm]:
             groups.setdefault((name,), []).extend(read_run(member) for member in members.split(","))
         else:
             _group(groups, read_run(argument))
-    for run in [] if arguments else _here():
+    for run in [] if arguments else sorted(_here(), key=lambda run: run.ranks.origin.strategy != "full"):
         _group(groups, run)
     arms = [_arm(name, runs) for name, runs in zip(_names(groups), groups.values(), strict=True)]
     if len(arms) < 2:

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from synthetic_runs import ranks_of, simulated, write_run
 
+from pipeline.evaluate.bootstrap import interval
 from pipeline.evaluate.compare import Difference, compare, differences, report, rows, two_level, verdict
 from pipeline.metrics import gains, recall_at
 
@@ -44,14 +46,14 @@ def test_where_nothing_differs_false_alarms_are_few(settings):
 
 
 def test_a_large_effect_is_found_and_its_size_is_right():
-    found = repeat(60, effect=0.4)
+    found = repeat(60, effect=0.6)
     assert np.mean([difference.verdict == "better" for difference in found]) >= 0.95
-    assert np.mean([difference.relative for difference in found]) == pytest.approx(0.4, abs=0.03)
-    assert np.mean([difference.relative_low <= 0.4 <= difference.relative_high for difference in found]) >= 0.9
+    assert np.mean([difference.relative for difference in found]) == pytest.approx(0.6, abs=0.04)
+    assert np.mean([difference.relative_low <= 0.6 <= difference.relative_high for difference in found]) >= 0.9
 
 
 def test_a_large_loss_is_called_worse():
-    assert np.mean([difference.verdict == "worse" for difference in repeat(40, effect=-0.4)]) >= 0.95
+    assert np.mean([difference.verdict == "worse" for difference in repeat(40, effect=-0.6)]) >= 0.95
 
 
 def test_an_effect_of_the_detectable_size_is_found_in_about_four_of_five_repeats():
@@ -63,24 +65,42 @@ def test_an_effect_of_the_detectable_size_is_found_in_about_four_of_five_repeats
 def test_the_two_levels_equal_a_slow_bootstrap_over_seeds_and_users():
     rng = np.random.default_rng(0)
     reference_SU, other_SU = rng.random((4, 50)), rng.random((4, 50)) + 0.2 + 0.3 * rng.random((4, 1))
-    fast = np.subtract(*reversed(two_level(reference_SU[..., None], other_SU[..., None], paired=True, samples=20_000,
-                                           seed=1)))[:, 0]
+    _, fast = two_level(reference_SU[..., None], other_SU[..., None], paired=True, samples=20_000, seed=1)
     change_SU = other_SU - reference_SU
     by_seed_S, centre = change_SU.mean(1), change_SU.mean()
-    slow = [change_SU.mean(0)[rng.integers(0, 50, 50)].mean()
-            + (by_seed_S[rng.integers(0, 4, 4)].mean() - centre) * np.sqrt(4 / 3) for _ in range(20_000)]
-    assert fast.mean() == pytest.approx(np.mean(slow), abs=0.003)
-    assert fast.std() == pytest.approx(np.std(slow), rel=0.03)
+    users = np.array([change_SU.mean(0)[rng.integers(0, 50, 50)].mean() for _ in range(20_000)])
+    seeds = np.array([by_seed_S[rng.integers(0, 4, 4)].mean() - centre for _ in range(20_000)]) * np.sqrt(4 / 3)
+    degrees = (users.var() + seeds.var()) ** 2 / (seeds.var() ** 2 / 3)
+    assert fast.mean() == pytest.approx(centre, abs=0.003)
+    assert fast.std() == pytest.approx((users + seeds).std() * stats.t.ppf(0.975, degrees) / 1.96, rel=0.03)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_where_only_seeds_vary_few_of_them_still_cover_95_percent(seeds):
+    rng, covered = np.random.default_rng(0), []
+    for number in range(400):
+        sides = [np.tile(rng.standard_normal((seeds, 1, 1)), (1, 4, 1)) for _ in range(2)]
+        low, high = interval(two_level(*sides, paired=True, samples=300, seed=number)[1])
+        covered.append(low[0] <= 0 <= high[0])
+    assert 0.9 <= np.mean(covered) <= 0.98
+
+
+def test_one_seed_on_a_side_leaves_the_spread_over_users_only():
+    rng = np.random.default_rng(6)
+    one, three = rng.random((1, 200, 1)), rng.random((3, 200, 1))
+    _, change = two_level(one, one[:, ::-1], paired=True, samples=4000, seed=0)
+    assert change.std() == pytest.approx((one - one[:, ::-1]).std() / np.sqrt(200), rel=0.05)
+    assert np.isfinite(two_level(one, three, paired=False, samples=50, seed=0)).all()
 
 
 def test_pairing_by_seed_takes_out_what_the_seeds_share():
     rng = np.random.default_rng(1)
     shared_S = rng.normal(0, 0.3, 5)[:, None]
     reference = (rng.random((5, 100)) + shared_S)[..., None]
-    other = reference + 0.01
-    paired, unpaired = (two_level(reference, other, paired=pair, samples=500, seed=2) for pair in (True, False))
-    np.testing.assert_allclose(paired[1] - paired[0], 0.01)
-    assert (unpaired[1] - unpaired[0]).std() > 0.1
+    paired, unpaired = (two_level(reference, reference + 0.01, paired=pair, samples=500, seed=2)[1]
+                        for pair in (True, False))
+    np.testing.assert_allclose(paired, 0.01)
+    assert unpaired.std() > 0.1
 
 
 @pytest.mark.parametrize(("low", "high", "relative_low", "word"), [

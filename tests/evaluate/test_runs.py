@@ -121,7 +121,7 @@ def git(*arguments: str) -> None:
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch) -> None:
-    """The working folder: a DVC repository with the commit `main` (full) and the experiment `pruned`, both of seed 1."""
+    """The working folder: a DVC repository with the commit `main` (full) and the experiment `pruned`, seed 1 both."""
     tests = Path(__file__).resolve().parent
     monkeypatch.chdir(tmp_path)
     Path("make.py").write_text(MAKE.format(paths=[str(tests), str(tests.parents[1])]))
@@ -142,7 +142,7 @@ def test_experiments_commits_and_the_workspace_are_read_from_dvc():
     with pytest.raises(UserError, match="only one arm"):
         arms_of([])  # the workspace still holds the experiment, which counts once
     write_run(Path("reports"), ranks_of(np.arange(9) % 5, seed=3))
-    assert shape([]) == [("rastp", (1,)), ("full", (3,))]
+    assert shape([]) == [("full", (3,)), ("rastp", (1,))]
     with pytest.raises(UserError, match="no run is called 'prund'"):
         arms_of(["main", "prund"])
 
