@@ -6,6 +6,7 @@ Each test leaves the working tree as the commit has it, so that their order does
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,30 @@ def origin(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Repository:
 
 
 @pytest.fixture(scope="session")
-def first_run(origin: Repository) -> str:
-    """What `dvc repro` printed; its results are committed afterwards, as the README tells."""
-    output = origin.run("dvc", "repro")
+def twin(origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
+    """Another clone of the same commit, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("clones") / "twin"
+    subprocess.run(["git", "clone", "-q", str(origin.path), str(folder)], check=True)
+    return Repository(folder)
+
+
+@pytest.fixture(scope="session")
+def first_run(origin: Repository, twin: Repository) -> str:
+    """What `dvc repro` printed; its results are committed afterwards, as the README tells. The twin runs beside it."""
+    with ThreadPoolExecutor() as pool:
+        output, _ = pool.map(lambda repository: repository.run("dvc", "repro"), (origin, twin))
     origin.commit("Results")
     return output
+
+
+@pytest.fixture(scope="session")
+def seventh(origin: Repository, first_run: str) -> dict[str, str]:
+    """The experiment `seventh`, with another seed: what DVC printed, how params.yaml changed, and the difference."""
+    shown = {"output": origin.run("dvc", "exp", "run", "-S", "seed=7", "-n", "seventh"),
+             "params": origin.run("git", "diff", "--unified=0", "params.yaml"),
+             "metrics": origin.run("dvc", "metrics", "diff", "--all", "--md")}
+    origin.restore()
+    return shown
 
 
 @pytest.fixture

@@ -38,8 +38,14 @@ class Repository:
 
     def restore(self) -> None:
         """Back to the commit, with its data."""
-        self.run("git", "checkout", "-q", ".")
+        self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
+
+    def revision(self, experiment: str) -> str:
+        """The commit that DVC keeps an experiment in."""
+        (line,) = [line for line in self.run("git", "for-each-ref", "refs/exps").splitlines()
+                   if line.endswith(f"/{experiment}")]
+        return line.split()[0]
 
     def outputs(self) -> dict[str, str]:
         """Path -> content hash of every output, as dvc.lock has it."""

@@ -1,16 +1,11 @@
-"""A finished result in a temporary project: the files that track reads, with numbers that no formula gives."""
+"""A temporary project with one finished result, and an MLflow database that is made once."""
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import yaml
-
-METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
-INTERVALS = ("recall_at_10", "ndcg_at_10")
-BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
+from finished_result import write_result
 
 
 @pytest.fixture
@@ -29,41 +24,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: float) -> dict[str, float]:
-    """Reports with random numbers, and a dvc.lock that speaks of them. Returns the metrics."""
-    random = np.random.default_rng(seed)
-    metrics: dict[str, float] = {}
-    systems = {"": METRICS, "popularity_": INTERVALS, "cooccurrence_": INTERVALS}
-    for part in ("", "noties_"):
-        for system, names in systems.items():
-            metrics |= {part + system + name: round(float(random.uniform(0.01, 0.2)), 6) for name in names}
-    for name in INTERVALS:
-        metrics |= {f"{name}_low": metrics[name] * 0.9, f"{name}_high": metrics[name] * 1.1}
-    metrics |= {"users": 1990, "noties_users": 1490, "tie_share": 0.25, "bucket_recall_at_10": 0.2, "invalid_rate": 0.0,
-                "train_seconds": 41.5, "wall_seconds": 50.25,
-                "windows_per_second": 6000.0, "tokens_per_second": 99000.0, "peak_memory_gib": 0.5,
-                "parameters": 250_000, "windows_trained": 250_112, "tokens_trained": 4_000_000, "best_step": 1400,
-                **changes}
-    (project / "reports/metrics.json").write_text(json.dumps(metrics))
-    rows = [f"{step},{step * 180},{12 - step / 200:.4f},{11 - step / 300:.4f},{step / 20000:.5f},{step / 40000:.5f}"
-            for step in range(200, 1601, 200)]
-    (project / "reports/history.csv").write_text(
-        "step,windows,train_loss,valid_loss,recall_at_10,ndcg_at_10\n" + "\n".join(rows) + "\n")
-    (project / "reports/by_history.csv").write_text(BINS + " 1-5,900,.12,.05,.08,.03\n6-10,700,.1,.04,.09,.02\n")
-    (project / "reports/by_popularity.csv").write_text(BINS + " 1-5,900,.12,.05,.08,0\n6-10,700,.1,.04,.09,.02\n")
-    _write_lock(project, model_hash)
-    return metrics
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow makes a new SQLite store in seconds, and a copy serves as well."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
 
 
-def _write_lock(project: Path, model_hash: str) -> None:
-    def entry(path: str, md5: str) -> dict[str, str]:
-        return {"path": path, "hash": "md5", "md5": md5}
-
-    metrics = hashlib.md5((project / "reports/metrics.json").read_bytes()).hexdigest()
-    stages = {
-        "ingest": {"outs": [entry("data/interactions", "c0ffee.dir")]},
-        "train": {"deps": [entry("data/sids", "51d5.dir"), entry("data/splits", "5911.dir")]},
-        "evaluate": {"deps": [entry("models/generator", f"{model_hash}.dir")],
-                     "outs": [entry("reports/metrics.json", metrics), entry("reports/ranks.parquet", "4a4c5")]},
-    }
-    (project / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+@pytest.fixture
+def store(project: Path, empty_database: Path) -> Path:
+    """The project's own MLflow database."""
+    return Path(shutil.copy(empty_database, project / "mlflow.db"))

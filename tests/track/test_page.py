@@ -1,0 +1,86 @@
+"""The result's page: complete, self-contained, equal for equal results."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Params
+from pipeline.track.page import render
+from pipeline.track.result import Result, read_result
+from pipeline.track.scoreboard import as_text, rows
+from pipeline.track.stage import flatten
+
+
+@pytest.fixture
+def result(project: Path) -> Result:
+    return read_result(Path("reports"), Path("data/interactions"), Path("dvc.lock"))
+
+
+@pytest.fixture
+def page(result: Result) -> str:
+    return render(result, flatten(Params()))
+
+
+def test_equal_results_give_equal_bytes(result: Result, page: str) -> None:
+    assert render(result, flatten(Params())) == page
+
+
+def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
+    assert not re.findall(r"<(?:script|link|img|iframe)\b|@import|src=", page)
+    assert set(re.findall(r'xlink:href="(.)', page)) <= {"#"}
+
+
+def test_the_page_shows_every_number_of_the_scoreboard(result: Result, page: str) -> None:
+    for row in rows(result.metrics, "full"):
+        for cell in row.cells:
+            assert cell is None or f"{cell.value:.4f}" in page
+    assert f"{result.metrics['recall_at_10_low']:.4f} to {result.metrics['recall_at_10_high']:.4f}" in page
+    assert "1,490 users without ties" in page
+
+
+def test_the_page_has_two_curves_two_breakdowns_and_every_parameter(result: Result, page: str) -> None:
+    assert page.count("<svg") == 4
+    for key in flatten(Params()):
+        assert f"<code>{key}</code>" in page
+    assert result.key in page
+
+
+def test_what_the_user_wrote_is_text_and_no_markup(result: Result) -> None:
+    params = flatten(Params()) | {"ingest.path": "<script>alert(1)</script>"}
+    assert "<script>" not in render(result, params)
+
+
+def test_tags_are_closed(page: str) -> None:
+    open_tags: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "br"):
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Reader().feed(page)
+    assert open_tags == []
+
+
+def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
+    short = replace(result, history=result.history[:1], by_history=result.by_history[:1])
+    assert render(short, flatten(Params())).count("<svg") == 4
+
+
+def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
+    lines = as_text(result.metrics, "full").splitlines()
+    assert lines[1].split() == ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"]
+    model, counting = lines[2], lines[3]
+    assert len(model.split()) == 1 + 7
+    assert counting.split()[1:3] == [f"{result.metrics['cooccurrence_recall_at_10']:.4f}",
+                                     f"{result.metrics['cooccurrence_ndcg_at_10']:.4f}"]
+    assert counting.index(counting.split()[1]) == model.index(model.split()[2]), "recall@10 stands under recall@10"

@@ -1,0 +1,41 @@
+"""Where a result comes from."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.track.provenance import provenance
+
+
+@pytest.fixture
+def git(project: Path) -> Path:
+    """The project as a git repository with one commit."""
+    for command in (["init", "-q"], ["config", "user.email", "test@example.org"], ["config", "user.name", "Test"],
+                    ["add", "-A"], ["commit", "-q", "-m", "Start"]):
+        subprocess.run(["git", *command], cwd=project, check=True)
+    return project
+
+
+def test_a_clean_commit_is_named(git: Path) -> None:
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert provenance() == {"git_commit": head, "git_dirty": "false", "dvc_experiment": "", "dvc_baseline": ""}
+
+
+def test_results_themselves_make_nothing_dirty_but_parameters_do(git: Path) -> None:
+    for name in ("dvc.lock", "reports/metrics.json", "new_file.txt"):
+        (git / name).write_text("changed")
+    assert provenance()["git_dirty"] == "false"
+    (git / "params.yaml").write_text("seed: 7\n")
+    assert provenance()["git_dirty"] == "true"
+
+
+def test_the_experiment_is_the_one_that_dvc_names(git: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-hare")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
+    assert provenance()["dvc_experiment"] == "brave-hare"
+    assert provenance()["dvc_baseline"] == "abc"
+
+
+def test_without_git_there_is_no_commit(project: Path) -> None:
+    assert provenance()["git_commit"] == ""
