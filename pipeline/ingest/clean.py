@@ -1,7 +1,8 @@
 """Second half of the stage, as Ibis expressions that DuckDB and Spark both run: filters, k-core, dense ids, positions.
 
-Raw ids are replaced by integer codes before the costly steps: a user's code is the source row of its first event, an
-item's too, or its record in the item file where there is one. Dense ids number the survivors in the order of the codes.
+Raw ids are replaced by integers before the costly steps: a user by the source row of its first event, an item by that
+too, or by its record in the item file where there is one. Dense ids number the survivors in this order. No action of a
+log has a name that begins with two underscores, so such names are ours.
 """
 
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ class Cleaned:
     """What the log becomes.
 
     log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
-    users: user_id, raw_id. items: item_id, raw_id, code (with an item file the record there), then its text columns.
+    users: user_id, raw_id. items: item_id, raw_id, source_row (with an item file the record there), then its texts.
     steps: interactions, users and items after each filter, in their order. passes: of the k-core.
     """
 
@@ -46,35 +47,36 @@ def clean(engine: BaseBackend, log: Path, items: Path | None, minimum: Mapping[s
     """
     events = engine.read_parquet(str(log), table_name="events")
     listed = engine.read_parquet(str(items), table_name="listed") if items else None
-    actions = [name for name in events.columns if name not in ("row", "user", "item", "timestamp")]
+    actions = [name for name in events.columns if name not in ("source_row", "user", "item", "timestamp")]
     steps = [_count("usable rows", events)]
     if minimum:
         events = events.filter([_[name] >= least for name, least in minimum.items()])
         steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
-    users = events.group_by(raw_id="user").agg(code=_.row.min()).cache()
-    if listed is None:
-        catalogue = events.group_by(raw_id="item").agg(code=_.row.min()).cache()
-    else:
-        catalogue = listed.rename(code="order")
+    users = events.group_by(raw_id="user").agg(source_row=_.source_row.min()).cache()
+    catalogue = listed
+    if catalogue is None:
+        catalogue = events.group_by(raw_id="item").agg(source_row=_.source_row.min()).cache()
     coded = earliest(encode(events, users, catalogue)).cache()
     steps.append(_count("earliest of each user and item", coded))
-    kept, passes = k_core(coded, k)
+    core, passes = k_core(coded, k)
+    kept = core.cache()
     steps.append(_count(f"{k}-core", kept))
     return Cleaned(*number(kept, users, catalogue, actions), steps, passes)
 
 
 def encode(events: Table, users: Table, items: Table) -> Table:
-    """Events with integer codes in place of raw ids."""
-    users = users.select(user_raw="raw_id", user_code="code")
-    items = items.select(item_raw="raw_id", item_code="code")
-    coded = events.join(users, events.user == users.user_raw).join(items, events.item == items.item_raw)
-    return coded.drop("user", "item", "user_raw", "item_raw").rename(user="user_code", item="item_code")
+    """Events with the source rows of user and item in place of raw ids."""
+    for column, table in (("user", users), ("item", items)):
+        codes = table.select(__raw_id="raw_id", __code="source_row")
+        events = events.join(codes, events[column] == codes["__raw_id"]).drop(column, "__raw_id")
+        events = events.rename({column: "__code"})
+    return events
 
 
 def earliest(events: Table) -> Table:
     """Of each (user, item) the first event, by time and then by place in the source."""
-    nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "row"])
-    return events.mutate(nth=nth).filter(_.nth == 0).drop("nth")
+    nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "source_row"])
+    return events.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
 
 
 def k_core(events: Table, k: int) -> tuple[Table, int]:
@@ -120,15 +122,16 @@ def _count(name: str, events: Table) -> dict[str, Any]:
 def number(kept: Table, users: Table, catalogue: Table, actions: list[str]) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(log, users, items) with dense ids, as `Cleaned` describes them."""
     user_ids, item_ids = _dense(kept, "user"), _dense(kept, "item")
-    by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "row"])
+    by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
     log = kept.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
     log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
-    named_users = user_ids.join(users, user_ids.user == users.code).select("user_id", "raw_id").order_by("user_id")
-    named_items = item_ids.join(catalogue, item_ids.item == catalogue.code).drop("item").relocate("item_id", "raw_id")
-    return log.to_pyarrow(), named_users.to_pyarrow(), named_items.order_by("item_id").to_pyarrow()
+    named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
+    named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
+    return (log.to_pyarrow(), named_users.order_by("user_id").to_pyarrow(),
+            named_items.relocate("item_id", "raw_id").order_by("item_id").to_pyarrow())
 
 
 def _dense(kept: Table, column: str) -> Table:
-    """`column` (codes) and `column`_id, int32 0.. in the order of the codes."""
+    """`column` and `column`_id, int32 0.. in the order of `column`."""
     ids = ibis.row_number().over(order_by=column).cast("int32")
     return kept.select(column).distinct().mutate(ids.name(f"{column}_id")).cache()

@@ -26,7 +26,7 @@ ITEM_NAMES = {
     "description": ("description",),
     "image": ("image",),
 }
-OUTPUT_NAMES = ("position", "row")  # a log's column of this name would clash with ours
+OURS = ("user_id", "item_id", "position", "source_row")  # names of the output that an action cannot have
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,21 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
     actions = {ours: _mapped(ours, theirs, names, source) for ours, theirs in mapping.items()
                if ours not in LOG_NAMES and ours not in ITEM_NAMES and theirs}
     if guess_actions:
-        known = {name for role in LOG_NAMES.values() for name in role} | set(OUTPUT_NAMES)
-        taken = {*roles.values(), *mapping.values(), *(ours for ours, theirs in mapping.items() if not theirs)}
-        for name in names:
-            if name and name not in taken and _plain(name) not in known and _is_numeric(sample[name]):
-                actions[name] = name
+        actions |= _guess_actions(sample, {*roles.values(), *mapping.values(), *mapping})
+    clash = [name for name in actions if name in OURS or name.startswith("__")]
+    if clash:
+        raise UserError(f"ingest.columns names {clash[0]}, which is a column of ingest's own",
+                        "the names to give are user, item, timestamp, or that of an action", f"rename {clash[0]}")
     return LogColumns(**roles, actions=actions)
+
+
+def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
+    """Numeric columns that nothing else claims; neither nameless ones nor pandas' `__index_level_0__`, which are row
+    numbers, nor a log's own `position`, which has to be mapped to another name."""
+    known = {name for role in LOG_NAMES.values() for name in role}
+    return {name: name for name in sample.column_names
+            if name and not name.startswith("__") and name not in taken and name not in OURS
+            and _plain(name) not in known and _is_numeric(sample[name])}
 
 
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:

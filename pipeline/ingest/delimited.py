@@ -30,6 +30,8 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
                 chunk = lines.place(pa.Table.from_batches([batch]), reject)
                 yield Chunk(chunk.table.select(columns or names), chunk.lines, chunk.records)
         lines.finish(reject)
+    except UnicodeDecodeError:  # of the header
+        raise wrong_encoding(file, line=1) from None
     except (pa.ArrowInvalid, OSError) as error:
         if "Empty CSV" not in str(error):
             raise _explain(file, error) from None

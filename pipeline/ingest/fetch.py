@@ -52,7 +52,7 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for url in urls:
-                files += _unpack(dataset, download(url, folder))
+                files += _unpack(dataset, download(url, folder, urls))
         except OSError as error:
             raise UserError(f"could not write into {folder}: {error.strerror or error}",
                             "what was downloaded so far is kept", "free some space, then fetch again") from error
@@ -62,11 +62,14 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
     return files
 
 
-def download(url: str, folder: Path) -> Path:
-    """The file at `url`, in `folder` under its own name; continues a partial one and survives dropped connections."""
+def download(url: str, folder: Path, urls: Sequence[str]) -> Path:
+    """The file at `url`, in `folder` under its own name; continues a partial one and survives dropped connections.
+
+    `urls` are all files of the dataset, for the message to somebody offline.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url} is no http or https address", fix="download it by other means into " + str(folder))
-    target = folder / PurePosixPath(unquote(urlsplit(url).path)).name
+        raise UserError(f"{url} is no http or https address", fix=f"download it by other means into {folder}")
+    target = folder / _name(url)
     partial = target.with_name(target.name + ".partial")
     failures = 0
     while not target.exists():
@@ -77,12 +80,12 @@ def download(url: str, folder: Path) -> Path:
             _tag(partial).unlink(missing_ok=True)
         except HTTPError as error:
             if error.code != 416:  # 416: the partial file is longer than the server's; begin again
-                raise _unreachable(url, target, f"the server answered {error.code} {error.reason}") from None
+                raise _unreachable(url, partial, urls, f"the server answered {error.code} {error.reason}") from None
             partial.unlink()
         except DROPPED as error:
             failures = 0 if _size(partial) > before else failures + 1
             if failures >= ATTEMPTS or not _size(partial):
-                raise _unreachable(url, target, str(getattr(error, "reason", error))) from None
+                raise _unreachable(url, partial, urls, str(getattr(error, "reason", error))) from None
             time.sleep(PAUSE * 2**failures)
     return target
 
@@ -132,11 +135,16 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _unreachable(url: str, target: Path, reason: str) -> UserError:
+def _name(url: str) -> str:
+    return PurePosixPath(unquote(urlsplit(url).path)).name
+
+
+def _unreachable(url: str, partial: Path, urls: Sequence[str], reason: str) -> UserError:
     return UserError(f"could not download {url}: {reason}",
-                     "what came so far is kept and continued next time" if _size(target.with_name(
-                         target.name + ".partial")) else "this machine may be offline",
-                     f"run `python -m pipeline fetch` again, or download it elsewhere and put it at {target}")
+                     "what came so far is kept and continued next time" if _size(partial) else
+                     "this machine may be offline",
+                     "\n".join(["run `python -m pipeline fetch` again, or download elsewhere and put here:",
+                                *(f"  {partial.parent / _name(each)}  from {each}" for each in urls)]))
 
 
 def _present(dataset: str, folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.ingest.sources import RawFile
-from pipeline.ingest.values import IMPOSSIBLE_TIME
 
 SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 ROW_CHARACTERS = 300  # of a bad row that are kept
@@ -42,7 +41,7 @@ class Rejects:
         return lambda line, reason, row: self.add(file.name, line, reason, row)
 
     def add(self, source: str, line: int, reason: str, row: str) -> None:
-        """A row that spans lines was swallowed by a stray quote: each of its lines is a row lost, and listed."""
+        """Count a bad row. One that spans lines was swallowed by a stray quote: each line is a row lost, and listed."""
         for offset, text in enumerate(row.split("\n")):
             self.examples.setdefault(reason, f"{source}, line {line + offset}: {text[:80]}")
             self.counts[source, reason] += 1
@@ -79,8 +78,12 @@ class Rejects:
         reasons = self.by_reason()
         lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
         fix = f"All of them are in {kept}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
-        if next(iter(reasons)) == IMPOSSIBLE_TIME:
-            fix += " Are its times in another unit? ingest.time_unit is s or ms."
+        commonest = next(iter(reasons))
+        if commonest.startswith("timestamp"):
+            fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."
+        elif commonest.endswith("is not a number"):
+            column = commonest.split()[0]
+            fix += f"\nIf {column} is no action, leave it out: ingest.columns: {{{column}: ''}}"
         return UserError(f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
                          f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n"
                          + "\n".join(lines), fix)

@@ -74,8 +74,8 @@ def _raw_path(params: "Params", output: Path) -> str:
     return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
 
 
-def _stage(params: "Params", source: Source, work: Path, kept_rejects: Path) -> tuple[StagedLog, StagedItems | None,
-                                                                                       Rejects]:
+def _stage(params: "Params", source: Source, work: Path,
+           kept_rejects: Path) -> tuple[StagedLog, StagedItems | None, Rejects]:
     """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
     config, recipe = params.ingest, RECIPES.get(params.dataset)
     items = None
@@ -86,8 +86,9 @@ def _stage(params: "Params", source: Source, work: Path, kept_rejects: Path) -> 
                         work / "log.parquet", ticks=TICKS[config.time_unit], minimum=_minimum(params), items=items,
                         guess_actions=recipe is None)
     names = [file.name for file in source.log]
-    for sources, read in (([items.source], items.read) if items else ([], 0), (names, log.read)):
-        error = rejects.too_many(sources, read, config.max_reject_rate, kept_rejects)
+    read = [([items.source], items.read)] if items else []
+    for sources, rows in [*read, (names, log.read)]:
+        error = rejects.too_many(sources, rows, config.max_reject_rate, kept_rejects)
         if error:
             shutil.move(rejects.path, kept_rejects)
             raise error
@@ -105,7 +106,7 @@ def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: St
         cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
     table = _item_table(cleaned)
     if vectors is not None:
-        table = table.append_column("vector", vector_column(vectors, cleaned.items["code"].to_numpy()))
+        table = table.append_column("vector", vector_column(vectors, cleaned.items["source_row"].to_numpy()))
     files = Interactions(output)
     write_parquet(files.log, cleaned.log)
     write_parquet(files.users, cleaned.users)
@@ -144,7 +145,7 @@ def _item_table(cleaned: Cleaned) -> pa.Table:
     for name in ITEM_NAMES:
         if name != "item" and name not in table.column_names:
             table = table.append_column(name, pa.nulls(len(table), pa.string()))
-    return table.drop_columns("code")
+    return table.drop_columns("source_row")
 
 
 def _replace(old: Path, new: Path) -> None:

@@ -21,12 +21,13 @@ from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
 from pipeline.progress import Progress
 
-RESERVED = ("order", "raw_id", "vector")  # our own names, which an item file's further columns cannot take
+EVENT = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
+OURS = ("source_row", "item_id", "raw_id", "vector")  # names that an item file's further columns cannot take
 
 
 @dataclass(frozen=True)
 class StagedItems:
-    """The item file as Parquet: order (int64, its record number), raw_id, then text columns, null where empty."""
+    """The item file as Parquet: source_row (int64, the record), raw_id, then text columns, null where empty."""
 
     path: Path
     source: str
@@ -36,7 +37,7 @@ class StagedItems:
 
 @dataclass(frozen=True)
 class StagedLog:
-    """The log's good rows as Parquet: row (int64, place in the source), user, item, timestamp, then the actions."""
+    """The log's good rows as Parquet: source_row (int64), user, item, timestamp, then the actions."""
 
     path: Path
     read: int  # rows of the files, rejected ones included
@@ -54,8 +55,9 @@ def stage_items(file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str]
     """
     columns = recipe.item_columns if recipe else _recognise(file, mapping)
     make_categories = recipe.categories if recipe else None
+    shown = [columns[name] for name in ("item", "image") if name in columns]
     texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
-    schema = pa.schema([("order", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
+    schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
     seen: set[str] = set()
     kept = []
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
@@ -63,7 +65,7 @@ def stage_items(file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str]
             fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
             if make_categories:
                 fields["categories"] = make_categories(chunk.table)
-            keep = _usable(file, chunk, _item_complaints(fields, seen), rejects, list(columns.values()))
+            keep = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
             arrays = [fields["item"], *(_text(fields.get(name), len(keep)) for name in texts)]
             good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(keep)
             writer.write_table(good)
@@ -79,7 +81,7 @@ def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
         raise UserError(f"{file.name} holds no readable rows", "it should list the items of the log",
                         "check that it was written to the end, or move it away")
     columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+    return {ours: theirs for ours, theirs in columns.items() if ours not in OURS}
 
 
 def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Complaint]:
@@ -126,8 +128,7 @@ def stage_log(files: Sequence[RawFile], mapping: Mapping[str, str], rejects: Rej
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
         _check_minimum(minimum, columns)
-    schema = pa.schema([("row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()),
-                        *((name, pa.float64()) for name in (columns.actions if columns else ()))])
+    schema = pa.schema([*EVENT, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
     kept, first = 0, 0
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
@@ -163,7 +164,7 @@ def _plan(files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int,
 
 def _type(chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float],
           items: StagedItems | None) -> tuple[list[pa.Array], list[Complaint]]:
-    """The chunk's columns after `row`, and what is wrong with them."""
+    """The chunk's columns after source_row, and what is wrong with them."""
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     seconds, wrong_times = time_column(time, ticks)
     arrays, complaints = [user, item, seconds], [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]

@@ -83,11 +83,20 @@ def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest, tmp_path)
     kept = tmp_path / "scratch" / "rejects.parquet"
     assert pd.read_parquet(kept).line.tolist() == [38, 39, 40]
     assert str(kept) in error.value.fix
-    assert "ingest.time_unit" in error.value.fix
+    assert "ingest.time_unit" in error.value.fix  # probably milliseconds
     reasons = error.value.why.splitlines()
     assert reasons[0] == "that is more than ingest.max_reject_rate, 0.01; the commonest reasons:"
     assert reasons[1] == f"  2 x timestamp outside 1990..2100 (log.csv, line 38: u1,i1,{START * 1000})"
     assert reasons[2].startswith("  1 x user is missing (log.csv, line 40")
+
+
+def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest, tmp_path):
+    rows = [(*row, n if n < 30 else "ab") for n, row in enumerate(GOOD)]
+    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,session"))
+    with pytest.raises(UserError, match="6 of 36 rows") as error:
+        ingest(path)
+    assert "ingest.columns: {session: ''}" in error.value.fix
+    assert ingest(path, columns={"session": ""}).rows == GOOD
 
 
 def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest, tmp_path):

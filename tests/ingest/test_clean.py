@@ -64,11 +64,11 @@ def stage(folder: Path, log, items):
     """The two Parquet files that staging.py would write."""
     users, things, times, clicks = zip(*log, strict=True)
     pq.write_table(pa.table({
-        "row": range(len(log)), "user": [str(u) for u in users], "item": [str(i) for i in things],
+        "source_row": range(len(log)), "user": [str(u) for u in users], "item": [str(i) for i in things],
         "timestamp": pa.array(times, pa.int64()), "click": pa.array(clicks, pa.float64())}), folder / "log.parquet")
     if not items:
         return folder / "log.parquet", None
-    pq.write_table(pa.table({"order": range(len(items)), "raw_id": [str(i) for i in items],
+    pq.write_table(pa.table({"source_row": range(len(items)), "raw_id": [str(i) for i in items],
                              "title": [f"title {i}" for i in items]}), folder / "items.parquet")
     return folder / "log.parquet", folder / "items.parquet"
 

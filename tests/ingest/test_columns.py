@@ -43,6 +43,22 @@ def test_a_column_of_a_known_name_that_is_not_ours_is_no_action():
     assert log({"user": "user"}, user=["u"], user_id=["1"], item=["i"], time=["1"]).actions == {}
 
 
+def test_row_numbers_are_no_actions():
+    assert log(user=["u"], item=["i"], time=["1"], __index_level_0__=["7"], **{"": ["0"]}).actions == {}
+
+
+@pytest.mark.parametrize("name", ["user_id", "position", "__nth"])
+def test_an_action_cannot_have_a_name_of_our_own(name):
+    with pytest.raises(UserError, match=f"names {name}, which is a column of ingest's own"):
+        log({name: "who"}, user=["u"], item=["i"], time=["1"], who=["3"])
+
+
+def test_a_logs_own_position_is_kept_under_another_name():
+    columns = {"user": ["u"], "item": ["i"], "time": ["1"], "position": ["3"]}
+    assert log(**columns).actions == {}
+    assert log({"shown_at": "position"}, **columns).actions == {"shown_at": "position"}
+
+
 def test_a_missing_column_lists_those_found():
     with pytest.raises(UserError, match="no column of the log is known to be the timestamp") as error:
         log(user=["u"], item=["i"], date=["1"])

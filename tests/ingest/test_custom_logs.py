@@ -63,11 +63,14 @@ def test_a_folder_may_hold_the_log_in_parts(ingest, tmp_path):
 
 
 def test_item_ids_follow_the_item_file_and_keep_all_its_columns(ingest, tmp_path):
-    items = ingest(dataset(tmp_path / "raw")).frame("items")
+    listed = [{**row, "code": n, "order": n, "item_id": "x"} for n, row in enumerate(ITEMS)]
+    items = ingest(dataset(tmp_path / "raw", listed), columns={"item": "item"}).frame("items")
     assert items.raw_id.tolist() == ["i3", "i1", "i5", "i0", "i2", "i4"]
     assert items.title.tolist() == [f"Title {n}" for n in (3, 1, 5, 0, 2, 4)]
     assert items.image[0] == "images/3.png"
     assert set(items.color) == {"red"}
+    assert items.code.tolist() == items.order.tolist() == ["0", "1", "2", "3", "4", "5"]
+    assert items.item_id.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_without_an_item_file_ids_follow_the_log_and_texts_are_null(ingest, tmp_path):
@@ -131,7 +134,7 @@ def test_vectors_of_a_folder_go_with_their_items(ingest, tmp_path):
 
 
 def test_a_rejected_item_keeps_its_row_among_the_vectors(ingest, tmp_path):
-    listed = [ITEMS[0], {"title": "no id"}, *ITEMS[1:]]
+    listed = [ITEMS[0], {"title": "no\nid"}, *ITEMS[1:]]
     folder = dataset(tmp_path / "raw", listed)
     np.save(folder / "a_embeddings.npy", np.arange(7.0)[:, None])
     items = ingest(folder, max_reject_rate=0.2).frame("items")

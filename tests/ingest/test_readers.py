@@ -170,6 +170,11 @@ def test_latin_1_in_a_utf_8_file_is_named_with_its_line(tmp_path, name, form, te
         read(write(tmp_path / name, text, "latin-1"), form)
 
 
+def test_latin_1_in_a_header_is_named_too(tmp_path):
+    with pytest.raises(UserError, match="line 1: not valid UTF-8"):
+        read(write(tmp_path / "a.csv", "usér,item\n1,2\n", "latin-1"), CSV)
+
+
 def test_a_parquet_file_that_is_none_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read(write(tmp_path / "a.parquet", "x,y\n"), PARQUET)
