@@ -30,7 +30,7 @@ EMPTY = -2  # a place that holds nothing: the catalogue is smaller than the beam
 
 @dataclass(frozen=True)
 class Ranking:
-    """One row per target, in the order of the users asked for.
+    """One row per target, in user order.
 
     positions_U: flat index of the target in the splits. ranks_U int64: 1-based place of the exact item in the beam,
     0 when it is not there. bucket_ranks_U: the same for the first output with the target's codes, the deduplication

@@ -38,7 +38,7 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
         filter_seen: leave out items of the history.
 
     Raises:
-        UserError: an unknown id, an empty history, or a model that its reports or the splits do not belong to.
+        UserError: an unknown id, an empty history, nothing left to recommend, or a model that its reports or the splits do not belong to.
     """
     if (user is None) == (history is None):
         raise UserError("give a user or a history", "one of them says what to go on from",
@@ -61,6 +61,8 @@ def _best(loaded: Generator, history: np.ndarray, k: int, filter_seen: bool) -> 
                        drop_seen=len(history) if filter_seen else 0)
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
+    if not found:
+        raise UserError("every item is in the history", "nothing is left to recommend", "keep seen items")
     return [Recommendation(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]),
                            float(score)) for item, score in found[:k]]
 

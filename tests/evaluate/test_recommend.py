@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from evaluated_world import ITEMS, MAX_HISTORY, World, write_generator
+from evaluated_world import ITEMS, MAX_HISTORY, World, random_splits, write_generator
 
 from pipeline.artifacts import write_parquet
 from pipeline.backbones.beam import score_catalogue
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Histories
+from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
 from pipeline.evaluate.stage import run
@@ -62,6 +63,14 @@ def test_seen_items_can_be_left_out(world):
     names, _ = exact(world, [1, 2, 3])
     shown = [row.item for row in ask(world, history=["item-1", "item-2", "item-3"], k=ITEMS, filter_seen=True)]
     assert shown == [name for name in names if name not in ("item-1", "item-2", "item-3")]
+
+
+def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(tmp_path):
+    world = World(tmp_path, random_splits(np.random.default_rng(0)), Params())
+    world.splits.write(world.paths["splits"])
+    write_generator(world, items=3)
+    with pytest.raises(UserError, match="every item is in the history"):
+        ask(world, history=["item-0", "item-1", "item-2"], filter_seen=True)
 
 
 def test_an_unknown_user_or_item_is_met_with_near_ones(world):
