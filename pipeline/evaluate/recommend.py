@@ -38,7 +38,8 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
         filter_seen: leave out items of the history.
 
     Raises:
-        UserError: an unknown id, an empty history, nothing left to recommend, or a model that its reports or the splits do not belong to.
+        UserError: an unknown id, an empty history, nothing left to recommend, or a model that its reports or the
+            splits do not belong to.
     """
     if (user is None) == (history is None):
         raise UserError("give a user or a history", "one of them says what to go on from",
