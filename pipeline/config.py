@@ -54,6 +54,8 @@ class Params:
         parse_strategy(self.strategy)
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
+        if self.ingest.files and self.dataset != "custom":
+            raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
 

@@ -5,6 +5,7 @@ is touched to see whether it can be written.
 """
 
 import dataclasses
+import glob
 import json
 import os
 import platform
@@ -124,6 +125,9 @@ def check_params(root: Path) -> Check:
 def check_raw_log(root: Path, params: Params) -> Check:
     """ingest.path exists, and queued experiments will find it too."""
     path = Path(params.ingest.path)
+    if glob.has_magic(str(path)):
+        return Check("raw log", "fail", f"ingest.path {path} is a pattern, and DVC depends on files and folders",
+                     "set ingest.path to the folder and ingest.files to the pattern")
     if not (root / path).exists():
         return Check("raw log", "fail", f"ingest.path {path} is not here",
                      "python -m pipeline fetch, or set ingest.path to where the files are")

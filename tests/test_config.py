@@ -75,6 +75,7 @@ def test_an_unquoted_date_is_taken_as_its_text() -> None:
 def test_values_that_contradict_each_other_are_refused() -> None:
     assert "train.beam (5) is narrower than train.select (recall_at_10)" in refusal({"train": {"beam": 5}})
     assert "needs split.valid_from and split.test_from" in refusal({"split": {"protocol": "temporal"}})
+    assert "ingest.files is for the dataset custom" in refusal({"dataset": "demo", "ingest": {"files": "*.csv"}})
 
 
 @pytest.mark.parametrize("raw", ["text", ["list"], 3])

@@ -8,7 +8,8 @@ from typing import Literal
 class IngestConfig:
     """Where the raw log lies and how it is cleaned."""
 
-    path: str = "data/demo"  # a file, a glob or a folder; for the demo the folder with scenario.yaml
+    path: str = "data/demo"  # a file or a folder, which DVC can depend on; for the demo the one with scenario.yaml
+    files: str = ""  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*
     engine: Literal["duckdb", "spark"] = "duckdb"
     memory_limit: str = "4GB"  # DuckDB spills to disk above it
     k_core: int | Literal["recipe"] = "recipe"  # every user and item keeps at least this many interactions

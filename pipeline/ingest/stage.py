@@ -66,9 +66,9 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 
 def _raw_path(params: "Params", output: Path) -> str:
-    """`ingest.path`; the demo is first simulated, into the folder `raw` of the output."""
+    """`ingest.path` with `ingest.files`; the demo is first simulated, into the folder `raw` of the output."""
     if params.dataset != "demo":
-        return params.ingest.path
+        return str(Path(params.ingest.path, params.ingest.files))
     from pipeline.ingest.demo import generate
 
     return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
@@ -102,7 +102,7 @@ def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: St
                      work: Path, output: Path) -> dict[str, Any]:
     """Write the new output folder; returns what its ingest.json holds."""
     vectors = read_vectors(source.vectors, items) if source.vectors else None
-    with connect(params.ingest, work / "spill") as engine:
+    with connect(params.ingest, work / "engine") as engine:
         cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
     table = _item_table(cleaned)
     if vectors is not None:

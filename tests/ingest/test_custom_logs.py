@@ -49,6 +49,12 @@ def test_a_glob_reads_its_files_in_the_order_of_their_names(ingest, tmp_path):
     assert list(result.summary["sha256"]) == [f"day{part}/part.csv" for part in (0, 1, 2, 9)]
 
 
+def test_a_folder_and_a_pattern_inside_it_are_a_glob_that_dvc_can_watch(ingest, tmp_path):
+    write(tmp_path / "logs" / "day1" / "part.csv", csv_text(ROWS, ",".join(NAMES)))
+    write(tmp_path / "logs" / "notes.txt", "not part of the log")
+    assert ingest(tmp_path / "logs", files="*/part.csv").rows == events()
+
+
 def test_the_parts_of_a_glob_must_agree_on_their_actions(ingest, tmp_path):
     write(tmp_path / "a.csv", csv_text(ROWS, ",".join(NAMES)))
     write(tmp_path / "b.csv", csv_text(events()))
