@@ -45,6 +45,7 @@ def test_a_missing_knob_is_named(tmp_path):
     ({"users": "many"}, "users is 'many', expected a whole number"),
     ({"like": True}, "like is True, expected a number"),
     ({"noise_sessions": 1.2}, "noise_sessions is a share between 0 and 1"),
+    ({"sessions": float("nan")}, "sessions is nan, expected a number"),
     ({"weeks": 0}, "must be 1 or more"),
     ({"categories": 9}, "categories must lie in 2..8"),
     ({"items": 70}, "70 items are too few"),
@@ -70,5 +71,6 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 
 
 def test_a_small_catalogue_uses_less_of_the_tree(tmp_path):
-    assert load_edited(tmp_path, items=80).leaf_count == 16
-    assert load_edited(tmp_path, items=1000).leaf_count == 56
+    few, many = load_edited(tmp_path, items=80, leaf_items=5), load_edited(tmp_path, items=1000, leaves=7)
+    assert (few.leaves_used, few.leaf_count) == (2, 16)
+    assert (many.leaves_used, many.leaf_count) == (7, 56)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.artifacts import write_bytes
 from pipeline.ingest.demo.behaviour import Log, simulate
 from pipeline.ingest.demo.items import Items, make_items, make_routes
 from pipeline.ingest.demo.pictures import draw
@@ -33,9 +32,11 @@ def generate(scenario_path: Path, seed: int, output: Path) -> Path:
         `output`.
 
     Raises:
-        UserError: the scenario has unknown, missing or impossible values, or a file cannot be written.
+        UserError: the scenario has unknown, missing or impossible values.
+        OSError: a file cannot be written.
     """
     scenario = load_scenario(scenario_path)
+    (output / "images").mkdir(parents=True, exist_ok=True)
     streams = [np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(4)]
     items = make_items(scenario, streams[0])
     log = simulate(scenario, items, make_routes(scenario, streams[1]), streams[2])
@@ -51,7 +52,7 @@ def _write_log(path: Path, log: Log, items: Items) -> None:
         "like": log.like_E.astype(int), "share": log.share_E.astype(int),
     })
     text = frame.to_csv(index=False, lineterminator="\n")
-    write_bytes(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))  # mtime: equal bytes every time
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # mtime: equal bytes every time
 
 
 def _write_items(output: Path, items: Items, scenario: Scenario, rng: np.random.Generator) -> None:
@@ -59,8 +60,8 @@ def _write_items(output: Path, items: Items, scenario: Scenario, rng: np.random.
     for i in np.argsort(items.names_I):
         image = f"images/{items.names_I[i]}.png"
         category, leaf = divmod(int(items.leaf_I[i]), scenario.leaves_used)
-        write_bytes(output / image, draw(category, leaf, rng))
+        (output / image).write_bytes(draw(category, leaf, rng))
         row = {"item": str(items.names_I[i]), "title": items.titles[i], "description": items.descriptions[i],
                "categories": items.categories[i], "image": image}
         lines.append(json.dumps(row) + "\n")
-    write_bytes(output / "items.jsonl", "".join(lines).encode())
+    (output / "items.jsonl").write_text("".join(lines), encoding="utf-8")

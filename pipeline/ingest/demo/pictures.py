@@ -27,8 +27,9 @@ def draw(category: int, leaf: int, rng: np.random.Generator) -> bytes:
 
 
 def _outline(leaf: int, x: float, y: float, radius: float, turn: float) -> list[tuple[float, float]]:
-    """Even leaves are polygons, odd ones stars, with one more corner every second leaf, from three on."""
-    corners, star = 3 + leaf // 2, leaf % 2 == 1
+    """Even leaves are polygons of 3, 4, ... corners, odd ones stars of 4, 5, ... points."""
+    star = leaf % 2 == 1
+    corners = 3 + star + leaf // 2
     points = []
     for corner in range(corners * (2 if star else 1)):
         angle = turn + corner * math.tau / (corners * (2 if star else 1)) - math.tau / 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 import yaml
@@ -105,4 +106,4 @@ def load_scenario(path: Path) -> Scenario:
 
 
 def _is_number(value: object, kind: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int if kind is int else (int, float))
+    return not isinstance(value, bool) and isinstance(value, int if kind is int else (int, float)) and isfinite(value)

@@ -1,9 +1,9 @@
 """The words of the demo catalogue: a category tree, and what the videos of each leaf talk about.
 
-A title takes words of its leaf and of nobody's story: no word says which video, or which leaf, comes next.
+Every word belongs to one leaf, and none says which video, or which leaf, comes next.
 """
 
-# top category -> leaf -> its words. Every category has LEAVES leaves, every leaf at least eight words.
+# top category -> leaf -> its ten words
 TREE: dict[str, dict[str, str]] = {
     "Food": {
         "Baking": "sourdough brioche crust oven dough cinnamon muffins croissants yeast frosting",
@@ -78,7 +78,7 @@ TREE: dict[str, dict[str, str]] = {
         "Math": "fractal primes proof infinity geometry paradox topology matrix spiral probability",
     },
 }
-LEAVES = 7
+LEAVES = min(len(leaves) for leaves in TREE.values())
 
 OPENERS = (
     "Quick", "Slow", "Honest", "Tiny", "Perfect", "Lazy", "Late night", "Sunday", "My favourite", "Beginner", "Bold",
