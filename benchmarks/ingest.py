@@ -58,11 +58,13 @@ def measure(log: Path, engine: str, memory_limit: str) -> dict[str, object]:
     began = time.perf_counter()
     summary = run(params, output=log.parent / "interactions", scratch=log.parent / "scratch")
     seconds = time.perf_counter() - began
+    used = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "events": f"{summary['rows_read']:,}", "file": f"{log.stat().st_size / 2**20:,.0f} MiB",
         "engine": f"{engine} {memory_limit}", "seconds": f"{seconds:.1f}",
+        "CPU seconds": f"{used.ru_utime + used.ru_stime:.1f}",
         "events/s": f"{summary['rows_read'] / seconds:,.0f}",
-        "peak GiB": f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f}",
+        "peak GiB": f"{used.ru_maxrss / 2**20:.2f}",
         "passes": summary["k_core_passes"], "users": f"{summary['users']:,}", "items": f"{summary['items']:,}",
         "interactions": f"{summary['interactions']:,}"}
 

@@ -13,10 +13,10 @@ from typing import Any
 import ibis
 import pyarrow as pa
 from ibis import _
-from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
 from pipeline.errors import UserError
+from pipeline.ingest.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Cleaned:
     passes: int
 
 
-def clean(engine: BaseBackend, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
+def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
     """Filter, deduplicate, take the k-core and number what is left.
 
     Args:
@@ -45,23 +45,21 @@ def clean(engine: BaseBackend, log: Path, items: Path | None, minimum: Mapping[s
     Raises:
         UserError: a filter leaves nothing.
     """
-    events = engine.read_parquet(str(log), table_name="events")
-    listed = engine.read_parquet(str(items), table_name="listed") if items else None
+    events = engine.read(log)
     actions = [name for name in events.columns if name not in ("source_row", "user", "item", "timestamp")]
     steps = [_count("usable rows", events)]
     if minimum:
         events = events.filter([_[name] >= least for name, least in minimum.items()])
         steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
-    users = events.group_by(raw_id="user").agg(source_row=_.source_row.min()).cache()
-    catalogue = listed
-    if catalogue is None:
-        catalogue = events.group_by(raw_id="item").agg(source_row=_.source_row.min()).cache()
-    coded = earliest(encode(events, users, catalogue)).cache()
+    users = engine.keep(events.group_by(raw_id="user").agg(source_row=_.source_row.min()))
+    catalogue = engine.read(items) if items else engine.keep(
+        events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
+    coded = engine.keep(earliest(encode(events, users, catalogue)))
     steps.append(_count("earliest of each user and item", coded))
-    core, passes = k_core(coded, k)
-    kept = core.cache()
+    core, passes = k_core(engine, coded, k)
+    kept = engine.keep(core)
     steps.append(_count(f"{k}-core", kept))
-    return Cleaned(*number(kept, users, catalogue, actions), steps, passes)
+    return Cleaned(*number(engine, kept, users, catalogue, actions), steps, passes)
 
 
 def encode(events: Table, users: Table, items: Table) -> Table:
@@ -79,7 +77,7 @@ def earliest(events: Table) -> Table:
     return events.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
 
 
-def k_core(events: Table, k: int) -> tuple[Table, int]:
+def k_core(engine: Engine, events: Table, k: int) -> tuple[Table, int]:
     """The largest part of `events` in which every user and every item has at least `k` events, and the passes it took.
 
     Only the sets of surviving users and items are kept between passes: copying the events each time is what makes a
@@ -88,8 +86,8 @@ def k_core(events: Table, k: int) -> tuple[Table, int]:
     users, items, passes = None, None, 0
     sizes: tuple[int, ...] = ()
     while k > 1:
-        users = _frequent(_within(events, users, items), "user", k)
-        items = _frequent(_within(events, users, items), "item", k)
+        users = engine.keep(_frequent(_within(events, users, items), "user", k))
+        items = engine.keep(_frequent(_within(events, users, items), "item", k))
         passes += 1
         before, sizes = sizes, tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
         if sizes == before:
@@ -98,7 +96,7 @@ def k_core(events: Table, k: int) -> tuple[Table, int]:
 
 
 def _frequent(events: Table, column: str, k: int) -> Table:
-    return events.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column).cache()
+    return events.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column)
 
 
 def _within(events: Table, users: Table | None, items: Table | None) -> Table:
@@ -119,9 +117,10 @@ def _count(name: str, events: Table) -> dict[str, Any]:
     return step
 
 
-def number(kept: Table, users: Table, catalogue: Table, actions: list[str]) -> tuple[pa.Table, pa.Table, pa.Table]:
+def number(engine: Engine, kept: Table, users: Table, catalogue: Table,
+           actions: list[str]) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(log, users, items) with dense ids, as `Cleaned` describes them."""
-    user_ids, item_ids = _dense(kept, "user"), _dense(kept, "item")
+    user_ids, item_ids = engine.keep(_dense(kept, "user")), engine.keep(_dense(kept, "item"))
     by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
     log = kept.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
     log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
@@ -134,4 +133,4 @@ def number(kept: Table, users: Table, catalogue: Table, actions: list[str]) -> t
 def _dense(kept: Table, column: str) -> Table:
     """`column` and `column`_id, int32 0.. in the order of `column`."""
     ids = ibis.row_number().over(order_by=column).cast("int32")
-    return kept.select(column).distinct().mutate(ids.name(f"{column}_id")).cache()
+    return kept.select(column).distinct().mutate(ids.name(f"{column}_id"))

@@ -6,6 +6,7 @@ two halves of a resumed download are never of different versions.
 
 import http.client
 import shutil
+import ssl
 import time
 import zipfile
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ BLOCK_BYTES = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring no new byte
 PAUSE = 1.0  # seconds after the first failed attempt; doubles
-DROPPED = (ConnectionError, TimeoutError, http.client.HTTPException, URLError)
+DROPPED = (ConnectionError, TimeoutError, http.client.HTTPException, URLError, ssl.SSLError)
 
 
 def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None = None) -> list[Path]:

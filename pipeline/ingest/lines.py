@@ -14,7 +14,7 @@ from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
-MAX_LITERAL = 200_000  # characters; the longest line of Amazon's metadata is well below, and parsing costs memory
+MAX_LITERAL = 200_000  # characters; bounds the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
 
 

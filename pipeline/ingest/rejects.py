@@ -58,11 +58,12 @@ class Rejects:
     def total(self, sources: Sequence[str]) -> int:
         return sum(count for (source, _), count in self.counts.items() if source in sources)
 
-    def by_reason(self) -> dict[str, int]:
-        """Most frequent first."""
+    def by_reason(self, sources: Sequence[str] | None = None) -> dict[str, int]:
+        """Rows per reason, most frequent first; of all sources if none are given."""
         reasons: Counter[str] = Counter()
-        for (_, reason), count in self.counts.items():
-            reasons[reason] += count
+        for (source, reason), count in self.counts.items():
+            if sources is None or source in sources:
+                reasons[reason] += count
         return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def table(self) -> pa.Table:
@@ -75,7 +76,7 @@ class Rejects:
         rejected = self.total(sources)
         if rejected <= limit * read:
             return None
-        reasons = self.by_reason()
+        reasons = self.by_reason(sources)
         lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
         fix = f"All of them are in {kept}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
         commonest = next(iter(reasons))

@@ -5,7 +5,7 @@ One pass over the files in bounded memory. What comes after (filters, k-core, id
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -100,8 +100,8 @@ def leaves_folder(path: str | None) -> bool:
     """Whether a path given by the data could name a file outside the dataset folder, on any operating system."""
     if not path:
         return False
-    windows = PureWindowsPath(path)
-    return bool(windows.drive or windows.root or PurePosixPath(path).is_absolute() or ".." in windows.parts)
+    parts = PureWindowsPath(path)  # splits at / and at \
+    return bool(parts.anchor) or ".." in parts.parts
 
 
 def _text(column: pa.Array | None, rows: int) -> pa.Array:

@@ -16,15 +16,14 @@ Complaint = tuple[pa.Array, str]  # (bool per row, reason)
 def numbers(text: pa.Array) -> tuple[pa.Array, pa.Array]:
     """(float64 values, bool missing): a value is null where the text is missing or no finite number.
 
-    `true` and `false` are 1 and 0, as table tools write the flags of a log.
+    Table tools write a log's flags as `true` and `false`, which are 1 and 0, and a missing number as `nan`.
     """
-    text = pc.utf8_trim_whitespace(text)
-    missing = pc.fill_null(pc.equal(text, ""), True)
+    text = pc.utf8_lower(pc.utf8_trim_whitespace(text))
+    missing = pc.is_in(text, pa.array(["", "nan", None]))
     text = pc.if_else(missing, None, text)
     try:
         values = pc.cast(text, pa.float64())
     except pa.ArrowInvalid:
-        text = pc.utf8_lower(text)
         text = pc.case_when(pc.make_struct(pc.equal(text, "true"), pc.equal(text, "false")), "1", "0", text)
         values = pc.cast(pc.if_else(pc.match_substring_regex(text, NUMBER), text, None), pa.float64())
     return pc.if_else(pc.is_finite(values), values, None), missing

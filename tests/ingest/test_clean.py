@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UserError
 from pipeline.ingest.clean import clean, k_core
+from pipeline.ingest.engines import Engine
 
 # (user, item, time, click)
 logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9), st.integers(0, 1)), min_size=1,
@@ -20,14 +21,12 @@ logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9
 
 
 @pytest.fixture(scope="module")
-def engine():
-    connection = ibis.duckdb.connect()
-    yield connection
-    connection.disconnect()
+def engine(tmp_path_factory):
+    return Engine(ibis.duckdb.connect(), tmp_path_factory.mktemp("engine"))
 
 
 def table(engine, pairs):
-    return engine.create_table("pairs", pd.DataFrame(pairs, columns=["user", "item"]), overwrite=True)
+    return engine.backend.create_table("pairs", pd.DataFrame(pairs, columns=["user", "item"]), overwrite=True)
 
 
 def slow_k_core(pairs, k):
@@ -76,7 +75,7 @@ def stage(folder: Path, log, items):
 @settings(max_examples=15, deadline=None)
 @given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40), k=st.integers(0, 5))
 def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine, pairs, k):
-    kept, _ = k_core(table(engine, sorted(pairs)), k)
+    kept, _ = k_core(engine, table(engine, sorted(pairs)), k)
     found = kept.to_pyarrow().to_pylist()
     assert {(row["user"], row["item"]) for row in found} == set(slow_k_core(pairs, k))
     assert len(found) == len(slow_k_core(pairs, k))
@@ -85,7 +84,7 @@ def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine, pairs, k):
 def test_a_k_core_may_need_several_passes(engine):
     # A chain: taking away the last user makes the item before it rare, and so on. Only the square a-b x 1-2 holds.
     chain = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3), ("c", 3), ("c", 4), ("d", 4)]
-    kept, passes = k_core(table(engine, chain), 2)
+    kept, passes = k_core(engine, table(engine, chain), 2)
     assert len(kept.to_pyarrow()) == 4
     assert passes >= 3
 

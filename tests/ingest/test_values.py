@@ -16,7 +16,7 @@ texts = st.one_of(
 
 def slow_number(text):
     """None where missing, NaN where it is no number."""
-    if text is None or not text.strip():
+    if text is None or text.strip().lower() in ("", "nan"):
         return None
     flag = {"true": 1.0, "false": 0.0}.get(text.strip().lower())
     if flag is not None:
