@@ -20,11 +20,14 @@ class BackboneConfig:
     separators: bool = True  # a learned token after each item of the history
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    recency_items: int = 0  # places, counted from the last item, with a learned vector; 0: none, as published
 
     def __post_init__(self) -> None:
         for name in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_head", "d_ff", "ff_hidden_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"backbone.{name} must be 1 or more")
+        if self.recency_items < 0:
+            raise ValueError("backbone.recency_items must be 0 or more")
         if not 0 <= self.dropout < 1:
             raise ValueError("backbone.dropout must lie in [0, 1)")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:

@@ -6,6 +6,8 @@ What differs from a textbook T5 (Raffel et al. 2020; `transformers` has the code
   with a head of its own, without bias, and no end token exists;
 - encoder and decoder share one token table: one row per (level, code), a separator, a start token. The separator
   follows each item of a history;
+- `recency_items` adds a learned vector per place in line, counted from the last item, to the tokens of an item. T5 has
+  no position in cross-attention, so the decoder finds the last item only once the encoder has learned to mark it;
 - `ff_hidden_layers: 2` is GRID's feed-forward, with one more d_ff x d_ff ReLU layer;
 - heads are initialised with std d_model^-0.5, as T5X does for untied outputs. `transformers` has std 1, which starts at
   a loss many times that of a uniform guess. The rest is T5's own initialisation.
@@ -216,6 +218,7 @@ class T5(nn.Module):
         self.separator = sum(catalogue.widths)
         self.start = self.separator + 1
         self.tokens = nn.Embedding(self.start + 1, config.d_model)
+        self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = cast(Iterable[EncoderBlock],
                             nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
@@ -277,6 +280,9 @@ class T5(nn.Module):
             ValueError: a padded batch has a window longer than `pad_to`.
         """
         h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
+        if self.recency is not None:
+            h_Td = h_Td + self.recency(_places(histories, self.recency.num_embeddings)).repeat_interleave(
+                self.tokens_IS.shape[1], 0)
         layout = _packed_layout(histories, self.tokens_IS.shape[1])
         if histories.pad_to:
             h_Td, layout = _pad(h_Td, histories, self.tokens_IS.shape[1])
@@ -336,6 +342,13 @@ def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> t
     beams_before = past[0][0].shape[0] // windows
     rows = (beams_WK + torch.arange(windows, device=beams_WK.device)[:, None] * beams_before).flatten()
     return tuple((k[rows], v[rows]) for k, v in past)
+
+
+def _places(histories: Histories, places: int) -> Tensor:
+    """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `places` share the last."""
+    items, device = len(histories.items_N), histories.items_N.device
+    ends_N = histories.lengths_W.cumsum(0).repeat_interleave(histories.lengths_W, output_size=items)
+    return (ends_N - 1 - torch.arange(items, device=device)).clamp_(max=places - 1)
 
 
 def _packed_layout(histories: Histories, tokens_per_item: int) -> Layout:

@@ -15,7 +15,7 @@ EXACT = {"deterministic": True, "precision": "float32"}
 
 
 def losses(world: TinyWorld, name: str, dropout: float, **train: Any) -> np.ndarray:
-    world.train(make_params(backbone={"dropout": dropout}, train=train), name)
+    world.train(make_params(backbone={"dropout": dropout}, train={"device": "cuda", **train}), name)
     history = pd.read_csv(world.folder / name / "reports" / "history.csv")
     return history[["train_loss", "valid_loss"]].to_numpy()
 
@@ -39,7 +39,7 @@ def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
         world: TinyWorld, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
-    params = make_params(train={"ema": 0.9, "deterministic": True, "precision": precision})
+    params = make_params(train={"device": "cuda", "ema": 0.9, "deterministic": True, "precision": precision})
     world.train(params, "undisturbed")
     train = Trainer._train
 
