@@ -9,19 +9,20 @@ import types
 import typing
 from dataclasses import dataclass, field
 from datetime import date
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.config import parse_strategy
+from pipeline.strategies.config import RastpConfig, parse_strategy
 from pipeline.track.config import TrackConfig
 from pipeline.train.config import TrainConfig
 
@@ -47,17 +48,29 @@ class Params:
     split: SplitConfig = field(default_factory=SplitConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    rastp: RastpConfig = field(default_factory=RastpConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
-        parse_strategy(self.strategy)
+        if "rastp" in parse_strategy(self.strategy):
+            self._check_rastp()
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
+
+    def _check_rastp(self) -> None:
+        if self.backbone.name not in WITH_ENCODER:
+            raise ValueError(f"strategy rastp prunes the tokens of an encoder, and backbone {self.backbone.name} has "
+                             f"none: set backbone.name to {' or '.join(WITH_ENCODER)}, or choose another strategy")
+        if self.rastp.after_layer > self.backbone.encoder_layers:
+            raise ValueError(f"rastp.after_layer is {self.rastp.after_layer}, and backbone.encoder_layers only "
+                             f"{self.backbone.encoder_layers}")
+        if self.rastp.counts_padding and self.train.batching != "padded":
+            raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -156,8 +169,9 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
 def _scalar(value: Any, hint: type, name: str, problems: list[str]) -> Any:
     if hint is float and not isinstance(value, bool):
         try:
-            return float(value)  # also "1e-3", which YAML 1.1 reads as text
-        except (TypeError, ValueError):
+            # Text too: "1e-3", which YAML 1.1 reads as such, and "1/3", which no decimal can say
+            return float(Fraction(value) if isinstance(value, str) else value)
+        except (TypeError, ValueError, ZeroDivisionError):
             pass
     elif type(value) is hint:
         return value

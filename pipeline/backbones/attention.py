@@ -10,7 +10,7 @@ Q queries and K keys of each of its sequences.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -35,25 +35,57 @@ class Layout:
     """
 
     groups: tuple[Group, ...]
-    # Padded batches, which are one group: True where a key is a real token, bool [sequences, keys]
-    real_nK: Tensor | None = None
+    # Where sequences have places to spare (padding): int64 [sequences], how many of the first keys of each are real
+    lengths_n: Tensor | None = None
+    # Where tokens were pruned: int64 [S], the row and column of the bias that belongs to each token of a self-attention
+    positions_S: Tensor | None = None
+
+    def real_nK(self) -> list[Tensor | None]:
+        """Of each group, True where a key is a real token, bool [sequences, keys]; None where all are."""
+        if self.lengths_n is None:
+            return [None] * len(self.groups)
+        return [torch.arange(group.keys, device=lengths.device) < lengths[:, None] for group, lengths in zip(
+            self.groups, self.lengths_n.split([group.sequences for group in self.groups]), strict=True)]
+
+
+@dataclass(frozen=True)
+class Mass:
+    """Which attention weights of a self-attention are summed into the mass that each key receives (RASTP, Eq. 5)."""
+
+    after_dropout: bool = False
+    padded_queries: bool = False  # those of padding too
+
+
+@overload
+def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
+              causal: bool = False, dropout: float = 0.0, mass: None = None) -> Tensor: ...
+
+
+@overload
+def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
+              causal: bool = False, dropout: float = 0.0, mass: Mass) -> tuple[Tensor, Tensor]: ...
 
 
 def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
-              causal: bool = False, dropout: float = 0.0) -> Tensor:
+              causal: bool = False, dropout: float = 0.0,
+              mass: Mass | None = None) -> Tensor | tuple[Tensor, Tensor]:
     """softmax(q k^T + bias) v within each sequence, as T5 has it: no scaling (Raffel et al. 2020, section 2.1).
 
     Args:
-        bias_HQK: added to the scores; made for the longest sequence, a shorter one takes the top left corner. float32.
+        bias_HQK: added to the scores; made for the longest sequence, a shorter one takes the top left corner, and
+            pruned ones the rows and columns `layout.positions_S`. float32.
         causal: query i sees the keys 0 .. i.
         dropout: share of attention weights dropped (0 when not training).
+        mass: also return what each key receives, summed over heads and queries.
 
     Returns:
-        [T, H, D] in the type of `v_SHD`; the softmax is computed in float32 or better.
+        [T, H, D] in the type of `v_SHD`; the softmax is computed in float32 or better. With `mass` a pair: that, and
+        [S] in the type of the softmax, which carries no gradient.
     """
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
-    return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout)
+    out_THD, mass_S = _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
+    return out_THD if mass is None else (out_THD, mass_S)
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:
@@ -74,38 +106,68 @@ class _GroupedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, bias_HQK: Tensor | None, layout: Layout,
-                dropout: float) -> Tensor:
+                dropout: float, mass: Mass | None) -> tuple[Tensor, Tensor | None]:
         out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
         factors = _dropout_factors(q_THD, layout, dropout) if dropout else [None] * len(layout.groups)
-        saved = []
-        for group, q, k, v, out, factor in zip(
+        saved, masses = [], []
+        for group, q, k, v, out, factor, real, places in zip(
                 layout.groups, _views(q_THD, layout, "queries"), _views(k_SHD, layout, "keys"),
-                _views(v_SHD, layout, "keys"), _views(out_THD, layout, "queries"), factors, strict=True):
+                _views(v_SHD, layout, "keys"), _views(out_THD, layout, "queries"), factors, layout.real_nK(),
+                _bias_places(layout, bias_HQK), strict=True):
             q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-            weights = _scores(q, k, group, bias_HQK, layout.real_nK).softmax(-1)
-            out.copy_(torch.bmm(_dropped(weights, factor, v.dtype), v).view(out.shape))
+            weights = _scores(q, k, group, bias_HQK, places, real).softmax(-1)
+            dropped = weights if factor is None else weights * factor
+            out.copy_(torch.bmm(dropped.to(v.dtype), v).view(out.shape))
+            if mass is not None:
+                masses.append(_mass_nK(dropped if mass.after_dropout else weights, group,
+                                       None if mass.padded_queries else real).flatten())
             saved += [q, k, v, weights, factor]
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.shapes = layout, (q_THD.shape, k_SHD.shape)
         ctx.bias_shape = bias_HQK.shape if bias_HQK is not None and ctx.needs_input_grad[3] else None
-        return out_THD
+        if mass is None:
+            return out_THD, None
+        mass_S = torch.cat(masses)
+        ctx.mark_non_differentiable(mass_S)
+        return out_THD, mass_S
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layout, (dout_THD,), saved = ctx.layout, grads, ctx.saved_tensors
+        layout, dout_THD, saved = ctx.layout, grads[0], ctx.saved_tensors
         dq_THD, dk_SHD, dv_SHD = (dout_THD.new_empty(ctx.shapes[side]) for side in (0, 1, 1))
         dbias_HQK = None
         if ctx.bias_shape is not None:
             dbias_HQK = saved[3].new_zeros(ctx.bias_shape)  # in the type of the softmax
-        for i, (group, dout, dq, dk, dv) in enumerate(zip(
+        for i, (group, dout, dq, dk, dv, places) in enumerate(zip(
                 layout.groups, _views(dout_THD, layout, "queries"), _views(dq_THD, layout, "queries"),
-                _views(dk_SHD, layout, "keys"), _views(dv_SHD, layout, "keys"), strict=True)):
+                _views(dk_SHD, layout, "keys"), _views(dv_SHD, layout, "keys"), _bias_places(layout, dbias_HQK),
+                strict=True)):
             *gradients, dscores = _group_backward(_heads_first(dout), *saved[5 * i:5 * i + 5])
             for target, gradient in zip((dq, dk, dv), gradients, strict=True):
                 target.copy_(gradient.view(target.shape))
             if dbias_HQK is not None:
-                dbias_HQK[:, :group.queries, :group.keys] += dscores.unflatten(0, (group.sequences, -1)).sum(0)
-        return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None
+                dscores_nHQK = dscores.unflatten(0, (group.sequences, -1))
+                if places is None:
+                    dbias_HQK[:, :group.queries, :group.keys] += dscores_nHQK.sum(0)
+                else:
+                    dbias_HQK.flatten(1).index_add_(1, places.flatten(), dscores_nHQK.transpose(0, 1).flatten(1))
+        return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None, None
+
+
+def _bias_places(layout: Layout, bias_HQK: Tensor | None) -> list[Tensor | None]:
+    """Where tokens were pruned: of each group, which entry of the flattened bias belongs to each score, [n, Q, K]."""
+    if bias_HQK is None or layout.positions_S is None:
+        return [None] * len(layout.groups)
+    sizes = [group.sequences * group.keys for group in layout.groups]
+    positions = [part.view(group.sequences, group.keys)
+                 for group, part in zip(layout.groups, layout.positions_S.split(sizes), strict=True)]
+    return [position_nK[:, :, None] * bias_HQK.shape[2] + position_nK[:, None, :] for position_nK in positions]
+
+
+def _mass_nK(weights: Tensor, group: Group, real_nK: Tensor | None) -> Tensor:
+    """Sum over heads and queries (real ones only, where `real_nK` is given) of weights [n * H, Q, K]."""
+    mass_nQK = weights.unflatten(0, (group.sequences, -1)).sum(1)
+    return mass_nQK.sum(1) if real_nK is None else (mass_nQK * real_nK[:, :, None]).sum(1)
 
 
 def _group_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor,
@@ -137,12 +199,15 @@ def _heads_first(x_nHLD: Tensor) -> Tensor:
     return x_nHLD.flatten(0, 1).contiguous()
 
 
-def _scores(q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, real_nK: Tensor | None) -> Tensor:
+def _scores(q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, places_nQK: Tensor | None,
+            real_nK: Tensor | None) -> Tensor:
     """Biased and masked scores of one group [n * H, Q, K], in float32 or better."""
     scores = torch.bmm(q, k.mT)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores_nHQK = scores.unflatten(0, (group.sequences, -1))
-    if bias_HQK is not None:
+    if bias_HQK is not None and places_nQK is not None:
+        scores_nHQK += bias_HQK.flatten(1)[:, places_nQK].transpose(0, 1)
+    elif bias_HQK is not None:
         scores_nHQK += bias_HQK[:, :group.queries, :group.keys]
     if real_nK is not None:
         scores_nHQK.masked_fill_(~real_nK[:, None, None, :], float("-inf"))
@@ -162,18 +227,21 @@ def reference_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Lay
                         causal: bool = False) -> Tensor:
     """`attention` without dropout, one sequence and one head at a time, in float64: the oracle."""
     out_THD = torch.zeros(q_THD.shape, dtype=torch.float64, device=q_THD.device)
-    t = s = row = 0
-    for group in layout.groups:
-        for _ in range(group.sequences):
-            real = slice(None) if layout.real_nK is None else layout.real_nK[row]
+    t = s = 0
+    for group, real_nK in zip(layout.groups, layout.real_nK(), strict=True):
+        for row in range(group.sequences):
+            real = slice(None) if real_nK is None else real_nK[row]
             for head in range(q_THD.shape[1]):
                 q, k, v = (x[start:start + length, head].double() for x, start, length in (
                     (q_THD, t, group.queries), (k_SHD, s, group.keys), (v_SHD, s, group.keys)))
                 scores = q @ k.T
-                if bias_HQK is not None:
+                if bias_HQK is not None and layout.positions_S is not None:
+                    places = layout.positions_S[s:s + group.keys]
+                    scores = scores + bias_HQK[head][places][:, places].double()
+                elif bias_HQK is not None:
                     scores = scores + bias_HQK[head, :group.queries, :group.keys].double()
                 if causal:
                     scores = scores + torch.full_like(scores, float("-inf")).triu(1)
                 out_THD[t:t + group.queries, head] = scores[:, real].softmax(-1) @ v[real]
-            t, s, row = t + group.queries, s + group.keys, row + 1
+            t, s = t + group.queries, s + group.keys
     return out_THD

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+WITH_ENCODER = ("t5",)  # backbones whose history goes through a stack of its own
+
 
 @dataclass(frozen=True)
 class BackboneConfig:

@@ -6,17 +6,17 @@ The one place of this folder that knows files.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
 from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_parquet, write_tensors
-from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
+from pipeline.strategies import build_strategy
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
@@ -37,7 +37,8 @@ def save_generator(folder: Path, model: T5, catalogue: Catalogue, items_frame: p
 
     Args:
         items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
-        config: JSON-like, added to `backbone` and `widths`: strategy, max_history, seed, dataset, fingerprints.
+        config: JSON-like, added to `backbone` and `widths`: strategy with its settings and pad_to, which rebuild the
+            model; max_history, seed, dataset, fingerprints.
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
@@ -59,7 +60,8 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]))
-        model = build_backbone(BackboneConfig(**config["backbone"]), catalogue)
+        strategy = build_strategy(config["strategy"], config, config["pad_to"])
+        model = cast(T5, strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}",

@@ -27,11 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Group, Layout, attention
+from pipeline.backbones.attention import Group, Layout, Mass, attention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 from pipeline.backbones.histories import Histories
+from pipeline.backbones.shortener import Shortener
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
 
@@ -96,10 +97,16 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, causal: bool = False) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, causal: bool = False) -> Tensor:
         q, k, v = self.project(h_Td)
         mixed_THD = attention(q, k, v, layout, bias_HQK, causal=causal, dropout=self.p if self.training else 0.0)
         return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
+
+    def with_mass(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass) -> tuple[Tensor, Tensor]:
+        """As `forward`, and the attention mass [T] that each token receives."""
+        q, k, v = self.project(h_Td)
+        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, dropout=self.p if self.training else 0.0, mass=mass)
+        return h_Td + self.dropout(self.o(mixed_THD.flatten(1))), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [T, H, D] from one product."""
@@ -164,8 +171,12 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None) -> Tensor:
         return self.ff(self.attention(h_Td, layout, bias_HQK))
+
+    def with_mass(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass) -> tuple[Tensor, Tensor]:
+        h_Td, mass_T = self.attention.with_mass(h_Td, layout, bias_HQK, mass)
+        return self.ff(h_Td), mass_T
 
 
 class DecoderBlock(nn.Module):
@@ -189,7 +200,8 @@ class Encoded:
     """Encoder output: normed states [T, d] in packed order and how they fall into windows."""
 
     states_Td: Tensor
-    layout: Layout  # of the encoder's self-attention
+    layout: Layout  # of the encoder's last block
+    kept_NS: Tensor | None = None  # of each item's tokens, which are still there; None: all
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,7 @@ class T5(nn.Module):
     def __init__(self, config: BackboneConfig, catalogue: Catalogue):
         super().__init__()
         self.config, self.catalogue = config, catalogue
+        self.shortener: Shortener | None = None  # set by a strategy
         self.levels = catalogue.levels
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
@@ -279,19 +292,36 @@ class T5(nn.Module):
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
+        shortener = self.shortener if self.shortener and (self.training or self.shortener.at_eval) else None
+        pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
         if self.recency is not None:
             h_Td = h_Td + self.recency(_places(histories, self.recency.num_embeddings)).repeat_interleave(
                 self.tokens_IS.shape[1], 0)
         layout = _packed_layout(histories, self.tokens_IS.shape[1])
-        if histories.pad_to:
-            h_Td, layout = _pad(h_Td, histories, self.tokens_IS.shape[1])
+        if pad_to:
+            h_Td, layout = _pad(h_Td, self.tokens(self._padding_S()), histories, pad_to)
         h_Td = self.dropout(h_Td)
         longest = max(group.keys for group in layout.groups)
-        bias_HTT = self.encoder_bias(range(longest), longest)
-        for block in self.encoder:
-            h_Td = block(h_Td, layout, bias_HTT)
-        return Encoded(self.dropout(self.encoder_norm(h_Td)), layout)
+        bias_HTT: Tensor | None = self.encoder_bias(range(longest), longest)
+        kept_NS = None
+        for number, block in enumerate(self.encoder, start=1):
+            if shortener is None or number != shortener.after_layer:
+                h_Td = block(h_Td, layout, bias_HTT)
+                continue
+            if shortener.mass is not None:
+                h_Td, mass_T = block.with_mass(h_Td, layout, bias_HTT, shortener.mass)
+            else:
+                h_Td, mass_T = block(h_Td, layout, bias_HTT), None
+            shortened = shortener(h_Td, mass_T, layout, histories, self.training)
+            h_Td, layout, kept_NS = shortened.h_Td, shortened.layout, shortened.kept_NS
+            if not shortener.keep_positions:
+                bias_HTT = None
+        return Encoded(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
+
+    def _padding_S(self) -> Tensor:
+        """GRID's padding: items of the first token of all, with a true separator."""
+        return self.tokens_IS[0].where(self.tokens_IS[0] == self.separator, 0)
 
     # -------------------------------------------------------------------------------------------------- decoding
 
@@ -331,7 +361,7 @@ class T5(nn.Module):
     def _logits(self, h_Td: Tensor, level: int) -> Tensor:
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return self.heads[level](h_Td.float())
+            return self.heads[level](h_Td.to(self.heads[level].weight.dtype))
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
@@ -357,16 +387,18 @@ def _packed_layout(histories: Histories, tokens_per_item: int) -> Layout:
 
 
 def _cross_layout(encoder: Layout, queries: int) -> Layout:
-    return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.real_nK)
+    return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.lengths_n)
 
 
-def _pad(h_Td: Tensor, histories: Histories, tokens_per_item: int) -> tuple[Tensor, Layout]:
-    """Packed tokens -> `pad_to` positions per window. Padding repeats the last token and is masked as a key."""
+def _pad(h_Td: Tensor, padding_Sd: Tensor, histories: Histories, pad_to: int) -> tuple[Tensor, Layout]:
+    """Packed tokens -> `pad_to` positions per window. Padding repeats `padding_Sd`, and is masked as a key."""
+    tokens_per_item = len(padding_Sd)
     longest = histories.groups[-1][1] * tokens_per_item
-    if longest > histories.pad_to:
-        raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({histories.pad_to})")
-    lengths_W1 = histories.lengths_W[:, None] * tokens_per_item
-    position_P = torch.arange(histories.pad_to, device=h_Td.device)
-    source_WP = lengths_W1.cumsum(0) - lengths_W1 + torch.minimum(position_P, lengths_W1 - 1)
-    group = Group(histories.windows, histories.pad_to, histories.pad_to)
-    return h_Td[source_WP.flatten()], Layout((group,), position_P < lengths_W1)
+    if longest > pad_to:
+        raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({pad_to})")
+    lengths_W = histories.lengths_W * tokens_per_item
+    position_P = torch.arange(pad_to, device=h_Td.device)
+    source_WP = torch.where(position_P < lengths_W[:, None], (lengths_W.cumsum(0) - lengths_W)[:, None] + position_P,
+                            len(h_Td) + position_P % tokens_per_item)
+    layout = Layout((Group(histories.windows, pad_to, pad_to),), lengths_W)
+    return torch.cat([h_Td, padding_Sd])[source_WP.flatten()], layout

@@ -58,6 +58,12 @@ class Strategy:
                      for level, logits_WK in enumerate(logits))
         return (loss_W * batch.weights_W).sum()
 
+    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+        """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
+        items of history.
+        """
+        return items_W * tokens_per_item
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors, numbers and text only."""
         return {}

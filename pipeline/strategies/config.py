@@ -1,15 +1,62 @@
-"""Names of the strategies and which of them compose. Light on purpose: checking params.yaml must not load torch.
+"""Names of the strategies, which of them compose, and what their sections of params.yaml may say.
 
-A strategy with parameters of its own adds its frozen dataclass here and its section to params.yaml.
+Light on purpose: checking params.yaml must not load torch. A strategy with parameters of its own adds its frozen
+dataclass here and its section to params.yaml.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class RastpConfig:
+    """Which encoder tokens go on. Defaults: the paper's, or where it is silent the better choice."""
+
+    keep: float = 1 / 3
+    min_tokens: int = 4
+    after_layer: int = 2
+    score: Literal["rastp", "l1", "l2", "attention", "random"] = "rastp"
+    unit: Literal["token", "item"] = "token"
+    separators: Literal["keep", "compete"] = "keep"
+    method: Literal["prune", "avg_pool", "max_pool"] = "prune"
+    pool_unit: Literal["token", "item"] = "token"
+    base: Literal["real", "padded"] = "real"
+    at_eval: bool = True
+    keep_positions: bool = True
+    padded_queries: Literal["ignore", "count"] = "ignore"
+    score_dropout: Literal["before", "after"] = "before"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise ValueError("rastp.keep is the share of tokens that is kept, above 0 and at most 1")
+        for name in ("min_tokens", "after_layer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rastp.{name} must be 1 or more")
+
+    @property
+    def scores_mass(self) -> bool:
+        """Whether the choice rests on attention."""
+        return self.method == "prune" and self.score in ("rastp", "attention")
+
+    @property
+    def counts_padding(self) -> bool:
+        """Whether padding changes what is kept, so that batches have to have it."""
+        return self.base == "padded" or (self.scores_mass and self.padded_queries == "count")
+
 
 STRATEGIES = {
     "full": "every token of every window, nothing skipped: the baseline of all comparisons",
+    "rastp": "after an encoder block, only the tokens that matter go on",
 }
+# Strategies with parameters; the section of params.yaml has the strategy's name.
+SETTINGS: dict[str, type] = {"rastp": RastpConfig}
 # Pairs that may stand together in `strategy: a+b`.
 COMPOSITIONS: set[frozenset[str]] = set()
 # Pairs refused for a reason worth telling.
-REFUSED: dict[frozenset[str], str] = {}
+REFUSED: dict[frozenset[str], str] = {
+    frozenset({"intrr", "rastp"}): "intrr gives each item a single token, which leaves rastp nothing to choose from",
+}
 
 
 def parse_strategy(text: str) -> tuple[str, ...]:
@@ -21,6 +68,8 @@ def parse_strategy(text: str) -> tuple[str, ...]:
     from pipeline.errors import nearest
 
     names = text.split("+")
+    if frozenset(names) in REFUSED:
+        raise ValueError(f"strategy '{text}' cannot be combined: {REFUSED[frozenset(names)]}")
     for name in names:
         if name not in STRATEGIES:
             raise ValueError(f"strategy '{name}' is not known, {nearest(name, STRATEGIES)}")
@@ -29,6 +78,12 @@ def parse_strategy(text: str) -> tuple[str, ...]:
     if len(names) > 1 and "full" in names:
         raise ValueError(f"strategy '{text}': full means that nothing is skipped, so it combines with nothing")
     if len(names) > 1 and frozenset(names) not in COMPOSITIONS:
-        reason = REFUSED.get(frozenset(names), "no rule says what the combination would do")
-        raise ValueError(f"strategy '{text}' cannot be combined: {reason}")
+        raise ValueError(f"strategy '{text}' cannot be combined: no rule says what the combination would do")
     return tuple(sorted(names))
+
+
+def settings_of(text: str, sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that strategy `text` reads, by name. A section may be its dataclass, or that as plain values."""
+    wanted = [name for name in parse_strategy(text) if name in SETTINGS]
+    return {name: SETTINGS[name](**section) if isinstance(section := sections[name], Mapping) else section
+            for name in wanted}

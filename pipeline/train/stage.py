@@ -34,6 +34,7 @@ from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
+from pipeline.strategies.config import settings_of
 from pipeline.train.batches import Feed
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
@@ -77,8 +78,9 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         timings = _timings(trainer, state, device)
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
-            extra = {"strategy": params.strategy, "max_history": read_splits.max_history, "seed": params.seed,
-                     "dataset": params.dataset, "train": _influences(params)["train"], "fingerprints": inputs}
+            extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
+                     "max_history": read_splits.max_history, "seed": params.seed, "dataset": params.dataset,
+                     "train": _influences(params)["train"], "fingerprints": inputs}
             save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
@@ -90,7 +92,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
 
 def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints: Checkpoints, world: World,
              resume: dict[str, Any] | None) -> Trainer:
-    config, strategy = params.train, build_strategy(params.strategy)
+    config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
+    strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
     model = strategy.build_model(params.backbone, catalogue).to(catalogue.codes_IL.device)
     passes = Passes(splits, config.windows, params.seed)
@@ -98,8 +101,7 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
     per_item = _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
-                _pad_to(params, splits, catalogue.levels))
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item, pad_to)
     validation = Validation(splits, strategy, catalogue, world, budget=config.batch_tokens // config.accumulate,
                             tokens_per_item=per_item, beam=config.beam)
     if not validation.windows:
@@ -138,7 +140,18 @@ def _influences(params: "Params") -> dict[str, Any]:
     """Every parameter that shapes the result of training."""
     train = {key: value for key, value in dataclasses.asdict(params.train).items() if key not in NO_INFLUENCE}
     return {"version": __version__, "seed": params.seed, "strategy": params.strategy, "train": train,
-            "backbone": dataclasses.asdict(params.backbone)}
+            "backbone": dataclasses.asdict(params.backbone), **_settings(params)}
+
+
+def _sections(params: "Params") -> dict[str, Any]:
+    """The sections of params.yaml that strategies read."""
+    return {"rastp": params.rastp}
+
+
+def _settings(params: "Params") -> dict[str, Any]:
+    """Those of them that the chosen strategy reads, as plain values."""
+    return {name: dataclasses.asdict(section) for name, section in settings_of(params.strategy,
+                                                                               _sections(params)).items()}
 
 
 def _announce(trainer: Trainer, device: torch.device, world: World) -> None:

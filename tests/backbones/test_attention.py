@@ -8,8 +8,8 @@ from pipeline.backbones.attention import Group, Layout, attention, reference_att
 SELF = Layout((Group(3, 1, 1), Group(1, 4, 4), Group(5, 7, 7)))
 CROSS = Layout((Group(2, 4, 1), Group(3, 4, 6), Group(1, 4, 9)))
 ONE_QUERY = Layout((Group(6, 1, 3),))
-PADDED = Layout((Group(4, 5, 5),), torch.arange(5) < torch.tensor([[1], [3], [5], [5]]))
-PADDED_CROSS = Layout((Group(4, 2, 5),), PADDED.real_nK)
+PADDED = Layout((Group(4, 5, 5),), torch.tensor([1, 3, 5, 5]))
+PADDED_CROSS = Layout((Group(4, 2, 5),), PADDED.lengths_n)
 
 
 def make_inputs(layout, dtype=torch.float64, bias=True, heads=3, width=4):

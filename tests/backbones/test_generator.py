@@ -10,7 +10,8 @@ from pipeline.backbones.beam import beam_search
 from pipeline.backbones.generator import load_generator, save_generator
 from pipeline.errors import UserError
 
-EXTRA = {"strategy": "full", "max_history": 20, "seed": 7, "dataset": "demo", "fingerprints": {"sids": "abc"}}
+EXTRA = {"strategy": "full", "pad_to": 0, "max_history": 20, "seed": 7, "dataset": "demo",
+         "fingerprints": {"sids": "abc"}}
 
 
 @pytest.fixture

@@ -53,8 +53,8 @@ def write_generator(world: World, seed: int = 0, strategy: str = "full", items: 
     frame = pd.DataFrame({"item_id": np.arange(items, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(items)],
                           "title": [f"Title {i}" if i % 4 else None for i in range(items)]})
     save_generator(world.paths["generator"], build_backbone(config, catalogue), catalogue, frame, {
-        "strategy": strategy, "max_history": MAX_HISTORY, "seed": seed, "dataset": "demo", "train": {},
-        "fingerprints": {"splits": fingerprint(world.paths["splits"])},
+        "strategy": strategy, "rastp": {}, "pad_to": 0, "max_history": MAX_HISTORY, "seed": seed, "dataset": "demo",
+        "train": {}, "fingerprints": {"splits": fingerprint(world.paths["splits"])},
     })
 
 

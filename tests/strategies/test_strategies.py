@@ -10,7 +10,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Batch, Strategy
-from pipeline.strategies.config import STRATEGIES
+from pipeline.strategies.config import STRATEGIES, RastpConfig
 from pipeline.strategies.full import Full
 
 WIDTHS = (5, 3, 2)
@@ -61,4 +61,4 @@ def test_full_overrides_nothing() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
-    assert isinstance(build_strategy(name), Strategy)
+    assert isinstance(build_strategy(name, {"rastp": RastpConfig()}), Strategy)

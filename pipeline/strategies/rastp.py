@@ -1,0 +1,261 @@
+"""rastp: after an encoder block, only the tokens that matter go on.
+
+Paper: Zhan, Fu, Lv, Zhang, "RASTP: Representation-Aware Semantic Token Pruning for Generative Recommendation with
+Semantic Identifiers", 2025. Code: github.com/Yuzt-zju/RASTP.
+Equations: saliency ||h_k||_1 (4) of the block's residual output; centrality S_k (5), the attention mass that token k
+receives in that block over heads and queries; importance I_k = S_k ||h_k||_1 (6); the floor(keep x length) tokens of
+highest importance go on in temporal order (7, 8), and later blocks and the decoder see those alone.
+Different on purpose:
+- the length is a window's own: batches are packed, and what a padded batch saves by dropping padding is no gain here;
+- kept tokens keep their positions: later blocks take the position bias of the original ones;
+- separators do not compete for the budget; one goes when its item has lost all its tokens.
+The preset `rastp-released` brings back what the authors' code does: a third of the padded length, padded queries and
+dropout noise in the score, no positions after pruning.
+Command: dvc exp run -S strategy=rastp
+Time and score: docs/rastp.md, and benchmarks/rastp.py.
+
+Shape legend: W windows, N items of all windows, S tokens of one item (L codes, then the separator), E of them that are
+scored, T tokens before, O places after, U units that are kept or dropped as one (tokens or items), G units of the
+largest pool, d model width.
+"""
+
+import itertools
+import math
+from fractions import Fraction
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.attention import Group, Layout, Mass
+from pipeline.backbones.shortener import Shortened
+from pipeline.strategies.base import Strategy
+from pipeline.strategies.config import RastpConfig
+
+if TYPE_CHECKING:
+    from pipeline.backbones.catalogue import Catalogue
+    from pipeline.backbones.config import BackboneConfig
+    from pipeline.backbones.histories import Histories
+    from pipeline.backbones.t5 import T5
+
+
+class Rastp(Strategy):
+    """Puts a `Pruner` between two encoder blocks; with `keep: 1` nothing, which is `full`.
+
+    Args:
+        pad_to: encoder positions of every window of a padded run, 0 for packed.
+    """
+
+    def __init__(self, config: RastpConfig, pad_to: int = 0):
+        self.config, self.pad_to = config, pad_to
+        self.pruner: Pruner | None = None
+
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+        model = cast("T5", super().build_model(config, catalogue))
+        if self.config.keep < 1:
+            self.pruner = Pruner(self.config, catalogue.levels, config.separators, self.pad_to)
+            model.shortener = self.pruner
+        return model
+
+    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+        if self.pruner is None:
+            return super().tokens_kept(items_W, tokens_per_item)
+        return self.pruner.places(torch.from_numpy(items_W)).numpy()
+
+
+class Pruner:
+    """Shortens the sequences of a batch (a `backbones.shortener.Shortener`).
+
+    All sizes follow from the lengths of the histories, which the host knows: nothing waits for the device.
+
+    Args:
+        levels: codes of one item (L).
+        separators: whether a separator follows them.
+        pad_to: as in `Rastp`.
+    """
+
+    def __init__(self, config: RastpConfig, levels: int, separators: bool, pad_to: int):
+        self.config, self.levels, self.tokens_per_item = config, levels, levels + separators
+        self.after_layer, self.at_eval, self.keep_positions = config.after_layer, config.at_eval, config.keep_positions
+        self.pad_to = pad_to if config.counts_padding else 0
+        mass = Mass(after_dropout=config.score_dropout == "after", padded_queries=config.padded_queries == "count")
+        self.mass = mass if config.scores_mass else None
+        self.scored = levels if config.separators == "keep" else self.tokens_per_item  # E
+        self.whole_items = (config.unit if config.method == "prune" else config.pool_unit) == "item"
+        self.units_per_item = 1 if self.whole_items else self.scored
+        self.share = Fraction(config.keep).limit_denominator(10_000)  # 1/3 is a third, 0.29 of 100 are 29
+
+    # ------------------------------------------------------------------------------------------------ how many
+
+    def budget(self, items_W: Tensor) -> Tensor:
+        """Units that stay of windows with these many items: Eq. 7's floor(keep x length), at least `min_tokens`."""
+        units_W = items_W * self.units_per_item
+        length: Tensor | int = units_W
+        if self.config.base == "padded":
+            length = self._padded_units()
+        least = -(-self.config.min_tokens // self.scored) if self.whole_items else self.config.min_tokens
+        target_W = length * self.share.numerator // self.share.denominator
+        return torch.as_tensor(target_W, device=units_W.device).clamp(min=least).minimum(units_W)
+
+    def places(self, items_W: Tensor) -> Tensor:
+        """Places that windows with these many items take afterwards: their budget, and room for its separators."""
+        budget_W = self.budget(items_W)
+        if self.whole_items:
+            return budget_W * self.tokens_per_item
+        return budget_W + budget_W.minimum(items_W) if self._separators_follow else budget_W
+
+    @property
+    def _separators_follow(self) -> bool:
+        """Separators stay or go with their item's tokens, so their number is known on the device only."""
+        return not self.whole_items and self.scored < self.tokens_per_item
+
+    def _padded_units(self) -> int:
+        items, rest = divmod(self.pad_to, self.tokens_per_item)
+        return items if self.whole_items else items * self.scored + min(rest, self.scored)
+
+    # ------------------------------------------------------------------------------------------------ which
+
+    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, layout: Layout, histories: "Histories",
+                 training: bool) -> Shortened:
+        items = Items(histories, layout, self.tokens_per_item)
+        if self.config.method == "prune":
+            scores_NS = self._importance(h_Td, mass_T, histories, training, items)[items.place_NS]
+            kept_NS = self._spread(self._best(scores_NS, items))
+        else:
+            kept_NS = self._spread(self._first_of_pools(items))
+        source_O, lengths_W, groups = self._compact(kept_NS, items, histories)
+        place_O, position_O = items.place_NS.flatten()[source_O], items.position_NS.flatten()[source_O]
+        h_Od = h_Td[place_O] if self.config.method == "prune" else self._pool(h_Td, source_O, items, histories)
+        return Shortened(h_Od, Layout(groups, lengths_W, position_O if self.keep_positions else None), kept_NS)
+
+    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, histories: "Histories", training: bool,
+                    items: "Items") -> Tensor:
+        """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
+        h_Td, score = h_Td.detach(), self.config.score
+        if score == "random":
+            return _random(items, histories, h_Td, training)
+        if mass_T is None:
+            return torch.linalg.vector_norm(h_Td, ord=1 if score == "l1" else 2, dim=1)
+        return mass_T if score == "attention" else mass_T * h_Td.abs().sum(1)
+
+    def _best(self, scores_NS: Tensor, items: "Items") -> Tensor:
+        """Eq. 7: True for each window's units of highest score, [U]. An item's score is the sum of its tokens'."""
+        scores_NE = scores_NS[:, :self.scored]
+        scores_U = scores_NE.sum(1) if self.whole_items else scores_NE.flatten()
+        window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=len(scores_U))
+        return best_of_segments(scores_U, window_U, items.first_W * self.units_per_item, self.budget(items.lengths_W))
+
+    def _spread(self, kept_U: Tensor) -> Tensor:
+        """Units -> tokens, [N, S]: an item takes all its tokens along, and tokens their item's separator."""
+        if self.whole_items:
+            return kept_U[:, None].expand(-1, self.tokens_per_item)
+        kept_NE = kept_U.view(-1, self.scored)
+        return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
+
+    def _compact(self, kept_NS: Tensor, items: "Items",
+                 histories: "Histories") -> tuple[Tensor, Tensor | None, tuple[Group, ...]]:
+        """Which token takes each place [O], how many places of each window are taken (None: all), and the groups."""
+        padded = items.padded
+        rooms = self.places(torch.tensor([length for _, length in histories.groups])).tolist()
+        counts = [count for count, _ in histories.groups]
+        if padded:
+            widest = max(rooms) if self.config.base == "real" else min(self._padded_places(), items.padded)
+            counts, rooms = [sum(counts)], [widest]
+        groups = tuple(Group(sum(count for _, count in run), room, room)
+                       for room, run in itertools.groupby(zip(rooms, counts, strict=True), key=lambda pair: pair[0]))
+        room_W = torch.full_like(items.lengths_W, rooms[0]) if padded else self.places(items.lengths_W)
+        before_F = kept_NS.flatten().cumsum(0)
+        ends_W = before_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
+        taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))
+        window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
+        place_F = (room_W.cumsum(0) - room_W - ends_W + taken_W)[window_F] + before_F - 1
+        size = sum(group.sequences * group.keys for group in groups)
+        source_O = torch.zeros(size + 1, dtype=torch.int64, device=kept_NS.device)  # dropped tokens share the last
+        source_O.scatter_(0, place_F.where(kept_NS.flatten(), size), torch.arange(len(before_F), device=kept_NS.device))
+        return source_O[:-1], taken_W if padded or self._separators_follow else None, groups
+
+    def _padded_places(self) -> int:
+        """Places of every window where the padded length sets the budget, as in the authors' code."""
+        items = self._padded_units() // self.units_per_item
+        return int(self.places(torch.tensor(max(items, 1))))
+
+    # ------------------------------------------------------------------------------------------------ pooling
+
+    def _first_of_pools(self, items: "Items") -> Tensor:
+        """True where a pool begins, [U]: each window's units in as many equal runs as its budget is."""
+        unit_U, pools_U, units_U = self._runs(items)
+        return unit_U * pools_U // units_U != (unit_U - 1) * pools_U // units_U
+
+    def _runs(self, items: "Items") -> tuple[Tensor, Tensor, Tensor]:
+        """Of each unit: its number within the window, the window's pools and the window's units."""
+        units = len(items.window_N) * self.units_per_item
+        window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=units)
+        unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
+        return unit_U, self.budget(items.lengths_W)[window_U], (items.lengths_W * self.units_per_item)[window_U]
+
+    def _pool(self, h_Td: Tensor, source_O: Tensor, items: "Items", histories: "Histories") -> Tensor:
+        """Mean or maximum over the pool that begins at each token; of items level by level. A separator stays itself.
+
+        G is ceil(1 / keep), or one more where flooring the budget left units over.
+        """
+        item_O, token_O = source_O // self.tokens_per_item, source_O % self.tokens_per_item
+        unit_U, pools_U, units_U = self._runs(items)
+        pool_U = unit_U * pools_U // units_U
+        size_U = -((pool_U + 1) * -units_U // pools_U) - unit_U  # right for the unit that begins the pool
+        first_O = item_O if self.whole_items else item_O * self.scored + token_O.clamp(max=self.scored - 1)
+        size_O = size_U[first_O].where(token_O < self.scored, 1)
+        lengths = torch.tensor([length for _, length in histories.groups])
+        largest = int((-(-lengths * self.units_per_item // self.budget(lengths))).max())
+        step_G = torch.arange(largest, device=source_O.device)
+        real_OG = step_G < size_O[:, None]
+        unit_OG = (first_O[:, None] + step_G * real_OG).clamp(max=len(unit_U) - 1)
+        if self.whole_items:
+            place_OG = items.place_NS[unit_OG, token_O[:, None]]
+        else:
+            place_OG = items.place_NS[unit_OG // self.scored, unit_OG % self.scored]
+            own_O1 = items.place_NS[item_O, token_O][:, None]
+            place_OG = torch.where(token_O[:, None] < self.scored, place_OG, own_O1)
+        h_OGd = h_Td[place_OG]
+        if self.config.method == "max_pool":
+            return h_OGd.masked_fill(~real_OG[..., None], -math.inf).amax(1)
+        return (h_OGd * real_OG[..., None]).sum(1) / size_O[:, None]
+
+
+class Items:
+    """Where the items of a batch and their tokens are, all on the device."""
+
+    def __init__(self, histories: "Histories", layout: Layout, tokens_per_item: int):
+        self.lengths_W, count = histories.lengths_W, len(histories.items_N)
+        self.padded = layout.groups[0].keys if layout.lengths_n is not None else 0  # places of every window
+        self.first_W = self.lengths_W.cumsum(0) - self.lengths_W  # each window's first item
+        self.window_N = torch.repeat_interleave(self.lengths_W, output_size=count)
+        token_S = torch.arange(tokens_per_item, device=self.lengths_W.device)
+        item_N = torch.arange(count, device=self.lengths_W.device)
+        self.position_NS = (item_N - self.first_W[self.window_N])[:, None] * tokens_per_item + token_S
+        start_N = self.window_N * self.padded if self.padded else self.first_W[self.window_N] * tokens_per_item
+        self.place_NS = start_N[:, None] + self.position_NS
+
+
+def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budget_W: Tensor) -> Tensor:
+    """True for the `budget_W` highest scores of each segment, bool [U]; of equal scores the earlier one is higher.
+
+    Args:
+        segment_U: int64, ascending: the segment of each score.
+        first_W: int64, where each segment begins.
+    """
+    order_U = scores_U.argsort(descending=True, stable=True)
+    order_U = order_U[segment_U[order_U].argsort(stable=True)]
+    rank_U = torch.arange(len(scores_U), device=scores_U.device) - first_W[segment_U]
+    return torch.empty_like(order_U, dtype=torch.bool).scatter_(0, order_U, rank_U < budget_W[segment_U])
+
+
+def _random(items: Items, histories: "Histories", h_Td: Tensor, training: bool) -> Tensor:
+    """Uniform scores [T]; outside of training a hash of item and position, so that evaluations repeat."""
+    if training:
+        return torch.rand(len(h_Td), device=h_Td.device)
+    scores_T = torch.zeros(len(h_Td), device=h_Td.device)
+    mixed_NS = (histories.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
+    for factor in (0x45D9F3B, 0x2C1B3C6D):
+        mixed_NS = ((mixed_NS ^ (mixed_NS >> 16)) * factor) & 0xFFFFFFFF
+    return scores_T.scatter_(0, items.place_NS.flatten(), (mixed_NS ^ (mixed_NS >> 16)).flatten() / 2**32)
