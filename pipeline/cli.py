@@ -309,10 +309,37 @@ def recommend(
     """
     from pipeline.evaluate.recommend import recommend as best
 
-    items = best(user=user, history=history.split(",") if history else None, k=k, filter_seen=filter_seen)
+    items = best(user=user, history=_split(history), k=k, filter_seen=filter_seen)
     if as_json:
         print(json.dumps([vars(item) for item in items], indent=2))
         return
     width = max(len(item.item) for item in items)
     for place, item in enumerate(items, start=1):
         print(f"{place:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+
+
+@app.command(rich_help_panel=SERVE)
+def explain(
+    user: Annotated[str | None, typer.Option(help="Raw id: all that the log has of this user.")] = None,
+    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+) -> None:
+    """Show which tokens of a history the trained model keeps (strategy rastp).
+
+    One line per item, oldest first: its codes, a dash for each that is dropped, the separator as a bar.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline explain --user u17
+
+      python -m pipeline explain --history v12,v7,v90 --json
+    """
+    from pipeline.evaluate.explain import explain as tokens
+    from pipeline.evaluate.explain import report
+
+    loaded, rows = tokens(user=user, history=_split(history))
+    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else report(loaded, rows))
+
+
+def _split(history: str | None) -> list[str] | None:
+    return history.split(",") if history else None

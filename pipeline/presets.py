@@ -38,7 +38,7 @@ class Change:
 def describe(folder: Path = PRESETS) -> dict[str, str]:
     """Name -> first comment line of each preset, by name."""
     return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-            for path in sorted(folder.glob("*.yaml"))}
+            for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def apply_preset(name: str, settings: list[str], *, folder: Path = PRESETS, params: Path = PARAMS) -> list[Change]:

@@ -78,6 +78,37 @@ def test_values_that_contradict_each_other_are_refused() -> None:
     assert "ingest.files is for the dataset custom" in refusal({"dataset": "demo", "ingest": {"files": "*.csv"}})
 
 
+def test_a_share_may_be_written_as_a_fraction() -> None:
+    assert build_params({"rastp": {"keep": "1/3"}}).rastp.keep == 1 / 3
+    assert "rastp.keep is 'a third', expected float" in refusal({"rastp": {"keep": "a third"}})
+    assert "rastp.keep is '1/0', expected float" in refusal({"rastp": {"keep": "1/0"}})
+
+
+class TestRastp:
+    def test_needs_an_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))
+        assert "backbone t5 has none: set backbone.name to other" in refusal({"strategy": "rastp"})
+
+    def test_needs_as_many_blocks_as_it_waits_for(self) -> None:
+        raw = {"strategy": "rastp", "backbone": {"encoder_layers": 2}, "rastp": {"after_layer": 3}}
+        assert "rastp.after_layer is 3, and backbone.encoder_layers only 2" in refusal(raw)
+        assert build_params({**raw, "rastp": {"after_layer": 2}}).rastp.after_layer == 2
+        assert build_params({**raw, "strategy": "full"}).rastp.after_layer == 3
+
+    @pytest.mark.parametrize("rastp", [{"base": "padded"}, {"padded_queries": "count"}])
+    def test_needs_padding_where_padding_counts(self, rastp: dict[str, str]) -> None:
+        assert "set train.batching=padded" in refusal({"strategy": "rastp", "rastp": rastp})
+        build_params({"strategy": "rastp", "rastp": rastp, "train": {"batching": "padded"}})
+
+    @pytest.mark.parametrize("text", ["full+rastp", "rastp+full"])
+    def test_is_not_full(self, text: str) -> None:
+        assert "full means that nothing is skipped" in refusal({"strategy": text})
+
+    @pytest.mark.parametrize("text", ["rastp+intrr", "intrr+rastp"])
+    def test_needs_more_than_one_token_per_item(self, text: str) -> None:
+        assert "intrr gives each item a single token" in refusal({"strategy": text})
+
+
 @pytest.mark.parametrize("raw", ["text", ["list"], 3])
 def test_a_file_that_is_no_mapping_is_refused(raw: Any) -> None:
     assert "must be a mapping" in refusal(raw)

@@ -286,13 +286,22 @@ class T5(nn.Module):
         h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, self.levels))
         return [self._logits(h_WLd[:, level], level) for level in range(self.levels)]
 
-    def encode(self, histories: Histories) -> Encoded:
+    def kept_tokens(self, histories: Histories) -> Tensor:
+        """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
+        kept_NS = self.encode(histories, shorten=True).kept_NS
+        return torch.ones_like(self.tokens_IS[histories.items_N], dtype=torch.bool) if kept_NS is None else kept_NS
+
+    def encode(self, histories: Histories, shorten: bool = False) -> Encoded:
         """Run the encoder over all windows.
+
+        Args:
+            shorten: let the strategy shorten the sequences as in training, also where it does not in evaluation.
 
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
-        shortener = self.shortener if self.shortener and (self.training or self.shortener.at_eval) else None
+        shortens = self.shortener is not None and (self.training or shorten or self.shortener.at_eval)
+        shortener = self.shortener if shortens else None
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
         if self.recency is not None:
@@ -361,7 +370,7 @@ class T5(nn.Module):
     def _logits(self, h_Td: Tensor, level: int) -> Tensor:
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return self.heads[level](h_Td.to(self.heads[level].weight.dtype))
+            return self.heads[level](h_Td.to(self.tokens.weight.dtype))
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)

@@ -41,11 +41,19 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
         UserError: an unknown id, an empty history, nothing left to recommend, or a model that its reports or the
             splits do not belong to.
     """
-    if (user is None) == (history is None):
-        raise UserError("give a user or a history", "one of them says what to go on from",
-                        "python -m pipeline recommend --user ID, or --history ID,ID")
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
+    loaded, items = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                      reports=reports)
+    return _best(loaded, items, k, filter_seen)
+
+
+def model_and_history(user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path,
+                      generator: Path, reports: Path) -> tuple[Generator, np.ndarray]:
+    """The model, and the ids of the most recent items that it would see. Raises as `recommend`."""
+    if (user is None) == (history is None):
+        raise UserError("give a user or a history", "one of them says what to go on from",
+                        "add --user ID, or --history ID,ID")
     check_reports(reports, generator)
     loaded = load_generator(generator)
     if history is None:
@@ -54,7 +62,7 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
         items = _ids(list(history), loaded.items, "item", generator / "items.parquet")
     if not len(items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
-    return _best(loaded, items[-int(loaded.config["max_history"]):], k, filter_seen)
+    return loaded, items[-int(loaded.config["max_history"]):]
 
 
 def _best(loaded: Generator, history: np.ndarray, k: int, filter_seen: bool) -> list[Recommendation]:

@@ -32,7 +32,7 @@ def curves(history: Sequence[Mapping[str, float]], columns: Mapping[str, str], y
         return _svg(figure)
 
 
-def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: str) -> str:
+def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str = "recall@10") -> str:
     """Grouped bars, one group per label: each of `series` is one colour."""
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(5.6, 3.1))
@@ -41,7 +41,7 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: s
             places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(labels))]
             axes.bar(places, values, width * 0.92, color=COLOURS[index], label=name)
         axes.set_xticks(range(len(labels)), labels)
-        axes.set(xlabel=xlabel, ylabel="recall@10")
+        axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(axis="x", visible=False)
         return _svg(figure)
 

@@ -111,7 +111,17 @@ def _figures(result: Result) -> str:
         _section("Validation", curves(result.history, scores, "on all validation users")),
         _section("By length of history", _breakdown(result.by_history, "items in the history")),
         _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
+        _kept(result.kept_by_level),
     ])
+
+
+def _kept(table: list[dict[str, str]]) -> str:
+    """Which of the history's tokens are kept, where some are not."""
+    kept = [float(row["kept"]) for row in table]
+    if min(kept) == 1:
+        return ""
+    drawing = bars([row["level"] for row in table], {"kept": kept}, "tokens of validation histories", "share")
+    return _section("Tokens that the encoder keeps", drawing)
 
 
 def _breakdown(table: list[dict[str, str]], xlabel: str) -> str:

@@ -27,6 +27,7 @@ class Result:
     history: list[dict[str, float]]  # one row per validation
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
+    kept_by_level: list[dict[str, str]]  # of the history's tokens
     dataset: dict[str, Any]  # ingest.json
     hashes: dict[str, str]
     key: str
@@ -43,8 +44,8 @@ def read_result(reports: Path, interactions: Path, lock: Path) -> Result:
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
         metrics=metrics, history=history, by_history=_rows(reports / "by_history.csv"),
-        by_popularity=_rows(reports / "by_popularity.csv"), dataset=read_json(interactions / "ingest.json"),
-        hashes=hashes, key=result_key(metrics, hashes),
+        by_popularity=_rows(reports / "by_popularity.csv"), kept_by_level=_rows(reports / "kept_by_level.csv"),
+        dataset=read_json(interactions / "ingest.json"), hashes=hashes, key=result_key(metrics, hashes),
     )
 
 

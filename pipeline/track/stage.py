@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pipeline.config import Params
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
-REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "by_popularity.csv")
+REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
+                "kept_by_level.csv", "kept_by_position.csv")
 
 
 def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATOR, interactions: Path = INTERACTIONS,

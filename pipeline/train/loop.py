@@ -35,6 +35,7 @@ class State:
     place: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes
     tokens: int = 0  # encoder positions of those windows, padding not counted
+    tokens_kept: int = 0  # those of them that the strategy left to the last block and the decoder
     loss_sum: float = 0.0  # since the last validation
     loss_windows: int = 0
     train_seconds: float = 0.0  # optimizer steps alone
@@ -113,6 +114,7 @@ class Trainer:
         self._losses.append((windows, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.tokens += int(step.windows.lengths_W.sum()) * self.feed.tokens_per_item
+        state.tokens_kept += int(self.strategy.tokens_kept(step.windows.lengths_W, self.feed.tokens_per_item).sum())
 
     def _reseed(self, part: int) -> None:
         """Dropout of a part depends on nothing but (seed, step, part)."""

@@ -6,6 +6,7 @@ Runs in one process, or in several under `torchrun --nproc-per-node N -m pipelin
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,6 +40,7 @@ from pipeline.train.batches import Feed
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
 from pipeline.train.loop import State, Trainer
+from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
 from pipeline.train.windows import Passes
 
@@ -51,7 +53,8 @@ NO_INFLUENCE = ("threads", "checkpoint_every")
 
 def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SIDS, splits: Path = SPLITS,
         output: Path = GENERATOR, reports: Path = REPORTS, scratch: Path = SCRATCH) -> dict[str, Any]:
-    """Train by `params` and write models/generator, reports/timings.json and reports/history.csv.
+    """Train by `params` and write models/generator, and to reports/: timings.json, history.csv, kept_by_level.csv and
+    kept_by_position.csv.
 
     Returns:
         What timings.json holds.
@@ -75,7 +78,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         if world.leads:
             _announce(trainer, device, world)
         state = trainer.run()
-        timings = _timings(trainer, state, device)
+        kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
+        timings = _timings(trainer, state, device) | kept.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
@@ -84,6 +88,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
+            write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))
+            write_bytes(reports / "kept_by_position.csv", _csv(kept.by_position()))
             checkpoints.delete()
             print(f"{output}: best at step {state.best_step} of {state.step}, {config.select} "
                   f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
@@ -170,6 +176,7 @@ def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, 
         "windows_per_second": state.windows / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
         "windows_trained": state.windows, "tokens_trained": state.tokens, "best_step": state.best_step,
+        "tokens_per_step": state.tokens / state.step, "tokens_per_step_after_pruning": state.tokens_kept / state.step,
         "parameters": sum(p.numel() for p in trainer.model.parameters()), "real_token_share": state.tokens / positions,
     }
 
@@ -179,9 +186,10 @@ def _named(items: Any) -> Any:
     return items[[column for column in ("item_id", "raw_id", "title") if column in items]]
 
 
-def _csv(rows: list[dict[str, float]]) -> bytes:
+def _csv(rows: Sequence[Mapping[str, float | str]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: round(value, 6) for key, value in row.items()} for row in rows)
+    writer.writerows({key: value if isinstance(value, str) else round(value, 6) for key, value in row.items()}
+                     for row in rows)
     return text.getvalue().encode()

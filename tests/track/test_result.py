@@ -63,7 +63,8 @@ def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None
         read()
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "by_history.csv", "by_popularity.csv"])
+@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
+                                  "kept_by_level.csv"])
 def test_a_missing_report_is_named(project: Path, name: str) -> None:
     (project / "reports" / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not here"):

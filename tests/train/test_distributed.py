@@ -31,13 +31,15 @@ def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_two_processes_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path, dropout: float) -> None:
+@pytest.mark.parametrize(("dropout", "strategy"), [(0.0, "full"), (0.2, "full"), (0.0, "rastp")])
+def test_two_processes_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path, dropout: float,
+                                                          strategy: str) -> None:
     """With dropout the one process takes the same two parts, which draw the same dropout."""
     train = {"max_windows": 400, "ema": 0.9, "clip_norm": 0.5, "optimizer": "adam"}
     backbone = {"dropout": dropout}
-    said = train_by_torchrun(world, root, train=train, backbone=backbone)
-    world.train(make_params(train={**train, "accumulate": 2 if dropout else 1}, backbone=backbone), "one")
+    chosen = {"strategy": strategy, "backbone": backbone, "rastp": {"after_layer": 1}}
+    said = train_by_torchrun(world, root, train=train, **chosen)
+    world.train(make_params(train={**train, "accumulate": 2 if dropout else 1}, **chosen), "one")
     assert said.count("windows a pass") == 1  # only the first process prints and writes
     one, two = (pd.read_csv(folder / "reports" / "history.csv") for folder in (world.folder / "one", world.folder))
     assert two["windows"].to_list() == one["windows"].to_list()

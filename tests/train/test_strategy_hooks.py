@@ -37,7 +37,7 @@ class Recorder(Strategy):
 
 def train_with(strategy: Strategy, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run",
                **train: Any) -> pd.DataFrame:
-    monkeypatch.setattr("pipeline.train.stage.build_strategy", lambda chosen: strategy)
+    monkeypatch.setattr("pipeline.train.stage.build_strategy", lambda *chosen: strategy)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 
