@@ -34,8 +34,8 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
         "step,windows,train_loss,valid_loss,recall_at_10,ndcg_at_10\n" + "\n".join(rows) + "\n")
     (project / "reports/by_history.csv").write_text(BINS + " 1-5,900,.12,.05,.08,.03\n6-10,700,.1,.04,.09,.02\n")
     (project / "reports/by_popularity.csv").write_text(BINS + " 1-5,900,.12,.05,.08,0\n6-10,700,.1,.04,.09,.02\n")
-    (project / "reports/kept_by_level.csv").write_text("level,kept\nlevel 1,0.5\nlevel 2,0.25\nseparator,0.625\n")
-    (project / "reports/kept_by_position.csv").write_text("items_ago,kept\n0,0.75\n1,0.5\n2,0.25\n")
+    (project / "reports/kept_by_level.csv").write_text("level,kept\nlevel 1,1.0\nlevel 2,1.0\nseparator,1.0\n")
+    (project / "reports/kept_by_position.csv").write_text("items_ago,kept\n0,1.0\n1,1.0\n2,1.0\n")
     _write_lock(project, model_hash)
     return metrics
 

@@ -48,6 +48,14 @@ def test_the_page_has_two_curves_two_breakdowns_and_every_parameter(result: Resu
     assert result.key in page
 
 
+def test_what_a_strategy_drops_is_drawn_where_it_drops_something(result: Result, page: str) -> None:
+    assert "Tokens that the encoder keeps" not in page
+    pruned = replace(result, kept_by_level=[{"level": "level 1", "kept": "0.5"}, {"level": "separator", "kept": "1.0"}])
+    drawn = render(pruned, flatten(Params()))
+    assert drawn.count("<svg") == 5
+    assert "Tokens that the encoder keeps" in drawn
+
+
 def test_what_the_user_wrote_is_text_and_no_markup(result: Result) -> None:
     params = flatten(Params()) | {"ingest.path": "<script>alert(1)</script>"}
     assert "<script>" not in render(result, params)
