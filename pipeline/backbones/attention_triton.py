@@ -73,6 +73,7 @@ def triton_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, 
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
+# mypy: disable-error-code="no-untyped-def"
 
 @triton.jit
 def _kept(seed, row, column, threshold):
@@ -91,7 +92,7 @@ def _dot(a, b, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, bias_ptr, h, m, n, len_k, R: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+def _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
             EXACT: tl.constexpr):
     s = _dot(q, tl.trans(k), EXACT)
     if HAS_BIAS:
@@ -104,8 +105,8 @@ def _scores(q, k, bias_ptr, h, m, n, len_k, R: tl.constexpr, HAS_BIAS: tl.conste
 
 @triton.jit
 def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr,
-             class_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H,
-             CLASS: tl.constexpr, R: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+             class_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H, R,
+             CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
              DROPOUT: tl.constexpr, MASS: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr,
              BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     h, j, d = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD)
@@ -121,15 +122,24 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
             # First the log-sum-exp: over the one tile, or tile by tile with a running maximum.
             top = tl.full([BM], float("-inf"), tl.float32)
             total = tl.zeros([BM], tl.float32)
-            for key_start in range(0, len_k, BN):
-                n = key_start + j
-                keys = (k0 + n[:, None]).to(tl.int64)
-                real_k = (n[:, None] < len_k) & (d[None, :] < D)
-                k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
-                s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
-                higher = tl.maximum(top, tl.max(s, 1))
-                total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2((s - higher[:, None]) * LOG2E), 1)
-                top = higher
+            if ONE_KEY_TILE:
+                keys = (k0 + j[:, None]).to(tl.int64)
+                k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=(j[:, None] < len_k) & (d[None, :] < D),
+                            other=0.0)
+                s = _scores(q, k, bias_ptr, h, m, j, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                top = tl.max(s, 1)
+                total = tl.sum(tl.exp2((s - top[:, None]) * LOG2E), 1)
+            else:
+                for key_start in range(0, len_k, BN):
+                    n = key_start + j
+                    keys = (k0 + n[:, None]).to(tl.int64)
+                    k = tl.load(k_ptr + keys * k_t + h * D + d[None, :],
+                                mask=(n[:, None] < len_k) & (d[None, :] < D), other=0.0)
+                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                    higher = tl.maximum(top, tl.max(s, 1))
+                    total = total * tl.exp2((top - higher) * LOG2E)
+                    total += tl.sum(tl.exp2((s - higher[:, None]) * LOG2E), 1)
+                    top = higher
             lse = top + tl.log(total)
             tl.store(lse_ptr + (q0 + m) * H + h, lse, mask=m < len_q)
             o = tl.zeros([BM, BD], tl.float32)
@@ -137,9 +147,10 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
                 n = key_start + j
                 keys = (k0 + n[:, None]).to(tl.int64)
                 real_k = (n[:, None] < len_k) & (d[None, :] < D)
-                k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
                 v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
-                s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                if not ONE_KEY_TILE:  # else the scores are there
+                    k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
+                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
                 p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
                 if MASS:  # this program alone adds to its sequence's keys for its head
                     spot = mass_ptr + (k0 + n) * H + h
@@ -157,8 +168,8 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
 @triton.jit
 def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, slab_ptr,
               starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, seed_ptr,
-              q_t, k_t, v_t, threshold, scale, H, side,
-              CLASS: tl.constexpr, R: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+              q_t, k_t, v_t, threshold, scale, H, R, side,
+              CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
               DROPOUT: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr, ONE_TILE: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
@@ -252,10 +263,14 @@ def _launches(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> Iter
 
 
 def _options(q: Tensor, bias: Tensor | None, causal: bool, dropout: float, launch: _Launch) -> dict[str, object]:
-    return {"CLASS": launch.index, "R": 1 if bias is None else bias.shape[1], "HAS_BIAS": bias is not None,
+    return {"CLASS": launch.index, "HAS_BIAS": bias is not None,
             "CAUSAL": causal, "DROPOUT": dropout > 0, "EXACT": q.dtype == torch.float32,
             "ONE_KEY_TILE": launch.one_key_tile, "BM": launch.rows, "BN": launch.columns, "D": q.shape[2],
             "BD": max(16, triton.next_power_of_2(q.shape[2])), "num_warps": launch.warps, "num_stages": 1}
+
+
+def _columns(bias_HR: Tensor | None) -> int:
+    return 1 if bias_HR is None else bias_HR.shape[1]
 
 
 def _with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
@@ -278,7 +293,8 @@ def _forward_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, starts_q: 
     for launch in _launches(q, longest_q, longest_k, False):
         _forward[(launch.programs, H)](
             q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes, seed,
-            q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, MASS=mass,
+            q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias),
+            MASS=mass,
             **_options(q, bias, causal, dropout, launch))
     return o, lse, mass_SH
 
@@ -294,7 +310,7 @@ def _(q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, lo
 def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None,
                  starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, classes: Tensor, seed: Tensor, longest_q: int,
                  longest_k: int, causal: bool, dropout: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    H, reach = q.shape[1], 0 if bias is None else bias.shape[1] // 2
+    H, dbias = q.shape[1], torch.zeros(q.shape[1], _columns(bias), device=q.device, dtype=torch.float32)
     bias = _with_reach(bias, max(longest_q, longest_k))
     launches = list(_launches(q, longest_q, longest_k, True))
     # Rows of dq are added to once per key tile, so they are float32 unless there is one.
@@ -302,14 +318,14 @@ def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Te
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = torch.zeros_like(k, memory_format=torch.contiguous_format), torch.zeros(
         v.shape, device=v.device, dtype=v.dtype)
-    dbias = torch.zeros(H, 2 * reach + 1, device=q.device, dtype=torch.float32)
     for launch in launches:
         side = min(launch.longest, -(-max(longest_q, longest_k) // launch.columns) * launch.columns)
         make = torch.empty if launch.one_tile else torch.zeros
         slabs = make(launch.programs if bias is not None else 0, H, side, side, device=q.device, dtype=torch.float32)
         _backward[(launch.programs, H)](
             q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slabs, starts_q, starts_k, lengths_k,
-            classes, seed, q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, side,
+            classes, seed, q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H,
+            _columns(bias), side,
             ONE_TILE=launch.one_tile, **_options(q, bias, causal, dropout, launch))
         if bias is not None:
             _add_diagonals(dbias, slabs.sum(0))
@@ -318,8 +334,7 @@ def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Te
 
 @_backward_op.register_fake
 def _(do, q, k, v, o, lse, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout):  # type: ignore[no-untyped-def]
-    columns = 1 if bias is None else bias.shape[1]
-    return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty(q.shape[1], columns, dtype=torch.float32)
+    return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty(q.shape[1], _columns(bias), dtype=torch.float32)
 
 
 def _add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:

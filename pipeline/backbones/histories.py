@@ -53,7 +53,8 @@ class Histories:
         row_of_W[order] = np.arange(len(order))
         values, counts = np.unique(lengths_W, return_counts=True)
         # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
-        groups = () if torch.device(device).type == "cuda" else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        on_gpu = torch.device(device).type == "cuda"
+        groups = () if on_gpu else tuple(zip(counts.tolist(), values.tolist(), strict=True))
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)

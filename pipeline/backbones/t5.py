@@ -19,7 +19,7 @@ V codes of one level.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -212,6 +212,7 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
+    compiled_logits: Callable[..., list[Tensor]] | None = None
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
@@ -267,12 +268,13 @@ class T5(nn.Module):
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        return self.logits(targets_W, histories.items_N, histories.lengths_W, histories.groups, histories.longest,
-                           histories.pad_to)
+        logits = self.compiled_logits if self.training and self.compiled_logits else self.logits
+        return logits(targets_W, histories.items_N, histories.lengths_W, histories.groups, histories.longest,
+                      histories.pad_to)
 
-    def compile_logits(self) -> None:
-        """Compile the forward pass, and with it the backward pass, once for batches of every size."""
-        self.logits = torch.compile(self.logits)  # type: ignore[method-assign]
+    def compile_training(self) -> None:
+        """Compile training's forward and backward pass, at the first batch and for batches of every size."""
+        self.compiled_logits = torch.compile(self.logits, dynamic=True)
 
     def logits(self, targets_W: Tensor, items_N: Tensor, lengths_W: Tensor, groups: tuple[tuple[int, int], ...],
                longest: int, pad_to: int) -> list[Tensor]:
