@@ -38,8 +38,8 @@ def hashed_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
     x = torch.arange(math.prod(shape), device=device, dtype=torch.int32) * -1640531535
     x = x ^ torch.randint(2**31 - 1, (1,), device=device, dtype=torch.int32)
     for factor in (0x7FEB352D, 0x2C1B3C6D):
-        x = (x ^ (x >> 15)) * factor
-    return ((x ^ (x >> 16)) >= int(p * 2**32) - 2**31).view(shape)
+        x = (x ^ ((x >> 15) & 0x1FFFF)) * factor  # the mask makes the shift a logical one
+    return ((x ^ ((x >> 16) & 0xFFFF)) >= int(p * 2**32) - 2**31).view(shape)
 
 
 class Dropout(nn.Module):
