@@ -10,12 +10,15 @@ Q queries and K keys of each of its sequences.
 
 import math
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 
 from pipeline.backbones.dropout import dropout_factors
+
+if TYPE_CHECKING:
+    from pipeline.backbones.attention_triton import Spans
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,15 @@ class Group:
 class Layout:
     """How the packed axes of queries and keys fall into sequences.
 
-    The sizes are Python numbers, so that no implementation has to wait for the device to learn them.
+    The sizes of groups are Python numbers and those of spans stay on the device, so that nothing waits for it.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...] = ()
     # Where sequences have places to spare (padding): int64 [sequences], how many of the first keys of each are real
     lengths_n: Tensor | None = None
     # Where tokens were pruned: int64 [S], the row and column of the bias that belongs to each token of a self-attention
     positions_S: Tensor | None = None
+    spans: "Spans | None" = None  # on a GPU, instead of all these
 
     def real_nK(self) -> list[Tensor | None]:
         """Of each group, True where a key is a real token, bool [sequences, keys]; None where all are."""
@@ -73,7 +77,8 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
 
     Args:
         bias_HQK: added to the scores; made for the longest sequence, a shorter one takes the top left corner, and
-            pruned ones the rows and columns `layout.positions_S`. float32.
+            pruned ones the rows and columns `layout.positions_S`. float32. Where the layout has spans it is [H, R] by
+            relative distance, as `RelativeBias.by_distance` gives it.
         causal: query i sees the keys 0 .. i.
         dropout: share of attention weights dropped (0 when not training).
         mass: also return what each key receives, summed over heads and queries.
@@ -82,6 +87,12 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
         [T, H, D] in the type of `v_SHD`; the softmax is computed in float32 or better. With `mass` a pair: that, and
         [S] in the type of the softmax, which carries no gradient.
     """
+    if layout.spans is not None:
+        from pipeline.backbones.attention_triton import triton_attention  # Triton comes with CUDA builds of torch only
+
+        out_THD, mass_S = triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout,
+                                           mass=mass)
+        return out_THD if mass_S is None else (out_THD, mass_S)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
     out_THD, mass_S = _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)

@@ -1,15 +1,28 @@
 """What a strategy may put between two blocks of an encoder, to make the sequences shorter from there on.
 
-Shape legend: T tokens before, N items, S tokens of one item (separator included), d model width.
+Shape legend: W windows, N items of all windows, S tokens of one item (separator included), T tokens before, d model
+width.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from pipeline.backbones.attention import Layout, Mass
-from pipeline.backbones.histories import Histories
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The parts of `Histories` that a compiled encoder takes."""
+
+    items_N: Tensor
+    lengths_W: Tensor  # ascending
+    groups: tuple[tuple[int, int], ...]  # empty on a GPU
+    longest: int  # items of the longest window, or a bound of it
+    pad_to: int
+    size: int  # places that a shortener leaves, of all windows; 0: there is none
 
 
 @dataclass(frozen=True)
@@ -30,5 +43,10 @@ class Shortener(Protocol):
     at_eval: bool  # also when not training
     keep_positions: bool  # later blocks get the position bias of the original positions; otherwise none
 
-    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, layout: Layout, histories: Histories,
-                 training: bool) -> Shortened: ...
+    def size(self, items_W: np.ndarray, longest: int, pad_to: int) -> int:
+        """Places of all windows afterwards, told on the host so that nothing waits for the device."""
+        ...
+
+    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Shortened:
+        """Shorten; `mass_T` as asked for."""
+        ...

@@ -19,9 +19,9 @@ V codes of one level.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 from pipeline.backbones.histories import Histories
-from pipeline.backbones.shortener import Shortener
+from pipeline.backbones.shortener import Packed, Shortener
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
 
@@ -68,6 +68,12 @@ class RelativeBias(nn.Module):
                        - torch.arange(queries.start, queries.stop, device=device)[:, None])
         buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
         return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
+
+    def by_distance(self, length: int) -> Tensor:
+        """[H, 2 * length - 1]: column length - 1 + d is the bias of key position minus query position d."""
+        distances = torch.arange(1 - length, length, device=self.weight.device).clamp_(-self.reach, self.reach)
+        one_hot_RB = F.one_hot(self.bucket_of_distance[distances + self.reach], len(self.weight))
+        return (one_hot_RB.to(self.weight.dtype) @ self.weight).T.contiguous()  # a product: its gradient adds in order
 
 
 def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
@@ -218,6 +224,7 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
+    compiled_logits: Callable[..., list[Tensor]] | None = None
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
@@ -274,17 +281,28 @@ class T5(nn.Module):
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        encoded = self.encode(histories)
-        windows = histories.windows
-        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :self.levels - 1]], 1)
+        logits = self.compiled_logits if self.training and self.compiled_logits else self.logits
+        return logits(targets_W, *self._parts(histories))
+
+    def compile_training(self) -> None:
+        """Compile training's forward and backward pass, at the first batch and for batches of every size."""
+        self.compiled_logits = torch.compile(self.logits, dynamic=True)
+
+    def logits(self, targets_W: Tensor, *parts: Any) -> list[Tensor]:
+        """`forward` on the fields of `Packed`: what can be compiled."""
+        windows, levels = len(targets_W), self.levels
+        encoded = self._encode(Packed(*parts))
+        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :levels - 1]], 1)
         h_Td = self.dropout(self.tokens(inputs_WL).flatten(0, 1))
-        layout = Layout((Group(windows, self.levels, self.levels),))
-        cross = _cross_layout(encoded.layout, self.levels)
-        bias_HLL = self.decoder_bias(range(self.levels), self.levels)
+        if encoded.layout.spans is None:
+            layout, bias = Layout((Group(windows, levels, levels),)), self.decoder_bias(range(levels), levels)
+        else:
+            layout, bias = _equal_spans(windows, levels, h_Td.device), self.decoder_bias.by_distance(levels)
+        cross = _cross_layout(encoded.layout, levels)
         for block in self.decoder:
-            h_Td = block(h_Td, layout, bias_HLL, block.cross.keys_values(encoded.states_Td), cross)
-        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, self.levels))
-        return [self._logits(h_WLd[:, level], level) for level in range(self.levels)]
+            h_Td = block(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
+        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
+        return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
@@ -300,32 +318,50 @@ class T5(nn.Module):
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
-        shortens = self.shortener is not None and (self.training or shorten or self.shortener.at_eval)
-        shortener = self.shortener if shortens else None
+        return self._encode(Packed(*self._parts(histories, shorten)), shorten)
+
+    def _parts(self, histories: Histories, shorten: bool = False) -> tuple[Any, ...]:
+        """The fields of `Packed`, one by one: a compiled model takes tensors and numbers."""
+        shortener = self._shortener(shorten)
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
-        h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
+        size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
+        return histories.items_N, histories.lengths_W, histories.groups, histories.longest, pad_to, size
+
+    def _shortener(self, shorten: bool) -> Shortener | None:
+        """What shortens this pass."""
+        return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
+
+    def _encode(self, packed: Packed, shorten: bool = False) -> Encoded:
+        per_item, shortener = self.tokens_IS.shape[1], self._shortener(shorten)
+        h_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
         if self.recency is not None:
-            h_Td = h_Td + self.recency(_places(histories, self.recency.num_embeddings)).repeat_interleave(
-                self.tokens_IS.shape[1], 0)
-        layout = _packed_layout(histories, self.tokens_IS.shape[1])
-        if pad_to:
-            h_Td, layout = _pad(h_Td, self.tokens(self._padding_S()), histories, pad_to)
+            places_N = _places(packed.items_N, packed.lengths_W, self.recency.num_embeddings)
+            h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
+        lengths_W, longest = packed.lengths_W * per_item, packed.longest * per_item
+        if packed.pad_to:
+            h_Td, layout = _pad(h_Td, self.tokens(self._padding_S()), lengths_W, longest, packed.pad_to)
+            longest = packed.pad_to
+        elif h_Td.is_cuda:
+            layout = _packed_spans(lengths_W, longest)
+        else:
+            layout = Layout(tuple(Group(windows, items * per_item, items * per_item)
+                                  for windows, items in packed.groups))
         h_Td = self.dropout(h_Td)
-        longest = max(group.keys for group in layout.groups)
-        bias_HTT: Tensor | None = self.encoder_bias(range(longest), longest)
+        bias: Tensor | None = (self.encoder_bias(range(longest), longest) if layout.spans is None
+                               else self.encoder_bias.by_distance(longest))
         kept_NS = None
         for number, block in enumerate(self.encoder, start=1):
             if shortener is None or number != shortener.after_layer:
-                h_Td = block(h_Td, layout, bias_HTT)
+                h_Td = block(h_Td, layout, bias)
                 continue
             if shortener.mass is not None:
-                h_Td, mass_T = block.with_mass(h_Td, layout, bias_HTT, shortener.mass)
+                h_Td, mass_T = block.with_mass(h_Td, layout, bias, shortener.mass)
             else:
-                h_Td, mass_T = block(h_Td, layout, bias_HTT), None
-            shortened = shortener(h_Td, mass_T, layout, histories, self.training)
+                h_Td, mass_T = block(h_Td, layout, bias), None
+            shortened = shortener(h_Td, mass_T, packed, self.training)
             h_Td, layout, kept_NS = shortened.h_Td, shortened.layout, shortened.kept_NS
             if not shortener.keep_positions:
-                bias_HTT = None
+                bias = None
         return Encoded(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
 
     def _padding_S(self) -> Tensor:
@@ -383,31 +419,48 @@ def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> t
     return tuple((k[rows], v[rows]) for k, v in past)
 
 
-def _places(histories: Histories, places: int) -> Tensor:
+def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
     """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `places` share the last."""
-    items, device = len(histories.items_N), histories.items_N.device
-    ends_N = histories.lengths_W.cumsum(0).repeat_interleave(histories.lengths_W, output_size=items)
-    return (ends_N - 1 - torch.arange(items, device=device)).clamp_(max=places - 1)
+    ends_W, place_N = lengths_W.cumsum(0), torch.arange(len(items_N), device=items_N.device)
+    ends_N = ends_W[torch.searchsorted(ends_W, place_N, right=True)]
+    return (ends_N - 1 - place_N).clamp_(max=places - 1)
 
 
-def _packed_layout(histories: Histories, tokens_per_item: int) -> Layout:
-    return Layout(tuple(Group(windows, items * tokens_per_item, items * tokens_per_item)
-                        for windows, items in histories.groups))
+def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = F.pad(lengths_W.cumsum(0), (1, 0))
+    return Layout(spans=make_spans(starts, starts, lengths_W, longest, longest))
+
+
+def _equal_spans(sequences: int, length: int, device: torch.device) -> Layout:
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(sequences + 1, device=device) * length
+    return Layout(spans=make_spans(starts, starts, starts.diff(), length, length))
 
 
 def _cross_layout(encoder: Layout, queries: int) -> Layout:
-    return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.lengths_n)
+    """`queries` decoder positions of each window, against the encoder's positions of the window."""
+    if (own := encoder.spans) is None:
+        return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.lengths_n)
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(len(own.starts_k), device=own.starts_k.device) * queries
+    return Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, queries, own.longest_k, own.rooms_k))
 
 
-def _pad(h_Td: Tensor, padding_Sd: Tensor, histories: Histories, pad_to: int) -> tuple[Tensor, Layout]:
+def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_to: int) -> tuple[Tensor, Layout]:
     """Packed tokens -> `pad_to` positions per window. Padding repeats `padding_Sd`, and is masked as a key."""
-    tokens_per_item = len(padding_Sd)
-    longest = histories.groups[-1][1] * tokens_per_item
     if longest > pad_to:
         raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({pad_to})")
-    lengths_W = histories.lengths_W * tokens_per_item
-    position_P = torch.arange(pad_to, device=h_Td.device)
+    windows, position_P = len(lengths_W), torch.arange(pad_to, device=h_Td.device)
     source_WP = torch.where(position_P < lengths_W[:, None], (lengths_W.cumsum(0) - lengths_W)[:, None] + position_P,
-                            len(h_Td) + position_P % tokens_per_item)
-    layout = Layout((Group(histories.windows, pad_to, pad_to),), lengths_W)
-    return torch.cat([h_Td, padding_Sd])[source_WP.flatten()], layout
+                            len(h_Td) + position_P % len(padding_Sd))
+    h_Td = torch.cat([h_Td, padding_Sd])[source_WP.flatten()]
+    if not h_Td.is_cuda:
+        return h_Td, Layout((Group(windows, pad_to, pad_to),), lengths_W)
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(windows + 1, device=h_Td.device) * pad_to
+    return h_Td, Layout(spans=make_spans(starts, starts, lengths_W, pad_to, pad_to))

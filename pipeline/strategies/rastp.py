@@ -26,17 +26,17 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout, Mass
-from pipeline.backbones.shortener import Shortened
+from pipeline.backbones.shortener import Packed, Shortened
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
 
 if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.histories import Histories
     from pipeline.backbones.t5 import T5
 
 
@@ -91,12 +91,9 @@ class Pruner:
     def budget(self, items_W: Tensor) -> Tensor:
         """Units that stay of windows with these many items: Eq. 7's floor(keep x length), at least `min_tokens`."""
         units_W = items_W * self.units_per_item
-        length: Tensor | int = units_W
-        if self.config.base == "padded":
-            length = self._padded_units()
+        length_W = torch.full_like(units_W, self._padded_units()) if self.config.base == "padded" else units_W
         least = -(-self.config.min_tokens // self.scored) if self.whole_items else self.config.min_tokens
-        target_W = length * self.share.numerator // self.share.denominator
-        return torch.as_tensor(target_W, device=units_W.device).clamp(min=least).minimum(units_W)
+        return (length_W * self.share.numerator // self.share.denominator).clamp(min=least).minimum(units_W)
 
     def places(self, items_W: Tensor) -> Tensor:
         """Places that windows with these many items take afterwards: their budget, and room for its separators."""
@@ -104,6 +101,18 @@ class Pruner:
         if self.whole_items:
             return budget_W * self.tokens_per_item
         return budget_W + budget_W.minimum(items_W) if self._separators_follow else budget_W
+
+    def size(self, items_W: np.ndarray, longest: int, pad_to: int) -> int:
+        """Places of all windows afterwards; of a padded batch all have as many as the longest needs."""
+        if pad_to:
+            return len(items_W) * self._room(longest, pad_to)
+        return int(self.places(torch.from_numpy(items_W)).sum())
+
+    def _room(self, longest: int, pad_to: int) -> int:
+        """Places of every window of a padded batch. Where the padded length sets the budget, it sets this too."""
+        if self.config.base == "padded":
+            longest = max(self._padded_units() // self.units_per_item, 1)
+        return min(int(self.places(torch.tensor(longest))), pad_to)
 
     @property
     def _separators_follow(self) -> bool:
@@ -116,25 +125,25 @@ class Pruner:
 
     # ------------------------------------------------------------------------------------------------ which
 
-    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, layout: Layout, histories: "Histories",
-                 training: bool) -> Shortened:
-        items = Items(histories, layout, self.tokens_per_item)
+    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Shortened:
+        items = Items(packed, self.tokens_per_item)
         if self.config.method == "prune":
-            scores_NS = self._importance(h_Td, mass_T, histories, training, items)[items.place_NS]
+            scores_NS = self._importance(h_Td, mass_T, packed, training, items)[items.place_NS]
             kept_NS = self._spread(self._best(scores_NS, items))
         else:
             kept_NS = self._spread(self._first_of_pools(items))
-        source_O, lengths_W, groups = self._compact(kept_NS, items, histories)
-        place_O, position_O = items.place_NS.flatten()[source_O], items.position_NS.flatten()[source_O]
-        h_Od = h_Td[place_O] if self.config.method == "prune" else self._pool(h_Td, source_O, items, histories)
-        return Shortened(h_Od, Layout(groups, lengths_W, position_O if self.keep_positions else None), kept_NS)
+        source_O, taken_W, room_W = self._compact(kept_NS, items, packed)
+        h_Od = (h_Td[items.place_NS.flatten()[source_O]] if self.config.method == "prune"
+                else self._pool(h_Td, source_O, items))
+        position_O = items.position_NS.flatten()[source_O] if self.keep_positions else None
+        return Shortened(h_Od, self._layout(packed, taken_W, room_W, position_O), kept_NS)
 
-    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, histories: "Histories", training: bool,
+    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool,
                     items: "Items") -> Tensor:
         """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
         h_Td, score = h_Td.detach(), self.config.score
         if score == "random":
-            return _random(items, histories, h_Td, training)
+            return _random(items, packed, h_Td, training)
         if mass_T is None:
             return torch.linalg.vector_norm(h_Td, ord=1 if score == "l1" else 2, dim=1)
         return mass_T if score == "attention" else mass_T * h_Td.abs().sum(1)
@@ -153,32 +162,37 @@ class Pruner:
         kept_NE = kept_U.view(-1, self.scored)
         return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
 
-    def _compact(self, kept_NS: Tensor, items: "Items",
-                 histories: "Histories") -> tuple[Tensor, Tensor | None, tuple[Group, ...]]:
-        """Which token takes each place [O], how many places of each window are taken (None: all), and the groups."""
-        padded = items.padded
-        rooms = self.places(torch.tensor([length for _, length in histories.groups])).tolist()
-        counts = [count for count, _ in histories.groups]
-        if padded:
-            widest = max(rooms) if self.config.base == "real" else min(self._padded_places(), items.padded)
-            counts, rooms = [sum(counts)], [widest]
-        groups = tuple(Group(sum(count for _, count in run), room, room)
-                       for room, run in itertools.groupby(zip(rooms, counts, strict=True), key=lambda pair: pair[0]))
-        room_W = torch.full_like(items.lengths_W, rooms[0]) if padded else self.places(items.lengths_W)
+    def _compact(self, kept_NS: Tensor, items: "Items", packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+        """Which token takes each place [O], and how many places each window takes, and has."""
+        room_W = self.places(items.lengths_W)
+        if packed.pad_to:
+            room_W = torch.full_like(room_W, self._room(packed.longest, packed.pad_to))
         before_F = kept_NS.flatten().cumsum(0)
         ends_W = before_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
         taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
         place_F = (room_W.cumsum(0) - room_W - ends_W + taken_W)[window_F] + before_F - 1
-        size = sum(group.sequences * group.keys for group in groups)
-        source_O = torch.zeros(size + 1, dtype=torch.int64, device=kept_NS.device)  # dropped tokens share the last
-        source_O.scatter_(0, place_F.where(kept_NS.flatten(), size), torch.arange(len(before_F), device=kept_NS.device))
-        return source_O[:-1], taken_W if padded or self._separators_follow else None, groups
+        source_O = torch.zeros(packed.size + 1, dtype=torch.int64, device=kept_NS.device)  # the last is for the dropped
+        source_O.scatter_(0, place_F.where(kept_NS.flatten(), packed.size),
+                          torch.arange(len(before_F), device=kept_NS.device))
+        return source_O[:-1], taken_W, room_W
 
-    def _padded_places(self) -> int:
-        """Places of every window where the padded length sets the budget, as in the authors' code."""
-        items = self._padded_units() // self.units_per_item
-        return int(self.places(torch.tensor(max(items, 1))))
+    def _layout(self, packed: Packed, taken_W: Tensor, room_W: Tensor, position_O: Tensor | None) -> Layout:
+        """How the places fall into windows."""
+        longest = self._room(packed.longest, packed.pad_to or packed.longest * self.tokens_per_item)
+        if room_W.is_cuda:
+            from pipeline.backbones.attention_triton import make_spans
+
+            starts = F.pad(room_W.cumsum(0), (1, 0))
+            return Layout(spans=make_spans(starts, starts, taken_W, longest, longest, room_W, position_O,
+                                           packed.pad_to or packed.longest * self.tokens_per_item))
+        if packed.pad_to:
+            return Layout((Group(len(room_W), longest, longest),), taken_W, position_O)
+        rooms = self.places(torch.tensor([items for _, items in packed.groups])).tolist()
+        counts = [windows for windows, _ in packed.groups]
+        groups = tuple(Group(sum(windows for _, windows in run), room, room)
+                       for room, run in itertools.groupby(zip(rooms, counts, strict=True), key=lambda pair: pair[0]))
+        return Layout(groups, taken_W if self._separators_follow else None, position_O)
 
     # ------------------------------------------------------------------------------------------------ pooling
 
@@ -194,10 +208,11 @@ class Pruner:
         unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
         return unit_U, self.budget(items.lengths_W)[window_U], (items.lengths_W * self.units_per_item)[window_U]
 
-    def _pool(self, h_Td: Tensor, source_O: Tensor, items: "Items", histories: "Histories") -> Tensor:
+    def _pool(self, h_Td: Tensor, source_O: Tensor, items: "Items") -> Tensor:
         """Mean or maximum over the pool that begins at each token; of items level by level. A separator stays itself.
 
-        G is ceil(1 / keep), or one more where flooring the budget left units over.
+        A pool has ceil(1 / keep) units, give or take one; more only in histories so short that flooring the budget
+        takes most of it: fewer than 2 / keep, where one pool is left.
         """
         item_O, token_O = source_O // self.tokens_per_item, source_O % self.tokens_per_item
         unit_U, pools_U, units_U = self._runs(items)
@@ -205,9 +220,7 @@ class Pruner:
         size_U = -((pool_U + 1) * -units_U // pools_U) - unit_U  # right for the unit that begins the pool
         first_O = item_O if self.whole_items else item_O * self.scored + token_O.clamp(max=self.scored - 1)
         size_O = size_U[first_O].where(token_O < self.scored, 1)
-        lengths = torch.tensor([length for _, length in histories.groups])
-        largest = int((-(-lengths * self.units_per_item // self.budget(lengths))).max())
-        step_G = torch.arange(largest, device=source_O.device)
+        step_G = torch.arange(math.ceil(2 / self.share) - 1, device=source_O.device)
         real_OG = step_G < size_O[:, None]
         unit_OG = (first_O[:, None] + step_G * real_OG).clamp(max=len(unit_U) - 1)
         if self.whole_items:
@@ -225,15 +238,14 @@ class Pruner:
 class Items:
     """Where the items of a batch and their tokens are, all on the device."""
 
-    def __init__(self, histories: "Histories", layout: Layout, tokens_per_item: int):
-        self.lengths_W, count = histories.lengths_W, len(histories.items_N)
-        self.padded = layout.groups[0].keys if layout.lengths_n is not None else 0  # places of every window
+    def __init__(self, packed: Packed, tokens_per_item: int):
+        self.lengths_W, count = packed.lengths_W, len(packed.items_N)
         self.first_W = self.lengths_W.cumsum(0) - self.lengths_W  # each window's first item
         self.window_N = torch.repeat_interleave(self.lengths_W, output_size=count)
         token_S = torch.arange(tokens_per_item, device=self.lengths_W.device)
         item_N = torch.arange(count, device=self.lengths_W.device)
         self.position_NS = (item_N - self.first_W[self.window_N])[:, None] * tokens_per_item + token_S
-        start_N = self.window_N * self.padded if self.padded else self.first_W[self.window_N] * tokens_per_item
+        start_N = self.window_N * packed.pad_to if packed.pad_to else self.first_W[self.window_N] * tokens_per_item
         self.place_NS = start_N[:, None] + self.position_NS
 
 
@@ -250,12 +262,12 @@ def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budge
     return torch.empty_like(order_U, dtype=torch.bool).scatter_(0, order_U, rank_U < budget_W[segment_U])
 
 
-def _random(items: Items, histories: "Histories", h_Td: Tensor, training: bool) -> Tensor:
+def _random(items: Items, packed: Packed, h_Td: Tensor, training: bool) -> Tensor:
     """Uniform scores [T]; outside of training a hash of item and position, so that evaluations repeat."""
     if training:
         return torch.rand(len(h_Td), device=h_Td.device)
     scores_T = torch.zeros(len(h_Td), device=h_Td.device)
-    mixed_NS = (histories.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
+    mixed_NS = (packed.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
     for factor in (0x45D9F3B, 0x2C1B3C6D):
         mixed_NS = ((mixed_NS ^ (mixed_NS >> 16)) * factor) & 0xFFFFFFFF
     return scores_T.scatter_(0, items.place_NS.flatten(), (mixed_NS ^ (mixed_NS >> 16)).flatten() / 2**32)

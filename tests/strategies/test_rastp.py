@@ -16,7 +16,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.full import Full
-from pipeline.strategies.rastp import Rastp, best_of_segments
+from pipeline.strategies.rastp import Pruner, Rastp, best_of_segments
 
 WIDTHS, ITEMS = (7, 6, 5, 3), 60
 CASES = {
@@ -256,16 +256,14 @@ class TestGradients:
             assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-4), name
 
     def test_reach_kept_tokens_only_and_through_them_every_token_of_the_blocks_before(self):
-        model, histories, seen = make_model(Rastp(RastpConfig(after_layer=2))), pack(ragged()), []
-        original = model.shortener
+        model, histories, seen, embedded = make_model(Rastp(RastpConfig(after_layer=2))), pack(ragged()), [], []
 
-        def watching(h_Td, *rest):
-            h_Td.retain_grad()
-            seen.append(h_Td)
-            return original(h_Td, *rest)
-        watching.__dict__.update(original.__dict__)
-        model.shortener = watching
-        embedded = []
+        class Watching(Pruner):
+            def __call__(self, h_Td, *rest):
+                h_Td.retain_grad()
+                seen.append(h_Td)
+                return super().__call__(h_Td, *rest)
+        model.shortener.__class__ = Watching
         model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
         self.loss(model, histories).backward()
         kept = model.encode(histories).kept_NS.flatten()
