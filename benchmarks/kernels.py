@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.backbones.attention import Group, Layout, reference_attention
+from pipeline.backbones.attention import Group, Layout, Mass, reference_attention
 from pipeline.backbones.attention_triton import make_spans, triton_attention
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
@@ -62,7 +62,6 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     starts_q = torch.nn.functional.pad(queries.cumsum(0), (1, 0)).cuda() if case.queries else starts_k
     longest = case.pad_to or case.longest
     spans = make_spans(starts_q, starts_k, lengths.cuda(), case.queries or longest, longest)
-    real = torch.arange(longest) < lengths[:, None] if case.pad_to else None
     groups = (Group(sequences, longest, longest),) if case.pad_to else tuple(
         Group(1, int(q), int(k)) for q, k in zip(queries, lengths, strict=True))
 
@@ -72,13 +71,14 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     q, k, v = normal(int(queries.sum()), heads, case.width), *(
         normal(int(sizes.sum()), heads, case.width) for _ in range(2))
     bias = torch.randn(heads, 2 * longest - 1, generator=generator).cuda().requires_grad_() if case.bias else None
-    out, mass = triton_attention(q, k, v, spans, bias, causal=case.causal, mass=True)
+    out, mass = triton_attention(q, k, v, spans, bias, causal=case.causal, mass=Mass(padded_queries=True))
     wanted = [x for x in (q, k, v, bias) if x is not None]
     grad = torch.randn(out.shape, generator=generator).to(out)
     ours = [out, *torch.autograd.grad(out, wanted, grad)]
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
-    expected_out = reference_attention(*exact[:3], Layout(groups, real), _square(exact[3], longest) if case.bias
-                                       else None, causal=case.causal)
+    layout = Layout(groups, lengths if case.pad_to else None)
+    expected_out = reference_attention(*exact[:3], layout, _square(exact[3], longest) if case.bias else None,
+                                       causal=case.causal)
     expected = [expected_out, *torch.autograd.grad(expected_out, exact, grad.double().cpu())]
     names = ["output", "d_query", "d_key", "d_value", "d_bias"]
     found = {name: _relative(a, b) for name, a, b in zip(names, ours, expected, strict=False)}

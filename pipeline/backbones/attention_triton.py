@@ -22,8 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pipeline.backbones.attention import Mass
+
 CLASSES = (16, 32, 64, 128, 512)  # longest key sequence of each launch
 LOG2E = tl.constexpr(1.4426950408889634)
+AFTER_DROPOUT, PADDED_QUERIES = 2, 4  # added to 1: which mass the forward kernel sums
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,20 @@ def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q:
 
 
 def triton_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HR: Tensor | None, *,
-                     causal: bool = False, dropout: float = 0.0, mass: bool = False) -> tuple[Tensor, Tensor | None]:
+                     causal: bool = False, dropout: float = 0.0,
+                     mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
     """As `attention.attention`, with the bias by relative distance.
 
     Args:
         bias_HR: float32, column R // 2 + d is the bias of key position minus query position d; R is odd.
-        mass: also return, per key, the weights before dropout summed over heads and queries, float32 [S], no gradient.
+        mass: also return, per key, the weights summed over heads and queries, float32 [S], no gradient.
     """
     seed = torch.randint(2**31 - 1, (1,), device=q_THD.device, dtype=torch.int32) if dropout else spans.classes[:1]
     o_THD, _, mass_SH = _forward_op(
-        q_THD, k_SHD, v_SHD, bias_HR, spans.starts_q, spans.starts_k, spans.lengths_k, spans.classes, seed,
-        spans.longest_q, spans.longest_k, causal, dropout, mass)
-    return o_THD, mass_SH.sum(1) if mass else None
+        q_THD, k_SHD, v_SHD, bias_HR, spans.starts_q, spans.starts_k, spans.lengths_k, spans.classes,
+        spans.positions if bias_HR is not None else None, seed, spans.longest_q, spans.longest_k, spans.reach, causal,
+        dropout, 0 if mass is None else 1 + AFTER_DROPOUT * mass.after_dropout + PADDED_QUERIES * mass.padded_queries)
+    return o_THD, mass_SH.sum(1) if mass is not None else None
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
@@ -98,11 +103,19 @@ def _dot(a, b, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+def _places(positions_ptr, start, i, length, PRUNED: tl.constexpr):
+    """Places in the bias of a sequence's positions i: themselves, unless tokens were pruned."""
+    if PRUNED:
+        i = tl.load(positions_ptr + start + i, mask=i < length, other=0)
+    return i
+
+
+@triton.jit
+def _scores(q, k, bias_ptr, h, m, n, place_m, place_n, len_k, R, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
             EXACT: tl.constexpr):
     s = _dot(q, tl.trans(k), EXACT)
-    if HAS_BIAS:
-        s += tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])  # R reaches over every place of every tile
+    if HAS_BIAS:  # R reaches over every place of every tile
+        s += tl.load(bias_ptr + h * R + R // 2 - place_m[:, None] + place_n[None, :])
     seen = n[None, :] < len_k
     if CAUSAL:
         seen = seen & (n[None, :] <= m[:, None])
@@ -111,9 +124,10 @@ def _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS: tl.constexpr, CAUSAL: t
 
 @triton.jit
 def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr,
-             class_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H, R,
-             CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
-             DROPOUT: tl.constexpr, MASS: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr,
+             class_ptr, positions_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H, R,
+             CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, PRUNED: tl.constexpr, CAUSAL: tl.constexpr,
+             DROPOUT: tl.constexpr, MASS: tl.constexpr, MASS_DROPPED: tl.constexpr, MASS_PADDED: tl.constexpr,
+             EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr,
              BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     h, j, d = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD)
     seed = tl.load(seed_ptr)
@@ -122,6 +136,7 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
         len_q = tl.load(starts_q_ptr + w + 1) - q0
         for query_start in range(0, len_q, BM):
             m = query_start + tl.arange(0, BM)
+            place_m = _places(positions_ptr, q0, m, len_q, PRUNED)
             real_q = (m[:, None] < len_q) & (d[None, :] < D)
             rows = (q0 + m[:, None]).to(tl.int64)
             q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
@@ -132,16 +147,18 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
                 keys = (k0 + j[:, None]).to(tl.int64)
                 k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=(j[:, None] < len_k) & (d[None, :] < D),
                             other=0.0)
-                s = _scores(q, k, bias_ptr, h, m, j, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                place_j = _places(positions_ptr, k0, j, len_k, PRUNED)
+                s = _scores(q, k, bias_ptr, h, m, j, place_m, place_j, len_k, R, HAS_BIAS, CAUSAL, EXACT)
                 top = tl.max(s, 1)
                 total = tl.sum(tl.exp2((s - top[:, None]) * LOG2E), 1)
             else:
                 for key_start in range(0, len_k, BN):
                     n = key_start + j
+                    place_n = _places(positions_ptr, k0, n, len_k, PRUNED)
                     keys = (k0 + n[:, None]).to(tl.int64)
                     k = tl.load(k_ptr + keys * k_t + h * D + d[None, :],
                                 mask=(n[:, None] < len_k) & (d[None, :] < D), other=0.0)
-                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                    s = _scores(q, k, bias_ptr, h, m, n, place_m, place_n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
                     higher = tl.maximum(top, tl.max(s, 1))
                     total = total * tl.exp2((top - higher) * LOG2E)
                     total += tl.sum(tl.exp2((s - higher[:, None]) * LOG2E), 1)
@@ -151,42 +168,46 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_p
             o = tl.zeros([BM, BD], tl.float32)
             for key_start in range(0, len_k, BN):
                 n = key_start + j
+                place_n = _places(positions_ptr, k0, n, len_k, PRUNED)
                 keys = (k0 + n[:, None]).to(tl.int64)
                 real_k = (n[:, None] < len_k) & (d[None, :] < D)
                 v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
                 if not ONE_KEY_TILE:  # else the scores are there
                     k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
-                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                    s = _scores(q, k, bias_ptr, h, m, n, place_m, place_n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
                 p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
+                kept = p
+                if DROPOUT:
+                    kept = tl.where(_kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p * scale, 0.0)
                 if MASS:  # this program alone adds to its sequence's keys for its head
+                    counted = m[:, None] < (len_q if MASS_PADDED else tl.minimum(len_q, len_k))
                     spot = mass_ptr + (k0 + n) * H + h
-                    mass = tl.sum(tl.where(m[:, None] < len_q, p, 0.0), 0)
+                    mass = tl.sum(tl.where(counted, kept if MASS_DROPPED else p, 0.0), 0)
                     mass += tl.load(spot, mask=n < len_k, other=0.0)
                     tl.debug_barrier()
                     tl.store(spot, mass, mask=n < len_k)
                     tl.debug_barrier()
-                if DROPOUT:
-                    p = tl.where(_kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p * scale, 0.0)
-                o += _dot(p.to(v.dtype), v, EXACT)
+                o += _dot(kept.to(v.dtype), v, EXACT)
             tl.store(o_ptr + rows * (H * D) + h * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=real_q)
 
 
 @triton.jit
 def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, slab_ptr,
-              starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, seed_ptr,
+              starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, positions_ptr, seed_ptr,
               q_t, k_t, v_t, threshold, scale, H, R, side,
-              CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+              CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, PRUNED: tl.constexpr, CAUSAL: tl.constexpr,
               DROPOUT: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr, ONE_TILE: tl.constexpr,
               BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
     seed = tl.load(seed_ptr)
     ds_sum = tl.zeros([BM, BN], tl.float32)
-    slab = slab_ptr + (tl.program_id(0) * H + h).to(tl.int64) * side * side + i[:, None] * side + j[None, :]
+    slab = slab_ptr + (tl.program_id(0) * H + h).to(tl.int64) * side * side
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
         len_q = tl.load(starts_q_ptr + w + 1) - q0
         for key_start in range(0, len_k, BN):
             n = key_start + j
+            place_n = _places(positions_ptr, k0, n, len_k, PRUNED)
             real_k = (n[:, None] < len_k) & (d[None, :] < D)
             keys = (k0 + n[:, None]).to(tl.int64)
             k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
@@ -194,6 +215,7 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_
             dk, dv = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32)
             for query_start in range(0, len_q, BM):
                 m = query_start + i
+                place_m = _places(positions_ptr, q0, m, len_q, PRUNED)
                 real_q = (m[:, None] < len_q) & (d[None, :] < D)
                 rows = (q0 + m[:, None]).to(tl.int64)
                 q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
@@ -201,7 +223,7 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_
                 do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                 lse = tl.load(lse_ptr + (q0 + m) * H + h, mask=m < len_q, other=0.0)
                 delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-                s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                s = _scores(q, k, bias_ptr, h, m, n, place_m, place_n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
                 p = tl.where(m[:, None] < len_q, tl.exp2(s * LOG2E - (lse * LOG2E)[:, None]), 0.0)
                 dp, kept = _dot(do, tl.trans(v), EXACT), p
                 if DROPOUT:
@@ -221,16 +243,18 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_
                     if ONE_TILE:
                         ds_sum += ds
                     else:  # and to this slab
-                        spot = slab + query_start * side + key_start
-                        ds += tl.load(spot)
+                        spot = slab + place_m[:, None] * side + place_n[None, :]
+                        # Where tokens were pruned, padding shares place 0 with a token; its gradient is zero.
+                        real = (m[:, None] < (tl.minimum(len_q, len_k) if PRUNED else len_q)) & (n[None, :] < len_k)
+                        ds += tl.load(spot, mask=real, other=0.0)
                         tl.debug_barrier()
-                        tl.store(spot, ds)
+                        tl.store(spot, ds, mask=real)
             here = keys * (H * D) + h * D + d[None, :]
             tl.store(dk_ptr + here, dk.to(dk_ptr.dtype.element_ty), mask=real_k)
             tl.store(dv_ptr + here, dv.to(dv_ptr.dtype.element_ty), mask=real_k)
             tl.debug_barrier()
     if HAS_BIAS and ONE_TILE:
-        tl.store(slab, ds_sum)
+        tl.store(slab + i[:, None] * side + j[None, :], ds_sum)
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -268,8 +292,9 @@ def _launches(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> Iter
         yield _Launch(index, longest, rows, columns, max(1, chips * per_chip // q.shape[1]), warps)
 
 
-def _options(q: Tensor, bias: Tensor | None, causal: bool, dropout: float, launch: _Launch) -> dict[str, object]:
-    return {"CLASS": launch.index, "HAS_BIAS": bias is not None,
+def _options(q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float,
+             launch: _Launch) -> dict[str, object]:
+    return {"CLASS": launch.index, "HAS_BIAS": bias is not None, "PRUNED": positions is not None,
             "CAUSAL": causal, "DROPOUT": dropout > 0, "EXACT": q.dtype == torch.float32,
             "ONE_KEY_TILE": launch.one_key_tile, "BM": launch.rows, "BN": launch.columns, "D": q.shape[2],
             "BD": max(16, triton.next_power_of_2(q.shape[2])), "num_warps": launch.warps, "num_stages": 1}
@@ -289,24 +314,26 @@ def _with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
 
 @torch.library.custom_op("sidpipe::attention", mutates_args=())
 def _forward_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, starts_q: Tensor, starts_k: Tensor,
-                lengths_k: Tensor, classes: Tensor, seed: Tensor, longest_q: int, longest_k: int, causal: bool,
-                dropout: float, mass: bool) -> tuple[Tensor, Tensor, Tensor]:
+                lengths_k: Tensor, classes: Tensor, positions: Tensor | None, seed: Tensor, longest_q: int,
+                longest_k: int, reach: int, causal: bool, dropout: float, mass: int) -> tuple[Tensor, Tensor, Tensor]:
     T, H, D = q.shape
-    bias = _with_reach(bias, max(longest_q, longest_k))
+    bias = _with_reach(bias, max(longest_q, longest_k, reach))
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     lse = torch.zeros(T, H, device=q.device, dtype=torch.float32)
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
     for launch in _launches(q, longest_q, longest_k, False):
         _forward[(launch.programs, H)](
-            q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes, seed,
-            q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias),
-            MASS=mass,
-            **_options(q, bias, causal, dropout, launch))
+            q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
+            starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
+            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), MASS=mass > 0,
+            MASS_DROPPED=mass & AFTER_DROPOUT > 0, MASS_PADDED=mass & PADDED_QUERIES > 0,
+            **_options(q, bias, positions, causal, dropout, launch))
     return o, lse, mass_SH
 
 
 @_forward_op.register_fake
-def _(q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout, mass):  # type: ignore[no-untyped-def]
+def _(q, k, v, bias, starts_q, starts_k, lengths_k, classes, positions, seed, longest_q, longest_k, reach, causal,
+      dropout, mass):  # type: ignore[no-untyped-def]
     T, H, D = q.shape
     return (q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32),
             q.new_empty(k.shape[0] if mass else 0, H, dtype=torch.float32))
@@ -314,10 +341,11 @@ def _(q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, lo
 
 @torch.library.custom_op("sidpipe::attention_backward", mutates_args=())
 def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None,
-                 starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, classes: Tensor, seed: Tensor, longest_q: int,
-                 longest_k: int, causal: bool, dropout: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+                 starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, classes: Tensor, positions: Tensor | None,
+                 seed: Tensor, longest_q: int, longest_k: int, reach: int, causal: bool,
+                 dropout: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     H, dbias = q.shape[1], torch.zeros(q.shape[1], _columns(bias), device=q.device, dtype=torch.float32)
-    bias = _with_reach(bias, max(longest_q, longest_k))
+    bias = _with_reach(bias, max(longest_q, longest_k, reach))
     launches = list(_launches(q, longest_q, longest_k, True))
     # Rows of dq are added to once per key tile, so they are float32 unless there is one.
     added = not all(launch.one_key_tile for launch in launches)
@@ -326,20 +354,24 @@ def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Te
         v.shape, device=v.device, dtype=v.dtype)
     for launch in launches:
         side = min(launch.longest, -(-max(longest_q, longest_k) // launch.columns) * launch.columns)
-        make = torch.empty if launch.one_tile else torch.zeros
+        one_tile = launch.one_tile and positions is None  # then a program's sum stays in its registers
+        if positions is not None:
+            side = reach
+        make = torch.empty if one_tile else torch.zeros
         slabs = make(launch.programs if bias is not None else 0, H, side, side, device=q.device, dtype=torch.float32)
         _backward[(launch.programs, H)](
             q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slabs, starts_q, starts_k, lengths_k,
-            classes, seed, q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H,
-            _columns(bias), side,
-            ONE_TILE=launch.one_tile, **_options(q, bias, causal, dropout, launch))
+            classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
+            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), side, ONE_TILE=one_tile,
+            **_options(q, bias, positions, causal, dropout, launch))
         if bias is not None:
             _add_diagonals(dbias, slabs.sum(0))
     return dq.to(q.dtype), dk, dv, dbias
 
 
 @_backward_op.register_fake
-def _(do, q, k, v, o, lse, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout):  # type: ignore[no-untyped-def]
+def _(do, q, k, v, o, lse, bias, starts_q, starts_k, lengths_k, classes, positions, seed, longest_q, longest_k, reach,
+      causal, dropout):  # type: ignore[no-untyped-def]
     return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty(q.shape[1], _columns(bias), dtype=torch.float32)
 
 
@@ -353,16 +385,16 @@ def _add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:
 
 
 def _keep_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout, _ = inputs
-    ctx.save_for_backward(q, k, v, output[0], output[1], bias, starts_q, starts_k, lengths_k, classes, seed)
-    ctx.options = longest_q, longest_k, causal, dropout
+    q, k, v, bias, *where, longest_q, longest_k, reach, causal, dropout, _ = inputs
+    ctx.save_for_backward(q, k, v, output[0], output[1], bias, *where)
+    ctx.options = longest_q, longest_k, reach, causal, dropout
     ctx.mark_non_differentiable(output[1], output[2])
 
 
 def _gradients(ctx, do, _lse, _mass):  # type: ignore[no-untyped-def]
     q, k, v, o, lse, bias, *where = ctx.saved_tensors
     dq, dk, dv, dbias = _backward_op(do.contiguous(), q, k, v, o, lse, bias, *where, *ctx.options)
-    return dq, dk, dv, None if bias is None else dbias, *[None] * 10
+    return dq, dk, dv, None if bias is None else dbias, *[None] * 12
 
 
 _forward_op.register_autograd(_gradients, setup_context=_keep_for_backward)
