@@ -22,7 +22,7 @@ largest pool, d model width.
 import itertools
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
     from pipeline.backbones.t5 import T5
+
+Count = TypeVar("Count", int, Tensor)  # of one window, known on the host, or of many
 
 
 class Rastp(Strategy):
@@ -84,23 +86,25 @@ class Pruner:
         self.scored = levels if config.separators == "keep" else self.tokens_per_item  # E
         self.whole_items = (config.unit if config.method == "prune" else config.pool_unit) == "item"
         self.units_per_item = 1 if self.whole_items else self.scored
-        self.share = Fraction(config.keep).limit_denominator(10_000)  # 1/3 is a third, 0.29 of 100 are 29
+        share = Fraction(config.keep).limit_denominator(10_000)  # 1/3 is a third, 0.29 of 100 are 29
+        self.numerator, self.denominator = share.numerator, share.denominator
+        self.largest_pool = math.ceil(2 / share) - 1
 
     # ------------------------------------------------------------------------------------------------ how many
 
-    def budget(self, items_W: Tensor) -> Tensor:
+    def budget(self, items: Count) -> Count:
         """Units that stay of windows with these many items: Eq. 7's floor(keep x length), at least `min_tokens`."""
-        units_W = items_W * self.units_per_item
-        length_W = torch.full_like(units_W, self._padded_units()) if self.config.base == "padded" else units_W
+        units = items * self.units_per_item
+        length = units if self.config.base == "real" else 0 * units + self._padded_units()
         least = -(-self.config.min_tokens // self.scored) if self.whole_items else self.config.min_tokens
-        return (length_W * self.share.numerator // self.share.denominator).clamp(min=least).minimum(units_W)
+        return _smaller(units, _larger(length * self.numerator // self.denominator, 0 * units + least))
 
-    def places(self, items_W: Tensor) -> Tensor:
+    def places(self, items: Count) -> Count:
         """Places that windows with these many items take afterwards: their budget, and room for its separators."""
-        budget_W = self.budget(items_W)
+        budget = self.budget(items)
         if self.whole_items:
-            return budget_W * self.tokens_per_item
-        return budget_W + budget_W.minimum(items_W) if self._separators_follow else budget_W
+            return budget * self.tokens_per_item
+        return budget + _smaller(budget, items) if self._separators_follow else budget
 
     def size(self, items_W: np.ndarray, longest: int, pad_to: int) -> int:
         """Places of all windows afterwards; of a padded batch all have as many as the longest needs."""
@@ -112,7 +116,7 @@ class Pruner:
         """Places of every window of a padded batch. Where the padded length sets the budget, it sets this too."""
         if self.config.base == "padded":
             longest = max(self._padded_units() // self.units_per_item, 1)
-        return min(int(self.places(torch.tensor(longest))), pad_to)
+        return min(self.places(longest), pad_to)
 
     @property
     def _separators_follow(self) -> bool:
@@ -188,10 +192,9 @@ class Pruner:
                                            packed.pad_to or packed.longest * self.tokens_per_item))
         if packed.pad_to:
             return Layout((Group(len(room_W), longest, longest),), taken_W, position_O)
-        rooms = self.places(torch.tensor([items for _, items in packed.groups])).tolist()
-        counts = [windows for windows, _ in packed.groups]
+        rooms = [(self.places(items), windows) for windows, items in packed.groups]
         groups = tuple(Group(sum(windows for _, windows in run), room, room)
-                       for room, run in itertools.groupby(zip(rooms, counts, strict=True), key=lambda pair: pair[0]))
+                       for room, run in itertools.groupby(rooms, key=lambda pair: pair[0]))
         return Layout(groups, taken_W if self._separators_follow else None, position_O)
 
     # ------------------------------------------------------------------------------------------------ pooling
@@ -220,7 +223,7 @@ class Pruner:
         size_U = -((pool_U + 1) * -units_U // pools_U) - unit_U  # right for the unit that begins the pool
         first_O = item_O if self.whole_items else item_O * self.scored + token_O.clamp(max=self.scored - 1)
         size_O = size_U[first_O].where(token_O < self.scored, 1)
-        step_G = torch.arange(math.ceil(2 / self.share) - 1, device=source_O.device)
+        step_G = torch.arange(self.largest_pool, device=source_O.device)
         real_OG = step_G < size_O[:, None]
         unit_OG = (first_O[:, None] + step_G * real_OG).clamp(max=len(unit_U) - 1)
         if self.whole_items:
@@ -233,6 +236,14 @@ class Pruner:
         if self.config.method == "max_pool":
             return h_OGd.masked_fill(~real_OG[..., None], -math.inf).amax(1)
         return (h_OGd * real_OG[..., None]).sum(1) / size_O[:, None]
+
+
+def _smaller(a: Count, b: Count) -> Count:
+    return torch.minimum(a, b) if isinstance(a, Tensor) else min(a, b)
+
+
+def _larger(a: Count, b: Count) -> Count:
+    return torch.maximum(a, b) if isinstance(a, Tensor) else max(a, b)
 
 
 class Items:
