@@ -27,6 +27,9 @@ def is_local(uri: str) -> bool:
     return uri.startswith("sqlite:///")
 
 
-def ui_command(uri: str) -> str:
-    """What shows the store: a command, or where its server is."""
-    return f"mlflow ui --backend-store-uri {uri}" if is_local(uri) else f"open {uri}"
+def how_to_see(uri: str, experiment_id: str) -> str:
+    """The command that serves a local store, and the page with the runs: MLflow itself opens on one for traces."""
+    page = f"/#/experiments/{experiment_id}/runs"
+    if is_local(uri):
+        return f"mlflow ui --backend-store-uri {uri}\nthen open http://127.0.0.1:5000{page}"
+    return f"open {uri.rstrip('/')}{page}"
