@@ -28,6 +28,7 @@ from pipeline.artifacts import (
     write_bytes,
     write_json,
 )
+from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.backbones.t5 import T5
@@ -83,7 +84,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
             checkpoints.delete()
-            print(f"{output}: best at step {state.best_step} of {state.step}, {config.select} "
+            print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
                   f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
     return timings
 
@@ -92,7 +93,7 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints
              resume: dict[str, Any] | None) -> Trainer:
     config, strategy = params.train, build_strategy(params.strategy)
     torch.manual_seed(params.seed)
-    model = strategy.build_model(params.backbone, catalogue).to(catalogue.codes_IL.device)
+    model = build_backbone(params.backbone, catalogue)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
@@ -143,10 +144,11 @@ def _influences(params: "Params") -> dict[str, Any]:
 
 def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    workers = f"{torch.get_num_threads()} threads" if device.type == "cpu" else f"{world.size} GPUs"
+    where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    processes = f", {world.size} processes" if world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    print(f"{parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, on {device.type} with {workers}"
-          f"{resumed}", flush=True)
+    print(f"train: {parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, {where}{processes}{resumed}",
+          flush=True)
 
 
 def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:
