@@ -68,7 +68,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     make_repeatable(device, config.deterministic)
     resume = checkpoints.load(device)
     # Sums depend on how many threads add them, so a resumed run keeps the number that it began with.
-    torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads()))
+    numbers = config.batch_tokens // config.accumulate * params.backbone.d_model
+    torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
     with joined(device) as world:
         catalogue = Catalogue(read_sids.codes_IL, read_sids.widths).to(device)
         trainer = _trainer(params, read_splits, catalogue, checkpoints, world, resume)
