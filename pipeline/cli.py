@@ -7,6 +7,7 @@ mlflow. `main` is where errors meant for the user become three plain lines and e
 import errno
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 def main() -> None:
     """A UserError or a full disk ends with exit code 1 and no traceback, unless --debug is given."""
     debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to what failed
+    # Threads that wait sleep: spinning ones slow a training down eightfold on cores that another process uses too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except UserError as error:

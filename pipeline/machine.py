@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import UserError
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+NUMBERS_PER_THREAD = 2**17  # with less, two threads wait for each other longer than they save
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -25,10 +26,15 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def share_of_threads(proc: Path = Path("/proc"), quota: Path = CGROUP_QUOTA) -> int:
-    """Cores that this process may use, over the DVC experiments that run at once and torchrun's local processes."""
+def share_of_threads(numbers: int | None = None, proc: Path = Path("/proc"), quota: Path = CGROUP_QUOTA) -> int:
+    """Cores that this process may use, over the DVC experiments that run at once and torchrun's local processes.
+
+    Args:
+        numbers: size of the tensors that are worked on; small ones get no more threads than they keep busy.
+    """
     sharing = running_experiments(proc) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, _cores(quota) // sharing)
+    useful = _cores(quota) if numbers is None else numbers // NUMBERS_PER_THREAD
+    return max(1, min(_cores(quota) // sharing, useful))
 
 
 def running_experiments(proc: Path = Path("/proc")) -> int:

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from pipeline import cli
-from pipeline.config import load_params
+from pipeline.config import build_params, load_params
+from pipeline.doctor import check_raw_log
 from pipeline.errors import UserError
 from pipeline.presets import apply_preset, describe
 
@@ -219,6 +220,24 @@ def test_doctor_speaks_json_and_names_every_check(root: Path, run: Callable[...,
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").out)}
     assert {"python", "torch", "faiss", "dvc", "git", "params", "raw log", "mlflow", "disk"} <= set(checks)
     assert checks["params"]["state"] == checks["torch"]["state"] == checks["faiss"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(("path", "state", "words"), [
+    ("data/demo", "ok", "data/demo"),
+    ("nowhere", "fail", "python -m pipeline fetch"),
+    ("logs/*.csv", "fail", "ingest.files"),
+    ("../elsewhere", "warn", "absolute path"),
+    ("data/raw/mine", "warn", "dvc add data/raw/mine"),
+])
+def test_doctor_says_whether_dvc_will_find_the_raw_log(path: str, state: str, words: str, project: Path) -> None:
+    for folder in ("data/demo", "data/raw/mine", "../elsewhere"):
+        (project / folder).mkdir(parents=True, exist_ok=True)
+    (project / "data/demo/scenario.yaml").write_text("users: 10\n")
+    for command in (["init", "-q"], ["add", "data/demo"]):
+        subprocess.run(["git", *command], check=True)
+    check = check_raw_log(project, build_params({"ingest": {"path": path}}))
+    assert check.state == state
+    assert words in check.found + check.fix
 
 
 def test_doctor_fails_outside_a_project_and_says_what_to_do(tmp_path: Path, run: Callable[..., Done],

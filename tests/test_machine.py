@@ -1,5 +1,6 @@
 """How many threads a process takes, which device, and how much memory it says it used."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,21 @@ def test_experiments_of_the_dvc_queue_are_counted(tmp_path: Path, commands: tupl
     (1, "", "max 100000", 8), (1, "", "250000 100000", 3), (2, "", "250000 100000", 1),  # a container's share
 ])
 def test_threads_are_the_cores_available_over_those_who_share_them(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str, threads: int) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str,
+        threads: int) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
     proc = processes(tmp_path / "proc", *[QUEUED] * experiments)
-    assert share_of_threads(proc, tmp_path / "cpu.max") == threads
+    assert share_of_threads(None, proc, tmp_path / "cpu.max") == threads
+
+
+@pytest.mark.parametrize(("numbers", "threads"), [(1, 1), (2**17, 1), (2**18, 2), (2**30, 8)])
+def test_small_tensors_get_no_more_threads_than_they_keep_busy(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, threads: int) -> None:
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert share_of_threads(numbers, processes(tmp_path / "proc"), tmp_path / "cpu.max") == threads
 
 
 def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +63,6 @@ def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
         pick_device("cuda")
 
 
-def test_peak_memory_counts_what_was_touched() -> None:
-    before = peak_memory_gib(torch.device("cpu"))
-    held = torch.ones(2**26)  # a quarter of a GiB
-    assert before + 0.2 < peak_memory_gib(torch.device("cpu")) + held[0] * 0.2
+def test_peak_memory_is_at_least_what_is_held_now() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000

@@ -32,11 +32,11 @@ td small { display: block; font-weight: 400; color: var(--soft) } svg { display:
 summary { cursor: pointer; font-weight: 600 }
 .scroll { overflow-x: auto }
 """
-COMPARE = """dvc exp run -S strategy=NAME      # another way of training, everything else equal
+COMPARE = """dvc exp run -S strategy=NAME                  # another way of training, everything else equal
 dvc exp run --queue -S seed=1,2,3 && dvc queue start
-dvc exp show --only-changed
-dvc metrics diff; dvc plots diff   # against the last commit
-python -m pipeline compare --help # paired over users and seeds, with the words better and not worse"""
+dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
+dvc metrics diff && dvc plots diff            # against the last commit
+python -m pipeline compare                    # paired over users and seeds, with the words better and not worse"""
 
 
 def render(result: Result, params: dict[str, Any]) -> str:

@@ -10,11 +10,16 @@ OWN_OUTPUTS = (":(exclude)dvc.lock", ":(exclude)reports")
 def provenance() -> dict[str, str]:
     """Tags: git_commit, git_dirty (tracked files other than results differ), dvc_experiment and dvc_baseline.
 
-    Empty values where git or DVC has nothing to say, such as the experiment's name under `dvc repro`.
+    Empty values where git or DVC has nothing to say, such as the experiment's name under `dvc repro`. The commit stands
+    also where MLflow's own page looks for it.
     """
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *OWN_OUTPUTS)
+    commit = _git("rev-parse", "HEAD")
     return {
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": commit,
+        "mlflow.source.git.commit": commit,
+        "mlflow.source.name": "dvc repro",
+        "mlflow.source.type": "LOCAL",
         "git_dirty": str(bool(changed)).lower(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),

@@ -35,6 +35,7 @@ class Recorded:
     """The run of a result, and whether this call made it."""
 
     run_id: str
+    experiment_id: str
     name: str
     new: bool
 
@@ -60,13 +61,13 @@ def record(result: Result, params: dict[str, Any], tags: dict[str, str], experim
             found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
             if found and found[0].info.status == "FINISHED":
                 _name_experiment(client, found[0], tags)
-                return Recorded(found[0].info.run_id, name, new=False)
+                return Recorded(found[0].info.run_id, experiment_id, name, new=False)
             run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={KEY: result.key})
             _log(client, run, result, params, tags)
             for path, folder in artifacts.items():
                 (client.log_artifacts if path.is_dir() else client.log_artifact)(run.info.run_id, str(path), folder)
             client.set_terminated(run.info.run_id, "FINISHED")
-            return Recorded(run.info.run_id, name, new=True)
+            return Recorded(run.info.run_id, experiment_id, name, new=True)
     except MlflowException as error:
         raise UserError(f"MLflow at {tracking_uri()}: {error}", "the result is complete in reports/, only its record "
                         "is missing", "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error

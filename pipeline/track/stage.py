@@ -12,7 +12,7 @@ from pipeline.track.page import render
 from pipeline.track.provenance import provenance
 from pipeline.track.result import read_result
 from pipeline.track.scoreboard import as_text
-from pipeline.track.store import tracking_uri, ui_command
+from pipeline.track.store import how_to_see, tracking_uri
 
 if TYPE_CHECKING:
     from pipeline.config import Params
@@ -45,8 +45,8 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     if params.track.log_model:
         artifacts[generator] = "model"
     recorded = record(result, flat, tags, params.track.experiment, artifacts)
-    print(f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; see all runs: "
-          f"{ui_command(tracking_uri())}")
+    print(f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
+          how_to_see(tracking_uri(), recorded.experiment_id), sep="\n")
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}
 
 

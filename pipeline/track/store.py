@@ -1,6 +1,8 @@
 """Where MLflow's records go. Light on purpose: `doctor` asks too."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
@@ -27,6 +29,11 @@ def is_local(uri: str) -> bool:
     return uri.startswith("sqlite:///")
 
 
-def ui_command(uri: str) -> str:
-    """What shows the store: a command, or where its server is."""
-    return f"mlflow ui --backend-store-uri {uri}" if is_local(uri) else f"open {uri}"
+def how_to_see(uri: str, experiment_id: str) -> str:
+    """The command that serves a local store, and the page with the runs: MLflow itself opens on one for traces."""
+    page = f"/#/experiments/{experiment_id}/runs"
+    if is_local(uri):
+        command, root = Path(sys.executable).with_name("mlflow"), project_root()  # also where no environment is active
+        shown = command.relative_to(root) if command.is_relative_to(root) else command
+        return f"{shown} ui --backend-store-uri {shlex.quote(uri)}\nthen open http://127.0.0.1:5000{page}"
+    return f"open {uri.rstrip('/')}{page}"

@@ -29,7 +29,7 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: bool = True  # GPU: fuse the step; costs about 40 s at the first one
-    threads: int = 0  # 0: the cores available, shared among the DVC jobs that run
+    threads: int = 0  # 0: the cores available over the DVC jobs that run, and no more than a step keeps busy
     deterministic: bool = False  # GPU: bit-exact repeats, slower; a CPU always is
 
     def __post_init__(self) -> None:

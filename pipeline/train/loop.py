@@ -165,7 +165,7 @@ class Trainer:
             state.best_score, state.best_step, state.stale = score, state.step, 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            print(describe(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+            print("train: " + describe(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
         self._mark = time.perf_counter()
 
     def _save(self) -> None:

@@ -29,6 +29,7 @@ from pipeline.artifacts import (
     write_bytes,
     write_json,
 )
+from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.backbones.t5 import T5
@@ -71,7 +72,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     make_repeatable(device, config.deterministic)
     resume = checkpoints.load(device)
     # Sums depend on how many threads add them, so a resumed run keeps the number that it began with.
-    torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads()))
+    numbers = config.batch_tokens // config.accumulate * params.backbone.d_model
+    torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
     with joined(device) as world:
         catalogue = Catalogue(read_sids.codes_IL, read_sids.widths).to(device)
         trainer = _trainer(params, read_splits, catalogue, checkpoints, world, resume)
@@ -91,7 +93,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))
             write_bytes(reports / "kept_by_position.csv", _csv(kept.by_position()))
             checkpoints.delete()
-            print(f"{output}: best at step {state.best_step} of {state.step}, {config.select} "
+            print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
                   f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
     return timings
 
@@ -101,7 +103,7 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints
     config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
     strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
-    model = strategy.build_model(params.backbone, catalogue).to(catalogue.codes_IL.device)
+    model = build_backbone(params.backbone, catalogue)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
@@ -162,10 +164,11 @@ def _settings(params: "Params") -> dict[str, Any]:
 
 def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
     parameters = sum(p.numel() for p in trainer.model.parameters())
-    workers = f"{torch.get_num_threads()} threads" if device.type == "cpu" else f"{world.size} GPUs"
+    where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    processes = f", {world.size} processes" if world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    print(f"{parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, on {device.type} with {workers}"
-          f"{resumed}", flush=True)
+    print(f"train: {parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, {where}{processes}{resumed}",
+          flush=True)
 
 
 def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:

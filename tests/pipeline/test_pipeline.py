@@ -106,6 +106,16 @@ def test_a_bad_value_is_told_and_two_commands_bring_everything_back(repository: 
     assert repository.outputs() == before
 
 
+def test_a_full_disk_is_told_and_loses_nothing(repository: Repository) -> None:
+    """No file may grow past 1 kB, which a write meets as it meets a full disk."""
+    before = {path: path.read_bytes() for path in (repository.path / "data/embeddings").iterdir()}
+    text = repository.run("bash", "-c", "ulimit -f 1; python -m pipeline embed", code=1)
+    assert "error: could not write data/embeddings/embeddings.safetensors: File too large" in text
+    assert "free some space" in text
+    assert "Traceback" not in text
+    assert {path: path.read_bytes() for path in (repository.path / "data/embeddings").iterdir()} == before
+
+
 def test_a_run_holds_all_that_comparing_needs(repository: Repository) -> None:
     key, _ = repository.query("select run_uuid, start_time from runs order by start_time limit 1")[0]
     params = dict(repository.query(f"select key, value from params where run_uuid = '{key}'"))

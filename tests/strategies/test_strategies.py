@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
@@ -29,7 +30,7 @@ def small_batch(windows: int = 9) -> tuple[Catalogue, Batch]:
 def small_model(catalogue: Catalogue) -> nn.Module:
     torch.manual_seed(0)
     config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
-    return Full().build_model(config, catalogue)
+    return build_backbone(config, catalogue)
 
 
 def test_the_loss_is_the_weighted_sum_of_negative_log_probabilities_over_levels_and_windows() -> None:

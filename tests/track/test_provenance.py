@@ -19,7 +19,9 @@ def git(project: Path) -> Path:
 
 def test_a_clean_commit_is_named(git: Path) -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    assert provenance() == {"git_commit": head, "git_dirty": "false", "dvc_experiment": "", "dvc_baseline": ""}
+    tags = provenance()
+    assert tags["git_commit"] == tags["mlflow.source.git.commit"] == head
+    assert (tags["git_dirty"], tags["dvc_experiment"], tags["dvc_baseline"]) == ("false", "", "")
 
 
 def test_results_themselves_make_nothing_dirty_but_parameters_do(git: Path) -> None:

@@ -149,7 +149,9 @@ def test_the_terminal_shows_the_result_and_the_way_to_all_runs(project: Path, st
     track(seed=3)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "strategy full, dataset demo, seed 3"
-    assert lines[-1].endswith(f"mlflow ui --backend-store-uri sqlite:///{project}/mlflow.db")
+    assert lines[-2].endswith(f"/mlflow ui --backend-store-uri sqlite:///{project}/mlflow.db")
+    assert Path(lines[-2].split()[0]).is_file()
+    assert lines[-1] == "then open http://127.0.0.1:5000/#/experiments/1/runs"
     assert any(line.startswith("co-occurrence ") for line in lines)
     assert "report: reports/index.html" in lines
 

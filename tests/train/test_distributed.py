@@ -1,33 +1,12 @@
 """Two processes under torchrun learn what one does from the same global batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from tiny_world import TinyWorld, make_params
-
-from pipeline.config import params_to_dict
-
-
-def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
-    """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
-    for name in ("splits", "sids", "interactions"):
-        (world.folder / "data").mkdir(exist_ok=True)
-        (world.folder / "data" / name).symlink_to(world.folder / name)
-    (world.folder / "params.yaml").write_text(yaml.safe_dump(params_to_dict(make_params(**settings))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "pipeline", "train"]
-    done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+from tiny_world import TinyWorld, make_params, train_by_torchrun
 
 
 @pytest.mark.slow

@@ -1,12 +1,13 @@
 """On a GPU: the same numbers as on a CPU, and exact repeats where they are promised. Skipped without one."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, train_by_torchrun
 
 from pipeline.train.loop import Trainer
 
@@ -54,3 +55,12 @@ def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
             world.train(params)
     world.train(params)
     assert world.written() == world.written("undisturbed")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path) -> None:
+    train = {"max_windows": 400, "ema": 0.9, "optimizer": "adam", "device": "cuda", "precision": "float32"}
+    one = losses(world, "one", 0.0, **train)
+    train_by_torchrun(world, root, train=train, backbone={"dropout": 0.0})
+    two = pd.read_csv(world.folder / "reports" / "history.csv")[["train_loss", "valid_loss"]].to_numpy()
+    np.testing.assert_allclose(two, one, atol=1e-4)

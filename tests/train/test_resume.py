@@ -137,7 +137,7 @@ def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypat
 def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
     interrupted(world, monkeypatch, 10)
-    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda: 2)
+    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda numbers: 2)
     world.train(make_params(train={"threads": 0}))
     assert "1 threads, resumed at step 7" in capsys.readouterr().out
 

@@ -1,14 +1,18 @@
 """A small world to train in: users who walk through clusters of items, written as the earlier stages would."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from pipeline.artifacts import Sids, Splits, write_parquet
-from pipeline.config import Params, build_params
+from pipeline.config import Params, build_params, params_to_dict
 from pipeline.train.stage import run
 
 BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
@@ -72,3 +76,17 @@ def write_world(folder: Path) -> TinyWorld:
     write_parquet(folder / "interactions" / "items.parquet", pd.DataFrame(
         {"item_id": np.arange(40, dtype=np.int32), "raw_id": names, "title": [f"Thing {name}" for name in names]}))
     return TinyWorld(folder, Splits.read(folder / "splits"), sids)
+
+
+def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
+    """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
+    for name in ("splits", "sids", "interactions"):
+        (world.folder / "data").mkdir(exist_ok=True)
+        (world.folder / "data" / name).symlink_to(world.folder / name)
+    (world.folder / "params.yaml").write_text(yaml.safe_dump(params_to_dict(make_params(**settings))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "pipeline", "train"]
+    done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
