@@ -14,7 +14,11 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.backbones import build_backbone
+
 if TYPE_CHECKING:
+    from pipeline.backbones.catalogue import Catalogue
+    from pipeline.backbones.config import BackboneConfig
     from pipeline.backbones.histories import Histories
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
@@ -33,6 +37,12 @@ class Batch:
 
 class Strategy:
     """Plain training. Subclasses override what they change."""
+
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+        """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
+        follow torch's seed.
+        """
+        return build_backbone(config, catalogue)
 
     def begin_pass(self, pass_index: int) -> Weigh | None:
         """Called before the first window of a pass is drawn, when every step before it is done (and again when a

@@ -29,7 +29,6 @@ from pipeline.artifacts import (
     write_bytes,
     write_json,
 )
-from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.backbones.t5 import T5
@@ -103,7 +102,7 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints
     config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
     strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
-    model = build_backbone(params.backbone, catalogue)
+    model = strategy.build_model(params.backbone, catalogue)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
