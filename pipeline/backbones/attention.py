@@ -10,12 +10,15 @@ Q queries and K keys of each of its sequences.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pipeline.backbones.dropout import dropout_factors
+
+if TYPE_CHECKING:
+    from pipeline.backbones.attention_triton import Spans
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,13 @@ class Group:
 class Layout:
     """How the packed axes of queries and keys fall into sequences.
 
-    The sizes are Python numbers, so that no implementation has to wait for the device to learn them.
+    The sizes of groups are Python numbers and those of spans stay on the device, so that nothing waits for it.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[Group, ...] = ()
     # Padded batches, which are one group: True where a key is a real token, bool [sequences, keys]
     real_nK: Tensor | None = None
+    spans: "Spans | None" = None  # on a GPU, instead of both
 
 
 def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
@@ -45,12 +49,17 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
 
     Args:
         bias_HQK: added to the scores; made for the longest sequence, a shorter one takes the top left corner. float32.
+            Where the layout has spans it is [H, R] by relative distance, as `RelativeBias.by_distance` gives it.
         causal: query i sees the keys 0 .. i.
         dropout: share of attention weights dropped (0 when not training).
 
     Returns:
         [T, H, D] in the type of `v_SHD`; the softmax is computed in float32 or better.
     """
+    if layout.spans is not None:
+        from pipeline.backbones.attention_triton import triton_attention  # Triton comes with CUDA builds of torch only
+
+        return triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout)[0]
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
     return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout)

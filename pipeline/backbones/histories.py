@@ -23,18 +23,21 @@ class Histories:
     lengths_W: Tensor  # int64, on the device: items of each window, ascending
     row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
     order: np.ndarray  # int64 [W]: packed row i is input window order[i]
-    groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths
+    groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths; empty on a GPU
+    longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
 
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0) -> "Histories":
+             pad_to: int = 0, longest: int = 0) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
             items_N: item ids of all windows, one window after another.
             offsets: int64 [W + 1], window w owns items_N[offsets[w]:offsets[w + 1]].
             pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
+            longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
+                that of these windows.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
@@ -49,12 +52,15 @@ class Histories:
         row_of_W = np.empty_like(order)
         row_of_W[order] = np.arange(len(order))
         values, counts = np.unique(lengths_W, return_counts=True)
+        # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
+        on_gpu = torch.device(device).type == "cuda"
+        groups = () if on_gpu else tuple(zip(counts.tolist(), values.tolist(), strict=True))
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), order,
-                   tuple(zip(counts.tolist(), values.tolist(), strict=True)), pad_to)
+                   groups, longest or int(values[-1]), pad_to)
 
     @property
     def windows(self) -> int:

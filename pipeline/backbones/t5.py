@@ -18,8 +18,7 @@ Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D he
 V codes of one level.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -32,6 +31,7 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 from pipeline.backbones.histories import Histories
+from pipeline.backbones.relative_bias import RelativeBias
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
 
@@ -45,43 +45,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, h_Td: Tensor) -> Tensor:
         return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
-
-
-class RelativeBias(nn.Module):
-    """A learned bias per head and bucket of distance, shared by all layers of a stack (T5, section 2.1)."""
-
-    bucket_of_distance: Tensor
-
-    def __init__(self, config: BackboneConfig, bidirectional: bool):
-        super().__init__()
-        self.reach = config.relative_max_distance  # distances beyond it fall in the bucket of the farthest
-        self.weight = nn.Parameter(torch.randn(config.relative_buckets, config.heads) * config.d_model**-0.5)
-        distances = torch.arange(-self.reach, self.reach + 1)
-        buckets = relative_buckets(distances, bidirectional, config.relative_buckets, self.reach)
-        self.register_buffer("bucket_of_distance", buckets, persistent=False)
-
-    def forward(self, queries: range, keys: int) -> Tensor:
-        """[H, queries, keys] for the query positions `queries` and the key positions 0 .. keys - 1."""
-        device = self.weight.device
-        distance_QK = (torch.arange(keys, device=device)
-                       - torch.arange(queries.start, queries.stop, device=device)[:, None])
-        buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
-        return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
-
-
-def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """T5's buckets of key position minus query position: exact when near, logarithmic up to `max_distance`."""
-    base = torch.zeros_like(distances)
-    if bidirectional:
-        buckets //= 2
-        base = torch.where(distances > 0, buckets, 0)
-        distances = distances.abs()
-    else:
-        distances = (-distances).clamp(min=0)
-    exact = buckets // 2
-    scale = (buckets - exact) / math.log(max_distance / exact)
-    far = exact + ((distances.clamp(min=1).float() / exact).log() * scale).long()
-    return base + torch.where(distances < exact, distances, far.clamp(max=buckets - 1))
 
 
 class SelfAttention(nn.Module):
@@ -206,6 +169,7 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
+    compiled_logits: Callable[..., list[Tensor]] | None = None
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
@@ -261,17 +225,30 @@ class T5(nn.Module):
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        encoded = self.encode(histories)
-        windows = histories.windows
-        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :self.levels - 1]], 1)
+        logits = self.compiled_logits if self.training and self.compiled_logits else self.logits
+        return logits(targets_W, histories.items_N, histories.lengths_W, histories.groups, histories.longest,
+                      histories.pad_to)
+
+    def compile_training(self) -> None:
+        """Compile training's forward and backward pass, at the first batch and for batches of every size."""
+        self.compiled_logits = torch.compile(self.logits, dynamic=True)
+
+    def logits(self, targets_W: Tensor, items_N: Tensor, lengths_W: Tensor, groups: tuple[tuple[int, int], ...],
+               longest: int, pad_to: int) -> list[Tensor]:
+        """`forward` on the parts of `Histories`: what can be compiled."""
+        windows, levels = len(targets_W), self.levels
+        encoded = self._encode(items_N, lengths_W, groups, longest, pad_to)
+        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :levels - 1]], 1)
         h_Td = self.dropout(self.tokens(inputs_WL).flatten(0, 1))
-        layout = Layout((Group(windows, self.levels, self.levels),))
-        cross = _cross_layout(encoded.layout, self.levels)
-        bias_HLL = self.decoder_bias(range(self.levels), self.levels)
+        if encoded.layout.spans is None:
+            layout, bias = Layout((Group(windows, levels, levels),)), self.decoder_bias(range(levels), levels)
+        else:
+            layout, bias = _equal_spans(windows, levels, h_Td.device), self.decoder_bias.by_distance(levels)
+        cross = _cross_layout(encoded.layout, levels)
         for block in self.decoder:
-            h_Td = block(h_Td, layout, bias_HLL, block.cross.keys_values(encoded.states_Td), cross)
-        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, self.levels))
-        return [self._logits(h_WLd[:, level], level) for level in range(self.levels)]
+            h_Td = block(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
+        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
+        return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     def encode(self, histories: Histories) -> Encoded:
         """Run the encoder over all windows.
@@ -279,18 +256,29 @@ class T5(nn.Module):
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
-        h_Td = self.tokens(self.tokens_IS[histories.items_N].flatten())
+        return self._encode(histories.items_N, histories.lengths_W, histories.groups, histories.longest,
+                            histories.pad_to)
+
+    def _encode(self, items_N: Tensor, lengths_W: Tensor, groups: tuple[tuple[int, int], ...], longest: int,
+                pad_to: int) -> Encoded:
+        per_item = self.tokens_IS.shape[1]
+        h_Td = self.tokens(self.tokens_IS[items_N].flatten())
         if self.recency is not None:
-            h_Td = h_Td + self.recency(_places(histories, self.recency.num_embeddings)).repeat_interleave(
-                self.tokens_IS.shape[1], 0)
-        layout = _packed_layout(histories, self.tokens_IS.shape[1])
-        if histories.pad_to:
-            h_Td, layout = _pad(h_Td, histories, self.tokens_IS.shape[1])
+            places_N = _places(items_N, lengths_W, self.recency.num_embeddings)
+            h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
+        lengths_W, longest = lengths_W * per_item, longest * per_item
+        if pad_to:
+            h_Td, layout = _pad(h_Td, lengths_W, longest, pad_to)
+            longest = pad_to
+        elif h_Td.is_cuda:
+            layout = _packed_spans(lengths_W, longest)
+        else:
+            layout = Layout(tuple(Group(windows, items * per_item, items * per_item) for windows, items in groups))
         h_Td = self.dropout(h_Td)
-        longest = max(group.keys for group in layout.groups)
-        bias_HTT = self.encoder_bias(range(longest), longest)
+        bias = self.encoder_bias(range(longest), longest) if layout.spans is None else self.encoder_bias.by_distance(
+            longest)
         for block in self.encoder:
-            h_Td = block(h_Td, layout, bias_HTT)
+            h_Td = block(h_Td, layout, bias)
         return Encoded(self.dropout(self.encoder_norm(h_Td)), layout)
 
     # -------------------------------------------------------------------------------------------------- decoding
@@ -344,29 +332,48 @@ def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> t
     return tuple((k[rows], v[rows]) for k, v in past)
 
 
-def _places(histories: Histories, places: int) -> Tensor:
+def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
     """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `places` share the last."""
-    items, device = len(histories.items_N), histories.items_N.device
-    ends_N = histories.lengths_W.cumsum(0).repeat_interleave(histories.lengths_W, output_size=items)
-    return (ends_N - 1 - torch.arange(items, device=device)).clamp_(max=places - 1)
+    ends_W, place_N = lengths_W.cumsum(0), torch.arange(len(items_N), device=items_N.device)
+    ends_N = ends_W[torch.searchsorted(ends_W, place_N, right=True)]
+    return (ends_N - 1 - place_N).clamp_(max=places - 1)
 
 
-def _packed_layout(histories: Histories, tokens_per_item: int) -> Layout:
-    return Layout(tuple(Group(windows, items * tokens_per_item, items * tokens_per_item)
-                        for windows, items in histories.groups))
+def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = F.pad(lengths_W.cumsum(0), (1, 0))
+    return Layout(spans=make_spans(starts, starts, lengths_W, longest, longest))
+
+
+def _equal_spans(sequences: int, length: int, device: torch.device) -> Layout:
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(sequences + 1, device=device) * length
+    return Layout(spans=make_spans(starts, starts, starts.diff(), length, length))
 
 
 def _cross_layout(encoder: Layout, queries: int) -> Layout:
-    return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.real_nK)
+    """`queries` decoder positions of each window, against the encoder's positions of the window."""
+    if (own := encoder.spans) is None:
+        return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.real_nK)
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(len(own.starts_k), device=own.starts_k.device) * queries
+    return Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, queries, own.longest_k))
 
 
-def _pad(h_Td: Tensor, histories: Histories, tokens_per_item: int) -> tuple[Tensor, Layout]:
+def _pad(h_Td: Tensor, lengths_W: Tensor, longest: int, pad_to: int) -> tuple[Tensor, Layout]:
     """Packed tokens -> `pad_to` positions per window. Padding repeats the last token and is masked as a key."""
-    longest = histories.groups[-1][1] * tokens_per_item
-    if longest > histories.pad_to:
-        raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({histories.pad_to})")
-    lengths_W1 = histories.lengths_W[:, None] * tokens_per_item
-    position_P = torch.arange(histories.pad_to, device=h_Td.device)
+    if longest > pad_to:
+        raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({pad_to})")
+    windows, lengths_W1 = len(lengths_W), lengths_W[:, None]
+    position_P = torch.arange(pad_to, device=h_Td.device)
     source_WP = lengths_W1.cumsum(0) - lengths_W1 + torch.minimum(position_P, lengths_W1 - 1)
-    group = Group(histories.windows, histories.pad_to, histories.pad_to)
-    return h_Td[source_WP.flatten()], Layout((group,), position_P < lengths_W1)
+    h_Td = h_Td[source_WP.flatten()]
+    if not h_Td.is_cuda:
+        return h_Td, Layout((Group(windows, pad_to, pad_to),), position_P < lengths_W1)
+    from pipeline.backbones.attention_triton import make_spans
+
+    starts = torch.arange(windows + 1, device=h_Td.device) * pad_to
+    return h_Td, Layout(spans=make_spans(starts, starts, lengths_W, pad_to, pad_to))

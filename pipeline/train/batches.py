@@ -85,7 +85,8 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
-def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0) -> Batch:
+def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
+            longest: int = 0) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
@@ -97,7 +98,7 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to)
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
     return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
@@ -128,7 +129,8 @@ class Feed:
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to) for part in self.own]
+        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
+                        self.passes.max_history) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -64,6 +64,8 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         if resume:
             self._restore(resume)
+        if self.device.type == "cuda" and config.compile:
+            model.compile_training()  # type: ignore[operator]  # after the average has copied the plain model
         self.wrapped = world.wrap(model.train())
         self._losses: list[tuple[int, Tensor]] = []  # (windows, loss sum) of the steps not yet looked at
 

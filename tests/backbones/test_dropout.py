@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.backbones.dropout import Dropout, ReluDropout, dropout_factors
+from pipeline.backbones.dropout import Dropout, ReluDropout, dropout_factors, hashed_mask
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.15, 0.5, 0.9])
@@ -55,3 +55,11 @@ def test_relu_dropout_is_dropout_of_a_relu():
 def test_evaluation_drops_nothing(module, expected):
     x = torch.randn(50, 20)
     assert torch.equal(module.eval()(x), expected(x))
+
+
+def test_the_hashed_mask_keeps_its_share_and_neighbours_know_nothing_of_each_other():
+    torch.manual_seed(3)
+    mask, again = (hashed_mask(torch.Size([1000, 1024]), 0.15, torch.device("cpu")) for _ in range(2))
+    assert mask.float().mean() == pytest.approx(0.85, abs=0.002)
+    for pairs in (mask[:, 1:] & mask[:, :-1], mask[1:] & mask[:-1], mask & again):
+        assert pairs.float().mean() == pytest.approx(0.85**2, abs=0.002)

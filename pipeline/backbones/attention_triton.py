@@ -1,0 +1,362 @@
+"""The packed attention as Triton kernels: one program walks over whole sequences, and no attention map is ever stored.
+
+Sequences are short, at most 512 positions, so a program holds all queries and keys of a sequence and head: nothing is
+shared between programs, nothing is added atomically, and equal inputs give equal bits. Sequences are sorted by length;
+a launch serves the lengths that its tile fits, with a fixed number of programs, so that no shape ever depends on data.
+
+Backward recomputes the weights from the saved log-sum-exp. The gradient of T5's learned bias is taken in two stages:
+each program sums dS over its sequences, place by place, and what the programs hold is then summed along the diagonals,
+which are the relative distances. Dropout is a hash of (seed, query, head, key), so that both passes see the same mask.
+
+Written for Hopper, correct on any CUDA GPU that Triton supports. `attention.reference_attention` is the oracle.
+
+Shape legend: T query and S key positions of all sequences, W sequences, H heads, D head width, R relative distances.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CLASSES = (16, 32, 64, 128, 512)  # longest key sequence of each launch
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where sequences lie on the packed axes; all on the device, so that nothing waits for it.
+
+    The sequences are sorted by `lengths_k`, shortest first. Keys beyond a sequence's length (padding) are not seen.
+    """
+
+    starts_q: Tensor  # int32 [W + 1]
+    starts_k: Tensor  # int32 [W + 1]
+    lengths_k: Tensor  # int32 [W]
+    classes: Tensor  # int32 [len(CLASSES) + 1]: the first sequence of each class
+    longest_q: int
+    longest_k: int
+
+
+def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q: int, longest_k: int) -> Spans:
+    """Spans from integer tensors of any type. In self-attention `starts_q` is `starts_k` itself, and `longest_k` counts
+    padding.
+
+    Raises:
+        ValueError: a sequence may be longer than the kernels can hold.
+    """
+    if max(longest_k, longest_q if starts_q is starts_k else 0) > CLASSES[-1]:
+        raise ValueError(f"sequences of {longest_k} positions: the GPU kernels hold at most {CLASSES[-1]}")
+    edges = torch.tensor((0, *CLASSES), device=lengths_k.device)
+    # In self-attention a tile must hold a sequence's queries too, which padding makes longer than its keys.
+    sizes = starts_q.diff() if starts_q is starts_k else lengths_k
+    classes = torch.searchsorted(sizes.contiguous(), edges.to(sizes.dtype), right=True)
+    return Spans(starts_q.int(), starts_k.int(), lengths_k.int(), classes.int(), longest_q, longest_k)
+
+
+def triton_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HR: Tensor | None, *,
+                     causal: bool = False, dropout: float = 0.0, mass: bool = False) -> tuple[Tensor, Tensor | None]:
+    """As `attention.attention`, with the bias by relative distance.
+
+    Args:
+        bias_HR: float32, column R // 2 + d is the bias of key position minus query position d; R is odd.
+        mass: also return, per key, the weights before dropout summed over heads and queries, float32 [S], no gradient.
+    """
+    seed = torch.randint(2**31 - 1, (1,), device=q_THD.device, dtype=torch.int32) if dropout else spans.classes[:1]
+    o_THD, _, mass_SH = _forward_op(
+        q_THD, k_SHD, v_SHD, bias_HR, spans.starts_q, spans.starts_k, spans.lengths_k, spans.classes, seed,
+        spans.longest_q, spans.longest_k, causal, dropout, mass)
+    return o_THD, mass_SH.sum(1) if mass else None
+
+
+# ---------------------------------------------------------------------------------------------------- kernels
+# mypy: disable-error-code="no-untyped-def"
+
+@triton.jit
+def _kept(seed, row, column, threshold):
+    """Counter-based dropout mask: an integer hash of (seed, row, column) at or above a threshold."""
+    row = (row.to(tl.uint32) * 0x9E3779B1) ^ seed.to(tl.uint32)
+    row = (row ^ (row >> 16)) * 0x7FEB352D
+    row = (row ^ (row >> 15)) * 0x846CA68B
+    x = (row ^ (row >> 16)) + column.to(tl.uint32) * 0xC2B2AE35  # rows are mixed once, places only twice
+    x = (x ^ (x >> 15)) * 0x2C1B3C6D
+    return (x ^ (x >> 16)) >= threshold
+
+
+@triton.jit
+def _dot(a, b, EXACT: tl.constexpr):
+    return tl.dot(a, b, input_precision="ieee" if EXACT else "tf32")
+
+
+@triton.jit
+def _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+            EXACT: tl.constexpr):
+    s = _dot(q, tl.trans(k), EXACT)
+    if HAS_BIAS:
+        s += tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])  # R reaches over every place of every tile
+    seen = n[None, :] < len_k
+    if CAUSAL:
+        seen = seen & (n[None, :] <= m[:, None])
+    return tl.where(seen, s, float("-inf"))
+
+
+@triton.jit
+def _forward(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr,
+             class_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H, R,
+             CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+             DROPOUT: tl.constexpr, MASS: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr,
+             BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    h, j, d = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD)
+    seed = tl.load(seed_ptr)
+    for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
+        q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
+        len_q = tl.load(starts_q_ptr + w + 1) - q0
+        for query_start in range(0, len_q, BM):
+            m = query_start + tl.arange(0, BM)
+            real_q = (m[:, None] < len_q) & (d[None, :] < D)
+            rows = (q0 + m[:, None]).to(tl.int64)
+            q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
+            # First the log-sum-exp: over the one tile, or tile by tile with a running maximum.
+            top = tl.full([BM], float("-inf"), tl.float32)
+            total = tl.zeros([BM], tl.float32)
+            if ONE_KEY_TILE:
+                keys = (k0 + j[:, None]).to(tl.int64)
+                k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=(j[:, None] < len_k) & (d[None, :] < D),
+                            other=0.0)
+                s = _scores(q, k, bias_ptr, h, m, j, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                top = tl.max(s, 1)
+                total = tl.sum(tl.exp2((s - top[:, None]) * LOG2E), 1)
+            else:
+                for key_start in range(0, len_k, BN):
+                    n = key_start + j
+                    keys = (k0 + n[:, None]).to(tl.int64)
+                    k = tl.load(k_ptr + keys * k_t + h * D + d[None, :],
+                                mask=(n[:, None] < len_k) & (d[None, :] < D), other=0.0)
+                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                    higher = tl.maximum(top, tl.max(s, 1))
+                    total = total * tl.exp2((top - higher) * LOG2E)
+                    total += tl.sum(tl.exp2((s - higher[:, None]) * LOG2E), 1)
+                    top = higher
+            lse = top + tl.log(total)
+            tl.store(lse_ptr + (q0 + m) * H + h, lse, mask=m < len_q)
+            o = tl.zeros([BM, BD], tl.float32)
+            for key_start in range(0, len_k, BN):
+                n = key_start + j
+                keys = (k0 + n[:, None]).to(tl.int64)
+                real_k = (n[:, None] < len_k) & (d[None, :] < D)
+                v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
+                if not ONE_KEY_TILE:  # else the scores are there
+                    k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
+                    s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
+                if MASS:  # this program alone adds to its sequence's keys for its head
+                    spot = mass_ptr + (k0 + n) * H + h
+                    mass = tl.sum(tl.where(m[:, None] < len_q, p, 0.0), 0)
+                    mass += tl.load(spot, mask=n < len_k, other=0.0)
+                    tl.debug_barrier()
+                    tl.store(spot, mass, mask=n < len_k)
+                    tl.debug_barrier()
+                if DROPOUT:
+                    p = tl.where(_kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p * scale, 0.0)
+                o += _dot(p.to(v.dtype), v, EXACT)
+            tl.store(o_ptr + rows * (H * D) + h * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=real_q)
+
+
+@triton.jit
+def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, slab_ptr,
+              starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, seed_ptr,
+              q_t, k_t, v_t, threshold, scale, H, R, side,
+              CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
+              DROPOUT: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr, ONE_TILE: tl.constexpr,
+              BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
+    seed = tl.load(seed_ptr)
+    ds_sum = tl.zeros([BM, BN], tl.float32)
+    slab = slab_ptr + (tl.program_id(0) * H + h).to(tl.int64) * side * side + i[:, None] * side + j[None, :]
+    for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
+        q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
+        len_q = tl.load(starts_q_ptr + w + 1) - q0
+        for key_start in range(0, len_k, BN):
+            n = key_start + j
+            real_k = (n[:, None] < len_k) & (d[None, :] < D)
+            keys = (k0 + n[:, None]).to(tl.int64)
+            k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
+            v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
+            dk, dv = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32)
+            for query_start in range(0, len_q, BM):
+                m = query_start + i
+                real_q = (m[:, None] < len_q) & (d[None, :] < D)
+                rows = (q0 + m[:, None]).to(tl.int64)
+                q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
+                o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
+                do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
+                lse = tl.load(lse_ptr + (q0 + m) * H + h, mask=m < len_q, other=0.0)
+                delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+                s = _scores(q, k, bias_ptr, h, m, n, len_k, R, HAS_BIAS, CAUSAL, EXACT)
+                p = tl.where(m[:, None] < len_q, tl.exp2(s * LOG2E - (lse * LOG2E)[:, None]), 0.0)
+                dp, kept = _dot(do, tl.trans(v), EXACT), p
+                if DROPOUT:
+                    keep = _kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
+                    kept = tl.where(keep, p * scale, 0.0)
+                    dp = tl.where(keep, dp * scale, 0.0)
+                ds = p * (dp - delta[:, None])
+                dv += _dot(tl.trans(kept.to(v.dtype)), do, EXACT)
+                dk += _dot(tl.trans(ds.to(q.dtype)), q, EXACT)
+                dq = _dot(ds.to(k.dtype), k, EXACT)
+                dq_at = dq_ptr + rows * (H * D) + h * D + d[None, :]
+                if not ONE_KEY_TILE:  # this program alone adds to these rows
+                    dq += tl.load(dq_at, mask=real_q, other=0.0)
+                    tl.debug_barrier()
+                tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
+                if HAS_BIAS:
+                    if ONE_TILE:
+                        ds_sum += ds
+                    else:  # and to this slab
+                        spot = slab + query_start * side + key_start
+                        ds += tl.load(spot)
+                        tl.debug_barrier()
+                        tl.store(spot, ds)
+            here = keys * (H * D) + h * D + d[None, :]
+            tl.store(dk_ptr + here, dk.to(dk_ptr.dtype.element_ty), mask=real_k)
+            tl.store(dv_ptr + here, dv.to(dv_ptr.dtype.element_ty), mask=real_k)
+            tl.debug_barrier()
+    if HAS_BIAS and ONE_TILE:
+        tl.store(slab, ds_sum)
+
+
+# ---------------------------------------------------------------------------------------------------- launches
+
+@dataclass(frozen=True)
+class _Launch:
+    """One class of lengths: which, its longest sequence, the tile of queries and of keys, programs, warps."""
+
+    index: int
+    longest: int
+    rows: int
+    columns: int
+    programs: int
+    warps: int
+
+    @property
+    def one_key_tile(self) -> bool:
+        return self.longest <= self.columns
+
+    @property
+    def one_tile(self) -> bool:
+        return self.one_key_tile and self.rows == self.columns
+
+
+def _launches(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> Iterator[_Launch]:
+    """What keys up to `longest_k` need. Tile sizes and counts are those that measured best on an H200."""
+    chips = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 2
+    for index, longest in enumerate(CLASSES):
+        if index and CLASSES[index - 1] >= longest_k:
+            return
+        columns = min(longest, 32) if q.dtype == torch.float32 else longest if longest <= 128 else 64
+        rows = min(columns, 32 if columns == 128 and backward else 64) if longest_q > 16 else 16
+        warps = {16: 1, 32: 2, 64: 4, 128: 4}[columns]
+        per_chip = {16: 16, 32: 8, 64: 8, 128: 8, 512: 4}[longest]
+        yield _Launch(index, longest, rows, columns, max(1, chips * per_chip // q.shape[1]), warps)
+
+
+def _options(q: Tensor, bias: Tensor | None, causal: bool, dropout: float, launch: _Launch) -> dict[str, object]:
+    return {"CLASS": launch.index, "HAS_BIAS": bias is not None,
+            "CAUSAL": causal, "DROPOUT": dropout > 0, "EXACT": q.dtype == torch.float32,
+            "ONE_KEY_TILE": launch.one_key_tile, "BM": launch.rows, "BN": launch.columns, "D": q.shape[2],
+            "BD": max(16, triton.next_power_of_2(q.shape[2])), "num_warps": launch.warps, "num_stages": 1}
+
+
+def _columns(bias_HR: Tensor | None) -> int:
+    return 1 if bias_HR is None else bias_HR.shape[1]
+
+
+def _with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
+    """The bias with room for every place of the last tile, so that its loads need no mask."""
+    if bias_HR is None:
+        return None
+    margin = (longest + 127) // 128 * 128 - bias_HR.shape[1] // 2
+    return F.pad(bias_HR, (margin, margin))
+
+
+@torch.library.custom_op("sidpipe::attention", mutates_args=())
+def _forward_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, starts_q: Tensor, starts_k: Tensor,
+                lengths_k: Tensor, classes: Tensor, seed: Tensor, longest_q: int, longest_k: int, causal: bool,
+                dropout: float, mass: bool) -> tuple[Tensor, Tensor, Tensor]:
+    T, H, D = q.shape
+    bias = _with_reach(bias, max(longest_q, longest_k))
+    o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
+    lse = torch.zeros(T, H, device=q.device, dtype=torch.float32)
+    mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
+    for launch in _launches(q, longest_q, longest_k, False):
+        _forward[(launch.programs, H)](
+            q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes, seed,
+            q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias),
+            MASS=mass,
+            **_options(q, bias, causal, dropout, launch))
+    return o, lse, mass_SH
+
+
+@_forward_op.register_fake
+def _(q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout, mass):  # type: ignore[no-untyped-def]
+    T, H, D = q.shape
+    return (q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32),
+            q.new_empty(k.shape[0] if mass else 0, H, dtype=torch.float32))
+
+
+@torch.library.custom_op("sidpipe::attention_backward", mutates_args=())
+def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, bias: Tensor | None,
+                 starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, classes: Tensor, seed: Tensor, longest_q: int,
+                 longest_k: int, causal: bool, dropout: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    H, dbias = q.shape[1], torch.zeros(q.shape[1], _columns(bias), device=q.device, dtype=torch.float32)
+    bias = _with_reach(bias, max(longest_q, longest_k))
+    launches = list(_launches(q, longest_q, longest_k, True))
+    # Rows of dq are added to once per key tile, so they are float32 unless there is one.
+    added = not all(launch.one_key_tile for launch in launches)
+    dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
+    dk, dv = torch.zeros_like(k, memory_format=torch.contiguous_format), torch.zeros(
+        v.shape, device=v.device, dtype=v.dtype)
+    for launch in launches:
+        side = min(launch.longest, -(-max(longest_q, longest_k) // launch.columns) * launch.columns)
+        make = torch.empty if launch.one_tile else torch.zeros
+        slabs = make(launch.programs if bias is not None else 0, H, side, side, device=q.device, dtype=torch.float32)
+        _backward[(launch.programs, H)](
+            q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slabs, starts_q, starts_k, lengths_k,
+            classes, seed, q.stride(0), k.stride(0), v.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H,
+            _columns(bias), side,
+            ONE_TILE=launch.one_tile, **_options(q, bias, causal, dropout, launch))
+        if bias is not None:
+            _add_diagonals(dbias, slabs.sum(0))
+    return dq.to(q.dtype), dk, dv, dbias
+
+
+@_backward_op.register_fake
+def _(do, q, k, v, o, lse, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout):  # type: ignore[no-untyped-def]
+    return *(x.new_empty(x.shape) for x in (q, k, v)), q.new_empty(q.shape[1], _columns(bias), dtype=torch.float32)
+
+
+def _add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:
+    """Add each diagonal (one relative distance) of [H, L, L] to `dbias`: skew the rows, then sum the columns."""
+    length, middle = ds_HLL.shape[1], dbias_HR.shape[1] // 2
+    skewed = F.pad(ds_HLL.flip(1), (0, length)).flatten(1)[:, :length * (2 * length - 1)]
+    by_distance = skewed.unflatten(1, (length, 2 * length - 1)).sum(1)  # column r: distance r - (length - 1)
+    reach = min(length - 1, middle)
+    dbias_HR[:, middle - reach:middle + reach + 1] += by_distance[:, length - 1 - reach:length + reach]
+
+
+def _keep_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    q, k, v, bias, starts_q, starts_k, lengths_k, classes, seed, longest_q, longest_k, causal, dropout, _ = inputs
+    ctx.save_for_backward(q, k, v, output[0], output[1], bias, starts_q, starts_k, lengths_k, classes, seed)
+    ctx.options = longest_q, longest_k, causal, dropout
+    ctx.mark_non_differentiable(output[1], output[2])
+
+
+def _gradients(ctx, do, _lse, _mass):  # type: ignore[no-untyped-def]
+    q, k, v, o, lse, bias, *where = ctx.saved_tensors
+    dq, dk, dv, dbias = _backward_op(do.contiguous(), q, k, v, o, lse, bias, *where, *ctx.options)
+    return dq, dk, dv, None if bias is None else dbias, *[None] * 10
+
+
+_forward_op.register_autograd(_gradients, setup_context=_keep_for_backward)

@@ -1,0 +1,39 @@
+"""The GPU kernels give what the float64 reference gives. Runs where there is a GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("the kernels need a GPU", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from kernels import BOUNDS, cases, errors
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_outputs_gradients_and_mass_equal_the_reference(case):
+    assert max(errors(case).values()) <= BOUNDS[case.dtype]
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    from pipeline.backbones.attention_triton import make_spans, triton_attention
+
+    lengths = torch.arange(1, 90, device="cuda")
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    q, k, v = (torch.randn(int(starts[-1]), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+               for _ in range(3))
+    bias = torch.randn(4, 201, device="cuda", requires_grad=True)
+    spans = make_spans(starts, starts, lengths, 89, 89)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        out, _ = triton_attention(q, k, v, spans, bias, dropout=0.2)
+        return [out, *torch.autograd.grad(out, [q, k, v, bias], torch.ones_like(out))]
+
+    for first, again, other in zip(run(1), run(1), run(2), strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
