@@ -84,7 +84,7 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     found = {name: _relative(a, b) for name, a, b in zip(names, ours, expected, strict=False)}
     assert mass is not None
     total = heads * float(queries.sum())  # every query spreads a weight of one
-    return {**found, "mass": abs(float(mass.sum()) - total) / total}
+    return {**found, "mass": abs(float(mass.detach().sum()) - total) / total}
 
 
 def _square(bias_HR: Tensor, longest: int) -> Tensor:

@@ -33,11 +33,12 @@ def _on_cpu(x: Tensor) -> bool:
 def hashed_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
     """True with probability 1 - p, by an integer hash of each element's place and a drawn seed; for compiled code.
 
-    The hash is that of `attention_triton`, in wrapping int32.
+    An integer hash in wrapping int32, as in `attention_triton`.
     """
-    x = torch.arange(math.prod(shape), device=device, dtype=torch.int32) * -1640531535
+    # The seed comes first: of a product of places the compiler would multiply out its constants, beyond int32.
+    x = torch.arange(math.prod(shape), device=device, dtype=torch.int32)
     x = x ^ torch.randint(2**31 - 1, (1,), device=device, dtype=torch.int32)
-    for factor in (0x7FEB352D, 0x2C1B3C6D):
+    for factor in (0x7FEB352D, 0x2C1B3C6D, 0x297A2D39):
         x = (x ^ ((x >> 15) & 0x1FFFF)) * factor  # the mask makes the shift a logical one
     return ((x ^ ((x >> 16) & 0xFFFF)) >= int(p * 2**32) - 2**31).view(shape)
 

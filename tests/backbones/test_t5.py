@@ -12,7 +12,7 @@ from pipeline.backbones import attention, build_backbone, dropout
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
-from pipeline.backbones.t5 import relative_buckets
+from pipeline.backbones.relative_bias import relative_buckets
 
 SHAPES = [
     pytest.param({"ff_hidden_layers": 1, "separators": False}, id="T5"),

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import torch
 
-from pipeline.backbones.t5 import relative_buckets
+from pipeline.backbones.relative_bias import relative_buckets
 
 
 @torch.no_grad()
