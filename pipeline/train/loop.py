@@ -6,6 +6,7 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -77,7 +78,8 @@ class Trainer:
         """
         state = self.state
         self._began = self._mark = time.perf_counter()
-        with Progress("train", self.config.max_windows, "windows", start=state.windows) as self._progress:
+        progress = Progress("train", self.config.max_windows, "windows", start=state.windows)
+        with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 weigh = self.strategy.begin_pass(state.pass_index)
                 for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh):
@@ -142,7 +144,7 @@ class Trainer:
                 self.state.loss_sum += loss
                 self.state.loss_windows += windows
             done = sum(windows for windows, _ in self._losses)
-            if self.world.leads:
+            if self._progress:
                 self._progress.update(done, f"loss {loss / windows:.3f}")
             self._losses.clear()
         now = time.perf_counter()

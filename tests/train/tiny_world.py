@@ -17,7 +17,7 @@ from pipeline.train.stage import run
 
 BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
 TRAIN = {"max_windows": 1200, "batch_tokens": 400, "validate_every": 10, "checkpoint_every": 7, "threads": 1,
-         "device": "cpu"}
+         "device": "cpu", "compile": False}
 
 
 @dataclass(frozen=True)
