@@ -71,8 +71,9 @@ def record(result: Result, params: dict[str, Any], tags: dict[str, str], experim
             client.set_terminated(run.info.run_id, "FINISHED")
             return Recorded(run.info.run_id, experiment_id, name, new=True)
     except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}", "the result is complete in reports/, only its record "
-                        "is missing", "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error
+        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
+                        "the result is complete in reports/, only its record is missing",
+                        "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error
 
 
 def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
