@@ -4,6 +4,7 @@ Gradients are exchanged by torch's DistributedDataParallel. Without torchrun the
 exchanged.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -53,4 +54,7 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size)
     finally:
+        # DistributedDataParallel must let go of the group first: where it is the last to, freeing the group waits for a
+        # thread that waits for Python's lock, for ever.
+        gc.collect()
         dist.destroy_process_group()

@@ -76,8 +76,19 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
         """
-        state = self.state
         self._began = self._mark = time.perf_counter()
+        try:
+            self._run()
+        finally:
+            # While DistributedDataParallel lives it keeps the group of processes alive, and the last one to let go of
+            # that waits for the group's threads, which may wait for Python: the process would never end.
+            self.wrapped = self.model
+        self.evaluated.load_state_dict(self.best)
+        self.state.wall_seconds += time.perf_counter() - self._began
+        return self.state
+
+    def _run(self) -> None:
+        state = self.state
         progress = Progress("train", self.config.max_windows, "windows", start=state.windows)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
@@ -91,9 +102,6 @@ class Trainer:
                     state.pass_index, state.place = state.pass_index + 1, 0
             if not state.history or state.history[-1]["step"] != state.step:
                 self._validate()
-        self.evaluated.load_state_dict(self.best)
-        state.wall_seconds += time.perf_counter() - self._began
-        return state
 
     @property
     def finished(self) -> bool:

@@ -87,6 +87,6 @@ def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "pipeline", "train"]
     done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
+                          env={**os.environ, "PYTHONPATH": str(root)}, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
