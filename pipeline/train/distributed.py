@@ -6,6 +6,7 @@ exchanged.
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,7 +37,11 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model whose backward pass averages gradients over processes."""
-        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        with warnings.catch_warnings():  # torch 2.13 has a new name for the option, which 2.11 does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
     def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Around a forward and backward pass: gradients are exchanged only after the last part of a step."""
