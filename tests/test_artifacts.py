@@ -3,6 +3,7 @@
 import os
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,21 @@ def test_json_has_no_room_for_nan(tmp_path: Path) -> None:
         write_json(tmp_path / "a.json", {"x": float("nan")})
 
 
-@pytest.fixture
+@contextmanager
 def small_files_only() -> Iterator[None]:
-    """No file may grow past 4 kB, which fails a write as a full disk does."""
+    """No file may grow past 4 kB, which fails a write as a full disk does; pytest's own log must not meet the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, small_files_only: None) -> None:
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "ranks.bin"
     path.write_bytes(b"before")
-    with pytest.raises(UserError, match="could not write") as caught:
+    with small_files_only(), pytest.raises(UserError, match="could not write") as caught:
         write_bytes(path, os.urandom(10_000))
     assert "free some space" in caught.value.fix
     assert path.read_bytes() == b"before"

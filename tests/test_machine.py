@@ -63,6 +63,6 @@ def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
         pick_device("cuda")
 
 
-def test_peak_memory_is_at_least_what_is_held_now() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    assert pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000
+def test_peak_memory_is_about_what_is_held_now_or_more() -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in batches of their own
+    assert 0.9 * pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000

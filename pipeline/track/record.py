@@ -20,10 +20,12 @@ from pipeline.track.store import ARTIFACTS, is_local, project_root, tracking_uri
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no lines about the tables of a new database
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 are four silent minutes without a server
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 KEY = "result_key"  # the tag that finds a result again
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
@@ -68,9 +70,10 @@ def record(result: Result, params: dict[str, Any], tags: dict[str, str], experim
                 (client.log_artifacts if path.is_dir() else client.log_artifact)(run.info.run_id, str(path), folder)
             client.set_terminated(run.info.run_id, "FINISHED")
             return Recorded(run.info.run_id, experiment_id, name, new=True)
-    except MlflowException as error:
-        raise UserError(f"MLflow at {tracking_uri()}: {error}", "the result is complete in reports/, only its record "
-                        "is missing", "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
+                        "the result is complete in reports/, only its record is missing",
+                        "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error
 
 
 def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:

@@ -4,7 +4,9 @@ Gradients are exchanged by torch's DistributedDataParallel. Without torchrun the
 exchanged.
 """
 
+import gc
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,7 +37,11 @@ class World:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model whose backward pass averages gradients over processes."""
-        return DistributedDataParallel(model, broadcast_buffers=False) if self.size > 1 else model
+        if self.size == 1:
+            return model
+        with warnings.catch_warnings():  # torch 2.13 has a new name for the option, which 2.11 does not know
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(model, broadcast_buffers=False)
 
     def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager:
         """Around a forward and backward pass: gradients are exchanged only after the last part of a step."""
@@ -53,4 +59,7 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size)
     finally:
+        # DistributedDataParallel must let go of the group first: where it is the last to, freeing the group waits for a
+        # thread that waits for Python's lock, for ever.
+        gc.collect()
         dist.destroy_process_group()

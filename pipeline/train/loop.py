@@ -6,6 +6,7 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,9 +77,21 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
         """
-        state = self.state
         self._began = self._mark = time.perf_counter()
-        with Progress("train", self.config.max_windows, "windows", start=state.windows) as self._progress:
+        try:
+            self._run()
+        finally:
+            # While DistributedDataParallel lives it keeps the group of processes alive, and the last one to let go of
+            # that waits for the group's threads, which may wait for Python: the process would never end.
+            self.wrapped = self.model
+        self.evaluated.load_state_dict(self.best)
+        self.state.wall_seconds += time.perf_counter() - self._began
+        return self.state
+
+    def _run(self) -> None:
+        state = self.state
+        progress = Progress("train", self.config.max_windows, "windows", start=state.windows)
+        with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 weigh = self.strategy.begin_pass(state.pass_index)
                 for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh):
@@ -90,9 +103,6 @@ class Trainer:
                     state.pass_index, state.place = state.pass_index + 1, 0
             if not state.history or state.history[-1]["step"] != state.step:
                 self._validate()
-        self.evaluated.load_state_dict(self.best)
-        state.wall_seconds += time.perf_counter() - self._began
-        return state
 
     @property
     def finished(self) -> bool:
@@ -144,7 +154,7 @@ class Trainer:
                 self.state.loss_sum += loss
                 self.state.loss_windows += windows
             done = sum(windows for windows, _ in self._losses)
-            if self.world.leads:
+            if self._progress:
                 self._progress.update(done, f"loss {loss / windows:.3f}")
             self._losses.clear()
         now = time.perf_counter()

@@ -108,9 +108,9 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
     per_item = _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item, pad_to)
-    validation = Validation(splits, strategy, catalogue, world, budget=config.batch_tokens // config.accumulate,
-                            tokens_per_item=per_item, beam=config.beam)
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
+                _pad_to(params, splits, catalogue.levels))
+    validation = Validation(splits, strategy, catalogue, world, config.beam)
     if not validation.windows:
         raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
                         "split the log so that some users have interactions both before and in the validation period")

@@ -21,16 +21,17 @@ if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
 
 
+BATCH = 256  # windows; no gradients are kept, so that it fits where training does
+
+
 class Validation:
     """What a model is worth on validation. Holds the users' batches, which are the same every time.
 
     Args:
-        budget: encoder positions of one batch.
         beam: of the ranking, constrained to the catalogue.
     """
 
-    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, *, budget: int,
-                 tokens_per_item: int, beam: int):
+    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int):
         self.splits, self.strategy, self.catalogue, self.world, self.beam = splits, strategy, catalogue, world, beam
         self.device = catalogue.codes_IL.device
         self.users_U, positions_U = splits.targets("valid")
@@ -39,12 +40,12 @@ class Validation:
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(windows)
-        self.batches = self._batches(windows, max(1, budget // (splits.max_history * tokens_per_item)))
+        self.batches = self._batches(windows)
 
-    def _batches(self, windows: Windows, rows: int) -> list[Batch]:
-        """This process's share of batches of `rows` windows."""
+    def _batches(self, windows: Windows) -> list[Batch]:
+        """This process's share of the batches."""
         step = Step(0, 0, windows, np.ones(len(windows), np.float32))
-        chunks = [np.arange(i, min(i + rows, len(windows))) for i in range(0, len(windows), rows)]
+        chunks = [np.arange(i, min(i + BATCH, len(windows))) for i in range(0, len(windows), BATCH)]
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         return [collate(items_N, step, chunk, codes_IL) for chunk in chunks[self.world.rank::self.world.size]]
 

@@ -103,7 +103,7 @@ def shuffled(place_W: np.ndarray, size: int, hashed: Callable[[np.ndarray], np.n
     b = -(-size // a)
     result_W, outside_W = place_W.copy(), np.ones(len(place_W), bool)
     while outside_W.any():
-        high, low = np.divmod(result_W[outside_W], np.uint64(max(b, 1)))
+        high, low = np.divmod(result_W[outside_W], np.uint64(b))
         for turn in range(0, 2 * ROUNDS, 2):
             high = (high + hashed(low * np.uint64(2 * ROUNDS) + np.uint64(turn)) % np.uint64(a)) % np.uint64(a)
             low = (low + hashed(high * np.uint64(2 * ROUNDS) + np.uint64(turn + 1)) % np.uint64(b)) % np.uint64(b)

@@ -144,6 +144,12 @@ def test_a_store_that_cannot_be_used_costs_only_the_record(project: Path, monkey
     assert (project / "reports/index.html").exists()
 
 
+def test_a_file_that_is_no_database_is_told(project: Path) -> None:
+    (project / "mlflow.db").write_text("this is no database")
+    with pytest.raises(UserError, match=r"mlflow\.db: \(sqlite3\.DatabaseError\) file is not a database"):
+        track()
+
+
 def test_the_terminal_shows_the_result_and_the_way_to_all_runs(project: Path, store: Path,
                                                                capsys: pytest.CaptureFixture[str]) -> None:
     track(seed=3)

@@ -17,7 +17,7 @@ from pipeline.train.stage import run
 
 BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
 TRAIN = {"max_windows": 1200, "batch_tokens": 400, "validate_every": 10, "checkpoint_every": 7, "threads": 1,
-         "device": "cpu"}
+         "device": "cpu", "compile": False}
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,6 @@ def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                "-m", "pipeline", "train"]
     done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
+                          env={**os.environ, "PYTHONPATH": str(root)}, timeout=180)
     assert done.returncode == 0, done.stderr
     return done.stdout
