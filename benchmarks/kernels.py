@@ -115,14 +115,14 @@ def main() -> int:
     failed = count = 0
     worst: dict[torch.dtype, float] = {}
     with ThreadPoolExecutor(12) as pool:  # most of the time goes into compiling kernels
-        results = list(zip(cases(), pool.map(errors, cases()), strict=True))
-    for case, found in results:
-        largest = max(found.values())
-        bad = not largest <= BOUNDS[case.dtype]
-        failed, count = failed + bad, count + 1
-        worst[case.dtype] = max(worst.get(case.dtype, 0.0), largest)
-        print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-              + ("  ABOVE THE BOUND" if bad else ""))
+        results = zip(cases(), pool.map(errors, cases()), strict=True)
+        for case, found in results:
+            largest = max(found.values())
+            bad = not largest <= BOUNDS[case.dtype]
+            failed, count = failed + bad, count + 1
+            worst[case.dtype] = max(worst.get(case.dtype, 0.0), largest)
+            print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+                  + ("  ABOVE THE BOUND" if bad else ""), flush=True)
     print(f"{count} cases, {failed} failed, largest error "
           + ", ".join(f"{str(dtype)[6:]} {value:.1e}" for dtype, value in worst.items()))
     return 1 if failed else 0
