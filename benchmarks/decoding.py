@@ -56,7 +56,8 @@ def main() -> None:
     model = build_backbone(replace(TIGER, recency_items=20), catalogue).eval()
     items, offsets = histories_of(splits, splits.targets("test")[1])
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, {catalogue.items:,} items, mean history {np.diff(offsets).mean():.2f} items")
+    print(f"{name}, torch {torch.__version__}, {catalogue.items:,} items, mean history "
+          f"{np.diff(offsets).mean():.2f} items")
     print(f"{'batch':>6}{'beam':>6}  {'':15}{'':10}{'ms':>9}{'users/s':>10}")
     for batch in map(int, args.batches.split(",")):
         for beam in map(int, args.beams.split(",")):
