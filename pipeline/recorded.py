@@ -67,9 +67,11 @@ class Recorded:
 
     def _record(self, argument: Any) -> Recording:
         graph, own = torch.cuda.CUDAGraph(), map_tensors(argument, torch.clone)
+        torch.clear_autocast_cache()  # what autocast made of the weights a moment ago will not be there at a replay
         # The worker that prepares batches may use the GPU meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(own)
+        torch.clear_autocast_cache()
         return Recording(graph, tensors_of(own), output)
 
 
