@@ -31,8 +31,8 @@ def quality(rows: list[Row]) -> Iterable[str]:
         yield f"\n### {group}\n"
         yield ("| strategy | seeds | recall@10 | ndcg@10 | without ties | against full, recall@10 | training | "
                "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|")
-        own = [row for row in rows if row["kind"] == "quality" and row["group"] == group]
-        paired = {row["arm"]: row for row in rows if row["kind"] == "paired" and row["group"] == group}
+        own = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
+        paired = {row["arm"]: row for row in rows if row.get("kind") == "paired" and row["group"] == group}
         for arm in arms:
             yield _quality_line(arm, [row for row in own if row["arm"] == arm], paired.get(arm))
         if own:
@@ -58,16 +58,18 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
     recalls = [row["recall_at_10"] for row in rows]
     spread = f" ({min(recalls):.4f} to {max(recalls):.4f})" if len(rows) > 1 else ""
     against = "" if paired is None else "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**paired)
-    alone = "" if all(row.get("timed", True) for row in rows) else " (GPU shared)"
+    timed = [row for row in rows if row["timed"]]
+    times = (f"{timed[0]['train_seconds']:.0f} s | {timed[0]['windows_per_second']:,.0f}" if timed
+             else "missing: the GPU was shared | ")
     return (f"| {arm} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
-            f"{mean('noties_recall_at_10'):.4f} | {against} | {mean('train_seconds'):.0f} s{alone} | "
-            f"{mean('windows_per_second'):,.0f}{alone} | {mean('tokens_trained') / 1e6:.0f} M | "
+            f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
+            f"{mean('tokens_trained') / 1e6:.0f} M | "
             f"{mean('peak_memory_gib'):.1f} GiB |")
 
 
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
     """A table of the rows of one kind: column title -> format of the row."""
-    own = [row for row in rows if row["kind"] == kind]
+    own = [row for row in rows if row.get("kind") == kind]
     if not own:
         yield "missing"
         return
