@@ -142,7 +142,8 @@ class Interactions:
         then the log's action columns; sorted by (user_id, position).
     users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
         (title, categories, description where the dataset has them; null where missing), image (path inside the
-        dataset folder, or null; several as `image_names` reads them), vector (list<float32>, only where the dataset brought its own); sorted by item_id.
+        dataset folder, or null; several as `image_names` reads them), vector (list<float32>, only where the dataset
+        brought its own); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
         filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
     """

@@ -1,6 +1,6 @@
 """Item images from the dataset folder. They are untrusted: each is checked before any of them reaches a model.
 
-An image that is missing, outside the folder, too large or broken is a reject with a reason; its item goes on without it.
+An image that is missing, outside the folder, too large or broken is a reject with a reason; its item goes on without.
 """
 
 import hashlib

@@ -8,11 +8,11 @@ Shape legend: I items, d embedding width.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -43,17 +43,18 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
         UserError: see `QwenEncoder`; not one of the images can be used, an image changed meanwhile, or memory ran out.
     """
     device, share = pick_device("auto"), Share.of_environment()
-    encoder = QwenEncoder(config.model, config.revision, pick_dtype(config.dtype, device), device, config.image_tokens)
+    dtype = pick_dtype(config.dtype, device)
+    encoder = QwenEncoder.load(config.model, config.revision, dtype, device, config.image_tokens)
     found = survey(images, Path(config.images), config.max_images, config.max_image_pixels)
     if found.rejects and not any(found.pictures):
         raise _no_image(found, config)
-    prompts = [encoder.prompt(config.prompt, text, [encoder.grid(picture.width, picture.height) for picture in pictures],
-                              config.max_tokens)
-               for text, pictures in zip(texts, found.pictures, strict=True)]
+    grids = [[encoder.grid(picture.width, picture.height) for picture in pictures] for pictures in found.pictures]
+    prompts = [encoder.prompt(config.prompt, text, of_item, config.max_tokens)
+               for text, of_item in zip(texts, grids, strict=True)]
     lengths = np.array([len(prompt.ids) if text or pictures else 0
                         for text, prompt, pictures in zip(texts, prompts, found.pictures, strict=True)])
     order = np.argsort(-lengths, kind="stable")[:np.count_nonzero(lengths)]
-    facts = {"name": encoder.name, "revision": encoder.revision, "pooling": config.pooling, "dtype": encoder.dtype,
+    facts = {"name": encoder.name, "revision": encoder.revision, "pooling": config.pooling, "dtype": dtype,
              "max_tokens": config.max_tokens, "template": list(config.template), "prompt": config.prompt,
              "chat": [BEFORE, IMAGE, AFTER], "image_tokens": config.image_tokens, "max_images": config.max_images}
     key = fingerprint(facts, config.shard_items, list(texts),
@@ -82,18 +83,27 @@ def encode_batches(encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Se
     def finish() -> np.ndarray:
         batch, pixels = waiting.popleft()
         try:
-            return encoder.embed(prompts[batch], [future.result() for future in pixels], config.pooling)
+            return encoder.embed(prompts[batch], pixels.result(), config.pooling)
         except torch.OutOfMemoryError:
             raise out_of_memory(encoder.device, config.batch_tokens) from None
 
-    with ThreadPoolExecutor(THREADS) as pool:
+    # One more thread puts a batch's images together, for the GPU to fetch: this one must not fall behind it.
+    with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as packer:
         for batch in packed_batches([len(prompt.ids) for prompt in prompts], config.batch_tokens):
-            waiting.append((batch, [pool.submit(_pixels, encoder, picture)
-                                    for of_item in pictures[batch] for picture in of_item]))
+            pixels = [readers.submit(_pixels, encoder, picture) for of_item in pictures[batch] for picture in of_item]
+            waiting.append((batch, packer.submit(_together, pixels, encoder.device)))
             if len(waiting) > AHEAD:
                 yield finish()
         while waiting:
             yield finish()
+
+
+def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
+    """All patches of a batch as one tensor, in memory that the GPU reads by itself; empty where there are none."""
+    if not pixels:
+        return []
+    patches = torch.cat([future.result() for future in pixels])
+    return [patches.pin_memory() if device.type == "cuda" else patches]
 
 
 def packed_batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
@@ -130,7 +140,9 @@ def _counts(found: Survey) -> dict[str, int]:
             "images_rejected": len(found.rejects), "images_beyond_limit": found.beyond}
 
 
-def _reject_table(found: Survey, raw_ids: Sequence[str]) -> pa.Table:
+def _reject_table(found: Survey, raw_ids: Sequence[str]) -> Any:
+    import pyarrow as pa
+
     items, names, reasons = zip(*found.rejects, strict=True) if found.rejects else ((), (), ())
     return pa.table({"raw_id": pa.array([raw_ids[item] for item in items], pa.string()),
                      "image": pa.array(names, pa.string()), "reason": pa.array(reasons, pa.string())})

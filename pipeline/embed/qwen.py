@@ -15,7 +15,8 @@ Shape legend: n items or sequences, T tokens of all items, P patches of all imag
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -47,31 +48,41 @@ class Prompt:
 class QwenEncoder:
     """Tokenizer, image processor and model on a device.
 
-    name, revision: as those of a TextEncoder.
-
-    Raises:
-        UserError: the model is not there, is no Qwen2.5-VL, or its weights are incomplete.
+    Args:
+        model: a `Qwen2_5_VLModel`.
+        images: a `Qwen2VLImageProcessorPil`.
+        image_tokens: of one image at most.
+        name, revision: as those of a TextEncoder.
     """
 
-    def __init__(self, model: str, revision: str, dtype: str, device: torch.device, image_tokens: int):
-        self.device, self.dtype = device, dtype
+    def __init__(self, model: Any, tokenizer: Any, images: Any, device: torch.device, image_tokens: int,
+                 name: str = "", revision: str = ""):
+        self.model = PackedQwen(model).to(device).eval()
+        self.tokenizer, self.images, self.device, self.name, self.revision = tokenizer, images, device, name, revision
+        self.image_token = model.config.image_token_id
+        self.merge = images.merge_size
+        self.side = images.patch_size * self.merge  # pixels of an image token
+        self.max_pixels = image_tokens * self.side**2
+        self.min_pixels = min(images.size["shortest_edge"], self.max_pixels)  # smaller images are enlarged
+        self.special = re.compile("|".join(map(re.escape, sorted(tokenizer.get_added_vocab()))))
+
+    @classmethod
+    def load(cls, model: str, revision: str, dtype: str, device: torch.device, image_tokens: int) -> "QwenEncoder":
+        """By name or from a local folder.
+
+        Raises:
+            UserError: the model is not there, is no Qwen2.5-VL, or its weights are incomplete.
+        """
         try:
             config = load_config(model, revision)
             if config.model_type != KIND:
                 raise ValueError(f"it is a {config.model_type}, not a {KIND}")
-            self.tokenizer = load_tokenizer(model, revision)
-            self.images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
-            self.model = PackedQwen(load_weights(model, revision, config, dtype)).to(device).eval()
+            tokenizer = load_tokenizer(model, revision)
+            images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
+            return cls(load_weights(model, revision, config, dtype), tokenizer, images, device, image_tokens,
+                       *name_and_revision(model, revision, config))
         except NOT_LOADED as error:
             raise not_loaded(model, "Qwen2.5-VL", error) from None
-        self.name, self.revision = name_and_revision(model, revision, config)
-        self.image_token = config.image_token_id
-        self.merge = self.images.merge_size
-        self.side = self.images.patch_size * self.merge  # pixels of an image token
-        # At least the processor's own minimum, at most so many tokens.
-        self.min_pixels = min(self.images.size["shortest_edge"], image_tokens * self.side**2)
-        self.max_pixels = image_tokens * self.side**2
-        self.special = re.compile("|".join(map(re.escape, sorted(self.tokenizer.get_added_vocab()))))
 
     def grid(self, width: int, height: int) -> Grid:
         """Rows and columns of patches of an image of that size."""
@@ -100,20 +111,20 @@ class QwenEncoder:
         return text if len(ends) <= max_tokens else text[:ends[max_tokens - 1][1]]
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """float32 [patches of the image, numbers of a patch]."""
+        """[patches of the image, numbers of a patch] on the CPU, in the model's type."""
         size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
-        return self.images(images=[image], size=size, return_tensors="pt")["pixel_values"]
+        return self.images(images=[image], size=size, return_tensors="pt")["pixel_values"].to(self.model.dtype)
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[Prompt], pixels: Sequence[Tensor], pooling: str) -> np.ndarray:
-        """float32 [n, d] of one batch. pixels: of all its images, in the order of the items."""
+        """float32 [n, d] of one batch. pixels: of all its images, in the order of the items, in any number of parts."""
         ids_T = torch.from_numpy(np.concatenate([prompt.ids for prompt in prompts])).long()
         places_3T = np.concatenate([self.places(prompt) for prompt in prompts], axis=1)
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
-        patches_P = torch.cat(list(pixels)).to(self.device, getattr(torch, self.dtype)) if len(pixels) else None
+        patches = torch.cat([part.to(self.device, non_blocking=True) for part in pixels]) if len(pixels) else None
         hidden_Td = self.model(ids_T.to(self.device), torch.from_numpy(places_3T).to(self.device), lengths,
-                               patches_P, grids, self.image_token)
+                               patches, grids, self.image_token)
         return pool(hidden_Td, lengths, pooling).cpu().numpy()
 
     def places(self, prompt: Prompt) -> np.ndarray:
@@ -148,7 +159,7 @@ class PackedQwen(nn.Module):
         super().__init__()
         if model.language_model.has_sliding_layers:
             raise ValueError("it attends within a sliding window, which is not supported")
-        self.model = model
+        self.model, self.dtype = model, model.dtype
         tower = model.visual
         for i, block in enumerate(tower.blocks):
             whole = i in tower.fullatt_block_indexes
@@ -168,8 +179,9 @@ class PackedQwen(nn.Module):
         """
         h_Td = self.model.language_model.embed_tokens(ids_T)
         if patches is not None:
-            merged_Td = self.model.visual(patches, grid_thw=torch.tensor([(1, *grid) for grid in grids]).to(ids_T.device),
-                                          largest=max(rows * columns for rows, columns in grids)).pooler_output
+            grid_thw = torch.tensor([(1, *grid) for grid in grids], device=ids_T.device)
+            largest = max(rows * columns for rows, columns in grids)
+            merged_Td = self.model.visual(patches, grid_thw=grid_thw, largest=largest).pooler_output
             h_Td = h_Td.masked_scatter((ids_T == image_token)[:, None], merged_Td)
         starts = F.pad(torch.tensor(lengths, device=ids_T.device).cumsum(0), (1, 0)).int()
         # A mapping is taken as finished masks: packed attention needs none.
@@ -231,11 +243,11 @@ def packed_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor
     if q_THD.is_cuda and q_THD.dtype != torch.float32:  # flash attention knows half precision only
         from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, scale=scale,
-                           window_size=(-1, 0) if causal else (-1, -1))
+        return cast(Tensor, varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, scale=scale,
+                                        window_size=(-1, 0) if causal else (-1, -1)))
     mixed_THD = torch.empty_like(q_THD)
-    bounds = starts.tolist()
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in pairwise(starts.tolist()):
         q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_THD, k_THD, v_THD))
-        mixed_THD[start:stop] = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)[0].transpose(0, 1)
+        mixed_1HLD = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+        mixed_THD[start:stop] = mixed_1HLD[0].transpose(0, 1)
     return mixed_THD

@@ -11,11 +11,14 @@ Texts of a batch should be of about one length (text.py sorts them): their paddi
 Shape legend: B texts, L tokens of the longest, T = B * L, H heads, D head width, d model width, F feed-forward width.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
@@ -34,7 +37,7 @@ class T5Encoder(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.blocks = cast(Iterable[_Block], nn.ModuleList(_Block(config) for _ in range(config.num_layers)))
         self.act = _gelu if config.dense_act_fn == "gelu_new" else ACT2FN[config.dense_act_fn]
         self.norm = nn.Parameter(torch.ones(config.d_model))
 
@@ -48,6 +51,11 @@ class T5Encoder(nn.Module):
 
     def forward(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """float32 [B, L, d]: the last hidden states. mask_BL: bool, where a token is real, at the front of each row."""
+        # Of the fused kernels only this one takes a mask without a plan of its own for every shape.
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if ids_BL.is_cuda else nullcontext():
+            return self._run(ids_BL, mask_BL)
+
+    def _run(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         eps = self.config.layer_norm_epsilon
         add_norm = _compiled(_add_norm) if ids_BL.is_cuda else _add_norm
         gate = _compiled(_gate) if ids_BL.is_cuda else _gate

@@ -1,4 +1,4 @@
-"""Published weights, from the Hugging Face hub or a local folder: all of them or an error, and never any of their code."""
+"""Published weights, from the Hugging Face hub or a local folder: all of them or an error, and never their code."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
 
-# What the libraries raise for a model that is absent, of another kind, damaged, or too large; RuntimeError: sizes, memory.
+# What the libraries raise for a model that is absent, of another kind, damaged or too large (RuntimeError)
 NOT_LOADED = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
 
 
