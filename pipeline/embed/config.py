@@ -24,7 +24,7 @@ class EmbedConfig:
     shard_items: int = 4096  # items of a shard; finished shards survive a kill
     # multimodal, down to max_image_pixels
     images: str = "data/interactions"  # the folder that image paths start from; no image outside of it is read
-    prompt: str = "{item}\nSummarize this item in one word."  # what the model is asked, after the images
+    prompt: str = "Summarize this item in one word. {item}"  # what the model is asked, after the images
     pooling: Literal["last_token", "mean"] = "last_token"
     image_tokens: int = 256  # of one image at most, 28 x 28 pixels each; larger images are shrunk
     max_images: int = 4  # of one item; further ones are counted and left out
