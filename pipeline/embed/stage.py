@@ -52,6 +52,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = E
             return {}
         vectors_Id, facts, shards = encoded
     summary = {"encoder": config.encoder, **_count(vectors_Id, raw_ids), **facts}
+    if config.encoder != "multimodal":
+        (output / "rejects.parquet").unlink(missing_ok=True)  # of an earlier run
     Embeddings(vectors_Id, summary).write(output)
     if shards:
         shards.remove()
