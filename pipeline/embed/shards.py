@@ -10,6 +10,7 @@ RANK and WORLD_SIZE in their environment and one scratch folder, do as well.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ import numpy as np
 from pipeline.artifacts import read_tensors, write_tensors
 from pipeline.errors import UserError
 from pipeline.progress import Progress
+
+PATIENCE = 30.0  # seconds, and twice the time of a shard
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,28 @@ class Shards:
         if left < total:
             print(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
         label = "embed" if share.size == 1 else f"embed, process {share.rank + 1} of {share.size}"
+        slowest = 0.0
         with Progress(label, total, "items", start=total - left) as progress:
             for shard in missing:
+                began = time.monotonic()
                 self._make(shard, encode, progress)
-            return self._gather(encode, progress) if share.leads else None
+                slowest = max(slowest, time.monotonic() - began)
+            if not share.leads:
+                return None
+            self._wait(PATIENCE + 2 * slowest)
+            return self._gather(encode, progress)
+
+    def _wait(self, patience: float) -> None:
+        """Until the other processes have made their shards, or none came for `patience` seconds: one may have died."""
+        missing, since = len(self.spans), time.monotonic()
+        while (left := sum(not self._path(shard).exists() for shard in range(len(self.spans)))) and (
+                left < missing or time.monotonic() - since < patience):
+            if left < missing:
+                missing, since = left, time.monotonic()
+            time.sleep(0.1)
 
     def _gather(self, encode: Callable[[slice], Iterable[np.ndarray]], progress: Progress) -> np.ndarray:
-        """All vectors. What another process has not made by now is made here: nobody waits for one that died."""
+        """All vectors; what no other process has made is made here."""
         parts = []
         for shard in range(len(self.spans)):
             vectors = self.read(shard)

@@ -163,7 +163,8 @@ def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, fol
         pictures = pictures_of(folder, cell)
         prompt, pixels = prompt_and_pixels(encoder, text, pictures)
         question = EmbedConfig().prompt.replace("{item}", text)
-        chat = [{"role": "user", "content": [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]}]
+        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
+        chat = [{"role": "user", "content": content}]
         rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         images = [picture.load() for picture in pictures]
         full = processor(text=[rendered], images=images or None, images_kwargs={"size": size}, return_tensors="pt")
@@ -213,7 +214,8 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
     (folder / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     names = {"cut.png": "cannot be decoded", "text.png": "cannot be decoded", "drawing.png": "cannot be decoded",
              "../secret.png": "outside", "link.png": "outside", str(folder.parent / "secret.png"): "outside",
-             "loop.png": "cannot be read", "gone.png": "no such file", ".": "no such file", "nul\0.png": "cannot be read",
+             "loop.png": "cannot be read", "gone.png": "no such file", ".": "no such file",
+             "nul\0.png": "cannot be read",
              "strip.png": "longer than 200 times", "large.png": "400 x 300 is more than 100,000 pixels"}
     items = [("soap", f"{name}; a.png") for name in names] + [("soap", "a.png"), ("soap", "cut.png")]
     encoded = embed(model, folder, items, max_image_pixels=100_000)
@@ -245,8 +247,7 @@ def test_a_camera_that_was_turned_gives_an_upright_image(folder):
 
 
 def test_where_no_image_can_be_used_the_folder_is_named(model, folder):
-    with pytest.raises(UserError, match="none of the 2 images that the items name can be used; gone.png: no such file") \
-            as caught:
+    with pytest.raises(UserError, match=r"none of the 2 images .* can be used; gone\.png: no such file") as caught:
         embed(model, folder, [("soap", "gone.png"), ("tea", "away.png"), ("nut", None)])
     assert "set embed.images to the dataset's folder" in caught.value.fix
 
@@ -276,7 +277,8 @@ class Counted:
 
 @pytest.mark.parametrize("change", ["nothing", "batch_tokens", "prompt", "pooling", "image_tokens", "one image",
                                     "one text", "weights", "dtype", "a shard is gone"])
-def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(model, folder, monkeypatch, change, tmp_path):
+def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(model, folder, tmp_path, monkeypatch,
+                                                                           change):
     counted, made = Counted(monkeypatch), embed(model, folder)
     assert counted.items == 6
     changes = {"batch_tokens": {"batch_tokens": 90}, "prompt": {"prompt": "Say {item}"}, "pooling": {"pooling": "mean"},

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.config import Params
+from pipeline.embed import shards
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.t5 import T5Encoder
@@ -181,8 +182,8 @@ class Counted:
 
 def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
     counted = Counted(monkeypatch)
-    whole, _, shards = text_vectors(texts(), config(folders["t5"]), tmp_path)
-    files = sorted(shards.folder.iterdir())
+    whole, _, kept = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    files = sorted(kept.folder.iterdir())
     assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
     files[2].unlink()
     files[4].write_bytes(files[4].read_bytes()[:-8])
@@ -243,6 +244,7 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from pipeline.config import Params
+from pipeline.embed import shards
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder
@@ -300,6 +302,7 @@ def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(folders, t
 def test_the_first_process_makes_what_another_one_left_undone(folders, tmp_path, monkeypatch):
     whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
     as_process(monkeypatch, 0, 2)
+    monkeypatch.setattr(shards, "PATIENCE", 0.1)
     assert text_vectors(texts(), config(folders["t5"]), tmp_path)[0].tobytes() == whole.tobytes()
 
 
