@@ -32,10 +32,11 @@ import numpy as np
 import torch
 import transformers
 
+from pipeline.embed.batches import in_step, packed_batches, to_device, token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.qwen import Prompt, QwenEncoder
 from pipeline.embed.t5 import T5Encoder
-from pipeline.embed.text import mean_pool, padded, token_budget_batches
+from pipeline.embed.text import mean_pool, padded
 
 PEAK = 989e12
 ITEMS = 12_101
@@ -101,9 +102,11 @@ def t5_texts(config: Any, lengths: np.ndarray) -> list[np.ndarray]:
 
 def t5_pass(model: Callable, texts: list[np.ndarray], budget: int, device: torch.device) -> Iterator[np.ndarray]:
     """Vectors of the texts, which come from long to short, batch by batch."""
-    for batch in token_budget_batches([len(text) for text in texts], budget):
-        ids_BT, mask_BT = (x.to(device) for x in padded(texts[batch], 0))
-        yield mean_pool(model(ids_BT, mask_BT), mask_BT).cpu().numpy()
+    def start(batch: slice) -> torch.Tensor:
+        ids_BT, mask_BT = (to_device(x, device) for x in padded(texts[batch], 0))
+        return mean_pool(model(ids_BT, mask_BT), mask_BT)
+
+    return in_step(start, token_budget_batches([len(text) for text in texts], budget), budget)
 
 
 def t5_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
@@ -209,7 +212,7 @@ def qwen_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
 
 def qwen_row(name: str, encoder: QwenEncoder, config: Any, lengths: np.ndarray, with_image: bool, folder: Path,
              args: argparse.Namespace) -> Row:
-    from pipeline.embed.multimodal import encode_batches, packed_batches
+    from pipeline.embed.multimodal import encode_batches
 
     settings = EmbedConfig(encoder="multimodal", batch_tokens=args.qwen_tokens)
     grid = encoder.grid(500, 500) if with_image else (0, 0)

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import fingerprint, write_parquet
+from pipeline.embed.batches import in_step, packed_batches, pick_dtype
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import THREADS, BadImage, Picture, Survey, survey
 from pipeline.embed.qwen import AFTER, BEFORE, IMAGE, Prompt, QwenEncoder
 from pipeline.embed.shards import Encoded, Shards, Share
-from pipeline.embed.text import out_of_memory, pick_dtype
 from pipeline.errors import UserError
 from pipeline.machine import pick_device
 
@@ -78,24 +78,25 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
 def encode_batches(encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]],
                    config: EmbedConfig) -> Iterator[np.ndarray]:
     """Vectors of the items, batch by batch, images decoded ahead of time."""
-    waiting: deque = deque()
-
-    def finish() -> np.ndarray:
-        batch, pixels = waiting.popleft()
-        try:
-            return encoder.embed(prompts[batch], pixels.result(), config.pooling)
-        except torch.OutOfMemoryError:
-            raise out_of_memory(encoder.device, config.batch_tokens) from None
-
+    spans = list(packed_batches([len(prompt.ids) for prompt in prompts], config.batch_tokens))
     # One more thread puts a batch's images together, for the GPU to fetch: this one must not fall behind it.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as packer:
-        for batch in packed_batches([len(prompt.ids) for prompt in prompts], config.batch_tokens):
-            pixels = [readers.submit(_pixels, encoder, picture) for of_item in pictures[batch] for picture in of_item]
-            waiting.append((batch, packer.submit(_together, pixels, encoder.device)))
-            if len(waiting) > AHEAD:
-                yield finish()
-        while waiting:
-            yield finish()
+
+        def read(span: slice) -> Future:
+            pixels = [readers.submit(_pixels, encoder, picture) for of_item in pictures[span] for picture in of_item]
+            return packer.submit(_together, pixels, encoder.device)
+
+        def ready() -> Iterator[tuple[slice, list[Tensor]]]:
+            waiting = deque(read(span) for span in spans[:AHEAD])
+            for i, span in enumerate(spans):
+                waiting.extend(read(later) for later in spans[i + AHEAD:i + AHEAD + 1])
+                yield span, waiting.popleft().result()
+
+        def start(batch: tuple[slice, list[Tensor]]) -> Tensor:
+            span, pixels = batch
+            return encoder.start(prompts[span], pixels, config.pooling)
+
+        yield from in_step(start, ready(), config.batch_tokens)
 
 
 def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
@@ -104,18 +105,6 @@ def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
         return []
     patches = torch.cat([future.result() for future in pixels])
     return [patches.pin_memory() if device.type == "cuda" else patches]
-
-
-def packed_batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Consecutive slices of at most `budget` tokens; one item alone may exceed it."""
-    start = used = 0
-    for item, length in enumerate(lengths):
-        if used and used + length > budget:
-            yield slice(start, item)
-            start, used = item, 0
-        used += length
-    if used:
-        yield slice(start, len(lengths))
 
 
 def _pixels(encoder: QwenEncoder, picture: Picture) -> Tensor:

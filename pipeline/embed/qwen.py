@@ -25,7 +25,9 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
+from pipeline.embed.batches import to_device
 from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load_weights, name_and_revision, not_loaded
 
 KIND = "qwen2_5_vl"
@@ -78,6 +80,8 @@ class QwenEncoder:
             if config.model_type != KIND:
                 raise ValueError(f"it is a {config.model_type}, not a {KIND}")
             tokenizer = load_tokenizer(model, revision)
+            if tokenizer.convert_tokens_to_ids(PLACE) != config.image_token_id:
+                raise ValueError(f"its tokenizer has no {PLACE}, or another one than the model")
             images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
             return cls(load_weights(model, revision, config, dtype), tokenizer, images, device, image_tokens,
                        *name_and_revision(model, revision, config))
@@ -115,17 +119,21 @@ class QwenEncoder:
         size = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
         return self.images(images=[image], size=size, return_tensors="pt")["pixel_values"].to(self.model.dtype)
 
-    @torch.inference_mode()
     def embed(self, prompts: Sequence[Prompt], pixels: Sequence[Tensor], pooling: str) -> np.ndarray:
         """float32 [n, d] of one batch. pixels: of all its images, in the order of the items, in any number of parts."""
+        return self.start(prompts, pixels, pooling).cpu().numpy()
+
+    @torch.inference_mode()
+    def start(self, prompts: Sequence[Prompt], pixels: Sequence[Tensor], pooling: str) -> Tensor:
+        """As `embed`, on the device and without waiting for it."""
         ids_T = torch.from_numpy(np.concatenate([prompt.ids for prompt in prompts])).long()
         places_3T = np.concatenate([self.places(prompt) for prompt in prompts], axis=1)
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
-        patches = torch.cat([part.to(self.device, non_blocking=True) for part in pixels]) if len(pixels) else None
-        hidden_Td = self.model(ids_T.to(self.device), torch.from_numpy(places_3T).to(self.device), lengths,
-                               patches, grids, self.image_token)
-        return pool(hidden_Td, lengths, pooling).cpu().numpy()
+        patches = torch.cat([to_device(part, self.device) for part in pixels]) if len(pixels) else None
+        hidden_Td = self.model(to_device(ids_T, self.device), to_device(torch.from_numpy(places_3T), self.device),
+                               lengths, patches, grids, self.image_token)
+        return pool(hidden_Td, lengths, pooling)
 
     def places(self, prompt: Prompt) -> np.ndarray:
         """int64 [3, length]: time, row and column of each token, for the rotary position embedding (section 2.1.3 of
@@ -179,15 +187,24 @@ class PackedQwen(nn.Module):
         """
         h_Td = self.model.language_model.embed_tokens(ids_T)
         if patches is not None:
-            grid_thw = torch.tensor([(1, *grid) for grid in grids], device=ids_T.device)
-            largest = max(rows * columns for rows, columns in grids)
-            merged_Td = self.model.visual(patches, grid_thw=grid_thw, largest=largest).pooler_output
+            merged_Td = self.model.visual(patches, **self._windows(grids, ids_T.device)).pooler_output
             h_Td = h_Td.masked_scatter((ids_T == image_token)[:, None], merged_Td)
-        starts = F.pad(torch.tensor(lengths, device=ids_T.device).cumsum(0), (1, 0)).int()
+        starts = to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
         # A mapping is taken as finished masks: packed attention needs none.
         return self.model.language_model(
             inputs_embeds=h_Td[None], position_ids=places_3T[:, None], attention_mask={"full_attention": None},
             use_cache=False, starts=starts, longest=max(lengths)).last_hidden_state[0]
+
+    def _windows(self, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
+        """What the vision tower would else work out on the device, and wait for."""
+        tower, grid_thw = self.model.visual, torch.tensor([(1, *grid) for grid in grids])
+        window_index, cu_window_seqlens = get_vision_window_index(
+            grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size)
+        tensors = {"position_ids": get_vision_position_ids(grid_thw, tower.spatial_merge_size),
+                   "cu_seqlens": get_vision_cu_seqlens(grid_thw),
+                   "window_index": window_index, "cu_window_seqlens": cu_window_seqlens}
+        return {name: to_device(tensor, device) for name, tensor in tensors.items()} | {
+            "grid_thw": grid_thw, "largest": max(rows * columns for rows, columns in grids)}
 
 
 class _VisionAttention(nn.Module):

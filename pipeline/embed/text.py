@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import fingerprint
+from pipeline.embed.batches import in_step, pick_dtype, to_device, token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.shards import Encoded, Shards, Share
 from pipeline.embed.t5 import FAMILY, T5Encoder
@@ -46,11 +47,8 @@ def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> En
 
     def encode(span: slice) -> Iterator[np.ndarray]:
         chosen = [tokens[item] for item in order[span]]
-        for batch in token_budget_batches([len(ids) for ids in chosen], config.batch_tokens):
-            try:
-                yield encoder.embed(chosen[batch])
-            except torch.OutOfMemoryError:
-                raise out_of_memory(device, config.batch_tokens) from None
+        batches = token_budget_batches([len(ids) for ids in chosen], config.batch_tokens)
+        return in_step(encoder.start, (chosen[batch] for batch in batches), config.batch_tokens)
 
     encoded = shards.fill(encode, share)
     if encoded is None:
@@ -59,19 +57,6 @@ def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> En
     vectors_Id[order] = encoded
     facts |= {"fingerprint": key, "items_at_max_tokens": int((lengths == config.max_tokens).sum())}
     return Encoded(vectors_Id, facts, shards)
-
-
-def pick_dtype(wanted: str, device: torch.device) -> str:
-    """`auto`: bfloat16 on a GPU, float32 on a CPU."""
-    if wanted != "auto":
-        return wanted
-    return "bfloat16" if device.type == "cuda" else "float32"
-
-
-def out_of_memory(device: torch.device, budget: int) -> UserError:
-    return UserError(f"{device} has not enough memory for a batch of {budget:,} tokens",
-                     "finished shards are kept, the next run goes on after them",
-                     "lower embed.batch_tokens (or embed.max_tokens), or take a smaller embed.model")
 
 
 class TextEncoder:
@@ -113,16 +98,19 @@ class TextEncoder:
             tokens += [np.array(ids, dtype=np.int32) for ids in batch["input_ids"]]
         return tokens
 
-    @torch.inference_mode()
     def embed(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
         """float32 [B, d] of one batch of texts."""
-        ids_BT, mask_BT = padded(tokens, self.tokenizer.pad_token_id or 0)
-        ids_BT, mask_BT = ids_BT.to(self.device), mask_BT.to(self.device)
+        return self.start(tokens).cpu().numpy()
+
+    @torch.inference_mode()
+    def start(self, tokens: Sequence[np.ndarray]) -> Tensor:
+        """As `embed`, on the device and without waiting for it."""
+        ids_BT, mask_BT = (to_device(x, self.device) for x in padded(tokens, self.tokenizer.pad_token_id or 0))
         if isinstance(self.model, T5Encoder):
             hidden_BTd = self.model(ids_BT, mask_BT)
         else:
             hidden_BTd = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state.float()
-        return mean_pool(hidden_BTd, mask_BT).cpu().numpy()
+        return mean_pool(hidden_BTd, mask_BT)
 
 
 def padded(tokens: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
@@ -138,15 +126,3 @@ def mean_pool(hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean over the positions where the mask is true, [B, d]."""
     kept_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
     return kept_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
-
-
-def token_budget_batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Consecutive slices of at most `budget` positions, padding included; one text alone may exceed it.
-
-    `lengths` must fall: the first text of a batch then is its longest.
-    """
-    start = 0
-    while start < len(lengths):
-        stop = min(start + max(1, budget // lengths[start]), len(lengths))
-        yield slice(start, stop)
-        start = stop

@@ -1,6 +1,7 @@
 """Qwen2.5-VL as an item encoder, on a tiny random model that the tests save themselves."""
 
 import io
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ from tiny_qwen import save_qwen
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.config import Params, build_params
+from pipeline.embed.batches import packed_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import Picture, inspect
-from pipeline.embed.multimodal import multimodal_vectors, packed_batches
+from pipeline.embed.multimodal import multimodal_vectors
 from pipeline.embed.qwen import QwenEncoder, packed_attention
 from pipeline.embed.stage import run
 from pipeline.errors import UserError
@@ -266,13 +268,13 @@ class Counted:
     """Counts the items that an encoder really embeds."""
 
     def __init__(self, monkeypatch):
-        self.items, embed_batch = 0, QwenEncoder.embed
+        self.items, start = 0, QwenEncoder.start
 
         def counting(encoder, prompts, pixels, pooling):
             self.items += len(prompts)
-            return embed_batch(encoder, prompts, pixels, pooling)
+            return start(encoder, prompts, pixels, pooling)
 
-        monkeypatch.setattr(QwenEncoder, "embed", counting)
+        monkeypatch.setattr(QwenEncoder, "start", counting)
 
 
 @pytest.mark.parametrize("change", ["nothing", "batch_tokens", "prompt", "pooling", "image_tokens", "one image",
@@ -328,6 +330,14 @@ def test_a_model_of_another_kind_is_named(tmp_path):
     transformers.T5Config(d_model=16).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="it is a t5, not a qwen2_5_vl"):
         QwenEncoder.load(str(tmp_path), "main", "float32", CPU, 16)
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(model, tmp_path):
+    shutil.copytree(model, tmp_path / "broken")
+    path = tmp_path / "broken/config.json"
+    path.write_text(path.read_text().replace('"image_token_id": 261', '"image_token_id": 5'))
+    with pytest.raises(UserError, match="its tokenizer has no"):
+        QwenEncoder.load(str(tmp_path / "broken"), "main", "float32", CPU, 16)
 
 
 def test_an_image_that_changes_after_its_check_stops_the_run(model, folder, monkeypatch):

@@ -15,10 +15,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.config import Params
 from pipeline.embed import shards
+from pipeline.embed.batches import token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.t5 import T5Encoder
-from pipeline.embed.text import TextEncoder, mean_pool, text_vectors, token_budget_batches
+from pipeline.embed.text import TextEncoder, mean_pool, text_vectors
 from pipeline.errors import UserError
 
 WORDS = [f"word{i}" for i in range(60)]
@@ -171,13 +172,13 @@ class Counted:
     """Counts the texts that an encoder really embeds."""
 
     def __init__(self, monkeypatch):
-        self.texts, embed = 0, TextEncoder.embed
+        self.texts, start = 0, TextEncoder.start
 
         def counting(encoder, tokens):
             self.texts += len(tokens)
-            return embed(encoder, tokens)
+            return start(encoder, tokens)
 
-        monkeypatch.setattr(TextEncoder, "embed", counting)
+        monkeypatch.setattr(TextEncoder, "start", counting)
 
 
 def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
@@ -245,11 +246,12 @@ import sys, time
 from pathlib import Path
 from pipeline.config import Params
 from pipeline.embed import shards
+from pipeline.embed.batches import token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder
-embed = TextEncoder.embed
-TextEncoder.embed = lambda self, tokens: (time.sleep(0.3), embed(self, tokens))[1]
+start = TextEncoder.start
+TextEncoder.start = lambda self, tokens: (time.sleep(0.3), start(self, tokens))[1]
 folder, model = Path(sys.argv[1]), sys.argv[2]
 config = EmbedConfig(encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
 run(Params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
@@ -377,7 +379,7 @@ def test_too_little_memory_says_what_to_lower(folders, tmp_path, monkeypatch):
     def no_room(encoder, tokens):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(TextEncoder, "embed", no_room)
+    monkeypatch.setattr(TextEncoder, "start", no_room)
     with pytest.raises(UserError, match="not enough memory") as caught:
         text_vectors(texts(), config(folders["t5"]), tmp_path)
     assert "lower embed.batch_tokens" in caught.value.fix
