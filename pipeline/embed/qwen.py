@@ -1,9 +1,9 @@
 """Qwen2.5-VL (Bai et al. 2025) as an encoder: images and text of an item in, one vector out.
 
-The network is `transformers`' own, with its two attentions replaced: items are packed one after another on one axis,
-without padding, and each attends within itself - causally in the language model, within windows or whole images in the
-vision tower. On a GPU that is PyTorch's variable-length flash attention; on a CPU one sequence after the other. The
-language-model head is never loaded.
+The network is `transformers`' own, with its attentions replaced and its norms and gates fused (fused.py): items are
+packed one after another on one axis, without padding, and each attends within itself - causally in the language model,
+within windows or whole images in the vision tower. On a GPU that is PyTorch's variable-length flash attention; on a CPU
+one sequence after the other. The language-model head is never loaded.
 
 The prompt is the model's chat format, and images are prepared by the PIL image processor: both are what the full
 processor makes of a chat (tests compare them), but nothing here needs torchvision. An item's text cannot open a new
@@ -23,11 +23,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, apply_rotary_pos_emb_vision
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qwen2_5_VLRMSNorm, Qwen2MLP
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from pipeline.embed.batches import to_device
+from pipeline.embed.fused import fused, rms_norm, rotate, silu_times
 from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load_weights, name_and_revision, not_loaded
 
 KIND = "qwen2_5_vl"
@@ -167,6 +168,8 @@ class PackedQwen(nn.Module):
         super().__init__()
         if model.language_model.has_sliding_layers:
             raise ValueError("it attends within a sliding window, which is not supported")
+        if {model.config.text_config.hidden_act, model.config.vision_config.hidden_act} != {"silu"}:
+            raise ValueError("its feed-forward is not the published one (silu)")
         self.model, self.dtype = model, model.dtype
         tower = model.visual
         for i, block in enumerate(tower.blocks):
@@ -174,6 +177,10 @@ class PackedQwen(nn.Module):
             block.attn = _VisionAttention(block.attn, 0 if whole else (tower.window_size // tower.patch_size) ** 2)
         for layer in model.language_model.layers:
             layer.self_attn = _TextAttention(layer.self_attn)
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child) in REPLACED:
+                    setattr(parent, name, REPLACED[type(child)](child))
 
     def forward(self, ids_T: Tensor, places_3T: Tensor, lengths: Sequence[int], patches: Tensor | None,
                 grids: Sequence[Grid], image_token: int) -> Tensor:
@@ -222,7 +229,7 @@ class _VisionAttention(nn.Module):
     def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor],
                 largest: int, **_: Any) -> Tensor:
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
-        q, k = apply_rotary_pos_emb_vision(q, k, *position_embeddings)
+        q, k = (fused(rotate, x, *position_embeddings) for x in (q, k))
         mixed_PHD = packed_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
         return self.proj(mixed_PHD.flatten(1))
 
@@ -238,11 +245,41 @@ class _TextAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], starts: Tensor, longest: int,
                 **_: Any) -> tuple[Tensor, None]:
-        q, k, v = (project(hidden_states).unflatten(2, (-1, self.width))
+        q, k, v = (project(hidden_states[0]).unflatten(1, (-1, self.width))
                    for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings, unsqueeze_dim=2)
-        mixed_THD = packed_attention(q[0], k[0], v[0], starts, longest, self.scaling, causal=True)
+        cos, sin = position_embeddings
+        q, k = (fused(rotate, x, cos[0], sin[0]) for x in (q, k))
+        mixed_THD = packed_attention(q, k, v, starts, longest, self.scaling, causal=True)
         return self.o_proj(mixed_THD.flatten(1))[None], None
+
+
+class _Norm(nn.Module):
+    """Stands in for `Qwen2_5_VLRMSNorm`."""
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.weight, self.eps = original.weight, original.variance_epsilon
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return fused(rms_norm, hidden_states.flatten(0, -2), self.weight, self.eps).view(hidden_states.shape)
+
+
+class _FeedForward(nn.Module):
+    """Stands in for `Qwen2MLP` and `Qwen2_5_VLMLP`."""
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = original.gate_proj, original.up_proj, original.down_proj
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        rows = hidden_states.flatten(0, -2)
+        gated = fused(silu_times, self.gate_proj(rows), self.up_proj(rows))
+        return self.down_proj(gated).view(hidden_states.shape)
+
+
+REPLACED: dict[type, type[nn.Module]] = {
+    Qwen2_5_VLRMSNorm: _Norm, Qwen2MLP: _FeedForward, Qwen2_5_VLMLP: _FeedForward,
+}
 
 
 def packed_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor, longest: int, scale: float,

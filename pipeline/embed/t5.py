@@ -1,17 +1,17 @@
 """The encoder of the T5 family, rearranged for speed; the numbers are those of `transformers`' own, as the tests check.
 
 Nearly all of the work is in four matrix products of a block, so these are made as few and as large as they can be, and
-what lies between them is fused: queries, keys and values are one product, and so are the two halves of a gated
-feed-forward; on a GPU the residual with the next norm, and the gate, are one kernel each (torch.compile). Attention is
-a hundredth of the work at a hundred tokens: PyTorch's own, with bias and padding in one mask that all blocks share.
-The residual stream stays in float32; in bfloat16 it would lose what later blocks add.
+what lies between them is fused (fused.py): queries, keys and values are one product, and so are the two halves of a
+gated feed-forward; the residual with the next norm, and the gate, are one kernel each. Attention is a hundredth of the
+work at a hundred tokens: PyTorch's own, with bias and padding in one mask that all blocks share. The residual stream
+stays in float32; in bfloat16 it would lose what later blocks add.
 
 Texts of a batch should be of about one length (text.py sorts them): their padding is computed like everything else.
 
 Shape legend: B texts, L tokens of the longest, T = B * L, H heads, D head width, d model width, F feed-forward width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
+
+from pipeline.embed.fused import add_norm, fused, gate, gelu_tanh, rms_norm
 
 FAMILY = ("t5", "mt5")  # `model_type` of T5, T5 v1.1, Flan-T5 and mT5
 ALIGNED = 16  # columns; attention's kernels want rows of the mask to start at such multiples
@@ -37,8 +39,8 @@ class T5Encoder(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.blocks = cast(Iterable[_Block], nn.ModuleList(_Block(config) for _ in range(config.num_layers)))
-        self.act = _gelu if config.dense_act_fn == "gelu_new" else ACT2FN[config.dense_act_fn]
+        self.blocks = cast(Sequence[_Block], nn.ModuleList(_Block(config) for _ in range(config.num_layers)))
+        self.act = gelu_tanh if config.dense_act_fn == "gelu_new" else ACT2FN[config.dense_act_fn]
         self.norm = nn.Parameter(torch.ones(config.d_model))
 
     @classmethod
@@ -56,17 +58,15 @@ class T5Encoder(nn.Module):
             return self._run(ids_BL, mask_BL)
 
     def _run(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        eps = self.config.layer_norm_epsilon
-        add_norm = _compiled(_add_norm) if ids_BL.is_cuda else _add_norm
-        gate = _compiled(_gate) if ids_BL.is_cuda else _gate
+        config, eps = self.config, self.config.layer_norm_epsilon
         mask_BHLL = self._mask(mask_BL)
         h_Td = self.tokens(ids_BL).flatten(0, 1).float()
-        x_Td = None
-        for block in self.blocks:
-            h_Td, n_Td = add_norm(h_Td, x_Td, block.attention_norm, eps)
-            h_Td, n_Td = add_norm(h_Td, block.attend(n_Td, mask_BHLL), block.ff_norm, eps)
-            x_Td = block.wo(gate(block.wi(n_Td), self.act, self.config.is_gated_act))
-        _, n_Td = add_norm(h_Td, x_Td, self.norm, eps)
+        n_Td = rms_norm(h_Td, self.blocks[0].attention_norm, eps)
+        for block, after in zip(self.blocks, [*(later.attention_norm for later in self.blocks[1:]), self.norm],
+                                strict=True):
+            h_Td, n_Td = fused(add_norm, h_Td, block.attend(n_Td, mask_BHLL), block.ff_norm, eps)
+            x_Td = block.wo(fused(gate, block.wi(n_Td), self.act, config.is_gated_act))
+            h_Td, n_Td = fused(add_norm, h_Td, x_Td, after, eps)
         return n_Td.float().unflatten(0, ids_BL.shape)
 
     def _mask(self, mask_BL: Tensor) -> Tensor:
@@ -100,35 +100,6 @@ class _Block(nn.Module):
         q, k, v = self.qkv(n_Td).view(B, L, 3, H, -1).permute(2, 0, 3, 1, 4).unbind()
         mixed_BHLD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BHLL, scale=1.0)  # T5 scales no scores
         return self.o(mixed_BHLD.transpose(1, 2).reshape(B * L, -1))
-
-
-def _add_norm(h_Td: Tensor, x_Td: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(float32 h + x, its RMS norm in the type of the weight)."""
-    if x_Td is not None:
-        h_Td = h_Td + x_Td
-    n_Td = h_Td * torch.rsqrt(h_Td.square().mean(-1, keepdim=True) + eps)
-    return h_Td, n_Td.to(weight.dtype) * weight
-
-
-def _gate(x_TF: Tensor, act: Any, gated: bool) -> Tensor:
-    if not gated:
-        return act(x_TF)
-    left_TF, right_TF = x_TF.chunk(2, -1)
-    return act(left_TF) * right_TF
-
-
-def _gelu(x_TF: Tensor) -> Tensor:
-    return F.gelu(x_TF, approximate="tanh")  # "gelu_new" in one step
-
-
-_COMPILED: dict[Any, Any] = {}
-
-
-def _compiled(function: Any) -> Any:
-    """The function as one GPU kernel, for all encoders of this process."""
-    if function not in _COMPILED:
-        _COMPILED[function] = torch.compile(function)
-    return _COMPILED[function]
 
 
 def _weights(stack: Any) -> dict[str, Tensor]:
