@@ -11,7 +11,7 @@ Lengths. No tokenizer is here, so texts are numbers of tokens, at 3.5 characters
 follow the 12,101 items of Amazon Beauty (5-core): log-normal with median 58 and 54 characters, sigma 0.5 and 0.3.
 Descriptions are not in that file; they are ASSUMED: nine items in ten have one, log-normal with median 400 characters,
 sigma 0.9. All is cut at 128 tokens, as the presets do; the row "t5-512" cuts at 512.
-Images are 500 x 500 pixels, which 256 tokens of 28 x 28 pixels hold almost whole.
+Images are JPEGs of 500 x 500 pixels, shrunk to 448 x 448, which is 256 tokens of 28 x 28 pixels.
 
 Definitions. items/s: over the whole loop - batch made on the host, copied, computed, vectors back - after warm-up.
 TFLOP/s: matrix products over real tokens (padding earns nothing), attention's included, 2 per multiply-add; the token

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.artifacts import image_names
 from pipeline.progress import Progress
@@ -40,9 +40,12 @@ class Picture:
         """RGB, upright.
 
         Raises:
-            BadImage: the file is another one by now.
+            BadImage, OSError: the file is another one by now, or gone.
         """
-        return _decode(_read(self.path))
+        data = _read(self.path)
+        if hashlib.sha256(data).hexdigest() != self.digest:
+            raise BadImage("other bytes than before")
+        return _decode(data)
 
 
 @dataclass
@@ -102,7 +105,8 @@ def inspect(folder: Path, name: str, max_pixels: int) -> Picture:
             raise BadImage("no such file")
         data = _read(path)
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a NUL in the name; links in a circle
-        raise BadImage(f"cannot be read: {error}") from None
+        # Not the whole message: it may hold the path of this machine.
+        raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or 'no usable path'}") from None
     upright = _decode(data, max_pixels)
     return Picture(path, upright.width, upright.height, hashlib.sha256(data).hexdigest())
 
@@ -127,5 +131,7 @@ def _decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         return ImageOps.exif_transpose(image).convert("RGB")
     except BadImage:
         raise
+    except UnidentifiedImageError:
+        raise BadImage(f"cannot be decoded: none of {', '.join(FORMATS)}") from None
     except Exception as error:  # every decoder has its own for a damaged file
         raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from None

@@ -40,7 +40,8 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
         None in a process that only helps (shards.py).
 
     Raises:
-        UserError: see `QwenEncoder`; not one of the images can be used, an image changed meanwhile, or memory ran out.
+        UserError: see `QwenEncoder`; not one of the images can be used, there is nothing to embed, an image changed
+            meanwhile, or memory ran out.
     """
     device, share = pick_device("auto"), Share.of_environment()
     dtype = pick_dtype(config.dtype, device)
@@ -48,6 +49,9 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
     found = survey(images, Path(config.images), config.max_images, config.max_image_pixels)
     if found.rejects and not any(found.pictures):
         raise _no_image(found, config)
+    if not any(texts) and not any(found.pictures):
+        raise UserError("no item has a text or an image", f"embed.template reads {', '.join(config.template)}",
+                        "mend embed.template, or bring an item file with titles or images")
     grids = [[encoder.grid(picture.width, picture.height) for picture in pictures] for pictures in found.pictures]
     prompts = [encoder.prompt(config.prompt, text, of_item, config.max_tokens)
                for text, of_item in zip(texts, grids, strict=True)]

@@ -35,7 +35,6 @@ KIND = "qwen2_5_vl"
 IMAGE, PLACE = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
 BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-LAST_TOKEN, MEAN = "last_token", "mean"
 
 Grid = tuple[int, int]  # rows and columns of an image's patches
 
@@ -158,7 +157,7 @@ class QwenEncoder:
 def pool(hidden_Td: Tensor, lengths: Sequence[int], pooling: str) -> Tensor:
     """float32 [n, d]: of each sequence the last token's state, or the mean of all, prompt and images included."""
     parts = hidden_Td.split(list(lengths))
-    return torch.stack([(part[-1] if pooling == LAST_TOKEN else part.float().mean(0)).float() for part in parts])
+    return torch.stack([(part[-1] if pooling == "last_token" else part.float().mean(0)).float() for part in parts])
 
 
 class PackedQwen(nn.Module):

@@ -229,6 +229,10 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
         assert row["image"] == name
         assert reason in row["reason"], row
     assert encoded.facts["images_rejected"] == len(names) + 1
+    assert not [row for row in rejects if str(folder) in row["reason"]]
+    before = (folder.parent / "out/rejects.parquet").read_bytes()
+    embed(model, folder, items, max_image_pixels=100_000)
+    assert (folder.parent / "out/rejects.parquet").read_bytes() == before
 
 
 def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
@@ -340,12 +344,21 @@ def test_a_tokenizer_without_the_image_token_is_refused(model, tmp_path):
         QwenEncoder.load(str(tmp_path / "broken"), "main", "float32", CPU, 16)
 
 
-def test_an_image_that_changes_after_its_check_stops_the_run(model, folder, monkeypatch):
-    from pipeline.embed import images
+@pytest.mark.parametrize("becomes", ["another", "gone"])
+def test_an_image_that_changes_after_its_check_stops_the_run(model, folder, monkeypatch, becomes):
+    load = Picture.load
 
-    def gone(picture):
-        raise images.BadImage("no such file")
+    def change_first(picture):
+        picture.path.unlink(missing_ok=True)
+        if becomes == "another":
+            Image.new("RGB", (90, 60)).save(picture.path)
+        return load(picture)
 
-    monkeypatch.setattr(Picture, "load", gone)
+    monkeypatch.setattr(Picture, "load", change_first)
     with pytest.raises(UserError, match="changed while items were embedded"):
         embed(model, folder)
+
+
+def test_where_there_is_nothing_to_embed_at_all_the_template_is_named(model, folder):
+    with pytest.raises(UserError, match="no item has a text or an image"):
+        embed(model, folder, [("", None), ("", None)])
