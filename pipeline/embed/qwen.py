@@ -23,7 +23,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLMLP, Qwen2_5_VLRMSNorm, Qwen2MLP
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
+    Qwen2_5_VisionPatchEmbed,
+    Qwen2_5_VLMLP,
+    Qwen2_5_VLRMSNorm,
+    Qwen2MLP,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
@@ -276,8 +281,20 @@ class _FeedForward(nn.Module):
         return self.down_proj(gated).view(hidden_states.shape)
 
 
+class _PatchEmbed(nn.Module):
+    """Stands in for `Qwen2_5_VisionPatchEmbed`, a convolution that sees each patch once: a matrix product."""
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.proj = original.proj
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return F.linear(hidden_states, self.proj.weight.flatten(1))
+
+
 REPLACED: dict[type, type[nn.Module]] = {
     Qwen2_5_VLRMSNorm: _Norm, Qwen2MLP: _FeedForward, Qwen2_5_VLMLP: _FeedForward,
+    Qwen2_5_VisionPatchEmbed: _PatchEmbed,
 }
 
 
