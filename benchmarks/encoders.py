@@ -3,7 +3,7 @@
     python -m benchmarks.encoders                       # checks, then all rows; needs one GPU of 40 GB or more
     python -m benchmarks.encoders --rows t5 --profile   # where the time of Flan-T5-XL's encoder goes
 
-Run from the project's folder, and as a module: as a script, transformers would take kernels.py beside it for a package.
+Run it from the project's folder.
 Needs torch, transformers and NumPy (the rows with images also Pillow), and nothing to download: configurations are
 written out below as published, weights are random, tokens are drawn. Random weights cost what trained ones cost.
 
