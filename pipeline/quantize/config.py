@@ -20,15 +20,15 @@ class QuantizeConfig:
     restarts: int = 1  # rkmeans: runs of k-means per level; the best one is kept
     # rqvae and simvq
     encoder: Literal["mlp", "identity"] = "mlp"  # identity: the levels quantize the embeddings themselves
-    hidden: tuple[int, ...] = (512, 256)  # widths between the embedding and the latent; the decoder mirrors them
+    hidden: tuple[int, ...] = (256,)  # widths between the embedding and the latent; the decoder mirrors them
     latent: int = 64  # width that is quantized
     estimator: Literal["straight_through", "rotation"] = "straight_through"  # gradient past the choice of a code
     bias: bool = True  # simvq: of each level's linear map
     # rqvae, vqvae and simvq
     commitment: float = 0.25  # weight of the term that pulls what is quantized towards its code
     restart_dead: bool = True  # rqvae, vqvae: a code without items starts again at a random item
-    learning_rate: float = 0.001
-    batch_items: int = 1024
+    learning_rate: float = 0.003
+    batch_items: int = 256
     max_steps: int = 3000  # optimizer steps; vqvae: of each level
     patience: int = 5  # checks without a better reconstruction after which training stops
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
 REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
-                "kept_by_level.csv", "kept_by_position.csv")
+                "kept_by_level.csv", "kept_by_position.csv", "sid_levels.csv")
 
 
 def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATOR, interactions: Path = INTERACTIONS,

@@ -64,7 +64,7 @@ def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
-                                  "kept_by_level.csv"])
+                                  "kept_by_level.csv", "sid_levels.csv"])
 def test_a_missing_report_is_named(project: Path, name: str) -> None:
     (project / "reports" / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not here"):
