@@ -27,10 +27,10 @@ class QuantizeConfig:
     # rqvae, vqvae and simvq
     commitment: float = 0.25  # weight of the term that pulls what is quantized towards its code
     restart_dead: bool = True  # rqvae, vqvae: a code without items starts again at a random item
-    learning_rate: float = 0.003
+    learning_rate: float = 0.005
     batch_items: int = 256
     max_steps: int = 3000  # optimizer steps; vqvae: of each level
-    patience: int = 5  # checks without a better reconstruction after which training stops
+    patience: int = 10  # checks without a better reconstruction after which training stops
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:

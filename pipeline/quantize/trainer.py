@@ -51,7 +51,7 @@ class Trainable(Protocol):
 def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, label: str) -> None:
     """Train in place and leave the weights of the best check.
 
-    Every `CHECK_EVERY` steps all items are reconstructed; `config.patience` checks without a better error end it. All
+    Adam, its rate falling as a cosine: large steps bring codes into use, small ones place them. Every `CHECK_EVERY` steps all items are reconstructed; `config.patience` checks without a better error end it. All
     that is random follows from `seed`.
 
     Raises:
@@ -59,7 +59,8 @@ def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, 
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    energy = float(rows_Id.double().square().sum())
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_steps)
+    energy = float(rows_Id.double().square().sum()) or 1.0  # rows of zeros have no error either
     batches = _batches(len(rows_Id), config.batch_items, generator)
     best, best_error, stale, step = {}, math.inf, 0, 0
     with Progress(label, config.max_steps, "steps") as progress:
@@ -69,6 +70,7 @@ def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, 
                 optimizer.zero_grad()
                 model.loss(rows_Id[next(batches)]).backward()
                 optimizer.step()
+                schedule.step()
             step += steps
             codes_IL, error = check(model, rows_Id, energy)
             if not math.isfinite(error):
