@@ -11,8 +11,6 @@ from torch import Tensor, nn
 class Codebook(nn.Module):
     """C learned vectors. `vectors()` is what codes stand for: the one way to read it, also for decoding."""
 
-    restartable = True  # a code can be set to a vector
-
     def __init__(self, codes: int, width: int):
         super().__init__()
         self.table_Ck = nn.Parameter(torch.zeros(codes, width))

@@ -20,10 +20,13 @@ def measure(vectors_Id: np.ndarray, quantized: Quantized, codes: int,
             categories_I: np.ndarray | None = None) -> dict[str, Any]:
     """Flat numbers, and one mapping per level. All of it is about the codes without the deduplication digit.
 
-    collision_rate: share of items that share their codes with another. identical_vectors: share of items whose vector is
-    that of another, which no quantizer can tell apart. relative_reconstruction_error: squared errors over squared
-    lengths of what was quantized. category_agreement_by_chance: that of all pairs, null without categories.
-    The levels: see `code_usage`; prefixes: distinct codes up to the level; agreements: see neighbours.py.
+    collision_rate: share of items that share their codes with another. identical_vectors: share of items whose vector
+    is that of another, which no quantizer can tell apart. relative_reconstruction_error: squared errors over squared
+    lengths of what was quantized. category_agreement_by_chance: that of all pairs, null without categories. The levels:
+    see `code_usage`; prefixes: distinct codes up to the level; agreements: see neighbours.py.
+
+    Args:
+        categories_I: int [I], -1 where an item has none; None: no item has one.
     """
     codes_IL = quantized.codes_IL
     _, sizes_G = group_by_codes(codes_IL)

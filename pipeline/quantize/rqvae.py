@@ -1,21 +1,23 @@
 """RQ-VAE: an encoder, residual quantization of what it gives, and a decoder, trained together.
 
-Papers: Lee et al. 2022 (residual quantization of a latent), Rajput et al. 2023 (TIGER: as Semantic IDs of items), Zhu et
-al. 2024 (`simvq`, see simvq.py, which this file runs too).
+Papers: Lee et al. 2022 (residual quantization of a latent), Rajput et al. 2023 (TIGER: as Semantic IDs of items), Zhu
+et al. 2024 (`simvq`, see simvq.py, which this file runs too).
 
 Loss: |x - x'|^2 + sum over levels l of |sg(r_l) - e_l|^2 + commitment * |r_l - sg(e_l)|^2, each a mean of entries, with
 r_1 the encoder's output, e_l the code nearest to r_l, r_{l+1} = r_l - e_l, and x' decoded from the sum of the e_l, past
 which gradients go straight through or by the rotation trick (`quantize.estimator`).
 
-rqvae starts from k-means on the untrained encoder's output, level by level, and lets a code that no item has start again
-at a random item. Embeddings are centred and scaled to a mean square of 1 first, so that the loss's terms are of one size
-whatever the encoder of the text. Deliberately different from TIGER: Adam rather than Adagrad, and an early stop.
+rqvae starts from k-means on the untrained encoder's output, level by level, and lets a code that no item has start
+again at a random item. Embeddings are centred and scaled to a mean square of 1 first, so that the loss's terms are of
+one size whatever the encoder of the text. Deliberately different from TIGER: Adam rather than Adagrad, an early stop,
+and a smaller network by default (`quantize.hidden`: TIGER's is 512, 256, 128 with a latent of 32).
 
 Shape legend: I items, B items of a batch, L code levels, C codes of a level, d embedding width, k latent width.
 """
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 import torch
@@ -45,10 +47,15 @@ class ResidualAutoencoder(nn.Module):
             MappedCodebook(config.codes, latent, config.bias) if config.method == "simvq"
             else Codebook(config.codes, latent) for _ in range(config.levels))
 
+    @property
+    def books(self) -> list[Codebook | MappedCodebook]:
+        """The levels' codebooks, by their type."""
+        return cast(list[Codebook | MappedCodebook], list(self.levels))
+
     def quantize(self, rows_Bk: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: codes [B], what was quantized [B, k], and the vectors of the codes [B, k]."""
         codes, quantized, chosen = [], [], []
-        for level in self.levels:
+        for level in self.books:
             vectors_Ck = level.vectors()
             codes.append(nearest(rows_Bk.detach(), vectors_Ck.detach()))
             quantized.append(rows_Bk)
@@ -75,8 +82,8 @@ class ResidualAutoencoder(nn.Module):
     def start(self, rows_Id: Tensor, seed: int) -> None:
         """k-means, level by level, on what the encoder gives; a mapped codebook stays as it was drawn."""
         rows_Ik = self.encoder(rows_Id)
-        for number, level in enumerate(self.levels):
-            if not level.restartable:
+        for number, level in enumerate(self.books):
+            if not isinstance(level, Codebook):
                 return
             level_seed = int(np.random.default_rng([seed, number]).integers(2**31 - 1))
             rows = rows_Ik.cpu().numpy()
@@ -89,9 +96,9 @@ class ResidualAutoencoder(nn.Module):
     @torch.no_grad()
     def restart_dead(self, rows_Id: Tensor, codes_IL: Tensor, generator: torch.Generator) -> None:
         """Give each code without an item what a random item leaves to its level."""
-        for number, level in enumerate(self.levels):
+        for number, level in enumerate(self.books):
             dead_D = dead_codes(codes_IL[:, number], self.config.codes)
-            if level.restartable and len(dead_D):
+            if isinstance(level, Codebook) and len(dead_D):
                 drawn_D = torch.randint(len(rows_Id), (len(dead_D),), generator=generator).to(rows_Id.device)
                 _, quantized, _ = self.quantize(self.encoder(rows_Id[drawn_D]))
                 level.put(dead_D, quantized[number])
@@ -131,12 +138,12 @@ class RQVAE:
         before_Ik = torch.stack(chosen).sum(0) - chosen[-1]
 
         def errors_with(codes_I: np.ndarray) -> np.ndarray:
-            last_Ik = model.levels[-1].vectors().detach()[torch.from_numpy(codes_I).long().to(rows_Id.device)]
+            last_Ik = model.books[-1].vectors().detach()[torch.from_numpy(codes_I).long().to(rows_Id.device)]
             with torch.no_grad():
                 errors_I = (model.decoder(before_Ik + last_Ik) - rows_Id).norm(dim=1)
             return scale * errors_I.double().cpu().numpy()
 
-        books = {f"level_{number}": level.vectors() for number, level in enumerate(model.levels, 1)}
+        books = {f"level_{number}": level.vectors() for number, level in enumerate(model.books, 1)}
         books |= {f"{part}.{name}": value for part in ("encoder", "decoder")
                   for name, value in getattr(model, part).state_dict().items()}
         tensors = {name: value.detach().cpu().numpy() for name, value in books.items()}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 class MappedCodebook(nn.Module):
     """C frozen vectors under one learned linear map."""
 
-    restartable = False
     table_Ck: Tensor
 
     def __init__(self, codes: int, width: int, bias: bool):

@@ -1,9 +1,10 @@
 """Other codes of the last level for items of equal codes, so that no digit is needed to tell them apart.
 
-Source: LC-Rec (Zheng et al. 2024), section 3.2: where items collide, the last level is assigned by optimal transport with
-uniform shares per code, solved by Sinkhorn's iterations. Its code repeats that and takes each item's best code, which may
-collide again. Deliberately different: within each prefix the plan is rounded to the assignment of the highest total
-that gives every free code to one item, so collisions remain only where a prefix has more items than a level has codes.
+Source: LC-Rec (Zheng et al. 2024), section 3.2: where items collide, the last level is assigned by optimal transport
+with uniform shares per code, solved by Sinkhorn's iterations. Its code repeats that and takes each item's best code,
+which may collide again. Deliberately different: within each prefix the plan is rounded to the assignment of the highest
+total that gives every free code to one item at most, so collisions remain only where a prefix has more items than a
+level has codes.
 
 Shape legend: I items, L code levels, C codes of a level, k width of what the last level quantizes, M items of a prefix
 that collide, F codes of that prefix that they may have.

@@ -17,6 +17,7 @@ from pipeline.quantize.config import QuantizeConfig
 
 CHECK_EVERY = 50  # steps
 BETTER = 1e-3  # a reconstruction counts as better when its error is lower by this share
+WARM_UP = 100  # steps; without it a deep encoder may throw all items onto one code and never come back
 CHUNK = 2**14  # items that are checked at once
 
 
@@ -51,15 +52,16 @@ class Trainable(Protocol):
 def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, label: str) -> None:
     """Train in place and leave the weights of the best check.
 
-    Adam, its rate falling as a cosine: large steps bring codes into use, small ones place them. Every `CHECK_EVERY` steps all items are reconstructed; `config.patience` checks without a better error end it. All
-    that is random follows from `seed`.
+    Adam, its rate falling as a cosine: large steps bring codes into use, small ones place them. Every `CHECK_EVERY`
+    steps all items are reconstructed; `config.patience` checks without a better error end it. All that is random
+    follows from `seed`.
 
     Raises:
         UserError: the error is no longer a finite number.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, config.max_steps))
     energy = float(rows_Id.double().square().sum()) or 1.0  # rows of zeros have no error either
     batches = _batches(len(rows_Id), config.batch_items, generator)
     best, best_error, stale, step = {}, math.inf, 0, 0
@@ -103,6 +105,11 @@ def check(model: Trainable, rows_Id: Tensor, energy: float) -> tuple[Tensor, flo
 def dead_codes(codes_I: Tensor, codes: int) -> Tensor:
     """int64: the codes that no item has."""
     return (torch.bincount(codes_I, minlength=codes) == 0).nonzero()[:, 0]
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate that a step takes."""
+    return min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _batches(items: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -1,10 +1,10 @@
 """What IntRR's released code calls VQ-VAE: residual vector quantization of the embeddings themselves.
 
-Paper: IntRR, section 4.1 ("VQ-VAE"), which cites van den Oord et al. 2017. Its code has no encoder and no decoder there:
-each level is a codebook on what the level before left over, L2-normalised, trained level by level from a k-means++
-start, with straight-through and commitment 0.25. This file does the same. Without an encoder nothing lies before the
-choice of a code, so straight-through and the commitment change no gradient: what is left is |sg(r) - e|^2, k-means by
-gradient steps.
+Paper: IntRR, "Implementation Details", which cites van den Oord et al. 2017. Its code has no encoder and no decoder
+there: each level is a codebook on what the level before left over, L2-normalised, trained level by level from a
+k-means++ start, with straight-through and commitment 0.25. This file does the same. Without an encoder nothing lies
+before the choice of a code, so straight-through and the commitment change no gradient: what is left is |sg(r) - e|^2,
+k-means by gradient steps.
 
 Deliberately different: the k-means++ start draws from all items rather than from a buffer of 3,072; Adam rather than
 Adagrad; dead codes may start again (`quantize.restart_dead`), and a level stops early by its reconstruction.

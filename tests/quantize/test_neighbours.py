@@ -11,7 +11,8 @@ def clustered(items: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, (items, 3))
     vectors = rng.normal(size=(items, 6)) + 2 * codes[:, :1]
-    return vectors.astype(np.float32), codes, np.where(rng.random(items) < 0.1, -1, codes[:, 0] + rng.integers(0, 2, items))
+    categories = np.where(rng.random(items) < 0.1, -1, codes[:, 0] + rng.integers(0, 2, items))
+    return vectors.astype(np.float32), codes, categories
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])

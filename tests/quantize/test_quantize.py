@@ -25,7 +25,8 @@ def vectors(items: int = 90) -> np.ndarray:
 def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "sids", **columns) -> dict:
     """The stage on `vectors()` and a catalogue of 90 items with these columns."""
     Embeddings(vectors(), {"name": "test"}).write(folder / "embeddings")
-    items = pd.DataFrame({"item_id": np.arange(90, dtype=np.int32), "raw_id": [f"v{i:02d}" for i in range(90)], **columns})
+    names = [f"v{item:02d}" for item in range(90)]
+    items = pd.DataFrame({"item_id": np.arange(90, dtype=np.int32), "raw_id": names, **columns})
     write_parquet(folder / "interactions" / "items.parquet", items)
     return run(Params(seed=seed, quantize=config), embeddings=folder / "embeddings",
                interactions=folder / "interactions", output=folder / output, reports=folder / "reports")

@@ -56,7 +56,8 @@ def test_no_more_steps_than_allowed():
 def test_every_pass_sees_each_item_once_in_an_order_that_the_seed_decides():
     batches = run([5], max_steps=6).batches
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
-    assert sorted(sum(batches[:3], [])) == sorted(sum(batches[3:], [])) == list(range(1, 11))
+    first, second = ([item for batch in part for item in batch] for part in (batches[:3], batches[3:]))
+    assert sorted(first) == sorted(second) == list(range(1, 11))
     assert batches[:3] != batches[3:]
     assert batches == run([5], max_steps=6).batches
     assert batches != run([5], max_steps=6, seed=1).batches

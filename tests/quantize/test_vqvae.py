@@ -11,7 +11,8 @@ from pipeline.quantize.vqvae import Level, plus_plus
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(**{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64, **changes})
+    return QuantizeConfig(**{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64,
+                             **changes})
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -44,7 +45,8 @@ def test_k_means_plus_plus_draws_far_rows_more_often_and_none_twice():
     after_zero = [second for first, second in drawn if first in (0, 1)]
     assert set(after_zero) == {2, 3}
     assert after_zero.count(3) / len(after_zero) == pytest.approx(0.9, abs=0.05)  # squares 1 and 9
-    assert sorted(plus_plus(torch.arange(5.0)[:, None], 5, torch.Generator().manual_seed(0)).tolist()) == [0, 1, 2, 3, 4]
+    everything = plus_plus(torch.arange(5.0)[:, None], 5, torch.Generator().manual_seed(0))
+    assert sorted(everything.tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_a_code_without_items_starts_again_at_an_item():
