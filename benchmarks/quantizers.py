@@ -19,8 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pipeline.artifacts import Embeddings, Interactions, Sids, read_parquet
 from pipeline.config import Params, build_params
 from pipeline.embed.stage import run as embed
@@ -91,11 +89,9 @@ def main() -> None:
     parser.add_argument("sources", type=Path, nargs="+", help="folders of data sets, or demo")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the section quantize")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1)")
     parser.add_argument("--recall", type=int, default=0, metavar="WINDOWS", help="train a small recommender on each")
     parser.add_argument("--json", type=Path, help="append one row per line to this file")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     changes = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in args.set)}
 
     lines = [f"{'data':14} {'method':8} {'colliding':>9} {'max':>4} {'used':>12} {'perplexity':>12} {'error':>6} "

@@ -333,9 +333,9 @@ def sids(
 
     [dim]Examples:[/dim]
 
-      python -m pipeline sids --item v17
+      python -m pipeline sids --item v00017
 
-      python -m pipeline sids --item v17 --titles 20 --json
+      python -m pipeline sids --item v00017 --titles 20 --json
     """
     from dataclasses import asdict
 

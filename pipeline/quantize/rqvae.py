@@ -24,13 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.machine import make_repeatable, pick_device
 from pipeline.quantize.codebook import Codebook, codebook_loss, nearest, rotation, straight_through
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.rkmeans import kmeans
 from pipeline.quantize.simvq import MappedCodebook
-from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, train
+from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, open_device, train
 
 
 class ResidualAutoencoder(nn.Module):
@@ -120,8 +119,7 @@ class RQVAE:
         """
         config = self.config
         require_items(config.codes, len(vectors_Id))
-        device = pick_device(config.device, "quantize.device")
-        make_repeatable(device, deterministic=True)
+        device = open_device(config, vectors_Id.shape[1])
         center_d = vectors_Id.mean(axis=0, dtype=np.float64)
         scale = max(float(np.sqrt(np.square(vectors_Id - center_d).mean())), 1e-12)  # all items alike: any scale does
         rows_Id = torch.from_numpy(((vectors_Id - center_d) / scale).astype(np.float32)).to(device)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.progress import Progress
 from pipeline.quantize.config import QuantizeConfig
 
@@ -47,6 +48,15 @@ class Trainable(Protocol):
     def restart_dead(self, rows_Id: Tensor, codes_IL: Tensor, generator: torch.Generator) -> None:
         """Give each code without an item a random item's vector."""
         ...
+
+
+def open_device(config: QuantizeConfig, width: int) -> torch.device:
+    """Where to train on rows of this width: always with kernels that repeat, and on a CPU with no more threads than a
+    batch keeps busy, so that sums do not depend on what else runs."""
+    device = pick_device(config.device, "quantize.device")
+    make_repeatable(device, deterministic=True)
+    torch.set_num_threads(share_of_threads(config.batch_items * max((width, *config.hidden))))
+    return device
 
 
 def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, label: str) -> None:

@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.machine import make_repeatable, pick_device
 from pipeline.quantize.codebook import Codebook, codebook_loss, nearest
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.residual import fit_residuals
-from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, train
+from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, open_device, train
 
 
 class Level(nn.Module):
@@ -73,8 +72,7 @@ class VQVAE:
 
     def _learn(self, rows_Id: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
         """(codebook [C, d], code of each row [I]) of one level."""
-        device = pick_device(self.config.device, "quantize.device")
-        make_repeatable(device, deterministic=True)
+        device = open_device(self.config, rows_Id.shape[1])
         rows = torch.from_numpy(rows_Id).to(device)
         seed = int(np.random.default_rng([self.seed, level]).integers(2**31 - 1))
         model = Level(self.config, rows.shape[1]).to(device)
