@@ -6,9 +6,9 @@
 
 Columns. colliding: items that share their codes with another, and the largest such group, before the deduplication
 digit. used, perplexity: of the codes of each level. error: squared errors over squared lengths; rkmeans and vqvae know
-the lengths of their residuals, rqvae and simvq do not. neighbour: items whose nearest neighbour has the same first 1, 2,
-3 codes. category: pairs of items with the same first 1, 2 codes that are of one category, beside that of all pairs.
-seconds: of the quantizer alone. recall@10: of the default small model on test, beam 20 constrained, exact item.
+the lengths of their residuals, rqvae and simvq do not. neighbour: items whose nearest neighbour has the same first 1,
+2, 3 codes. category: pairs of items with the same first 1, 2 codes that are of one category, beside that of all pairs.
+seconds: quantizer and quality figures. recall@10: of the default small model on test, beam 20 constrained, exact item.
 """
 
 import argparse
@@ -77,10 +77,11 @@ def line(name: str, method: str, row: dict[str, Any], quality: dict[str, Any]) -
         return " ".join("-" if level[key] is None else format(level[key], form) for level in levels[:count])
 
     chance = quality["category_agreement_by_chance"]
+    beside = "(-)" if chance is None else f"({chance:.3f})"
     return (f"{name:14} {method:8} {quality['collision_rate']:9.1%} {quality['largest_group']:4} "
             f"{each('used_codes', 'd'):>12} {each('perplexity', '.0f'):>12} "
             f"{quality['relative_reconstruction_error']:6.3f} {each('neighbour_agreement', '.2f'):>15} "
-            f"{each('category_agreement', '.2f', 2):>10} ({chance:.3f}) {row['seconds']:8.1f} "
+            f"{each('category_agreement', '.2f', 2):>10} {beside:>7} {row['seconds']:8.1f} "
             f"{format(row['recall_at_10'], '.4f') if 'recall_at_10' in row else 'missing':>9}")
 
 
@@ -101,7 +102,8 @@ def main() -> None:
             folder = Path(temporary)
             base = prepare(source, folder)
             for method in args.methods.split(","):
-                params = dataclasses.replace(base, quantize=dataclasses.replace(base.quantize, method=method, **changes))
+                chosen = dataclasses.replace(base.quantize, method=method, **changes)
+                params = dataclasses.replace(base, quantize=chosen)
                 sids, row = measure(folder, params)
                 if args.recall:
                     row |= recall(folder, params, sids, args.recall)
