@@ -7,7 +7,8 @@ global batch is the same on one process or many.
 Shape legend: W windows, N items, I items of the catalogue, L code levels.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, Shape
 from pipeline.ranking import slices
+from pipeline.recorded import tensors_of
 from pipeline.strategies.base import Batch, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
@@ -25,6 +27,7 @@ from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
 T = TypeVar("T")
+MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
 
 
 @dataclass(frozen=True)
@@ -85,23 +88,36 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
+def common_shape(steps: Iterable[Step], parts: int) -> Shape:
+    """A shape for the batches of these steps, and for those that are a little larger."""
+    return Shape.of([step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
+                    margin=0.03)
+
+
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0) -> Batch:
+            longest: int = 0, shape: Shape | None = None) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
-    gradients.
+    gradients. Windows that fill it up to `shape` have weight zero too.
     """
     if len(rows_W) == 0:
         rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
     else:
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
+    if shape is not None:
+        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1))
+        windows += Windows(np.zeros_like(lengths_W), lengths_W)
+        factors_W = np.pad(factors_W, (0, len(windows) - len(factors_W)))
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
     histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
     return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+
+
+Prepared = tuple[Step, list[Batch]]  # a step and this process's batches of it
 
 
 class Feed:
@@ -120,17 +136,21 @@ class Feed:
         self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
+        self.shape: Shape | None = None
+        if codes_IL.is_cuda and config.compile:
+            steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
+            self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts)
 
-    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[tuple[Step, list[Batch]]]:
+    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
         batches = ((step, self._batches(step)) for step in steps)
-        return ahead(batches) if self.codes_IL.is_cuda else batches
+        return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
-                        self.passes.max_history) for part in self.own]
+        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
+                        self.shape) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -141,3 +161,22 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := pending.result()) is not done:
             pending = worker.submit(next, items, done)
             yield item
+
+
+def beside(steps: Iterator[Prepared], device: torch.device) -> Iterator[Prepared]:
+    """The same steps, the next one prepared ahead and on a stream of its own, so that it does not wait for this one."""
+    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def prepare() -> Iterator[tuple[Prepared, torch.cuda.Event]]:
+        while True:
+            with torch.cuda.stream(stream):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step, stream.record_event()
+
+    for step, ready in ahead(prepare()):
+        main.wait_event(ready)
+        for tensor in (tensor for batch in step[1] for tensor in tensors_of(batch)):
+            tensor.record_stream(main)
+        yield step
