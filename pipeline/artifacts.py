@@ -196,7 +196,8 @@ class Sids:
 
     codes_IL: int32 [I, L]. widths: how many values each level may take. codebooks: the quantizer's tensors (`level_1`
     [codes, d], ...). quality: what quality.json holds, `widths` and `digit` included. digit: the last column is the
-    deduplication digit, which makes every Semantic ID unique; without it, items may share one.
+    deduplication digit, which makes every Semantic ID unique; without it, items may share one. Beside these files the
+    stage writes levels.csv: the figures of quality.json per level, for plots.
     """
 
     codes_IL: np.ndarray

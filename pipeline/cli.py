@@ -104,7 +104,7 @@ def quantize() -> None:
     """Turn the vectors into Semantic IDs, one per item.
 
     A last digit keeps apart what the codes do not. Reads data/embeddings, writes data/sids with a quality report
-    (collisions, codes used, reconstruction error) and reports/sid_levels.csv.
+    (collisions, codes used, reconstruction error, neighbours kept together).
 
     [dim]Examples:[/dim]
 

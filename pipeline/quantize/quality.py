@@ -1,4 +1,4 @@
-"""How good the Semantic IDs are before a generator is trained on them: quality.json and reports/sid_levels.csv.
+"""How good the Semantic IDs are before a generator is trained on them: quality.json and levels.csv.
 
 Shape legend: I items, L code levels, C codes of a level, G groups of items with equal codes, d embedding width.
 """

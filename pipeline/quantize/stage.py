@@ -1,7 +1,7 @@
 """Stage 3: item vectors become Semantic IDs.
 
 Reads data/embeddings/ and the items' categories, writes data/sids/ (the codes of each item with the deduplication digit
-last, the codebooks, quality.json) and reports/sid_levels.csv.
+last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's plot).
 
 Shape legend: I items, L code levels, d embedding width.
 """
@@ -15,7 +15,6 @@ import numpy as np
 from pipeline.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
-    REPORTS,
     SIDS,
     Embeddings,
     Interactions,
@@ -32,12 +31,10 @@ from pipeline.quantize.quantizer import build_quantizer, unit_rows
 if TYPE_CHECKING:
     from pipeline.config import Params
 
-LEVELS = "sid_levels.csv"
 
-
-def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS,
-        reports: Path = REPORTS) -> dict[str, Any]:
-    """Write data/sids/ and reports/sid_levels.csv, and return what quality.json holds.
+def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS,
+        output: Path = SIDS) -> dict[str, Any]:
+    """Write data/sids/ and return what quality.json holds.
 
     Raises:
         UserError: the embeddings or the items are missing or damaged, more codes than items, more collisions than
@@ -49,7 +46,7 @@ def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path =
     sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I)
     check_collisions(sids.quality, params.quantize)
     sids.write(output)
-    write_bytes(reports / LEVELS, level_table(sids.quality).encode())
+    write_bytes(output / "levels.csv", level_table(sids.quality).encode())
     print(summary(sids), flush=True)
     return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 

@@ -34,7 +34,7 @@ class Result:
     key: str
 
 
-def read_result(reports: Path, interactions: Path, lock: Path) -> Result:
+def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Result:
     """Read it all.
 
     Raises:
@@ -46,7 +46,7 @@ def read_result(reports: Path, interactions: Path, lock: Path) -> Result:
     return Result(
         metrics=metrics, history=history, by_history=_rows(reports / "by_history.csv"),
         by_popularity=_rows(reports / "by_popularity.csv"), kept_by_level=_rows(reports / "kept_by_level.csv"),
-        sid_levels=_rows(reports / "sid_levels.csv"),
+        sid_levels=_rows(sids / "levels.csv"),
         dataset=read_json(interactions / "ingest.json"), hashes=hashes, key=result_key(metrics, hashes),
     )
 

@@ -16,7 +16,7 @@ from pipeline.track.stage import flatten
 
 @pytest.fixture
 def result(project: Path) -> Result:
-    return read_result(Path("reports"), Path("data/interactions"), Path("dvc.lock"))
+    return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
 
 
 @pytest.fixture
