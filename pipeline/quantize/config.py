@@ -21,7 +21,7 @@ class QuantizeConfig:
     # rqvae and simvq
     encoder: Literal["mlp", "identity"] = "mlp"  # identity: the levels quantize the embeddings themselves
     hidden: tuple[int, ...] = (256,)  # widths between the embedding and the latent; the decoder mirrors them
-    latent: int = 128  # width that is quantized
+    latent: int = 64  # width that is quantized
     estimator: Literal["straight_through", "rotation"] = "straight_through"  # gradient past the choice of a code
     bias: bool = True  # simvq: of each level's linear map
     # rqvae, vqvae and simvq
