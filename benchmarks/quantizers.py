@@ -4,6 +4,8 @@
     python benchmarks/quantizers.py amazon-beauty amazon-sports --methods rkmeans,rqvae --json rows.jsonl
     python benchmarks/quantizers.py amazon-beauty --recall 250000        # and a small recommender on each
 
+Everything else is as params.yaml has it.
+
 Columns. colliding: items that share their codes with another, and the largest such group, before the deduplication
 digit. used, perplexity: of the codes of each level. error: squared errors over squared lengths; rkmeans and vqvae know
 the lengths of their residuals, rqvae and simvq do not. neighbour: items whose nearest neighbour has the same first 1,
@@ -20,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pipeline.artifacts import Embeddings, Interactions, Sids, read_parquet
 from pipeline.config import Params, build_params
 from pipeline.embed.stage import run as embed
@@ -34,10 +38,12 @@ METHODS = "rkmeans,rqvae,vqvae,simvq"
 
 def prepare(source: Path, folder: Path) -> Params:
     """Ingest, embed and split a data set into `folder`; `demo` names the built-in one."""
-    shared = {"quantize": {"codes": 256, "max_collision_rate": 1.0}, "train": {"validate_every": 400}}
-    params = build_params({**shared, "quantize": {**shared["quantize"], "codes": 64}} if source.name == "demo" else {
-        **shared, "dataset": "custom", "ingest": {"path": str(source)}, "embed": {"encoder": "precomputed",
-                                                                                 "path": str(source)}})
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["quantize"]["max_collision_rate"] = 1.0
+    if source.name != "demo":
+        raw["dataset"], raw["ingest"]["path"], raw["quantize"]["codes"] = "custom", str(source), 256
+        raw["embed"]["encoder"], raw["train"]["validate_every"] = "precomputed", 400
+    params = build_params(raw)
     ingest(params, output=folder / "interactions", scratch=folder / "scratch")
     if source.name != "demo":  # precomputed vectors are a column of what ingest wrote
         params = dataclasses.replace(params, embed=dataclasses.replace(

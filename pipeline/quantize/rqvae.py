@@ -29,7 +29,7 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.rkmeans import kmeans
 from pipeline.quantize.simvq import MappedCodebook
-from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, open_device, train
+from pipeline.quantize.trainer import CHUNK, Encoded, dead_codes, open_device, train
 
 
 class ResidualAutoencoder(nn.Module):
@@ -80,14 +80,14 @@ class ResidualAutoencoder(nn.Module):
     @torch.no_grad()
     def start(self, rows_Id: Tensor, seed: int) -> None:
         """k-means, level by level, on what the encoder gives; a mapped codebook stays as it was drawn."""
-        rows_Ik = self.encoder(rows_Id)
+        rows_Ik = torch.cat([self.encoder(rows) for rows in rows_Id.split(CHUNK)])
         for number, level in enumerate(self.books):
             if not isinstance(level, Codebook):
                 return
             level_seed = int(np.random.default_rng([seed, number]).integers(2**31 - 1))
             rows = rows_Ik.cpu().numpy()
             centroids_Ck, codes_I = kmeans(rows, self.config.codes, self.config.iterations, level_seed,
-                                           self.config.device)
+                                           "cpu" if self.config.device == "cpu" else "auto")
             vectors_Ck = torch.from_numpy(centroids_Ck).to(rows_Ik.device)
             level.put(torch.arange(len(vectors_Ck), device=rows_Ik.device), vectors_Ck)
             rows_Ik = rows_Ik - vectors_Ck[torch.from_numpy(codes_I).to(rows_Ik.device)]
@@ -131,23 +131,24 @@ class RQVAE:
 
     @torch.no_grad()
     def _quantized(self, model: ResidualAutoencoder, rows_Id: Tensor, center_d: np.ndarray, scale: float) -> Quantized:
-        encoded = encode_all(model, rows_Id)
-        _, quantized, chosen = model.quantize(model.encoder(rows_Id))
-        before_Ik = torch.stack(chosen).sum(0) - chosen[-1]
+        parts = [model.quantize(model.encoder(rows)) for rows in rows_Id.split(CHUNK)]
+        codes_IL = torch.cat([torch.stack(codes, 1) for codes, _, _ in parts]).cpu().numpy().astype(np.int32)
+        last_rows_Ik = torch.cat([quantized[-1] for _, quantized, _ in parts])
+        before_Ik = torch.cat([torch.stack(chosen).sum(0) - chosen[-1] for _, _, chosen in parts])
 
+        @torch.no_grad()
         def errors_with(codes_I: np.ndarray) -> np.ndarray:
-            last_Ik = model.books[-1].vectors().detach()[torch.from_numpy(codes_I).long().to(rows_Id.device)]
-            with torch.no_grad():
-                errors_I = (model.decoder(before_Ik + last_Ik) - rows_Id).norm(dim=1)
-            return scale * errors_I.double().cpu().numpy()
+            sums_Ik = before_Ik + model.books[-1].vectors()[torch.from_numpy(codes_I).long().to(rows_Id.device)]
+            errors = [(model.decoder(sums) - rows).norm(dim=1)
+                      for sums, rows in zip(sums_Ik.split(CHUNK), rows_Id.split(CHUNK), strict=True)]
+            return scale * torch.cat(errors).double().cpu().numpy()
 
         books = {f"level_{number}": level.vectors() for number, level in enumerate(model.books, 1)}
         books |= {f"{part}.{name}": value for part in ("encoder", "decoder")
                   for name, value in getattr(model, part).state_dict().items()}
         tensors = {name: value.detach().cpu().numpy() for name, value in books.items()}
         tensors |= {"center": center_d.astype(np.float32), "scale": np.array([scale], np.float32)}
-        codes_IL = encoded.codes_BL.cpu().numpy().astype(np.int32)
-        return Quantized(codes_IL, tensors, errors_with(codes_IL[:, -1]), quantized[-1].cpu().numpy(), errors_with)
+        return Quantized(codes_IL, tensors, errors_with(codes_IL[:, -1]), last_rows_Ik.cpu().numpy(), errors_with)
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -37,9 +37,14 @@ def spread_last_codes(codes_IL: np.ndarray, rows_Ik: np.ndarray, vectors_Ck: np.
         movers_M, kept = items[collides_I[items]], items[~collides_I[items]]
         free_F = np.setdiff1d(np.arange(len(vectors_Ck)), last_I[kept])
         if len(movers_M):
-            costs_MF = ((rows_Ik[movers_M, None].astype(np.float64) - vectors_Ck[free_F]) ** 2).sum(-1)
-            last_I[movers_M] = free_F[assign(costs_MF)]
+            last_I[movers_M] = free_F[assign(_squares(rows_Ik[movers_M], vectors_Ck[free_F]))]
     return last_I
+
+
+def _squares(rows_Mk: np.ndarray, vectors_Fk: np.ndarray) -> np.ndarray:
+    """float64 [M, F]: squared distances."""
+    rows_Mk, vectors_Fk = rows_Mk.astype(np.float64), vectors_Fk.astype(np.float64)
+    return (np.square(rows_Mk).sum(1, keepdims=True) - 2 * rows_Mk @ vectors_Fk.T + np.square(vectors_Fk).sum(1))
 
 
 def assign(costs_MF: np.ndarray) -> np.ndarray:
