@@ -204,14 +204,17 @@ class Embeddings:
 class Sids:
     """data/sids/: one Semantic ID per item.
 
-    codes_IL: int32 [I, L], the deduplication digit is the last column. widths: how many values each level may take.
-    codebooks: the quantizer's tensors (`level_1` [codes, d], ...). quality: what quality.json holds, `widths` included.
+    codes_IL: int32 [I, L]. widths: how many values each level may take. codebooks: the quantizer's tensors (`level_1`
+    [codes, d], ...). quality: what quality.json holds, `widths` and `digit` included. digit: the last column is the
+    deduplication digit, which makes every Semantic ID unique; without it, items may share one. Beside these files the
+    stage writes levels.csv: the figures of quality.json per level, for plots.
     """
 
     codes_IL: np.ndarray
     widths: tuple[int, ...]
     codebooks: dict[str, np.ndarray]
     quality: dict[str, Any]
+    digit: bool = True
 
     def write(self, folder: Path = SIDS) -> None:
         import pandas as pd
@@ -221,14 +224,15 @@ class Sids:
             frame[f"code_{level + 1}"] = self.codes_IL[:, level].astype(np.int32)
         write_parquet(folder / "sids.parquet", frame)
         write_tensors(folder / "codebooks.safetensors", self.codebooks)
-        write_json(folder / "quality.json", {"widths": list(self.widths), **self.quality})
+        write_json(folder / "quality.json", {"widths": list(self.widths), "digit": self.digit, **self.quality})
 
     @classmethod
     def read(cls, folder: Path = SIDS) -> "Sids":
         frame = read_parquet(folder / "sids.parquet")
         quality = read_json(folder / "quality.json")
         codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
-        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality)
+        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality,
+                   quality["digit"])
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits

@@ -17,7 +17,7 @@ import yaml
 
 from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
 from pipeline.embed.config import EmbedConfig
-from pipeline.errors import UserError, nearest
+from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
@@ -30,9 +30,6 @@ DATASETS = (
     "demo", "amazon-beauty", "amazon-sports", "amazon-toys",
     "movielens-1m", "movielens-20m", "movielens-latest", "movielens-100k", "custom",
 )
-RESTORE = ("DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
-           "  git checkout params.yaml\n"
-           "  dvc checkout")
 
 
 @dataclass(frozen=True)
