@@ -5,7 +5,7 @@ packed axis that attention can view, not copy. The lengths of the runs are Pytho
 device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
 each.
 
-Shape legend: W windows, N items of all windows.
+Shape legend: W windows, N items of all windows, S tokens of one item.
 """
 
 from dataclasses import dataclass
@@ -14,23 +14,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.backbones.subset import Prefixes, Tokens, prefixes_of, tokens_of, without_lost_items
+
 
 @dataclass(frozen=True)
 class Histories:
-    """The model's input. Rows (windows) are sorted by length; `order` says where they came from."""
+    """The model's input. Rows (windows) are sorted by length, and `order` says where they came from."""
 
     items_N: Tensor  # int64, on the device: item ids, one window after another, oldest item first
-    lengths_W: Tensor  # int64, on the device: items of each window, ascending
+    lengths_W: Tensor  # int64, on the device: items of each window; ascending unless `tokens` are
     row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
     lengths: np.ndarray  # the same as lengths_W, on the host
     order: np.ndarray  # int64 [W]: packed row i is input window order[i]
-    groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths; empty on a GPU
+    # (windows, items of each) of each run of equal lengths; empty on a GPU, or with `tokens`
+    groups: tuple[tuple[int, int], ...]
     longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
+    tokens: Tokens | None = None  # those that enter the encoder; None: all
+    prefixes: Prefixes | None = None  # decoder positions of each window; None: all
 
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0, longest: int = 0) -> "Histories":
+             pad_to: int = 0, longest: int = 0, kept_NS: np.ndarray | None = None,
+             decoded_W: np.ndarray | None = None, levels: int = 0) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -39,29 +45,39 @@ class Histories:
             pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
             longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
                 that of these windows.
+            kept_NS: bool, the tokens of each item that enter the encoder; an item without any leaves altogether. None:
+                all. Not for padded batches.
+            decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
         """
+        if kept_NS is not None:
+            items_N, offsets, kept_NS = without_lost_items(items_N, offsets, kept_NS)
         lengths_W = np.diff(offsets)
         if len(lengths_W) == 0 or lengths_W.min() < 1:
             raise ValueError("every batch needs a window, and every window at least one item of history")
-        order = np.argsort(lengths_W, kind="stable")
+        some = kept_NS is not None and not kept_NS.all()
+        sizes_W = np.add.reduceat(kept_NS.sum(1), offsets[:-1]) if kept_NS is not None and some else lengths_W
+        order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
         lengths_W = lengths_W[order]
         starts_W = np.cumsum(lengths_W) - lengths_W
         source_N = np.arange(lengths_W.sum()) + np.repeat(np.asarray(offsets)[order] - starts_W, lengths_W)
         row_of_W = np.empty_like(order)
         row_of_W[order] = np.arange(len(order))
         values, counts = np.unique(lengths_W, return_counts=True)
+        device = torch.device(device)
         # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
-        on_gpu = torch.device(device).type == "cuda"
-        groups = () if on_gpu else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        on_host = device.type != "cuda"
+        groups = () if some or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
+        tokens = tokens_of(kept_NS[source_N], lengths_W, device, on_host) if kept_NS is not None and some else None
+        prefixes = None if decoded_W is None else prefixes_of(decoded_W[order], levels, device, on_host)
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
-                   order, groups, longest or int(values[-1]), pad_to)
+                   order, groups, longest or int(values[-1]), pad_to, tokens, prefixes)
 
     @property
     def windows(self) -> int:

@@ -7,9 +7,9 @@ global batch is the same on one process or many.
 Shape legend: W windows, N items, I items of the catalogue, L code levels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from pipeline.backbones.histories import Histories
 from pipeline.ranking import slices
-from pipeline.strategies.base import Batch, Weigh
+from pipeline.strategies.base import Batch, Selected, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
 T = TypeVar("T")
+# (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
+Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,21 @@ class Step:
     last: int
     windows: Windows
     weights_W: np.ndarray
+    selected: Selected | None = None  # None: all of it
+
+    @property
+    def items_W(self) -> np.ndarray:
+        """Items of each history that enter the encoder."""
+        lengths_W = self.windows.lengths_W
+        if self.selected is None or self.selected.history_NS is None:
+            return lengths_W
+        return np.add.reduceat(self.selected.history_NS.any(1), np.cumsum(lengths_W) - lengths_W, dtype=np.int64)
+
+    def tokens(self, tokens_per_item: int) -> int:
+        """Tokens that enter the encoder."""
+        if self.selected is None or self.selected.history_NS is None:
+            return int(self.windows.lengths_W.sum()) * tokens_per_item
+        return int(self.selected.history_NS.sum())
 
 
 def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int,
@@ -77,6 +94,12 @@ def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, to
     return steps
 
 
+def windows_per_step(passes: Passes, budget: int, tokens_per_item: int) -> float:
+    """How many windows fill a step that leaves nothing out, by the first ones of a pass, a random sample of it."""
+    tokens_W = np.cumsum(passes.take(0, 0, CHUNK).lengths_W) * tokens_per_item
+    return len(tokens_W) * min(1.0, budget / tokens_W[-1])
+
+
 def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     """Rows of a step dealt into `parts` of about equal tokens: longest first, back and forth. Parts may be empty."""
     order_W = np.argsort(-lengths_W, kind="stable")
@@ -98,10 +121,27 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
-    targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
-    weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
-    return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+    chosen = _chosen_rows(step, rows_W)
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
+                               kept_NS=chosen.history_NS if chosen else None,
+                               decoded_W=chosen.decoded_W if chosen else None, levels=codes_IL.shape[1])
+    order = histories.order
+
+    def to_device(array_W: np.ndarray) -> Tensor:
+        return torch.from_numpy(array_W[order]).to(device)
+
+    targets_W = to_device(items_N[windows.ends_W].astype(np.int64))
+    batch = Batch(histories, targets_W, codes_IL[targets_W], to_device(factors_W.astype(np.float32)))
+    if chosen is None:
+        return batch
+    return replace(batch, slots_W=to_device(chosen.slots_W), counted_WL=to_device(chosen.counted_WL))
+
+
+def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
+    if step.selected is None:
+        return None
+    lengths_W = step.windows.lengths_W
+    return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
 
 
 class Feed:
@@ -121,16 +161,22 @@ class Feed:
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
 
-    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[tuple[Step, list[Batch]]]:
+    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
+                     select: Select | None = None) -> Iterator[tuple[Step, list[Batch]]]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
-        batches = ((step, self._batches(step)) for step in steps)
+        chosen = (_chosen(step, select) for step in steps) if select else steps
+        batches = ((step, self._batches(step)) for step in chosen)
         return ahead(batches) if self.codes_IL.is_cuda else batches
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
                         self.passes.max_history) for part in self.own]
+
+
+def _chosen(step: Step, select: Select) -> Step:
+    return replace(step, selected=select(step.pass_index, step.windows.starts_W, step.windows.ends_W))
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
