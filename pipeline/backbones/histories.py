@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.subset import Prefixes, Tokens, prefixes_of, tokens_of, without_lost_items
+from pipeline.backbones.subset import Prefixes, Tokens
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,19 @@ class Histories:
             pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
             longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
                 that of these windows.
-            kept_NS: bool, the tokens of each item that enter the encoder; an item without any leaves altogether. None:
-                all. Not for padded batches.
+            kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
+                as if it had never been there. None: all. Not for padded batches.
             decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
         """
-        if kept_NS is not None:
-            items_N, offsets, kept_NS = without_lost_items(items_N, offsets, kept_NS)
         lengths_W = np.diff(offsets)
         if len(lengths_W) == 0 or lengths_W.min() < 1:
             raise ValueError("every batch needs a window, and every window at least one item of history")
-        some = kept_NS is not None and not kept_NS.all()
-        sizes_W = np.add.reduceat(kept_NS.sum(1), offsets[:-1]) if kept_NS is not None and some else lengths_W
+        sizes_W = lengths_W if kept_NS is None else np.add.reduceat(kept_NS.sum(1), offsets[:-1])
+        if sizes_W.min() < 1:
+            raise ValueError("every window needs at least one token of history")
         order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
         lengths_W = lengths_W[order]
         starts_W = np.cumsum(lengths_W) - lengths_W
@@ -69,13 +68,13 @@ class Histories:
         device = torch.device(device)
         # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
         on_host = device.type != "cuda"
-        groups = () if some or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        groups = () if kept_NS is not None or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
-        tokens = tokens_of(kept_NS[source_N], lengths_W, device, on_host) if kept_NS is not None and some else None
-        prefixes = None if decoded_W is None else prefixes_of(decoded_W[order], levels, device, on_host)
+        tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device)
+        prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device)
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
                    order, groups, longest or int(values[-1]), pad_to, tokens, prefixes)
 

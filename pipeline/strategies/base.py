@@ -9,7 +9,7 @@ U users.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -54,13 +54,45 @@ class Selected:
     slots_W: np.ndarray  # int64: where the strategy keeps what it learns of each window's target
     counted_WL: np.ndarray  # bool: the levels of each target that count in the loss
     decoded_W: np.ndarray | None = None  # int64: decoder positions, the first 1 .. L
-    history_NS: np.ndarray | None = None  # bool: tokens of the histories that enter the encoder
+    # Of the histories at most one of these; something stays of each
+    stays_N: np.ndarray | None = None  # bool: items that are not left out
+    tokens_NS: np.ndarray | None = None  # bool: tokens that enter the encoder
+
+    @property
+    def lost(self) -> int:
+        """Items that are left out."""
+        return 0 if self.stays_N is None else int((~self.stays_N).sum())
 
     def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
         """Of some windows; `index_N` are their items."""
-        return Selected(self.slots_W[rows_W], self.counted_WL[rows_W],
-                        None if self.decoded_W is None else self.decoded_W[rows_W],
-                        None if self.history_NS is None else self.history_NS[index_N])
+        return Selected(self.slots_W[rows_W], self.counted_WL[rows_W], _at(self.decoded_W, rows_W),
+                        _at(self.stays_N, index_N), _at(self.tokens_NS, index_N))
+
+    def filled(self, windows: int, items: int) -> "Selected":
+        """With more windows behind, which only fill a batch: as little of them is computed as can be."""
+        return Selected(_more(self.slots_W, windows, 0), _more(self.counted_WL, windows, True),
+                        _more(self.decoded_W, windows, 1), _more(self.stays_N, items, True),
+                        _more(self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0
+                              if self.tokens_NS is not None else True))
+
+
+@overload
+def _more(array: np.ndarray, count: int, value: Any) -> np.ndarray: ...
+
+
+@overload
+def _more(array: None, count: int, value: Any) -> None: ...
+
+
+def _more(array: np.ndarray | None, count: int, value: Any) -> np.ndarray | None:
+    """`count` rows of `value` behind."""
+    if array is None:
+        return None
+    return np.concatenate([array, np.broadcast_to(value, (count, *array.shape[1:])).astype(array.dtype)])
+
+
+def _at(array: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
+    return None if array is None else array[index]
 
 
 @dataclass(frozen=True)
@@ -106,7 +138,7 @@ class Strategy:
         return (loss_W * batch.weights_W).sum()
 
     def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Of every level, [W, codes]; where `batch.histories.prefixes` leave positions out, of the windows they say."""
+        """Of every level, [W, codes]; those of positions that `batch.histories.prefixes` leave out mean nothing."""
         return model(batch.histories, batch.targets_W)
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
@@ -119,9 +151,9 @@ class Strategy:
         """
         return None
 
-    def end_step(self, lengths_W: np.ndarray, weights_W: np.ndarray, selected: Selected | None) -> None:
-        """Called after each optimizer step with its windows: items of their histories, weights, and what `select`
-        said.
+    def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
+        """Called after each optimizer step with the weights of its windows, the tokens of them that entered the
+        encoder, and what `select` said.
         """
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

@@ -23,7 +23,7 @@ Command: dvc exp run -S strategy=skipgr
 Time and score: docs/skipgr.md, and benchmarks/skipgr.py.
 
 Shape legend: W windows, N items of all histories (in the store: interactions), S tokens of one item (L codes, then the
-separator), L code levels, R windows that decode a level, V codes of a level.
+separator), L code levels, V codes of a level.
 """
 
 import time
@@ -93,15 +93,15 @@ class Skipgr(Strategy):
     # ------------------------------------------------------------------------------------------------ before a step
 
     def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
-        counted_WL, decoded_W, history_NS = np.ones((len(ends_W), self.levels), bool), None, None
+        counted_WL, decoded_W = np.ones((len(ends_W), self.levels), bool), None
         if self.config.skips_targets:
             counted_WL = ~self.decisions.skip_NL[ends_W]
             if not self.rescores:
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
-        if self.config.skips_inputs and self.decisions.decided:
-            history_NS = self._history(pass_index, starts_W, ends_W)
-        return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, history_NS)
+        stays_N, tokens_NS = (self._history(pass_index, starts_W, ends_W)
+                              if self.config.skips_inputs and self.decisions.decided else (None, None))
+        return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, stays_N, tokens_NS)
 
     def _slots(self, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         """Where scores of each window's target go: one window of each target in a pass has a place."""
@@ -113,17 +113,20 @@ class Skipgr(Strategy):
         longest_W = starts_W == np.maximum(first_W, ends_W - self.course.max_history)
         return np.where(longest_W, ends_W, self.store.nowhere)
 
-    def _history(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
-        """Tokens of the histories that stay, bool [N, S]. A separator stays while a token of its item does."""
+    def _history(self, pass_index: int, starts_W: np.ndarray,
+                 ends_W: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """What stays of the histories: items, or tokens. A separator stays while a token of its item does."""
         lengths_W = ends_W - starts_W
         offsets = np.concatenate([[0], np.cumsum(lengths_W)])
         index_N = np.arange(offsets[-1]) + np.repeat(starts_W - offsets[:-1], lengths_W)
         skip_NL = self.rules.skips_of_inputs(self.decisions, pass_index, index_N, np.repeat(ends_W, lengths_W))
-        kept_NL = ~(np.broadcast_to(skip_NL.all(1, keepdims=True), skip_NL.shape)
-                    if self.config.input_unit == "item" else skip_NL)
+        kept_NL = ~skip_NL
         empty_W = ~np.logical_or.reduceat(kept_NL.any(1), offsets[:-1])
         kept_NL[offsets[1:][empty_W] - 1] = True
-        return np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1) if self.separators else kept_NL
+        stays_N = np.logical_or.reduce(kept_NL, 1)
+        if self.config.input_unit == "item" or self.whole_items:
+            return stays_N, None
+        return None, np.concatenate([kept_NL, stays_N[:, None]], 1) if self.separators else kept_NL
 
     # ------------------------------------------------------------------------------------------------ within a step
 
@@ -135,19 +138,20 @@ class Skipgr(Strategy):
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
         prefixes = batch.histories.prefixes
         total = batch.weights_W.new_zeros(())
-        for level, logits_RV in enumerate(self.inner.logits(model, batch)):
-            rows_R = slice(None) if prefixes is None else prefixes.rows[level]
-            logp_RV = F.log_softmax(logits_RV.float(), 1)
-            loss_R = -logp_RV.gather(1, batch.codes_WL[rows_R, level][:, None])[:, 0]
-            total = total + (loss_R * weights_WL[rows_R, level]).sum()
-            self.store.write(level, slots_W[rows_R], self._scores(logp_RV.detach(), loss_R.detach()))
+        for level, logits_WV in enumerate(self.inner.logits(model, batch)):
+            logp_WV = F.log_softmax(logits_WV.float(), 1)
+            loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
+            total = total + (loss_W * weights_WL[:, level]).sum()
+            scored_W = slots_W if prefixes is None else torch.where(prefixes.has_level(level), slots_W,
+                                                                    self.store.nowhere)
+            self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
 
-    def _scores(self, logp_RV: Tensor, loss_R: Tensor) -> Tensor:
+    def _scores(self, logp_WV: Tensor, loss_W: Tensor) -> Tensor:
         """Eq. 11 in nats, or the loss; never below 0, which would mean that there is none."""
         if self.config.rule == "loss":
-            return loss_R.clamp(min=0)
-        return -(logp_RV.exp() * logp_RV).sum(1).clamp(max=0)
+            return loss_W.clamp(min=0)
+        return -(logp_WV.exp() * logp_WV).sum(1).clamp(max=0)
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """nominal: the windows of a step of `full`, so that a pass adds up to what it does there (in expectation);
@@ -159,14 +163,12 @@ class Skipgr(Strategy):
 
     # ------------------------------------------------------------------------------------------------ afterwards
 
-    def end_step(self, lengths_W: np.ndarray, weights_W: np.ndarray, selected: Selected | None) -> None:
+    def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
         assert selected is not None
-        per_item = self.levels + self.separators
-        history, decoded_W = selected.history_NS, selected.decoded_W
+        decoded_W = selected.decoded_W
         self.journal.end_step(
-            windows=len(lengths_W), weight_sum=float(weights_W.sum(dtype=np.float64)),
-            encoder_tokens=int(lengths_W.sum()) * per_item if history is None else int(history.sum()),
-            decoder_tokens=len(lengths_W) * self.levels if decoded_W is None else int(decoded_W.sum()),
+            windows=len(weights_W), weight_sum=float(weights_W.sum(dtype=np.float64)), encoder_tokens=encoder_tokens,
+            decoder_tokens=len(weights_W) * self.levels if decoded_W is None else int(decoded_W.sum()),
             target_tokens=int(selected.counted_WL.sum()))
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """What skipgr remembers: the latest scores of every token, and a journal of what each pass skipped.
 
-Shape legend: N interactions of the splits, flat, L code levels, E levels that are scored, R rows written at once, B
+Shape legend: N interactions of the splits, flat, L code levels, E levels that are scored, W windows, B
 bins, F = (N + 1) * L.
 """
 
@@ -34,9 +34,9 @@ class Store:
         """The slot of what is not to be kept."""
         return self.interactions
 
-    def write(self, level: int, slots_R: Tensor, scores_R: Tensor) -> None:
+    def write(self, level: int, slots_W: Tensor, scores_W: Tensor) -> None:
         """Keep scores of a level. Waits for nothing."""
-        self.scores_F.index_copy_(0, slots_R * self.levels + level, scores_R)
+        self.scores_F.index_copy_(0, slots_W * self.levels + level, scores_W)
 
     def merge(self) -> np.ndarray:
         """Every process takes over what the others wrote; the scores on the host, float32 [N, L]."""

@@ -7,7 +7,8 @@ global batch is the same on one process or many.
 Shape legend: W windows, N items, I items of the catalogue, L code levels.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -17,14 +18,17 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.histories import Histories
+from pipeline.backbones.subset import roomy
 from pipeline.ranking import slices
 from pipeline.strategies.base import Batch, Selected, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
+from pipeline.train.recorded import tensors_of
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
 T = TypeVar("T")
+MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
 # (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
 Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
 
@@ -43,15 +47,14 @@ class Step:
     def items_W(self) -> np.ndarray:
         """Items of each history that enter the encoder."""
         lengths_W = self.windows.lengths_W
-        if self.selected is None or self.selected.history_NS is None:
-            return lengths_W
-        return np.add.reduceat(self.selected.history_NS.any(1), np.cumsum(lengths_W) - lengths_W, dtype=np.int64)
+        stays_N = self.selected.stays_N if self.selected else None
+        return lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W,
+                                                                 dtype=np.int64)
 
     def tokens(self, tokens_per_item: int) -> int:
         """Tokens that enter the encoder."""
-        if self.selected is None or self.selected.history_NS is None:
-            return int(self.windows.lengths_W.sum()) * tokens_per_item
-        return int(self.selected.history_NS.sum())
+        kept_NS = self.selected.tokens_NS if self.selected else None
+        return int(self.items_W.sum()) * tokens_per_item if kept_NS is None else int(kept_NS.sum())
 
 
 def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int,
@@ -108,27 +111,65 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
+
+    windows: int
+    items: int
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], parts: int) -> "Shape":
+        """Room for the batches of these steps, and for those that are a little larger."""
+        sizes = np.array([(len(rows), step.windows.lengths_W[rows].sum()) for step in steps
+                          for rows in deal(step.windows.lengths_W, parts)])
+        windows = roomy(int(sizes[:, 0].max() * 1.03) + 1)
+        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
+        return cls(windows, roomy(int(sizes[:, 1].max()) + 2 * (windows - int(sizes[:, 0].min()))))
+
+    def filling(self, windows: Windows, longest: int, lost: int = 0) -> Windows:
+        """Windows from the first items of all that fill a batch up; none where they cannot.
+
+        Args:
+            lost: items of these windows that are left out; the batch then has fewer, of few numbers.
+        """
+        size = self.windows if len(windows) < self.windows else roomy(len(windows) + 1)
+        count = size - len(windows)
+        items = min(self.items, roomy(self.items - lost)) - (int(windows.lengths_W.sum()) - lost)
+        if not 0 < count <= items <= count * longest:
+            return windows[:0]
+        lengths_W = np.full(count, items // count) + (np.arange(count) < items % count)
+        return Windows(np.zeros_like(lengths_W), lengths_W)
+
+
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0) -> Batch:
+            longest: int = 0, shape: Shape | None = None) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
-    gradients.
+    gradients. Windows that fill it up to `shape` have weight zero too.
     """
     if len(rows_W) == 0:
         rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
     else:
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
-    index_N, offsets = slices(windows.starts_W, windows.lengths_W)
     chosen = _chosen_rows(step, rows_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
-                               kept_NS=chosen.history_NS if chosen else None,
-                               decoded_W=chosen.decoded_W if chosen else None, levels=codes_IL.shape[1])
-    order = histories.order
+    if shape is not None:
+        filling = shape.filling(windows, min(longest, len(items_N) - 1), chosen.lost if chosen else 0)
+        windows, factors_W = windows + filling, np.pad(factors_W, (0, len(filling)))
+        chosen = chosen.filled(len(filling), int(filling.lengths_W.sum())) if chosen else None
+    index_N, offsets = slices(windows.starts_W, windows.lengths_W)
+    if chosen is None:
+        histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
+    else:
+        if (stays_N := chosen.stays_N) is not None:
+            index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
+        histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, kept_NS=chosen.tokens_NS,
+                                   decoded_W=chosen.decoded_W, levels=codes_IL.shape[1])
 
     def to_device(array_W: np.ndarray) -> Tensor:
-        return torch.from_numpy(array_W[order]).to(device)
+        return torch.from_numpy(array_W[histories.order]).to(device)
 
     targets_W = to_device(items_N[windows.ends_W].astype(np.int64))
     batch = Batch(histories, targets_W, codes_IL[targets_W], to_device(factors_W.astype(np.float32)))
@@ -142,6 +183,9 @@ def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
         return None
     lengths_W = step.windows.lengths_W
     return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
+
+
+Prepared = tuple[Step, list[Batch]]  # a step and this process's batches of it
 
 
 class Feed:
@@ -160,19 +204,23 @@ class Feed:
         self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
+        self.shape: Shape | None = None
+        if codes_IL.is_cuda and config.compile:
+            steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
+            self.shape = Shape.of(itertools.islice(steps, MEASURED_STEPS), self.parts)
 
     def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
-                     select: Select | None = None) -> Iterator[tuple[Step, list[Batch]]]:
+                     select: Select | None = None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
         chosen = (_chosen(step, select) for step in steps) if select else steps
         batches = ((step, self._batches(step)) for step in chosen)
-        return ahead(batches) if self.codes_IL.is_cuda else batches
+        return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
-                        self.passes.max_history) for part in self.own]
+        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
+                        self.shape) for part in self.own]
 
 
 def _chosen(step: Step, select: Select) -> Step:
@@ -187,3 +235,22 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := pending.result()) is not done:
             pending = worker.submit(next, items, done)
             yield item
+
+
+def beside(steps: Iterator[Prepared], device: torch.device) -> Iterator[Prepared]:
+    """The same steps, the next one prepared ahead and on a stream of its own, so that it does not wait for this one."""
+    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def prepare() -> Iterator[tuple[Prepared, torch.cuda.Event]]:
+        while True:
+            with torch.cuda.stream(stream):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step, stream.record_event()
+
+    for step, ready in ahead(prepare()):
+        main.wait_event(ready)
+        for tensor in (tensor for batch in step[1] for tensor in tensors_of(batch)):
+            tensor.record_stream(main)
+        yield step

@@ -346,20 +346,22 @@ class TestWhatIsComputed:
         _, step = toy.batch(1)
         assert len(step.windows) == len(scored(toy.course))
         assert step.selected.counted_WL.all()
-        place, emptied = 0, 0
+        place, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
             kept_NL = ~toy.strategy.decisions.skip_NL[start:end]
             if unit_ == "item":
                 kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
             if not kept_NL.any():
                 kept_NL[-1], emptied = True, emptied + 1
-            found_NS = step.selected.history_NS[place:place + end - start]
-            assert (found_NS[:, :LEVELS] == kept_NL).all()
-            assert (found_NS[:, LEVELS] == kept_NL.any(1)).all()  # a separator stays with any token of its item
-            place += end - start
-        assert place == len(step.selected.history_NS)
+            rows = slice(place, place + end - start)
+            if unit_ == "item":
+                assert (step.selected.stays_N[rows] == kept_NL.all(1)).all()
+            else:  # a separator stays with any token of its item
+                expected_NS = np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1)
+                assert (step.selected.tokens_NS[rows] == expected_NS).all()
+            place, tokens = place + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
         assert emptied > 0
-        assert step.tokens(LEVELS + 1) == step.selected.history_NS.sum()
+        assert step.tokens(LEVELS + 1) == tokens
         assert step.items_W.min() > 0
 
     @pytest.mark.parametrize("apply_to", ["loss", "input", "both"])
@@ -367,7 +369,7 @@ class TestWhatIsComputed:
         toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to=apply_to))
         toy.score(random_scores(toy.course))
         _, step = toy.batch(1)
-        assert (step.selected.history_NS is None) == (apply_to == "loss")
+        assert (step.selected.tokens_NS is None) == (apply_to == "loss")
         assert step.selected.counted_WL.all() == (apply_to == "input")
         assert (step.selected.decoded_W is None) == (apply_to == "input")
 
@@ -463,5 +465,6 @@ class TestComposition:
         _, step = toy.batch(1)
         assert step.selected.counted_WL.all()
         assert step.selected.decoded_W is None
-        assert (step.selected.history_NS == step.selected.history_NS[:, :1]).all()
+        assert step.selected.tokens_NS is None
+        assert step.selected.lost > 0
         assert len(step.windows) < len(scored(toy.course))
