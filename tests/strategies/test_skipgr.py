@@ -20,7 +20,7 @@ from pipeline.strategies.rastp import Rastp
 from pipeline.strategies.skipgr import Skipgr, skipgr
 from pipeline.strategies.skipgr_rules import SEQUENCE, TIE, UNSCORED, Decisions, Rules, lowest, mean_without_rounding_up
 from pipeline.strategies.skipgr_store import Store
-from pipeline.train.batches import Step, collate
+from pipeline.train.batches import Shape, Step, collate
 from pipeline.train.windows import Windows
 
 WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40
@@ -204,7 +204,7 @@ class Toy:
     def score(self, scores_NL: np.ndarray) -> None:
         self.strategy.store.load(torch.from_numpy(scores_NL))
 
-    def batch(self, pass_index: int):
+    def batch(self, pass_index: int, shape: Shape | None = None):
         """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
         weigh = self.strategy.begin_pass(pass_index)
         weights_W = weigh(self.starts_W, self.ends_W)
@@ -212,7 +212,8 @@ class Toy:
         windows = Windows(self.starts_W[kept_W], self.ends_W[kept_W])
         selected = self.strategy.select(pass_index, windows.starts_W, windows.ends_W)
         step = Step(pass_index, 0, windows, weights_W[kept_W], selected)
-        return collate(self.course.items_N, step, np.arange(len(kept_W)), self.catalogue.codes_IL), step
+        rows_W = np.arange(len(kept_W))
+        return collate(self.course.items_N, step, rows_W, self.catalogue.codes_IL, longest=6, shape=shape), step
 
     def gradient(self, pass_index: int) -> torch.Tensor:
         batch, step = self.batch(pass_index)
@@ -300,6 +301,20 @@ class TestLoss:
         toy.strategy.loss(toy.model, dataclasses.replace(batch, weights_W=weights_W))
         found = toy.strategy.store.merge()[:, 0] != UNSCORED
         assert set(np.flatnonzero(found)) == set(batch.slots_W[1::2].tolist())
+
+    @pytest.mark.parametrize("unit_", ["token", "item"])
+    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(self, unit_) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to="both", input_unit=unit_))
+        found = []
+        for shape in (None, Shape(400, 1600)):
+            toy.score(random_scores(toy.course))
+            toy.strategy.pass_index = -1
+            batch, _ = toy.batch(1, shape)
+            loss = toy.strategy.loss(toy.model, batch)
+            found.append((float(loss.detach()), toy.strategy.store.merge(), len(batch.targets_W)))
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+        assert found[0][2] < found[1][2] == 400
 
     def test_validation_leaves_no_score_and_is_the_loss_of_full(self) -> None:
         toy = Toy(SkipgrConfig())
