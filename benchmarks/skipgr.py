@@ -9,8 +9,8 @@ decisions and every step included. One of them in `rescore_every` computes skipp
 
 Columns, of a timed pass. sequences, tokens: shares that are skipped, realised. windows, encoder, decoder, FLOPs: what
 is computed, relative to full; FLOPs are the matrix products of the forward pass, counted over shapes. seconds;
-speed-up: full's seconds / own. bookkeeping: decisions and journal, plus what entropies and their store add to a step (measured
-on equal batches in which nothing is skipped), as a share of the pass.
+speed-up: full's seconds / own. bookkeeping: decisions and journal, plus what entropies and their store add to a step
+(measured on equal batches in which nothing is skipped), as a share of the pass.
 """
 
 import argparse
