@@ -27,6 +27,7 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.machine import pick_device
+from pipeline.recorded import Recorded
 from pipeline.strategies.base import Course, Strategy
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.full import Full
@@ -36,7 +37,6 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
 from pipeline.train.loop import Part
 from pipeline.train.optimizer import autocast, build_optimizer, update
-from pipeline.train.recorded import Recorded
 from pipeline.train.windows import Passes
 
 TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,

@@ -8,13 +8,14 @@ each.
 Shape legend: W windows, N items of all windows, S tokens of one item.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.subset import Prefixes, Tokens
+from pipeline.backbones.subset import Prefixes, Tokens, roomy
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,32 @@ class Histories:
     def in_input_order(self, rows_W: Tensor) -> Tensor:
         """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
         return rows_W[self.row_of_W]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
+
+    windows: int
+    items: int
+
+    @classmethod
+    def of(cls, batches: Sequence[np.ndarray], margin: float = 0.0) -> "Shape":
+        """Room for batches of windows of these lengths, and for a share of `margin` more windows."""
+        counts, items = np.array([len(lengths_W) for lengths_W in batches]), [int(x.sum()) for x in batches]
+        windows = roomy(int(counts.max() * (1 + margin)) + 1)
+        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
+        return cls(windows, roomy(max(items) + 2 * (windows - int(counts.min()))))
+
+    def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
+        """Lengths of the windows that fill up a batch of these; none where that cannot be done.
+
+        Args:
+            lost: items of these that are left out; the batch then has fewer, of few numbers.
+        """
+        windows = self.windows if len(lengths_W) < self.windows else roomy(len(lengths_W) + 1)
+        count = windows - len(lengths_W)
+        items = min(self.items, roomy(self.items - lost)) - (int(lengths_W.sum()) - lost)
+        if not 0 < count <= items <= count * longest:
+            return np.zeros(0, np.int64)
+        return np.full(count, items // count) + (np.arange(count) < items % count)

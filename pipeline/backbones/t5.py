@@ -215,7 +215,12 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling, embeddings 1."""
+        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings as
+        `embedding_std` says, which T5 has at 1.
+        """
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):  # drawn with std 1
+                table.weight.mul_(self.config.embedding_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)
@@ -298,9 +303,12 @@ class T5(nn.Module):
         tokens_T = self.tokens_IS[packed.items_N].flatten()
         h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
         if self.recency is not None:
-            last = self.recency.num_embeddings - 1
-            h_Td = h_Td + (self.recency(_ages(packed.items_N, packed.lengths_W, last)).repeat_interleave(per_item, 0)
-                           if tokens is None else self.recency(tokens.age_T.clamp(max=last)))
+            places = self.recency.num_embeddings
+            if tokens is None:
+                places_N = _places(packed.items_N, packed.lengths_W, places)
+                h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
+            else:
+                h_Td = h_Td + self.recency(tokens.age_T.clamp(max=places - 1))
         lengths_W, longest = packed.lengths_W * per_item, packed.longest * per_item
         if tokens is not None:
             layout = tokens.layout(longest)
@@ -387,11 +395,11 @@ def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> t
     return tuple((k[rows], v[rows]) for k, v in past)
 
 
-def _ages(items_N: Tensor, lengths_W: Tensor, last: int) -> Tensor:
-    """int64 [N]: 0 for the last item of each window, 1 for the one before; `last` and all beyond share one number."""
+def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
+    """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `places` share the last."""
     ends_W, place_N = lengths_W.cumsum(0), torch.arange(len(items_N), device=items_N.device)
     ends_N = ends_W[torch.searchsorted(ends_W, place_N, right=True)]
-    return (ends_N - 1 - place_N).clamp_(max=last)
+    return (ends_N - 1 - place_N).clamp_(max=places - 1)
 
 
 def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:

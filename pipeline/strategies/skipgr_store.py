@@ -119,7 +119,7 @@ class Journal:
             tables["entropy"] = [dict(row) for row in self.histograms]
         for name, by_bin in self.by_bin.items():
             tables[f"by_{name}"] = [
-                {"bin": f"{2**i} to {2**(i + 1) - 1}", "interactions": int(count),
+                {"bin": f"{2**i} to {2**(i + 1) - 1}" if i else "1", "interactions": int(count),
                  "tokens_skipped": _share(tokens, count * len(self.widths)), "sequences_skipped": _share(gone, count)}
                 for i, (count, tokens, gone) in enumerate(by_bin.T)]
         return tables

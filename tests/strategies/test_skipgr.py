@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.histories import Shape
 from pipeline.hashing import unit
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course
@@ -20,7 +21,7 @@ from pipeline.strategies.rastp import Rastp
 from pipeline.strategies.skipgr import Skipgr, skipgr
 from pipeline.strategies.skipgr_rules import SEQUENCE, TIE, UNSCORED, Decisions, Rules, lowest, mean_without_rounding_up
 from pipeline.strategies.skipgr_store import Store
-from pipeline.train.batches import Shape, Step, collate
+from pipeline.train.batches import Step, collate
 from pipeline.train.windows import Windows
 
 WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40
