@@ -279,11 +279,16 @@ class TestLoss:
         assert errors.square().mean() < 2
         assert (projected.std(0) > 0).all()
 
-    def test_skipped_tokens_bias_the_gradient_which_is_measured_and_not_hidden(self) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.3, sequence_ratio=0.0))
+    @pytest.mark.parametrize(("apply_to", "distance", "cosine"), [
+        ("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)])
+    def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(self, apply_to, distance,
+                                                                                   cosine) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
         full = toy.gradient(0)
         toy.score(random_scores(toy.course))
-        assert 0.01 < float((toy.gradient(1) - full).norm() / full.norm()) < 1
+        skipped = toy.gradient(1)
+        assert float((skipped - full).norm() / full.norm()) == pytest.approx(distance, abs=0.01)
+        assert float(torch.cosine_similarity(skipped, full, dim=0)) == pytest.approx(cosine, abs=0.002)
 
     def test_kept_divides_by_the_items_that_are_left(self) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.3, normalise="kept"))
