@@ -87,6 +87,9 @@ class Params:
             raise ValueError(f"strategy {self.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
                              f"single tokens of it (skipgr.apply_to {self.skipgr.apply_to}, skipgr.input_unit token): "
                              "set skipgr.input_unit=item, or skipgr.apply_to=loss")
+        if self.backbone.name not in WITH_ENCODER:
+            raise ValueError(f"skipgr.input_unit token needs an encoder, and backbone {self.backbone.name} has none: "
+                             "set skipgr.input_unit=item, or skipgr.apply_to=loss")
         if self.train.batching == "padded":
             raise ValueError("skipgr.input_unit token drops tokens that padding would fill again: set "
                              "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss")

@@ -106,6 +106,11 @@ class TestSkipgr:
             build_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})
         build_params({"strategy": "skipgr+rastp"})
 
+    def test_single_tokens_leave_an_encoder_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))
+        assert "backbone t5 has none" in refusal({"strategy": "skipgr", "skipgr": {"apply_to": "both"}})
+        build_params({"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}})
+
     def test_padding_would_fill_what_single_tokens_leave(self) -> None:
         raw = {"strategy": "skipgr", "skipgr": {"apply_to": "input"}, "train": {"batching": "padded"}}
         assert "that padding would fill again" in refusal(raw)

@@ -109,7 +109,7 @@ class Shape:
         Args:
             lost: items of these that are left out; the batch then has fewer, of few numbers.
         """
-        windows = self.windows if len(lengths_W) < self.windows else roomy(len(lengths_W) + 1)
+        windows = self.windows if len(lengths_W) < self.windows else roomy(int(len(lengths_W) * 1.03) + 1)
         count = windows - len(lengths_W)
         items = min(self.items, roomy(self.items - lost)) - (int(lengths_W.sum()) - lost)
         if not 0 < count <= items <= count * longest:

@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.backbones.config import WITH_ENCODER
 from pipeline.strategies.base import Batch, Course, Rows, Selected, Strategy, Weigh
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.skipgr_rules import Decisions, Rules
@@ -63,6 +64,7 @@ class Skipgr(Strategy):
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         self.widths, self.levels, self.separators = catalogue.widths, catalogue.levels, config.separators
+        self.shortens = config.name in WITH_ENCODER  # elsewhere a target's last tokens leave the loss alone
         return self.inner.build_model(config, catalogue)
 
     def begin(self, course: Course) -> None:
@@ -96,7 +98,7 @@ class Skipgr(Strategy):
         counted_WL, decoded_W = np.ones((len(ends_W), self.levels), bool), None
         if self.config.skips_targets:
             counted_WL = ~self.decisions.skip_NL[ends_W]
-            if not self.rescores:
+            if self.shortens and not self.rescores:
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
         stays_N, tokens_NS = (self._history(pass_index, starts_W, ends_W)

@@ -12,7 +12,9 @@ from safetensors.numpy import load_file
 from tiny_world import TinyWorld, make_params, train_by_torchrun
 
 from pipeline.backbones.generator import load_generator
+from pipeline.backbones.histories import Shape
 from pipeline.config import Params
+from pipeline.train.batches import Feed
 from pipeline.train.loop import Trainer
 from pipeline.train.windows import Passes
 
@@ -155,6 +157,31 @@ def test_the_last_passes_can_be_full(world: TinyWorld) -> None:
     last = 1900 // windows - 2
     assert [count == windows for count in trained[:-1]] == [
         number == 0 or number >= last for number in range(len(trained) - 1)]
+
+
+def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a recorded step wants few shapes."""
+    params = make_params(strategy="skipgr", skipgr=MUCH, backbone={"dropout": 0.0},
+                         train={**SMALL, "learning_rate": 1e-4, "batch_tokens": 1000})
+    world.train(params, "plain")
+    make, batches, shapes = Feed.__init__, Feed._batches, set()
+
+    def make_filling(self: Feed, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.shape = Shape(144, 320)
+
+    def noting(self: Feed, step: Any) -> Any:
+        made = batches(self, step)
+        shapes.add((len(made[0].targets_W), len(made[0].histories.items_N)))
+        return made
+
+    monkeypatch.setattr(Feed, "__init__", make_filling)
+    monkeypatch.setattr(Feed, "_batches", noting)
+    world.train(params, "filled")
+    assert shapes == {(144, 320)}
+    pd.testing.assert_frame_equal(csv(world, "passes", "filled"), csv(world, "passes", "plain"), atol=1e-3, rtol=1e-3)
+    pd.testing.assert_frame_equal(csv(world, "history", "filled"), csv(world, "history", "plain"), atol=1e-3)
 
 
 @pytest.mark.parametrize("windows", ["prefixes", "all"])
