@@ -86,7 +86,7 @@ class Skipgr(Strategy):
         self.rescores = self.rules.rescores_in(pass_index)
         self.weights_N = self.decisions.sequence_weights_N.copy()
         if self.config.skips_targets and not self.rescores:
-            self.weights_N[self.decisions.skip_NL.all(1)] = 0  # Eq. 14
+            self.weights_N[np.logical_and.reduce(self.decisions.skip_NL.T)] = 0  # Eq. 14
         if not resumed:
             self.journal.begin_pass(pass_index, self.snapshot, self.decisions, self.rescores)
         self.seconds += time.perf_counter() - began

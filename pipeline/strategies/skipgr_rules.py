@@ -52,6 +52,8 @@ class Rules:
         self.config, self.course, self.levels, self.whole_items = config, course, levels, whole_items
         self.scored_levels = levels if config.include_digit else levels - 1
         self.ratios_E = np.array(config.level_ratios or (config.token_ratio,) * self.scored_levels)
+        lengths_U = np.diff(course.first_U, append=len(course.items_N))
+        self._user_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
         last = int(course.passes)
         self.first_annealed = last - config.anneal_epochs if config.anneal_epochs else last + 1
 
@@ -111,8 +113,8 @@ class Rules:
         """Eq. 12: True for the lowest share of each level, [M, L], and the thresholds."""
         skip_ME, thresholds_E = np.zeros(scores_ME.shape, bool), np.full(self.scored_levels, -np.inf)
         for level, ratio in enumerate(self.ratios_E):
-            ties_M = self._hash(pass_index, TIE + level)(index_M.astype(np.uint64))
-            skip_ME[:, level], thresholds_E[level] = lowest(scores_ME[:, level], ratio, ties_M)
+            ties = self._hash(pass_index, TIE + level)
+            skip_ME[:, level], thresholds_E[level] = lowest(scores_ME[:, level], ratio, index_M, ties)
         return self._all_levels(skip_ME), thresholds_E
 
     def _all_levels(self, skip_nE: np.ndarray) -> np.ndarray:
@@ -123,19 +125,21 @@ class Rules:
     def _sequences(self, scores_ME: np.ndarray, index_M: np.ndarray,
                    pass_index: int) -> tuple[np.ndarray, float, float]:
         """Eq. 15 and 16: the weight of each target's window, the mean over sequences, and r."""
+        scores_M = np.add.reduce(scores_ME.T) / self.scored_levels
         if self.config.sequence_unit == "user" and self.config.rule != "random_step":
-            unit_M = np.searchsorted(self.course.first_U, index_M, side="right") - 1
-            found_U, unit_M = np.unique(unit_M, return_inverse=True)
+            of_M = self._user_N[index_M]
+            counts_U = np.bincount(of_M)
+            found_U = np.flatnonzero(counts_U)
+            scores_U = np.bincount(of_M, scores_M)[found_U] / counts_U[found_U]
         else:
-            found_U, unit_M = index_M, np.arange(len(index_M))
-        counts_U = np.bincount(unit_M)
-        scores_U = np.bincount(unit_M, weights=scores_ME.mean(1)) / counts_U
+            of_M, found_U, scores_U, counts_U = index_M, index_M, scores_M, np.ones(index_M[-1] + 1)
         mean = mean_without_rounding_up(scores_U)
-        below_U = scores_U < mean
+        below_U = found_U[scores_U < mean]
         ratio = self._ratio(float(counts_U[below_U].sum() / len(index_M)))
-        draw_U = unit(self._hash(pass_index, SEQUENCE)(found_U.astype(np.uint64)))
-        weights_U = np.where(below_U, np.where(draw_U < ratio, 0.0, 1.0 / (1.0 - ratio)), 1.0)
-        return weights_U.astype(np.float32)[unit_M], mean, ratio
+        draw_U = unit(self._hash(pass_index, SEQUENCE)(below_U.astype(np.uint64)))
+        weights_U = np.ones(len(counts_U), np.float32)
+        weights_U[below_U] = np.where(draw_U < ratio, 0.0, 1.0 / (1.0 - ratio))
+        return weights_U[of_M], mean, ratio
 
     def _ratio(self, below: float) -> float:
         """Eq. 16's r, or that which skips `sequence_share` of the windows when a share of `below` may be skipped."""
@@ -144,15 +148,18 @@ class Rules:
         return min(self.config.sequence_share / below, self.config.largest_ratio) if below else 0.0
 
 
-def lowest(scores_n: np.ndarray, ratio: float, ties_n: np.ndarray) -> tuple[np.ndarray, float]:
-    """True for the nearest count to `ratio` of the lowest scores, and the highest of them; ties by the lower tie."""
+def lowest(scores_n: np.ndarray, ratio: float, index_n: np.ndarray, ties: Hash) -> tuple[np.ndarray, float]:
+    """True for the nearest count to `ratio` of the lowest scores, and the highest of them; of equal scores those whose
+    index has the lower hash.
+    """
     count = int(ratio * len(scores_n) + 0.5)
     if count == 0:
         return np.zeros(len(scores_n), bool), -np.inf
     threshold = np.partition(scores_n, count - 1)[count - 1]
     chosen_n = scores_n < threshold
     tied = np.flatnonzero(scores_n == threshold)
-    chosen_n[tied[np.argsort(ties_n[tied], kind="stable")[:count - chosen_n.sum()]]] = True
+    order = np.argsort(ties(index_n[tied].astype(np.uint64)), kind="stable")
+    chosen_n[tied[order[:count - np.count_nonzero(chosen_n)]]] = True
     return chosen_n, float(threshold)
 
 

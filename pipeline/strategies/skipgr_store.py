@@ -76,25 +76,25 @@ class Journal:
 
     def begin_pass(self, pass_index: int, scores_NL: np.ndarray, decisions: Decisions, rescores: bool) -> None:
         """Open the row of a pass, from its decisions."""
+        # Positions: of all that has a score, of skipped tokens by level, of the targets of skipped sequences
         index_M = np.flatnonzero(decisions.scored_N)
-        skip_ML, gone_M = decisions.skip_NL[index_M], decisions.sequence_weights_N[index_M] == 0
-        size, scored = max(len(index_M), 1), len(self.widths)
-        skipped_L = skip_ML.sum(0) / size
+        skipped = [np.flatnonzero(decisions.skip_NL[:, level]) for level in range(self.levels)]
+        gone = np.flatnonzero(decisions.sequence_weights_N == 0)
+        counts_L, scored = np.array([len(places) for places in skipped]), len(self.widths)
         self.rows.append({
-            "pass": pass_index, "sequences_skipped": float(gone_M.sum() / size),
-            "tokens_skipped": float(skipped_L[:scored].mean()), "rescored": float(rescores),
-            **{f"tokens_skipped_{level + 1}": float(share) for level, share in enumerate(skipped_L)},
+            "pass": pass_index, "sequences_skipped": _share(len(gone), len(index_M)),
+            "tokens_skipped": _share(counts_L[:scored].sum(), scored * len(index_M)), "rescored": float(rescores),
+            **{f"tokens_skipped_{level + 1}": _share(count, len(index_M)) for level, count in enumerate(counts_L)},
             **{f"threshold_{level + 1}": _number(t) for level, t in enumerate(decisions.thresholds_E)},
             "mean": _number(decisions.mean), "ratio": _number(decisions.ratio), "windows": 0, "weight_sum": 0.0,
             "encoder_tokens": 0, "decoder_tokens": 0, "target_tokens": 0})
         if not decisions.decided:
             return
         self._histograms(pass_index, scores_NL[index_M])
-        self.by_level += np.stack([np.full(self.levels, len(index_M)), skip_ML.sum(0)])
+        self.by_level += np.stack([np.full(self.levels, len(index_M)), counts_L])
         for name, bin_N in self._bins.items():
-            bin_M, bins = bin_N[index_M], self.by_bin[name].shape[1]
-            self.by_bin[name] += np.stack([np.bincount(bin_M, weights, bins).astype(np.int64) for weights in (
-                None, skip_ML[:, :scored].sum(1), gone_M)])
+            for row, places in zip(self.by_bin[name], (index_M, np.concatenate(skipped[:scored]), gone), strict=True):
+                row += np.bincount(bin_N[places], minlength=len(row))
 
     def _histograms(self, pass_index: int, scores_ML: np.ndarray) -> None:
         for level, width in enumerate(self.widths):

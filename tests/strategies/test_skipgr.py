@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Shape
-from pipeline.hashing import unit
+from pipeline.hashing import hasher, unit
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course
 from pipeline.strategies.config import RastpConfig, SkipgrConfig
@@ -76,7 +76,7 @@ class TestTokens:
     @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(1, 5))
     def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(self, count: int, ratio: float, kinds) -> None:
         rng = np.random.default_rng(count)
-        chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, rng.integers(0, 2**62, count))
+        chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, np.arange(count), hasher(count))
         assert abs(chosen.sum() - ratio * count) <= 0.5
 
     def test_other_ties_are_skipped_in_another_pass_and_none_is_preferred(self) -> None:
