@@ -19,8 +19,8 @@ def build_strategy(name: str, sections: Mapping[str, Any], pad_to: int = 0) -> "
     """
     from pipeline.strategies.full import Full
     from pipeline.strategies.rastp import Rastp
+    from pipeline.strategies.skipgr import skipgr
 
     settings = settings_of(name, sections)
-    if name == "rastp":
-        return Rastp(settings["rastp"], pad_to)
-    return {"full": Full}[name]()
+    strategy = Rastp(settings["rastp"], pad_to) if "rastp" in settings else Full()
+    return skipgr(settings["skipgr"], strategy) if "skipgr" in settings else strategy
