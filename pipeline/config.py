@@ -73,7 +73,7 @@ class Params:
             raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
 
     def _check_skipgr(self) -> None:
-        levels = self.quantize.levels + self.skipgr.include_digit
+        levels = self.quantize.levels + (self.skipgr.include_digit and self.quantize.collisions == "digit")
         if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
             raise ValueError(f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "
                              "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)")

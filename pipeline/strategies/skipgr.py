@@ -64,13 +64,14 @@ class Skipgr(Strategy):
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         self.widths, self.levels, self.separators = catalogue.widths, catalogue.levels, config.separators
+        self.digit = catalogue.digit
         self.shortens = config.name in WITH_ENCODER  # elsewhere a target's last tokens leave the loss alone
         return self.inner.build_model(config, catalogue)
 
     def begin(self, course: Course) -> None:
         self.inner.begin(course)
         self.course = course
-        self.rules = Rules(self.config, course, self.levels, self.whole_items)
+        self.rules = Rules(self.config, course, self.levels, self.digit, self.whole_items)
         self.store = Store(len(course.items_N), self.levels, course.device, course.sum)
         self.journal = Journal(course, self.widths[:self.rules.scored_levels], self.levels)
 
@@ -140,7 +141,7 @@ class Skipgr(Strategy):
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
         prefixes = batch.histories.prefixes
         total = batch.weights_W.new_zeros(())
-        for level, logits_WV in enumerate(self.inner.logits(model, batch)):
+        for level, logits_WV in enumerate(self.logits(model, batch)):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()
@@ -148,6 +149,9 @@ class Skipgr(Strategy):
                                                                     self.store.nowhere)
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
+
+    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        return self.inner.logits(model, batch)
 
     def _scores(self, logp_WV: Tensor, loss_W: Tensor) -> Tensor:
         """Eq. 11 in nats, or the loss; never below 0, which would mean that there is none."""

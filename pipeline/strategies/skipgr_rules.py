@@ -44,13 +44,15 @@ class Rules:
     """Decides by the parameters of a run.
 
     Args:
-        levels: codes of an item, the deduplication digit included, which is the last one.
+        levels: codes of an item, the deduplication digit included.
+        digit: whether there is one; it is the last.
         whole_items: tokens of an item are skipped together or not at all.
     """
 
-    def __init__(self, config: SkipgrConfig, course: Course, levels: int, whole_items: bool = False):
+    def __init__(self, config: SkipgrConfig, course: Course, levels: int, digit: bool = True,
+                 whole_items: bool = False):
         self.config, self.course, self.levels, self.whole_items = config, course, levels, whole_items
-        self.scored_levels = levels if config.include_digit else levels - 1
+        self.scored_levels = levels - (digit and not config.include_digit)
         self.ratios_E = np.array(config.level_ratios or (config.token_ratio,) * self.scored_levels)
         lengths_U = np.diff(course.first_U, append=len(course.items_N))
         self._user_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
@@ -119,7 +121,7 @@ class Rules:
 
     def _all_levels(self, skip_nE: np.ndarray) -> np.ndarray:
         """With the digit, and by whole items where that is asked for (Eq. 14)."""
-        skip_nL = skip_nE if self.config.include_digit else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
+        skip_nL = skip_nE if self.scored_levels == self.levels else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
         return np.broadcast_to(skip_nL.all(1, keepdims=True), skip_nL.shape) if self.whole_items else skip_nL
 
     def _sequences(self, scores_ME: np.ndarray, index_M: np.ndarray,

@@ -15,12 +15,14 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
 from pipeline.backbones.generator import load_generator
+from pipeline.backbones.t5 import T5
 from pipeline.machine import pick_device
-from pipeline.strategies.base import Batch
+from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.batches import Step, collate
 from pipeline.train.windows import Passes
 
@@ -52,24 +54,26 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
+    strategy = build_strategy(loaded.config["strategy"], loaded.config, loaded.config["pad_to"])
     passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
     items_N = np.asarray(held.items_N)
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(passes)), windows):
         taken = passes.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
-        found += quartiles(loaded.model, collate(items_N, step, np.arange(len(taken)), loaded.catalogue.codes_IL.to(
-            device), loaded.config["pad_to"], held.max_history))
+        batch = collate(items_N, step, np.arange(len(taken)), loaded.model.catalogue.codes_IL, loaded.config["pad_to"],
+                        held.max_history)
+        found += quartiles(loaded.model, strategy, batch)
     table = _summary(found)
     write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
     write_bytes(reports / "gradients.svg", _drawing(table))
     return table
 
 
-def quartiles(model: nn.Module, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: T5, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(model(batch.histories, batch.targets_W), batch)
+    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[:model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
@@ -84,7 +88,7 @@ def quartiles(model: nn.Module, batch: Batch) -> Iterator[Quartile]:
 
 def _tokens(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
     """Entropy (Eq. 11) and loss of each token, in nats, [W, E] each."""
-    logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits[:-1]]
+    logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits]
     entropy_WE = torch.stack([-(logp_WV.exp() * logp_WV).sum(1) for logp_WV in logp], 1).detach()
     loss_WE = torch.stack([-logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
                            for level, logp_WV in enumerate(logp)], 1)

@@ -92,9 +92,12 @@ class TestTokens:
     def test_the_digit_goes_with_the_last_code_unless_it_is_scored_itself(self) -> None:
         decisions = decide(SkipgrConfig(token_ratio=0.3))
         assert (decisions.skip_NL[:, 2] == decisions.skip_NL[:, 1]).all()
-        own = decide(SkipgrConfig(token_ratio=0.3, include_digit=True))
-        assert own.thresholds_E.shape == (3,)
-        assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
+        of = course()
+        for rules in (Rules(SkipgrConfig(token_ratio=0.3, include_digit=True), of, LEVELS),
+                      Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS, digit=False)):
+            own = rules.decide(random_scores(of), 1)
+            assert own.thresholds_E.shape == (3,)
+            assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
 
     def test_what_has_no_score_is_kept(self) -> None:
         of = course()

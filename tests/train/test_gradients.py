@@ -7,6 +7,7 @@ import torch
 from tiny_world import TinyWorld, make_params
 
 from pipeline.backbones.generator import load_generator
+from pipeline.strategies.full import Full
 from pipeline.train.batches import Step, collate
 from pipeline.train.gradients import gradients, quartiles
 from pipeline.train.windows import Passes
@@ -23,7 +24,7 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
     windows = Passes(trained.splits, "random_start", 42).take(0, 0, 9)
     step = Step(0, 0, windows, np.ones(9, np.float32))
     batch = collate(np.asarray(trained.splits.items_N), step, np.arange(9), loaded.catalogue.codes_IL)
-    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, batch)}
+    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, Full(), batch)}
     tokens = []
     for level in range(2):
         for row in range(9):
