@@ -142,7 +142,8 @@ class Interactions:
         then the log's action columns; sorted by (user_id, position).
     users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
         (title, categories, description where the dataset has them; null where missing), image (path inside the
-        dataset folder, or null), vector (list<float32>, only where the dataset brought its own); sorted by item_id.
+        dataset folder, or null; several as `image_names` reads them), vector (list<float32>, only where the dataset
+        brought its own); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
         filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
     """
@@ -170,11 +171,20 @@ class Interactions:
         return self.folder / "ingest.json"
 
 
+def image_names(cell: str | None) -> list[str]:
+    """The paths in a cell of items.parquet's column `image`: one, or several with ";" or " > " between them, which is
+    how ingest writes a list."""
+    return [name for part in (cell or "").split(" > ") for text in part.split(";") if (name := text.strip())]
+
+
 # ---------------------------------------------------------------------------------------------------- data/embeddings
 
 @dataclass(frozen=True)
 class Embeddings:
-    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them."""
+    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them.
+
+    A multimodal encoder also leaves rejects.parquet there: raw_id, image, reason of each image that could not be used.
+    """
 
     vectors_Id: np.ndarray
     encoder: dict[str, Any]  # name, revision, pooling, template, dtype, counts

@@ -86,13 +86,15 @@ def ingest() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def embed() -> None:
-    """Give every item a vector, from its text or as you bring it.
+    """Give every item a vector, from its text and images or as you bring it.
 
-    Reads data/interactions, writes data/embeddings.
+    A killed run goes on after its last shard. Reads data/interactions, writes data/embeddings.
 
     [dim]Examples:[/dim]
 
       python -m pipeline embed
+
+      torchrun --nproc_per_node 4 -m pipeline embed
 
       dvc exp run -S embed.encoder=precomputed -S embed.path=vectors.npy
     """
