@@ -182,11 +182,16 @@ class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
     compiled_logits: Callable[..., list[Tensor]] | None = None
+    compiled_read: Callable[..., Tensor] | None = None
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
 
-    def __init__(self, config: BackboneConfig, catalogue: Catalogue):
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
+        """
+        Args:
+            vectors_only: only the encoder, for `read`: no token table, no decoder, no heads.
+        """
         super().__init__()
         self.config, self.catalogue = config, catalogue
         self.shortener: Shortener | None = None  # set by a strategy
@@ -194,20 +199,30 @@ class T5(nn.Module):
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
         self.start = self.separator + 1
-        self.tokens = nn.Embedding(self.start + 1, config.d_model)
+        if not vectors_only:
+            self.tokens = nn.Embedding(self.start + 1, config.d_model)
         self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = cast(Iterable[EncoderBlock],
                             nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
         self.encoder_norm = RMSNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        if vectors_only:
+            if self.recency is not None:
+                self.recency.weight.data.zero_()  # it must not drown vectors that begin small
+        else:
+            self._build_decoder()
+            self._register_tokens()
+        self._initialise()
+
+    def _build_decoder(self) -> None:
+        config = self.config
         self.decoder_bias = RelativeBias(config, bidirectional=False)
         self.decoder = cast(Iterable[DecoderBlock],
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in catalogue.widths)
-        self.dropout = Dropout(config.dropout)
-        self._register_tokens()
-        self._initialise()
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
+                                   for width in self.catalogue.widths)
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -244,6 +259,7 @@ class T5(nn.Module):
     def compile_training(self) -> None:
         """Compile training's forward and backward pass, at the first batch and for batches of every size."""
         self.compiled_logits = torch.compile(self.logits, dynamic=True)
+        self.compiled_read = torch.compile(self._read, dynamic=True)
 
     def logits(self, targets_W: Tensor, *parts: Any) -> list[Tensor]:
         """`forward` on the fields of `Packed`: what can be compiled."""
@@ -277,6 +293,19 @@ class T5(nn.Module):
         """
         return self._encode(Packed(*self._parts(histories, shorten)), shorten)
 
+    def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
+        """The state [W, d] of the last item of each window, rows in packed order.
+
+        Args:
+            vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
+        """
+        read = self.compiled_read if self.training and self.compiled_read else self._read
+        return read(vectors_Nd, *self._parts(histories))
+
+    def _read(self, vectors_Nd: Tensor, *parts: Any) -> Tensor:
+        packed = Packed(*parts)
+        return self._run_encoder(vectors_Nd, packed, 1).states_Td[packed.lengths_W.cumsum(0) - 1]
+
     def _parts(self, histories: Histories, shorten: bool = False) -> tuple[Any, ...]:
         """The fields of `Packed`, one by one: a compiled model takes tensors and numbers."""
         shortener = self._shortener(shorten)
@@ -289,8 +318,12 @@ class T5(nn.Module):
         return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
 
     def _encode(self, packed: Packed, shorten: bool = False) -> Encoded:
-        per_item, shortener = self.tokens_IS.shape[1], self._shortener(shorten)
-        h_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
+        tokens_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
+        return self._run_encoder(tokens_Td, packed, self.tokens_IS.shape[1], shorten)
+
+    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shorten: bool = False) -> Encoded:
+        """All blocks over inputs in packed order, `per_item` of each item."""
+        shortener = self._shortener(shorten)
         if self.recency is not None:
             places_N = _places(packed.items_N, packed.lengths_W, self.recency.num_embeddings)
             h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
