@@ -277,6 +277,11 @@ class T5(nn.Module):
         h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
+    @property
+    def token_names(self) -> list[str]:
+        """Names of an item's tokens in a history."""
+        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
         kept_NS = self.encode(histories, shorten=True).kept_NS

@@ -4,19 +4,19 @@ A pass is cut, in its order, into steps of at most `batch_tokens` encoder positi
 parts of about equal tokens, one per process and accumulation; the plan depends on (seed, pass) alone, so that the
 global batch is the same on one process or many.
 
-Shape legend: W windows, N items, I items of the catalogue, L code levels.
+Shape legend: W windows, N items, I items of the catalogue, L code levels, U distinct items.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Distinct, Histories
 from pipeline.ranking import slices
 from pipeline.strategies.base import Batch, Weigh
 from pipeline.train.config import TrainConfig
@@ -24,6 +24,7 @@ from pipeline.train.distributed import World
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
+ROUND = 64  # a batch's list of distinct items is padded to a multiple of it
 T = TypeVar("T")
 
 
@@ -86,8 +87,8 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0) -> Batch:
-    """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+            longest: int = 0, listed: "Listed | None" = None) -> Batch:
+    """The windows `rows_W` of a step as a batch on the device of `codes_IL`; `listed`: also its distinct items.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
     gradients.
@@ -101,7 +102,33 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
     histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
-    return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+    distinct = listed.of(items_N[index_N], device) if listed else None
+    return Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+
+
+class Listed:
+    """Lists the distinct items of a step's batches (`Distinct`).
+
+    Args:
+        weigh: see `Strategy.items`.
+    """
+
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"]):
+        self.weigh, self.windows = weigh, len(step.windows)
+        index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
+        self.items_U, self.counts_U = np.unique(items_N[index_N], return_counts=True)
+
+    def of(self, items_N: np.ndarray, device: torch.device) -> Distinct:
+        """Those of the batch whose histories hold `items_N`."""
+        items_U, counts_U = np.unique(items_N, return_counts=True)
+        if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
+            weights_U = counts_U / self.counts_U[np.searchsorted(self.items_U, items_U)] / len(self.items_U)
+        else:
+            weights_U = counts_U / self.counts_U.sum()
+        rest = -len(items_U) % ROUND
+        items_U = np.pad(items_U, (0, rest), "edge").astype(np.int64)
+        weights_U = np.pad(weights_U * self.windows, (0, rest)).astype(np.float32)
+        return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
 
 
 class Feed:
@@ -112,12 +139,14 @@ class Feed:
         codes_IL: the catalogue's, on the device that trains.
         tokens_per_item: encoder positions of one item, its separator included.
         pad_to: encoder positions of every window of a padded run, 0 for packed.
+        items: see `Strategy.items`.
     """
 
     def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0):
+                 tokens_per_item: int, pad_to: int = 0,
+                 items: Literal["unlisted", "each", "occurrence"] = "unlisted"):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
-        self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
+        self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
 
@@ -129,8 +158,9 @@ class Feed:
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
+        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items)
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
-                        self.passes.max_history) for part in self.own]
+                        self.passes.max_history, listed) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
