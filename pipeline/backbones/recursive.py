@@ -114,6 +114,10 @@ class RecursiveModel(nn.Module):
         targets = self.compiled_targets if self.training and self.compiled_targets else self._targets
         return targets(states_Wd, targets_W), alignment
 
+    def sizes(self, histories: Histories) -> tuple[int, ...]:
+        """As the backbone's."""
+        return self.backbone.sizes(histories)
+
     def compile_training(self) -> None:
         """Compile training's forward and backward pass, at the first batch and for batches of every size."""
         self.backbone.compile_training()

@@ -20,7 +20,8 @@ def pair(make_model):
 
 def test_a_reader_has_no_tokens_no_decoder_and_no_heads(pair):
     _, reader = pair
-    assert {name.split(".")[0] for name in reader.state_dict()} == {"encoder", "encoder_norm", "encoder_bias", "recency"}
+    parts = {name.split(".")[0] for name in reader.state_dict()}
+    assert parts == {"encoder", "encoder_norm", "encoder_bias", "recency"}
 
 
 def test_what_is_read_is_the_state_of_the_last_item(pair, make_batch):

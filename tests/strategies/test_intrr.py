@@ -13,7 +13,7 @@ from pipeline.backbones.recursive import RecursiveModel
 from pipeline.errors import UserError
 from pipeline.strategies.config import IntrrConfig
 from pipeline.strategies.intrr import Intrr
-from pipeline.train.batches import Listed, Step, collate
+from pipeline.train.batches import Listed, Shape, Step, collate
 from pipeline.train.windows import Windows
 
 ITEMS, DIGIT = 40, 9
@@ -67,7 +67,7 @@ def batches_of(strategy, model, parts=1):
 def test_loss_and_gradients_equal_the_equations(settings):
     strategy, model = make(**settings)
     model.train()
-    step, (batch,), windows = batches_of(strategy, model)
+    _, (batch,), windows = batches_of(strategy, model)
     batch.weights_W.fill_(1)
     strategy.loss(model, batch).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
@@ -88,6 +88,29 @@ def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
     whole, *parts = (sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
                      for count in (1, 2, 3))
     assert parts == pytest.approx([whole, whole], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}])
+def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
+    strategy, model = make(**settings)
+    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
+    step = step_of(items_N)
+    listed, codes_IL, rows = Listed(items_N, step, strategy.items), model.catalogue.codes_IL, np.arange(8)
+    batches = [collate(items_N, step, rows, codes_IL, longest=5, shape=shape, listed=listed)
+               for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))]
+    assert [len(batch.targets_W) for batch in batches] == [8, 12]
+    assert not np.isin(items_N[:9], listed.items_U).all()
+    plain, filled = (strategy.loss(model, batch).item() for batch in batches)
+    assert filled == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_part_without_windows_has_no_loss():
+    strategy, model = make()
+    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
+    step = step_of(items_N)
+    batch = collate(items_N, step, np.zeros(0, np.int64), model.catalogue.codes_IL,
+                    listed=Listed(items_N, step, strategy.items))
+    assert strategy.loss(model, batch).item() == 0
 
 
 def test_weights_of_windows_do_not_touch_the_alignment():
