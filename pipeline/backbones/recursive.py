@@ -93,12 +93,12 @@ class RecursiveModel(nn.Module):
 
     # -------------------------------------------------------------------------------------------------- training
 
-    def forward(self, histories: Histories, targets_W: Tensor, distinct: Distinct | None = None,
+    def forward(self, histories: Histories, codes_WL: Tensor, distinct: Distinct | None = None,
                 ) -> tuple[Tensor, Tensor]:
         """Both losses, float32.
 
         Args:
-            targets_W: int64 item ids in packed order.
+            codes_WL: int64, the Semantic ID of each target, in packed order.
             distinct: the items of the histories; needed to train. Without it the catalogue's vectors are used, and the
                 alignment is 0.
 
@@ -106,13 +106,13 @@ class RecursiveModel(nn.Module):
             (negative log-likelihood of each target [W], a term of Eq. 10; weighted alignment, one number, Eq. 8).
         """
         if distinct is None:
-            vectors_Nd, alignment = self.item_vectors()[histories.items_N], targets_W.new_zeros((), dtype=torch.float32)
+            vectors_Nd, alignment = self.item_vectors()[histories.items_N], codes_WL.new_zeros((), dtype=torch.float32)
         else:
             items = self.compiled_items if self.training and self.compiled_items else self._items
             vectors_Nd, alignment = items(histories.items_N, distinct.items_U, distinct.weights_U)
         states_Wd = self.backbone.read(vectors_Nd, histories)
         targets = self.compiled_targets if self.training and self.compiled_targets else self._targets
-        return targets(states_Wd, targets_W), alignment
+        return targets(states_Wd, codes_WL), alignment
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """As the backbone's."""
@@ -151,9 +151,8 @@ class RecursiveModel(nn.Module):
         logits = ran.teach(self.uid_out(self.uid(items_X)), codes_XL) if self.settings.reads_uid else []
         return ran.look_up(codes_XL), logits
 
-    def _targets(self, states_Wd: Tensor, targets_W: Tensor) -> Tensor:
+    def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> Tensor:
         """Negative log-likelihood of each target's codes, summed over levels, [W]."""
-        codes_WL = self.catalogue.codes_IL[targets_W]
         if self.training and self.settings.ablation == "no_teacher_forcing":
             return negative_log_likelihood(self.ran.redistribute(states_Wd)[1], codes_WL)
         return negative_log_likelihood(self.ran.teach(states_Wd, codes_WL), codes_WL)

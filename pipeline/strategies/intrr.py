@@ -55,7 +55,7 @@ class Intrr(Strategy):
         """Eq. 11 as a sum over windows. When not training the alignment is left out: what remains is what `full` has,
         the negative log-likelihood of the target.
         """
-        loss_W, alignment = model(batch.histories, batch.targets_W, batch.distinct)
+        loss_W, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
         return (loss_W * batch.weights_W).sum() + self.config.alignment * alignment
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

@@ -145,7 +145,7 @@ class Listed:
     """
 
     def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"]):
-        self.weigh, self.windows = weigh, len(step.windows)
+        self.weigh, self.total = weigh, len(step.windows)
         index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
         self.items_U, self.counts_U = np.unique(items_N[index_N], return_counts=True)
 
@@ -160,7 +160,7 @@ class Listed:
             weights_U = counts_U / self.counts_U.sum()
         rest = roomy(len(items_U)) - len(items_U)
         items_U = np.pad(items_U, (0, rest), "edge").astype(np.int64)
-        weights_U = np.pad(weights_U * self.windows, (0, rest)).astype(np.float32)
+        weights_U = np.pad(weights_U * self.total, (0, rest)).astype(np.float32)
         return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
 
 

@@ -116,7 +116,7 @@ def test_a_part_without_windows_has_no_loss():
 def test_weights_of_windows_do_not_touch_the_alignment():
     strategy, model = make()
     _, (batch,), _ = batches_of(strategy, model)
-    loss_W, alignment = model(batch.histories, batch.targets_W, batch.distinct)
+    loss_W, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
     expected = (loss_W * batch.weights_W).sum() + 0.1 * alignment
     torch.testing.assert_close(strategy.loss(model, batch), expected)
 
@@ -125,7 +125,7 @@ def test_a_sample_aligns_items_of_the_whole_catalogue():
     strategy, model = make(alignment_items="sample", alignment_sample=4000)
     step, (batch,), _ = batches_of(strategy, model)
     costs = torch.stack([reference.item(model, number)[1] for number in range(ITEMS)])
-    _, alignment = model(batch.histories, batch.targets_W, batch.distinct)
+    _, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
     assert alignment.item() / len(step.windows) == pytest.approx(costs.mean().item(), rel=0.03)
 
 
@@ -236,7 +236,7 @@ class TestItemVectors:
         strategy, model = make()
         _, (batch,), _ = batches_of(strategy, model)
         with pytest.raises(ValueError, match="distinct items"):
-            model.train()(batch.histories, batch.targets_W)
+            model.train()(batch.histories, batch.codes_WL)
 
     def test_items_of_one_semantic_id_differ_by_their_uid_alone(self):
         """All codes but the digit; without redistribution they differ by the digit's vector alone."""
@@ -291,7 +291,7 @@ class TestAblations:
         strategy, model = make(ablation="no_sharing", alignment=0.0)
         _, (batch,), _ = batches_of(strategy, model.train())
         states_Wd = torch.randn(len(batch.targets_W), 8, dtype=torch.float64)
-        model._targets(states_Wd, batch.targets_W).sum().backward()
+        model._targets(states_Wd, batch.codes_WL).sum().backward()
         assert all(parameter.grad is None for parameter in model.items_ran.parameters())
         assert all(parameter.grad is not None for parameter in model.ran.parameters())
 
