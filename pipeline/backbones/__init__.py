@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from pipeline.backbones.causal import CausalBackbone
     from pipeline.backbones.t5 import T5
 
+    Backbone = T5 | CausalBackbone
+
 
 def build_backbone(config: BackboneConfig, catalogue: "Catalogue",
-                   vectors_only: bool = False) -> "T5 | CausalBackbone":
+                   vectors_only: bool = False) -> "Backbone":
     """The network that `config.name` names, on the catalogue's device.
 
     Args:

@@ -182,6 +182,7 @@ class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
     compiled_logits: Callable[..., list[Tensor]] | None = None
+    wants_times = False
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]

@@ -30,8 +30,8 @@ def explain(*, user: str | None = None, history: Sequence[str] | None = None, in
             splits: Path = SPLITS, generator: Path = GENERATOR,
             reports: Path = REPORTS) -> tuple[Generator, list[ItemTokens]]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
-    loaded, items = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
+    loaded, items, _ = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                         reports=reports)
     with torch.no_grad():
         kept_NS = loaded.model.kept_tokens(Histories.pack(items, np.array([0, len(items)])))
     codes_NL = loaded.catalogue.codes_IL[torch.from_numpy(items.astype(np.int64))]

@@ -27,10 +27,13 @@ Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through the model together; all rows in the packed order of `histories`."""
+    """Windows that go through the model together; all rows in the packed order of `histories`.
+
+    Where the histories have `all_targets`, codes and weights have a row per item instead: of the item that follows it.
+    """
 
     histories: "Histories"
-    targets_W: Tensor  # int64: item id of each target
+    targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss
 

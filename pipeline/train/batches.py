@@ -86,8 +86,12 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0) -> Batch:
+            longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+
+    Args:
+        times_N: the splits' timestamps, for a backbone that wants them.
+        all_targets: every item of a window but the first is a target too.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
     gradients.
@@ -98,10 +102,16 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
+                               None if times_N is None else times_N[index_N], all_targets)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
-    return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+    if not all_targets:
+        return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+    index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
+    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(device)
+    weights_N = weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+    return Batch(histories, targets_W, codes_IL[following_N], weights_N)
 
 
 class Feed:
@@ -112,12 +122,14 @@ class Feed:
         codes_IL: the catalogue's, on the device that trains.
         tokens_per_item: encoder positions of one item, its separator included.
         pad_to: encoder positions of every window of a padded run, 0 for packed.
+        times_N: the splits' timestamps, for a backbone that wants them.
     """
 
     def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0):
+                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
         self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
+        self.times_N, self.all_targets = times_N, config.targets == "all"
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
 
@@ -127,10 +139,14 @@ class Feed:
         batches = ((step, self._batches(step)) for step in steps)
         return ahead(batches) if self.codes_IL.is_cuda else batches
 
+    def samples(self, step: Step) -> int:
+        """(history, target) pairs of a step."""
+        return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
+
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
-                        self.passes.max_history) for part in self.own]
+                        self.passes.max_history, self.times_N, self.all_targets) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

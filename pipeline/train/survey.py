@@ -7,14 +7,16 @@ latest of its history.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.t5 import T5
 from pipeline.strategies.base import Batch
 from pipeline.train.distributed import World
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ class Kept:
 @torch.no_grad()
 def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
-    t5 = cast(T5, model.eval())
-    levels, per_item = t5.levels, t5.tokens_IS.shape[1]
-    kept_AS = torch.zeros(max_history, per_item, dtype=torch.int64, device=t5.tokens_IS.device)
-    all_AS, clock = torch.zeros_like(kept_AS), _Clock(t5)
+    backbone = cast("Backbone", model.eval())
+    levels, per_item = backbone.levels, backbone.tokens_IS.shape[1]
+    kept_AS = torch.zeros(max_history, per_item, dtype=torch.int64, device=backbone.tokens_IS.device)
+    all_AS, clock = torch.zeros_like(kept_AS), _Clock(backbone)
     for batch in batches:
-        kept_NS = clock.time(t5, batch)
+        kept_NS = clock.time(backbone, batch)
         age_N = _ages(batch.histories.lengths_W, len(kept_NS))
         kept_AS.index_add_(0, age_N, kept_NS.long())
         all_AS.index_add_(0, age_N, torch.ones_like(kept_NS, dtype=torch.int64))
@@ -71,11 +73,11 @@ def _ages(lengths_W: Tensor, items: int) -> Tensor:
 class _Clock:
     """Seconds of the encoder up to the point where tokens are dropped, and from there on."""
 
-    def __init__(self, model: T5):
+    def __init__(self, model: "Backbone"):
         self.seconds: tuple[float, float] | None = (0.0, 0.0) if model.shortener else None
         self.device = model.tokens_IS.device
 
-    def time(self, model: T5, batch: Batch) -> Tensor:
+    def time(self, model: "Backbone", batch: Batch) -> Tensor:
         """`model.kept_tokens`, timed."""
         original = model.shortener
         if original is None or self.seconds is None:
