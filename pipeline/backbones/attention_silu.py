@@ -86,7 +86,7 @@ def pointwise_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Poi
 def weights_of(scores: Tensor, seen: Tensor, kind: Kind) -> Tensor:
     """Attention weights from biased scores over all keys (the last axis), 0 where the query does not see the key."""
     if kind == "silu":
-        return F.silu(scores) * (seen / seen.sum(-1, keepdim=True))
+        return F.silu(scores) * (seen / seen.sum(-1, keepdim=True, dtype=scores.dtype))
     weights = F.softplus(scores) * seen
     return weights / weights.sum(-1, keepdim=True)
 

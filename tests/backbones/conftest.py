@@ -1,5 +1,7 @@
 """Random catalogues, windows and models, small enough for slow references."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,7 @@ def _random_times(offsets: np.ndarray, seed: int = 0) -> np.ndarray:
     """Seconds of the items of windows, ascending within each; from no time to years between two."""
     rng = np.random.default_rng(seed)
     steps = np.exp(rng.uniform(-2, 19, offsets[-1])).astype(np.int64)
-    return np.concatenate([10**9 + steps[a:b].cumsum() for a, b in zip(offsets, offsets[1:], strict=False)])
+    return np.concatenate([10**9 + steps[a:b].cumsum() for a, b in itertools.pairwise(offsets)])
 
 
 @pytest.fixture
