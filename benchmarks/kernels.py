@@ -33,6 +33,7 @@ class Case:
     bias: bool = True
     width: int = 64
     pad_to: int = 0
+    reach: int = 0  # places before pruning, of which each sequence keeps some; 0: nothing was pruned
 
     def __str__(self) -> str:
         return f"{self.kind:9} {str(self.dtype)[6:]:9} {self.longest:4} x {self.width}"
@@ -48,6 +49,9 @@ def cases() -> Iterator[Case]:
             yield Case("cross", dtype, longest, queries=4, bias=False)
             yield Case("beams", dtype, longest, queries=50, bias=False)
         yield Case("padded", dtype, 40, pad_to=100)
+        yield Case("pruned", dtype, 16, reach=40)
+        yield Case("pruned", dtype, 60, reach=150)
+        yield Case("pruned", dtype, 200, reach=500)
         yield Case("narrow", dtype, 60, width=16)
 
 
@@ -61,7 +65,9 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     starts_k = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).cuda()
     starts_q = torch.nn.functional.pad(queries.cumsum(0), (1, 0)).cuda() if case.queries else starts_k
     longest = case.pad_to or case.longest
-    spans = make_spans(starts_q, starts_k, lengths.cuda(), case.queries or longest, longest)
+    positions = _kept_places(lengths, case.reach, generator) if case.reach else None
+    spans = make_spans(starts_q, starts_k, lengths.cuda(), case.queries or longest, longest,
+                       positions=None if positions is None else positions.cuda(), reach=case.reach)
     groups = (Group(sequences, longest, longest),) if case.pad_to else tuple(
         Group(1, int(q), int(k)) for q, k in zip(queries, lengths, strict=True))
 
@@ -70,14 +76,15 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
 
     q, k, v = normal(int(queries.sum()), heads, case.width), *(
         normal(int(sizes.sum()), heads, case.width) for _ in range(2))
-    bias = torch.randn(heads, 2 * longest - 1, generator=generator).cuda().requires_grad_() if case.bias else None
+    reach = case.reach or longest
+    bias = torch.randn(heads, 2 * reach - 1, generator=generator).cuda().requires_grad_() if case.bias else None
     out, mass = triton_attention(q, k, v, spans, bias, causal=case.causal, mass=Mass(padded_queries=True))
     wanted = [x for x in (q, k, v, bias) if x is not None]
     grad = torch.randn(out.shape, generator=generator).to(out)
     ours = [out, *torch.autograd.grad(out, wanted, grad)]
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
-    layout = Layout(groups, lengths if case.pad_to else None)
-    expected_out = reference_attention(*exact[:3], layout, _square(exact[3], longest) if case.bias else None,
+    layout = Layout(groups, lengths if case.pad_to else None, positions)
+    expected_out = reference_attention(*exact[:3], layout, _square(exact[3], reach) if case.bias else None,
                                        causal=case.causal)
     expected = [expected_out, *torch.autograd.grad(expected_out, exact, grad.double().cpu())]
     names = ["output", "d_query", "d_key", "d_value", "d_bias"]
@@ -85,6 +92,11 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     assert mass is not None
     total = heads * float(queries.sum())  # every query spreads a weight of one
     return {**found, "mass": abs(float(mass.detach().sum()) - total) / total}
+
+
+def _kept_places(lengths: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+    """Ascending random places below `reach` for the tokens of each sequence, one sequence after another."""
+    return torch.cat([torch.randperm(reach, generator=generator)[:n].sort().values for n in lengths.tolist()])
 
 
 def _square(bias_HR: Tensor, longest: int) -> Tensor:
@@ -103,14 +115,14 @@ def main() -> int:
     failed = count = 0
     worst: dict[torch.dtype, float] = {}
     with ThreadPoolExecutor(12) as pool:  # most of the time goes into compiling kernels
-        results = list(zip(cases(), pool.map(errors, cases()), strict=True))
-    for case, found in results:
-        largest = max(found.values())
-        bad = not largest <= BOUNDS[case.dtype]
-        failed, count = failed + bad, count + 1
-        worst[case.dtype] = max(worst.get(case.dtype, 0.0), largest)
-        print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-              + ("  ABOVE THE BOUND" if bad else ""))
+        results = zip(cases(), pool.map(errors, cases()), strict=True)
+        for case, found in results:
+            largest = max(found.values())
+            bad = not largest <= BOUNDS[case.dtype]
+            failed, count = failed + bad, count + 1
+            worst[case.dtype] = max(worst.get(case.dtype, 0.0), largest)
+            print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+                  + ("  ABOVE THE BOUND" if bad else ""), flush=True)
     print(f"{count} cases, {failed} failed, largest error "
           + ", ".join(f"{str(dtype)[6:]} {value:.1e}" for dtype, value in worst.items()))
     return 1 if failed else 0

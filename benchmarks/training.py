@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
@@ -25,9 +26,11 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.machine import pick_device
 from pipeline.strategies import build_strategy
-from pipeline.train.batches import Step, collate
+from pipeline.train.batches import Shape, Step, collate
 from pipeline.train.config import TrainConfig
+from pipeline.train.loop import Part
 from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.recorded import Recorded
 from pipeline.train.windows import Windows
 
 TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
@@ -92,20 +95,32 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
     torch.manual_seed(0)
-    strategy, model = build_strategy("full"), build_backbone(TIGER, catalogue).train()
+    strategy, model = build_strategy("full", {}), build_backbone(TIGER, catalogue).train()
     optimizer = build_optimizer(model, config)
     per_item = catalogue.levels + TIGER.separators
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
+    source, rows = steps(windows, size), np.arange(size)
+    drawn, shape = [next(source) for _ in range(12)], None
+    share = torch.full((), 1 / size, device=device)
+
+    def gradients(part: Part) -> Tensor:
+        with autocast(config, device):
+            loss = strategy.loss(model, part.batch)
+        (loss * part.share).backward()
+        return loss.detach()
+
+    def change(_: None) -> None:
+        update(optimizer, config)
+
     if config.compile and device.type == "cuda":
         model.compile_training()
-    source, rows = steps(windows, size), np.arange(size)
-    batches = [collate(items, next(source), rows, catalogue.codes_IL, pad_to, LONGEST) for _ in range(12)]
+        gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))
+        change, shape = Recorded(change), Shape.of(drawn, 1)
+    batches = [collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape) for step in drawn]
 
     def train(i: int) -> None:
-        with autocast(config, device):
-            loss = strategy.loss(model, batches[i % len(batches)])
-        (loss / size).backward()
-        update(optimizer, config, i, 0)
+        gradients(Part(batches[i % len(batches)], share))
+        change(None)
 
     began = time.perf_counter()
     for i in range(4):
@@ -121,7 +136,7 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     rate = size * count / (time.perf_counter() - began)
     if profile:
         _profile(train)
-    lengths = np.concatenate([batch.histories.lengths_W.cpu().numpy() for batch in batches])
+    lengths = np.concatenate([step.windows.lengths_W for step in drawn])
     memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
     return Row(name, rate, rate * lengths.mean() * per_item, 3 * rate * flops_per_window(
         TIGER, catalogue.widths, lengths), memory, warm)

@@ -10,7 +10,7 @@ Q queries and K keys of each of its sequences.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -60,19 +60,9 @@ class Mass:
     padded_queries: bool = False  # those of padding too
 
 
-@overload
-def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
-              causal: bool = False, dropout: float = 0.0, mass: None = None) -> Tensor: ...
-
-
-@overload
-def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
-              causal: bool = False, dropout: float = 0.0, mass: Mass) -> tuple[Tensor, Tensor]: ...
-
-
 def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
               causal: bool = False, dropout: float = 0.0,
-              mass: Mass | None = None) -> Tensor | tuple[Tensor, Tensor]:
+              mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
     """softmax(q k^T + bias) v within each sequence, as T5 has it: no scaling (Raffel et al. 2020, section 2.1).
 
     Args:
@@ -84,19 +74,16 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
         mass: also return what each key receives, summed over heads and queries.
 
     Returns:
-        [T, H, D] in the type of `v_SHD`; the softmax is computed in float32 or better. With `mass` a pair: that, and
-        [S] in the type of the softmax, which carries no gradient.
+        ([T, H, D] in the type of `v_SHD`, None or with `mass` [S] in the type of the softmax, which carries no
+        gradient). The softmax is computed in float32 or better.
     """
     if layout.spans is not None:
         from pipeline.backbones.attention_triton import triton_attention  # Triton comes with CUDA builds of torch only
 
-        out_THD, mass_S = triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout,
-                                           mass=mass)
-        return out_THD if mass_S is None else (out_THD, mass_S)
+        return triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
-    out_THD, mass_S = _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
-    return out_THD if mass is None else (out_THD, mass_S)
+    return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:

@@ -13,8 +13,9 @@ Written for Hopper, correct on any CUDA GPU that Triton supports. `attention.ref
 Shape legend: T query and S key positions of all sequences, W sequences, H heads, D head width, R relative distances.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -58,12 +59,17 @@ def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q:
     """
     if max(longest_k, longest_q if starts_q is starts_k else 0) > CLASSES[-1]:
         raise ValueError(f"sequences of {longest_k} positions: the GPU kernels hold at most {CLASSES[-1]}")
-    edges = torch.tensor((0, *CLASSES), device=lengths_k.device)
     # In self-attention a tile must hold a sequence's queries too, which padding makes longer than its keys.
     sizes = starts_q.diff() if starts_q is starts_k else lengths_k if rooms_k is None else rooms_k
-    classes = torch.searchsorted(sizes.contiguous(), edges.to(sizes.dtype), right=True)
+    classes = torch.searchsorted(sizes.contiguous(), _edges(sizes.device, sizes.dtype), right=True)
     return Spans(starts_q.int(), starts_k.int(), lengths_k.int(), classes.int(), longest_q, longest_k, rooms_k,
                  None if positions is None else positions.int(), reach)
+
+
+@cache
+def _edges(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Where classes end; kept, because a CUDA graph cannot record a copy from the host."""
+    return torch.tensor((0, *CLASSES), device=device, dtype=dtype)
 
 
 def triton_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HR: Tensor | None, *,
@@ -292,6 +298,27 @@ def _launches(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> Iter
         yield _Launch(index, longest, rows, columns, max(1, chips * per_chip // q.shape[1]), warps)
 
 
+def _side_by_side(q: Tensor, launches: Iterable[_Launch]) -> Iterator[_Launch]:
+    """The launches, each to be made on a stream of its own: they touch different rows, and few sequences of one class
+    fill no GPU. What the caller does next waits for all of them.
+    """
+    if not q.is_cuda:
+        yield from launches
+        return
+    main = torch.cuda.current_stream(q.device)
+    fork = main.record_event()
+    for launch, stream in zip(launches, _streams(q.device), strict=False):
+        stream.wait_event(fork)
+        with torch.cuda.stream(stream):
+            yield launch
+        main.wait_event(stream.record_event())
+
+
+@cache
+def _streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in CLASSES]
+
+
 def _options(q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float,
              launch: _Launch) -> dict[str, object]:
     return {"CLASS": launch.index, "HAS_BIAS": bias is not None, "PRUNED": positions is not None,
@@ -321,7 +348,7 @@ def _forward_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, starts_q: 
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     lse = torch.zeros(T, H, device=q.device, dtype=torch.float32)
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
-    for launch in _launches(q, longest_q, longest_k, False):
+    for launch in _side_by_side(q, _launches(q, longest_q, longest_k, False)):
         _forward[(launch.programs, H)](
             q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
             starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
@@ -352,21 +379,28 @@ def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Te
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = torch.zeros_like(k, memory_format=torch.contiguous_format), torch.zeros(
         v.shape, device=v.device, dtype=v.dtype)
-    for launch in launches:
-        side = min(launch.longest, -(-max(longest_q, longest_k) // launch.columns) * launch.columns)
-        one_tile = launch.one_tile and positions is None  # then a program's sum stays in its registers
-        if positions is not None:
-            side = reach
-        make = torch.empty if one_tile else torch.zeros
-        slabs = make(launch.programs if bias is not None else 0, H, side, side, device=q.device, dtype=torch.float32)
+    slabs = [_slab(launch, q, bias, positions, max(longest_q, longest_k), reach) for launch in launches]
+    for launch, slab in zip(_side_by_side(q, launches), slabs, strict=True):
         _backward[(launch.programs, H)](
-            q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slabs, starts_q, starts_k, lengths_k,
+            q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slab, starts_q, starts_k, lengths_k,
             classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
-            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), side, ONE_TILE=one_tile,
+            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), slab.shape[-1],
+            ONE_TILE=launch.one_tile and positions is None,
             **_options(q, bias, positions, causal, dropout, launch))
-        if bias is not None:
-            _add_diagonals(dbias, slabs.sum(0))
+    if bias is not None:
+        for slab in slabs:
+            _add_diagonals(dbias, slab.sum(0))
     return dq.to(q.dtype), dk, dv, dbias
+
+
+def _slab(launch: _Launch, q: Tensor, bias: Tensor | None, positions: Tensor | None, longest: int,
+          reach: int) -> Tensor:
+    """Room for each program's sum of dS by place, [programs, H, side, side]."""
+    side = reach if positions is not None else min(launch.longest, -(-longest // launch.columns) * launch.columns)
+    # A sum that fits one tile stays in registers, and is stored whole; others are added up here.
+    make = torch.empty if launch.one_tile and positions is None else torch.zeros
+    return make(launch.programs if bias is not None else 0, q.shape[1], side, side, device=q.device,
+                dtype=torch.float32)
 
 
 @_backward_op.register_fake

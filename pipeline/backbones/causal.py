@@ -11,9 +11,9 @@ Shape legend: W windows, N items, T tokens of all sequences, R rows that are rea
 model width, H heads, D head width, K beams, P history places of the longest window, J own tokens of a beam, V codes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,29 +23,42 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Parts, Sequences, Times, lay_out, times_of
+from pipeline.backbones.sequences import Sequences, Times, lay_out, times_of
 
 KeysValues = tuple[Tensor, Tensor]
 
 
-class CausalBlock(Protocol):
-    """One layer; `gate` is whatever it wants back after attention."""
+class CausalBlock(nn.Module):
+    """One layer. `gate` is whatever it wants back after attention."""
+
+    def forward(self, h_Td: Tensor, layout: Any, bias: Tensor, rows_R: Tensor | None = None) -> Tensor:
+        """The layer's output, [T, d]; or of some rows alone, [R, d], where no one reads the others."""
+        return self.keeping(h_Td, layout, bias, rows_R)[0]
+
+    def keeping(self, h_Td: Tensor, layout: Any, bias: Tensor,
+                rows_R: Tensor | None = None) -> tuple[Tensor, KeysValues]:
+        """As `forward`, and the keys and values of all tokens, [T, H, D] each."""
+        q_THD, k_THD, v_THD, gate = self.project(h_Td)
+        mixed_THD = self.attend(q_THD, k_THD, v_THD, layout, bias)
+        if rows_R is not None:
+            h_Td, mixed_THD, gate = (x.index_select(0, rows_R) for x in (h_Td, mixed_THD, gate))
+        return self.finish(h_Td, mixed_THD, gate), (k_THD, v_THD)
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values [T, H, D] and the gate [T, ...]."""
-        ...
+        raise NotImplementedError
 
-    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, where: Any) -> Tensor:
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Any, bias: Tensor) -> Tensor:
         """Attention of every token to itself and those before it in its sequence, [T, H, D]."""
-        ...
+        raise NotImplementedError
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
         """Attention weights from biased scores over all keys of a query (the last axis), 0 where `seen` is False."""
-        ...
+        raise NotImplementedError
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
         """The layer's output from its input and what attention brought."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -70,11 +83,9 @@ class CausalBackbone(nn.Module):
         vectors_only: for `read` alone: no tokens and no heads.
     """
 
-    compiled_logits: Callable[..., list[Tensor]] | None = None
-    compiled_read: Callable[..., Tensor] | None = None
     shortener = None  # there is no encoder to shorten
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
-    blocks: Iterable[Any]  # of CausalBlock
+    blocks: Iterable[CausalBlock]
     norm: nn.Module
     token_scale = 1.0
 
@@ -105,8 +116,8 @@ class CausalBackbone(nn.Module):
 
     # ------------------------------------------------------------------------------------------ of the subclass
 
-    def prepare(self, sequences: Sequences, times: Times | None) -> Any:
-        """What all blocks need to attend within the sequences; handed to `CausalBlock.attend`."""
+    def layout(self, sequences: Sequences, times: Times | None) -> Any:
+        """How tokens fall into sequences, as the blocks want it."""
         raise NotImplementedError
 
     def position_bias(self, block: Any) -> RelativeBias:
@@ -119,6 +130,17 @@ class CausalBackbone(nn.Module):
 
     # ------------------------------------------------------------------------------------------ training
 
+    def compile_training(self) -> None:
+        """Compile the blocks, at the first training batch and for batches of every size. All of them share one
+        compilation; outside of training they run as they are.
+        """
+        for block in self.blocks:
+            block.compile(dynamic=True)
+
+    def sizes(self, histories: Histories) -> tuple[int, ...]:
+        """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
+        return histories.longest, histories.pad_to, histories.all_targets
+
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
         """Teacher-forced logits of every level: L tensors [W, V of the level], or [N, V] with `all_targets`: of what
         follows each item.
@@ -126,23 +148,13 @@ class CausalBackbone(nn.Module):
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        logits = self.compiled_logits if self.training and self.compiled_logits else self.logits
-        return logits(targets_W, *vars(Parts.of(histories)).values())
-
-    def compile_training(self) -> None:
-        """Compile training's forward and backward pass, at the first batch and for batches of every size."""
-        self.compiled_logits = torch.compile(self.logits, dynamic=True)
-        self.compiled_read = torch.compile(self._read, dynamic=True)
-
-    def logits(self, targets_W: Tensor, *fields: Any) -> list[Tensor]:
-        """`forward` on the fields of `Parts`: what can be compiled."""
-        parts, fed = Parts(*fields), self.levels - 1
-        sequences = lay_out(parts, self.tokens_IS.shape[1], fed)
-        tokens = torch.cat([self.tokens_IS[parts.items_N].flatten(), self.tokens_IS[targets_W, :fed].flatten()])
+        fed = self.levels - 1
+        sequences = lay_out(histories, self.tokens_IS.shape[1], fed)
+        tokens = torch.cat([self.tokens_IS[histories.items_N].flatten(), self.tokens_IS[targets_W, :fed].flatten()])
         h_Td = self.tokens(tokens[sequences.source_T]) * self.token_scale
-        rows = sequences.item_rows_N(len(parts.items_N)) if parts.all_targets else sequences.last_rows_W()
-        rows_RL = (rows[:, None] + torch.arange(self.levels, device=rows.device)).clamp_(max=len(h_Td) - 1)
-        times = self._times(parts, sequences, self.levels)
+        rows_RL = _read_rows(histories, sequences)[:, None] + torch.arange(self.levels, device=h_Td.device)
+        rows_RL = rows_RL.clamp_(max=len(h_Td) - 1)  # of items of no window
+        times = self._times(histories, sequences, self.levels)
         states_RLd = self._stack(h_Td, sequences, times, rows_RL.flatten()).unflatten(0, rows_RL.shape)
         return [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
 
@@ -153,35 +165,35 @@ class CausalBackbone(nn.Module):
         Args:
             vectors_Nd: one row for each of `histories.items_N`.
         """
-        read = self.compiled_read if self.training and self.compiled_read else self._read
-        return read(vectors_Nd, *vars(Parts.of(histories)).values())
-
-    def _read(self, vectors_Nd: Tensor, *fields: Any) -> Tensor:
-        parts = Parts(*fields)
-        sequences = lay_out(parts, 1, 0)
-        rows = sequences.item_rows_N(len(parts.items_N)) if parts.all_targets else sequences.last_rows_W()
-        return self._stack(vectors_Nd[sequences.source_T], sequences, self._times(parts, sequences, 1), rows)
+        sequences = lay_out(histories, 1, 0)
+        times = self._times(histories, sequences, 1)
+        if histories.pad_to:
+            vectors_Nd = vectors_Nd.index_select(0, sequences.source_T)
+        return self._stack(vectors_Nd, sequences, times, _read_rows(histories, sequences))
 
     def _stack(self, h_Td: Tensor, sequences: Sequences, times: Times | None, rows_R: Tensor,
                kept: list[KeysValues] | None = None) -> Tensor:
         """All blocks; normed states [R, d] of the rows that are read. `kept` takes each layer's keys and values."""
-        h_Td, where, last = self.dropout(h_Td), self.prepare(sequences, times), self.config.decoder_layers - 1
-        for number, block in enumerate(self.blocks):
-            q_THD, k_THD, v_THD, gate = block.project(h_Td)
-            mixed_THD = block.attend(q_THD, k_THD, v_THD, where)
-            if kept is not None:
-                kept.append((k_THD, v_THD))
-            if number == last:  # what no one reads is not computed
-                h_Td, mixed_THD, gate = h_Td[rows_R], mixed_THD[rows_R], gate[rows_R]
-            h_Td = block.finish(h_Td, mixed_THD, gate)
+        h_Td, layout, longest = self.dropout(h_Td), self.layout(sequences, times), sequences.longest
+        biases: dict[RelativeBias, Tensor] = {}  # blocks may share one
+        for number, block in enumerate(self.blocks, start=1):
+            table = self.position_bias(block)
+            if table not in biases:
+                biases[table] = table(range(longest), longest) if sequences.groups else table.by_distance(longest)
+            rows = rows_R if number == self.config.decoder_layers else None  # what no one reads is not computed
+            if kept is None:  # only training runs what is compiled
+                h_Td = (block if self.training else block.forward)(h_Td, layout, biases[table], rows)
+            else:
+                h_Td, keys_values = block.keeping(h_Td, layout, biases[table], rows)
+                kept.append(keys_values)
         return self.norm(h_Td)
 
-    def _times(self, parts: Parts, sequences: Sequences, levels: int) -> Times | None:
+    def _times(self, histories: Histories, sequences: Sequences, levels: int) -> Times | None:
         if not self.wants_times:
             return None
-        if parts.times_N is None:
+        if histories.times_N is None:
             raise ValueError("this backbone reads times: pack histories with times_N, or set backbone.time_bias false")
-        return times_of(parts.times_N, parts.lengths_W, sequences, levels)
+        return times_of(histories.times_N, histories.lengths_W, sequences, levels)
 
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: all tokens of the histories are seen by the last block."""
@@ -191,14 +203,13 @@ class CausalBackbone(nn.Module):
 
     def begin(self, histories: Histories) -> Decoding:
         """Read the histories once, for all levels and beams."""
-        parts, kept = Parts.of(histories), list[KeysValues]()
-        per_item = self.tokens_IS.shape[1]
-        sequences = lay_out(parts, per_item, 0)
-        times = self._times(parts, sequences, self.levels)
-        tokens_T = self.tokens_IS[parts.items_N].flatten()[sequences.source_T]
+        kept, per_item = list[KeysValues](), self.tokens_IS.shape[1]
+        sequences = lay_out(histories, per_item, 0)
+        times = self._times(histories, sequences, self.levels)
+        tokens_T = self.tokens_IS[histories.items_N].flatten()[sequences.source_T]
         last_W = sequences.last_rows_W()
         states_Wd = self._stack(self.tokens(tokens_T) * self.token_scale, sequences, times, last_W, kept)
-        back_P = torch.arange(parts.longest * per_item - 1, -1, -1, device=last_W.device)  # ends aligned
+        back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)  # ends aligned
         seen_WP = back_P < sequences.history_W[:, None]
         place_WP = torch.where(seen_WP, last_W[:, None] - back_P, 0)
         memory = tuple((k[place_WP].transpose(1, 2), v[place_WP].transpose(1, 2)) for k, v in kept)
@@ -231,7 +242,7 @@ class CausalBackbone(nn.Module):
         logits_WKV = self._logits(self.norm(h_Rd), level).unflatten(0, beams_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(past))
 
-    def _mix(self, block: Any, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues) -> Tensor:
+    def _mix(self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues) -> Tensor:
         """Attention of each beam's newest token to its window's history and its own codes, [W, K, H, D]."""
         (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], own
         history, extra = k_WHPD.shape[2], k_WKHJD.shape[3]
@@ -253,3 +264,8 @@ class CausalBackbone(nn.Module):
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Rd.device.type, enabled=False):
             return self.heads[level](h_Rd.to(self.tokens.weight.dtype))
+
+
+def _read_rows(histories: Histories, sequences: Sequences) -> Tensor:
+    """int64 [R]: the last token of each history, or of every item."""
+    return sequences.item_rows_N(len(histories.items_N)) if histories.all_targets else sequences.last_rows_W()

@@ -7,7 +7,6 @@ Shape legend: T tokens of all sequences, d model width, H heads, D head width.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -15,24 +14,16 @@ from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout, attention
 from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.causal import CausalBackbone
+from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Sequences, Times
+from pipeline.backbones.sequences import Sequences, Times, spans_of
 from pipeline.backbones.t5 import FeedForward, RMSNorm, SelfAttention
 
 
-@dataclass(frozen=True)
-class Where:
-    """How the tokens fall into sequences, and the bias of relative positions that all blocks share."""
-
-    layout: Layout
-    bias: Tensor
-
-
-class DecoderOnlyBlock(nn.Module):
-    """Causal self-attention, then feed-forward (a `CausalBlock`)."""
+class DecoderOnlyBlock(CausalBlock):
+    """Causal self-attention, then feed-forward."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -43,9 +34,9 @@ class DecoderOnlyBlock(nn.Module):
         q, k, v = self.attention.project(h_Td)
         return q, k, v, h_Td  # T5 has no gate
 
-    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, where: Where) -> Tensor:
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         dropout = self.attention.p if self.training else 0.0
-        return attention(q_THD, k_THD, v_THD, where.layout, where.bias, causal=True, dropout=dropout)
+        return attention(q_THD, k_THD, v_THD, layout, bias, causal=True, dropout=dropout)[0]
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
         return scores.masked_fill(~seen, float("-inf")).softmax(-1)
@@ -60,7 +51,7 @@ class Decoder(CausalBackbone):
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue, vectors_only)
         self.bias = RelativeBias(config, bidirectional=False)
-        self.blocks = cast(Iterable[DecoderOnlyBlock],
+        self.blocks = cast(Iterable[CausalBlock],
                            nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers)))
         self.norm = nn.Sequential(RMSNorm(config.d_model), Dropout(config.dropout))
         self._initialise()
@@ -69,23 +60,18 @@ class Decoder(CausalBackbone):
     def _initialise(self) -> None:
         """As in t5.py: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling."""
         config = self.config
-        for block in self.blocks:
-            for module in block.modules():
-                if isinstance(module, nn.Linear):
-                    module.weight.normal_(std=module.in_features**-0.5)
-            queries = block.attention.qkv.weight[:config.heads * config.d_head]
-            queries.normal_(std=(config.d_model * config.d_head) ** -0.5)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=module.in_features**-0.5)
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                queries = module.qkv.weight[:config.heads * config.d_head]
+                queries.normal_(std=(config.d_model * config.d_head) ** -0.5)
 
-    def prepare(self, sequences: Sequences, times: Times | None) -> Where:
-        longest = sequences.longest
+    def layout(self, sequences: Sequences, times: Times | None) -> Layout:
         if sequences.groups:
-            return Where(Layout(tuple(Group(count, size, size) for count, size in sequences.groups)),
-                         self.bias(range(longest), longest))
-        from pipeline.backbones.attention_triton import make_spans  # Triton comes with CUDA builds of torch only
+            return Layout(tuple(Group(count, size, size) for count, size in sequences.groups))
+        return Layout(spans=spans_of(sequences))
 
-        bounds = sequences.bounds
-        spans = make_spans(bounds, bounds, sequences.lengths_W, longest, longest)
-        return Where(Layout(spans=spans), self.bias.by_distance(longest))
-
-    def position_bias(self, block: DecoderOnlyBlock) -> RelativeBias:
+    def position_bias(self, block: CausalBlock) -> RelativeBias:
         return self.bias

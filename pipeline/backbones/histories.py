@@ -76,3 +76,9 @@ class Histories:
     def in_input_order(self, rows_W: Tensor) -> Tensor:
         """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
         return rows_W[self.row_of_W]
+
+
+def roomy(count: int) -> int:
+    """`count` rounded up to one of few sizes, at most 6% larger: what depends on a size then meets few of them."""
+    step = max(1, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step

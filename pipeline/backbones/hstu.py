@@ -30,17 +30,17 @@ from pipeline.backbones.attention_silu import (
     weights_of,
 )
 from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.causal import CausalBackbone
+from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Sequences, Times
+from pipeline.backbones.sequences import Sequences, Times, spans_of
 
 STD = 0.02  # of HSTU's initialisation
 
 
-class HstuBlock(nn.Module):
-    """HSTU's layer (a `CausalBlock`)."""
+class HstuBlock(CausalBlock):
+    """HSTU's layer."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -62,9 +62,7 @@ class HstuBlock(nn.Module):
         u, v, q, k = F.silu(self.uvqk(self.norm(h_Td))).unflatten(1, (4, self.heads, -1)).unbind(1)
         return q, k, v, u
 
-    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, where: tuple[PointwiseLayout, int]) -> Tensor:
-        layout, longest = where
-        bias = self.bias(range(longest), longest) if layout.spans is None else self.bias.by_distance(longest)
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PointwiseLayout, bias: Tensor) -> Tensor:
         return pointwise_attention(q_THD, k_THD, v_THD, layout, bias, self.time_bias, self.kind)
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
@@ -105,14 +103,10 @@ class Hstu(CausalBackbone):
         if not vectors_only:
             nn.init.normal_(self.tokens.weight, std=STD)
 
-    def prepare(self, sequences: Sequences, times: Times | None) -> tuple[PointwiseLayout, int]:
+    def layout(self, sequences: Sequences, times: Times | None) -> PointwiseLayout:
         if sequences.groups:
-            return group_layout(sequences.groups, times), sequences.longest
-        from pipeline.backbones.attention_triton import make_spans  # Triton comes with CUDA builds of torch only
-
-        bounds = sequences.bounds
-        spans = make_spans(bounds, bounds, sequences.lengths_W, sequences.longest, sequences.longest)
-        return PointwiseLayout(spans=spans, times=times), sequences.longest
+            return group_layout(sequences.groups, times)
+        return PointwiseLayout(spans=spans_of(sequences), times=times)
 
     def position_bias(self, block: HstuBlock) -> RelativeBias:
         return block.bias

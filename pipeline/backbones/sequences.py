@@ -12,29 +12,15 @@ Shape legend: W windows, N items, T tokens of all sequences, S tokens of an item
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pipeline.backbones.histories import Histories
 
-
-@dataclass(frozen=True)
-class Parts:
-    """The parts of `Histories` that a compiled causal backbone takes."""
-
-    items_N: Tensor
-    lengths_W: Tensor  # ascending
-    times_N: Tensor | None
-    groups: tuple[tuple[int, int], ...]  # empty on a GPU
-    longest: int
-    pad_to: int
-    all_targets: bool
-
-    @classmethod
-    def of(cls, histories: Histories) -> "Parts":
-        return cls(histories.items_N, histories.lengths_W, histories.times_N, histories.groups, histories.longest,
-                   histories.pad_to, histories.all_targets)
+if TYPE_CHECKING:
+    from pipeline.backbones.attention_triton import Spans
 
 
 @dataclass(frozen=True)
@@ -75,35 +61,43 @@ class Sequences:
         return row_N.clamp_(max=len(self.window_T) - 1)
 
 
-def lay_out(parts: Parts, per_item: int, fed: int) -> Sequences:
+def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     """Sequences of `per_item` tokens per item of history and `fed` of the target; a padded batch has `pad_to` places
     for the history.
 
     Raises:
         ValueError: a padded batch has a window longer than `pad_to`.
     """
-    if parts.pad_to and parts.longest * per_item > parts.pad_to:
-        raise ValueError(f"a window of {parts.longest * per_item} encoder positions does not fit train.pad_to "
-                         f"({parts.pad_to})")
-    windows, device = len(parts.lengths_W), parts.lengths_W.device
-    history_W, first_item_W = parts.lengths_W * per_item, parts.lengths_W.cumsum(0) - parts.lengths_W
+    if histories.pad_to and histories.longest * per_item > histories.pad_to:
+        raise ValueError(f"a window of {histories.longest * per_item} encoder positions does not fit train.pad_to "
+                         f"({histories.pad_to})")
+    windows, device = len(histories.lengths_W), histories.lengths_W.device
+    history_W, first_item_W = histories.lengths_W * per_item, histories.lengths_W.cumsum(0) - histories.lengths_W
     order_W = torch.arange(windows, device=device)
-    room = parts.pad_to + fed if parts.pad_to else 0
+    room = histories.pad_to + fed if histories.pad_to else 0
     if room:
         starts_W, size, longest = order_W * room, windows * room, room
-        groups: tuple[tuple[int, int], ...] = ((windows, room),) if parts.groups else ()
+        groups: tuple[tuple[int, int], ...] = ((windows, room),) if histories.groups else ()
     else:
-        starts_W, size = first_item_W * per_item + order_W * fed, len(parts.items_N) * per_item + windows * fed
-        longest = parts.longest * per_item + fed
-        groups = tuple((count, items * per_item + fed) for count, items in parts.groups)
+        starts_W, size = first_item_W * per_item + order_W * fed, len(histories.items_N) * per_item + windows * fed
+        longest = histories.longest * per_item + fed
+        groups = tuple((count, items * per_item + fed) for count, items in histories.groups)
     place_T = torch.arange(size, device=device)
     window_T = torch.searchsorted(starts_W, place_T, right=True) - 1
     within_T = place_T - starts_W[window_T]
     after_T = within_T - history_W[window_T]  # how far behind the history
-    all_history = len(parts.items_N) * per_item
+    all_history = len(histories.items_N) * per_item
     source_T = torch.where(after_T < 0, first_item_W[window_T] * per_item + within_T,
                            all_history + window_T * fed + after_T).clamp_(max=all_history + windows * fed - 1)
     return Sequences(starts_W, history_W, first_item_W, window_T, source_T, per_item, fed, groups, longest, room)
+
+
+def spans_of(sequences: Sequences) -> "Spans":
+    """The sequences as the kernels of a GPU want them."""
+    from pipeline.backbones.attention_triton import make_spans  # Triton comes with CUDA builds of torch only
+
+    bounds = sequences.bounds
+    return make_spans(bounds, bounds, sequences.lengths_W, sequences.longest, sequences.longest)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from pipeline.backbones.attention import Group, Layout, Mass, attention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, roomy
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.shortener import Packed, Shortener
 
@@ -60,15 +60,12 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, causal: bool = False) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False,
+                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+        """The states, and with `mass` the attention mass [T] that each token receives."""
         q, k, v = self.project(h_Td)
-        mixed_THD = attention(q, k, v, layout, bias_HQK, causal=causal, dropout=self.p if self.training else 0.0)
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
-
-    def with_mass(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the attention mass [T] that each token receives."""
-        q, k, v = self.project(h_Td)
-        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, dropout=self.p if self.training else 0.0, mass=mass)
+        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, causal=causal, mass=mass,
+                                      dropout=self.p if self.training else 0.0)
         return h_Td + self.dropout(self.o(mixed_THD.flatten(1))), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +79,7 @@ class SelfAttention(nn.Module):
         k, v = k[:, None], v[:, None]
         if past is not None:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        mixed_THD = attention(q, k.flatten(0, 1), v.flatten(0, 1), layout, bias_HQK)
+        mixed_THD, _ = attention(q, k.flatten(0, 1), v.flatten(0, 1), layout, bias_HQK)
         return h_Td + self.o(mixed_THD.flatten(1)), (k, v)
 
 
@@ -105,7 +102,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
         q = self.q(self.norm(h_Td)).unflatten(1, (self.heads, -1))
-        mixed_THD = attention(q, *memory, layout, dropout=self.p if self.training else 0.0)
+        mixed_THD, _ = attention(q, *memory, layout, dropout=self.p if self.training else 0.0)
         return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
 
 
@@ -134,11 +131,10 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None) -> Tensor:
-        return self.ff(self.attention(h_Td, layout, bias_HQK))
-
-    def with_mass(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass) -> tuple[Tensor, Tensor]:
-        h_Td, mass_T = self.attention.with_mass(h_Td, layout, bias_HQK, mass)
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None,
+                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+        """As its attention."""
+        h_Td, mass_T = self.attention(h_Td, layout, bias_HQK, mass=mass)
         return self.ff(h_Td), mass_T
 
 
@@ -150,7 +146,8 @@ class DecoderBlock(nn.Module):
         self.ff = FeedForward(config)
 
     def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: KeysValues, cross: Layout) -> Tensor:
-        return self.ff(self.cross(self.attention(h_Td, layout, bias_HQK, causal=True), memory, cross))
+        h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
+        return self.ff(self.cross(h_Td, memory, cross))
 
     def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: KeysValues,
                cross: Layout) -> tuple[Tensor, KeysValues]:
@@ -181,7 +178,6 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
-    compiled_logits: Callable[..., list[Tensor]] | None = None
     wants_times = False
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
@@ -233,23 +229,21 @@ class T5(nn.Module):
 
     # -------------------------------------------------------------------------------------------------- training
 
+    def compile_training(self) -> None:
+        """Compile the blocks, at the first training batch and for batches of every size. All blocks of a stack share
+        one compilation; outside of training they run as they are.
+        """
+        for block in (*self.encoder, *self.decoder):
+            block.compile(dynamic=True)
+
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
         """Teacher-forced logits of every level: L tensors [W, V of the level].
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        logits = self.compiled_logits if self.training and self.compiled_logits else self.logits
-        return logits(targets_W, *self._parts(histories))
-
-    def compile_training(self) -> None:
-        """Compile training's forward and backward pass, at the first batch and for batches of every size."""
-        self.compiled_logits = torch.compile(self.logits, dynamic=True)
-
-    def logits(self, targets_W: Tensor, *parts: Any) -> list[Tensor]:
-        """`forward` on the fields of `Packed`: what can be compiled."""
         windows, levels = len(targets_W), self.levels
-        encoded = self._encode(Packed(*parts))
+        encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :levels - 1]], 1)
         h_Td = self.dropout(self.tokens(inputs_WL).flatten(0, 1))
         if encoded.layout.spans is None:
@@ -258,7 +252,7 @@ class T5(nn.Module):
             layout, bias = _equal_spans(windows, levels, h_Td.device), self.decoder_bias.by_distance(levels)
         cross = _cross_layout(encoded.layout, levels)
         for block in self.decoder:
-            h_Td = block(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
+            h_Td = _run(block)(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
         h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
@@ -276,21 +270,26 @@ class T5(nn.Module):
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
-        return self._encode(Packed(*self._parts(histories, shorten)), shorten)
-
-    def _parts(self, histories: Histories, shorten: bool = False) -> tuple[Any, ...]:
-        """The fields of `Packed`, one by one: a compiled model takes tensors and numbers."""
         shortener = self._shortener(shorten)
+        return self._encode(self._packed(histories, shortener), shortener)
+
+    def sizes(self, histories: Histories) -> tuple[int, ...]:
+        """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
+        packed = self._packed(histories, self._shortener())
+        return packed.longest, packed.pad_to, packed.size
+
+    def _packed(self, histories: Histories, shortener: Shortener | None) -> Packed:
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
-        return histories.items_N, histories.lengths_W, histories.groups, histories.longest, pad_to, size
+        return Packed(histories.items_N, histories.lengths_W, histories.groups, histories.longest, pad_to,
+                      roomy(size) if histories.items_N.is_cuda else size)
 
-    def _shortener(self, shorten: bool) -> Shortener | None:
+    def _shortener(self, shorten: bool = False) -> Shortener | None:
         """What shortens this pass."""
         return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
 
-    def _encode(self, packed: Packed, shorten: bool = False) -> Encoded:
-        per_item, shortener = self.tokens_IS.shape[1], self._shortener(shorten)
+    def _encode(self, packed: Packed, shortener: Shortener | None) -> Encoded:
+        per_item = self.tokens_IS.shape[1]
         h_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
         if self.recency is not None:
             places_N = _places(packed.items_N, packed.lengths_W, self.recency.num_embeddings)
@@ -309,16 +308,13 @@ class T5(nn.Module):
                                else self.encoder_bias.by_distance(longest))
         kept_NS = None
         for number, block in enumerate(self.encoder, start=1):
-            if shortener is None or number != shortener.after_layer:
-                h_Td = block(h_Td, layout, bias)
+            here = shortener if shortener and number == shortener.after_layer else None
+            h_Td, mass_T = _run(block)(h_Td, layout, bias, here.mass if here else None)
+            if here is None:
                 continue
-            if shortener.mass is not None:
-                h_Td, mass_T = block.with_mass(h_Td, layout, bias, shortener.mass)
-            else:
-                h_Td, mass_T = block(h_Td, layout, bias), None
-            shortened = shortener(h_Td, mass_T, packed, self.training)
+            shortened = here(h_Td, mass_T, packed, self.training)
             h_Td, layout, kept_NS = shortened.h_Td, shortened.layout, shortened.kept_NS
-            if not shortener.keep_positions:
+            if not here.keep_positions:
                 bias = None
         return Encoded(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
 
@@ -368,6 +364,11 @@ class T5(nn.Module):
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
+
+
+def _run(block: nn.Module) -> Callable[..., Any]:
+    """Only training runs what is compiled: evaluation would compile once more, for shapes of its own."""
+    return block if block.training else block.forward
 
 
 def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> tuple[KeysValues, ...]:

@@ -7,7 +7,8 @@ global batch is the same on one process or many.
 Shape legend: W windows, N items, I items of the catalogue, L code levels.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,15 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, roomy
 from pipeline.ranking import slices
 from pipeline.strategies.base import Batch, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
+from pipeline.train.recorded import tensors_of
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
 T = TypeVar("T")
+MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,34 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
+@dataclass(frozen=True)
+class Shape:
+    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
+
+    windows: int
+    items: int
+
+    @classmethod
+    def of(cls, steps: Iterable[Step], parts: int) -> "Shape":
+        """Room for the batches of these steps, and for those that are a little larger."""
+        sizes = np.array([(len(rows), step.windows.lengths_W[rows].sum()) for step in steps
+                          for rows in deal(step.windows.lengths_W, parts)])
+        windows = roomy(int(sizes[:, 0].max() * 1.03) + 1)
+        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
+        return cls(windows, roomy(int(sizes[:, 1].max()) + 2 * (windows - int(sizes[:, 0].min()))))
+
+    def filling(self, windows: Windows, longest: int) -> Windows:
+        """Windows from the first items of all that fill a batch up; none where they cannot."""
+        count, items = self.windows - len(windows), self.items - int(windows.lengths_W.sum())
+        if not 0 < count <= items <= count * longest:
+            return windows[:0]
+        lengths_W = np.full(count, items // count) + (np.arange(count) < items % count)
+        return Windows(np.zeros_like(lengths_W), lengths_W)
+
+
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False) -> Batch:
+            longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
+            all_targets: bool = False) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Args:
@@ -94,13 +123,16 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         all_targets: every item of a window but the first is a target too.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
-    gradients.
+    gradients. Windows that fill it up to `shape` have weight zero too.
     """
     if len(rows_W) == 0:
         rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
     else:
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
+    if shape is not None:
+        windows += shape.filling(windows, min(longest, len(items_N) - 1))
+        factors_W = np.pad(factors_W, (0, len(windows) - len(factors_W)))
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
     histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
                                None if times_N is None else times_N[index_N], all_targets)
@@ -112,6 +144,9 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
     following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(device)
     weights_N = weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
     return Batch(histories, targets_W, codes_IL[following_N], weights_N)
+
+
+Prepared = tuple[Step, list[Batch]]  # a step and this process's batches of it
 
 
 class Feed:
@@ -132,12 +167,16 @@ class Feed:
         self.times_N, self.all_targets = times_N, config.targets == "all"
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
+        self.shape: Shape | None = None
+        if codes_IL.is_cuda and config.compile:
+            steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
+            self.shape = Shape.of(itertools.islice(steps, MEASURED_STEPS), self.parts)
 
-    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[tuple[Step, list[Batch]]]:
+    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
         batches = ((step, self._batches(step)) for step in steps)
-        return ahead(batches) if self.codes_IL.is_cuda else batches
+        return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
     def samples(self, step: Step) -> int:
         """(history, target) pairs of a step."""
@@ -145,8 +184,8 @@ class Feed:
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to,
-                        self.passes.max_history, self.times_N, self.all_targets) for part in self.own]
+        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
+                        self.shape, self.times_N, self.all_targets) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -157,3 +196,22 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := pending.result()) is not done:
             pending = worker.submit(next, items, done)
             yield item
+
+
+def beside(steps: Iterator[Prepared], device: torch.device) -> Iterator[Prepared]:
+    """The same steps, the next one prepared ahead and on a stream of its own, so that it does not wait for this one."""
+    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def prepare() -> Iterator[tuple[Prepared, torch.cuda.Event]]:
+        while True:
+            with torch.cuda.stream(stream):
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step, stream.record_event()
+
+    for step, ready in ahead(prepare()):
+        main.wait_event(ready)
+        for tensor in (tensor for batch in step[1] for tensor in tensors_of(batch)):
+            tensor.record_stream(main)
+        yield step

@@ -1,20 +1,17 @@
 """Several processes under `torchrun`: who they are, and the few things they exchange outside of the gradients.
 
-Gradients are exchanged by torch's DistributedDataParallel. Without torchrun the world has one member and nothing is
-exchanged.
+Each process builds the same model from the same seed and sees its share of every batch; gradients are added up before
+each update, so that the models stay equal. Without torchrun the world has one member and nothing is exchanged.
 """
 
-import gc
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
@@ -35,17 +32,16 @@ class World:
             dist.all_reduce(values)
         return values
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model whose backward pass averages gradients over processes."""
+    def add_gradients(self, model: nn.Module) -> None:
+        """Make each gradient the sum over processes. One exchange of all of them, after the backward pass: on small
+        models nothing is gained by overlapping the two, and a CUDA graph can hold the one without the other.
+        """
         if self.size == 1:
-            return model
-        with warnings.catch_warnings():  # torch 2.13 has a new name for the option, which 2.11 does not know
-            warnings.simplefilter("ignore", FutureWarning)
-            return DistributedDataParallel(model, broadcast_buffers=False)
-
-    def exchange(self, model: nn.Module, last: bool) -> AbstractContextManager:
-        """Around a forward and backward pass: gradients are exchanged only after the last part of a step."""
-        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+            return
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
 
 
 @contextmanager
@@ -59,7 +55,4 @@ def joined(device: torch.device) -> Iterator[World]:
     try:
         yield World(dist.get_rank(), size)
     finally:
-        # DistributedDataParallel must let go of the group first: where it is the last to, freeing the group waits for a
-        # thread that waits for Python's lock, for ever.
-        gc.collect()
         dist.destroy_process_group()

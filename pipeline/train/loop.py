@@ -6,6 +6,7 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -21,7 +22,8 @@ from pipeline.train.batches import Feed, Step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
-from pipeline.train.optimizer import Average, autocast, build_optimizer, update
+from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, set_rate, update
+from pipeline.train.recorded import Recorded
 from pipeline.train.validate import Validation
 
 REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
@@ -48,6 +50,14 @@ class State:
     stale: int = 0  # validations since the best one
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one process learns from at once."""
+
+    batch: Batch
+    share: Tensor  # of a sample's loss in the step's
+
+
 class Trainer:
     """Trains `model` in place; `evaluated` is the model whose weights count (the average where `train.ema` is on).
 
@@ -67,9 +77,13 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         if resume:
             self._restore(resume)
+        model.train()
+        self._gradients_of: Callable[..., Any] = self._gradients
+        self._update_all: Callable[..., Any] = self._update
         if self.device.type == "cuda" and config.compile:
             model.compile_training()  # type: ignore[operator]  # after the average has copied the plain model
-        self.wrapped = world.wrap(model.train())
+            self._gradients_of = Recorded(self._gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[operator]
+            self._update_all = Recorded(self._update)
         self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
@@ -79,12 +93,7 @@ class Trainer:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
         """
         self._began = self._mark = time.perf_counter()
-        try:
-            self._run()
-        finally:
-            # While DistributedDataParallel lives it keeps the group of processes alive, and the last one to let go of
-            # that waits for the group's threads, which may wait for Python: the process would never end.
-            self.wrapped = self.model
+        self._run()
         self.evaluated.load_state_dict(self.best)
         self.state.wall_seconds += time.perf_counter() - self._began
         return self.state
@@ -113,22 +122,32 @@ class Trainer:
         """One optimizer step. The loss is a sum over samples divided by the samples of the whole step."""
         state, windows, samples = self.state, len(step.windows), self.feed.samples(step)
         total = torch.zeros((), device=self.device)
+        share = torch.full((), 1 / samples, device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
-            with self.world.exchange(self.wrapped, last=i == len(batches) - 1):
-                with autocast(self.config, self.device):
-                    loss = self.strategy.loss(self.wrapped, batch)
-                # DistributedDataParallel divides the sum of gradients by the number of processes.
-                (loss * (self.world.size / samples)).backward()
-            total += loss.detach()
-        update(self.optimizer, self.config, state.step, state.windows)
+            total += self._gradients_of(Part(batch, share))
+        set_rate(self.optimizer, learning_rate(self.config, state.step, state.windows))
         if self.average:
-            self.average.update(self.model, state.step)
+            self.average.set_weight(state.step)
+        self.world.add_gradients(self.model)
+        self._update_all(None)
         self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
         state.tokens += int(step.windows.lengths_W.sum()) * self.feed.tokens_per_item
         state.tokens_kept += int(self.strategy.tokens_kept(step.windows.lengths_W, self.feed.tokens_per_item).sum())
+
+    def _gradients(self, part: "Part") -> Tensor:
+        """Add the gradients of one part of a step to those at hand; its loss, summed over windows."""
+        with autocast(self.config, self.device):
+            loss = self.strategy.loss(self.model, part.batch)
+        (loss * part.share).backward()
+        return loss.detach()
+
+    def _update(self, _: None) -> None:
+        update(self.optimizer, self.config)
+        if self.average:
+            self.average.update(self.model)
 
     def _reseed(self, part: int) -> None:
         """Dropout of a part depends on nothing but (seed, step, part)."""

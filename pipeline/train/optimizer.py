@@ -5,7 +5,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.train.config import TrainConfig
 
@@ -14,14 +14,19 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices alone.
 
     AdamW leaves out vectors (norm gains) and the position-bias tables: pulling either towards zero means nothing.
+    On a GPU the learning rate is a tensor there, so that a CUDA graph reads it anew at each step.
     """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        return torch.optim.Adam(model.parameters(), rate, weight_decay=config.weight_decay, fused=True,
+                                capturable=on_gpu)
     decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name}
     others = [p for name, p in model.named_parameters() if name not in decayed]
     groups = [{"params": list(decayed.values()), "weight_decay": config.weight_decay},
               {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, config.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, rate, fused=True, capturable=on_gpu)
 
 
 def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
@@ -36,15 +41,22 @@ def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
     return config.learning_rate * warm * fall[config.schedule]
 
 
-def update(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, windows: int) -> None:
-    """Apply the gathered gradients and clear them."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step, windows)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Apply the gathered gradients and clear them. On a GPU their memory stays, where a CUDA graph will find it."""
     if config.clip_norm:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad(set_to_none=not optimizer.defaults["capturable"])
 
 
 class Average:
@@ -57,12 +69,17 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.weight = torch.zeros((), device=next(model.parameters()).device)  # of the model in the next update
+
+    def set_weight(self, step: int) -> None:
+        """For the update after optimizer step `step` (from 0)."""
+        self.weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after optimizer step `step` (from 0)."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's weights."""
+        averaged: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, list[Tensor](model.parameters()), [self.weight] * len(averaged))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:

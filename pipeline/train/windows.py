@@ -38,6 +38,9 @@ class Windows:
     def __getitem__(self, rows: np.ndarray | slice) -> "Windows":
         return Windows(self.starts_W[rows], self.ends_W[rows])
 
+    def __add__(self, others: "Windows") -> "Windows":
+        return Windows(np.concatenate([self.starts_W, others.starts_W]), np.concatenate([self.ends_W, others.ends_W]))
+
 
 class Passes:
     """All passes over the training part of `splits`; no window reaches a validation or test position.

@@ -36,7 +36,7 @@ class TestEqualsTheReference:
                                                       (torch.bfloat16, 0.05)])
     def test_outputs(self, layout, causal, bias, dtype, tolerance):
         q, k, v, b = make_inputs(layout, dtype, bias)
-        out = attention(q, k, v, layout, b, causal=causal)
+        out, _ = attention(q, k, v, layout, b, causal=causal)
         assert out.dtype == dtype
         expected = reference_attention(q, k, v, layout, b, causal=causal)
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
@@ -45,8 +45,9 @@ class TestEqualsTheReference:
         inputs = make_inputs(layout, bias=bias)
         wanted = [x for x in inputs if x is not None]
         grad = torch.randn(inputs[0].shape, dtype=torch.float64)
-        ours, expected = (torch.autograd.grad(function(*inputs[:3], layout, inputs[3], causal=causal), wanted, grad)
-                          for function in (attention, reference_attention))
+        outputs = (attention(*inputs[:3], layout, inputs[3], causal=causal)[0],
+                   reference_attention(*inputs[:3], layout, inputs[3], causal=causal))
+        ours, expected = (torch.autograd.grad(output, wanted, grad) for output in outputs)
         for mine, reference in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)
 
@@ -57,7 +58,7 @@ def test_gradients_with_dropout_are_those_of_the_weights_that_were_kept(layout):
 
     def seeded(*xs):
         torch.manual_seed(7)
-        return attention(*xs[:3], layout, xs[3], dropout=0.4)
+        return attention(*xs[:3], layout, xs[3], dropout=0.4)[0]
 
     assert torch.autograd.gradcheck(seeded, inputs, fast_mode=True)
 
@@ -66,13 +67,13 @@ def test_dropout_drops_weights_and_keeps_their_mean():
     layout = Layout((Group(1, 1, 50),))
     q, k, v, _ = make_inputs(layout, bias=False)
     torch.manual_seed(0)
-    draws = torch.stack([attention(q, k, v, layout, dropout=0.3) for _ in range(4000)])
-    torch.testing.assert_close(draws.mean(0), attention(q, k, v, layout), rtol=0, atol=0.05)
+    draws = torch.stack([attention(q, k, v, layout, dropout=0.3)[0] for _ in range(4000)])
+    torch.testing.assert_close(draws.mean(0), attention(q, k, v, layout)[0], rtol=0, atol=0.05)
     assert draws.std(0).min() > 0.05
 
 
 def test_strided_queries_keys_and_values_of_one_projection_are_taken_as_they_are():
     length = sum(group.sequences * group.queries for group in SELF.groups)
     q, k, v = torch.randn(length, 3, 2, 4).unbind(1)
-    expected = attention(q.contiguous(), k.contiguous(), v.contiguous(), SELF)
-    torch.testing.assert_close(attention(q, k, v, SELF), expected)
+    expected, _ = attention(q.contiguous(), k.contiguous(), v.contiguous(), SELF)
+    torch.testing.assert_close(attention(q, k, v, SELF)[0], expected)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.train.config import TrainConfig
-from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, update
+from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, set_rate, update
 
 
 class Small(nn.Module):
@@ -35,7 +35,7 @@ def test_adam_is_torch_adam_with_l2_on_everything() -> None:
     for step in range(5):
         gradients(ours, step)
         gradients(reference, step)
-        update(optimizer, config, step, 0)
+        update(optimizer, config)
         plain.step()
     for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b)
@@ -47,7 +47,7 @@ def test_adamw_decays_matrices_but_neither_gains_nor_position_biases() -> None:
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    update(optimizer, config, 0, 0)
+    update(optimizer, config)
     torch.testing.assert_close(model.linear.weight, before.linear.weight * (1 - 0.1 * 0.5))
     assert torch.equal(model.norm, before.norm)
     assert torch.equal(model.encoder_bias.weight, before.encoder_bias.weight)
@@ -68,7 +68,8 @@ def test_the_rate_of_the_step_is_the_rate_applied() -> None:
     model, before = Small(), Small()
     optimizer = build_optimizer(model, config)
     gradients(model, 0)
-    update(optimizer, config, 0, 75)  # Adam's first step has the size of the rate
+    set_rate(optimizer, learning_rate(config, 0, 75))
+    update(optimizer, config)  # Adam's first step has the size of the rate
     moved = (model.linear.weight - before.linear.weight).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, 0.1), rtol=1e-4, atol=0)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -81,7 +82,7 @@ def test_clipping_bounds_the_norm_over_all_parameters() -> None:
     gradients(model, 0)
     norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters() if p.grad is not None))
     expected = {name: p.grad * (0.5 / norm) for name, p in model.named_parameters() if p.grad is not None}
-    update(optimizer, config, 0, 0)
+    update(optimizer, config)
     for name, parameter in model.named_parameters():  # Adam's first moment after one step is a tenth of the gradient
         torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], expected[name] * 0.1)
 
@@ -95,7 +96,8 @@ def test_the_average_forgets_the_first_weights_and_then_decays_slowly() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += parameter.grad
-        average.update(model, step)
+        average.set_weight(step)
+        average.update(model)
         decay = min(0.95, (1 + step) / (10 + step))
         slow = {name: decay * slow[name] + (1 - decay) * p.detach().double() for name, p in model.named_parameters()}
     for name, parameter in average.model.named_parameters():

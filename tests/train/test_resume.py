@@ -27,12 +27,12 @@ sys.path.insert(0, sys.argv[1])
 from tiny_world import TinyWorld, make_params
 from pipeline.train import loop
 
-step, update = int(sys.argv[4]), loop.update
-def deadly(optimizer, config, number, windows):
-    if number == step:
+step, update = int(sys.argv[4]), loop.Trainer._update
+def deadly(self, _):
+    if self.state.step == step:
         os.kill(os.getpid(), signal.SIGKILL)
-    update(optimizer, config, number, windows)
-loop.update = deadly
+    update(self, _)
+loop.Trainer._update = deadly
 TinyWorld(Path(sys.argv[2]), None, None).train(make_params(**json.loads(sys.argv[3])))
 """
 SETTINGS: dict[str, Any] = {"train": {"ema": 0.9, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5}}
