@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
+from pipeline.backbones.config import CAUSAL, WITH_ENCODER, BackboneConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
@@ -58,6 +58,9 @@ class Params:
             self._check_rastp()
         if "intrr" in parse_strategy(self.strategy) and self.train.batching == "padded":
             raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+        if self.train.targets == "all" and self.backbone.name not in CAUSAL:
+            raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
+                             f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":

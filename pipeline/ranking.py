@@ -62,11 +62,16 @@ def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         (items int32 flat, oldest first; offsets int64 [W + 1]): history w is items[offsets[w]:offsets[w + 1]].
     """
+    index, offsets = _history_index(splits, positions)
+    return np.asarray(splits.items_N)[index], offsets
+
+
+def _history_index(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(flat positions of the items of each target's history; offsets)."""
     positions, starts_U = np.asarray(positions, np.int64), np.asarray(splits.offsets)
     first = starts_U[np.searchsorted(starts_U, positions, side="right") - 1]
     begin = np.maximum(first, positions - splits.max_history)
-    index, offsets = slices(begin, positions - begin)
-    return np.asarray(splits.items_N)[index], offsets
+    return slices(begin, positions - begin)
 
 
 def rank_targets(
@@ -89,7 +94,9 @@ def rank_targets(
     if users is not None:
         chosen = np.isin(users_U, users)
         users_U, positions_U = users_U[chosen], positions_U[chosen]
-    history_items, offsets = histories_of(splits, positions_U)
+    history, offsets = _history_index(splits, positions_U)
+    items_N = np.asarray(splits.items_N)[history]
+    times_N = np.asarray(splits.timestamps_N)[history] if cast(Stepper, model).wants_times else None
     lengths_U = np.diff(offsets)
     ranks_U, bucket_ranks_U = np.zeros_like(positions_U), np.zeros_like(positions_U)
     targets_U, codes_IL = np.asarray(splits.items_N)[positions_U], catalogue.codes_IL.cpu().numpy()
@@ -100,8 +107,9 @@ def rank_targets(
         for start in range(0, len(by_length), batch_users):
             rows = by_length[start:start + batch_users]
             index, row_offsets = slices(offsets[rows], lengths_U[rows])
-            outputs = generate(model, catalogue, history_items[index], row_offsets, beam=beam, decoding=decoding,
-                               drop_seen=splits.max_history if filter_seen else 0, device=device)
+            outputs = generate(model, catalogue, items_N[index], row_offsets, beam=beam, decoding=decoding,
+                               drop_seen=splits.max_history if filter_seen else 0, device=device,
+                               times=None if times_N is None else times_N[index])
             ranks_U[rows], bucket_ranks_U[rows] = places(outputs, targets_U[rows], codes_IL)
             invalid += int((outputs.items_WK == INVALID).sum())
             generated += int((outputs.items_WK != EMPTY).sum())
@@ -112,13 +120,15 @@ def rank_targets(
 
 @torch.no_grad()
 def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, offsets: np.ndarray, *, beam: int,
-             decoding: Decoding = "constrained", drop_seen: int = 0, device: str | torch.device = "cpu") -> Outputs:
+             decoding: Decoding = "constrained", drop_seen: int = 0, device: str | torch.device = "cpu",
+             times: np.ndarray | None = None) -> Outputs:
     """What the model expects next after each history (flat items and offsets, none of them empty), best first.
 
     Args:
         drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
+        times: seconds, when each of the items came; for a model that wants it.
     """
-    stepper, histories = cast(Stepper, model), Histories.pack(items, offsets, device)
+    stepper, histories = cast(Stepper, model), Histories.pack(items, offsets, device, times_N=times)
     width = beam + drop_seen
     if decoding == "exact":
         scores_WI = score_catalogue(stepper, histories)

@@ -27,6 +27,7 @@ class Stepper(Protocol):
 
     catalogue: Catalogue
     training: bool
+    wants_times: bool  # whether histories must say when each item came
 
     def begin(self, histories: Histories) -> Any: ...
 

@@ -37,10 +37,13 @@ class Histories:
     groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths; empty on a GPU
     longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
+    times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
+    all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
 
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0, longest: int = 0) -> "Histories":
+             pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None,
+             all_targets: bool = False) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -49,6 +52,8 @@ class Histories:
             pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
             longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
                 that of these windows.
+            times_N: int64, when each item came, in seconds, for a backbone that wants it.
+            all_targets: see the field.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
@@ -71,7 +76,8 @@ class Histories:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
-                   order, groups, longest or int(values[-1]), pad_to)
+                   order, groups, longest or int(values[-1]), pad_to,
+                   None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets)
 
     @property
     def windows(self) -> int:

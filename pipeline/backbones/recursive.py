@@ -114,6 +114,11 @@ class RecursiveModel(nn.Module):
         targets = self.compiled_targets if self.training and self.compiled_targets else self._targets
         return targets(states_Wd, codes_WL), alignment
 
+    @property
+    def wants_times(self) -> bool:
+        """Whether histories must carry times."""
+        return self.backbone.wants_times
+
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """As the backbone's."""
         return self.backbone.sizes(histories)

@@ -178,6 +178,7 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
+    wants_times = False
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]

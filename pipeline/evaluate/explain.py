@@ -47,8 +47,8 @@ def explain(*, user: str | None = None, history: Sequence[str] | None = None, in
             splits: Path = SPLITS, generator: Path = GENERATOR,
             reports: Path = REPORTS) -> tuple[Generator, Rows]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
-    loaded, items = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
+    loaded, items, _ = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                         reports=reports)
     return loaded, weights_of(loaded, items) if isinstance(loaded.model, RecursiveModel) else _tokens_of(loaded, items)
 
 

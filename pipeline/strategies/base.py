@@ -27,10 +27,13 @@ Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through the model together; all rows in the packed order of `histories`."""
+    """Windows that go through the model together; all rows in the packed order of `histories`.
+
+    Where the histories have `all_targets`, codes and weights have a row per item instead: of the item that follows it.
+    """
 
     histories: "Histories"
-    targets_W: Tensor  # int64: item id of each target
+    targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss
     distinct: "Distinct | None" = None  # in training, where the strategy asks for it
@@ -40,7 +43,7 @@ class Strategy:
     """Plain training. Subclasses override what they change.
 
     items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
-        many parts it was split into, their weights add up to its windows (by which the trainer divides): `each` item of
+        many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
         the step has the same total weight, or each `occurrence` of an item.
     """
 

@@ -114,8 +114,14 @@ class Shape:
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0, shape: Shape | None = None, listed: "Listed | None" = None) -> Batch:
-    """The windows `rows_W` of a step as a batch on the device of `codes_IL`; `listed`: also its distinct items.
+            longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
+            all_targets: bool = False, listed: "Listed | None" = None) -> Batch:
+    """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+
+    Args:
+        times_N: the splits' timestamps, for a backbone that wants them.
+        all_targets: every item of a window but the first is a target too.
+        listed: lists the batch's distinct items as well.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
     gradients. Windows that fill it up to `shape` have weight zero too.
@@ -130,11 +136,17 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         windows += shape.filling(windows, min(longest, len(items_N) - 1))
         factors_W = np.pad(factors_W, (0, len(windows) - len(factors_W)))
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
+                               None if times_N is None else times_N[index_N], all_targets)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
     distinct = listed.of(items_N[index_N], real, device) if listed else None
-    return Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    if not all_targets:
+        return Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
+    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(device)
+    weights_N = weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+    return Batch(histories, targets_W, codes_IL[following_N], weights_N, distinct)
 
 
 class Listed:
@@ -142,10 +154,11 @@ class Listed:
 
     Args:
         weigh: see `Strategy.items`.
+        total: what the weights of the whole step add up to.
     """
 
-    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"]):
-        self.weigh, self.total = weigh, len(step.windows)
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int):
+        self.weigh, self.total = weigh, total
         index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
         self.items_U, self.counts_U = np.unique(items_N[index_N], return_counts=True)
 
@@ -175,14 +188,16 @@ class Feed:
         codes_IL: the catalogue's, on the device that trains.
         tokens_per_item: encoder positions of one item, its separator included.
         pad_to: encoder positions of every window of a padded run, 0 for packed.
+        times_N: the splits' timestamps, for a backbone that wants them.
         items: see `Strategy.items`.
     """
 
     def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0,
+                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None,
                  items: Literal["unlisted", "each", "occurrence"] = "unlisted"):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
         self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
+        self.times_N, self.all_targets = times_N, config.targets == "all"
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
         self.shape: Shape | None = None
@@ -196,11 +211,15 @@ class Feed:
         batches = ((step, self._batches(step)) for step in steps)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
+    def samples(self, step: Step) -> int:
+        """(history, target) pairs of a step."""
+        return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
+
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items)
+        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        self.shape, listed) for part in self.own]
+                        self.shape, self.times_N, self.all_targets, listed) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -37,10 +37,11 @@ class State:
     pass_index: int = 0
     place: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes
+    samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
     tokens: int = 0  # encoder positions of those windows, padding not counted
     tokens_kept: int = 0  # those of them that the strategy left to the last block and the decoder
     loss_sum: float = 0.0  # since the last validation
-    loss_windows: int = 0
+    loss_samples: int = 0
     train_seconds: float = 0.0  # optimizer steps alone
     wall_seconds: float = 0.0  # with validation and checkpoints
     history: list[dict[str, float]] = field(default_factory=list)  # one row per validation
@@ -54,7 +55,7 @@ class Part:
     """What one process learns from at once."""
 
     batch: Batch
-    share: Tensor  # of a window's loss in the step's
+    share: Tensor  # of a sample's loss in the step's
 
 
 class Trainer:
@@ -83,7 +84,7 @@ class Trainer:
             model.compile_training()  # type: ignore[operator]  # after the average has copied the plain model
             self._gradients_of = Recorded(self._gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[operator]
             self._update_all = Recorded(self._update)
-        self._losses: list[tuple[int, Tensor]] = []  # (windows, loss sum) of the steps not yet looked at
+        self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
         """Train until `max_windows` or until patience ends, and leave the best weights in `evaluated`.
@@ -118,10 +119,10 @@ class Trainer:
         return self.state.windows >= self.config.max_windows or self.state.stale >= self.config.patience
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
-        """One optimizer step. The loss is a sum over windows divided by the windows of the whole step."""
-        state, windows = self.state, len(step.windows)
+        """One optimizer step. The loss is a sum over samples divided by the samples of the whole step."""
+        state, windows, samples = self.state, len(step.windows), self.feed.samples(step)
         total = torch.zeros((), device=self.device)
-        share = torch.full((), 1 / windows, device=self.device)
+        share = torch.full((), 1 / samples, device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
             total += self._gradients_of(Part(batch, share))
@@ -130,8 +131,9 @@ class Trainer:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
         self._update_all(None)
-        self._losses.append((windows, total))
+        self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
+        state.samples += samples
         state.tokens += int(step.windows.lengths_W.sum()) * self.feed.tokens_per_item
         state.tokens_kept += int(self.strategy.tokens_kept(step.windows.lengths_W, self.feed.tokens_per_item).sum())
 
@@ -165,16 +167,16 @@ class Trainer:
     def _look(self) -> None:
         """Fetch the losses of the steps since the last look, and stop when one is not finite."""
         if self._losses:
-            sums = self.world.sum(torch.stack([loss for _, loss in self._losses])).tolist()
+            sums = self.world.sum(torch.stack([loss for *_, loss in self._losses])).tolist()
             first = self.state.step - len(sums) + 1
-            for number, (loss, (windows, _)) in enumerate(zip(sums, self._losses, strict=True), first):
+            for number, (loss, (_, samples, _)) in enumerate(zip(sums, self._losses, strict=True), first):
                 if not math.isfinite(loss):
                     raise _diverged(number, self.config)
                 self.state.loss_sum += loss
-                self.state.loss_windows += windows
-            done = sum(windows for windows, _ in self._losses)
+                self.state.loss_samples += samples
+            done = sum(windows for windows, *_ in self._losses)
             if self._progress:
-                self._progress.update(done, f"loss {loss / windows:.3f}")
+                self._progress.update(done, f"loss {loss / samples:.3f}")
             self._losses.clear()
         now = time.perf_counter()
         self.state.train_seconds, self._mark = self.state.train_seconds + now - self._mark, now
@@ -186,9 +188,9 @@ class Trainer:
         scores = self.validation.measure(self.evaluated)
         if not math.isfinite(scores["valid_loss"]):
             raise _diverged(state.step, self.config)
-        train_loss = state.loss_sum / state.loss_windows
+        train_loss = state.loss_sum / state.loss_samples
         state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
-        state.loss_sum, state.loss_windows, state.stale = 0.0, 0, state.stale + 1
+        state.loss_sum, state.loss_samples, state.stale = 0.0, 0, state.stale + 1
         score = -scores["valid_loss"] if self.config.select == "loss" else scores[self.config.select]
         if score > state.best_score:
             state.best_score, state.best_step, state.stale = score, state.step, 0

@@ -31,7 +31,6 @@ from pipeline.artifacts import (
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
-from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
@@ -45,6 +44,7 @@ from pipeline.train.validate import Validation
 from pipeline.train.windows import Passes
 
 if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
     from pipeline.config import Params
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
@@ -86,7 +86,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
                      "max_history": read_splits.max_history, "seed": params.seed, "dataset": params.dataset,
                      "train": _influences(params)["train"], "fingerprints": inputs}
-            save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
+            save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))
@@ -110,8 +110,8 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: 
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
     per_item = _tokens_per_item(params, catalogue.levels)
     feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
-                pad_to, strategy.items)
-    validation = Validation(splits, strategy, catalogue, world, config.beam)
+                pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
+    validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
         raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
                         "split the log so that some users have interactions both before and in the validation period")
@@ -177,8 +177,10 @@ def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, 
     return {
         "train_seconds": state.train_seconds, "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
+        "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
-        "windows_trained": state.windows, "tokens_trained": state.tokens, "best_step": state.best_step,
+        "windows_trained": state.windows, "samples_trained": state.samples, "tokens_trained": state.tokens,
+        "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step, "tokens_per_step_after_pruning": state.tokens_kept / state.step,
         "parameters": sum(p.numel() for p in trainer.model.parameters()), "real_token_share": state.tokens / positions,
     }

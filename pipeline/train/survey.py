@@ -7,14 +7,16 @@ latest of its history.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.t5 import T5
 from pipeline.strategies.base import Batch
 from pipeline.train.distributed import World
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,16 @@ class Kept:
 @torch.no_grad()
 def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
-    t5 = cast(T5, model.eval())
-    kept_AS = torch.zeros(max_history, len(t5.token_names), dtype=torch.int64, device=t5.catalogue.codes_IL.device)
-    all_AS, clock = torch.zeros_like(kept_AS), _Clock(t5)
+    backbone = cast("Backbone", model.eval())
+    kept_AS = torch.zeros(max_history, len(backbone.token_names), dtype=torch.int64,
+                          device=backbone.catalogue.codes_IL.device)
+    all_AS, clock = torch.zeros_like(kept_AS), _Clock(backbone)
     for batch in batches:
-        kept_NS = clock.time(t5, batch)
+        kept_NS = clock.time(backbone, batch)
         age_N = _ages(batch.histories.lengths_W, len(kept_NS))
         kept_AS.index_add_(0, age_N, kept_NS.long())
         all_AS.index_add_(0, age_N, torch.ones_like(kept_NS, dtype=torch.int64))
-    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), t5.token_names, clock.seconds)
+    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), backbone.token_names, clock.seconds)
 
 
 def _ages(lengths_W: Tensor, items: int) -> Tensor:
@@ -69,11 +72,11 @@ def _ages(lengths_W: Tensor, items: int) -> Tensor:
 class _Clock:
     """Seconds of the encoder up to the point where tokens are dropped, and from there on."""
 
-    def __init__(self, model: T5):
+    def __init__(self, model: "Backbone"):
         self.seconds: tuple[float, float] | None = (0.0, 0.0) if model.shortener else None
         self.device = model.catalogue.codes_IL.device
 
-    def time(self, model: T5, batch: Batch) -> Tensor:
+    def time(self, model: "Backbone", batch: Batch) -> Tensor:
         """`model.kept_tokens`, timed."""
         original = model.shortener
         if original is None or self.seconds is None:

@@ -45,12 +45,13 @@ def random_splits(rng: np.random.Generator) -> Splits:
                   {"max_history": MAX_HISTORY, "items": ITEMS})
 
 
-def write_generator(world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS) -> None:
+def write_generator(world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS,
+                    backbone: str = "t5") -> None:
     rng = np.random.default_rng(seed)
     codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)
     catalogue = Catalogue(codes, WIDTHS)
     torch.manual_seed(seed)
-    config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
+    config = BackboneConfig(name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
     frame = pd.DataFrame({"item_id": np.arange(items, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(items)],
                           "title": [f"Title {i}" if i % 4 else None for i in range(items)]})
     sections: dict[str, Any] = {"rastp": {}, "intrr": {}}

@@ -22,7 +22,7 @@ CASES = {
     "a UID table of its own width": {"uid_dim": 5}, "occurrences": {"alignment_items": "batch_occurrences"},
     "all": {"alignment_items": "all"}, "no teacher forcing": {"ablation": "no_teacher_forcing"},
     "no alignment": {"ablation": "no_alignment"}, "no redistribution": {"ablation": "no_redistribution"},
-    "no sharing": {"ablation": "no_sharing"},
+    "no sharing": {"ablation": "no_sharing"}, "on a decoder": {"backbone": "decoder"}, "on HSTU": {"backbone": "hstu"},
 }
 
 
@@ -33,13 +33,15 @@ def catalogue() -> Catalogue:
     return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
 
 
-def make(seed=0, dropout=0.0, **settings) -> tuple[Intrr, RecursiveModel]:
+def make(seed=0, backbone="t5", **settings) -> tuple[Intrr, RecursiveModel]:
     torch.manual_seed(seed)
     strategy = Intrr(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
-    config = BackboneConfig(encoder_layers=2, d_model=8, heads=2, d_head=4, d_ff=16, dropout=dropout, recency_items=3)
+    config = BackboneConfig(backbone, encoder_layers=2, decoder_layers=2, d_model=8, heads=2, d_head=4, d_ff=16,
+                            dropout=0.0, recency_items=3, time_bias=False)
     model = strategy.build_model(config, catalogue()).double()
     with torch.no_grad():  # large enough to matter
-        for parameter in (*model.ran.codebooks.parameters(), model.backbone.recency.weight):
+        recency = [model.backbone.recency.weight] if backbone == "t5" else []
+        for parameter in (*model.ran.codebooks.parameters(), *recency):
             parameter.normal_()
     return strategy, model
 
@@ -51,13 +53,15 @@ def step_of(items_N, windows=8, longest=5) -> Step:
     return Step(0, 0, Windows(ends_W - rng.integers(1, longest + 1, windows), ends_W), weights_W)
 
 
-def batches_of(strategy, model, parts=1):
+def batches_of(strategy, model, parts=1, all_targets=False):
     """(the step, its parts as batches, its windows as (history, target))."""
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    listed = Listed(items_N, step, strategy.items)
+    total = int(step.windows.lengths_W.sum()) if all_targets else len(step.windows)
+    listed = Listed(items_N, step, strategy.items, total)
     rows = np.array_split(np.arange(len(step.windows)), parts)
-    batches = [collate(items_N, step, own, model.catalogue.codes_IL, listed=listed) for own in rows]
+    batches = [collate(items_N, step, own, model.catalogue.codes_IL, all_targets=all_targets, listed=listed)
+               for own in rows]
     windows = [(items_N[a:b].tolist(), int(items_N[b]))
                for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)]
     return step, batches, windows
@@ -82,6 +86,18 @@ def test_loss_and_gradients_equal_the_equations(settings):
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_every_item_can_be_the_target_of_those_before_it():
+    strategy, model = make(backbone="decoder")
+    _, (batch,), windows = batches_of(strategy, model.train(), all_targets=True)
+    batch.weights_W.fill_(1)
+    samples = [(history[:end], [*history, target][end]) for history, target in windows
+               for end in range(1, len(history) + 1)]
+    recommendation, _ = reference.losses(model, samples)
+    alignment = reference.losses(model, windows)[1]  # of all items of the windows
+    expected = recommendation + 0.1 * len(samples) * alignment
+    torch.testing.assert_close(strategy.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}, {"alignment_items": "all"}])
 def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
     strategy, model = make(**settings)
@@ -95,8 +111,8 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
     strategy, model = make(**settings)
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    listed, codes_IL, rows = Listed(items_N, step, strategy.items), model.catalogue.codes_IL, np.arange(8)
-    batches = [collate(items_N, step, rows, codes_IL, longest=5, shape=shape, listed=listed)
+    listed = Listed(items_N, step, strategy.items, len(step.windows))
+    batches = [collate(items_N, step, np.arange(8), model.catalogue.codes_IL, longest=5, shape=shape, listed=listed)
                for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
     assert not np.isin(items_N[:9], listed.items_U).all()
@@ -109,7 +125,7 @@ def test_a_part_without_windows_has_no_loss():
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
     batch = collate(items_N, step, np.zeros(0, np.int64), model.catalogue.codes_IL,
-                    listed=Listed(items_N, step, strategy.items))
+                    listed=Listed(items_N, step, strategy.items, len(step.windows)))
     assert strategy.loss(model, batch).item() == 0
 
 

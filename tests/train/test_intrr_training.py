@@ -53,10 +53,13 @@ def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: p
     assert world.written("stopped") == world.written("straight")
 
 
-@pytest.mark.parametrize("options", [{}, {"tie_break": "uid", "uid_dim": 5}, {"ablation": "no_sharing"},
-                                     {"ablation": "no_redistribution", "alignment": 0.0}])
-def test_the_saved_model_ranks_as_the_trained_one_did(world: TinyWorld, options: dict[str, Any]) -> None:
-    params = recursive(intrr=options)
+@pytest.mark.parametrize(("options", "backbone", "targets"), [
+    ({}, "t5", "last"), ({"tie_break": "uid", "uid_dim": 5}, "decoder", "last"), ({}, "hstu", "all"),
+    ({"ablation": "no_sharing"}, "hstu", "last"), ({"ablation": "no_redistribution", "alignment": 0.0}, "t5", "last"),
+])
+def test_the_saved_model_ranks_as_the_trained_one_did(world: TinyWorld, options: dict[str, Any], backbone: str,
+                                                      targets: str) -> None:
+    params = recursive(intrr=options, backbone={"name": backbone}, train={"targets": targets})
     world.train(params)
     loaded = load_generator(world.folder / "run" / "generator")
     assert IntrrConfig(**loaded.config["intrr"]) == params.intrr
