@@ -230,7 +230,12 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling, embeddings 1."""
+        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings as
+        `embedding_std` says, which T5 has at 1.
+        """
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):  # drawn with std 1
+                table.weight.mul_(self.config.embedding_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)
