@@ -108,8 +108,11 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: 
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
-    per_item = _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
+    per_item = tokens_per_item(params.strategy, catalogue.levels, params.backbone.separators)
+    # The budget counts whole Semantic IDs, so that a step has the same windows under every strategy.
+    budget = config.batch_tokens * per_item // _tokens_per_item(params, catalogue.levels)
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL,
+                dataclasses.replace(config, batch_tokens=budget), world, per_item,
                 pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
     validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
@@ -134,8 +137,8 @@ def _check(params: "Params", splits: Splits, sids: Sids) -> None:
 
 
 def _tokens_per_item(params: "Params", levels: int) -> int:
-    """Encoder positions of one item."""
-    return tokens_per_item(params.strategy, levels, params.backbone.separators)
+    """Positions of one item's whole Semantic ID."""
+    return levels + params.backbone.separators
 
 
 def _pad_to(params: "Params", splits: Splits, levels: int) -> int:

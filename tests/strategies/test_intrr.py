@@ -351,3 +351,21 @@ class TestTheDigit:
         codes = catalogue().codes_IL[first, :-1].tolist()
         assert f"{largest} items share the codes {codes}: item_id {first}, " in str(refused.value)
         assert f"set intrr.digit_width to {largest} or more" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same():
+    """By a backend that traces both passes but generates no code, so that it runs anywhere."""
+    strategy, model = make(mix="straight_through")
+    _, (batch,), _ = batches_of(strategy, model.float().train())
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            model.compiled_items, model.compiled_targets = (
+                torch.compile(side, backend="aot_eager", fullgraph=True, dynamic=True)
+                for side in (model._items, model._targets))
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            strategy.loss(model, batch).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)
