@@ -157,7 +157,9 @@ def allocated(device: torch.device, peak: bool = False) -> float:
 
 def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: Shape | None = None) -> Any:
     """All windows of a step."""
-    listed = None if strategy.items == "unlisted" else Listed(world.items_N, step, strategy.items, len(step.windows))
+    listed = None
+    if strategy.items != "unlisted":
+        listed = Listed(world.items_N, step, strategy.items, len(step.windows), world.catalogue.items)
     return collate(world.items_N, step, np.arange(len(step.windows)), world.catalogue.codes_IL, 0, world.longest, shape,
                    world.times_N if times else None, listed=listed)
 

@@ -155,25 +155,24 @@ class Listed:
     Args:
         weigh: see `Strategy.items`.
         total: what the weights of the whole step add up to.
+        items: of the catalogue. Counting all of them takes less time than sorting those of a batch.
     """
 
-    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int):
-        self.weigh, self.total = weigh, total
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int, items: int):
+        self.weigh, self.total, self.items = weigh, total, items
         index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
-        self.items_U, self.counts_U = np.unique(items_N[index_N], return_counts=True)
+        self.counts_I = np.bincount(items_N[index_N], minlength=items)
 
     def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
         """Those of the batch whose histories hold `items_N`; only the first `real` of these belong to the step."""
-        items_U, place_N = np.unique(items_N, return_inverse=True)
-        counts_U = np.bincount(place_N[:real], minlength=len(items_U))
+        items_U = np.flatnonzero(np.bincount(items_N, minlength=self.items))
+        counts_U = np.bincount(items_N[:real], minlength=self.items)[items_U]
         if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
-            step_U = np.searchsorted(self.items_U, items_U).clip(max=len(self.items_U) - 1)
-            weights_U = counts_U / self.counts_U[step_U] / len(self.items_U)
+            weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / np.count_nonzero(self.counts_I))
         else:
-            weights_U = counts_U / self.counts_U.sum()
+            weights_U = counts_U * (self.total / self.counts_I.sum())
         rest = roomy(len(items_U)) - len(items_U)
-        items_U = np.pad(items_U, (0, rest), "edge").astype(np.int64)
-        weights_U = np.pad(weights_U * self.total, (0, rest)).astype(np.float32)
+        items_U, weights_U = np.pad(items_U, (0, rest), "edge"), np.pad(weights_U, (0, rest)).astype(np.float32)
         return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
 
 
@@ -217,7 +216,8 @@ class Feed:
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step))
+        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step),
+                                                              len(self.codes_IL))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
                         self.shape, self.times_N, self.all_targets, listed) for part in self.own]
 
