@@ -168,7 +168,8 @@ class Listed:
         items_U = np.flatnonzero(np.bincount(items_N, minlength=self.items))
         counts_U = np.bincount(items_N[:real], minlength=self.items)[items_U]
         if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
-            weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / np.count_nonzero(self.counts_I))
+            distinct = np.count_nonzero(self.counts_I)
+            weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / distinct)
         else:
             weights_U = counts_U * (self.total / self.counts_I.sum())
         rest = roomy(len(items_U)) - len(items_U)
