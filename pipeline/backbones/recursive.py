@@ -66,7 +66,8 @@ class RecursiveModel(nn.Module):
         self.items_ran = self._network() if settings.ablation == "no_sharing" else None
         self.compiled_items: Callable[..., Any] | None = None
         self.compiled_targets: Callable[..., Tensor] | None = None
-        self._vectors_Id: Tensor | None = None  # of the whole catalogue, while evaluating
+        self._vectors_Id: Tensor | None = None  # of the whole catalogue, as of the last evaluation
+        self._outdated = True
 
     def _network(self) -> Ran:
         settings = self.settings
@@ -120,7 +121,11 @@ class RecursiveModel(nn.Module):
         return self.backbone.wants_times
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
-        """As the backbone's."""
+        """As the backbone's. Asked before each use of a recorded search, which reads the catalogue's vectors but cannot
+        see that they are outdated: they are brought up to date here.
+        """
+        if not self.training:
+            self.item_vectors()
         return self.backbone.sizes(histories)
 
     def compile_training(self) -> None:
@@ -165,22 +170,27 @@ class RecursiveModel(nn.Module):
     # -------------------------------------------------------------------------------------------------- evaluation
 
     def train(self, mode: bool = True) -> "RecursiveModel":
-        """Also forgets the catalogue's vectors, because weights may change between one evaluation and the next."""
-        self._vectors_Id = None
+        """The catalogue's vectors are then outdated: weights may change between one evaluation and the next."""
+        self._outdated = True
         return super().train(mode)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
-        """Vectors of the whole catalogue [I, d], computed once after each call of `eval`.
+        """Vectors of the whole catalogue [I, d], computed once after each call of `eval`, always in the same place.
 
         Raises:
             ValueError: the model is in training mode, where the vectors change with every step.
         """
         if self.training:
             raise ValueError("training needs the distinct items of a batch: the vectors change with every step")
-        if self._vectors_Id is None:
+        if self._outdated or self._vectors_Id is None:
             items_I = torch.arange(self.catalogue.items, device=self.catalogue.codes_IL.device)
-            self._vectors_Id = torch.cat([self._redistribute(part)[0] for part in items_I.split(CHUNK)])
+            vectors_Id = torch.cat([self._redistribute(part)[0] for part in items_I.split(CHUNK)])
+            if self._vectors_Id is None or self._vectors_Id.device != vectors_Id.device:
+                self._vectors_Id = vectors_Id
+            else:
+                self._vectors_Id.copy_(vectors_Id)
+            self._outdated = False
         return self._vectors_Id
 
     @torch.no_grad()

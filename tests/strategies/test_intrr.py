@@ -239,14 +239,20 @@ class TestDecoding:
 class TestItemVectors:
     def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(self, monkeypatch):
         _, model = make()
-        before_Id = model.eval().item_vectors()
-        assert model.item_vectors() is before_Id
+        redistribute, calls = model._redistribute, []
+        monkeypatch.setattr(model, "_redistribute", lambda items: calls.append(items) or redistribute(items))
+        before_Id = model.eval().item_vectors().clone()
+        kept_Id = model.item_vectors()
+        assert len(calls) == 1
         expected_Id = torch.stack([reference.item(model, number)[0] for number in range(ITEMS)])
         torch.testing.assert_close(before_Id, expected_Id.detach())
         model.train()
         with torch.no_grad():
             model.uid.weight.neg_()
-        assert not torch.allclose(model.eval().item_vectors(), before_Id)
+        model.eval().sizes(TestDecoding.pack([[1]]))  # as a recorded search does, which goes on reading the same place
+        assert not torch.allclose(kept_Id, before_Id)
+        assert model.item_vectors() is kept_Id
+        assert len(calls) == 2
 
     def test_training_refuses_the_vectors_of_another_step(self):
         strategy, model = make()
