@@ -22,7 +22,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.config import RastpConfig, parse_strategy
+from pipeline.strategies.config import IntrrConfig, RastpConfig, parse_strategy
 from pipeline.track.config import TrackConfig
 from pipeline.train.config import TrainConfig
 
@@ -49,12 +49,15 @@ class Params:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     rastp: RastpConfig = field(default_factory=RastpConfig)
+    intrr: IntrrConfig = field(default_factory=IntrrConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
         if "rastp" in parse_strategy(self.strategy):
             self._check_rastp()
+        if "intrr" in parse_strategy(self.strategy) and self.train.batching == "padded":
+            raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
                              f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")

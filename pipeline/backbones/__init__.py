@@ -27,6 +27,6 @@ def build_backbone(config: BackboneConfig, catalogue: "Catalogue",
     from pipeline.backbones.t5 import T5
 
     if config.name == "t5":
-        return T5(config, catalogue).to(catalogue.codes_IL.device)
+        return T5(config, catalogue, vectors_only).to(catalogue.codes_IL.device)
     causal: dict[str, type[CausalBackbone]] = {"decoder": Decoder, "hstu": Hstu}
     return causal[config.name](config, catalogue, vectors_only).to(catalogue.codes_IL.device)

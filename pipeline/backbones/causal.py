@@ -195,6 +195,11 @@ class CausalBackbone(nn.Module):
             raise ValueError("this backbone reads times: pack histories with times_N, or set backbone.time_bias false")
         return times_of(histories.times_N, histories.lengths_W, sequences, levels)
 
+    @property
+    def token_names(self) -> list[str]:
+        """Names of an item's tokens in a history."""
+        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: all tokens of the histories are seen by the last block."""
         return torch.ones_like(self.tokens_IS[histories.items_N], dtype=torch.bool)

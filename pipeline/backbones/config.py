@@ -23,6 +23,7 @@ class BackboneConfig:
     separators: bool = True  # a learned token after each item of the history
     relative_buckets: int = 32
     relative_max_distance: int = 128
+    embedding_std: float = 1.0  # of the token and recency tables at the start; 1: T5's
     recency_items: int = 0  # t5: places, counted from the last item, with a learned vector; 0: none, as published
     hstu_attention: Literal["silu", "softplus"] = "silu"  # softplus: that of IntRR's code
     time_bias: bool = True  # hstu with silu: a learned bias of the time between two items
@@ -33,6 +34,8 @@ class BackboneConfig:
                 raise ValueError(f"backbone.{name} must be 1 or more")
         if self.recency_items < 0:
             raise ValueError("backbone.recency_items must be 0 or more")
+        if self.embedding_std <= 0:
+            raise ValueError("backbone.embedding_std must be above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError("backbone.dropout must lie in [0, 1)")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:

@@ -5,7 +5,7 @@ packed axis that attention can view, not copy. The lengths of the runs are Pytho
 device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
 each.
 
-Shape legend: W windows, N items of all windows.
+Shape legend: W windows, N items of all windows, U distinct ones among them.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The items of a batch's histories, each once, in ascending order; then the last one again, at weight 0, up to a
+    round number of rows.
+    """
+
+    items_U: Tensor  # int64, on the device
+    weights_U: Tensor  # float32: of what is summed over items, see `strategies.base.Strategy.items`
 
 
 @dataclass(frozen=True)

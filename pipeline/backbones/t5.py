@@ -183,7 +183,11 @@ class T5(nn.Module):
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
 
-    def __init__(self, config: BackboneConfig, catalogue: Catalogue):
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
+        """
+        Args:
+            vectors_only: only the encoder, for `read`: no token table, no decoder, no heads.
+        """
         super().__init__()
         self.config, self.catalogue = config, catalogue
         self.shortener: Shortener | None = None  # set by a strategy
@@ -191,20 +195,31 @@ class T5(nn.Module):
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
         self.start = self.separator + 1
-        self.tokens = nn.Embedding(self.start + 1, config.d_model)
+        if not vectors_only:
+            self.tokens = nn.Embedding(self.start + 1, config.d_model)
         self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = cast(Iterable[EncoderBlock],
                             nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
         self.encoder_norm = RMSNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        if vectors_only:
+            self.decoder = ()
+            if self.recency is not None:
+                self.recency.weight.data.zero_()  # it must not drown vectors that begin small
+        else:
+            self._build_decoder()
+            self._register_tokens()
+        self._initialise()
+
+    def _build_decoder(self) -> None:
+        config = self.config
         self.decoder_bias = RelativeBias(config, bidirectional=False)
         self.decoder = cast(Iterable[DecoderBlock],
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in catalogue.widths)
-        self.dropout = Dropout(config.dropout)
-        self._register_tokens()
-        self._initialise()
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
+                                   for width in self.catalogue.widths)
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -215,7 +230,12 @@ class T5(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling, embeddings 1."""
+        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings as
+        `embedding_std` says, which T5 has at 1.
+        """
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):  # drawn with std 1
+                table.weight.mul_(self.config.embedding_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)
@@ -256,6 +276,11 @@ class T5(nn.Module):
         h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
+    @property
+    def token_names(self) -> list[str]:
+        """Names of an item's tokens in a history."""
+        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
         kept_NS = self.encode(histories, shorten=True).kept_NS
@@ -273,6 +298,15 @@ class T5(nn.Module):
         shortener = self._shortener(shorten)
         return self._encode(self._packed(histories, shortener), shortener)
 
+    def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
+        """The state [W, d] of the last item of each window, rows in packed order.
+
+        Args:
+            vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
+        """
+        encoded = self._run_encoder(vectors_Nd, self._packed(histories, None), 1, None)
+        return encoded.states_Td[histories.lengths_W.cumsum(0) - 1]
+
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
         packed = self._packed(histories, self._shortener())
@@ -289,8 +323,11 @@ class T5(nn.Module):
         return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
 
     def _encode(self, packed: Packed, shortener: Shortener | None) -> Encoded:
-        per_item = self.tokens_IS.shape[1]
-        h_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
+        tokens_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
+        return self._run_encoder(tokens_Td, packed, self.tokens_IS.shape[1], shortener)
+
+    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: Shortener | None) -> Encoded:
+        """All blocks over inputs in packed order, `per_item` of each item."""
         if self.recency is not None:
             places_N = _places(packed.items_N, packed.lengths_W, self.recency.num_embeddings)
             h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)

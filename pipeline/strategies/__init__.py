@@ -18,9 +18,12 @@ def build_strategy(name: str, sections: Mapping[str, Any], pad_to: int = 0) -> "
         pad_to: encoder positions of every window of a padded run, 0 for packed.
     """
     from pipeline.strategies.full import Full
+    from pipeline.strategies.intrr import Intrr
     from pipeline.strategies.rastp import Rastp
 
     settings = settings_of(name, sections)
     if name == "rastp":
         return Rastp(settings["rastp"], pad_to)
+    if name == "intrr":
+        return Intrr(settings["intrr"])
     return {"full": Full}[name]()

@@ -6,9 +6,9 @@ devices, processes or schedules.
 Shape legend: W windows, L code levels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from pipeline.backbones import build_backbone
 if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.histories import Histories
+    from pipeline.backbones.histories import Distinct, Histories
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,16 +36,28 @@ class Batch:
     targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss
+    distinct: "Distinct | None" = None  # in training, where the strategy asks for it
 
 
 class Strategy:
-    """Plain training. Subclasses override what they change."""
+    """Plain training. Subclasses override what they change.
+
+    items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
+        many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
+        the step has the same total weight, or each `occurrence` of an item.
+    """
+
+    items: Literal["unlisted", "each", "occurrence"] = "unlisted"
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
         follow torch's seed.
         """
         return build_backbone(config, catalogue)
+
+    def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
+        """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them.
+        """
 
     def begin_pass(self, pass_index: int) -> Weigh | None:
         """Called before the first window of a pass is drawn, when every step before it is done (and again when a

@@ -4,20 +4,20 @@ A pass is cut, in its order, into steps of at most `batch_tokens` encoder positi
 parts of about equal tokens, one per process and accumulation; the plan depends on (seed, pass) alone, so that the
 global batch is the same on one process or many.
 
-Shape legend: W windows, N items, I items of the catalogue, L code levels.
+Shape legend: W windows, N items, I items of the catalogue, L code levels, U distinct items.
 """
 
 import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Histories, roomy
+from pipeline.backbones.histories import Distinct, Histories, roomy
 from pipeline.ranking import slices
 from pipeline.strategies.base import Batch, Weigh
 from pipeline.train.config import TrainConfig
@@ -115,19 +115,21 @@ class Shape:
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
             longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
-            all_targets: bool = False) -> Batch:
+            all_targets: bool = False, listed: "Listed | None" = None) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Args:
         times_N: the splits' timestamps, for a backbone that wants them.
         all_targets: every item of a window but the first is a target too.
+        listed: lists the batch's distinct items as well.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
     gradients. Windows that fill it up to `shape` have weight zero too.
     """
     if len(rows_W) == 0:
-        rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
+        rows_W, factors_W, real = np.zeros(1, np.int64), np.zeros(1, np.float32), 0
     else:
+        real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     if shape is not None:
@@ -138,12 +140,41 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
                                None if times_N is None else times_N[index_N], all_targets)
     targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
     weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
+    distinct = listed.of(items_N[index_N], real, device) if listed else None
     if not all_targets:
-        return Batch(histories, targets_W, codes_IL[targets_W], weights_W)
+        return Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
     index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
     following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(device)
     weights_N = weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
-    return Batch(histories, targets_W, codes_IL[following_N], weights_N)
+    return Batch(histories, targets_W, codes_IL[following_N], weights_N, distinct)
+
+
+class Listed:
+    """Lists the distinct items of a step's batches (`Distinct`).
+
+    Args:
+        weigh: see `Strategy.items`.
+        total: what the weights of the whole step add up to.
+    """
+
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int):
+        self.weigh, self.total = weigh, total
+        index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
+        self.items_U, self.counts_U = np.unique(items_N[index_N], return_counts=True)
+
+    def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
+        """Those of the batch whose histories hold `items_N`; only the first `real` of these belong to the step."""
+        items_U, place_N = np.unique(items_N, return_inverse=True)
+        counts_U = np.bincount(place_N[:real], minlength=len(items_U))
+        if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
+            step_U = np.searchsorted(self.items_U, items_U).clip(max=len(self.items_U) - 1)
+            weights_U = counts_U / self.counts_U[step_U] / len(self.items_U)
+        else:
+            weights_U = counts_U / self.counts_U.sum()
+        rest = roomy(len(items_U)) - len(items_U)
+        items_U = np.pad(items_U, (0, rest), "edge").astype(np.int64)
+        weights_U = np.pad(weights_U * self.total, (0, rest)).astype(np.float32)
+        return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
 
 
 Prepared = tuple[Step, list[Batch]]  # a step and this process's batches of it
@@ -158,12 +189,14 @@ class Feed:
         tokens_per_item: encoder positions of one item, its separator included.
         pad_to: encoder positions of every window of a padded run, 0 for packed.
         times_N: the splits' timestamps, for a backbone that wants them.
+        items: see `Strategy.items`.
     """
 
     def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None):
+                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None,
+                 items: Literal["unlisted", "each", "occurrence"] = "unlisted"):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
-        self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
+        self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
         self.times_N, self.all_targets = times_N, config.targets == "all"
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
@@ -184,8 +217,9 @@ class Feed:
 
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
+        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        self.shape, self.times_N, self.all_targets) for part in self.own]
+                        self.shape, self.times_N, self.all_targets, listed) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

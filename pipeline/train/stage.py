@@ -34,7 +34,7 @@ from pipeline.backbones.generator import save_generator
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
-from pipeline.strategies.config import settings_of
+from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
@@ -75,7 +75,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
     with joined(device) as world:
         catalogue = Catalogue(read_sids.codes_IL, read_sids.widths).to(device)
-        trainer = _trainer(params, read_splits, catalogue, checkpoints, world, resume)
+        trainer = _trainer(params, read_splits, catalogue, read_sids.codebooks, checkpoints, world, resume)
         if world.leads:
             _announce(trainer, device, world)
         state = trainer.run()
@@ -97,20 +97,23 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     return timings
 
 
-def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints: Checkpoints, world: World,
-             resume: dict[str, Any] | None) -> Trainer:
+def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: Mapping[str, np.ndarray],
+             checkpoints: Checkpoints, world: World, resume: dict[str, Any] | None) -> Trainer:
     config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
     strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
     model = strategy.build_model(params.backbone, catalogue)
+    strategy.start_from(model, codebooks)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
-    per_item = _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
-                _pad_to(params, splits, catalogue.levels),
-                np.asarray(splits.timestamps_N) if params.backbone.wants_times else None)
+    per_item = tokens_per_item(params.strategy, catalogue.levels, params.backbone.separators)
+    # The budget counts whole Semantic IDs, so that a step has the same windows under every strategy.
+    budget = config.batch_tokens * per_item // _tokens_per_item(params, catalogue.levels)
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL,
+                dataclasses.replace(config, batch_tokens=budget), world, per_item,
+                pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
     validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
         raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
@@ -134,7 +137,7 @@ def _check(params: "Params", splits: Splits, sids: Sids) -> None:
 
 
 def _tokens_per_item(params: "Params", levels: int) -> int:
-    """Encoder positions of one item."""
+    """Positions of one item's whole Semantic ID."""
     return levels + params.backbone.separators
 
 
@@ -153,7 +156,7 @@ def _influences(params: "Params") -> dict[str, Any]:
 
 def _sections(params: "Params") -> dict[str, Any]:
     """The sections of params.yaml that strategies read."""
-    return {"rastp": params.rastp}
+    return {"rastp": params.rastp, "intrr": params.intrr}
 
 
 def _settings(params: "Params") -> dict[str, Any]:
