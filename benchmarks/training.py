@@ -24,13 +24,13 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.machine import pick_device
+from pipeline.machine import peak_memory_gib, pick_device
+from pipeline.recorded import Recorded
 from pipeline.strategies import build_strategy
-from pipeline.train.batches import Shape, Step, collate
+from pipeline.train.batches import Step, collate, common_shape
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import Part
 from pipeline.train.optimizer import autocast, build_optimizer, update
-from pipeline.train.recorded import Recorded
 from pipeline.train.windows import Windows
 
 TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
@@ -95,6 +95,8 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
     torch.manual_seed(0)
+    if device.type == "cuda":  # what a recording holds is counted while it is made
+        torch.cuda.reset_peak_memory_stats()
     strategy, model = build_strategy("full", {}), build_backbone(TIGER, catalogue).train()
     optimizer = build_optimizer(model, config)
     per_item = catalogue.levels + TIGER.separators
@@ -115,7 +117,7 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     if config.compile and device.type == "cuda":
         model.compile_training()
         gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))
-        change, shape = Recorded(change), Shape.of(drawn, 1)
+        change, shape = Recorded(change), common_shape(drawn, 1)
     batches = [collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape) for step in drawn]
 
     def train(i: int) -> None:
@@ -127,8 +129,6 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
         train(i)
     _wait(device)
     warm = time.perf_counter() - began
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     for i in range(count):
         train(i)
@@ -137,7 +137,7 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     if profile:
         _profile(train)
     lengths = np.concatenate([step.windows.lengths_W for step in drawn])
-    memory = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
+    memory = peak_memory_gib(device)
     return Row(name, rate, rate * lengths.mean() * per_item, 3 * rate * flops_per_window(
         TIGER, catalogue.widths, lengths), memory, warm)
 

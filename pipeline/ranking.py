@@ -10,14 +10,14 @@ H items of the longest history of a batch, I items of the catalogue.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 
 from pipeline.artifacts import Splits
-from pipeline.backbones.beam import Stepper, beam_search, score_catalogue
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.beam import Search, Stepper, score_catalogue
+from pipeline.backbones.histories import Histories, Shape
 
 if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
@@ -74,12 +74,8 @@ def _history_index(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, n
     return slices(begin, positions - begin)
 
 
-def rank_targets(
-    model: torch.nn.Module, catalogue: "Catalogue", splits: Splits, part: str, *, beam: int,
-    decoding: Decoding = "constrained", filter_seen: bool = False, batch_users: int = 256,
-    device: str | torch.device = "cpu", users: np.ndarray | None = None, progress: "Progress | None" = None,
-) -> Ranking:
-    """Rank the held-out item of every user of `part` (`valid` or `test`).
+class Ranker:
+    """Ranks the held-out item of every user of `part` (`valid` or `test`), for one model after another.
 
     Args:
         beam: places of the ranking; a target below it is not found.
@@ -87,56 +83,80 @@ def rank_targets(
         filter_seen: items of the history leave the ranking. The beam is widened by `max_history`, so that `beam`
             places remain; a target that the user already had can then not be found.
         users: rank only these (a process's share); those without a target in `part` are left out.
-
-    The model is put into evaluation mode for the while and left in the mode it was in.
     """
-    users_U, positions_U = splits.targets(part)
-    if users is not None:
-        chosen = np.isin(users_U, users)
-        users_U, positions_U = users_U[chosen], positions_U[chosen]
-    history, offsets = _history_index(splits, positions_U)
-    items_N = np.asarray(splits.items_N)[history]
-    times_N = np.asarray(splits.timestamps_N)[history] if cast(Stepper, model).wants_times else None
-    lengths_U = np.diff(offsets)
-    ranks_U, bucket_ranks_U = np.zeros_like(positions_U), np.zeros_like(positions_U)
-    targets_U, codes_IL = np.asarray(splits.items_N)[positions_U], catalogue.codes_IL.cpu().numpy()
-    invalid = generated = 0
-    by_length = np.argsort(lengths_U, kind="stable")  # equal lengths in one batch: nothing is spent on padding
-    by_length = by_length[lengths_U[by_length] > 0]
-    with _evaluating(model):
-        for start in range(0, len(by_length), batch_users):
-            rows = by_length[start:start + batch_users]
-            index, row_offsets = slices(offsets[rows], lengths_U[rows])
-            outputs = generate(model, catalogue, items_N[index], row_offsets, beam=beam, decoding=decoding,
-                               drop_seen=splits.max_history if filter_seen else 0, device=device,
-                               times=None if times_N is None else times_N[index])
-            ranks_U[rows], bucket_ranks_U[rows] = places(outputs, targets_U[rows], codes_IL)
-            invalid += int((outputs.items_WK == INVALID).sum())
-            generated += int((outputs.items_WK != EMPTY).sum())
-            if progress is not None:
-                progress.update(len(rows))
-    return Ranking(users_U, positions_U, ranks_U, bucket_ranks_U, lengths_U, invalid / max(generated, 1))
+
+    def __init__(self, catalogue: "Catalogue", splits: Splits, part: str, *, beam: int,
+                 decoding: Decoding = "constrained", filter_seen: bool = False, batch_users: int = 256,
+                 users: np.ndarray | None = None):
+        self.catalogue, self.beam, self.decoding = catalogue, beam, decoding
+        self.drop_seen, self.longest = splits.max_history if filter_seen else 0, splits.max_history
+        self.users_U, self.positions_U = splits.targets(part)
+        if users is not None:
+            chosen = np.isin(self.users_U, users)
+            self.users_U, self.positions_U = self.users_U[chosen], self.positions_U[chosen]
+        history, self.offsets = _history_index(splits, self.positions_U)
+        self.items_N, self.times_N = np.asarray(splits.items_N)[history], np.asarray(splits.timestamps_N)[history]
+        self.lengths_U, self.targets_U = np.diff(self.offsets), np.asarray(splits.items_N)[self.positions_U]
+        self.on_gpu = catalogue.codes_IL.is_cuda
+        # On a CPU equal lengths in one batch: nothing is spent on padding. A GPU takes any, and wants one shape.
+        rows = np.argsort(self.lengths_U, kind="stable") if not self.on_gpu else np.arange(len(self.lengths_U))
+        rows = rows[self.lengths_U[rows] > 0]
+        self.batches = [rows[i:i + batch_users] for i in range(0, len(rows), batch_users)]
+        self._search: Search | None = None
+
+    def rank(self, model: torch.nn.Module, progress: "Progress | None" = None) -> Ranking:
+        """The model is put into evaluation mode for the while and left in the mode it was in."""
+        ranks_U, bucket_ranks_U = np.zeros_like(self.positions_U), np.zeros_like(self.positions_U)
+        codes_IL = self.catalogue.codes_IL.cpu().numpy()
+        invalid = generated = 0
+        with _evaluating(model):
+            for rows in self.batches:
+                index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
+                outputs = self._generate(model, index, offsets)
+                ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL)
+                invalid += int((outputs.items_WK == INVALID).sum())
+                generated += int((outputs.items_WK != EMPTY).sum())
+                if progress is not None:
+                    progress.update(len(rows))
+        return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U,
+                       invalid / max(generated, 1))
+
+    def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray) -> Outputs:
+        if self.on_gpu and (self._search is None or self._search.model is not model):
+            shape = Shape.of([self.lengths_U[rows] for rows in self.batches])
+            self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
+                                  shape, self.longest)
+        times = self.times_N[index] if cast(Stepper, model).wants_times else None
+        return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam, decoding=self.decoding,
+                        drop_seen=self.drop_seen, search=self._search, times=times)
+
+
+def rank_targets(model: torch.nn.Module, catalogue: "Catalogue", splits: Splits, part: str, *,
+                 progress: "Progress | None" = None, **options: Any) -> Ranking:
+    """`Ranker` for one model; options are its own."""
+    return Ranker(catalogue, splits, part, **options).rank(model, progress)
 
 
 @torch.no_grad()
 def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, offsets: np.ndarray, *, beam: int,
-             decoding: Decoding = "constrained", drop_seen: int = 0, device: str | torch.device = "cpu",
+             decoding: Decoding = "constrained", drop_seen: int = 0, search: Search | None = None,
              times: np.ndarray | None = None) -> Outputs:
     """What the model expects next after each history (flat items and offsets, none of them empty), best first.
 
     Args:
         drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
+        search: of this model, width and kind, where there will be more batches.
         times: seconds, when each of the items came; for a model that wants it.
     """
-    stepper, histories = cast(Stepper, model), Histories.pack(items, offsets, device, times_N=times)
-    width = beam + drop_seen
+    stepper, width = cast(Stepper, model), beam + drop_seen
     if decoding == "exact":
+        histories = Histories.pack(items, offsets, catalogue.codes_IL.device, times_N=times)
         scores_WI = score_catalogue(stepper, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
         outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
     else:
-        beams = beam_search(stepper, histories, width, constrained=decoding == "constrained")
+        beams = (search or Search(stepper, width, decoding == "constrained"))(items, offsets, times)
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)

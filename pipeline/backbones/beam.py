@@ -7,7 +7,7 @@ alone: every step below is one operation over all windows and beams.
 Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, Shape
+from pipeline.recorded import Recorded
 
 SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is scored
 
@@ -28,6 +29,8 @@ class Stepper(Protocol):
     catalogue: Catalogue
     training: bool
     wants_times: bool  # whether histories must say when each item came
+
+    def sizes(self, histories: Histories) -> tuple[int, ...]: ...
 
     def begin(self, histories: Histories) -> Any: ...
 
@@ -74,6 +77,39 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
     return Beams(histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
                  histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
                  histories.in_input_order(F.pad(scores_WK, (0, missing), value=float("-inf"))))
+
+
+class Search:
+    """`beam_search` of many batches.
+
+    Args:
+        shape: on a GPU, what batches are filled up to; the search is then recorded as a CUDA graph, which sees the
+            weights that the model has at each call. None: batches are searched as they come.
+        longest: bound of a window's items where `shape` is given.
+    """
+
+    def __init__(self, model: Stepper, beam: int, constrained: bool = True, shape: Shape | None = None,
+                 longest: int = 0):
+        self.model, self.beam, self.constrained, self.shape, self.longest = model, beam, constrained, shape, longest
+        self._beams: Callable[[Histories], Beams] = self._search
+        if shape is not None:
+            self._beams = Recorded(self._search, model.sizes)
+
+    def __call__(self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None = None) -> Beams:
+        """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
+        may overwrite the result.
+        """
+        device, windows = self.model.catalogue.codes_IL.device, len(offsets) - 1
+        if self.shape is not None:
+            filling_W = self.shape.filling(np.diff(offsets), self.longest)
+            items_N = np.pad(items_N, (0, int(filling_W.sum())))
+            times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
+            offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
+        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N))
+        return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
+
+    def _search(self, histories: Histories) -> Beams:
+        return beam_search(self.model, histories, self.beam, self.constrained)
 
 
 Grown = tuple[Tensor, Tensor, Tensor, Tensor]  # [W, K] each: score, beam that is continued, code appended, node

@@ -23,7 +23,7 @@ class BackboneConfig:
     separators: bool = True  # a learned token after each item of the history
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    embedding_std: float = 1.0  # of the token and recency tables at the start; 1: T5's
+    embedding_std: float = 1.0  # t5, decoder: of the token and recency tables at the start; 1: T5's
     recency_items: int = 0  # t5: places, counted from the last item, with a learned vector; 0: none, as published
     hstu_attention: Literal["silu", "softplus"] = "silu"  # softplus: that of IntRR's code
     time_bias: bool = True  # hstu with silu: a learned bias of the time between two items

@@ -58,8 +58,13 @@ class Decoder(CausalBackbone):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """As in t5.py: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling."""
+        """As in t5.py: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings
+        as `embedding_std` says.
+        """
         config = self.config
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):  # drawn with std 1
+                table.weight.mul_(config.embedding_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 module.weight.normal_(std=module.in_features**-0.5)

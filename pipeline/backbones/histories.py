@@ -8,6 +8,7 @@ each.
 Shape legend: W windows, N items of all windows, U distinct ones among them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,29 @@ class Histories:
     def in_input_order(self, rows_W: Tensor) -> Tensor:
         """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
         return rows_W[self.row_of_W]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
+
+    windows: int
+    items: int
+
+    @classmethod
+    def of(cls, batches: Sequence[np.ndarray], margin: float = 0.0) -> "Shape":
+        """Room for batches of windows of these lengths, and for a share of `margin` more windows."""
+        counts, items = np.array([len(lengths_W) for lengths_W in batches]), [int(x.sum()) for x in batches]
+        windows = roomy(int(counts.max() * (1 + margin)) + 1)
+        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
+        return cls(windows, roomy(max(items) + 2 * (windows - int(counts.min()))))
+
+    def filling(self, lengths_W: np.ndarray, longest: int) -> np.ndarray:
+        """Lengths of the windows that fill up a batch of these; none where that cannot be done."""
+        count, items = self.windows - len(lengths_W), self.items - int(lengths_W.sum())
+        if not 0 < count <= items <= count * longest:
+            return np.zeros(0, np.int64)
+        return np.full(count, items // count) + (np.arange(count) < items % count)
 
 
 def roomy(count: int) -> int:

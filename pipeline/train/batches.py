@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Distinct, Histories, roomy
+from pipeline.backbones.histories import Distinct, Histories, Shape, roomy
 from pipeline.ranking import slices
+from pipeline.recorded import tensors_of
 from pipeline.strategies.base import Batch, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
-from pipeline.train.recorded import tensors_of
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
@@ -88,29 +88,10 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
-
-    windows: int
-    items: int
-
-    @classmethod
-    def of(cls, steps: Iterable[Step], parts: int) -> "Shape":
-        """Room for the batches of these steps, and for those that are a little larger."""
-        sizes = np.array([(len(rows), step.windows.lengths_W[rows].sum()) for step in steps
-                          for rows in deal(step.windows.lengths_W, parts)])
-        windows = roomy(int(sizes[:, 0].max() * 1.03) + 1)
-        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
-        return cls(windows, roomy(int(sizes[:, 1].max()) + 2 * (windows - int(sizes[:, 0].min()))))
-
-    def filling(self, windows: Windows, longest: int) -> Windows:
-        """Windows from the first items of all that fill a batch up; none where they cannot."""
-        count, items = self.windows - len(windows), self.items - int(windows.lengths_W.sum())
-        if not 0 < count <= items <= count * longest:
-            return windows[:0]
-        lengths_W = np.full(count, items // count) + (np.arange(count) < items % count)
-        return Windows(np.zeros_like(lengths_W), lengths_W)
+def common_shape(steps: Iterable[Step], parts: int) -> Shape:
+    """A shape for the batches of these steps, and for those that are a little larger."""
+    return Shape.of([step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
+                    margin=0.03)
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
@@ -133,7 +114,8 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     if shape is not None:
-        windows += shape.filling(windows, min(longest, len(items_N) - 1))
+        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1))
+        windows += Windows(np.zeros_like(lengths_W), lengths_W)
         factors_W = np.pad(factors_W, (0, len(windows) - len(factors_W)))
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
     histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
@@ -203,7 +185,7 @@ class Feed:
         self.shape: Shape | None = None
         if codes_IL.is_cuda and config.compile:
             steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
-            self.shape = Shape.of(itertools.islice(steps, MEASURED_STEPS), self.parts)
+            self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts)
 
     def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
+from pipeline.recorded import Recorded
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.batches import Feed, Step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
 from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, set_rate, update
-from pipeline.train.recorded import Recorded
 from pipeline.train.validate import Validation
 
 REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
@@ -43,7 +43,8 @@ class State:
     loss_sum: float = 0.0  # since the last validation
     loss_samples: int = 0
     train_seconds: float = 0.0  # optimizer steps alone
-    wall_seconds: float = 0.0  # with validation and checkpoints
+    compile_seconds: float = 0.0  # the first steps on a GPU, which compile kernels and record
+    wall_seconds: float = 0.0  # with those, validation and checkpoints
     history: list[dict[str, float]] = field(default_factory=list)  # one row per validation
     best_score: float = -math.inf
     best_step: int = 0
@@ -80,10 +81,12 @@ class Trainer:
         model.train()
         self._gradients_of: Callable[..., Any] = self._gradients
         self._update_all: Callable[..., Any] = self._update
+        self._recorded: list[Recorded] = []
         if self.device.type == "cuda" and config.compile:
             model.compile_training()  # type: ignore[operator]  # after the average has copied the plain model
             self._gradients_of = Recorded(self._gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[operator]
             self._update_all = Recorded(self._update)
+            self._recorded = [self._gradients_of, self._update_all]
         self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
@@ -92,7 +95,7 @@ class Trainer:
         Raises:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
         """
-        self._began = self._mark = time.perf_counter()
+        self._began, self._mark, self._warm = (now := time.perf_counter()), now, 0.0
         self._run()
         self.evaluated.load_state_dict(self.best)
         self.state.wall_seconds += time.perf_counter() - self._began
@@ -178,8 +181,10 @@ class Trainer:
             if self._progress:
                 self._progress.update(done, f"loss {loss / samples:.3f}")
             self._losses.clear()
-        now = time.perf_counter()
-        self.state.train_seconds, self._mark = self.state.train_seconds + now - self._mark, now
+        now, warm = time.perf_counter(), sum(recorded.warm_seconds for recorded in self._recorded)
+        self.state.train_seconds += now - self._mark - (warm - self._warm)
+        self.state.compile_seconds += warm - self._warm
+        self._mark, self._warm = now, warm
 
     def _validate(self) -> None:
         """Add a row to the history, and keep these weights if they are the best so far."""

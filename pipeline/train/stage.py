@@ -175,10 +175,11 @@ def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
 
 
 def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:
-    """Training seconds are those of optimizer steps; wall seconds count validation and checkpoints too."""
+    """Training seconds are those of optimizer steps without compilation; wall seconds count everything."""
     positions = state.windows * trainer.feed.pad_to if trainer.feed.pad_to else state.tokens
     return {
-        "train_seconds": state.train_seconds, "wall_seconds": state.wall_seconds,
+        "train_seconds": state.train_seconds, "compile_seconds": state.compile_seconds,
+        "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
         "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),

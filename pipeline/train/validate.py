@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.metrics import summarise
-from pipeline.ranking import histories_of, rank_targets
+from pipeline.ranking import Ranker, histories_of
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.batches import Step, collate
 from pipeline.train.distributed import World
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
 
 
-BATCH = 256  # windows; no gradients are kept, so that it fits where training does
+BATCH = {"cpu": 256, "cuda": 2048}  # windows; no gradients are kept, so that it fits where training does
 
 
 class Validation:
@@ -34,7 +34,7 @@ class Validation:
 
     def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int,
                  times: bool = False):
-        self.splits, self.strategy, self.catalogue, self.world, self.beam = splits, strategy, catalogue, world, beam
+        self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
         self.device, self.times = catalogue.codes_IL.device, times
         self.users_U, positions_U = splits.targets("valid")
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
@@ -42,12 +42,15 @@ class Validation:
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(windows)
-        self.batches = self._batches(windows)
+        self.batches = self._batches(windows, BATCH[self.device.type])
+        self.own = slice(world.rank, None, world.size)  # users that this process ranks
+        self.ranker = Ranker(catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type],
+                             users=self.users_U[self.own])
 
-    def _batches(self, windows: Windows) -> list[Batch]:
+    def _batches(self, windows: Windows, size: int) -> list[Batch]:
         """This process's share of the batches."""
         step = Step(0, 0, windows, np.ones(len(windows), np.float32))
-        chunks = [np.arange(i, min(i + BATCH, len(windows))) for i in range(0, len(windows), BATCH)]
+        chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
         return [collate(items_N, step, chunk, codes_IL, times_N=times_N)
@@ -70,8 +73,5 @@ class Validation:
 
     def _ranks(self, model: nn.Module) -> np.ndarray:
         ranks_U = torch.zeros(len(self.users_U), dtype=torch.int64, device=self.device)
-        own = slice(self.world.rank, None, self.world.size)
-        ranking = rank_targets(model, self.catalogue, self.splits, "valid", beam=self.beam, device=self.device,
-                               users=self.users_U[own])
-        ranks_U[own] = torch.from_numpy(ranking.ranks_U).to(self.device)
+        ranks_U[self.own] = torch.from_numpy(self.ranker.rank(model).ranks_U).to(self.device)
         return self.world.sum(ranks_U).cpu().numpy()
