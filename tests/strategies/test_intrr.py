@@ -8,12 +8,12 @@ import torch
 from pipeline.backbones.beam import beam_search, score_catalogue
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, Shape
 from pipeline.backbones.recursive import RecursiveModel
 from pipeline.errors import UserError
 from pipeline.strategies.config import IntrrConfig
 from pipeline.strategies.intrr import Intrr
-from pipeline.train.batches import Listed, Shape, Step, collate
+from pipeline.train.batches import Listed, Step, collate
 from pipeline.train.windows import Windows
 
 ITEMS, DIGIT = 40, 9
