@@ -26,8 +26,8 @@ from pipeline.backbones.attention_triton import (
     _add_diagonals,
     _dot,
     _Launch,
+    _launch,
     _launches,
-    _side_by_side,
     _slab,
     _with_reach,
 )
@@ -186,16 +186,17 @@ def _pointwise_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, time_bias: Tens
     reaching = cast(Tensor, _with_reach(bias, longest))
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
-    for launch in _side_by_side(q, _launches(q, longest, longest, False)):
-        _forward[(launch.programs, H)](
-            q, k, v, o, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts), starts,
-            lengths, classes, q.stride(0), k.stride(0), v.stride(0), H, reaching.shape[1],
-            **_options(q, time_bias, silu, launch, launch.warps))
+    launches = list(_launches(q, longest, longest, False))
+    arguments = (q, k, v, o, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts), starts,
+                 lengths, classes, q.stride(0), k.stride(0), v.stride(0), H, reaching.shape[1])
+    _launch(_forward, launches, [arguments] * len(launches), [
+        _options(q, time_bias, silu, launch, launch.warps) for launch in launches])
     return o, divisor
 
 
 @_pointwise_op.register_fake
-def _(q, k, v, bias, time_bias, asked, happened, starts, lengths, classes, longest, silu):  # type: ignore[no-untyped-def]
+def _(q, k, v, bias, time_bias, asked, happened, starts, lengths, classes, longest,
+      silu):  # type: ignore[no-untyped-def]
     T, H, D = q.shape
     return q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
 
@@ -214,12 +215,12 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
     slabs = [_slab(launch, q, bias, None, longest, 0) for launch in launches]
     time_slabs = [torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32)
                   for launch in launches]
-    for launch, slab, time_slab in zip(_side_by_side(q, launches), slabs, time_slabs, strict=True):
-        _backward[(launch.programs, H)](
-            q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),
-            dq, dk, dv, slab, time_slab, starts, lengths, classes, q.stride(0), k.stride(0), v.stride(0), H,
-            reaching.shape[1], slab.shape[-1], ONE_KEY_TILE=launch.one_key_tile, ONE_TILE=launch.one_tile,
-            B=TIME_BUCKETS, **_options(q, time_bias, silu, launch, 2 * launch.warps))  # half would spill registers
+    arguments = [(q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),
+                  dq, dk, dv, slab, time_slab, starts, lengths, classes, q.stride(0), k.stride(0), v.stride(0), H,
+                  reaching.shape[1], slab.shape[-1]) for slab, time_slab in zip(slabs, time_slabs, strict=True)]
+    _launch(_backward, launches, arguments, [  # with half the warps it would spill registers
+        {"ONE_KEY_TILE": launch.one_key_tile, "ONE_TILE": launch.one_tile, "B": TIME_BUCKETS,
+         **_options(q, time_bias, silu, launch, 2 * launch.warps)} for launch in launches])
     dbias = torch.zeros_like(bias)
     for slab in slabs:
         _add_diagonals(dbias, slab.sum(0))

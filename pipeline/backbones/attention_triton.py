@@ -13,9 +13,11 @@ Written for Hopper, correct on any CUDA GPU that Triton supports. `attention.ref
 Shape legend: T query and S key positions of all sequences, W sequences, H heads, D head width, R relative distances.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -298,20 +300,42 @@ def _launches(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> Iter
         yield _Launch(index, longest, rows, columns, max(1, chips * per_chip // q.shape[1]), warps)
 
 
-def _side_by_side(q: Tensor, launches: Iterable[_Launch]) -> Iterator[_Launch]:
-    """The launches, each to be made on a stream of its own: they touch different rows, and few sequences of one class
+def _launch(kernel: Any, launches: list[_Launch], arguments: list[tuple[Any, ...]],
+            options: list[dict[str, object]]) -> None:
+    """All launches of one call, each on a stream of its own: they touch different rows, and few sequences of one class
     fill no GPU. What the caller does next waits for all of them.
     """
-    if not q.is_cuda:
-        yield from launches
+    q = arguments[0][0]
+    grids = [(launch.programs, q.shape[1]) for launch in launches]
+    calls = list(zip(grids, arguments, options, strict=True))
+    if not q.is_cuda:  # Triton's interpreter
+        for grid, positional, named in calls:
+            kernel[grid](*positional, **named)
         return
+    _compile(kernel, q, calls)
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
-    for launch, stream in zip(launches, _streams(q.device), strict=False):
+    for (grid, positional, named), stream in zip(calls, _streams(q.device), strict=False):
         stream.wait_event(fork)
         with torch.cuda.stream(stream):
-            yield launch
+            kernel[grid](*positional, **named)
         main.wait_event(stream.record_event())
+
+
+_compiled: set[tuple[object, ...]] = set()
+
+
+def _compile(kernel: Any, q: Tensor, calls: list[tuple[Any, tuple[Any, ...], dict[str, object]]]) -> None:
+    """Compile the kernels of a call side by side: one after another they would take most of a minute."""
+    def warm(call: tuple[Any, tuple[Any, ...], dict[str, object]]) -> None:
+        with torch.cuda.device(q.device):
+            kernel.warmup(*call[1], grid=call[0], **call[2])
+
+    key = (kernel, q.dtype, q.device, *(tuple(named.items()) for _, _, named in calls))
+    if key not in _compiled:
+        with ThreadPoolExecutor(len(calls)) as pool:
+            list(pool.map(warm, calls))
+        _compiled.add(key)
 
 
 @cache
@@ -348,13 +372,13 @@ def _forward_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, starts_q: 
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     lse = torch.zeros(T, H, device=q.device, dtype=torch.float32)
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
-    for launch in _side_by_side(q, _launches(q, longest_q, longest_k, False)):
-        _forward[(launch.programs, H)](
-            q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
-            starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
-            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), MASS=mass > 0,
-            MASS_DROPPED=mass & AFTER_DROPOUT > 0, MASS_PADDED=mass & PADDED_QUERIES > 0,
-            **_options(q, bias, positions, causal, dropout, launch))
+    launches = list(_launches(q, longest_q, longest_k, False))
+    arguments = (q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
+                 starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
+                 int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias))
+    _launch(_forward, launches, [arguments] * len(launches), [
+        {"MASS": mass > 0, "MASS_DROPPED": mass & AFTER_DROPOUT > 0, "MASS_PADDED": mass & PADDED_QUERIES > 0,
+         **_options(q, bias, positions, causal, dropout, launch)} for launch in launches])
     return o, lse, mass_SH
 
 
@@ -380,13 +404,12 @@ def _backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Te
     dk, dv = torch.zeros_like(k, memory_format=torch.contiguous_format), torch.zeros(
         v.shape, device=v.device, dtype=v.dtype)
     slabs = [_slab(launch, q, bias, positions, max(longest_q, longest_k), reach) for launch in launches]
-    for launch, slab in zip(_side_by_side(q, launches), slabs, strict=True):
-        _backward[(launch.programs, H)](
-            q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slab, starts_q, starts_k, lengths_k,
-            classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
-            int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), slab.shape[-1],
-            ONE_TILE=launch.one_tile and positions is None,
-            **_options(q, bias, positions, causal, dropout, launch))
+    arguments = [(q, k, v, o, do, lse, lse if bias is None else bias, dq, dk, dv, slab, starts_q, starts_k, lengths_k,
+                  classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
+                  int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), slab.shape[-1]) for slab in slabs]
+    _launch(_backward, launches, arguments, [
+        {"ONE_TILE": launch.one_tile and positions is None, **_options(q, bias, positions, causal, dropout, launch)}
+        for launch in launches])
     if bias is not None:
         for slab in slabs:
             _add_diagonals(dbias, slab.sum(0))

@@ -93,7 +93,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             write_bytes(reports / "kept_by_position.csv", _csv(kept.by_position()))
             checkpoints.delete()
             print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
-                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
+                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s"
+                  + (f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""))
     return timings
 
 

@@ -1,0 +1,143 @@
+"""docs/results.md from docs/results/raw.jsonl: every table is made here, and what was not run is printed as missing.
+
+    python benchmarks/results.py                                   # writes docs/results.md
+    python benchmarks/results.py --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
+        # first appends the rows of finished runs (folders with reports/) and of the paired differences to the first
+
+A row of raw.jsonl says in `kind` which table it belongs to. Quality rows carry the whole of metrics.json.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
+Row = dict[str, Any]
+# group of runs -> what the table says above them, and the strategies that belong there
+QUALITY = {
+    "beauty-fast, 7 M windows": ("amazon-beauty", ["full"]),
+    "beauty-fast, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr", "intrr"]),
+    "beauty-fast, 7 M windows, on Sports": ("amazon-sports", ["full", "rastp", "skipgr"]),
+}
+
+
+def quality(rows: list[Row]) -> Iterable[str]:
+    """One line per group and strategy: means over seeds, and the paired difference to `full`."""
+    for group, (dataset, arms) in QUALITY.items():
+        yield f"\n### {group}\n"
+        yield ("| strategy | seeds | recall@10 | ndcg@10 | without ties | against full, recall@10 | training | "
+               "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|")
+        own = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
+        paired = {row["arm"]: row for row in rows if row.get("kind") == "paired" and row["group"] == group}
+        for arm in arms:
+            yield _quality_line(arm, [row for row in own if row["arm"] == arm], paired.get(arm))
+        if own:
+            first = own[0]
+            yield (f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
+                   f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
+                   "| | | | | |" if "cooccurrence_noties_recall_at_10" in first else
+                   f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
+                   f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |")
+            yield (f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
+                   f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |")
+            yield (f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained. {first['hardware']}, "
+                   f"commit {first['commit']}: `{first['command']}`")
+
+
+def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
+    if not rows:
+        return f"| {arm} | missing | missing | | | | | | | |"
+
+    def mean(key: str) -> float:
+        return float(np.mean([row[key] for row in rows]))
+
+    recalls = [row["recall_at_10"] for row in rows]
+    spread = f" ({min(recalls):.4f} to {max(recalls):.4f})" if len(rows) > 1 else ""
+    against = "" if paired is None else "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**paired)
+    timed = [row for row in rows if row["timed"]]
+    times = (f"{timed[0]['train_seconds']:.0f} s | {timed[0]['windows_per_second']:,.0f}" if timed
+             else "missing: the GPU was shared | ")
+    return (f"| {arm} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
+            f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
+            f"{mean('tokens_trained') / 1e6:.0f} M | "
+            f"{mean('peak_memory_gib'):.1f} GiB |")
+
+
+def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
+    """A table of the rows of one kind: column title -> format of the row."""
+    own = [row for row in rows if row.get("kind") == kind]
+    if not own:
+        yield "missing"
+        return
+    yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
+    for row in own:
+        yield "| " + " | ".join(text.format(**row) for text in columns.values()) + " |"
+    origins = {(row["hardware"], row["commit"], row["command"]): None for row in own}
+    yield ""
+    yield from (f"{hardware}, commit {commit}: `{command}`  " for hardware, commit, command in origins)
+
+
+def page(rows: list[Row]) -> str:
+    """The whole document."""
+    lines = ["# Results", "", "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
+             "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
+             "(`python -m pipeline compare`).", "", "## Quality", *quality(rows)]
+    lines += ["", "## The recipe, change by change", "", "Validation recall@10 on Amazon Beauty, beam 10, one seed, at "
+              "the end of each run. Several at once on one GPU, so nothing is said about time.", "",
+              *measured(rows, "recipe", {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"})]
+    lines += ["", "## Training speed", "", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with "
+              "separators. GRID's own code: 8.2 k windows/s on such a chip, in another run.", "",
+              *measured(rows, "training speed", {
+                  "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
+                  "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"})]
+    lines += ["", "## Decoding speed", "", *measured(rows, "decoding", {
+        "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
+        "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
+    lines += ["", "## Encoders", "", "Full-size architectures with random weights.", "", *measured(rows, "encoder", {
+        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"})]
+    return "\n".join(lines) + "\n"
+
+
+def add(args: argparse.Namespace) -> list[Row]:
+    """Rows of finished runs, and of each arm's paired difference to `full`."""
+    from pipeline.evaluate.compare import compare, rows
+    from pipeline.evaluate.ranks import Ranks
+
+    arms = {name: [Path(folder) / "reports" for folder in folders.split(",")]
+            for name, folders in (text.split("=") for text in args.add)}
+    found: list[Row] = []
+    for arm, folders in arms.items():
+        for reports in folders:
+            origin = Ranks.read(reports / "ranks.parquet").origin
+            found.append({"kind": "quality", "group": args.group, "arm": arm, "seed": origin.seed, "beam": origin.beam,
+                          "command": args.command, "commit": args.commit, "hardware": args.hardware,
+                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text())})
+    named = [f"{arm}=" + ",".join(str(reports / "ranks.parquet") for reports in folders)
+             for arm, folders in arms.items()]
+    if len(named) > 1:
+        found += [{"kind": "paired", "group": args.group,
+                   **{key: row[key] for key in ("arm", "metric", "difference", "low", "high", "verdict", "seeds")}}
+                  for row in rows(compare(named)) if row["metric"] == "recall_at_10"]
+    return found
+
+
+def main() -> None:
+    """Append rows if asked to, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--add", nargs="*", default=[], help="NAME=RUN,RUN")
+    parser.add_argument("--shared", action="store_true", help="they shared their GPU, so that their times say little")
+    for name in ("commit", "hardware", "command", "group"):
+        parser.add_argument(f"--{name}")
+    args = parser.parse_args()
+    if args.add:
+        with RAW.open("a") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in add(args))
+    PAGE.write_text(page([json.loads(line) for line in RAW.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
