@@ -65,7 +65,7 @@ class RecursiveModel(nn.Module):
         self.ran = self._network()
         self.items_ran = self._network() if settings.ablation == "no_sharing" else None
         self.compiled_items: Callable[..., Any] | None = None
-        self.compiled_targets: Callable[..., Tensor] | None = None
+        self.compiled_targets: Callable[..., list[Tensor]] | None = None
         self._vectors_Id: Tensor | None = None  # of the whole catalogue, as of the last evaluation
         self._outdated = True
 
@@ -91,8 +91,8 @@ class RecursiveModel(nn.Module):
     # -------------------------------------------------------------------------------------------------- training
 
     def forward(self, histories: Histories, codes_WL: Tensor, distinct: Distinct | None = None,
-                ) -> tuple[Tensor, Tensor]:
-        """Both losses, float32.
+                ) -> tuple[list[Tensor], Tensor]:
+        """What both losses are made of, float32.
 
         Args:
             codes_WL: int64, the Semantic ID of each target, in packed order.
@@ -100,7 +100,7 @@ class RecursiveModel(nn.Module):
                 alignment is 0.
 
         Returns:
-            (negative log-likelihood of each target [W], a term of Eq. 10; weighted alignment, one number, Eq. 8).
+            (logits of every level [W, V], of Eq. 10; the weighted alignment, one number, Eq. 8).
         """
         if distinct is None:
             vectors_Nd, alignment = self.item_vectors()[histories.items_N], codes_WL.new_zeros((), dtype=torch.float32)
@@ -157,11 +157,11 @@ class RecursiveModel(nn.Module):
         logits = ran.teach(self.uid_out(self.uid(items_X)), codes_XL) if self.settings.reads_uid else []
         return ran.look_up(codes_XL), logits
 
-    def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> Tensor:
-        """Negative log-likelihood of each target's codes, summed over levels, [W]."""
+    def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> list[Tensor]:
+        """Logits of every level of the targets."""
         if self.training and self.settings.ablation == "no_teacher_forcing":
-            return negative_log_likelihood(self.ran.redistribute(states_Wd)[1], codes_WL)
-        return negative_log_likelihood(self.ran.teach(states_Wd, codes_WL), codes_WL)
+            return self.ran.redistribute(states_Wd)[1]
+        return self.ran.teach(states_Wd, codes_WL)
 
     # -------------------------------------------------------------------------------------------------- evaluation
 

@@ -70,10 +70,13 @@ class Strategy:
 
         The trainer divides by the windows of the whole optimizer step, however many parts that step was split into.
         """
-        logits = model(batch.histories, batch.targets_W)
         loss_W = sum(F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
-                     for level, logits_WK in enumerate(logits))
+                     for level, logits_WK in enumerate(self.logits(model, batch)))
         return (loss_W * batch.weights_W).sum()
+
+    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """Of every level, [W, codes]."""
+        return model(batch.histories, batch.targets_W)
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 class Intrr(Strategy):
     """Trains a `RecursiveModel`."""
 
+    penalty: Tensor  # what the batch of the last `logits` adds to the loss
+
     def __init__(self, config: IntrrConfig):
         self.config = config
         self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
@@ -55,8 +57,12 @@ class Intrr(Strategy):
         """Eq. 11 as a sum over windows. When not training the alignment is left out: what remains is what `full` has,
         the negative log-likelihood of the target.
         """
-        loss_W, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
-        return (loss_W * batch.weights_W).sum() + self.config.alignment * alignment
+        return super().loss(model, batch) + self.penalty
+
+    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
+        self.penalty = self.config.alignment * alignment
+        return logits
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         return items_W
