@@ -14,8 +14,9 @@ compiled and recorded as the trainer does. GiB: the most memory that a step take
 and optimizer state, which `stays` has. Paper, an L20: Transformer 24,381 -> 42,667 samples/s, 9.70 -> 3.08 GB; HSTU
 34,133 -> 46,546 and 2.85 -> 2.65 GB.
 parts (of intrr): forward and backward of the item side, the backbone and the target side, each alone and eager, in ms.
-latency (Table 3). ms of a batch, history to ranked items: full with 32 items (SAC) and 8 (SSL), intrr with 32; beams
-constrained to the catalogue. Paper, beam 10 and 50: 42.8 and 232.7, 34.0 and 123.3, 33.7 and 79.4.
+latency (Table 3). ms of a batch, from histories on the host to ranked items there, recorded as evaluation does: full
+with 32 items (SAC) and 8 (SSL), intrr with 32; beams constrained to the catalogue. Paper, beam 10 and 50: 42.8 and
+232.7, 34.0 and 123.3, 33.7 and 79.4.
 """
 
 import argparse
@@ -32,20 +33,21 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones.beam import beam_search
+from pipeline.backbones.beam import Search
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Shape
 from pipeline.backbones.ran import negative_log_likelihood
 from pipeline.backbones.recursive import RecursiveModel
+from pipeline.ranking import slices
+from pipeline.recorded import Recorded
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import IntrrConfig
-from pipeline.train.batches import Listed, Shape, Step, collate
+from pipeline.train.batches import Listed, Step, collate, common_shape
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop import Part
 from pipeline.train.optimizer import autocast, build_optimizer, update
-from pipeline.train.recorded import Recorded
 from pipeline.train.windows import Passes, Windows
 
 WIDE = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=256, heads=6, d_head=64, d_ff=1024,
@@ -133,7 +135,7 @@ def measure_training(name: str, network: str, world: World, args: argparse.Names
     if device.type == "cuda" and not args.eager:
         cast(Any, model).compile_training()
         gradients = Recorded(gradients, lambda part: cast(Any, model).sizes(part.batch.histories))  # type: ignore[assignment]
-        change, shape = Recorded(change), Shape.of(steps, 1)  # type: ignore[assignment]
+        change, shape = Recorded(change), common_shape(steps, 1)  # type: ignore[assignment]
     batches = [batch_of(strategy, step, world, NETWORKS[network].wants_times, shape) for step in steps]
 
     def train(i: int) -> None:
@@ -194,15 +196,15 @@ def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[
 
 @torch.no_grad()
 def measure_latency(name: str, network: str, world: World, windows: int, beam: int, args: argparse.Namespace) -> float:
-    """Seconds from a batch of histories, packed on the device, to its ranked items."""
+    """Seconds from a batch of histories to its ranked items, as evaluation runs it; packing is part of it."""
     device, (_, model) = world.catalogue.codes_IL.device, build(name, network, world)
     drawn = world.windows(windows)
-    items = np.concatenate([np.arange(a, b) for a, b in zip(drawn.starts_W, drawn.ends_W, strict=True)])
-    histories = Histories.pack(world.items_N[items], np.concatenate([[0], np.cumsum(drawn.lengths_W)]), device,
-                               times_N=world.times_N[items] if NETWORKS[network].wants_times else None)
-    model.eval()
-    with autocast(TrainConfig(), device):
-        return timed(lambda _: beam_search(cast(Any, model), histories, beam), args.steps, device, warm=2)
+    index, offsets = slices(drawn.starts_W, drawn.lengths_W)
+    times_N = world.times_N[index] if NETWORKS[network].wants_times else None
+    recorded = device.type == "cuda" and not args.eager
+    search = Search(cast(Any, model.eval()), beam, shape=Shape.of([drawn.lengths_W]) if recorded else None,
+                    longest=world.longest)
+    return timed(lambda _: search(world.items_N[index], offsets, times_N).items_WK.cpu(), args.steps, device, 3)
 
 
 def timed(work: Callable[[int], Any], count: int, device: torch.device, warm: int) -> float:

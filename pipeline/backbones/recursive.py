@@ -81,16 +81,12 @@ class RecursiveModel(nn.Module):
         The deduplication digit has none and stays random, as does a level whose centroids are all the same.
         """
         for ran in [self.ran] if self.items_ran is None else [self.ran, self.items_ran]:
-            for name, centroids in codebooks.items():
-                book_Vd = ran.codebooks[int(name.removeprefix("level_")) - 1]
-                rows = torch.from_numpy(centroids).to(book_Vd)
+            for level in range(self.catalogue.levels - 1):
+                rows = torch.from_numpy(codebooks[f"level_{level + 1}"]).double()
                 rows = rows - rows.mean(0)
-                spread = rows.square().mean().sqrt()
-                many, few = max(rows.shape[1], book_Vd.shape[1]), min(rows.shape[1], book_Vd.shape[1])
-                turn = torch.linalg.qr(torch.randn(many, few))[0].to(book_Vd)
-                rows = rows @ (turn if rows.shape[1] == many else turn.T)
-                if spread:
-                    book_Vd.copy_(rows / rows.square().mean().sqrt() * self.config.d_model**-0.5)
+                if rows.abs().max() > 1e-6:  # of unit vectors: more than rounding
+                    rows = rows @ _orthogonal(rows.shape[1], self.config.d_model)
+                    ran.codebooks[level].copy_(rows / rows.square().mean().sqrt() * self.config.d_model**-0.5)
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -252,3 +248,9 @@ class RecursiveModel(nn.Module):
         # A place that holds no item repeats the first one's digit: `amax` keeps that item's score.
         logits_WKV.scatter_reduce_(2, catalogue.code(level)[child_WKF], scores_WKF, "amax")
         return torch.where(walk.node_WK[..., None] < 0, 0, logits_WKV)
+
+
+def _orthogonal(rows: int, columns: int) -> Tensor:
+    """A random matrix of orthogonal unit columns, or where there are more columns than rows, of such rows."""
+    turn = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns), dtype=torch.float64))[0]
+    return turn if rows >= columns else turn.T

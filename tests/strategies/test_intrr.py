@@ -8,12 +8,12 @@ import torch
 from pipeline.backbones.beam import beam_search, score_catalogue
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, Shape
 from pipeline.backbones.recursive import RecursiveModel
 from pipeline.errors import UserError
 from pipeline.strategies.config import IntrrConfig
 from pipeline.strategies.intrr import Intrr
-from pipeline.train.batches import Listed, Shape, Step, collate
+from pipeline.train.batches import Listed, Step, collate
 from pipeline.train.windows import Windows
 
 ITEMS, DIGIT = 40, 9
@@ -323,7 +323,7 @@ class TestTheQuantizersCodebooks:
     def test_keep_their_geometry_as_far_as_the_widths_allow(self, width):
         strategy, model = make(codebooks="quantizer")
         books = {"level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
-                 "level_2": np.ones((3, width), np.float32)}
+                 "level_2": np.ones((3, width), np.float32), "encoder.weight": np.zeros((2, 2), np.float32)}
         before = [book.detach().clone() for book in model.ran.codebooks]
         strategy.start_from(model, books)
         first, second, digit = model.ran.codebooks
