@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Kind = Literal["silu", "softplus"]
 BUCKET_WIDTH = 0.301  # of the natural logarithm of seconds, as in HSTU's code
 TIME_BUCKETS = 128
+EPSILON = 1e-8  # added to the sum of softplus weights, as in IntRR's code
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def weights_of(scores: Tensor, seen: Tensor, kind: Kind) -> Tensor:
     if kind == "silu":
         return F.silu(scores) * (seen / seen.sum(-1, keepdim=True, dtype=scores.dtype))
     weights = F.softplus(scores) * seen
-    return weights / weights.sum(-1, keepdim=True)
+    return weights / (weights.sum(-1, keepdim=True) + EPSILON)
 
 
 def reference_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: list[int], bias_HQK: Tensor,
@@ -106,7 +107,7 @@ def reference_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: li
                     scores = scores + time_bias_BH[buckets, head].double()
                 weights = scores * scores.sigmoid() / (i + 1) if kind == "silu" else (1 + scores.exp()).log()
                 if kind == "softplus":
-                    weights = weights / weights.sum()
+                    weights = weights / (weights.sum() + EPSILON)
                 out_THD[begin + i, head] = weights @ v_THD[keys, head].double()
         begin += length
     return out_THD

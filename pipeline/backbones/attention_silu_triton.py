@@ -5,8 +5,8 @@ adds nothing atomically, so that equal inputs give equal bits. Pointwise weights
 divisor (how many keys it sees, or for softplus the sum of its weights) is applied to the finished row.
 
 The gradient of the position bias is taken as there, by diagonals. That of the time bias is a histogram of dS: for each
-tile the program sums dS bucket by bucket, up to the largest bucket in the tile, into one number per bucket that it
-keeps for all its sequences.
+tile the program sums dS bucket by bucket (the first, then from the least to the largest other in the tile: where times
+are days, most are empty) into one number per bucket that it keeps for all its sequences.
 
 Written for Hopper. `attention_silu.reference_pointwise` is the oracle.
 
@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pipeline.backbones.attention_silu import BUCKET_WIDTH, TIME_BUCKETS, Kind
+from pipeline.backbones.attention_silu import BUCKET_WIDTH, EPSILON, TIME_BUCKETS, Kind
 from pipeline.backbones.attention_triton import (
     Spans,
     _add_diagonals,
@@ -33,7 +33,7 @@ from pipeline.backbones.attention_triton import (
 )
 from pipeline.backbones.sequences import Times
 
-WIDTH, LAST_BUCKET = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1)
+WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)
 
 
 def triton_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spans: Spans, bias_HR: Tensor, times: Times | None,
@@ -67,7 +67,8 @@ def _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R
 def _activation(s, SILU: tl.constexpr):
     if SILU:
         return s * tl.sigmoid(s)
-    return tl.maximum(s, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(s)))
+    x = tl.exp(-tl.abs(s))
+    return tl.maximum(s, 0.0) + tl.where(x < 1e-3, x * (1.0 - 0.5 * x), tl.log(1.0 + x))  # 1 + x would round x away
 
 
 @triton.jit
@@ -104,7 +105,7 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, divisor_ptr, bias_ptr, time_bias_ptr, a
                 p = tl.where(seen, _activation(s, SILU), 0.0)
                 total += tl.sum(p, 1)
                 o += _dot(p.to(v.dtype), v, EXACT)
-            divisor = (m + 1).to(tl.float32) if SILU else tl.where(m < length, total, 1.0)
+            divisor = (m + 1).to(tl.float32) if SILU else total + SMALL
             tl.store(divisor_ptr + (first + m) * H + h, divisor, mask=m < length)
             o = o / divisor[:, None]
             tl.store(o_ptr + rows * (H * D) + h * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=real_q)
@@ -155,8 +156,10 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, divisor_ptr, bias_ptr, time_bi
                     dq += tl.load(dq_at, mask=real_q, other=0.0)
                     tl.debug_barrier()
                 tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
-                if TIMED:
-                    for b in range(0, tl.max(tl.where(here, bucket, 0)) + 1):
+                if TIMED:  # dS is 0 where the query does not see the key
+                    bucket = tl.where(here, bucket, 0)
+                    time_sum += tl.where(buckets == 0, tl.sum(tl.sum(tl.where(bucket == 0, ds, 0.0), 1), 0), 0.0)
+                    for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1):
                         in_bucket = tl.sum(tl.sum(tl.where(bucket == b, ds, 0.0), 1), 0)
                         time_sum += tl.where(buckets == b, in_bucket, 0.0)
                 if ONE_TILE:

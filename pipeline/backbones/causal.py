@@ -87,7 +87,6 @@ class CausalBackbone(nn.Module):
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     blocks: Iterable[CausalBlock]
     norm: nn.Module
-    token_scale = 1.0
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__()
@@ -115,6 +114,10 @@ class CausalBackbone(nn.Module):
         return self.config.wants_times
 
     # ------------------------------------------------------------------------------------------ of the subclass
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        """Input vectors of token ids, [T, d]."""
+        return self.tokens(tokens_T)
 
     def layout(self, sequences: Sequences, times: Times | None) -> Any:
         """How tokens fall into sequences, as the blocks want it."""
@@ -151,7 +154,7 @@ class CausalBackbone(nn.Module):
         fed = self.levels - 1
         sequences = lay_out(histories, self.tokens_IS.shape[1], fed)
         tokens = torch.cat([self.tokens_IS[histories.items_N].flatten(), self.tokens_IS[targets_W, :fed].flatten()])
-        h_Td = self.tokens(tokens[sequences.source_T]) * self.token_scale
+        h_Td = self.embed(tokens[sequences.source_T])
         rows_RL = _read_rows(histories, sequences)[:, None] + torch.arange(self.levels, device=h_Td.device)
         rows_RL = rows_RL.clamp_(max=len(h_Td) - 1)  # of items of no window
         times = self._times(histories, sequences, self.levels)
@@ -213,7 +216,7 @@ class CausalBackbone(nn.Module):
         times = self._times(histories, sequences, self.levels)
         tokens_T = self.tokens_IS[histories.items_N].flatten()[sequences.source_T]
         last_W = sequences.last_rows_W()
-        states_Wd = self._stack(self.tokens(tokens_T) * self.token_scale, sequences, times, last_W, kept)
+        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, kept)
         back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)  # ends aligned
         seen_WP = back_P < sequences.history_W[:, None]
         place_WP = torch.where(seen_WP, last_W[:, None] - back_P, 0)
@@ -234,7 +237,7 @@ class CausalBackbone(nn.Module):
         level, past = state.level, list[KeysValues]()
         if beams_WK is None or codes_WK is None:
             return self._logits(state.states_Wd, 0)[:, None], replace(state, level=1)
-        h_Rd = self.tokens((codes_WK + self.first_token[level - 1]).flatten()) * self.token_scale
+        h_Rd = self.embed((codes_WK + self.first_token[level - 1]).flatten())
         for number, block in enumerate(self.blocks):
             q, k, v, gate = block.project(h_Rd)
             own = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]

@@ -96,12 +96,14 @@ class Hstu(CausalBackbone):
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue, vectors_only)
-        self.token_scale = config.d_model**0.5
         layer = HstuBlock if config.hstu_attention == "silu" else SoftplusBlock
         self.blocks = cast(Iterable[HstuBlock], nn.ModuleList(layer(config) for _ in range(config.decoder_layers)))
         self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
         if not vectors_only:
             nn.init.normal_(self.tokens.weight, std=STD)
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        return self.tokens(tokens_T) * self.config.d_model**0.5
 
     def layout(self, sequences: Sequences, times: Times | None) -> PointwiseLayout:
         if sequences.groups:

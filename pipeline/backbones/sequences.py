@@ -30,7 +30,6 @@ class Sequences:
     starts_W: Tensor  # int64: its first token
     history_W: Tensor  # int64: its tokens that are history; `fed` more follow
     first_item_W: Tensor  # int64: its first item on the axis of items
-    window_T: Tensor  # int64: the window of each token; beyond the last sequence, the last window
     source_T: Tensor  # int64: which of the N * S history tokens, then W * E target tokens, stands here; padding: any
     per_item: int  # S
     fed: int  # E
@@ -58,7 +57,7 @@ class Sequences:
         item_N = torch.arange(items, device=device)
         window_N = torch.searchsorted(self.first_item_W, item_N, right=True) - 1
         row_N = self.starts_W[window_N] + (item_N - self.first_item_W[window_N] + 1) * self.per_item - 1
-        return row_N.clamp_(max=len(self.window_T) - 1)
+        return row_N.clamp_(max=len(self.source_T) - 1)
 
 
 def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
@@ -89,7 +88,7 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     all_history = len(histories.items_N) * per_item
     source_T = torch.where(after_T < 0, first_item_W[window_T] * per_item + within_T,
                            all_history + window_T * fed + after_T).clamp_(max=all_history + windows * fed - 1)
-    return Sequences(starts_W, history_W, first_item_W, window_T, source_T, per_item, fed, groups, longest, room)
+    return Sequences(starts_W, history_W, first_item_W, source_T, per_item, fed, groups, longest, room)
 
 
 def spans_of(sequences: Sequences) -> "Spans":

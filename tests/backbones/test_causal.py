@@ -11,7 +11,8 @@ from pipeline.backbones.histories import Histories
 KINDS = [
     pytest.param({"name": "decoder"}, id="decoder"),
     pytest.param({"name": "decoder", "separators": False, "ff_hidden_layers": 2}, id="decoder without separators"),
-    pytest.param({"name": "hstu", "separators": False}, id="hstu"),
+    pytest.param({"name": "hstu"}, id="hstu"),
+    pytest.param({"name": "hstu", "separators": False}, id="hstu without separators"),
     pytest.param({"name": "hstu", "time_bias": False}, id="hstu without times"),
     pytest.param({"name": "hstu", "hstu_attention": "softplus"}, id="hstu of IntRR's code"),
 ]

@@ -123,3 +123,11 @@ def test_the_variant_of_intrrs_code_weighs_by_softplus_that_sums_to_one(make_cau
     mixed = torch.einsum("hij,jhd->ihd", weights / weights.sum(-1, keepdim=True), v)
     out = h + (mixed * u * u.sigmoid()).flatten(1) @ block.o.weight.T + block.o.bias
     torch.testing.assert_close(model.read(h, histories), F.layer_norm(out, [16], eps=1e-6))
+
+
+@pytest.mark.parametrize("kind", ["silu", "softplus"])
+def test_scores_far_below_zero_leave_outputs_and_gradients_finite(kind):
+    (q, k, v, bias, _), _ = make_inputs(torch.float32)
+    out = pointwise_attention(q, k, v, group_layout(GROUPS, None), bias - 500, None, kind)
+    gradients = torch.autograd.grad(out.sum(), [q, k, v, bias])
+    assert all(x.isfinite().all() for x in (out, *gradients))
