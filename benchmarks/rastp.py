@@ -28,12 +28,14 @@ from pipeline.backbones.beam import beam_search
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
-from pipeline.strategies.base import Batch, Strategy
+from pipeline.recorded import Recorded
+from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.full import Full
 from pipeline.strategies.rastp import Rastp
-from pipeline.train.batches import Step, collate
+from pipeline.train.batches import Step, collate, common_shape
 from pipeline.train.config import TrainConfig
+from pipeline.train.loop import Part
 from pipeline.train.optimizer import autocast, build_optimizer, update
 from pipeline.train.windows import Passes, Windows
 
@@ -97,27 +99,39 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     strategy, config = way.strategy(pad_to), TrainConfig(optimizer="adam", compile=not args.eager)
     model = strategy.build_model(TIGER, catalogue).train()
     optimizer, count = build_optimizer(model, config), args.windows
-    if config.compile and device.type == "cuda":
-        model.compile_training()  # type: ignore[operator]
     drawn = windows_of(kind, splits, count * BATCHES)
     steps = [Step(0, 0, drawn[i * count:(i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
-    batches = [collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST)
+    share, shape = torch.full((), 1 / count, device=device), None
+
+    def gradients(part: Part) -> None:
+        with autocast(config, device):
+            loss = strategy.loss(model, part.batch)
+        (loss * part.share).backward()
+
+    def change(_: None) -> None:
+        update(optimizer, config)
+
+    if config.compile and device.type == "cuda":
+        model.compile_training()  # type: ignore[operator]
+        gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[assignment]
+        change, shape = Recorded(change), common_shape(steps, 1)  # type: ignore[assignment]
+        torch.cuda.reset_peak_memory_stats()
+    batches = [collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
                for step in steps]
 
     def train(number: int) -> None:
-        with autocast(config, device):
-            loss = strategy.loss(model, batches[number % BATCHES])
-        (loss / count).backward()
-        update(optimizer, config, number, 0)
+        gradients(Part(batches[number % BATCHES], share))
+        change(None)
 
-    step_seconds = _timed(train, range(args.steps), device, warm=WARM)
+    warm = 2 * BATCHES + WARM if device.type == "cuda" else 1  # on a GPU one recording per shape
+    step_seconds = _timed(train, range(args.steps), device, warm)
     gib = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else float("nan")
     users = list(_evaluation(splits, kind, args.users, device))
     with autocast(config, device):
         eval_seconds = len(users) * _timed(lambda i: beam_search(model.eval(), users[i], 10), range(len(users)), device)
-    lengths = np.concatenate([batch.histories.lengths for batch in batches])
-    return Measured(step_seconds, eval_seconds, lengths.sum() / BATCHES * per_item,
-                    _flops(model, way, batches, strategy) / BATCHES, gib)
+    lengths = [step.windows.lengths_W for step in steps]
+    return Measured(step_seconds, eval_seconds, sum(map(np.sum, lengths)) / BATCHES * per_item,
+                    _flops(model, way, lengths, pad_to, strategy) / BATCHES, gib)
 
 
 def _timed(work: object, numbers: range, device: torch.device, warm: int = 1) -> float:
@@ -129,8 +143,6 @@ def _timed(work: object, numbers: range, device: torch.device, warm: int = 1) ->
     for number in range(warm):
         work(number % len(numbers))  # type: ignore[operator]
     wait()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     for number in numbers:
         work(number)  # type: ignore[operator]
@@ -149,14 +161,13 @@ def _evaluation(splits: Splits, kind: str, users: int, device: torch.device) -> 
         yield Histories.pack(items, np.concatenate([[0], np.cumsum(part.lengths_W)]), device, longest=LONGEST)
 
 
-def _flops(model: nn.Module, way: Way, batches: list[Batch], strategy: Strategy) -> float:
+def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, strategy: Strategy) -> float:
     """Matrix products of the forward pass over shapes, 2 per multiply-add: projections, attention, heads."""
     levels, per_item = model.levels, model.tokens_IS.shape[1]
     d, inner = TIGER.d_model, TIGER.heads * TIGER.d_head
     ff = 2 * d * TIGER.d_ff + (TIGER.ff_hidden_layers - 1) * TIGER.d_ff**2
     total, layers = 0.0, TIGER.encoder_layers
-    for batch in batches:
-        items_W, pad_to = batch.histories.lengths, batch.histories.pad_to
+    for items_W in lengths:
         before_W = np.full(len(items_W), pad_to) if pad_to else items_W * per_item
         after_W = strategy.tokens_kept(items_W, per_item)
         if pad_to:
@@ -183,8 +194,9 @@ def table(device: str, splits: Splits, sids: Sids, kind: str, args: argparse.Nam
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     found: dict[str, Measured] = {}
     for way in ways():
+        if not any(word in way.name for word in ("full", *args.rows.split(","))):
+            continue
         found[way.name] = measure(way, splits, catalogue, kind, args)
-        torch.compiler.reset()
         print(_line(way, found, args), flush=True)
 
 
@@ -210,6 +222,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="else 30 and 3")
     parser.add_argument("--users", type=int, help="of the evaluation; else 4096 and 64")
     parser.add_argument("--total", type=int, default=100, help="steps of the column `total`")
+    parser.add_argument("--rows", default="", help="only those whose name has one of these words, comma-separated")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     splits, sids = Splits.read(), Sids.read()

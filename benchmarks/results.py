@@ -97,6 +97,12 @@ def page(rows: list[Row]) -> str:
     lines += ["", "## Decoding speed", "", *measured(rows, "decoding", {
         "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
         "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
+    lines += ["", "## Quantizers", "", "What the columns mean: [quantizers.md](quantizers.md).", "",
+              *measured(rows, "quantizer", {
+                  "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}",
+                  "largest group": "{largest_group}", "codes used": "{used_codes}", "perplexity": "{perplexity}",
+                  "error": "{relative_reconstruction_error:.3f}", "neighbours": "{neighbour_agreement}",
+                  "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"})]
     lines += ["", "## Encoders", "", "Full-size architectures with random weights.", "", *measured(rows, "encoder", {
         "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"})]
     return "\n".join(lines) + "\n"

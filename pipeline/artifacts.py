@@ -143,7 +143,8 @@ class Interactions:
         then the log's action columns; sorted by (user_id, position).
     users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
         (title, categories, description where the dataset has them; null where missing), image (path inside the
-        dataset folder, or null), vector (list<float32>, only where the dataset brought its own); sorted by item_id.
+        dataset folder, or null; several as `image_names` reads them), vector (list<float32>, only where the dataset
+        brought its own); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
         filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
     """
@@ -171,11 +172,20 @@ class Interactions:
         return self.folder / "ingest.json"
 
 
+def image_names(cell: str | None) -> list[str]:
+    """The paths in a cell of items.parquet's column `image`: one, or several with ";" or " > " between them, which is
+    how ingest writes a list."""
+    return [name for part in (cell or "").split(" > ") for text in part.split(";") if (name := text.strip())]
+
+
 # ---------------------------------------------------------------------------------------------------- data/embeddings
 
 @dataclass(frozen=True)
 class Embeddings:
-    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them."""
+    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them.
+
+    A multimodal encoder also leaves rejects.parquet there: raw_id, image, reason of each image that could not be used.
+    """
 
     vectors_Id: np.ndarray
     encoder: dict[str, Any]  # name, revision, pooling, template, dtype, counts
@@ -195,14 +205,17 @@ class Embeddings:
 class Sids:
     """data/sids/: one Semantic ID per item.
 
-    codes_IL: int32 [I, L], the deduplication digit is the last column. widths: how many values each level may take.
-    codebooks: the quantizer's tensors (`level_1` [codes, d], ...). quality: what quality.json holds, `widths` included.
+    codes_IL: int32 [I, L]. widths: how many values each level may take. codebooks: the quantizer's tensors (`level_1`
+    [codes, d], ...). quality: what quality.json holds, `widths` and `digit` included. digit: the last column is the
+    deduplication digit, which makes every Semantic ID unique; without it, items may share one. Beside these files the
+    stage writes levels.csv: the figures of quality.json per level, for plots.
     """
 
     codes_IL: np.ndarray
     widths: tuple[int, ...]
     codebooks: dict[str, np.ndarray]
     quality: dict[str, Any]
+    digit: bool = True
 
     def write(self, folder: Path = SIDS) -> None:
         import pandas as pd
@@ -212,14 +225,15 @@ class Sids:
             frame[f"code_{level + 1}"] = self.codes_IL[:, level].astype(np.int32)
         write_parquet(folder / "sids.parquet", frame)
         write_tensors(folder / "codebooks.safetensors", self.codebooks)
-        write_json(folder / "quality.json", {"widths": list(self.widths), **self.quality})
+        write_json(folder / "quality.json", {"widths": list(self.widths), "digit": self.digit, **self.quality})
 
     @classmethod
     def read(cls, folder: Path = SIDS) -> "Sids":
         frame = read_parquet(folder / "sids.parquet")
         quality = read_json(folder / "quality.json")
         codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
-        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality)
+        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality,
+                   quality["digit"])
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits

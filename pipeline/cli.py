@@ -86,13 +86,15 @@ def ingest() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def embed() -> None:
-    """Give every item a vector, from its text or as you bring it.
+    """Give every item a vector, from its text and images or as you bring it.
 
-    Reads data/interactions, writes data/embeddings.
+    A killed run goes on after its last shard. Reads data/interactions, writes data/embeddings.
 
     [dim]Examples:[/dim]
 
       python -m pipeline embed
+
+      torchrun --nproc_per_node 4 -m pipeline embed
 
       dvc exp run -S embed.encoder=precomputed -S embed.path=vectors.npy
     """
@@ -104,13 +106,13 @@ def quantize() -> None:
     """Turn the vectors into Semantic IDs, one per item.
 
     A last digit keeps apart what the codes do not. Reads data/embeddings, writes data/sids with a quality report
-    (collisions, codes used, reconstruction error).
+    (collisions, codes used, reconstruction error, neighbours kept together).
 
     [dim]Examples:[/dim]
 
       python -m pipeline quantize
 
-      dvc exp run -S quantize.codes=256
+      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
     """
     _run("quantize")
 
@@ -319,6 +321,30 @@ def recommend(
     width = max(len(item.item) for item in items)
     for place, item in enumerate(items, start=1):
         print(f"{place:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+
+
+@app.command(rich_help_panel=SERVE)
+def sids(
+    item: Annotated[str, typer.Option(help="Raw id of the item.")],
+    titles: Annotated[int, typer.Option(min=0, help="Other items that each prefix names, at most.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
+) -> None:
+    """Show an item's Semantic ID, and which items share its beginning.
+
+    Its codes, then for each prefix how many items stand below it and the titles of some.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline sids --item v00017
+
+      python -m pipeline sids --item v00017 --titles 20 --json
+    """
+    from dataclasses import asdict
+
+    from pipeline.quantize.lookup import look_up, report
+
+    found = look_up(item, titles)
+    print(json.dumps(asdict(found), indent=2) if as_json else report(found))
 
 
 @app.command(rich_help_panel=SERVE)

@@ -17,7 +17,7 @@ import yaml
 
 from pipeline.backbones.config import CAUSAL, WITH_ENCODER, BackboneConfig
 from pipeline.embed.config import EmbedConfig
-from pipeline.errors import UserError, nearest
+from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
@@ -30,9 +30,6 @@ DATASETS = (
     "demo", "amazon-beauty", "amazon-sports", "amazon-toys",
     "movielens-1m", "movielens-20m", "movielens-latest", "movielens-100k", "custom",
 )
-RESTORE = ("DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
-           "  git checkout params.yaml\n"
-           "  dvc checkout")
 
 
 @dataclass(frozen=True)
@@ -56,8 +53,8 @@ class Params:
     def __post_init__(self) -> None:
         if "rastp" in parse_strategy(self.strategy):
             self._check_rastp()
-        if "intrr" in parse_strategy(self.strategy) and self.train.batching == "padded":
-            raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+        if "intrr" in parse_strategy(self.strategy):
+            self._check_intrr()
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
                              f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")
@@ -67,6 +64,13 @@ class Params:
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
+
+    def _check_intrr(self) -> None:
+        if self.train.batching == "padded":
+            raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+        if self.intrr.tie_break == "uid" and self.quantize.collisions != "digit":
+            raise ValueError("intrr.tie_break uid takes the place of the deduplication digit: set "
+                             "quantize.collisions=digit, or leave intrr.tie_break at digit")
 
     def _check_rastp(self) -> None:
         if self.backbone.name not in WITH_ENCODER:

@@ -1,7 +1,11 @@
-"""The one exception a user is meant to see, and the helper that names the nearest valid word."""
+"""The one exception a user is meant to see, and helpers for what it says."""
 
 import difflib
 from collections.abc import Iterable
+
+RESTORE = ("DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
+           "  git checkout params.yaml\n"
+           "  dvc checkout")
 
 
 class UserError(Exception):

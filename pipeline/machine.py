@@ -14,13 +14,17 @@ CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 NUMBERS_PER_THREAD = 2**17  # with less, two threads wait for each other longer than they save
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto`: the GPU of this process if there is one, else the CPU. Raises UserError for `cuda` without a GPU."""
+def pick_device(wanted: str, key: str = "train.device") -> torch.device:
+    """`auto`: the GPU of this process if there is one, else the CPU. Raises UserError for `cuda` without a GPU.
+
+    Args:
+        key: where the user says so.
+    """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("train.device is cuda, but torch sees no GPU", f"torch {torch.__version__} is installed",
-                        "set train.device to auto, or install a CUDA build of torch")
+        raise UserError(f"{key} is cuda, but torch sees no GPU", f"torch {torch.__version__} is installed",
+                        f"set {key} to auto, or install a CUDA build of torch")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

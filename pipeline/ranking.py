@@ -3,8 +3,8 @@
 Validation during training, the final evaluation and the tests all rank here, so that they cannot disagree about what
 a history is, what counts as found, or how seen items leave the ranking.
 
-Shape legend: U users ranked, W users of one batch, K places of the beam, L code levels (the deduplication digit last),
-H items of the longest history of a batch, I items of the catalogue.
+Shape legend: U users ranked, W users of one batch, K places of the beam, L code levels, H items of
+the longest history of a batch, I items of the catalogue.
 """
 
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ class Ranking:
     """One row per target, in user order.
 
     positions_U: flat index of the target in the splits. ranks_U int64: 1-based place of the exact item in the beam,
-    0 when it is not there. bucket_ranks_U: the same for the first output with the target's codes, the deduplication
-    digit left aside. lengths_U: items of the history that the model saw; a target without any history cannot be
-    ranked: it counts as a miss (0) and stays in every denominator. invalid_share: generated SIDs that name no item,
-    out of all that were generated.
+    0 when it is not there; items that share a Semantic ID have a place each, by item id. bucket_ranks_U: the same for
+    the first output with the target's codes, the deduplication digit (if there is one) left aside. lengths_U: items of
+    the history that the model saw; a target without any history cannot be ranked: it counts as a miss (0) and stays in
+    every denominator. invalid_share: generated SIDs that name no item, out of all that were generated.
     """
 
     users_U: np.ndarray
@@ -113,7 +113,8 @@ class Ranker:
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
                 outputs = self._generate(model, index, offsets)
-                ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL)
+                ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL,
+                                                              self.catalogue.bucket_levels)
                 invalid += int((outputs.items_WK == INVALID).sum())
                 generated += int((outputs.items_WK != EMPTY).sum())
                 if progress is not None:
@@ -176,10 +177,11 @@ def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam:
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
 
 
-def places(outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """1-based place of each target, and of the first output in its bucket (all codes but the last); 0: not there."""
+def places(outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray,
+           bucket_levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """1-based place of each target, and of the first output with its first `bucket_levels` codes; 0: not there."""
     target_WK = outputs.items_WK == targets_W[:, None]
-    bucket_WK = (outputs.codes_WKL[..., :-1] == codes_IL[targets_W, None, :-1]).all(-1)
+    bucket_WK = (outputs.codes_WKL[..., :bucket_levels] == codes_IL[targets_W, None, :bucket_levels]).all(-1)
     return _first(target_WK), _first(bucket_WK & (outputs.items_WK != EMPTY))
 
 

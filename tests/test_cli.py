@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.presets import apply_preset, describe
 
 STAGES = ("ingest", "embed", "quantize", "split", "train", "evaluate", "track")
-OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "compare")
+OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "sids", "compare")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
 
@@ -208,7 +208,8 @@ def test_a_date_is_written_as_text_which_dvc_needs(project: Path) -> None:
 
 def test_every_published_recipe_has_a_preset(root: Path) -> None:
     recipes = {"amazon-beauty", "amazon-sports", "amazon-toys", "movielens-100k", "movielens-1m", "movielens-20m",
-               "movielens-latest", "demo", "tiger", "text-flan-t5"}
+               "movielens-latest", "demo", "tiger", "flan-t5-xl",
+               "qwen2.5-vl-7b"}
     assert recipes <= set(describe(root / "presets"))
 
 

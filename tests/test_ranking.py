@@ -103,6 +103,43 @@ def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen):
     assert wide.invalid_share == exact.invalid_share == 0.0
 
 
+def shared_catalogue(rng: np.random.Generator, items: int = 16) -> Catalogue:
+    """SIDs without a deduplication digit, several items to most of them."""
+    return Catalogue(rng.integers(0, (2, 2, 3), (items, 3)).astype(np.int32), WIDTHS, digit=False)
+
+
+@pytest.mark.parametrize("decoding", ["constrained", "unconstrained", "exact"])
+@pytest.mark.parametrize("beam", [5, 40])
+def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding, beam):
+    rng = np.random.default_rng(13)
+    catalogue, splits = shared_catalogue(rng), random_splits(rng, users=30)
+    assert catalogue.shares
+    model, codes = tiny_model(catalogue), [tuple(own) for own in catalogue.codes_IL.tolist()]
+    found = rank_targets(model, catalogue, splits, "test", beam=beam, decoding=decoding)
+    assert beam == 5 or (found.ranks_U > 0).any()
+    for user, position, rank, bucket_rank in zip(found.users_U, found.positions_U, found.ranks_U,
+                                                 found.bucket_ranks_U, strict=True):
+        history, target = slow_history(splits, user, position), int(splits.items_N[position])
+        if not history or decoding == "unconstrained":  # there, combinations that name no item take places too
+            assert (bucket_rank > 0) >= (rank > 0)
+            assert bucket_rank <= rank or rank == 0
+            continue
+        scores = dict(zip(codes, slow_scores(model, catalogue, history), strict=True))
+        order = sorted(range(16), key=lambda item: (-round(scores[codes[item]], 5), codes[item], item))[:beam]
+        assert rank == (order.index(target) + 1 if target in order else 0)
+        buckets = [codes[item] for item in order]
+        assert bucket_rank == (buckets.index(codes[target]) + 1 if codes[target] in buckets else 0)
+
+
+def test_seen_items_leave_a_shared_sid_one_by_one():
+    rng = np.random.default_rng(14)
+    catalogue, splits = shared_catalogue(rng), random_splits(rng, users=40)
+    found = rank_targets(tiny_model(catalogue), catalogue, splits, "test", beam=16, filter_seen=True)
+    for user, position, rank in zip(found.users_U, found.positions_U, found.ranks_U, strict=True):
+        history = slow_history(splits, user, position)
+        assert (rank > 0) == (bool(history) and int(splits.items_N[position]) not in history)
+
+
 def test_batches_and_a_subset_of_users_change_nothing():
     rng = np.random.default_rng(5)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=20)

@@ -1,10 +1,12 @@
 """From a model to ranked items: beam search over Semantic IDs, and exact scores of a whole catalogue.
 
 The score of an item is the log-probability of its codes, each from the softmax over all codes of its level, constrained
-or not: the constraint only keeps the search from spending beams on codes that name nothing. A window is never handled
-alone: every step below is one operation over all windows and beams.
+or not: the constraint only keeps the search from spending beams on codes that name nothing. Items that share a Semantic
+ID have one score and follow each other by item id. A window is never handled alone: every step below is one operation
+over all windows and beams.
 
-Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix.
+Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix,
+P Semantic IDs.
 """
 
 from collections.abc import Callable, Iterator
@@ -49,7 +51,7 @@ class Beams:
 
 @torch.no_grad()
 def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bool = True) -> Beams:
-    """The `beam` most probable Semantic IDs of each window, found level by level.
+    """The items of the `beam` most probable Semantic IDs of each window, found level by level, cut to `beam` places.
 
     Equal scores are ordered by Semantic ID (constrained) or by beam and code (free), so that results repeat exactly.
 
@@ -71,8 +73,13 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
         codes_WKL = torch.cat([codes_WKL.take_along_dim(beams_WK[..., None], 1), new_WK[..., None]], -1)
         if level + 1 < catalogue.levels:
             logits_WKV, state = model.step(state, beams_WK, new_WK)
-    named_WK = (nodes_WK >= 0) & (scores_WK > float("-inf"))
-    items_WK = torch.where(named_WK, catalogue.item_of_leaf_I[nodes_WK], -1)
+    nodes_WK = torch.where(scores_WK > float("-inf"), nodes_WK, -1)
+    if catalogue.shares:
+        items_WK, beams_WK = catalogue.items_of(nodes_WK, beam)
+        scores_WK = F.pad(scores_WK, (0, 1), value=float("-inf")).gather(1, beams_WK)
+        codes_WKL = F.pad(codes_WKL, (0, 0, 0, 1)).take_along_dim(beams_WK[..., None], 1)
+    else:
+        items_WK = torch.where(nodes_WK >= 0, catalogue.item_of_leaf_I[nodes_WK], -1)
     missing = beam - items_WK.shape[1]
     return Beams(histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
                  histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
@@ -163,12 +170,10 @@ def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
     catalogue = model.catalogue
     logits_WKV, state = model.step(model.begin(histories))
     root_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
-    leaves_WI = root_WK.new_empty(histories.windows, catalogue.items)
+    scores_WP = root_WK.new_empty(histories.windows, catalogue.prefixes[-1])
     for leaves, scores_WC in _score_below(model, state, logits_WKV, root_WK, 0, 0, 1):
-        leaves_WI[:, leaves] = scores_WC
-    scores_WI = torch.empty_like(leaves_WI)
-    scores_WI[:, catalogue.item_of_leaf_I] = leaves_WI
-    return histories.in_input_order(scores_WI)
+        scores_WP[:, leaves] = scores_WC
+    return histories.in_input_order(scores_WP[:, catalogue.leaf_of_item_I])
 
 
 def _score_below(model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int,

@@ -30,7 +30,7 @@ class Generator:
     model: "Backbone"
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
-    config: dict[str, Any]  # backbone, widths, and what training added
+    config: dict[str, Any]  # backbone, widths, digit, and what training added
 
 
 def save_generator(folder: Path, model: "Backbone", catalogue: Catalogue, items_frame: pd.DataFrame,
@@ -39,15 +39,15 @@ def save_generator(folder: Path, model: "Backbone", catalogue: Catalogue, items_
 
     Args:
         items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
-        config: JSON-like, added to `backbone` and `widths`: strategy with its settings and pad_to, which rebuild the
-            model; max_history, seed, dataset, fingerprints.
+        config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
+            rebuild the model; max_history, seed, dataset, fingerprints.
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
     write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
     write_parquet(folder / ITEMS, items_frame.assign(**codes))
     write_json(folder / CONFIG, {"backbone": dataclasses.asdict(model.config), "widths": list(catalogue.widths),
-                                 **config})
+                                 "digit": catalogue.digit, **config})
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -61,7 +61,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
-        catalogue = Catalogue(codes, tuple(config["widths"]))
+        catalogue = Catalogue(codes, tuple(config["widths"]), config["digit"])
         strategy = build_strategy(config["strategy"], config, config["pad_to"])
         model = cast("Backbone", strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
         model.load_state_dict(weights)

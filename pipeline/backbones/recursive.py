@@ -43,7 +43,7 @@ class RecursiveModel(nn.Module):
     """Backbone, UID table and network. A `beam.Stepper`.
 
     Args:
-        catalogue: its deduplication digit may be narrower than the model's, `settings.digit_width`.
+        catalogue: its deduplication digit, if it has one, may be narrower than the model's, `settings.digit_width`.
         settings: `intrr` of params.yaml.
     """
 
@@ -53,8 +53,10 @@ class RecursiveModel(nn.Module):
     def __init__(self, config: "BackboneConfig", catalogue: Catalogue, settings: "IntrrConfig"):
         super().__init__()
         self.config, self.settings = config, settings
-        widths = (*catalogue.widths[:-1], settings.digit_width or catalogue.widths[-1])
-        self.catalogue = Catalogue(catalogue.codes_IL.cpu(), widths)
+        widths = catalogue.widths
+        if catalogue.digit and settings.digit_width:
+            widths = (*widths[:-1], settings.digit_width)
+        self.catalogue = Catalogue(catalogue.codes_IL.cpu(), widths, catalogue.digit)
         self.backbone = build_backbone(config, self.catalogue, vectors_only=True)
         if settings.reads_uid:
             uid_dim = settings.uid_dim or config.d_model
@@ -81,7 +83,7 @@ class RecursiveModel(nn.Module):
         The deduplication digit has none and stays random, as does a level whose centroids are all the same.
         """
         for ran in [self.ran] if self.items_ran is None else [self.ran, self.items_ran]:
-            for level in range(self.catalogue.levels - 1):
+            for level in range(self.catalogue.bucket_levels):
                 rows = torch.from_numpy(codebooks[f"level_{level + 1}"]).double()
                 rows = rows - rows.mean(0)
                 if rows.abs().max() > 1e-6:  # of unit vectors: more than rounding

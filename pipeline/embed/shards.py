@@ -1,16 +1,54 @@
-"""Work that is kept shard by shard, so that a killed run goes on where it stopped.
+"""Work that is kept shard by shard, so that a killed run goes on where it stopped, and several processes can share it.
 
 A shard is a safetensors file in the scratch folder, written whole or not at all. The folder's name is a fingerprint of
-all that decides the vectors, so that shards of other settings or other texts are never taken.
+all that decides the vectors, so that shards of other settings or other items are never taken.
+
+Under `torchrun --nproc-per-node N -m pipeline embed`, process r makes the shards r, r + N, ... on a GPU of its own; the
+first one then gathers all. The shards are all that they exchange, so N processes that somebody started by hand, with
+RANK and WORLD_SIZE in their environment and one scratch folder, do as well.
 """
 
+import os
 import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.artifacts import read_tensors, write_tensors
 from pipeline.errors import UserError
+from pipeline.progress import Progress
+
+PATIENCE = 30.0  # seconds, and twice the time of a shard
+
+
+@dataclass(frozen=True)
+class Share:
+    """This process among those that embed together."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def of_environment(cls) -> "Share":
+        """As torchrun describes it."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process gathers the shards, writes the result and prints."""
+        return self.rank == 0
+
+
+class Encoded(NamedTuple):
+    """float32 [I, d], what embeddings.json says about them, and the shards to remove once they are written."""
+
+    vectors_Id: np.ndarray
+    facts: dict[str, Any]
+    shards: "Shards"
 
 
 class Shards:
@@ -18,7 +56,66 @@ class Shards:
 
     def __init__(self, scratch: Path, fingerprint: str, rows: int, size: int):
         self.folder = scratch / "embed" / fingerprint[:16]
+        self.rows = rows
         self.spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+    def fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
+        """Make the shards of this process that are not there yet, and gather all of them.
+
+        Args:
+            encode: the vectors of consecutive rows, in parts that add up to the slice.
+
+        Returns:
+            float32 [rows, d]; None where another process gathers.
+        """
+        own = range(share.rank, len(self.spans), share.size)
+        missing = [shard for shard in own if self.read(shard) is None]
+        total, left = self._count(own), self._count(missing)
+        if left < total:
+            print(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
+        label = "embed" if share.size == 1 else f"embed, process {share.rank + 1} of {share.size}"
+        slowest = 0.0
+        with Progress(label, total, "items", start=total - left) as progress:
+            for shard in missing:
+                began = time.monotonic()
+                self._make(shard, encode, progress)
+                slowest = max(slowest, time.monotonic() - began)
+            if not share.leads:
+                return None
+            self._wait(PATIENCE + 2 * slowest)
+            return self._gather(encode, progress)
+
+    def _wait(self, patience: float) -> None:
+        """Until the other processes have made their shards, or none came for `patience` seconds: one may have died."""
+        missing, since = len(self.spans), time.monotonic()
+        while (left := sum(not self._path(shard).exists() for shard in range(len(self.spans)))) and (
+                left < missing or time.monotonic() - since < patience):
+            if left < missing:
+                missing, since = left, time.monotonic()
+            time.sleep(0.1)
+
+    def _gather(self, encode: Callable[[slice], Iterable[np.ndarray]], progress: Progress) -> np.ndarray:
+        """All vectors; what no other process has made is made here."""
+        parts = []
+        for shard in range(len(self.spans)):
+            vectors = self.read(shard)
+            if vectors is None:
+                progress.total += self._count([shard])
+                vectors = self._make(shard, encode, progress)
+            parts.append(vectors)
+        return np.concatenate(parts)
+
+    def _make(self, shard: int, encode: Callable[[slice], Iterable[np.ndarray]], progress: Progress) -> np.ndarray:
+        parts = []
+        for vectors in encode(self.spans[shard]):
+            parts.append(vectors)
+            progress.update(len(vectors))
+        made = np.concatenate(parts)
+        write_tensors(self._path(shard), {"vectors": made})
+        return made
+
+    def _count(self, shards: Iterable[int]) -> int:
+        return sum(self.spans[shard].stop - self.spans[shard].start for shard in shards)
 
     def read(self, shard: int) -> np.ndarray | None:
         """float32 [rows of the shard, d], or None where it is not there or damaged."""
@@ -30,9 +127,6 @@ class Shards:
         except UserError:
             print(f"embed: {path} is damaged and is made again")
             return None
-
-    def write(self, shard: int, vectors: np.ndarray) -> None:
-        write_tensors(self._path(shard), {"vectors": vectors})
 
     def remove(self) -> None:
         """Once the result is written they are of no more use."""

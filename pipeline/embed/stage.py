@@ -1,8 +1,10 @@
 """Stage 2: every item gets a vector.
 
-Reads data/interactions/items.parquet, writes data/embeddings/. An item that has no text gets a vector of zeros and is
-counted: it shares its codes with the other such items, and the deduplication digit tells them apart. The seed changes
-nothing here, so that runs with different seeds share their embeddings.
+Reads data/interactions/items.parquet (and images), writes data/embeddings/. An item that has nothing to embed gets a
+vector of zeros and is counted: it shares its codes with the other such items, and the deduplication digit tells them
+apart. The seed changes nothing here, so that runs with different seeds share their embeddings.
+
+Runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline embed`; then the first one writes.
 
 Shape legend: I items, d embedding width.
 """
@@ -22,6 +24,7 @@ from pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.config import Params
+    from pipeline.embed.shards import Encoded
 
 
 def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS,
@@ -37,19 +40,20 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = E
     shards = None
     if config.encoder == "precomputed":
         vectors_Id, facts = _precomputed(config, raw_ids)
-    else:
+    elif config.encoder == "tfidf":
+        from pipeline.embed.tfidf import tfidf_vectors
+
         texts = item_texts(items, config.template)
-        if config.encoder == "tfidf":
-            from pipeline.embed.tfidf import tfidf_vectors
-
-            vectors_Id = tfidf_vectors(texts, config.dimensions)
-            facts = {"template": list(config.template)}
-        else:
-            from pipeline.embed.text import text_vectors
-
-            vectors_Id, facts, shards = text_vectors(texts, config, scratch)
-        facts["items_without_text"] = texts.count("")
+        vectors_Id = tfidf_vectors(texts, config.dimensions)
+        facts = {"template": list(config.template), "items_without_text": texts.count("")}
+    else:
+        encoded = _encode(config, items, raw_ids, output, scratch)
+        if encoded is None:
+            return {}
+        vectors_Id, facts, shards = encoded
     summary = {"encoder": config.encoder, **_count(vectors_Id, raw_ids), **facts}
+    if config.encoder != "multimodal":
+        (output / "rejects.parquet").unlink(missing_ok=True)  # of an earlier run
     Embeddings(vectors_Id, summary).write(output)
     if shards:
         shards.remove()
@@ -57,18 +61,37 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = E
     return summary
 
 
-def item_texts(items: Path, template: tuple[str, ...]) -> list[str]:
+def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, scratch: Path) -> "Encoded | None":
+    """By a neural encoder; None in a process that only helps another. Writes the rejected images."""
+    if config.encoder == "text":
+        from pipeline.embed.text import text_vectors
+
+        texts = item_texts(items, config.template)
+        encoded = text_vectors(texts, config, scratch)
+    else:
+        from pipeline.embed.multimodal import multimodal_vectors
+
+        texts = item_texts(items, config.template, required=False)
+        images = pq.read_table(items, columns=["image"])["image"].to_pylist() if "image" in pq.read_schema(
+            items).names else [None] * len(texts)
+        encoded = multimodal_vectors(texts, images, raw_ids, config, output, scratch)
+    if encoded is not None:
+        encoded.facts["items_without_text"] = texts.count("")
+    return encoded
+
+
+def item_texts(items: Path, template: tuple[str, ...], required: bool = True) -> list[str]:
     """The text of each item, "" where it has none, in the order of item_id.
 
     Raises:
-        UserError: the template names a field that the items do not have, or no item has a text.
+        UserError: the template names a field that the items do not have, or (where `required`) no item has a text.
     """
     read_parquet(items, columns=["item_id"])  # a missing or damaged file is named here
     columns = [field.name for field in pq.read_schema(items) if not pyarrow.types.is_nested(field.type)]
     fields = fields_of(template, columns)
     rows = pq.read_table(items, columns=fields).to_pylist() if fields else []
     texts = [render(template, row) for row in rows]
-    if not any(texts):
+    if required and not any(texts):
         raise UserError("no item has a text", f"embed.template reads {', '.join(template)}; the items have the columns "
                         f"{', '.join(columns)}", "mend embed.template, or bring an item file with titles")
     return texts
@@ -106,4 +129,8 @@ def _report(summary: dict[str, Any]) -> None:
     if summary["zero_vectors"]:
         print(f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
               + (f", {summary['items_without_text']:,} of them as they have no text at all"
-                 if summary.get("items_without_text") else ""))
+                 if summary.get("items_without_text") and summary["encoder"] != "multimodal" else ""))
+    if summary.get("images_named"):
+        print(f"embed: {summary['images']:,} of {summary['images_named']:,} images were used; "
+              f"{summary['images_rejected']:,} were refused (rejects.parquet says why), "
+              f"{summary['images_beyond_limit']:,} left out by embed.max_images")

@@ -1,6 +1,5 @@
 """What a trained model would show next: to a user of the log, or after any list of items."""
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interac
 from pipeline.backbones.generator import Generator, load_generator
 from pipeline.errors import UserError
 from pipeline.evaluate.ranks import check_fit, check_reports
+from pipeline.names import dense_ids
 from pipeline.ranking import generate
 
 BEAM = 20  # at least; a narrower search would find worse items for a short list
-CANDIDATES = 100_000  # ids that an unknown one is held against
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def model_and_history(user: str | None, history: Sequence[str] | None, *, intera
                         f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
                         "name a user with --user, or train with backbone.time_bias=false")
     else:
-        items = _ids(list(history), loaded.items, "item", generator / "items.parquet")
+        items = dense_ids(list(history), loaded.items, "item", generator / "items.parquet")
     if not len(items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
     recent = slice(-int(loaded.config["max_history"]), None)
@@ -96,19 +95,6 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path,
     if len(users) != log.users:
         raise UserError(f"{path} has {len(users):,} users, {splits} has {log.users:,}",
                         "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
-    index = int(_ids([user], users, "user", path)[0])
+    index = int(dense_ids([user], users, "user", path)[0])
     own = slice(log.offsets[index], log.offsets[index + 1])
     return np.asarray(log.items_N[own]), np.asarray(log.timestamps_N[own])
-
-
-def _ids(raw: list[str], known: pd.DataFrame, kind: str, source: Path) -> np.ndarray:
-    """Dense ids of raw ones. Raises UserError that names the nearest raw ids of those that are not known."""
-    names = pd.Index(known["raw_id"].astype(str))
-    ids = names.get_indexer(pd.Index(raw))
-    unknown = [name for name, index in zip(raw, ids, strict=True) if index < 0]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
-        others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError(f"{kind} '{unknown[0]}' is not known{others}", f"{source} lists {len(names):,} {kind}s",
-                        f"did you mean {' or '.join(close)}?" if close else f"such as {', '.join(names[:3])}")
-    return ids

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
@@ -96,12 +97,10 @@ def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Com
     return complaints
 
 
-def leaves_folder(path: str | None) -> bool:
+def leaves_folder(cell: str | None) -> bool:
     """Whether a path given by the data could name a file outside the dataset folder, on any operating system."""
-    if not path:
-        return False
-    parts = PureWindowsPath(path)  # splits at / and at \
-    return bool(parts.anchor) or ".." in parts.parts
+    paths = [PureWindowsPath(name) for name in image_names(cell)]  # splits at / and at \
+    return any(path.anchor or ".." in path.parts for path in paths)
 
 
 def _text(column: pa.Array | None, rows: int) -> pa.Array:

@@ -8,17 +8,41 @@ from typing import Literal
 class QuantizeConfig:
     """How vectors become Semantic IDs."""
 
-    method: Literal["rkmeans"] = "rkmeans"
+    method: Literal["rkmeans", "rqvae", "vqvae", "simvq"] = "rkmeans"
     levels: int = 3  # codes per item, the deduplication digit not counted
     codes: int = 256  # codebook size of each level
     normalize_input: bool = True  # L2-normalise the embeddings first
-    normalize_residuals: bool = True  # L2-normalise what each level leaves, as GRID does: fewer collisions
-    iterations: int = 40  # Lloyd passes per level
-    restarts: int = 1  # runs of k-means per level; the best one is kept
+    normalize_residuals: bool = True  # rkmeans, vqvae: L2-normalise what each level leaves, as GRID: fewer collisions
+    collisions: Literal["digit", "sinkhorn", "none"] = "digit"  # what tells items of equal codes apart
     digit_width: int = 0  # values the deduplication digit may take; 0: as many as the largest group needs
+    max_collision_rate: float = 0.5  # share of items with the codes of another above which the stage fails
+    iterations: int = 40  # Lloyd passes per level of k-means
+    restarts: int = 1  # rkmeans: runs of k-means per level; the best one is kept
+    # rqvae and simvq
+    encoder: Literal["mlp", "identity"] = "mlp"  # identity: the levels quantize the embeddings themselves
+    hidden: tuple[int, ...] = (256,)  # widths between the embedding and the latent; the decoder mirrors them
+    latent: int = 64  # width that is quantized
+    estimator: Literal["straight_through", "rotation"] = "straight_through"  # gradient past the choice of a code
+    bias: bool = True  # simvq: of each level's linear map
+    # rqvae, vqvae and simvq
+    commitment: float = 0.25  # weight of the term that pulls what is quantized towards its code
+    restart_dead: bool = True  # rqvae, vqvae: a code without items starts again at a random item
+    learning_rate: float = 0.005
+    batch_items: int = 256
+    max_steps: int = 3000  # optimizer steps; vqvae: of each level
+    patience: int = 10  # checks without a better reconstruction after which training stops
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.codes < 2 or self.iterations < 1 or self.restarts < 1:
             raise ValueError("quantize needs levels >= 1, codes >= 2, iterations >= 1 and restarts >= 1")
         if self.digit_width < 0:
             raise ValueError("quantize.digit_width must be 0 (as many as needed) or more")
+        if not 0 <= self.max_collision_rate <= 1:
+            raise ValueError("quantize.max_collision_rate is a share between 0 and 1")
+        if min(self.hidden, default=1) < 1 or self.latent < 1:
+            raise ValueError("quantize.hidden and quantize.latent are widths, 1 or more")
+        if self.batch_items < 1 or self.max_steps < 1 or self.patience < 1:
+            raise ValueError("quantize needs batch_items >= 1, max_steps >= 1 and patience >= 1")
+        if self.learning_rate <= 0 or self.commitment < 0:
+            raise ValueError("quantize.learning_rate must be above 0 and quantize.commitment 0 or more")

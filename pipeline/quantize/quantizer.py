@@ -1,16 +1,18 @@
 """What every quantizer promises, and which one `quantize.method` names.
 
 A new method is one file with a class that has `fit`, one line in `build_quantizer`, and its name in `QuantizeConfig`.
-The stage normalises the input, deduplicates and measures; a quantizer only turns vectors into codes.
+The stage normalises the input, settles collisions and measures; a quantizer only turns vectors into codes.
 
-Shape legend: I items, L code levels, d embedding width.
+Shape legend: I items, L code levels, C codes of a level, d embedding width, k width of what the last level quantizes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from pipeline.errors import UserError
 from pipeline.quantize.config import QuantizeConfig
 
 
@@ -18,13 +20,17 @@ from pipeline.quantize.config import QuantizeConfig
 class Quantized:
     """What a quantizer made of the items.
 
-    codes_IL: int32 [I, L], each in [0, codes). codebooks: tensors by name (`level_1` [codes, d], ...).
-    errors_I: float64 [I], Euclidean distance of each vector to the one that its codes stand for.
+    codes_IL: int32 [I, L], each in [0, codes). codebooks: tensors by name: `level_1`.. [C, k], the vectors that codes
+    stand for, and what a network has beside them. errors_I: float64 [I], Euclidean distance of each vector to the one
+    that its codes stand for. last_rows_Ik: what the last level quantized, each to the nearest row of its codebook.
+    errors_with: what `errors_I` would be with other codes of the last level, int [I].
     """
 
     codes_IL: np.ndarray
     codebooks: dict[str, np.ndarray]
     errors_I: np.ndarray
+    last_rows_Ik: np.ndarray
+    errors_with: Callable[[np.ndarray], np.ndarray]
 
 
 class Quantizer(Protocol):
@@ -37,10 +43,26 @@ class Quantizer(Protocol):
 
 def build_quantizer(config: QuantizeConfig, seed: int) -> Quantizer:
     """The quantizer that `config.method` names; its libraries are loaded only here."""
-    from pipeline.quantize.rkmeans import RKMeans
+    if config.method == "rkmeans":
+        from pipeline.quantize.rkmeans import RKMeans
 
-    return RKMeans(levels=config.levels, codes=config.codes, normalize_residuals=config.normalize_residuals,
-                   iterations=config.iterations, restarts=config.restarts, seed=seed)
+        return RKMeans(levels=config.levels, codes=config.codes, normalize_residuals=config.normalize_residuals,
+                       iterations=config.iterations, restarts=config.restarts, seed=seed, device=config.device)
+    if config.method == "vqvae":
+        from pipeline.quantize.vqvae import VQVAE
+
+        return VQVAE(config, seed)
+    from pipeline.quantize.rqvae import RQVAE
+
+    return RQVAE(config, seed)
+
+
+def require_items(codes: int, items: int) -> None:
+    """Raises UserError when there are more codes than items."""
+    if codes > items:
+        raise UserError(f"quantize.codes is {codes}, but there are only {items} items",
+                        "a level cannot hold more codes than items",
+                        f"set quantize.codes to about the square root of items: {round(items ** 0.5)}")
 
 
 def unit_rows(rows_Id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

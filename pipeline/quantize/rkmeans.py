@@ -1,8 +1,9 @@
 """Residual k-means (RK-means): k-means on the vectors, then on what the centroids leave over, level by level.
 
-Source: GRID (arXiv 2507.22224), section 3, which also normalises the residuals; the k-means is faiss's, on the CPU.
+Source: GRID (arXiv 2507.22224), section 3, which also normalises the residuals; the k-means is faiss's, on a GPU where
+faiss-gpu is installed.
 
-Shape legend: I items, L code levels, C codes of a level, d embedding width.
+Shape legend: I items, L code levels, C codes of a level, J rows that are learned from, d embedding width.
 """
 
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.quantize.quantizer import Quantized, unit_rows
-
-ROUNDING = 1e-6  # a residual shorter than this, relative to the longest row, is float32 rounding
+from pipeline.quantize.quantizer import Quantized, require_items
+from pipeline.quantize.residual import fit_residuals
 
 
 @dataclass(frozen=True)
@@ -26,33 +26,16 @@ class RKMeans:
     iterations: int
     restarts: int
     seed: int
+    device: str = "cpu"
 
     def fit(self, vectors_Id: np.ndarray) -> Quantized:
-        """Codes, codebooks `level_1`.. float32 [C, d] and errors of all items.
-
-        With normalised residuals the codebooks of levels 2.. are in units of the residual's own length, so the errors
-        are those of a decoder that knows these lengths.
+        """As `fit_residuals`.
 
         Raises:
-            UserError: more codes than items, or faiss is not installed.
+            UserError: more codes than items, faiss is not installed, or a GPU is asked for that faiss cannot use.
         """
-        if self.codes > len(vectors_Id):
-            raise UserError(f"quantize.codes is {self.codes}, but there are only {len(vectors_Id)} items",
-                            "a level cannot hold more codes than items",
-                            f"set quantize.codes to about the square root of items: {round(len(vectors_Id) ** 0.5)}")
-        rows_Id = vectors_Id.astype(np.float32)
-        scales_I = np.ones(len(vectors_Id))
-        codes, codebooks = [], {}
-        for level in range(self.levels):
-            if level and self.normalize_residuals:
-                rows_Id, lengths_I = unit_rows(rows_Id)
-                scales_I *= lengths_I
-            centroids_Cd, codes_I = self._best_of_restarts(rows_Id, level)
-            rows_Id = _residuals(rows_Id, centroids_Cd[codes_I])
-            codes.append(codes_I)
-            codebooks[f"level_{level + 1}"] = centroids_Cd
-        errors_I = scales_I * np.linalg.norm(rows_Id.astype(np.float64), axis=1)
-        return Quantized(np.stack(codes, axis=1).astype(np.int32), codebooks, errors_I)
+        require_items(self.codes, len(vectors_Id))
+        return fit_residuals(vectors_Id, self.levels, self.normalize_residuals, self._best_of_restarts)
 
     def _best_of_restarts(self, rows_Id: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
         """(centroids [C, d], code of each row [I]) with the least squared error; of equal ones the first.
@@ -62,13 +45,14 @@ class RKMeans:
         results, errors = [], []
         for restart in range(self.restarts):
             seed = int(np.random.default_rng([self.seed, level, restart]).integers(2**31 - 1))
-            centroids_Cd, codes_I = kmeans(rows_Id, self.codes, self.iterations, seed)
+            centroids_Cd, codes_I = kmeans(rows_Id, self.codes, self.iterations, seed, self.device)
             results.append((centroids_Cd, codes_I))
             errors.append(np.square(rows_Id - centroids_Cd[codes_I], dtype=np.float64).sum())
         return results[int(np.argmin(errors))]
 
 
-def kmeans(rows_Id: np.ndarray, codes: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def kmeans(rows_Id: np.ndarray, codes: int, iterations: int, seed: int,
+           device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """(centroids float32 [C, d], nearest centroid of each row, int64 [I]), learned from all rows that are not zero.
 
     A row of zeros (an item without text, or one that equals its centroid of the level before) is assigned but not
@@ -77,33 +61,37 @@ def kmeans(rows_Id: np.ndarray, codes: int, iterations: int, seed: int) -> tuple
     empty cluster by splitting the largest.
     """
     faiss = _faiss()
+    on_gpu = _on_gpu(faiss, device)
     learned_Jd = np.ascontiguousarray(rows_Id[np.any(rows_Id != 0, axis=1)])
     if len(learned_Jd) <= codes:  # each has a code of its own, and the codes left over are zeros
         centroids_Cd = np.zeros((codes, rows_Id.shape[1]), dtype=np.float32)
         centroids_Cd[:len(learned_Jd)] = learned_Jd
     else:
         # Without these limits faiss would learn from a sample, and warn when there are few rows.
-        machine = faiss.Kmeans(rows_Id.shape[1], codes, niter=iterations, seed=seed,
+        machine = faiss.Kmeans(rows_Id.shape[1], codes, niter=iterations, seed=seed, gpu=on_gpu,
                                min_points_per_centroid=1, max_points_per_centroid=len(learned_Jd))
         machine.train(learned_Jd)
         centroids_Cd = machine.centroids
+    # The last assignment runs on the CPU, also after a GPU: exact, and ties fall to the lower code on every machine.
     index = faiss.IndexFlatL2(rows_Id.shape[1])
     index.add(centroids_Cd)
     return centroids_Cd, index.search(np.ascontiguousarray(rows_Id), 1)[1][:, 0]
-
-
-def _residuals(rows_Id: np.ndarray, nearest_Id: np.ndarray) -> np.ndarray:
-    """What the centroids leave over; what is only rounding becomes zero, as normalised it would be a direction."""
-    residuals_Id = rows_Id - nearest_Id
-    noise_I = np.linalg.norm(residuals_Id, axis=1) <= ROUNDING * np.linalg.norm(rows_Id, axis=1).max()
-    residuals_Id[noise_I] = 0
-    return residuals_Id
 
 
 def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError("faiss is not installed", "quantize.method rkmeans runs its k-means",
+        raise UserError("faiss is not installed", "the k-means of quantize.method rkmeans, rqvae and vqvae is faiss's",
                         "pip install 'sidpipe[cpu]' (or 'sidpipe[gpu]' where CUDA 12 libraries are wanted)") from None
     return faiss
+
+
+def _on_gpu(faiss: Any, device: str) -> bool:
+    """Whether k-means runs on a GPU: `auto` takes one where this faiss can."""
+    usable = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+    if device == "cuda" and not usable:
+        raise UserError("quantize.device is cuda, but faiss has no GPU", f"faiss {faiss.__version__} is built for "
+                        "the CPU, or sees no GPU", "set quantize.device to auto, or: pip uninstall faiss-cpu && pip "
+                        "install 'sidpipe[gpu]'")
+    return usable and device != "cpu"

@@ -1,50 +1,108 @@
 """Stage 3: item vectors become Semantic IDs.
 
-Reads data/embeddings/, writes data/sids/: the codes of each item with the deduplication digit last, the codebooks, and
-quality.json.
+Reads data/embeddings/ and the items' categories, writes data/sids/ (the codes of each item with the deduplication digit
+last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's plot).
 
 Shape legend: I items, L code levels, d embedding width.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.artifacts import EMBEDDINGS, SIDS, Embeddings, Sids
+from pipeline.artifacts import (
+    EMBEDDINGS,
+    INTERACTIONS,
+    SIDS,
+    Embeddings,
+    Interactions,
+    Sids,
+    read_parquet,
+    write_bytes,
+)
+from pipeline.errors import RESTORE, UserError
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.quality import measure
+from pipeline.quantize.quality import collision_rate, level_table, measure
 from pipeline.quantize.quantizer import build_quantizer, unit_rows
 
 if TYPE_CHECKING:
     from pipeline.config import Params
 
 
-def run(params: "Params", *, embeddings: Path = EMBEDDINGS, output: Path = SIDS) -> dict[str, Any]:
+def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS,
+        output: Path = SIDS) -> dict[str, Any]:
     """Write data/sids/ and return what quality.json holds.
 
     Raises:
-        UserError: the embeddings are missing or damaged, more codes than items, a digit too narrow, or no faiss.
+        UserError: the embeddings or the items are missing or damaged, more codes than items, more collisions than
+            allowed, a digit too narrow, a library or GPU that is not there, or training diverged. Nothing is written.
     """
-    sids = make_sids(Embeddings.read(embeddings).vectors_Id, params.quantize, params.seed)
+    vectors_Id = Embeddings.read(embeddings).vectors_Id
+    items = read_parquet(Interactions(interactions).items)
+    categories_I = items["categories"].factorize()[0] if "categories" in items else None
+    sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I)
+    check_collisions(sids.quality, params.quantize)
     sids.write(output)
-    quality = sids.quality
-    print(f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
-          f"{quality['collision_rate']:.1%} of items share theirs, {quality['largest_group']} at most")
-    print(f"quantize: level widths {' x '.join(map(str, sids.widths))}, the last is the deduplication digit")
-    return {"widths": list(sids.widths), **quality}
+    write_bytes(output / "levels.csv", level_table(sids.quality).encode())
+    print(summary(sids), flush=True)
+    return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 
 
-def make_sids(vectors_Id: np.ndarray, config: QuantizeConfig, seed: int) -> Sids:
-    """The pure part. vectors_Id: float32 [I, d], row = item_id."""
+def make_sids(vectors_Id: np.ndarray, config: QuantizeConfig, seed: int,
+              categories_I: np.ndarray | None = None) -> Sids:
+    """The pure part. vectors_Id: float32 [I, d], row = item_id. categories_I: int [I], -1 where an item has none."""
     if config.normalize_input:
         vectors_Id, _ = unit_rows(vectors_Id)
     quantized = build_quantizer(config, seed).fit(vectors_Id)
-    digits_I, digit_width = deduplication_digits(quantized.codes_IL, config.digit_width)
+    before = collision_rate(quantized.codes_IL)
+    if config.collisions == "sinkhorn":
+        from pipeline.quantize.sinkhorn import spread_last_codes
+
+        last_I = spread_last_codes(quantized.codes_IL, quantized.last_rows_Ik,
+                                   quantized.codebooks[f"level_{config.levels}"])
+        quantized = replace(quantized, codes_IL=np.column_stack([quantized.codes_IL[:, :-1], last_I]),
+                            errors_I=quantized.errors_with(last_I))
+    codes_IL, widths = quantized.codes_IL, (config.codes,) * config.levels
+    if config.collisions == "digit":
+        digits_I, digit_width = deduplication_digits(codes_IL, config.digit_width)
+        codes_IL, widths = np.column_stack([codes_IL, digits_I]), (*widths, digit_width)
     return Sids(
-        codes_IL=np.column_stack([quantized.codes_IL, digits_I]),
-        widths=(config.codes,) * config.levels + (digit_width,),
-        codebooks=quantized.codebooks,
-        quality={"method": config.method, **measure(vectors_Id, quantized, config.codes)},
+        codes_IL=codes_IL, widths=widths, codebooks=quantized.codebooks, digit=config.collisions == "digit",
+        quality={"method": config.method, "collisions": config.collisions, "quantizer_collision_rate": before,
+                 **measure(vectors_Id, quantized, config.codes, categories_I)},
     )
+
+
+def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
+    """Raises UserError, with advice from the figures, when more items share their codes than config allows."""
+    rate, allowed = quality["collision_rate"], config.max_collision_rate
+    if rate <= allowed:
+        return
+    used = min(quality[f"level_{level + 1}"]["used_codes"] for level in range(config.levels))
+    advice = []
+    if quality["identical_vectors"] > rate / 2:
+        advice.append(f"{quality['identical_vectors']:.1%} of items have the vector of another: embed more of their "
+                      "text (embed.template), as no quantizer can tell these apart")
+    if used < config.codes / 2:
+        advice.append(f"a level uses {used} of its {config.codes} codes: another quantize.method spreads them better"
+                      + ("" if config.method == "rkmeans" else ", so may another quantize.learning_rate"))
+    advice.append("raise quantize.codes or quantize.levels"
+                  + ("" if config.normalize_residuals else ", switch on quantize.normalize_residuals")
+                  + f", or accept it: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}")
+    raise UserError(f"{rate:.1%} of items share their codes with another, quantize.max_collision_rate allows "
+                    f"{allowed:.1%}; the largest group has {quality['largest_group']} items",
+                    "what their codes do not tell apart, a generator can only guess", "\n".join([*advice, RESTORE]))
+
+
+def summary(sids: Sids) -> str:
+    """Collisions and level widths, in two lines."""
+    quality = sids.quality
+    last = {"digit": "the last is the deduplication digit", "none": "items of equal codes share a Semantic ID",
+            "sinkhorn": f"{quality['quantizer_collision_rate']:.1%} of items shared theirs before the last level was "
+                        "assigned anew"}[quality["collisions"]]
+    return (f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
+            f"{quality['collision_rate']:.1%} of items share theirs, {quality['largest_group']} at most\n"
+            f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}")

@@ -70,7 +70,7 @@ class Intrr(Strategy):
 
 def _check_digit(catalogue: "Catalogue", width: int) -> None:
     digits_I = catalogue.codes_IL[:, -1]
-    if not width or int(digits_I.max()) < width:
+    if not catalogue.digit or not width or int(digits_I.max()) < width:
         return
     group_L = catalogue.codes_IL[digits_I.argmax(), :-1]
     members = torch.nonzero((catalogue.codes_IL[:, :-1] == group_L).all(1)).flatten().tolist()

@@ -111,7 +111,7 @@ def _figures(result: Result) -> str:
         _section("Validation", curves(result.history, scores, "on all validation users")),
         _section("By length of history", _breakdown(result.by_history, "items in the history")),
         _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
-        _kept(result.kept_by_level),
+        _kept(result.kept_by_level), _section("Semantic IDs", _sids(result.sid_levels)),
     ])
 
 
@@ -122,6 +122,13 @@ def _kept(table: list[dict[str, str]]) -> str:
         return ""
     drawing = bars([row["level"] for row in table], {"kept": kept}, "tokens of validation histories", "share")
     return _section("Tokens that the encoder keeps", drawing)
+
+
+def _sids(table: list[dict[str, str]]) -> str:
+    """Codes used of each level, and how many these would be if they were used equally."""
+    series = {name: [float(row[column]) for row in table]
+              for name, column in (("codes used", "used_codes"), ("perplexity", "perplexity"))}
+    return bars([row["level"] for row in table], series, "deduplication digit left aside", "codes")
 
 
 def _breakdown(table: list[dict[str, str]], xlabel: str) -> str:

@@ -28,12 +28,13 @@ class Result:
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
     kept_by_level: list[dict[str, str]]  # of the history's tokens
+    sid_levels: list[dict[str, str]]  # how well each level of the Semantic IDs is used
     dataset: dict[str, Any]  # ingest.json
     hashes: dict[str, str]
     key: str
 
 
-def read_result(reports: Path, interactions: Path, lock: Path) -> Result:
+def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Result:
     """Read it all.
 
     Raises:
@@ -45,6 +46,7 @@ def read_result(reports: Path, interactions: Path, lock: Path) -> Result:
     return Result(
         metrics=metrics, history=history, by_history=_rows(reports / "by_history.csv"),
         by_popularity=_rows(reports / "by_popularity.csv"), kept_by_level=_rows(reports / "kept_by_level.csv"),
+        sid_levels=_rows(sids / "levels.csv"),
         dataset=read_json(interactions / "ingest.json"), hashes=hashes, key=result_key(metrics, hashes),
     )
 

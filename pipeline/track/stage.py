@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, write_bytes
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
 from pipeline.track.page import render
 from pipeline.track.provenance import provenance
 from pipeline.track.result import read_result
@@ -23,7 +23,7 @@ REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "
 
 
 def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATOR, interactions: Path = INTERACTIONS,
-        lock: Path = LOCK) -> dict[str, Any]:
+        sids: Path = SIDS, lock: Path = LOCK) -> dict[str, Any]:
     """Write reports/index.html, record the result in MLflow, and print it.
 
     Returns:
@@ -32,7 +32,7 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     Raises:
         UserError: a part of the result is missing, or MLflow's store cannot be used (the page is written before).
     """
-    result, flat = read_result(reports, interactions, lock), flatten(params)
+    result, flat = read_result(reports, interactions, sids, lock), flatten(params)
     page = reports / "index.html"
     write_bytes(page, render(result, flat).encode())
     print(f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
@@ -41,7 +41,8 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     from pipeline.track.record import record  # here, so that the result stands in the terminal while MLflow loads
 
     tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
-    artifacts = {**{reports / name: "report" for name in REPORT_FILES}, PARAMS: "pipeline", lock: "pipeline"}
+    shown = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]
+    artifacts = {**dict.fromkeys(shown, "report"), PARAMS: "pipeline", lock: "pipeline"}
     if params.track.log_model:
         artifacts[generator] = "model"
     recorded = record(result, flat, tags, params.track.experiment, artifacts)

@@ -74,7 +74,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     numbers = config.batch_tokens // config.accumulate * params.backbone.d_model
     torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
     with joined(device) as world:
-        catalogue = Catalogue(read_sids.codes_IL, read_sids.widths).to(device)
+        catalogue = Catalogue(read_sids.codes_IL, read_sids.widths, read_sids.digit).to(device)
         trainer = _trainer(params, read_splits, catalogue, read_sids.codebooks, checkpoints, world, resume)
         if world.leads:
             _announce(trainer, device, world)

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from kernels import BOUNDS, cases, errors
+from attention_kernels import BOUNDS, cases, errors
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)

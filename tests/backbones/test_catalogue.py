@@ -61,6 +61,28 @@ def test_items_with_one_semantic_id_are_refused_by_name():
         Catalogue(np.array([[1, 2, 3], [0, 0, 0], [1, 2, 3]]), WIDTHS)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*(st.integers(0, width - 1) for width in WIDTHS)), min_size=1, max_size=40), st.randoms(),
+       st.integers(1, 12))
+def test_without_a_digit_the_items_of_a_leaf_follow_each_other_by_item_id(rows, random, places):
+    catalogue = Catalogue(np.array(rows), WIDTHS, digit=False)
+    leaves = prefixes(rows, 3)
+    assert catalogue.prefixes[-1] == len(leaves)
+    assert catalogue.shares == (len(leaves) < len(rows))
+    assert [leaves[leaf] for leaf in catalogue.leaf_of_item_I.tolist()] == rows
+    beams = [random.choice([-1, random.randrange(len(leaves))]) for _ in range(4)]
+    expected = [(item, beam) for beam, leaf in enumerate(beams)
+                for item in ([-1] if leaf < 0 else [i for i, row in enumerate(rows) if row == leaves[leaf]])]
+    items, sources = catalogue.items_of(torch.tensor([beams]), places)
+    assert list(zip(items[0].tolist(), sources[0].tolist(), strict=True)) == (expected + [(-1, 4)] * places)[:places]
+
+
+def test_the_bucket_is_all_codes_but_a_digit():
+    codes = np.array([[0, 1, 2], [3, 2, 1]])
+    assert Catalogue(codes, WIDTHS).bucket_levels == 2
+    assert Catalogue(codes, WIDTHS, digit=False).bucket_levels == 3
+
+
 @pytest.mark.parametrize("code", [-1, 3])
 def test_a_code_outside_its_level_is_refused_by_name(code):
     with pytest.raises(ValueError, match=rf"item 1 has code {code} at level 2, which allows 0 to 2"):

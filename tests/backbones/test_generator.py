@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from pipeline.backbones import build_backbone
 from pipeline.backbones.beam import beam_search
+from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import load_generator, save_generator
 from pipeline.errors import UserError
 
@@ -65,6 +67,16 @@ def test_equal_models_give_equal_bytes(saved, tmp_path):
     save_generator(tmp_path / "again", generator.model, generator.catalogue, generator.items[names], EXTRA)
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_path):
+    model = make_model(separators=False)
+    shared = Catalogue(model.catalogue.codes_IL[torch.arange(60) // 2], model.catalogue.widths, digit=False)
+    frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
+    save_generator(tmp_path, build_backbone(model.config, shared), shared, frame, EXTRA)
+    loaded = load_generator(tmp_path).catalogue
+    assert (loaded.digit, loaded.shares) == (False, True)
+    assert torch.equal(loaded.leaf_of_item_I, shared.leaf_of_item_I)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])

@@ -14,9 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.config import Params
+from pipeline.embed import shards
+from pipeline.embed.batches import token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
-from pipeline.embed.text import TextEncoder, mean_pool, text_vectors, token_budget_batches
+from pipeline.embed.t5 import T5Encoder
+from pipeline.embed.text import TextEncoder, mean_pool, text_vectors
 from pipeline.errors import UserError
 
 WORDS = [f"word{i}" for i in range(60)]
@@ -96,10 +99,46 @@ def test_mean_pooling_equals_a_slow_reference_and_ignores_padding():
             [sum(hidden[row, t, d].item() for t in range(length)) / length for d in range(4)], abs=1e-6)
 
 
-def test_only_the_encoder_of_a_t5_is_loaded(folders):
+def test_only_the_encoder_of_a_t5_is_loaded(folders, monkeypatch):
+    loaded, of_transformers = [], T5Encoder.of_transformers
+    monkeypatch.setattr(T5Encoder, "of_transformers",
+                        lambda model: loaded.append(type(model).__name__) or of_transformers(model))
     model = TextEncoder(folders["t5"], "main", "float32", CPU).model
-    assert type(model).__name__ == "T5EncoderModel"
-    assert not [name for name, _ in model.named_parameters() if "decoder" in name]
+    assert loaded == ["T5EncoderModel"]
+    whole = transformers.AutoModel.from_pretrained(folders["t5"]).get_encoder()
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in whole.parameters())
+
+
+@pytest.mark.parametrize("family", ["T5", "MT5"])
+@pytest.mark.parametrize("feed_forward", ["relu", "gated-gelu", "gated-silu"])
+def test_the_rearranged_t5_gives_the_states_of_transformers_own(family, feed_forward):
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=4, feed_forward_proj=feed_forward,
+        relative_attention_num_buckets=8, relative_attention_max_distance=20)
+    original = getattr(transformers, f"{family}EncoderModel")(config).eval()
+    for block in original.encoder.block:  # as published they are all ones
+        for layer in block.layer:
+            torch.nn.init.uniform_(layer.layer_norm.weight, 0.5, 1.5)
+    ids, lengths = torch.randint(0, 64, (5, 37)), torch.tensor([37, 21, 9, 2, 1])
+    mask = torch.arange(37) < lengths[:, None]
+    with torch.no_grad():
+        expected = original(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        states = T5Encoder.of_transformers(original)(ids, mask)
+    assert torch.allclose(states[mask], expected[mask], atol=2e-5)
+
+
+def test_a_relative_of_t5_that_is_built_otherwise_runs_as_transformers_has_it(tmp_path):
+    """UMT5 has a bias in every block."""
+    config = transformers.UMT5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    original = transformers.UMT5ForConditionalGeneration(config).eval()
+    original.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    encoder = TextEncoder(str(tmp_path), "main", "float32", CPU)
+    tokens = encoder.tokenize(["word1 word2 word3"], 20)
+    with torch.no_grad():
+        states = original.get_encoder()(input_ids=torch.from_numpy(tokens[0]).long()[None]).last_hidden_state[0]
+    assert encoder.embed(tokens)[0] == pytest.approx(states.mean(0).numpy(), abs=1e-5)
 
 
 def test_batches_keep_to_the_budget_cover_all_and_let_a_long_text_stand_alone():
@@ -133,19 +172,19 @@ class Counted:
     """Counts the texts that an encoder really embeds."""
 
     def __init__(self, monkeypatch):
-        self.texts, embed = 0, TextEncoder.embed
+        self.texts, start = 0, TextEncoder.start
 
         def counting(encoder, tokens):
             self.texts += len(tokens)
-            return embed(encoder, tokens)
+            return start(encoder, tokens)
 
-        monkeypatch.setattr(TextEncoder, "embed", counting)
+        monkeypatch.setattr(TextEncoder, "start", counting)
 
 
 def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
     counted = Counted(monkeypatch)
-    whole, _, shards = text_vectors(texts(), config(folders["t5"]), tmp_path)
-    files = sorted(shards.folder.iterdir())
+    whole, _, kept = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    files = sorted(kept.folder.iterdir())
     assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
     files[2].unlink()
     files[4].write_bytes(files[4].read_bytes()[:-8])
@@ -206,11 +245,13 @@ SLOW_RUN = """
 import sys, time
 from pathlib import Path
 from pipeline.config import Params
+from pipeline.embed import shards
+from pipeline.embed.batches import token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder
-embed = TextEncoder.embed
-TextEncoder.embed = lambda self, tokens: (time.sleep(0.3), embed(self, tokens))[1]
+start = TextEncoder.start
+TextEncoder.start = lambda self, tokens: (time.sleep(0.3), start(self, tokens))[1]
 folder, model = Path(sys.argv[1]), sys.argv[2]
 config = EmbedConfig(encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
 run(Params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
@@ -236,6 +277,43 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, intera
     run(params, interactions=interactions, output=tmp_path / "whole", scratch=tmp_path / "fresh")
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+def as_process(monkeypatch, rank: int, size: int) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+
+
+def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(folders, tmp_path, monkeypatch):
+    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+    counted = Counted(monkeypatch)
+    for rank, items in ((1, 12), (2, 10)):  # shards 1, 4, 7 (the last one, of two items), and 2, 5
+        as_process(monkeypatch, rank, 3)
+        counted.texts = 0
+        assert text_vectors(texts(), config(folders["t5"]), tmp_path) is None
+        assert counted.texts == items
+    as_process(monkeypatch, 0, 3)
+    counted.texts = 0
+    together, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    assert counted.texts == 15
+    assert together.tobytes() == whole.tobytes()
+
+
+def test_the_first_process_makes_what_another_one_left_undone(folders, tmp_path, monkeypatch):
+    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+    as_process(monkeypatch, 0, 2)
+    monkeypatch.setattr(shards, "PATIENCE", 0.1)
+    assert text_vectors(texts(), config(folders["t5"]), tmp_path)[0].tobytes() == whole.tobytes()
+
+
+def test_a_process_that_helps_writes_no_result(folders, interactions, tmp_path, monkeypatch):
+    as_process(monkeypatch, 1, 2)
+    assert run(Params(embed=config(folders["t5"])), interactions=interactions, output=tmp_path / "out",
+               scratch=tmp_path / "scratch") == {}
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "scratch").rglob("*.safetensors"))
 
 
 # ---------------------------------------------------------------------------------------------------- what can be wrong
@@ -301,7 +379,7 @@ def test_too_little_memory_says_what_to_lower(folders, tmp_path, monkeypatch):
     def no_room(encoder, tokens):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(TextEncoder, "embed", no_room)
+    monkeypatch.setattr(TextEncoder, "start", no_room)
     with pytest.raises(UserError, match="not enough memory") as caught:
         text_vectors(texts(), config(folders["t5"]), tmp_path)
     assert "lower embed.batch_tokens" in caught.value.fix

@@ -173,7 +173,8 @@ def test_vectors_without_an_item_file_are_refused(ingest, tmp_path):
         ingest(folder)
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "images/../../x.png", "C:\\x.png", "..\\x.png"])
+@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "images/../../x.png", "C:\\x.png", "..\\x.png",
+                                  "a.png; /etc/passwd", ["a.png", "../b.png"], [["a.png"], ["/b.png"]]])
 def test_an_image_outside_the_dataset_folder_is_rejected(ingest, tmp_path, path):
     listed = [*ITEMS[:5], {**ITEMS[5], "image": path}]
     result = ingest(dataset(tmp_path / "raw", listed), max_reject_rate=0.2)

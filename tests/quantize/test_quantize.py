@@ -1,44 +1,107 @@
 """The quantize stage: what it writes, and what it makes of real vectors."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from pipeline.artifacts import Embeddings, Sids, read_parquet
+from pipeline.artifacts import Embeddings, Sids, read_parquet, write_parquet
 from pipeline.config import Params
+from pipeline.errors import UserError
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.stage import make_sids, run
+from pipeline.quantize.stage import check_collisions, make_sids, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-SMALL = QuantizeConfig(levels=2, codes=8, iterations=10)
+SMALL = QuantizeConfig(levels=2, codes=8, iterations=10, max_collision_rate=1.0)
+TRAINED = {"hidden": (8,), "latent": 4, "max_steps": 60, "batch_items": 32}
 
 
 def vectors(items: int = 90) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(items, 6)).astype(np.float32)
 
 
-def test_every_item_gets_a_sid_of_its_own_with_the_digit_last(tmp_path):
-    Embeddings(vectors(), {"name": "test"}).write(tmp_path / "embeddings")
-    summary = run(Params(quantize=SMALL), embeddings=tmp_path / "embeddings", output=tmp_path / "sids")
+def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "sids", **columns) -> dict:
+    """The stage on `vectors()` and a catalogue of 90 items with these columns."""
+    Embeddings(vectors(), {"name": "test"}).write(folder / "embeddings")
+    names = [f"v{item:02d}" for item in range(90)]
+    items = pd.DataFrame({"item_id": np.arange(90, dtype=np.int32), "raw_id": names, **columns})
+    write_parquet(folder / "interactions" / "items.parquet", items)
+    return run(Params(seed=seed, quantize=config), embeddings=folder / "embeddings",
+               interactions=folder / "interactions", output=folder / output)
+
+
+@pytest.mark.parametrize("method", ["rkmeans", "rqvae", "vqvae", "simvq"])
+def test_every_item_gets_a_sid_of_its_own_with_the_digit_last(method, tmp_path):
+    summary = run_in(tmp_path, replace(SMALL, method=method, **TRAINED))
     sids = Sids.read(tmp_path / "sids")
     assert sids.codes_IL.shape == (90, 3)
+    assert sids.digit
     assert len(set(map(tuple, sids.codes_IL.tolist()))) == 90
     assert (sids.codes_IL < sids.widths).all()
     assert sids.widths == (8, 8, sids.quality["largest_group"])
     assert sids.quality == summary
-    assert sorted(sids.codebooks) == ["level_1", "level_2"]
+    assert {"level_1", "level_2"} <= set(sids.codebooks)
     assert read_parquet(tmp_path / "sids" / "sids.parquet")["item_id"].tolist() == list(range(90))
+    assert len((tmp_path / "sids/levels.csv").read_text().splitlines()) == 3
 
 
 def test_a_second_run_writes_the_same_bytes_and_another_seed_other_codes(tmp_path):
-    Embeddings(vectors(), {"name": "test"}).write(tmp_path / "embeddings")
     written = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run(Params(seed=seed, quantize=SMALL), embeddings=tmp_path / "embeddings", output=tmp_path / name)
+        run_in(tmp_path, SMALL, seed, output=name)
         written[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert written["a"] == written["b"]
     assert written["a"]["sids.parquet"] != written["c"]["sids.parquet"]
+
+
+def test_without_a_digit_items_of_equal_codes_share_a_sid(tmp_path):
+    with_digit = make_sids(vectors(), SMALL, 1)
+    summary = run_in(tmp_path, replace(SMALL, collisions="none"), seed=1)
+    sids = Sids.read(tmp_path / "sids")
+    assert (sids.codes_IL == with_digit.codes_IL[:, :-1]).all()
+    assert (sids.widths, sids.digit, summary["largest_group"]) == ((8, 8), False, with_digit.widths[-1])
+
+
+@pytest.mark.parametrize("method", ["rkmeans", "vqvae"])
+def test_sinkhorn_tells_all_items_apart_without_a_digit_and_says_what_it_cost(method):
+    config = replace(SMALL, method=method, codes=20, **TRAINED)
+    plain, spread = (make_sids(vectors(), replace(config, collisions=how), 1) for how in ("none", "sinkhorn"))
+    assert (spread.codes_IL[:, 0] == plain.codes_IL[:, 0]).all()
+    assert len(set(map(tuple, spread.codes_IL.tolist()))) == 90
+    assert (spread.widths, spread.digit, spread.quality["collision_rate"]) == ((20, 20), False, 0.0)
+    assert spread.quality["quantizer_collision_rate"] == plain.quality["collision_rate"] > 0
+    error = "relative_reconstruction_error"
+    assert plain.quality[error] < spread.quality[error] < plain.quality[error] + 0.5
+
+
+def test_categories_are_compared_where_the_log_has_them(tmp_path):
+    assert run_in(tmp_path, SMALL)["category_agreement_by_chance"] is None
+    mixed = ["a", "b", None] * 30
+    assert run_in(tmp_path, SMALL, categories=mixed)["category_agreement_by_chance"] == pytest.approx(29 / 59, abs=1e-4)
+
+
+def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"of items share their codes with another, quantize.max_collision_rate allows "
+                                        r"10.0%; the largest group has \d+ items") as caught:
+        run_in(tmp_path, replace(SMALL, max_collision_rate=0.1))
+    assert "raise quantize.codes or quantize.levels" in caught.value.fix
+    assert caught.value.fix.splitlines()[-2:] == ["  git checkout params.yaml", "  dvc checkout"]
+    assert not (tmp_path / "sids").exists()
+
+
+def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
+    quality = {"collision_rate": 0.6213, "largest_group": 9, "identical_vectors": 0.5,
+               "level_1": {"used_codes": 3}, "level_2": {"used_codes": 8}}
+    config = replace(SMALL, method="simvq", max_collision_rate=0.2, normalize_residuals=False)
+    with pytest.raises(UserError) as caught:
+        check_collisions(quality, config)
+    for words in ("50.0% of items have the vector of another", "a level uses 3 of its 8 codes",
+                  "another quantize.learning_rate", "switch on quantize.normalize_residuals",
+                  "quantize.max_collision_rate=0.63"):
+        assert words in caught.value.fix
+    check_collisions(quality, replace(config, max_collision_rate=0.63))
 
 
 def test_normalised_input_makes_the_length_of_a_vector_irrelevant():

@@ -7,34 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_residual import clouds, follow
 
 from pipeline.errors import UserError
-from pipeline.quantize.quantizer import Quantized, unit_rows
+from pipeline.quantize.quantizer import unit_rows
 from pipeline.quantize.rkmeans import RKMeans, kmeans
-
-
-def clouds(seed: int, items: int = 300, width: int = 8, centers: int = 12) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (3 * rng.normal(size=(centers, width))[rng.integers(0, centers, items)]
-            + rng.normal(size=(items, width))).astype(np.float32)
 
 
 def rkmeans(**changes) -> RKMeans:
     return RKMeans(**{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5,
                       **changes})
-
-
-def follow(vector: np.ndarray, codes: list[int], quantized: Quantized, normalize: bool) -> tuple[np.ndarray, float]:
-    """(the vector that the codes stand for, how much farther than the nearest centroid a code was at most), by hand."""
-    residual, scale, rebuilt, excess = vector.astype(np.float64), 1.0, np.zeros(len(vector)), 0.0
-    for level, (code, centroids) in enumerate(zip(codes, quantized.codebooks.values(), strict=True)):
-        if level and normalize and (length := np.sqrt((residual**2).sum())) > 1e-5:
-            residual, scale = residual / length, scale * length
-        distances = [np.sqrt(((residual - centroid) ** 2).sum()) for centroid in centroids]
-        excess = max(excess, distances[code] - min(distances))
-        rebuilt += scale * centroids[code]
-        residual = residual - centroids[code]
-    return rebuilt, excess
 
 
 @given(st.integers(0, 1000), st.booleans())
@@ -121,6 +103,37 @@ def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads():
         assert [book.tobytes() for book in other.codebooks.values()] == \
                [book.tobytes() for book in results[0].codebooks.values()]
     assert rkmeans(codes=64, seed=6).fit(vectors).codes_IL.tobytes() != results[0].codes_IL.tobytes()
+
+
+@pytest.mark.parametrize(("device", "gpus", "taken"), [("auto", 2, True), ("cuda", 1, True), ("cpu", 2, False),
+                                                       ("auto", 0, False)])
+def test_k_means_runs_on_a_gpu_where_faiss_sees_one(device, gpus, taken, monkeypatch):
+    asked = []
+
+    class Kmeans(faiss.Kmeans):
+        def __init__(self, *sizes, gpu, **settings):
+            asked.append(gpu)
+            super().__init__(*sizes, **settings)
+
+    monkeypatch.setattr(faiss, "Kmeans", Kmeans)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: gpus, raising=False)
+    rkmeans(levels=1, device=device).fit(clouds(0))
+    assert asked == [taken]
+
+
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="faiss-gpu is installed")
+def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra():
+    with pytest.raises(UserError, match=r"quantize\.device is cuda, but faiss has no GPU") as caught:
+        rkmeans(device="cuda").fit(clouds(0))
+    assert "sidpipe[gpu]" in caught.value.fix
+
+
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus(), reason="needs faiss-gpu")
+def test_a_gpu_gives_clusters_as_good_as_the_cpu():
+    vectors = clouds(8, items=3000, width=32)
+    errors = [np.square(rkmeans(codes=64, device=device).fit(vectors).errors_I).sum() for device in ("cpu", "cuda")]
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
 def test_without_faiss_the_error_names_the_extras(monkeypatch):

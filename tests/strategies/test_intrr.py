@@ -345,6 +345,20 @@ class TestTheQuantizersCodebooks:
 
 
 class TestTheDigit:
+    def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
+        codes_IL = catalogue().codes_IL[:, :-1]
+        torch.manual_seed(0)
+        strategy = Intrr(IntrrConfig(hidden=12))
+        config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
+        model = strategy.build_model(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
+        assert [len(book) for book in model.ran.codebooks] == [4, 3]
+        beams = beam_search(model, TestDecoding.pack([[1, 2], [3]]), ITEMS)
+        assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2
+        with torch.no_grad():
+            state_d = reference.state(model, [3])
+            expected_I = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
+        torch.testing.assert_close(beams.scores_WK[1].double(), expected_I[beams.items_WK[1]], rtol=1e-5, atol=1e-5)
+
     def test_has_a_width_of_its_own(self):
         _, model = make()
         assert [len(book) for book in model.ran.codebooks] == [4, 3, DIGIT]

@@ -14,7 +14,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "DVC_EXP_NAME", "DVC_EXP_BASELINE_REV", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
-    for folder in (".dvc", "reports", "data/interactions", "models/generator"):
+    for folder in (".dvc", "reports", "data/interactions", "data/sids", "models/generator"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "params.yaml").write_text("seed: 42\n")
     (tmp_path / "models/generator/model.safetensors").write_bytes(b"weights")

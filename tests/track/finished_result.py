@@ -36,6 +36,10 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
     (project / "reports/by_popularity.csv").write_text(BINS + " 1-5,900,.12,.05,.08,0\n6-10,700,.1,.04,.09,.02\n")
     (project / "reports/kept_by_level.csv").write_text("level,kept\nlevel 1,1.0\nlevel 2,1.0\nseparator,1.0\n")
     (project / "reports/kept_by_position.csv").write_text("items_ago,kept\n0,1.0\n1,1.0\n2,1.0\n")
+    (project / "data/sids/levels.csv").write_text(
+        "level,used_codes,perplexity,entropy_bits,gini,prefixes,neighbour_agreement,category_agreement\n"
+        "level 1,64,57.1,5.84,.27,64,.6,.5\nlevel 2,63,42.3,5.4,.48,713,.3,\n")
+    (project / "data/sids/quality.json").write_text("{}")
     _write_lock(project, model_hash)
     return metrics
 

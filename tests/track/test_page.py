@@ -16,7 +16,7 @@ from pipeline.track.stage import flatten
 
 @pytest.fixture
 def result(project: Path) -> Result:
-    return read_result(Path("reports"), Path("data/interactions"), Path("dvc.lock"))
+    return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_the_page_shows_every_number_of_the_scoreboard(result: Result, page: str
     assert "1,490 users without ties" in page
 
 
-def test_the_page_has_two_curves_two_breakdowns_and_every_parameter(result: Result, page: str) -> None:
-    assert page.count("<svg") == 4
+def test_the_page_has_two_curves_two_breakdowns_the_sids_and_every_parameter(result: Result, page: str) -> None:
+    assert page.count("<svg") == 5
     for key in flatten(Params()):
         assert f"<code>{key}</code>" in page
     assert result.key in page
@@ -52,7 +52,7 @@ def test_what_a_strategy_drops_is_drawn_where_it_drops_something(result: Result,
     assert "Tokens that the encoder keeps" not in page
     pruned = replace(result, kept_by_level=[{"level": "level 1", "kept": "0.5"}, {"level": "separator", "kept": "1.0"}])
     drawn = render(pruned, flatten(Params()))
-    assert drawn.count("<svg") == 5
+    assert drawn.count("<svg") == 6
     assert "Tokens that the encoder keeps" in drawn
 
 
@@ -81,7 +81,7 @@ def test_tags_are_closed(page: str) -> None:
 
 def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
     short = replace(result, history=result.history[:1], by_history=result.by_history[:1])
-    assert render(short, flatten(Params())).count("<svg") == 4
+    assert render(short, flatten(Params())).count("<svg") == 5
 
 
 def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:

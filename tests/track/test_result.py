@@ -12,7 +12,7 @@ from pipeline.track.result import Result, read_result
 
 
 def read() -> Result:
-    return read_result(Path("reports"), Path("data/interactions"), Path("dvc.lock"))
+    return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
 
 
 def test_a_result_holds_what_the_files_hold(project: Path) -> None:
@@ -63,9 +63,9 @@ def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None
         read()
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
-                                  "kept_by_level.csv"])
+@pytest.mark.parametrize("name", ["reports/metrics.json", "reports/history.csv", "reports/by_history.csv",
+                                  "reports/by_popularity.csv", "reports/kept_by_level.csv", "data/sids/levels.csv"])
 def test_a_missing_report_is_named(project: Path, name: str) -> None:
-    (project / "reports" / name).unlink()
+    (project / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not here"):
         read()

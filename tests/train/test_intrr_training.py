@@ -124,8 +124,10 @@ def test_bfloat16_stays_near_float32(world: TinyWorld) -> None:
     ({"strategy": "intrr", "train": {"batching": "padded"}}, "set train.batching=packed"),
     ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment must be 0 or more"),
     ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden must be 1 or more"),
+    ({"strategy": "intrr", "intrr": {"tie_break": "uid"}, "quantize": {"collisions": "none"}},
+     "set quantize.collisions=digit"),
     ({"intrr": {"mix": "hard"}}, "intrr.mix is 'hard'"),
-], ids=["with rastp", "padded", "negative", "no hidden units", "unknown mix"])
+], ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix"])
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_params(**settings)

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TinyWorld, make_params, make_splits
 
-from pipeline.artifacts import Splits
+from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Histories
 from pipeline.errors import UserError
 from pipeline.train import stage
@@ -211,3 +212,14 @@ def test_a_log_too_short_to_learn_from_is_refused(world: TinyWorld, tmp_path: Pa
     make_splits(lengths, np.random.default_rng(0)).write(tmp_path / "splits")
     with pytest.raises(UserError, match=words):
         world.train(make_params())
+
+
+def test_items_may_share_a_semantic_id(world: TinyWorld) -> None:
+    (world.folder / "sids").unlink()
+    pairs = Sids(world.sids.codes_IL[:, :2], world.sids.widths[:2], world.sids.codebooks, {}, digit=False)
+    pairs.write(world.folder / "sids")
+    world.train(make_params())
+    loaded = load_generator(world.folder / "run" / "generator")
+    assert loaded.catalogue.shares
+    assert loaded.catalogue.prefixes[-1] == 20
+    assert history(world)["recall_at_10"].iloc[-1] > 0

@@ -1,6 +1,6 @@
 """The Triton attention against the float64 reference, on a GPU: largest relative error per dtype, kind and length.
 
-    python benchmarks/kernels.py                  # prints the table; exit code 1 when an error is above its bound
+    python benchmarks/attention_kernels.py           # prints the table; exit code 1 when an error is above its bound
 
 An error is ||ours - reference|| / ||reference|| over a whole tensor: output, gradients of queries, keys, values and
 bias, attention mass per key. Inputs are random; sequence lengths within one case are ragged up to the length named.

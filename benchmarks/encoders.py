@@ -1,0 +1,353 @@
+"""Throughput of the item encoders at their published sizes, with random weights; prints one line per row.
+
+    python -m benchmarks.encoders                       # checks, then all rows; needs one GPU of 40 GB or more
+    python -m benchmarks.encoders --rows t5 --profile   # where the time of Flan-T5-XL's encoder goes
+
+Run it from the project's folder.
+Needs torch, transformers and NumPy (the rows with images also Pillow), and nothing to download: configurations are
+written out below as published, weights are random, tokens are drawn. Random weights cost what trained ones cost.
+
+Lengths. No tokenizer is here, so texts are numbers of tokens, at 3.5 characters a token. Titles and category paths
+follow the 12,101 items of Amazon Beauty (5-core): log-normal with median 58 and 54 characters, sigma 0.5 and 0.3.
+Descriptions are not in that file; they are ASSUMED: nine items in ten have one, log-normal with median 400 characters,
+sigma 0.9. All is cut at 128 tokens, as the presets do; the row "t5-512" cuts at 512.
+Images are JPEGs of 500 x 500 pixels, shrunk to 448 x 448, which is 256 tokens of 28 x 28 pixels.
+
+Definitions. items/s: over the whole loop - batch made on the host, copied, computed, vectors back - after warm-up.
+TFLOP/s: matrix products over real tokens (padding earns nothing), attention's included, 2 per multiply-add; the token
+table and the patch embedding are left out. Share: of 989 TFLOP/s, an H200's dense bfloat16. With --steps N a row stops
+after N batches.
+"""
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from pipeline.embed.batches import in_step, packed_batches, to_device, token_budget_batches
+from pipeline.embed.config import EmbedConfig
+from pipeline.embed.qwen import Prompt, QwenEncoder
+from pipeline.embed.t5 import T5Encoder
+from pipeline.embed.text import mean_pool, padded
+
+PEAK = 989e12
+ITEMS = 12_101
+FLAN_T5_XL = {
+    "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24,
+    "num_heads": 32, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+QWEN_TEXT = {
+    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+    "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
+QWEN_VISION = {
+    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_channels": 3, "patch_size": 14,
+    "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "out_hidden_size": 3584,
+    "tokens_per_second": 2, "fullatt_block_indexes": [7, 15, 23, 31]}
+IMAGE_TOKEN, VISION_START, VISION_END = 151655, 151652, 151653
+PROMPT_TOKENS = 32  # of the chat around an item, images apart
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    items: int
+    seconds: float
+    flops: float  # of all these items
+    tokens: int
+    note: str
+
+    def __str__(self) -> str:
+        rate = self.flops / self.seconds
+        memory = f" {torch.cuda.max_memory_allocated() / 2**30:6.1f} GiB" if torch.cuda.is_available() else ""
+        return (f"{self.name:28} {self.items / self.seconds:9,.1f} items/s"
+                f" {self.tokens / self.seconds / 1e3:8.1f} k tokens/s"
+                f" {rate / 1e12:7.1f} TFLOP/s {rate / PEAK:6.1%}{memory}  {self.note}")
+
+
+def text_lengths(cut: int, seed: int = 0) -> np.ndarray:
+    """Tokens of each item's text, see the top."""
+    rng = np.random.default_rng(seed)
+    title, category, description = (median * np.exp(sigma * rng.standard_normal(ITEMS))
+                                    for median, sigma in ((58, 0.5), (54, 0.3), (400, 0.9)))
+    characters = title + category + description * (rng.random(ITEMS) < 0.9)
+    return np.clip(np.ceil(characters / 3.5).astype(int) + 1, 4, cut)
+
+
+# ---------------------------------------------------------------------------------------------------- Flan-T5-XL
+
+def t5_config(layers: int) -> Any:
+    return transformers.T5Config(**{**FLAN_T5_XL, "num_layers": layers})
+
+
+def t5_flops(config: Any, lengths: np.ndarray) -> float:
+    inner = config.num_heads * config.d_kv
+    weights = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff
+    return float(config.num_layers * 2 * (weights * lengths.sum() + 2 * inner * np.square(lengths, dtype=float).sum()))
+
+
+def t5_texts(config: Any, lengths: np.ndarray) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [rng.integers(2, config.vocab_size, length).astype(np.int32) for length in lengths]
+
+
+def t5_pass(model: Callable, texts: list[np.ndarray], budget: int, device: torch.device) -> Iterator[np.ndarray]:
+    """Vectors of the texts, which come from long to short, batch by batch."""
+    def start(batch: slice) -> torch.Tensor:
+        ids_BT, mask_BT = (to_device(x, device) for x in padded(texts[batch], 0))
+        return mean_pool(model(ids_BT, mask_BT), mask_BT)
+
+    return in_step(start, token_budget_batches([len(text) for text in texts], budget), budget)
+
+
+def t5_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    config = t5_config(args.layers or 24)
+    with torch.device(device):
+        encoder = T5Encoder(config).to(torch.bfloat16).eval()
+    for name, cut in (("t5", 128), ("t5-512", 512)):
+        if name in args.rows:
+            yield t5_row(f"Flan-T5-XL, cut at {cut}", encoder, config, cut, args, device)
+    if "t5-transformers" in args.rows:
+        theirs = transformers_t5(config, device, torch.bfloat16)
+        yield t5_row("  as transformers has it", theirs, config, 128, args, device)
+
+
+def transformers_t5(config: Any, device: torch.device, dtype: torch.dtype) -> Callable:
+    with torch.device(device):
+        model = transformers.T5EncoderModel(config).to(dtype).eval()
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+
+
+def t5_row(name: str, model: Callable, config: Any, cut: int, args: argparse.Namespace, device: torch.device) -> Row:
+    lengths = np.sort(text_lengths(cut))[::-1]
+    texts, budget = t5_texts(config, lengths), args.t5_tokens
+    batches = list(token_budget_batches(lengths.tolist(), budget))
+    few = np.unique(np.linspace(0, len(batches) - 1, min(args.steps, len(batches))).astype(int))  # of all lengths
+    chosen = np.concatenate([np.arange(len(lengths))[batches[i]] for i in few])
+    padding = 1 - lengths[chosen].sum() / sum(
+        lengths[batches[i].start] * (batches[i].stop - batches[i].start) for i in few)
+    subset = [texts[i] for i in chosen]
+    for _ in t5_pass(model, subset[:len(subset) // 2], budget, device):
+        pass  # compiles, and warms the allocator up
+    seconds = timed(lambda: list(t5_pass(model, subset, budget, device)), args.profile)
+    return Row(name, len(chosen), seconds, t5_flops(config, lengths[chosen]), int(lengths[chosen].sum()),
+               f"mean length {lengths[chosen].mean():.0f}, batches of {budget:,} tokens, {padding:.1%} padding")
+
+
+# ---------------------------------------------------------------------------------------------------- Qwen2.5-VL-7B
+
+def qwen_config(layers: int = 28, depth: int = 32) -> Any:
+    return transformers.Qwen2_5_VLConfig(
+        text_config={**QWEN_TEXT, "num_hidden_layers": layers}, image_token_id=IMAGE_TOKEN,
+        vision_config={**QWEN_VISION, "depth": depth}, vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END)
+
+
+def qwen_flops(config: Any, lengths: np.ndarray, patches: int, images: int) -> float:
+    """Of items of these lengths, and of `images` images of `patches` patches each."""
+    text, vision = config.text_config, config.vision_config
+    d, head = text.hidden_size, text.hidden_size // text.num_attention_heads
+    layer = d * (2 * d + 2 * text.num_key_value_heads * head) + 3 * d * text.intermediate_size
+    squares = np.square(lengths, dtype=float).sum()
+    language = text.num_hidden_layers * 2 * (layer * lengths.sum() + d * squares)  # half of the square: causal
+    w, window = vision.hidden_size, (vision.window_size // vision.patch_size) ** 2
+    block = 4 * w * w + 3 * w * vision.intermediate_size
+    whole = sum(i < vision.depth for i in vision.fullatt_block_indexes)
+    scores = 2 * w * (whole * patches + (vision.depth - whole) * min(window, patches))  # per patch, of all blocks
+    merger = ((4 * w) ** 2 + 4 * w * d) / 4  # per patch
+    return float(language + images * patches * 2 * (vision.depth * block + scores + merger))
+
+
+class NoTokenizer:
+    """Stands where a tokenizer would; tokens are drawn."""
+
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<|im_start|>": 151644}
+
+
+def qwen_encoder(config: Any, device: torch.device, dtype: torch.dtype) -> QwenEncoder:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return QwenEncoder(qwen_model(config, device, dtype), NoTokenizer(), Qwen2VLImageProcessorPil(), device, 256)
+
+
+def qwen_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return transformers.Qwen2_5_VLModel(config).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def qwen_prompts(grid: tuple[int, int], lengths: np.ndarray) -> list[Prompt]:
+    """Chats with one image (none where the grid is empty) and a text of so many tokens."""
+    rng, image = np.random.default_rng(1), grid[0] * grid[1] // 4
+    prompts = []
+    for length in lengths:
+        words = rng.integers(0, 150_000, length + PROMPT_TOKENS).astype(np.int32)
+        ids = np.concatenate([words[:16], [VISION_START], np.full(image, IMAGE_TOKEN), [VISION_END], words[16:]])
+        prompts.append(Prompt(ids.astype(np.int32), (grid,)) if image else Prompt(words, ()))
+    return prompts
+
+
+def qwen_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    config = qwen_config(args.layers or 28, args.layers or 32)
+    encoder = qwen_encoder(config, device, torch.bfloat16)
+    lengths = np.sort(text_lengths(128))[::-1]
+    with TemporaryDirectory() as folder:
+        for name, kind in (("Qwen2.5-VL-7B, image + text", "qwen"), ("Qwen2.5-VL-7B, text alone", "qwen-text")):
+            if kind in args.rows:
+                yield qwen_row(name, encoder, config, lengths, kind == "qwen", Path(folder), args)
+
+
+def qwen_row(name: str, encoder: QwenEncoder, config: Any, lengths: np.ndarray, with_image: bool, folder: Path,
+             args: argparse.Namespace) -> Row:
+    from pipeline.embed.multimodal import encode_batches
+
+    settings = EmbedConfig(encoder="multimodal", batch_tokens=args.qwen_tokens)
+    grid = encoder.grid(500, 500) if with_image else (0, 0)
+    prompts = qwen_prompts(grid, lengths)
+    sizes = [len(prompt.ids) for prompt in prompts]
+    batches = list(packed_batches(sizes, args.qwen_tokens))
+    few = np.unique(np.linspace(0, len(batches) - 1, min(args.steps, len(batches))).astype(int))
+    chosen = np.concatenate([np.arange(len(sizes))[batches[i]] for i in few])
+    pictures = [[picture] for picture in jpegs(folder, len(chosen))] if with_image else [[] for _ in chosen]
+    subset = [prompts[i] for i in chosen]
+    list(encode_batches(encoder, subset[:2 * len(subset) // len(few)], pictures, settings))
+    seconds = timed(lambda: list(encode_batches(encoder, subset, pictures, settings)), args.profile)
+    own = np.array(sizes)[chosen]
+    flops = qwen_flops(config, own, grid[0] * grid[1], len(chosen) if with_image else 0)
+    return Row(name, len(chosen), seconds, flops, int(own.sum()),
+               f"mean length {own.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
+               + (", JPEGs decoded meanwhile" if with_image else ""))
+
+
+def jpegs(folder: Path, count: int) -> list[Any]:
+    """So many pictures; the files are 32 different ones of 500 x 500 pixels."""
+    from PIL import Image
+
+    from pipeline.embed.images import inspect
+
+    rng = np.random.default_rng(2)
+    for i in range(32):
+        coarse = Image.fromarray(rng.integers(0, 256, (25, 25, 3)).astype(np.uint8)).resize((500, 500))
+        buffer = io.BytesIO()
+        coarse.save(buffer, "JPEG", quality=90)
+        (folder / f"{i}.jpg").write_bytes(buffer.getvalue())
+    pictures = [inspect(folder, f"{i}.jpg", 10**6) for i in range(32)]
+    return [pictures[i % 32] for i in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------- checks
+
+@torch.inference_mode()
+def check(device: torch.device) -> None:
+    """Two blocks of full width: least cosine of our bfloat16 vectors with those of transformers in float32."""
+    config = t5_config(2)
+    with torch.device(device):
+        theirs = transformers.T5EncoderModel(config).eval()
+    texts = t5_texts(config, np.sort(text_lengths(128)[:64])[::-1])
+    ours = T5Encoder.of_transformers(theirs).to(torch.bfloat16)
+    mine = np.concatenate(list(t5_pass(ours, texts, 2048, device)))
+    alone = np.concatenate([v for text in texts for v in t5_pass(ours, [text], 2048, device)])
+    expected = np.stack([theirs(torch.tensor(text[None]).long().to(device)).last_hidden_state[0].mean(0).cpu().numpy()
+                         for text in texts])
+    print(f"check T5: cosine with transformers in float32 {cosine(mine, expected):.5f}, "
+          f"of a text alone with the same in a batch {cosine(mine, alone):.6f}", flush=True)
+    check_qwen(device)
+
+
+def check_qwen(device: torch.device) -> None:
+    config = qwen_config(2, 8)  # the eighth block of the vision tower sees whole images
+    model = qwen_model(config, device, torch.float32)
+    lengths, generator = text_lengths(128)[:12], torch.Generator().manual_seed(0)
+    prompts = qwen_prompts((12, 20), lengths)
+    pixels = [torch.randn(240, 1176, generator=generator) for _ in prompts]  # patches and their numbers
+    expected = []
+    for prompt, patches in zip(prompts, pixels, strict=True):
+        ids = torch.from_numpy(prompt.ids).long().to(device)[None]
+        states = model(input_ids=ids, pixel_values=patches.to(device), mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
+                       image_grid_thw=torch.tensor([[1, 12, 20]], device=device)).last_hidden_state
+        expected.append(states[0, -1].cpu().numpy())
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    ours = QwenEncoder(model.to(torch.bfloat16), NoTokenizer(), Qwen2VLImageProcessorPil(), device, 256)
+    pixels = [patches.bfloat16() for patches in pixels]
+    mine = ours.embed(prompts, pixels, "last_token")
+    alone = np.concatenate([ours.embed([prompt], [patches], "last_token")
+                            for prompt, patches in zip(prompts, pixels, strict=True)])
+    print(f"check Qwen2.5-VL: cosine with transformers in float32 {cosine(mine, np.stack(expected)):.5f}, "
+          f"of an item alone with the same in a batch {cosine(mine, alone):.6f}", flush=True)
+
+
+def cosine(left: np.ndarray, right: np.ndarray) -> float:
+    """Least over rows."""
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(((left * right).sum(1) / norms).min())
+
+
+# ---------------------------------------------------------------------------------------------------- running
+
+def timed(work: Callable[[], object], profile: bool) -> float:
+    """Seconds; its vectors come back to the host, so that nothing is left running."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - began
+    if profile:
+        _profile(work)
+    return seconds
+
+
+def _profile(work: Callable[[], object]) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA]) as record:
+        began = time.perf_counter()
+        work()
+        wall = time.perf_counter() - began
+    total = sum(event.self_device_time_total for event in record.key_averages()) / 1e6
+    print(f"  kernels {total:.2f} s of {wall:.2f} s")
+    for event in sorted(record.key_averages(), key=lambda e: -e.self_device_time_total)[:20]:
+        print(f"  {event.self_device_time_total / 1e6 / total:6.1%} {event.count:6} calls  {event.key[:110]}")
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", default="t5,t5-512,t5-transformers,qwen,qwen-text", type=lambda text: text.split(","))
+    parser.add_argument("--steps", type=int, default=24, help="batches of a row, spread over all lengths")
+    parser.add_argument("--t5-tokens", type=int, default=32768, help="tokens of a batch of texts")
+    parser.add_argument("--qwen-tokens", type=int, default=32768, help="tokens of a batch of items")
+    parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published, to try the script")
+    parser.add_argument("--no-check", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, "
+          f"transformers {transformers.__version__}", flush=True)
+    if not args.no_check:
+        check(device)
+    for rows in (t5_rows, qwen_rows):
+        if any(row.startswith(rows.__name__[:2]) for row in args.rows):
+            for row in rows(args, device):
+                print(row, flush=True)
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Published weights, from the Hugging Face hub or a local folder: all of them or an error, and never their code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from pipeline.artifacts import fingerprint
+from pipeline.errors import UserError
+
+# What the libraries raise for a model that is absent, of another kind, damaged or too large (RuntimeError)
+NOT_LOADED = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
+
+
+def load_config(model: str, revision: str) -> Any:
+    """The model's configuration. Raises one of NOT_LOADED."""
+    return transformers.AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
+
+
+def load_tokenizer(model: str, revision: str) -> Any:
+    """The model's tokenizer. Raises one of NOT_LOADED."""
+    return transformers.AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+
+
+def load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
+    """The model without its head and without a decoder of its own; on the CPU.
+
+    Raises:
+        ValueError: weights are missing, and would be random. Or another one of NOT_LOADED.
+    """
+    transformers.logging.set_verbosity_error()  # its report of unused weights: the decoder, a language-model head
+    kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
+    loaded, report = kind.from_pretrained(
+        model, revision=revision, config=config, dtype=getattr(torch, dtype), trust_remote_code=False,
+        weights_only=True, output_loading_info=True)
+    missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # we pool ourselves
+    if missing:
+        raise ValueError(f"{len(missing)} weights are not in the files, such as {missing[0]}")
+    return loaded
+
+
+def name_and_revision(model: str, revision: str, config: Any) -> tuple[str, str]:
+    """What embeddings.json says: a folder's name and the sha256 of its files, or a hub name and its commit."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder.name, fingerprint(folder)
+    return model, getattr(config, "_commit_hash", None) or revision
+
+
+def not_loaded(model: str, kind: str, error: Exception) -> UserError:
+    """One message for all of NOT_LOADED. kind: what embed.model should be, such as "text encoder"."""
+    first_line, _, _ = str(error).partition("\n")
+    return UserError(
+        f"the {kind} '{model}' could not be loaded: {first_line}",
+        f"embed.model must be a {kind}'s name on the Hugging Face hub, or a local folder that holds one",
+        f"check the name and embed.revision; without internet, run `hf download {model} --local-dir models/encoder` "
+        "where there is some, bring the folder here, and set embed.model to its path")
