@@ -268,6 +268,27 @@ def compare(
     print(json.dumps(rows(comparisons), indent=2) if as_json else report(comparisons))
 
 
+@app.command(rich_help_panel=EXPERIMENTS)
+def gradients(
+    batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
+    windows: Annotated[int, typer.Option(min=4, help="Training windows of each.")] = 256,
+) -> None:
+    """Show how strongly the trained model would learn from tokens of each entropy (SkipGR's Figure 2).
+
+    Norm of the gradient of the mean loss of each quartile of tokens, over all levels and of each level. Reads
+    data/splits and models/generator, writes reports/gradients.csv and reports/gradients.svg.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline gradients
+
+      python -m pipeline gradients --batches 100 --windows 1024
+    """
+    from pipeline.train.gradients import gradients as measured
+
+    print(measured(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
+
+
 # ---------------------------------------------------------------------------------------------------- checks
 
 @app.command(rich_help_panel=CHECKS)

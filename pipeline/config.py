@@ -22,7 +22,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.config import IntrrConfig, RastpConfig, parse_strategy
+from pipeline.strategies.config import IntrrConfig, RastpConfig, SkipgrConfig, parse_strategy
 from pipeline.track.config import TrackConfig
 from pipeline.train.config import TrainConfig
 
@@ -47,6 +47,7 @@ class Params:
     train: TrainConfig = field(default_factory=TrainConfig)
     rastp: RastpConfig = field(default_factory=RastpConfig)
     intrr: IntrrConfig = field(default_factory=IntrrConfig)
+    skipgr: SkipgrConfig = field(default_factory=SkipgrConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
@@ -55,6 +56,8 @@ class Params:
             self._check_rastp()
         if "intrr" in parse_strategy(self.strategy):
             self._check_intrr()
+        if "skipgr" in parse_strategy(self.strategy):
+            self._check_skipgr()
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
                              f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")
@@ -81,6 +84,27 @@ class Params:
                              f"{self.backbone.encoder_layers}")
         if self.rastp.counts_padding and self.train.batching != "padded":
             raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
+
+    def _check_skipgr(self) -> None:
+        if self.train.targets == "all":
+            raise ValueError("skipgr skips targets one by one: set train.targets=last")
+        levels = self.quantize.levels + self.skipgr.include_digit
+        if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
+            raise ValueError(f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "
+                             "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)")
+        if not self.skipgr.skips_inputs or self.skipgr.input_unit == "item":
+            return
+        others = [name for name in parse_strategy(self.strategy) if name != "skipgr"]
+        if others:
+            raise ValueError(f"strategy {self.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
+                             f"single tokens of it (skipgr.apply_to {self.skipgr.apply_to}, skipgr.input_unit token): "
+                             "set skipgr.input_unit=item, or skipgr.apply_to=loss")
+        if self.backbone.name not in WITH_ENCODER:
+            raise ValueError(f"skipgr.input_unit token needs an encoder, and backbone {self.backbone.name} has none: "
+                             "set skipgr.input_unit=item, or skipgr.apply_to=loss")
+        if self.train.batching == "padded":
+            raise ValueError("skipgr.input_unit token drops tokens that padding would fill again: set "
+                             "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss")
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.presets import apply_preset, describe
 
 STAGES = ("ingest", "embed", "quantize", "split", "train", "evaluate", "track")
-OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "sids", "compare")
+OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
 

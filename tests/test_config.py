@@ -84,6 +84,39 @@ def test_a_share_may_be_written_as_a_fraction() -> None:
     assert "rastp.keep is '1/0', expected float" in refusal({"rastp": {"keep": "1/0"}})
 
 
+class TestSkipgr:
+    def test_shares_are_below_1(self) -> None:
+        for name in ("token_ratio", "sequence_ratio", "sequence_share"):
+            assert f"skipgr.{name} is a share" in refusal({"skipgr": {name: 1.0}})
+        assert "skipgr.level_ratios is a share" in refusal({"skipgr": {"level_ratios": [0.1, -0.1, 0.1]}})
+        assert "above skipgr.max_weight 2" in refusal({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0}})
+        build_params({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0, "sequence_share": 0.3}})
+
+    def test_each_scored_level_has_its_ratio(self) -> None:
+        raw = {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.2, 0.3]}}
+        build_params(raw)
+        assert "has 3 entries for 4 levels" in refusal({**raw, "quantize": {"levels": 4}})
+        assert "has 3 entries for 4 levels" in refusal({**raw, "skipgr": {**raw["skipgr"], "include_digit": True}})
+
+    @pytest.mark.parametrize("apply_to", ["input", "both"])
+    def test_with_rastp_only_whole_items_leave_a_history(self, apply_to: str) -> None:
+        raw = {"strategy": "rastp+skipgr", "skipgr": {"apply_to": apply_to}}
+        assert "rastp counts a history by items" in refusal(raw)
+        for allowed in ({"input_unit": "item"}, {"apply_to": "loss"}, {"token_ratio": 0.0}):
+            build_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})
+        build_params({"strategy": "skipgr+rastp"})
+
+    def test_single_tokens_leave_an_encoder_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))
+        assert "backbone t5 has none" in refusal({"strategy": "skipgr", "skipgr": {"apply_to": "both"}})
+        build_params({"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}})
+
+    def test_padding_would_fill_what_single_tokens_leave(self) -> None:
+        raw = {"strategy": "skipgr", "skipgr": {"apply_to": "input"}, "train": {"batching": "padded"}}
+        assert "that padding would fill again" in refusal(raw)
+        build_params({**raw, "skipgr": {"apply_to": "loss"}})
+
+
 class TestRastp:
     def test_needs_an_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))

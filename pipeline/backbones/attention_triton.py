@@ -62,7 +62,7 @@ def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q:
     if max(longest_k, longest_q if starts_q is starts_k else 0) > CLASSES[-1]:
         raise ValueError(f"sequences of {longest_k} positions: the GPU kernels hold at most {CLASSES[-1]}")
     # In self-attention a tile must hold a sequence's queries too, which padding makes longer than its keys.
-    sizes = starts_q.diff() if starts_q is starts_k else lengths_k if rooms_k is None else rooms_k
+    sizes = rooms_k if rooms_k is not None else starts_q.diff() if starts_q is starts_k else lengths_k
     classes = torch.searchsorted(sizes.contiguous(), _edges(sizes.device, sizes.dtype), right=True)
     return Spans(starts_q.int(), starts_k.int(), lengths_k.int(), classes.int(), longest_q, longest_k, rooms_k,
                  None if positions is None else positions.int(), reach)

@@ -5,7 +5,7 @@ packed axis that attention can view, not copy. The lengths of the runs are Pytho
 device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
 each.
 
-Shape legend: W windows, N items of all windows, U distinct ones among them.
+Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from pipeline.backbones.subset import Prefixes, Tokens, roomy
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,26 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Histories:
-    """The model's input. Rows (windows) are sorted by length; `order` says where they came from."""
+    """The model's input. Rows (windows) are sorted by length, and `order` says where they came from."""
 
     items_N: Tensor  # int64, on the device: item ids, one window after another, oldest item first
-    lengths_W: Tensor  # int64, on the device: items of each window, ascending
+    lengths_W: Tensor  # int64, on the device: items of each window; ascending unless `tokens` are
     row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
     lengths: np.ndarray  # the same as lengths_W, on the host
     order: np.ndarray  # int64 [W]: packed row i is input window order[i]
-    groups: tuple[tuple[int, int], ...]  # (windows, items of each) of each run of equal lengths; empty on a GPU
+    # (windows, items of each) of each run of equal lengths; empty on a GPU, or with `tokens`
+    groups: tuple[tuple[int, int], ...]
     longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
     times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
     all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
+    tokens: Tokens | None = None  # those that enter the encoder; None: all
+    prefixes: Prefixes | None = None  # decoder positions of each window; None: all
 
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None,
-             all_targets: bool = False) -> "Histories":
+             pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False,
+             kept_NS: np.ndarray | None = None, decoded_W: np.ndarray | None = None, levels: int = 0) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -55,6 +60,9 @@ class Histories:
                 that of these windows.
             times_N: int64, when each item came, in seconds, for a backbone that wants it.
             all_targets: see the field.
+            kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
+                as if it had never been there. None: all. Not for padded batches.
+            decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
@@ -62,23 +70,29 @@ class Histories:
         lengths_W = np.diff(offsets)
         if len(lengths_W) == 0 or lengths_W.min() < 1:
             raise ValueError("every batch needs a window, and every window at least one item of history")
-        order = np.argsort(lengths_W, kind="stable")
+        sizes_W = lengths_W if kept_NS is None else np.add.reduceat(kept_NS.sum(1), offsets[:-1])
+        if sizes_W.min() < 1:
+            raise ValueError("every window needs at least one token of history")
+        order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
         lengths_W = lengths_W[order]
         starts_W = np.cumsum(lengths_W) - lengths_W
         source_N = np.arange(lengths_W.sum()) + np.repeat(np.asarray(offsets)[order] - starts_W, lengths_W)
         row_of_W = np.empty_like(order)
         row_of_W[order] = np.arange(len(order))
         values, counts = np.unique(lengths_W, return_counts=True)
+        device = torch.device(device)
         # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
-        on_gpu = torch.device(device).type == "cuda"
-        groups = () if on_gpu else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        on_host = device.type != "cuda"
+        groups = () if kept_NS is not None or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
 
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
+        tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device)
+        prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device)
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
                    order, groups, longest or int(values[-1]), pad_to,
-                   None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets)
+                   None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets, tokens, prefixes)
 
     @property
     def windows(self) -> int:
@@ -104,15 +118,15 @@ class Shape:
         # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
         return cls(windows, roomy(max(items) + 2 * (windows - int(counts.min()))))
 
-    def filling(self, lengths_W: np.ndarray, longest: int) -> np.ndarray:
-        """Lengths of the windows that fill up a batch of these; none where that cannot be done."""
-        count, items = self.windows - len(lengths_W), self.items - int(lengths_W.sum())
+    def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
+        """Lengths of the windows that fill up a batch of these; none where that cannot be done.
+
+        Args:
+            lost: items of these that are left out; the batch then has fewer, of few numbers.
+        """
+        windows = self.windows if len(lengths_W) < self.windows else roomy(int(len(lengths_W) * 1.03) + 1)
+        count = windows - len(lengths_W)
+        items = min(self.items, roomy(self.items - lost)) - (int(lengths_W.sum()) - lost)
         if not 0 < count <= items <= count * longest:
             return np.zeros(0, np.int64)
         return np.full(count, items // count) + (np.arange(count) < items % count)
-
-
-def roomy(count: int) -> int:
-    """`count` rounded up to one of few sizes, at most 6% larger: what depends on a size then meets few of them."""
-    step = max(1, 1 << max(0, count.bit_length() - 5))
-    return -(-count // step) * step

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.backbones.attention import Layout, Mass
+from pipeline.backbones.subset import Tokens
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class Packed:
     """The parts of `Histories` that a compiled encoder takes."""
 
     items_N: Tensor
-    lengths_W: Tensor  # ascending
+    lengths_W: Tensor  # ascending where all tokens enter
     groups: tuple[tuple[int, int], ...]  # empty on a GPU
     longest: int  # items of the longest window, or a bound of it
     pad_to: int
     size: int  # places that a shortener leaves, of all windows; 0: there is none
+    tokens: Tokens | None = None  # those that enter the encoder; None: all
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from pipeline.backbones.attention import Group, Layout, Mass, attention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
-from pipeline.backbones.histories import Histories, roomy
+from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.shortener import Packed, Shortener
+from pipeline.backbones.subset import roomy
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
 
@@ -257,23 +258,28 @@ class T5(nn.Module):
             block.compile(dynamic=True)
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of every level: L tensors [W, V of the level].
+        """Teacher-forced logits of every level: L tensors [W, V of the level]. Where `histories.prefixes` leave a
+        position out, its row means nothing.
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
+        prefixes = histories.prefixes
         windows, levels = len(targets_W), self.levels
         encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :levels - 1]], 1)
-        h_Td = self.dropout(self.tokens(inputs_WL).flatten(0, 1))
-        if encoded.layout.spans is None:
-            layout, bias = Layout((Group(windows, levels, levels),)), self.decoder_bias(range(levels), levels)
-        else:
-            layout, bias = _equal_spans(windows, levels, h_Td.device), self.decoder_bias.by_distance(levels)
-        cross = _cross_layout(encoded.layout, levels)
+        inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.place_P]
+        h_Td = self.dropout(self.tokens(inputs_P))
+        layout, cross = (prefixes.layouts(encoded.layout) if prefixes is not None else
+                         (_equal_layout(encoded.layout, windows, levels), _cross_layout(encoded.layout, levels)))
+        bias = (self.decoder_bias(range(levels), levels) if layout.spans is None
+                else self.decoder_bias.by_distance(levels))
         for block in self.decoder:
             h_Td = _run(block)(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
-        h_WLd = self.dropout(self.decoder_norm(h_Td)).unflatten(0, (windows, levels))
+        h_Td = self.dropout(self.decoder_norm(h_Td))
+        if prefixes is not None:
+            return [self._logits(prefixes.of_level(h_Td, level), level) for level in range(levels)]
+        h_WLd = h_Td.unflatten(0, (windows, levels))
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     @property
@@ -316,23 +322,32 @@ class T5(nn.Module):
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
         return Packed(histories.items_N, histories.lengths_W, histories.groups, histories.longest, pad_to,
-                      roomy(size) if histories.items_N.is_cuda else size)
+                      roomy(size) if histories.items_N.is_cuda else size, histories.tokens)
 
     def _shortener(self, shorten: bool = False) -> Shortener | None:
         """What shortens this pass."""
         return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
 
     def _encode(self, packed: Packed, shortener: Shortener | None) -> Encoded:
-        tokens_Td = self.tokens(self.tokens_IS[packed.items_N].flatten())
-        return self._run_encoder(tokens_Td, packed, self.tokens_IS.shape[1], shortener)
+        per_item, tokens = self.tokens_IS.shape[1], packed.tokens
+        tokens_T = self.tokens_IS[packed.items_N].flatten()
+        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
+        return self._run_encoder(h_Td, packed, per_item, shortener)
 
     def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: Shortener | None) -> Encoded:
         """All blocks over inputs in packed order, `per_item` of each item."""
+        tokens = packed.tokens
         if self.recency is not None:
-            places_N = _places(packed.items_N, packed.lengths_W, self.recency.num_embeddings)
-            h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
+            places = self.recency.num_embeddings
+            if tokens is None:
+                places_N = _places(packed.items_N, packed.lengths_W, places)
+                h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
+            else:
+                h_Td = h_Td + self.recency(tokens.age_T.clamp(max=places - 1))
         lengths_W, longest = packed.lengths_W * per_item, packed.longest * per_item
-        if packed.pad_to:
+        if tokens is not None:
+            layout = tokens.layout(longest)
+        elif packed.pad_to:
             h_Td, layout = _pad(h_Td, self.tokens(self._padding_S()), lengths_W, longest, packed.pad_to)
             longest = packed.pad_to
         elif h_Td.is_cuda:
@@ -429,10 +444,13 @@ def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:
     return Layout(spans=make_spans(starts, starts, lengths_W, longest, longest))
 
 
-def _equal_spans(sequences: int, length: int, device: torch.device) -> Layout:
+def _equal_layout(encoder: Layout, sequences: int, length: int) -> Layout:
+    """`length` decoder positions of each window, against themselves."""
+    if encoder.spans is None:
+        return Layout((Group(sequences, length, length),))
     from pipeline.backbones.attention_triton import make_spans
 
-    starts = torch.arange(sequences + 1, device=device) * length
+    starts = torch.arange(sequences + 1, device=encoder.spans.starts_k.device) * length
     return Layout(spans=make_spans(starts, starts, starts.diff(), length, length))
 
 

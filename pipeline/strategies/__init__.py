@@ -20,10 +20,12 @@ def build_strategy(name: str, sections: Mapping[str, Any], pad_to: int = 0) -> "
     from pipeline.strategies.full import Full
     from pipeline.strategies.intrr import Intrr
     from pipeline.strategies.rastp import Rastp
+    from pipeline.strategies.skipgr import skipgr
 
     settings = settings_of(name, sections)
-    if name == "rastp":
-        return Rastp(settings["rastp"], pad_to)
-    if name == "intrr":
-        return Intrr(settings["intrr"])
-    return {"full": Full}[name]()
+    strategy: Strategy = Full()
+    if "rastp" in settings:
+        strategy = Rastp(settings["rastp"], pad_to)
+    elif "intrr" in settings:
+        strategy = Intrr(settings["intrr"])
+    return skipgr(settings["skipgr"], strategy) if "skipgr" in settings else strategy

@@ -3,14 +3,16 @@
 The trainer calls every method below; a strategy overrides the few that make its difference. It knows nothing of files,
 devices, processes or schedules.
 
-Shape legend: W windows, L code levels.
+Shape legend: W windows, N items of all histories, S tokens of one item (L codes, then the separator), L code levels,
+U users.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,6 +27,74 @@ if TYPE_CHECKING:
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+Rows = list[dict[str, float | str]]  # of a table; every row has the same keys
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a strategy may know of the run that it takes part in."""
+
+    items_N: np.ndarray  # the splits' items; windows are flat positions in it
+    first_U: np.ndarray  # each user's first position, and one past the last one for training
+    end_U: np.ndarray
+    windows: int  # of a pass
+    windows_per_step: float  # of `full`
+    passes: float  # that the run takes
+    one_per_target: bool  # whether each target has one window in a pass; else all those of up to max_history items
+    max_history: int
+    seed: int
+    device: torch.device
+    sum: Callable[[Tensor], Tensor]  # over processes, on all of which it must be called
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What is computed of windows, on the host; windows in the order given. None: all."""
+
+    slots_W: np.ndarray  # int64: where the strategy keeps what it learns of each window's target
+    counted_WL: np.ndarray  # bool: the levels of each target that count in the loss
+    decoded_W: np.ndarray | None = None  # int64: decoder positions, the first 1 .. L
+    # Of the histories at most one of these; something stays of each
+    stays_N: np.ndarray | None = None  # bool: items that are not left out
+    tokens_NS: np.ndarray | None = None  # bool: tokens that enter the encoder
+
+    @property
+    def lost(self) -> int:
+        """Items that are left out."""
+        return 0 if self.stays_N is None else int((~self.stays_N).sum())
+
+    def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
+        """Of some windows; `index_N` are their items."""
+        return Selected(self.slots_W[rows_W], self.counted_WL[rows_W], _at(self.decoded_W, rows_W),
+                        _at(self.stays_N, index_N), _at(self.tokens_NS, index_N))
+
+    def filled(self, windows: int, items: int) -> "Selected":
+        """With more windows behind, which only fill a batch: as little of them is computed as can be."""
+        return Selected(_more(self.slots_W, windows, 0), _more(self.counted_WL, windows, True),
+                        _more(self.decoded_W, windows, 1), _more(self.stays_N, items, True),
+                        _more(self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0
+                              if self.tokens_NS is not None else True))
+
+
+@overload
+def _more(array: np.ndarray, count: int, value: Any) -> np.ndarray: ...
+
+
+@overload
+def _more(array: None, count: int, value: Any) -> None: ...
+
+
+def _more(array: np.ndarray | None, count: int, value: Any) -> np.ndarray | None:
+    """`count` rows of `value` behind."""
+    if array is None:
+        return None
+    return np.concatenate([array, np.broadcast_to(value, (count, *array.shape[1:])).astype(array.dtype)])
+
+
+def _at(array: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
+    return None if array is None else array[index]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Windows that go through the model together; all rows in the packed order of `histories`.
@@ -35,8 +105,11 @@ class Batch:
     histories: "Histories"
     targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
-    weights_W: Tensor  # float32: factor of each window's loss
+    weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
     distinct: "Distinct | None" = None  # in training, where the strategy asks for it
+    # What `Strategy.select` said of each window, where it said something
+    slots_W: Tensor | None = None  # int64
+    counted_WL: Tensor | None = None  # bool
 
 
 class Strategy:
@@ -45,9 +118,12 @@ class Strategy:
     items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
         many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
         the step has the same total weight, or each `occurrence` of an item.
+    penalty: what the batch of the last `logits` adds to the loss, beside the cross-entropy.
     """
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
+    penalty: Tensor | float = 0.0
+    whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
@@ -59,6 +135,9 @@ class Strategy:
         """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them.
         """
 
+    def begin(self, course: Course) -> None:
+        """Called once the network is there, before a stopped run's state comes back."""
+
     def begin_pass(self, pass_index: int) -> Weigh | None:
         """Called before the first window of a pass is drawn, when every step before it is done (and again when a
         stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
@@ -68,15 +147,32 @@ class Strategy:
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Weighted sum over the batch's windows of the cross-entropy summed over levels (digit included), float32.
 
-        The trainer divides by the windows of the whole optimizer step, however many parts that step was split into.
+        The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
         """
         loss_W = sum(F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
                      for level, logits_WK in enumerate(self.logits(model, batch)))
         return (loss_W * batch.weights_W).sum()
 
     def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Of every level, [W, codes]."""
+        """Of every level, [W, codes]; those of positions that `batch.histories.prefixes` leave out mean nothing."""
         return model(batch.histories, batch.targets_W)
+
+    def divisor(self, windows: int, selected: Selected | None) -> float:
+        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or
+        targets, where every item is one).
+        """
+        return windows
+
+    def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
+        """What is computed of the windows of a step (those of weight 0 are not among them); None: everything. May be
+        asked for a step ahead of the one that is trained, within the pass.
+        """
+        return None
+
+    def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
+        """Called after each optimizer step with the weights of its windows, the tokens of them that entered the
+        encoder, and what `select` said.
+        """
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
@@ -85,8 +181,22 @@ class Strategy:
         return items_W * tokens_per_item
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors, numbers and text only."""
+        """What a resumed run needs: tensors, numbers and text only. Called on every process."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
+
+    def tables(self, passes: int, levels: int) -> dict[str, Rows]:
+        """What was skipped, once training is over: `passes`, a row for each, and `by_level`, a row for each level."""
+        return {"passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0}
+                           for number in range(passes)],
+                "by_level": [{"level": f"level {level + 1}", "skipped": 0.0} for level in range(levels)]}
+
+    def learned(self) -> dict[str, np.ndarray]:
+        """Arrays by name that belong to the result beside the network."""
+        return {}
+
+    def figures(self) -> dict[str, float]:
+        """Keys of timings.json of its own; those that are measured stand in `artifacts.MEASURED`."""
+        return {}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 class Intrr(Strategy):
     """Trains a `RecursiveModel`."""
 
-    penalty: Tensor  # what the batch of the last `logits` adds to the loss
+    whole_items = True
 
     def __init__(self, config: IntrrConfig):
         self.config = config

@@ -8,9 +8,9 @@ Shape legend: W windows, N items, I items of the catalogue, L code levels, U dis
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.backbones.histories import Distinct, Histories, Shape, roomy
 from pipeline.ranking import slices
 from pipeline.recorded import tensors_of
-from pipeline.strategies.base import Batch, Weigh
+from pipeline.strategies.base import Batch, Selected, Weigh
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
 from pipeline.train.windows import Passes, Windows
@@ -28,6 +28,8 @@ from pipeline.train.windows import Passes, Windows
 CHUNK = 65_536  # windows drawn at once
 T = TypeVar("T")
 MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
+# (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
+Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Step:
     last: int
     windows: Windows
     weights_W: np.ndarray
+    selected: Selected | None = None  # None: all of it
+
+    @property
+    def items_W(self) -> np.ndarray:
+        """Items of each history that enter the encoder."""
+        lengths_W = self.windows.lengths_W
+        stays_N = self.selected.stays_N if self.selected else None
+        return lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W,
+                                                                 dtype=np.int64)
+
+    def tokens(self, tokens_per_item: int) -> int:
+        """Tokens that enter the encoder."""
+        kept_NS = self.selected.tokens_NS if self.selected else None
+        return int(self.items_W.sum()) * tokens_per_item if kept_NS is None else int(kept_NS.sum())
 
 
 def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int,
@@ -80,6 +96,12 @@ def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, to
     return steps
 
 
+def windows_per_step(passes: Passes, budget: int, tokens_per_item: int) -> float:
+    """How many windows fill a step that leaves nothing out, by the first ones of a pass, a random sample of it."""
+    tokens_W = np.cumsum(passes.take(0, 0, CHUNK).lengths_W) * tokens_per_item
+    return len(tokens_W) * min(1.0, budget / tokens_W[-1])
+
+
 def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     """Rows of a step dealt into `parts` of about equal tokens: longest first, back and forth. Parts may be empty."""
     order_W = np.argsort(-lengths_W, kind="stable")
@@ -113,22 +135,46 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
+    chosen = _chosen_rows(step, rows_W)
     if shape is not None:
-        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1))
+        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1), chosen.lost if chosen else 0)
         windows += Windows(np.zeros_like(lengths_W), lengths_W)
-        factors_W = np.pad(factors_W, (0, len(windows) - len(factors_W)))
+        factors_W = np.pad(factors_W, (0, len(lengths_W)))
+        chosen = chosen.filled(len(lengths_W), int(lengths_W.sum())) if chosen else None
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest,
-                               None if times_N is None else times_N[index_N], all_targets)
-    targets_W = torch.from_numpy(items_N[windows.ends_W][histories.order].astype(np.int64)).to(device)
-    weights_W = torch.from_numpy(factors_W[histories.order].astype(np.float32)).to(device)
+    times_N = None if times_N is None else times_N[index_N]
+    if chosen is not None and (stays_N := chosen.stays_N) is not None:
+        times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
+        index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, times_N, all_targets,
+                               chosen.tokens_NS if chosen else None, chosen.decoded_W if chosen else None,
+                               codes_IL.shape[1])
+
+    def to_device(array_W: np.ndarray) -> Tensor:
+        return torch.from_numpy(array_W[histories.order]).to(device)
+
+    targets_W, weights_W = to_device(items_N[windows.ends_W].astype(np.int64)), to_device(factors_W.astype(np.float32))
     distinct = listed.of(items_N[index_N], real, device) if listed else None
-    if not all_targets:
-        return Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    batch = Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    if chosen is not None:
+        return replace(batch, slots_W=to_device(chosen.slots_W), counted_WL=to_device(chosen.counted_WL))
+    return _all_targets(batch, items_N, windows, codes_IL) if all_targets else batch
+
+
+def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:
+    """The same batch, where every item is followed by a target."""
+    histories = batch.histories
     index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
-    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(device)
-    weights_N = weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
-    return Batch(histories, targets_W, codes_IL[following_N], weights_N, distinct)
+    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(codes_IL.device)
+    weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+    return replace(batch, codes_WL=codes_IL[following_N], weights_W=weights_N)
+
+
+def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
+    if step.selected is None:
+        return None
+    lengths_W = step.windows.lengths_W
+    return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
 
 
 class Listed:
@@ -143,6 +189,8 @@ class Listed:
     def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int, items: int):
         self.weigh, self.total, self.items = weigh, total, items
         index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
+        if step.selected is not None and step.selected.stays_N is not None:
+            index_N = index_N[step.selected.stays_N]
         self.counts_I = np.bincount(items_N[index_N], minlength=items)
 
     def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
@@ -187,10 +235,12 @@ class Feed:
             steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
             self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts)
 
-    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None) -> Iterator[Prepared]:
+    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
+                     select: Select | None = None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
-        batches = ((step, self._batches(step)) for step in steps)
+        chosen = (_chosen(step, select) for step in steps) if select else steps
+        batches = ((step, self._batches(step)) for step in chosen)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
     def samples(self, step: Step) -> int:
@@ -203,6 +253,10 @@ class Feed:
                                                               len(self.codes_IL))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
                         self.shape, self.times_N, self.all_targets, listed) for part in self.own]
+
+
+def _chosen(step: Step, select: Select) -> Step:
+    return replace(step, selected=select(step.pass_index, step.windows.starts_W, step.windows.ends_W))
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -36,7 +36,7 @@ class State:
     step: int = 0  # optimizer steps done
     pass_index: int = 0
     place: int = 0  # windows of the pass that are done
-    windows: int = 0  # trained, over all passes
+    windows: int = 0  # trained, over all passes; those that a strategy skips are not among them
     samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
     tokens: int = 0  # encoder positions of those windows, padding not counted
     tokens_kept: int = 0  # those of them that the strategy left to the last block and the decoder
@@ -90,7 +90,7 @@ class Trainer:
         self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
-        """Train until `max_windows` or until patience ends, and leave the best weights in `evaluated`.
+        """Train until `max_windows` are trained or skipped, or patience ends; `evaluated` then has the best weights.
 
         Raises:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
@@ -103,11 +103,12 @@ class Trainer:
 
     def _run(self) -> None:
         state = self.state
-        progress = Progress("train", self.config.max_windows, "windows", start=state.windows)
+        self._shown = self.passed
+        progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 weigh = self.strategy.begin_pass(state.pass_index)
-                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh):
+                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh, self.strategy.select):
                     self._train(step, batches)
                     self._after_step()
                     if self.finished:
@@ -118,18 +119,23 @@ class Trainer:
                 self._validate()
 
     @property
+    def passed(self) -> int:
+        """Windows trained or skipped: passes are what a strategy that skips must share with one that does not."""
+        return self.state.pass_index * len(self.feed.passes) + self.state.place
+
+    @property
     def finished(self) -> bool:
-        return self.state.windows >= self.config.max_windows or self.state.stale >= self.config.patience
+        return self.passed >= self.config.max_windows or self.state.stale >= self.config.patience
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
-        """One optimizer step. The loss is a sum over samples divided by the samples of the whole step."""
+        """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
         state, windows, samples = self.state, len(step.windows), self.feed.samples(step)
         total = torch.zeros((), device=self.device)
-        share = torch.full((), 1 / samples, device=self.device)
+        share = torch.full((), 1 / self.strategy.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
             total += self._gradients_of(Part(batch, share))
-        set_rate(self.optimizer, learning_rate(self.config, state.step, state.windows))
+        set_rate(self.optimizer, learning_rate(self.config, state.step, self.passed))
         if self.average:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
@@ -137,8 +143,11 @@ class Trainer:
         self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
-        state.tokens += int(step.windows.lengths_W.sum()) * self.feed.tokens_per_item
-        state.tokens_kept += int(self.strategy.tokens_kept(step.windows.lengths_W, self.feed.tokens_per_item).sum())
+        tokens, items_W, per_item = step.tokens(self.feed.tokens_per_item), step.items_W, self.feed.tokens_per_item
+        state.tokens += tokens
+        pruned = int(items_W.sum()) * per_item - int(self.strategy.tokens_kept(items_W, per_item).sum())
+        state.tokens_kept += tokens - pruned
+        self.strategy.end_step(step.weights_W, tokens, step.selected)
 
     def _gradients(self, part: "Part") -> Tensor:
         """Add the gradients of one part of a step to those at hand; its loss, summed over windows."""
@@ -177,9 +186,9 @@ class Trainer:
                     raise _diverged(number, self.config)
                 self.state.loss_sum += loss
                 self.state.loss_samples += samples
-            done = sum(windows for windows, *_ in self._losses)
             if self._progress:
-                self._progress.update(done, f"loss {loss / samples:.3f}")
+                self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
+            self._shown = self.passed
             self._losses.clear()
         now, warm = time.perf_counter(), sum(recorded.warm_seconds for recorded in self._recorded)
         self.state.train_seconds += now - self._mark - (warm - self._warm)
@@ -207,11 +216,12 @@ class Trainer:
     def _save(self) -> None:
         now = time.perf_counter()
         self.state.wall_seconds, self._began = self.state.wall_seconds + now - self._began, now
+        strategy = self.strategy.state_dict()
         if self.world.leads:
             self.checkpoints.save({
                 "state": asdict(self.state), "model": self.model.state_dict(), "best": self.best,
                 "average": self.average.model.state_dict() if self.average else {},
-                "optimizer": self.optimizer.state_dict(), "strategy": self.strategy.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "strategy": strategy,
                 "threads": torch.get_num_threads(),
             })
         self._mark = time.perf_counter()

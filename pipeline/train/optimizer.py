@@ -30,10 +30,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
-    """The rate of optimizer step `step` (from 0), before which `windows` windows were trained.
+    """The rate of optimizer step `step` (from 0), before which `windows` windows were trained or skipped.
 
     The schedule runs over windows, not steps, and reaches zero at `max_windows`: a strategy that skips windows takes
-    more steps for the same windows, and its schedule is sized by what it really does.
+    fewer steps through them, and its schedule has just as many.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     done = min(windows / config.max_windows, 1.0)

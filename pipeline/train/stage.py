@@ -6,6 +6,7 @@ Runs in one process, or in several under `torchrun --nproc-per-node N -m pipelin
 import csv
 import dataclasses
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,14 +29,16 @@ from pipeline.artifacts import (
     read_parquet,
     write_bytes,
     write_json,
+    write_tensors,
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
-from pipeline.train.batches import Feed
+from pipeline.train.batches import Feed, windows_per_step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
 from pipeline.train.loop import State, Trainer
@@ -53,8 +56,8 @@ NO_INFLUENCE = ("threads", "checkpoint_every")
 
 def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SIDS, splits: Path = SPLITS,
         output: Path = GENERATOR, reports: Path = REPORTS, scratch: Path = SCRATCH) -> dict[str, Any]:
-    """Train by `params` and write models/generator, and to reports/: timings.json, history.csv, kept_by_level.csv and
-    kept_by_position.csv.
+    """Train by `params` and write models/generator, and to reports/: timings.json, history.csv, kept_by_level.csv,
+    kept_by_position.csv, passes.csv and skipped/.
 
     Returns:
         What timings.json holds.
@@ -80,7 +83,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             _announce(trainer, device, world)
         state = trainer.run()
         kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
-        timings = _timings(trainer, state, device) | kept.figures()
+        learned = trainer.strategy.learned()
+        timings = _timings(trainer, state, device) | kept.figures() | trainer.strategy.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
@@ -91,6 +95,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             write_bytes(reports / "history.csv", _csv(state.history))
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))
             write_bytes(reports / "kept_by_position.csv", _csv(kept.by_position()))
+            _write_skipped(reports, trainer.strategy.tables(state.pass_index + 1, catalogue.levels), learned)
             checkpoints.delete()
             print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
                   f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s"
@@ -115,11 +120,33 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: 
     feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL,
                 dataclasses.replace(config, batch_tokens=budget), world, per_item,
                 pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
+    strategy.begin(_course(params, splits, feed, world))
     validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
         raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
                         "split the log so that some users have interactions both before and in the validation period")
     return Trainer(config, params.seed, model, strategy, feed, validation, checkpoints, world, resume)
+
+
+def _course(params: "Params", splits: Splits, feed: Feed, world: World) -> Course:
+    config, windows = params.train, len(feed.passes)
+    return Course(
+        items_N=np.asarray(splits.items_N), first_U=np.asarray(splits.offsets[:-1]),
+        end_U=np.asarray(splits.train_end), windows=windows,
+        windows_per_step=windows_per_step(feed.passes, feed.budget, feed.tokens_per_item),
+        passes=config.max_windows / windows, one_per_target=config.windows != "all", max_history=splits.max_history,
+        seed=params.seed, device=feed.codes_IL.device, sum=world.sum)
+
+
+def _write_skipped(reports: Path, tables: Mapping[str, Rows], learned: dict[str, np.ndarray]) -> None:
+    """passes.csv, and the other tables and what was learned into skipped/, which holds nothing of an earlier run."""
+    write_bytes(reports / "passes.csv", _csv(tables["passes"]))
+    shutil.rmtree(reports / "skipped", ignore_errors=True)
+    for name, rows in tables.items():
+        if name != "passes":
+            write_bytes(reports / "skipped" / f"{name}.csv", _csv(rows))
+    if learned:
+        write_tensors(reports / "skipped" / "store.safetensors", learned)
 
 
 def _check(params: "Params", splits: Splits, sids: Sids) -> None:
@@ -157,7 +184,7 @@ def _influences(params: "Params") -> dict[str, Any]:
 
 def _sections(params: "Params") -> dict[str, Any]:
     """The sections of params.yaml that strategies read."""
-    return {"rastp": params.rastp, "intrr": params.intrr}
+    return {"rastp": params.rastp, "intrr": params.intrr, "skipgr": params.skipgr}
 
 
 def _settings(params: "Params") -> dict[str, Any]:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pipeline.hashing import hasher, unit
+
 if TYPE_CHECKING:
     from pipeline.artifacts import Splits
 
@@ -72,7 +74,7 @@ class Passes:
     def take(self, pass_index: int, first: int, last: int) -> Windows:
         """The windows at places [first, last) of a pass."""
         place_W = np.arange(first, min(last, len(self)), dtype=np.uint64)
-        index_W = shuffled(place_W, len(self), _hasher(self.seed, 2 * pass_index)).astype(np.int64)
+        index_W = shuffled(place_W, len(self), hasher(self.seed, 2 * pass_index)).astype(np.int64)
         user_W = np.searchsorted(self.offsets_U, index_W, side="right") - 1
         within_W = index_W - self.offsets_U[user_W]  # rank of the window among its user's
         if self.rule == "all":
@@ -84,8 +86,8 @@ class Passes:
             before_W = within_W + 1  # training items of the user before the target
             length_W = np.minimum(before_W, self.max_history)
         if self.rule == "random_start":
-            random_W = _hasher(self.seed, 2 * pass_index + 1)(index_W.astype(np.uint64))
-            length_W = 1 + (_unit(random_W) * length_W).astype(np.int64)
+            random_W = hasher(self.seed, 2 * pass_index + 1)(index_W.astype(np.uint64))
+            length_W = 1 + (unit(random_W) * length_W).astype(np.int64)
         ends_W = self.first_U[user_W] + before_W
         return Windows(ends_W - length_W, ends_W)
 
@@ -121,21 +123,3 @@ def shuffled(place_W: np.ndarray, size: int, hashed: Callable[[np.ndarray], np.n
         result_W[outside_W] = high * np.uint64(b) + low
         outside_W = result_W >= size
     return result_W
-
-
-def _hasher(seed: int, stream: int) -> Callable[[np.ndarray], np.ndarray]:
-    """splitmix64 (Steele, Lea, Flood 2014), keyed by (seed, stream): uint64 [W] -> uint64 [W]."""
-    key = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
-
-    def hashed(x_W: np.ndarray) -> np.ndarray:
-        z_W = (x_W + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
-        z_W = (z_W ^ (z_W >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z_W = (z_W ^ (z_W >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z_W ^ (z_W >> np.uint64(31))
-
-    return hashed
-
-
-def _unit(hash_W: np.ndarray) -> np.ndarray:
-    """uint64 -> float64 in [0, 1)."""
-    return (hash_W >> np.uint64(11)) * 2.0**-53

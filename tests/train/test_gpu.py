@@ -57,6 +57,20 @@ def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
     assert world.written() == world.written("undisturbed")
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_skipped_training_equals_the_cpu(world: TinyWorld, compiled: bool) -> None:
+    """What is left out has few sizes on a GPU: filled up, and recorded where the step is compiled."""
+    train = {"learning_rate": 1e-4, "precision": "float32", "max_windows": 1900}
+    skipgr = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both"}
+    for device in ("cpu", "cuda"):
+        world.train(make_params(strategy="skipgr", skipgr=skipgr, backbone={"dropout": 0.0},
+                                train={**train, "device": device, "compile": compiled}), device)
+    for file in ("passes", "history"):
+        cpu, gpu = (pd.read_csv(world.folder / device / "reports" / f"{file}.csv").to_numpy()
+                    for device in ("cpu", "cuda"))
+        np.testing.assert_allclose(gpu, cpu, rtol=0.02, atol=1e-2)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path) -> None:
     train = {"max_windows": 400, "ema": 0.9, "optimizer": "adam", "device": "cuda", "precision": "float32"}

@@ -1,5 +1,6 @@
 """intrr through the whole of training: what is written, resumed, rebuilt, decoded and refused."""
 
+import dataclasses
 import itertools
 import json
 from typing import Any
@@ -151,3 +152,23 @@ def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
         np.testing.assert_allclose(gpu[name], cpu[name], atol=0.02 if items == "sample" else 1e-3)
     # Of 50 users; a search that was recorded must see the vectors of each validation.
     np.testing.assert_allclose(gpu["recall_at_10"], cpu["recall_at_10"], atol=0.06)
+
+
+@pytest.mark.parametrize("skipgr", [{}, {"apply_to": "both", "input_unit": "item", "token_ratio": 0.3}],
+                         ids=["targets and sequences", "items of the histories too"])
+def test_skipgr_skips_around_it(world: TinyWorld, skipgr: dict[str, Any]) -> None:
+    params = dataclasses.replace(recursive(skipgr=skipgr, train={"max_windows": 1500}), strategy="intrr+skipgr")
+    timings = world.train(params)
+    assert timings["windows_trained"] < 1450
+    losses = history(world)["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    loaded = load_generator(world.folder / "run" / "generator")
+    ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
+    assert (ranking.ranks_U > 0).mean() > 0.1
+
+
+def test_skipgr_that_skips_nothing_trains_as_intrr_alone(world: TinyWorld) -> None:
+    params = recursive(skipgr={"token_ratio": 0.0, "sequence_ratio": 0.0})
+    world.train(params, "alone")
+    world.train(dataclasses.replace(params, strategy="intrr+skipgr"), "nothing")
+    assert world.written("nothing")["model.safetensors"] == world.written("alone")["model.safetensors"]

@@ -1,0 +1,215 @@
+"""What skipping saves: passes of full and of skipgr over the same windows; prints one table.
+
+    python benchmarks/skipgr.py                                  # GPU: the TIGER shape, whole passes
+    python benchmarks/skipgr.py --small --places 2000            # CPU: a small network, the first windows of a pass
+
+Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 (`presets/tiger`). The first
+pass scores every token, as in training; the second meets the new sizes of batches; the passes after them are timed,
+decisions and every step included. One of them in `rescore_every` computes skipped targets again.
+
+Columns, of a timed pass. sequences, tokens: shares that are skipped, realised. windows, encoder, decoder, FLOPs: what
+is computed, relative to full; FLOPs are the matrix products of the forward pass, counted over shapes. seconds;
+speed-up: full's seconds / own. bookkeeping: decisions and journal, plus what entropies and their store add to a step
+(measured on equal batches in which nothing is skipped), as a share of the pass.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import Sids, Splits
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.config import BackboneConfig
+from pipeline.machine import pick_device
+from pipeline.recorded import Recorded
+from pipeline.strategies.base import Course, Strategy
+from pipeline.strategies.config import SkipgrConfig
+from pipeline.strategies.full import Full
+from pipeline.strategies.skipgr import Skipgr
+from pipeline.train.batches import Feed, Prepared, Step, windows_per_step
+from pipeline.train.config import TrainConfig
+from pipeline.train.distributed import World
+from pipeline.train.loop import Part
+from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.windows import Passes
+
+TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
+                       ff_hidden_layers=2, dropout=0.15)
+SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
+WARM = 2  # passes
+BOTH = SkipgrConfig(apply_to="both")
+WAYS: dict[str, SkipgrConfig | None] = {
+    "full": None,
+    "tokens, loss": SkipgrConfig(sequence_ratio=0.0),
+    "tokens, loss and input": replace(BOTH, sequence_ratio=0.0),
+    "sequences, r 0.3": SkipgrConfig(token_ratio=0.0),
+    "both, r 0.3": BOTH,
+    "both, 30% of sequences": replace(BOTH, sequence_share=0.3),
+    "InfoBatch, r 0.5": SkipgrConfig("loss", token_ratio=0.0, sequence_ratio=0.5, sequence_unit="window"),
+    "random, 30% of sequences": replace(BOTH, rule="random", sequence_share=0.3),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of a timed pass, on average."""
+
+    seconds: float
+    windows: float
+    encoder: float  # tokens
+    decoder: float  # positions
+    flops: float
+    sequences: float  # shares
+    tokens: float
+    bookkeeping: float  # share of the seconds
+
+
+class Bench:
+    """A strategy, its network and its batches, without the rest of training."""
+
+    def __init__(self, config: SkipgrConfig | None, splits: Splits, catalogue: Catalogue, args: argparse.Namespace):
+        self.backbone, self.args, self.catalogue = SMALL if args.small else TIGER, args, catalogue
+        self.train = TrainConfig(optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
+        self.device, self.per_item = catalogue.codes_IL.device, catalogue.levels + self.backbone.separators
+        torch.manual_seed(0)
+        self.strategy: Strategy = Skipgr(config, Full()) if config else Full()
+        self.model: Any = self.strategy.build_model(self.backbone, catalogue).train()
+        passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
+        self.feed = Feed(passes, items_N, catalogue.codes_IL, self.train, World(), self.per_item)
+        self.share = windows_per_step(passes, args.batch_tokens, self.per_item)
+        self.strategy.begin(Course(
+            items_N, np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end), len(passes), self.share, 1e9, True,
+            splits.max_history, 0, self.device, World().sum))
+        optimizer = build_optimizer(self.model, self.train)
+        self.change: Callable[..., Any] = lambda _: update(optimizer, self.train)
+        self.learn: Callable[..., Any] = lambda part: self.gradients(part, self.strategy)
+        if self.train.compile and self.device.type == "cuda":
+            self.model.compile_training()
+            self.learn = Recorded(self.learn, lambda part: self.model.sizes(part.batch.histories))
+            self.change = Recorded(self.change)
+
+    def gradients(self, part: Part, strategy: Strategy) -> torch.Tensor:
+        with autocast(self.train, self.device):
+            loss = strategy.loss(self.model, part.batch)
+        (loss * part.share).backward()
+        return loss.detach()
+
+    def steps(self, number: int) -> Iterator[Prepared]:
+        """Of a pass, up to `--places`."""
+        weigh = self.strategy.begin_pass(number)
+        steps = self.feed.rest_of_pass(number, 0, weigh, self.strategy.select)
+        return itertools.takewhile(lambda pair: not self.args.places or pair[0].last <= self.args.places, steps)
+
+    def run(self, number: int) -> list[Step]:
+        """Train on a pass."""
+        done = []
+        for step, (batch,) in self.steps(number):
+            share = torch.full((), 1 / self.strategy.divisor(len(step.windows), step.selected), device=self.device)
+            self.learn(Part(batch, share))
+            self.change(None)
+            self.strategy.end_step(step.weights_W, step.tokens(self.per_item), step.selected)
+            done.append(step)
+        return done
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def measure(self) -> Measured:
+        """Warm up, then time passes."""
+        for number in range(WARM):
+            self.run(number)
+        before = self.strategy.figures().get("bookkeeping_seconds", 0.0)
+        self.wait()
+        began = time.perf_counter()
+        passes = [self.run(WARM + number) for number in range(self.args.passes)]
+        self.wait()
+        seconds = time.perf_counter() - began
+        decided = self.strategy.figures().get("bookkeeping_seconds", 0.0) - before
+        steps = [step for done in passes for step in done]
+        count = self.args.passes
+        scoring = self.scoring_seconds() * len(steps)
+        rows = self.strategy.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
+        return Measured(seconds / count, sum(len(step.windows) for step in steps) / count,
+                        sum(step.tokens(self.per_item) for step in steps) / count,
+                        sum(float(self.decoded(step).sum()) for step in steps) / count,
+                        sum(self.flops(step) for step in steps) / count,
+                        float(np.mean([row["sequences_skipped"] for row in rows])),
+                        float(np.mean([row["tokens_skipped"] for row in rows])), (decided + scoring) / seconds)
+
+    def scoring_seconds(self) -> float:
+        """What the strategy's loss takes longer than full's, on one batch in which nothing is skipped."""
+        if isinstance(self.strategy, Full):
+            return 0.0
+        (_, (batch,)) = next(iter(self.steps(0)))
+        share = torch.full((), 1 / self.share, device=self.device)
+
+        def timed(strategy: Strategy) -> float:
+            work: Callable[..., Any] = lambda part: self.gradients(part, strategy)  # noqa: E731
+            if isinstance(self.learn, Recorded):
+                work = Recorded(work, self.learn.key)
+            for _ in range(4):
+                work(Part(batch, share))
+            self.wait()
+            began = time.perf_counter()
+            for _ in range(self.args.repeats):
+                work(Part(batch, share))
+            self.wait()
+            return (time.perf_counter() - began) / self.args.repeats
+
+        return max(timed(self.strategy) - timed(Full()), 0.0)
+
+    def decoded(self, step: Step) -> np.ndarray:
+        chosen = step.selected.decoded_W if step.selected else None
+        return np.full(len(step.windows), self.catalogue.levels) if chosen is None else chosen
+
+    def flops(self, step: Step) -> float:
+        """Matrix products of the forward pass, 2 per multiply-add."""
+        own = self.backbone
+        d, inner, lengths_W = own.d_model, own.heads * own.d_head, step.windows.lengths_W
+        ff = 2 * d * own.d_ff + (own.ff_hidden_layers - 1) * own.d_ff**2
+        kept_NS = step.selected.tokens_NS if step.selected else None
+        tokens_W = step.items_W * self.per_item if kept_NS is None else np.add.reduceat(
+            kept_NS.sum(1), np.cumsum(lengths_W) - lengths_W)
+        positions_W = self.decoded(step)
+        encoder = own.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
+        cross = tokens_W * 2 * d * inner + 2 * inner * positions_W * tokens_W
+        decoder = own.decoder_layers * (positions_W * (6 * d * inner + ff) + 2 * inner * positions_W**2 + cross)
+        return float(2 * (encoder + decoder + d * sum(self.catalogue.widths)).sum())
+
+
+def main() -> None:
+    """Print the table, a row as soon as it is measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ways", default=",".join(str(number) for number in range(len(WAYS))), help="rows, by number")
+    parser.add_argument("--batch-tokens", type=int, default=142_000)
+    parser.add_argument("--passes", type=int, default=4, help="timed ones")
+    parser.add_argument("--places", type=int, default=0, help="windows of a pass; 0: all")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--small", action="store_true", help="a network for a CPU")
+    parser.add_argument("--eager", action="store_true", help="do not compile")
+    args = parser.parse_args()
+    splits, sids, device = Splits.read(), Sids.read(), pick_device("auto")
+    catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {name}\n{'':26}{'sequences':>10}{'tokens':>8}{'windows':>9}{'encoder':>9}"
+          f"{'decoder':>9}{'FLOPs':>8}{'seconds':>9}{'speed-up':>10}{'bookkeeping':>13}")
+    full: Measured | None = None
+    for number in sorted({0, *(int(text) for text in args.ways.split(","))}):
+        way = list(WAYS)[number]
+        own = Bench(WAYS[way], splits, catalogue, args).measure()
+        full = full or own
+        print(f"{way:26}{own.sequences:10.1%}{own.tokens:8.1%}{own.windows / full.windows:9.3f}"
+              f"{own.encoder / full.encoder:9.3f}{own.decoder / full.decoder:9.3f}{own.flops / full.flops:8.3f}"
+              f"{own.seconds:9.2f}{full.seconds / own.seconds:9.2f}x{own.bookkeeping:13.2%}", flush=True)
+        torch.compiler.reset()
+
+
+if __name__ == "__main__":
+    main()

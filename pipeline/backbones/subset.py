@@ -1,0 +1,114 @@
+"""What a strategy leaves out of a batch before the network begins: tokens of the histories, and the last decoder
+positions of some windows.
+
+Nothing is masked: the packed axes of encoder and decoder are shorter. All sizes are known on the host. On a GPU they
+are rounded up to few sizes, by places at the end that belong to no window.
+
+Shape legend: W windows, N items of all histories, S tokens of one item (its codes, then the separator), L code levels,
+T encoder tokens that are left, P decoder positions that are left.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.backbones.attention import Group, Layout
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that enter the encoder, windows in packed order. They keep their positions among the items that are
+    left.
+    """
+
+    place_T: Tensor  # int64: which of the N * S tokens each one is
+    position_T: Tensor  # int64: its place in its window
+    age_T: Tensor  # int64: items of its window after its own
+    lengths_W: Tensor  # int64: tokens of each window, ascending
+    groups: tuple[tuple[int, int], ...]  # (windows, tokens of each) of each run of equal lengths; empty on a GPU
+
+    @classmethod
+    def of(cls, kept_NS: np.ndarray, items_W: np.ndarray, device: torch.device) -> "Tokens":
+        """From the tokens that are left of all items; `items_W` of each window, sorted by the tokens that are left."""
+        first_W, stays_N, per_item = np.cumsum(items_W) - items_W, kept_NS.any(1), kept_NS.shape[1]
+        before_N: np.ndarray = np.cumsum(stays_N) - stays_N  # items that are left, in all windows before it and its own
+        rank_N: np.ndarray = before_N - np.repeat(before_N[first_W], items_W)
+        left_N = np.repeat(np.add.reduceat(stays_N, first_W, dtype=np.int64), items_W)
+        place_T = np.flatnonzero(kept_NS)
+        item_T, token_T = np.divmod(place_T, per_item)
+        lengths_W = np.add.reduceat(kept_NS.sum(1), first_W)
+        values, counts = np.unique(lengths_W, return_counts=True)
+        groups = () if device.type == "cuda" else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+        return cls(_rounded_up(place_T, device), _rounded_up(rank_N[item_T] * per_item + token_T, device),
+                   _rounded_up((left_N - 1 - rank_N)[item_T], device), _to(lengths_W, device), groups)
+
+    def layout(self, longest: int) -> Layout:
+        """Of the encoder's self-attention; `longest` bounds the positions."""
+        if not self.place_T.is_cuda:
+            return Layout(tuple(Group(windows, tokens, tokens) for windows, tokens in self.groups),
+                          positions_S=self.position_T)
+        from pipeline.backbones.attention_triton import make_spans
+
+        starts = F.pad(self.lengths_W.cumsum(0), (1, 0))
+        return Layout(spans=make_spans(starts, starts, self.lengths_W, longest, longest, positions=self.position_T,
+                                       reach=longest))
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """The decoder positions of each window, where not all have L: its first ones, at least one."""
+
+    place_P: Tensor  # int64: which of the W * L positions each one is
+    lengths_W: Tensor  # int64: positions of each window
+    levels: int
+    lengths: tuple[int, ...]  # lengths_W on the host; empty on a GPU
+
+    @classmethod
+    def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device) -> "Prefixes":
+        """From the positions of each window, in packed order."""
+        place_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
+        return cls(_rounded_up(place_P, device), _to(decoded_W, device), levels,
+                   () if device.type == "cuda" else tuple(decoded_W.tolist()))
+
+    def of_level(self, h_Pd: Tensor, level: int) -> Tensor:
+        """The states [W, d] of the positions that predict a level; of windows without that one, of their last."""
+        first_W = self.lengths_W.cumsum(0) - self.lengths_W
+        return h_Pd[first_W + (self.lengths_W - 1).clamp(max=level)]
+
+    def has_level(self, level: int) -> Tensor:
+        """bool [W]: the windows that have a position for a level."""
+        return self.lengths_W > level
+
+    def layouts(self, encoder: Layout) -> tuple[Layout, Layout]:
+        """Of the decoder's attention to itself, and to the encoder's positions."""
+        if (own := encoder.spans) is None:
+            keys = itertools.chain(*(itertools.repeat(group.keys, group.sequences) for group in encoder.groups))
+            runs = [(len(list(run)), *pair) for pair, run in itertools.groupby(zip(self.lengths, keys, strict=True))]
+            return (Layout(tuple(Group(windows, length, length) for windows, length, _ in runs)),
+                    Layout(tuple(Group(*run) for run in runs), encoder.lengths_n))
+        from pipeline.backbones.attention_triton import make_spans
+
+        starts = F.pad(self.lengths_W.cumsum(0), (1, 0))
+        rooms_W = torch.full_like(self.lengths_W, self.levels)  # they are not sorted
+        return (Layout(spans=make_spans(starts, starts, self.lengths_W, self.levels, self.levels, rooms_W)),
+                Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, self.levels, own.longest_k, own.rooms_k)))
+
+
+def roomy(count: int) -> int:
+    """`count` rounded up to one of few sizes, at most 6% larger: what depends on a size then meets few of them."""
+    step = max(1, 1 << max(0, count.bit_length() - 5))
+    return -(-count // step) * step
+
+
+def _rounded_up(array: np.ndarray, device: torch.device) -> Tensor:
+    """On a GPU with zeros behind."""
+    size = roomy(len(array)) if device.type == "cuda" else len(array)
+    return _to(np.pad(array, (0, size - len(array))), device)
+
+
+def _to(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)

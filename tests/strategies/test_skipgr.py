@@ -1,0 +1,491 @@
+"""skipgr's decisions against its equations, written slowly, and what they do to the loss and its gradient."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import skipgr_reference as reference
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.histories import Shape
+from pipeline.hashing import hasher, unit
+from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Course
+from pipeline.strategies.config import RastpConfig, SkipgrConfig
+from pipeline.strategies.full import Full
+from pipeline.strategies.rastp import Rastp
+from pipeline.strategies.skipgr import Skipgr, skipgr
+from pipeline.strategies.skipgr_rules import SEQUENCE, TIE, UNSCORED, Decisions, Rules, lowest, mean_without_rounding_up
+from pipeline.strategies.skipgr_store import Store
+from pipeline.train.batches import Step, collate
+from pipeline.train.windows import Windows
+
+WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40
+RULES = ("low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss")
+
+
+def course(users: int = 30, seed: int = 3, **options) -> Course:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(3, 12, users)
+    first_U = np.cumsum(lengths) - lengths
+    known = {"items_N": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32), "first_U": first_U,
+             "end_U": first_U + lengths - 2, "windows": int((lengths - 3).sum()), "windows_per_step": 16.0,
+             "passes": 12.0, "one_per_target": True, "max_history": 6, "seed": seed,
+             "device": torch.device("cpu"), "sum": lambda tensor: tensor}
+    return Course(**known | options)
+
+
+def scored(of: Course) -> np.ndarray:
+    """Every target of training: all but each user's first interaction."""
+    return np.concatenate([np.arange(first + 1, end) for first, end in zip(of.first_U, of.end_U, strict=True)])
+
+
+def random_scores(of: Course, seed: int = 0, ties: bool = True) -> np.ndarray:
+    """With many equal ones, as a model that is sure of much has them."""
+    rng, index_M = np.random.default_rng(seed), scored(of)
+    scores_NL = np.full((len(of.items_N), LEVELS), UNSCORED, np.float32)
+    drawn = rng.random((len(index_M), LEVELS)) * 1.5
+    scores_NL[index_M] = np.round(drawn * 8) / 8 if ties else drawn
+    return scores_NL
+
+
+def decide(config: SkipgrConfig, pass_index: int = 1, of: Course | None = None, seed: int = 0) -> Decisions:
+    of = of or course()
+    return Rules(config, of, LEVELS).decide(random_scores(of, seed), pass_index)
+
+
+class TestTokens:
+    @pytest.mark.parametrize("ratios", [(0.1, 0.1), (0.05, 0.4), (0.0, 0.5)])
+    @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy"])
+    def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(self, ratios, rule) -> None:
+        of = course()
+        rules, scores_NL, index_M = Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS), random_scores(of), \
+            scored(of)
+        decisions, sign = rules.decide(scores_NL, 2), -1 if rule == "high_entropy" else 1
+        for level, ratio in enumerate(ratios):
+            ties = rules._hash(2, TIE + level)(index_M.astype(np.uint64)).tolist()
+            places, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
+            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[place]) for place in places}
+            assert decisions.thresholds_E[level] == sign * threshold
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(1, 5))
+    def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(self, count: int, ratio: float, kinds) -> None:
+        rng = np.random.default_rng(count)
+        chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, np.arange(count), hasher(count))
+        assert abs(chosen.sum() - ratio * count) <= 0.5
+
+    def test_other_ties_are_skipped_in_another_pass_and_none_is_preferred(self) -> None:
+        of = course()
+        scores_NL = random_scores(of)
+        scores_NL[scored(of)] = 0.5
+        times_N = sum(Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_NL[:, 0]
+                      + Rules(SkipgrConfig(token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS).decide(
+                          scores_NL, 1).skip_NL[:, 0] for p in range(200))
+        assert times_N[scored(of)].min() > 40
+        assert times_N[scored(of)].max() < 220
+
+    def test_the_digit_goes_with_the_last_code_unless_it_is_scored_itself(self) -> None:
+        decisions = decide(SkipgrConfig(token_ratio=0.3))
+        assert (decisions.skip_NL[:, 2] == decisions.skip_NL[:, 1]).all()
+        own = decide(SkipgrConfig(token_ratio=0.3, include_digit=True))
+        assert own.thresholds_E.shape == (3,)
+        assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
+
+    def test_what_has_no_score_is_kept(self) -> None:
+        of = course()
+        decisions = decide(SkipgrConfig(token_ratio=0.9), of=of)
+        others = np.setdiff1d(np.arange(len(of.items_N)), scored(of))
+        assert set(of.first_U) <= set(others)
+        assert not decisions.skip_NL[others].any()
+        assert (decisions.sequence_weights_N[others] == 1).all()
+
+
+class TestSequences:
+    @pytest.mark.parametrize("unit_", ["user", "window"])
+    @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy", "loss"])
+    def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(self, unit_, rule) -> None:
+        of = course()
+        config = SkipgrConfig(rule, sequence_unit=unit_, sequence_ratio=0.4)
+        rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
+        decisions, sign = rules.decide(scores_NL, 3), -1 if rule == "high_entropy" else 1
+        first = of.first_U.tolist()
+        means = reference.mean_scores({int(n): (sign * scores_NL[n, :2].astype(float)).tolist() for n in scored(of)},
+                                      first, unit_)
+        below = reference.below_mean(means)
+        for position in scored(of).tolist():
+            sequence = reference.sequence_of(position, first, unit_)
+            draw = unit(rules._hash(3, SEQUENCE)(np.array([sequence], np.uint64)))[0]
+            expected = (0 if draw < 0.4 else 1 / 0.6) if sequence in below else 1
+            assert decisions.sequence_weights_N[position] == np.float32(expected)
+        assert decisions.mean == pytest.approx(sign * sum(means.values()) / len(means))
+        assert len(set(decisions.sequence_weights_N)) == 3
+
+    def test_equal_scores_are_not_below_their_mean(self) -> None:
+        """A plain float mean of equal numbers may be above them, and all would be skipped (InfoBatch#25)."""
+        for value in np.random.default_rng(0).random(50):
+            for count in (3, 7, 1000):
+                assert mean_without_rounding_up(np.full(count, value)) == value
+
+    def test_a_share_that_is_asked_for_is_realised(self) -> None:
+        of = course(users=4000)
+        for unit_ in ("user", "window"):
+            config = SkipgrConfig(sequence_share=0.3, sequence_unit=unit_)
+            weights_M = Rules(config, of, LEVELS).decide(random_scores(of), 1).sequence_weights_N[scored(of)]
+            assert (weights_M == 0).mean() == pytest.approx(0.3, abs=0.02)
+            assert weights_M.mean() == pytest.approx(1, abs=0.03)
+
+    def test_no_weight_is_above_the_largest(self) -> None:
+        config = SkipgrConfig(sequence_share=0.9, max_weight=3.0)
+        decisions = decide(config)
+        assert decisions.sequence_weights_N.max() == pytest.approx(3)
+        assert decisions.ratio == pytest.approx(2 / 3)
+        with pytest.raises(ValueError, match="weighs what is kept by 10, above"):
+            SkipgrConfig(sequence_ratio=0.9)
+
+
+class TestRules:
+    @pytest.mark.parametrize("rule", RULES)
+    def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule) -> None:
+        of = course(users=300)
+        config = SkipgrConfig(rule, token_ratio=0.2)
+        first, again = (decide(config, 1, of) for _ in range(2))
+        for name, value in vars(first).items():
+            np.testing.assert_array_equal(value, getattr(again, name))
+        assert first.skip_NL[scored(of), 0].mean() == pytest.approx(0.2, abs=0.001)
+        assert (first.sequence_weights_N[scored(of)] == 0).mean() == pytest.approx(0.15, abs=0.05)
+        assert (first.skip_NL != decide(dataclasses.replace(config, rule="low_entropy"), 1, of).skip_NL).any() != (
+            rule in ("low_entropy", "static_low_entropy", "loss"))
+
+    def test_only_static_random_skips_the_same_in_every_pass(self) -> None:
+        for rule in RULES:
+            config = SkipgrConfig(rule)
+            same = (decide(config, 1).sequence_weights_N == decide(config, 2).sequence_weights_N).all()
+            assert same == (rule == "static_random"), rule
+
+    def test_random_step_draws_anew_for_every_window_that_an_item_is_in(self) -> None:
+        of = course(users=200)
+        rules = Rules(SkipgrConfig("random_step", token_ratio=0.2), of, LEVELS)
+        decisions = rules.decide(random_scores(of), 1)
+        index_M = scored(of)
+        one, other = (rules.skips_of_inputs(decisions, 1, index_M, np.full(len(index_M), end)) for end in (5, 6))
+        assert (one != other).any()
+        for skip_ML in (one, other):
+            assert skip_ML[:, 0].mean() == pytest.approx(0.2, abs=0.03)
+        assert not rules.skips_of_inputs(decisions, 1, of.first_U, of.first_U).any()
+
+    def test_the_first_pass_and_the_annealed_ones_skip_nothing(self) -> None:
+        of = course(passes=9.5)
+        config = SkipgrConfig(anneal_epochs=3)
+        skipping = [p for p in range(10) if decide(config, p, of).skip_NL.any()]
+        assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
+        assert [p for p in range(10) if decide(SkipgrConfig(), p, of).skip_NL.any()] == list(range(1, 10))
+
+
+class Toy:
+    """A small network, its windows, and a strategy around it."""
+
+    def __init__(self, config: SkipgrConfig, inner=None, **options):
+        rng = np.random.default_rng(0)
+        codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:ITEMS], WIDTHS), 1)
+        self.catalogue, self.course = Catalogue(codes, WIDTHS), course(**options)
+        self.strategy = Skipgr(config, inner or Full())
+        torch.manual_seed(0)
+        small = BackboneConfig(encoder_layers=2, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+        self.model = self.strategy.build_model(small, self.catalogue).train()
+        self.strategy.begin(self.course)
+        self.ends_W = scored(self.course)
+        first = self.course.first_U[np.searchsorted(self.course.first_U, self.ends_W, side="right") - 1]
+        self.starts_W = np.maximum(first, self.ends_W - 6)
+
+    def score(self, scores_NL: np.ndarray) -> None:
+        self.strategy.store.load(torch.from_numpy(scores_NL))
+
+    def batch(self, pass_index: int, shape: Shape | None = None):
+        """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
+        weigh = self.strategy.begin_pass(pass_index)
+        weights_W = weigh(self.starts_W, self.ends_W)
+        kept_W = np.flatnonzero(weights_W)
+        windows = Windows(self.starts_W[kept_W], self.ends_W[kept_W])
+        selected = self.strategy.select(pass_index, windows.starts_W, windows.ends_W)
+        step = Step(pass_index, 0, windows, weights_W[kept_W], selected)
+        rows_W = np.arange(len(kept_W))
+        return collate(self.course.items_N, step, rows_W, self.catalogue.codes_IL, longest=6, shape=shape), step
+
+    def gradient(self, pass_index: int) -> torch.Tensor:
+        batch, step = self.batch(pass_index)
+        self.model.zero_grad()
+        loss = self.strategy.loss(self.model, batch)
+        (loss / self.strategy.divisor(len(step.windows), step.selected)).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+
+
+class TestLoss:
+    def test_the_scores_are_the_entropies_of_the_step_in_nats(self) -> None:
+        toy = Toy(SkipgrConfig())
+        batch, _ = toy.batch(0)
+        toy.strategy.loss(toy.model, batch)
+        scores_NL = toy.strategy.store.merge()
+        for level, logits_WV in enumerate(toy.model(batch.histories, batch.targets_W)):
+            for slot, probabilities in zip(batch.slots_W.tolist(), logits_WV.double().softmax(1).tolist(), strict=True):
+                assert scores_NL[slot, level] == pytest.approx(reference.entropy(probabilities), abs=1e-5)
+        assert set(np.flatnonzero(scores_NL[:, 0] != UNSCORED)) == set(scored(toy.course))
+
+    def test_they_are_float32_from_bfloat16_logits(self) -> None:
+        toy = Toy(SkipgrConfig())
+        with torch.autocast("cpu", torch.bfloat16):
+            toy.strategy.loss(toy.model, toy.batch(0)[0])
+        scores_M = toy.strategy.store.merge()[scored(toy.course), 0]
+        assert scores_M.dtype == np.float32
+        assert len(np.unique(scores_M)) > 0.9 * len(scores_M)
+
+    def test_the_loss_is_the_weighted_sum_over_tokens_that_are_not_skipped(self) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.3))
+        toy.score(random_scores(toy.course))
+        batch, step = toy.batch(1)
+        ours = toy.strategy.loss(toy.model, batch)
+        skip_NL, expected = toy.strategy.decisions.skip_NL, 0.0
+        weight_of = dict(zip(step.windows.ends_W.tolist(), step.weights_W.tolist(), strict=True))
+        assert batch.histories.prefixes is not None
+        plain = dataclasses.replace(batch.histories, prefixes=None)
+        for level, logits_WV in enumerate(toy.model(plain, batch.targets_W)):
+            for row, end in enumerate(batch.slots_W.tolist()):
+                if not skip_NL[end, level]:
+                    logp_V = logits_WV[row].double().log_softmax(0)
+                    expected -= weight_of[end] * float(logp_V[batch.codes_WL[row, level]].detach())
+        assert float(ours.detach()) == pytest.approx(expected, rel=1e-5)
+        assert not any(skip_NL[end].all() for end in batch.slots_W.tolist())
+
+    def test_the_sequence_weighted_gradient_is_unbiased(self) -> None:
+        """Over many draws, with frozen scores: within its standard error of the full gradient, in every direction."""
+        toy = Toy(SkipgrConfig(token_ratio=0.0, sequence_ratio=0.5))
+        scores_NL, draws = random_scores(toy.course), []
+        full = toy.gradient(0)
+        for seed in range(150):
+            toy.strategy.rules.course = dataclasses.replace(toy.course, seed=seed)
+            toy.score(scores_NL)
+            toy.strategy.pass_index = -1
+            draws.append(toy.gradient(1))
+        drawn = torch.stack(draws)
+        directions = torch.nn.functional.normalize(torch.cat([full[None], torch.randn(
+            40, len(full), generator=torch.Generator().manual_seed(0))]), dim=1)
+        projected, wanted = drawn @ directions.T, directions @ full
+        errors = (projected.mean(0) - wanted) / (projected.std(0) / len(draws) ** 0.5)
+        assert errors.abs().max() < 4
+        assert errors.square().mean() < 2
+        assert (projected.std(0) > 0).all()
+
+    @pytest.mark.parametrize(("apply_to", "distance", "cosine"), [
+        ("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)])
+    def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(self, apply_to, distance,
+                                                                                   cosine) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
+        full = toy.gradient(0)
+        toy.score(random_scores(toy.course))
+        skipped = toy.gradient(1)
+        assert float((skipped - full).norm() / full.norm()) == pytest.approx(distance, abs=0.01)
+        assert float(torch.cosine_similarity(skipped, full, dim=0)) == pytest.approx(cosine, abs=0.002)
+
+    def test_kept_divides_by_the_items_that_are_left(self) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.3, normalise="kept"))
+        toy.score(random_scores(toy.course))
+        _, step = toy.batch(1)
+        kept = sum(not skip for end in step.windows.ends_W for skip in toy.strategy.decisions.skip_NL[end])
+        assert toy.strategy.divisor(len(step.windows), step.selected) == pytest.approx(kept / 3)
+        nominal = Toy(SkipgrConfig())
+        assert nominal.strategy.divisor(7, nominal.batch(0)[1].selected) == 16
+
+    def test_windows_that_only_fill_a_batch_leave_no_score(self) -> None:
+        toy = Toy(SkipgrConfig())
+        batch, _ = toy.batch(0)
+        weights_W = batch.weights_W.clone()
+        weights_W[::2] = 0
+        toy.strategy.loss(toy.model, dataclasses.replace(batch, weights_W=weights_W))
+        found = toy.strategy.store.merge()[:, 0] != UNSCORED
+        assert set(np.flatnonzero(found)) == set(batch.slots_W[1::2].tolist())
+
+    @pytest.mark.parametrize("unit_", ["token", "item"])
+    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(self, unit_) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to="both", input_unit=unit_))
+        found = []
+        for shape in (None, Shape(400, 1600)):
+            toy.score(random_scores(toy.course))
+            toy.strategy.pass_index = -1
+            batch, _ = toy.batch(1, shape)
+            loss = toy.strategy.loss(toy.model, batch)
+            found.append((float(loss.detach()), toy.strategy.store.merge(), len(batch.targets_W)))
+        assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+        np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
+        assert found[0][2] < found[1][2] == 400
+
+    def test_validation_leaves_no_score_and_is_the_loss_of_full(self) -> None:
+        toy = Toy(SkipgrConfig())
+        step = Step(0, 0, Windows(toy.starts_W, toy.ends_W), np.ones(len(toy.ends_W), np.float32))
+        batch = collate(toy.course.items_N, step, np.arange(len(toy.ends_W)), toy.catalogue.codes_IL)
+        assert torch.equal(toy.strategy.loss(toy.model, batch), Full().loss(toy.model, batch))
+        assert (toy.strategy.store.merge() == UNSCORED).all()
+
+
+class TestWhatIsComputed:
+    def test_targets_lose_the_decoder_positions_of_their_last_skipped_tokens(self) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0))
+        toy.score(random_scores(toy.course))
+        _, step = toy.batch(1)
+        for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
+            skip = toy.strategy.decisions.skip_NL[end].tolist()
+            while skip and skip[-1]:
+                skip.pop()
+            assert length == len(skip) > 0
+
+    def test_they_are_scored_again_every_few_passes_outside_of_the_loss(self) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0, rescore_every=3))
+        toy.score(random_scores(toy.course))
+        before = toy.strategy.store.merge()
+        for pass_index in (1, 2, 3):
+            batch, _ = toy.batch(pass_index)
+            gone = toy.strategy.decisions.skip_NL.copy()
+            toy.score(before)
+            toy.strategy.loss(toy.model, batch)
+            fresh_NL = (toy.strategy.store.merge() != before)[scored(toy.course)]
+            suffix_ML = gone[scored(toy.course)][:, ::-1].cumprod(1)[:, ::-1].astype(bool)
+            assert (fresh_NL == (~suffix_ML | (pass_index == 3))).all()
+            if pass_index == 3:
+                assert batch.histories.prefixes is None
+                assert len(batch.targets_W) == len(scored(toy.course))
+                assert (batch.counted_WL.numpy() == ~gone[batch.slots_W.numpy()]).all()
+            toy.score(before)
+
+    @pytest.mark.parametrize("unit_", ["token", "item"])
+    def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.6, sequence_ratio=0.0, apply_to="input", input_unit=unit_))
+        toy.score(random_scores(toy.course))
+        toy.starts_W[::2] = toy.ends_W[::2] - 1
+        _, step = toy.batch(1)
+        assert len(step.windows) == len(scored(toy.course))
+        assert step.selected.counted_WL.all()
+        place, emptied, tokens = 0, 0, 0
+        for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
+            kept_NL = ~toy.strategy.decisions.skip_NL[start:end]
+            if unit_ == "item":
+                kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
+            if not kept_NL.any():
+                kept_NL[-1], emptied = True, emptied + 1
+            rows = slice(place, place + end - start)
+            if unit_ == "item":
+                assert (step.selected.stays_N[rows] == kept_NL.all(1)).all()
+            else:  # a separator stays with any token of its item
+                expected_NS = np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1)
+                assert (step.selected.tokens_NS[rows] == expected_NS).all()
+            place, tokens = place + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
+        assert emptied > 0
+        assert step.tokens(LEVELS + 1) == tokens
+        assert step.items_W.min() > 0
+
+    @pytest.mark.parametrize("apply_to", ["loss", "input", "both"])
+    def test_apply_to_says_which_side(self, apply_to) -> None:
+        toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to=apply_to))
+        toy.score(random_scores(toy.course))
+        _, step = toy.batch(1)
+        assert (step.selected.tokens_NS is None) == (apply_to == "loss")
+        assert step.selected.counted_WL.all() == (apply_to == "input")
+        assert (step.selected.decoded_W is None) == (apply_to == "input")
+
+    def test_with_every_window_of_a_target_only_the_longest_scores_it(self) -> None:
+        toy = Toy(SkipgrConfig(), one_per_target=False)
+        first_U, max_history = toy.course.first_U.tolist(), 6
+        pairs = [(start, end) for end in toy.ends_W.tolist()
+                 for start in range(max(max(f for f in first_U if f < end), end - max_history), end)]
+        toy.strategy.begin_pass(0)
+        slots_W = toy.strategy.select(0, *np.array(pairs).T).slots_W
+        writers = [pair for pair, slot in zip(pairs, slots_W, strict=True) if slot != toy.strategy.store.nowhere]
+        assert writers == list(zip(toy.starts_W.tolist(), toy.ends_W.tolist(), strict=True))
+
+    def test_frozen_scores_stay(self) -> None:
+        toy = Toy(SkipgrConfig("static_low_entropy"))
+        toy.strategy.loss(toy.model, toy.batch(0)[0])
+        before = toy.strategy.store.merge()
+        toy.strategy.loss(toy.model, toy.batch(1)[0])
+        assert (before[scored(toy.course)] != UNSCORED).all()
+        assert (toy.strategy.store.merge() == before).all()
+
+    def test_the_rule_loss_goes_by_the_loss(self) -> None:
+        toy = Toy(SkipgrConfig("loss"))
+        batch, _ = toy.batch(0)
+        total = toy.strategy.loss(toy.model, batch)
+        assert toy.strategy.store.merge()[scored(toy.course)].sum() == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+class TestStore:
+    def test_processes_take_over_what_the_others_wrote(self) -> None:
+        rng = np.random.default_rng(0)
+        summands: list[torch.Tensor] = []
+        total: list[torch.Tensor] = []
+
+        def collect(tensor):
+            summands.append(tensor)
+            return tensor
+
+        def give(tensor):
+            return total[0]
+
+        stores = [Store(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]
+        expected = np.full((10, LEVELS), UNSCORED, np.float32)
+        for _ in range(3):
+            written = rng.permutation(10)[:6]
+            for store, slots in zip(stores, np.split(written, 2), strict=True):
+                scores_RL = rng.random((4, LEVELS)).astype(np.float32)
+                for level in range(LEVELS):
+                    store.write(level, torch.tensor([*slots, store.nowhere]), torch.from_numpy(scores_RL[:, level]))
+                expected[slots] = scores_RL[:3]
+            held = [(store.scores_F.clone(), store._merged_F.clone()) for store in stores]
+            summands.clear()
+            for store in stores:
+                store.sum = collect
+                store.merge()
+            total[:] = [summands[0] + summands[1]]
+            for store, (scores_F, merged_F) in zip(stores, held, strict=True):
+                store.scores_F.copy_(scores_F)
+                store._merged_F.copy_(merged_F)
+                store.sum = give
+                np.testing.assert_array_equal(store.merge(), expected)
+
+
+class TestComposition:
+    def test_ratios_of_0_are_the_strategy_inside(self) -> None:
+        nothing = SkipgrConfig(token_ratio=0.0, sequence_ratio=0.0)
+        inner = Full()
+        assert skipgr(nothing, inner) is inner
+        sections = {"skipgr": nothing, "rastp": RastpConfig()}
+        assert type(build_strategy("skipgr", sections)) is Full
+        assert type(build_strategy("rastp+skipgr", sections)) is Rastp
+
+    def test_rastp_prunes_what_skipgr_left(self) -> None:
+        config = SkipgrConfig(token_ratio=0.6, apply_to="both", input_unit="item")
+        toy = Toy(config, Rastp(RastpConfig(after_layer=1, min_tokens=2)))
+        toy.score(random_scores(toy.course))
+        batch, step = toy.batch(1)
+        assert toy.model.shortener is not None
+        assert batch.histories.lengths.sum() == step.items_W.sum() < step.windows.lengths_W.sum()
+        kept_NS = toy.model.kept_tokens(batch.histories)
+        assert len(kept_NS) == step.items_W.sum()
+        codes_W = np.add.reduceat(kept_NS[:, :LEVELS].sum(1).numpy(), np.cumsum(batch.histories.lengths)
+                                  - batch.histories.lengths)
+        assert (codes_W == np.maximum(batch.histories.lengths, 2)).all()  # a third of 3 codes per item, at least 2
+        toy.strategy.loss(toy.model, batch).backward()
+
+    def test_a_strategy_of_one_token_per_item_loses_whole_items_only(self) -> None:
+        class OneToken(Full):
+            whole_items = True
+
+        toy = Toy(SkipgrConfig(token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())
+        toy.score(random_scores(toy.course))
+        _, step = toy.batch(1)
+        assert step.selected.counted_WL.all()
+        assert step.selected.decoded_W is None
+        assert step.selected.tokens_NS is None
+        assert step.selected.lost > 0
+        assert len(step.windows) < len(scored(toy.course))

@@ -1,0 +1,60 @@
+"""Gradient norms by entropy, against one token at a time."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_world import TinyWorld, make_params
+
+from pipeline.backbones.generator import load_generator
+from pipeline.train.batches import Step, collate
+from pipeline.train.gradients import gradients, quartiles
+from pipeline.train.windows import Passes
+
+
+@pytest.fixture
+def trained(world: TinyWorld) -> TinyWorld:
+    world.train(make_params())
+    return world
+
+
+def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: TinyWorld) -> None:
+    loaded = load_generator(trained.folder / "run" / "generator")
+    windows = Passes(trained.splits, "random_start", 42).take(0, 0, 9)
+    step = Step(0, 0, windows, np.ones(9, np.float32))
+    batch = collate(np.asarray(trained.splits.items_N), step, np.arange(9), loaded.catalogue.codes_IL)
+    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, batch)}
+    tokens = []
+    for level in range(2):
+        for row in range(9):
+            logits_V = loaded.model(batch.histories, batch.targets_W)[level][row]
+            probability_V = logits_V.softmax(0)
+            entropy = -float((probability_V * probability_V.log()).sum().detach())
+            loaded.model.zero_grad()
+            loss = -probability_V[batch.codes_WL[row, level]].log()
+            loss.backward()
+            slope = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel())
+                               for p in loaded.model.parameters()])
+            tokens.append((entropy, level, float(loss.detach()), slope))
+    groups = {"all levels": tokens, "level 1": tokens[:9], "level 2": tokens[9:]}
+    for name, members in groups.items():
+        ordered = sorted(members, key=lambda token: token[0])
+        for number, places in enumerate(np.array_split(np.arange(len(ordered)), 4), start=1):
+            mean = torch.stack([ordered[place][3] for place in places]).mean(0)
+            row = found[name, number]
+            assert row.gradient_norm == pytest.approx(float(mean.norm()), rel=1e-4)
+            assert row.entropy == pytest.approx(np.mean([ordered[place][0] for place in places]), abs=1e-5)
+            assert row.loss == pytest.approx(np.mean([ordered[place][2] for place in places]), abs=1e-5)
+    assert len(found) == 12
+
+
+def test_the_table_and_the_drawing_are_written(trained: TinyWorld) -> None:
+    place = {"splits": trained.folder / "splits", "generator": trained.folder / "run" / "generator",
+             "reports": trained.folder / "reports"}
+    table = gradients(batches=3, windows=20, **place)
+    written = pd.read_csv(trained.folder / "reports" / "gradients.csv")
+    pd.testing.assert_frame_equal(written, table, atol=1e-6, rtol=0)
+    assert set(table["batches"]) == {3}
+    for _, rows in table.groupby("level"):
+        assert rows["entropy"].is_monotonic_increasing
+    assert b"<svg" in (trained.folder / "reports" / "gradients.svg").read_bytes()

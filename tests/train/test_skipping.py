@@ -1,0 +1,220 @@
+"""skipgr through the whole of training: what is skipped, counted, written, resumed and shared between processes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.numpy import load_file
+from tiny_world import TinyWorld, make_params, train_by_torchrun
+
+from pipeline.backbones.generator import load_generator
+from pipeline.backbones.histories import Shape
+from pipeline.config import Params
+from pipeline.train.batches import Feed
+from pipeline.train.loop import Trainer
+from pipeline.train.windows import Passes
+
+SMALL = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
+MUCH = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
+
+
+def skipping(strategy: str = "skipgr", train: dict[str, Any] | None = None, **skipgr: Any) -> Params:
+    chosen = {"skipgr": {**MUCH, **skipgr}, "rastp": {"after_layer": 1}}
+    return make_params(strategy=strategy, train={**SMALL, **(train or {})}, **chosen)
+
+
+def timings(world: TinyWorld, name: str = "run") -> dict[str, float]:
+    return json.loads((world.folder / name / "reports" / "timings.json").read_text())
+
+
+def csv(world: TinyWorld, file: str, name: str = "run") -> pd.DataFrame:
+    return pd.read_csv(world.folder / name / "reports" / f"{file}.csv")
+
+
+def skipped(world: TinyWorld, name: str = "run") -> dict[str, bytes]:
+    """All that a run says of what it skipped."""
+    reports = world.folder / name / "reports"
+    return {path.name: path.read_bytes() for path in [reports / "passes.csv", *sorted((reports / "skipped").iterdir())]}
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = Trainer._train
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == step:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", stopping)
+
+
+@pytest.mark.parametrize("rule", ["low_entropy", "static_low_entropy", "random_step"])
+def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                                                     rule: str) -> None:
+    params = skipping(rule=rule)
+    world.train(params, "straight")
+    for step in (10, 17):  # both resume from a checkpoint inside a pass that skips
+        with monkeypatch.context() as patch:
+            stop_at(step, patch)
+            with pytest.raises(KeyboardInterrupt):
+                world.train(params, "stopped")
+    world.train(params, "stopped")
+    assert world.written("stopped") == world.written("straight")
+    assert skipped(world, "stopped") == skipped(world, "straight")
+    steps = csv(world, "passes", "straight")["windows"]
+    assert steps[0] == steps.max() > steps[1]
+
+
+def test_it_takes_the_passes_of_full_and_less_of_everything_else(world: TinyWorld) -> None:
+    world.train(skipping("full"), "full")
+    world.train(skipping(), "skipgr")
+    whole, less = timings(world, "full"), timings(world, "skipgr")
+    passes, windows = csv(world, "passes", "skipgr"), len(Passes(world.splits, "random_start", 42))
+    assert len(passes) == len(csv(world, "passes", "full")) == -(-1900 // windows)
+    assert passes["windows"].sum() == less["windows_trained"] < 0.9 * whole["windows_trained"]
+    assert passes["encoder_tokens"].sum() == less["tokens_trained"]
+    assert less["tokens_trained"] / less["windows_trained"] < 0.9 * whole["tokens_trained"] / whole["windows_trained"]
+    assert passes["decoder_tokens"].sum() == less["decoder_tokens_trained"] < 3 * less["windows_trained"]
+    assert less["target_tokens_trained"] <= less["decoder_tokens_trained"]
+    assert less["bookkeeping_seconds"] > 0
+    assert "sequences_skipped" not in whole
+
+
+def test_ratios_of_0_train_as_full_does(world: TinyWorld) -> None:
+    nothing = {"token_ratio": 0.0, "sequence_ratio": 0.0}
+    for plain, composed in (("full", "skipgr"), ("rastp", "rastp+skipgr")):
+        world.train(skipping(plain), plain)
+        world.train(skipping(composed, **nothing, input_unit="item"), composed)
+        for file in ("model.safetensors", "history.csv"):
+            assert world.written(composed)[file] == world.written(plain)[file]
+        assert skipped(world, composed) == skipped(world, plain)
+
+
+def test_the_passes_say_what_was_decided(world: TinyWorld) -> None:
+    world.train(skipping())
+    passes = csv(world, "passes")
+    assert passes["pass"].tolist() == list(range(len(passes)))
+    first, later = passes.iloc[0], passes.iloc[1:]
+    assert (first[["sequences_skipped", "tokens_skipped", "rescored"]] == 0).all()
+    assert later["tokens_skipped"].to_numpy() == pytest.approx(0.3, abs=0.002)
+    for level in (1, 2):
+        assert later[f"tokens_skipped_{level}"].to_numpy() == pytest.approx(0.3, abs=0.002)
+        assert (later[f"threshold_{level}"] > 0).all()
+    assert later["rescored"].tolist() == [int(number % 3 == 0) for number in later["pass"]]
+    assert later["sequences_skipped"].between(0.1, 0.5).all()
+    assert (later["weight_sum"] / first["windows"]).iloc[:-1].between(0.6, 1.2).all()
+    windows = len(Passes(world.splits, "random_start", 42))
+    assert first["windows"] == first["weight_sum"] == windows
+
+
+def test_who_was_skipped_is_told_by_level_popularity_and_history(world: TinyWorld) -> None:
+    world.train(skipping())
+    passes = csv(world, "passes").iloc[1:]
+    windows = len(Passes(world.splits, "random_start", 42))
+    by_level = csv(world, "skipped/by_level")
+    assert by_level["level"].tolist() == ["level 1", "level 2", "level 3"]
+    assert by_level["skipped"].tolist() == pytest.approx(
+        [passes[f"tokens_skipped_{level}"].mean() for level in (1, 2, 3)], abs=1e-5)
+    for name in ("by_popularity", "by_history"):
+        bins = csv(world, f"skipped/{name}")
+        assert bins["interactions"].sum() == windows * len(passes)
+        for column in ("tokens_skipped", "sequences_skipped"):
+            mean = (bins[column] * bins["interactions"]).sum() / bins["interactions"].sum()
+            assert mean == pytest.approx(passes[column].mean(), abs=1e-4)
+    histogram = csv(world, "skipped/entropy")
+    assert (histogram.groupby(["pass", "level"])["tokens"].sum() == windows).all()
+
+
+def test_the_store_is_written_by_flat_position(world: TinyWorld) -> None:
+    world.train(skipping())
+    scores_NL = load_file(world.folder / "run" / "reports" / "skipped" / "store.safetensors")["scores"]
+    splits = world.splits
+    scored = np.concatenate([np.arange(first + 1, end) for first, end in zip(splits.offsets, splits.train_end,
+                                                                             strict=False)])
+    assert set(np.flatnonzero(scores_NL[:, 0] >= 0)) == set(scored)
+    assert (scores_NL[scored] <= np.log([5, 4, 2]) + 1e-5).all()
+
+
+def test_full_writes_the_same_tables_with_nothing_skipped(world: TinyWorld) -> None:
+    world.train(skipping("full"))
+    assert set(skipped(world)) == {"passes.csv", "by_level.csv"}
+    assert set(csv(world, "passes")["sequences_skipped"]) == {0}
+    assert set(csv(world, "skipped/by_level")["skipped"]) == {0}
+    world.train(skipping())
+    assert len(skipped(world)) == 6
+    world.train(skipping("full"))
+    assert set(skipped(world)) == {"passes.csv", "by_level.csv"}
+
+
+def test_the_last_passes_can_be_full(world: TinyWorld) -> None:
+    world.train(skipping(anneal_epochs=2))
+    windows = len(Passes(world.splits, "random_start", 42))
+    trained = csv(world, "passes")["windows"].tolist()
+    last = 1900 // windows - 2
+    assert [count == windows for count in trained[:-1]] == [
+        number == 0 or number >= last for number in range(len(trained) - 1)]
+
+
+def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where a recorded step wants few shapes."""
+    params = make_params(strategy="skipgr", skipgr=MUCH, backbone={"dropout": 0.0},
+                         train={**SMALL, "learning_rate": 1e-4, "batch_tokens": 1000})
+    world.train(params, "plain")
+    make, batches, shapes = Feed.__init__, Feed._batches, set()
+
+    def make_filling(self: Feed, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.shape = Shape(144, 320)
+
+    def noting(self: Feed, step: Any) -> Any:
+        made = batches(self, step)
+        shapes.add((len(made[0].targets_W), len(made[0].histories.items_N)))
+        return made
+
+    monkeypatch.setattr(Feed, "__init__", make_filling)
+    monkeypatch.setattr(Feed, "_batches", noting)
+    world.train(params, "filled")
+    assert shapes == {(144, 320)}
+    pd.testing.assert_frame_equal(csv(world, "passes", "filled"), csv(world, "passes", "plain"), atol=1e-3, rtol=1e-3)
+    pd.testing.assert_frame_equal(csv(world, "history", "filled"), csv(world, "history", "plain"), atol=1e-3)
+
+
+@pytest.mark.parametrize("windows", ["prefixes", "all"])
+def test_every_rule_of_windows_scores_every_target(world: TinyWorld, windows: str) -> None:
+    world.train(skipping(train={"windows": windows, "max_windows": 3000}))
+    scores_NL = load_file(world.folder / "run" / "reports" / "skipped" / "store.safetensors")["scores"]
+    expected = len(Passes(world.splits, "prefixes", 42))
+    assert (scores_NL[:, 0] >= 0).sum() == expected
+
+
+def test_rastp_and_skipgr_train_together_and_the_model_is_rebuilt(world: TinyWorld) -> None:
+    params = make_params(strategy="skipgr+rastp", backbone={"encoder_layers": 2}, train=SMALL,
+                         skipgr={**MUCH, "input_unit": "item"}, rastp={"after_layer": 1})
+    world.train(params)
+    written = timings(world)
+    assert written["tokens_per_step_after_pruning"] < 0.7 * written["tokens_per_step"]
+    assert csv(world, "passes")["tokens_skipped"].max() > 0.2
+    loaded = load_generator(world.folder / "run" / "generator")
+    assert loaded.model.shortener is not None
+    assert loaded.config["strategy"] == "skipgr+rastp"
+
+
+@pytest.mark.slow
+def test_two_processes_skip_the_same_as_one(world: TinyWorld, root: Path) -> None:
+    train = {**SMALL, "windows": "all", "optimizer": "adam", "max_windows": 2600, "learning_rate": 1e-4}
+    settings = {"strategy": "skipgr", "skipgr": MUCH, "train": train, "backbone": {"dropout": 0.0}}
+    train_by_torchrun(world, root, **settings)
+    world.train(make_params(**settings), "one")
+    one, two = (pd.read_csv(folder / "reports" / "passes.csv") for folder in (world.folder / "one", world.folder))
+    pd.testing.assert_frame_equal(two, one, rtol=1e-3, atol=1e-3)
+    stores = [load_file(folder / "reports" / "skipped" / "store.safetensors")["scores"]
+              for folder in (world.folder / "one", world.folder)]
+    np.testing.assert_allclose(stores[0], stores[1], atol=1e-3)
+    weights = [torch.from_numpy(load_file(folder / "model.safetensors")["tokens.weight"])
+               for folder in (world.folder / "one" / "generator", world.folder / "models" / "generator")]
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-3)
