@@ -73,7 +73,8 @@ def silu_errors(case: SiluCase, heads: int = 4, sequences: int = 40, seed: int =
     bias = torch.randn(heads, 2 * longest - 1, generator=generator).to(device).requires_grad_()
     table = torch.randn(TIME_BUCKETS, heads, generator=generator).to(device).requires_grad_()
     time_bias = table if case.timed else None
-    times = Times(*(torch.rand(total, generator=generator).mul(20).exp().long() for _ in range(2)))
+    # Whole minutes of two weeks: of no such time would a GPU's less exact logarithm choose another bucket.
+    times = Times(*(torch.randint(20_000, (total,), generator=generator) * 60 for _ in range(2)))
     on_device = Times(times.asked_T.to(device), times.happened_T.to(device)) if case.timed else None
     spans = make_spans(*[starts.to(device)] * 2, lengths.to(device), longest, longest)
     out = pointwise_attention(q, k, v, PointwiseLayout(spans=spans, times=on_device), bias, time_bias, case.kind)
