@@ -29,8 +29,9 @@ repro: setup
 		"which DVC needs: git init && git add -A && git commit -m start"; exit 1; }
 	dvc repro
 
+# One process per core; a file's tests stay together, because they share what was costly to make.
 test: setup
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: setup
 	ruff check .

@@ -374,9 +374,10 @@ def explain(
     history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
-    """Show which tokens of a history the trained model keeps (strategy rastp).
+    """Show what the trained model makes of the items of a history (strategies rastp and intrr).
 
-    One line per item, oldest first: its codes, a dash for each that is dropped, the separator as a bar.
+    One line per item, oldest first. rastp: its codes, a dash for each that is dropped, the separator as a bar. intrr:
+    how much of each of its codes is in the item's vector, and which other code has more.
 
     [dim]Examples:[/dim]
 

@@ -15,14 +15,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
+from pipeline.backbones.config import CAUSAL, WITH_ENCODER, BackboneConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.config import RastpConfig, SkipgrConfig, parse_strategy
+from pipeline.strategies.config import IntrrConfig, RastpConfig, SkipgrConfig, parse_strategy
 from pipeline.track.config import TrackConfig
 from pipeline.train.config import TrainConfig
 
@@ -46,6 +46,7 @@ class Params:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     rastp: RastpConfig = field(default_factory=RastpConfig)
+    intrr: IntrrConfig = field(default_factory=IntrrConfig)
     skipgr: SkipgrConfig = field(default_factory=SkipgrConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
@@ -53,14 +54,26 @@ class Params:
     def __post_init__(self) -> None:
         if "rastp" in parse_strategy(self.strategy):
             self._check_rastp()
+        if "intrr" in parse_strategy(self.strategy):
+            self._check_intrr()
         if "skipgr" in parse_strategy(self.strategy):
             self._check_skipgr()
+        if self.train.targets == "all" and self.backbone.name not in CAUSAL:
+            raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
+                             f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
+
+    def _check_intrr(self) -> None:
+        if self.train.batching == "padded":
+            raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+        if self.intrr.tie_break == "uid" and self.quantize.collisions != "digit":
+            raise ValueError("intrr.tie_break uid takes the place of the deduplication digit: set "
+                             "quantize.collisions=digit, or leave intrr.tie_break at digit")
 
     def _check_rastp(self) -> None:
         if self.backbone.name not in WITH_ENCODER:
@@ -73,6 +86,8 @@ class Params:
             raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
 
     def _check_skipgr(self) -> None:
+        if self.train.targets == "all":
+            raise ValueError("skipgr skips targets one by one: set train.targets=last")
         levels = self.quantize.levels + (self.skipgr.include_digit and self.quantize.collisions == "digit")
         if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
             raise ValueError(f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "

@@ -62,11 +62,16 @@ def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         (items int32 flat, oldest first; offsets int64 [W + 1]): history w is items[offsets[w]:offsets[w + 1]].
     """
+    index, offsets = _history_index(splits, positions)
+    return np.asarray(splits.items_N)[index], offsets
+
+
+def _history_index(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(flat positions of the items of each target's history; offsets)."""
     positions, starts_U = np.asarray(positions, np.int64), np.asarray(splits.offsets)
     first = starts_U[np.searchsorted(starts_U, positions, side="right") - 1]
     begin = np.maximum(first, positions - splits.max_history)
-    index, offsets = slices(begin, positions - begin)
-    return np.asarray(splits.items_N)[index], offsets
+    return slices(begin, positions - begin)
 
 
 class Ranker:
@@ -89,7 +94,8 @@ class Ranker:
         if users is not None:
             chosen = np.isin(self.users_U, users)
             self.users_U, self.positions_U = self.users_U[chosen], self.positions_U[chosen]
-        self.items_N, self.offsets = histories_of(splits, self.positions_U)
+        history, self.offsets = _history_index(splits, self.positions_U)
+        self.items_N, self.times_N = np.asarray(splits.items_N)[history], np.asarray(splits.timestamps_N)[history]
         self.lengths_U, self.targets_U = np.diff(self.offsets), np.asarray(splits.items_N)[self.positions_U]
         self.on_gpu = catalogue.codes_IL.is_cuda
         # On a CPU equal lengths in one batch: nothing is spent on padding. A GPU takes any, and wants one shape.
@@ -106,7 +112,7 @@ class Ranker:
         with _evaluating(model):
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
-                outputs = self._generate(model, self.items_N[index], offsets)
+                outputs = self._generate(model, index, offsets)
                 ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL,
                                                               self.catalogue.bucket_levels)
                 invalid += int((outputs.items_WK == INVALID).sum())
@@ -116,13 +122,14 @@ class Ranker:
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U,
                        invalid / max(generated, 1))
 
-    def _generate(self, model: torch.nn.Module, items: np.ndarray, offsets: np.ndarray) -> Outputs:
+    def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray) -> Outputs:
         if self.on_gpu and (self._search is None or self._search.model is not model):
             shape = Shape.of([self.lengths_U[rows] for rows in self.batches])
             self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
                                   shape, self.longest)
-        return generate(model, self.catalogue, items, offsets, beam=self.beam, decoding=self.decoding,
-                        drop_seen=self.drop_seen, search=self._search)
+        times = self.times_N[index] if cast(Stepper, model).wants_times else None
+        return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam, decoding=self.decoding,
+                        drop_seen=self.drop_seen, search=self._search, times=times)
 
 
 def rank_targets(model: torch.nn.Module, catalogue: "Catalogue", splits: Splits, part: str, *,
@@ -133,22 +140,24 @@ def rank_targets(model: torch.nn.Module, catalogue: "Catalogue", splits: Splits,
 
 @torch.no_grad()
 def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, offsets: np.ndarray, *, beam: int,
-             decoding: Decoding = "constrained", drop_seen: int = 0, search: Search | None = None) -> Outputs:
+             decoding: Decoding = "constrained", drop_seen: int = 0, search: Search | None = None,
+             times: np.ndarray | None = None) -> Outputs:
     """What the model expects next after each history (flat items and offsets, none of them empty), best first.
 
     Args:
         drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
         search: of this model, width and kind, where there will be more batches.
+        times: seconds, when each of the items came; for a model that wants it.
     """
     stepper, width = cast(Stepper, model), beam + drop_seen
     if decoding == "exact":
-        histories = Histories.pack(items, offsets, catalogue.codes_IL.device)
+        histories = Histories.pack(items, offsets, catalogue.codes_IL.device, times_N=times)
         scores_WI = score_catalogue(stepper, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
         outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
     else:
-        beams = (search or Search(stepper, width, decoding == "constrained"))(items, offsets)
+        beams = (search or Search(stepper, width, decoding == "constrained"))(items, offsets, times)
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)

@@ -128,6 +128,11 @@ class TestRastp:
         assert build_params({**raw, "rastp": {"after_layer": 2}}).rastp.after_layer == 2
         assert build_params({**raw, "strategy": "full"}).rastp.after_layer == 3
 
+    def test_is_refused_on_backbones_without_an_encoder(self) -> None:
+        for name in ("decoder", "hstu"):
+            said = refusal({"strategy": "rastp", "backbone": {"name": name}})
+            assert f"backbone {name} has none: set backbone.name to t5" in said
+
     @pytest.mark.parametrize("rastp", [{"base": "padded"}, {"padded_queries": "count"}])
     def test_needs_padding_where_padding_counts(self, rastp: dict[str, str]) -> None:
         assert "set train.batching=padded" in refusal({"strategy": "rastp", "rastp": rastp})
@@ -203,3 +208,22 @@ def test_params_yaml_has_no_comment_after_a_list_or_mapping(root: Path) -> None:
     for line, after in itertools.pairwise(lines):
         inside = line.lstrip().startswith("- ") or line.endswith("{}")
         assert not (inside and (after.strip() == "" or after.lstrip().startswith("#"))), after
+
+
+def test_every_item_as_a_target_needs_a_causal_backbone() -> None:
+    said = refusal({"train": {"targets": "all"}})
+    assert "train.targets all" in said
+    assert "t5 is none: set backbone.name to decoder or hstu" in said
+    assert build_params({"train": {"targets": "all"}, "backbone": {"name": "hstu"}}).train.targets == "all"
+
+
+def test_whole_sequences_need_every_item_as_a_target() -> None:
+    assert "set train.targets to all" in refusal({"train": {"windows": "sequences"}, "backbone": {"name": "decoder"}})
+
+
+def test_only_hstus_time_bias_wants_times() -> None:
+    cases = {("t5", "silu", True): False, ("decoder", "silu", True): False, ("hstu", "silu", True): True,
+             ("hstu", "silu", False): False, ("hstu", "softplus", True): False}
+    for (name, attention, bias), wanted in cases.items():
+        backbone = {"name": name, "hstu_attention": attention, "time_bias": bias}
+        assert build_params({"backbone": backbone}).backbone.wants_times == wanted

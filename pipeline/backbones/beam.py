@@ -30,6 +30,7 @@ class Stepper(Protocol):
 
     catalogue: Catalogue
     training: bool
+    wants_times: bool  # whether histories must say when each item came
 
     def sizes(self, histories: Histories) -> tuple[int, ...]: ...
 
@@ -101,14 +102,17 @@ class Search:
         if shape is not None:
             self._beams = Recorded(self._search, model.sizes)
 
-    def __call__(self, items_N: np.ndarray, offsets: np.ndarray) -> Beams:
-        """Of the windows items_N[offsets[w]:offsets[w + 1]]. Later calls may overwrite the result."""
+    def __call__(self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None = None) -> Beams:
+        """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
+        may overwrite the result.
+        """
         device, windows = self.model.catalogue.codes_IL.device, len(offsets) - 1
         if self.shape is not None:
             filling_W = self.shape.filling(np.diff(offsets), self.longest)
             items_N = np.pad(items_N, (0, int(filling_W.sum())))
+            times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
             offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
-        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest))
+        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N))
         return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
 
     def _search(self, histories: Histories) -> Beams:

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 WITH_ENCODER = ("t5",)  # backbones whose history goes through a stack of its own
+CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Size of the network. The preset `tiger` has the published size."""
+    """Size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
-    name: Literal["t5"] = "t5"
-    encoder_layers: int = 2
-    decoder_layers: int = 2
+    name: Literal["t5", "decoder", "hstu"] = "t5"
+    encoder_layers: int = 2  # t5
+    decoder_layers: int = 2  # all layers of decoder and hstu
     d_model: int = 64
     heads: int = 4
     d_head: int = 16
@@ -22,8 +23,10 @@ class BackboneConfig:
     separators: bool = True  # a learned token after each item of the history
     relative_buckets: int = 32
     relative_max_distance: int = 128
-    embedding_std: float = 1.0  # of the token and recency tables at the start; 1: T5's
-    recency_items: int = 0  # places, counted from the last item, with a learned vector; 0: none, as published
+    embedding_std: float = 1.0  # t5, decoder: of the token and recency tables at the start; 1: T5's
+    recency_items: int = 0  # t5: places, counted from the last item, with a learned vector; 0: none, as published
+    hstu_attention: Literal["silu", "softplus"] = "silu"  # softplus: that of IntRR's code
+    time_bias: bool = True  # hstu with silu: a learned bias of the time between two items
 
     def __post_init__(self) -> None:
         for name in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_head", "d_ff", "ff_hidden_layers"):
@@ -37,3 +40,8 @@ class BackboneConfig:
             raise ValueError("backbone.dropout must lie in [0, 1)")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError("backbone.relative_buckets must be 4 or more, and relative_max_distance above half of it")
+
+    @property
+    def wants_times(self) -> bool:
+        """Whether the network reads when the items of a history came."""
+        return self.name == "hstu" and self.hstu_attention == "silu" and self.time_bias

@@ -6,7 +6,7 @@ The one place of this folder that knows files.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 import torch
@@ -14,9 +14,11 @@ import torch
 from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_parquet, write_tensors
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
 from pipeline.strategies import build_strategy
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 
@@ -25,13 +27,13 @@ WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 class Generator:
     """What `load_generator` returns; the model is in evaluation mode."""
 
-    model: T5
+    model: "Backbone"
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
     config: dict[str, Any]  # backbone, widths, digit, and what training added
 
 
-def save_generator(folder: Path, model: T5, catalogue: Catalogue, items_frame: pd.DataFrame,
+def save_generator(folder: Path, model: "Backbone", catalogue: Catalogue, items_frame: pd.DataFrame,
                    config: dict[str, Any]) -> None:
     """Write the folder; equal weights give equal bytes.
 
@@ -61,7 +63,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config["digit"])
         strategy = build_strategy(config["strategy"], config, config["pad_to"])
-        model = cast(T5, strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
+        model = cast("Backbone", strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder} cannot be loaded: {error}",

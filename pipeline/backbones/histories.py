@@ -5,7 +5,7 @@ packed axis that attention can view, not copy. The lengths of the runs are Pytho
 device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
 each.
 
-Shape legend: W windows, N items of all windows, S tokens of one item.
+Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,16 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.subset import Prefixes, Tokens, roomy
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The items of a batch's histories, each once, in ascending order; then the last one again, at weight 0, up to a
+    round number of rows.
+    """
+
+    items_U: Tensor  # int64, on the device
+    weights_U: Tensor  # float32: of what is summed over items, see `strategies.base.Strategy.items`
 
 
 @dataclass(frozen=True)
@@ -31,13 +41,15 @@ class Histories:
     groups: tuple[tuple[int, int], ...]
     longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
+    times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
+    all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
     tokens: Tokens | None = None  # those that enter the encoder; None: all
     prefixes: Prefixes | None = None  # decoder positions of each window; None: all
 
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0, longest: int = 0, kept_NS: np.ndarray | None = None,
-             decoded_W: np.ndarray | None = None, levels: int = 0) -> "Histories":
+             pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False,
+             kept_NS: np.ndarray | None = None, decoded_W: np.ndarray | None = None, levels: int = 0) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -46,6 +58,8 @@ class Histories:
             pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
             longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
                 that of these windows.
+            times_N: int64, when each item came, in seconds, for a backbone that wants it.
+            all_targets: see the field.
             kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
                 as if it had never been there. None: all. Not for padded batches.
             decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
@@ -77,7 +91,8 @@ class Histories:
         tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device)
         prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device)
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
-                   order, groups, longest or int(values[-1]), pad_to, tokens, prefixes)
+                   order, groups, longest or int(values[-1]), pad_to,
+                   None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets, tokens, prefixes)
 
     @property
     def windows(self) -> int:

@@ -179,11 +179,16 @@ class Decoding:
 class T5(nn.Module):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
+    wants_times = False
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
 
-    def __init__(self, config: BackboneConfig, catalogue: Catalogue):
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
+        """
+        Args:
+            vectors_only: only the encoder, for `read`: no token table, no decoder, no heads.
+        """
         super().__init__()
         self.config, self.catalogue = config, catalogue
         self.shortener: Shortener | None = None  # set by a strategy
@@ -191,20 +196,31 @@ class T5(nn.Module):
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
         self.start = self.separator + 1
-        self.tokens = nn.Embedding(self.start + 1, config.d_model)
+        if not vectors_only:
+            self.tokens = nn.Embedding(self.start + 1, config.d_model)
         self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = cast(Iterable[EncoderBlock],
                             nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
         self.encoder_norm = RMSNorm(config.d_model)
+        self.dropout = Dropout(config.dropout)
+        if vectors_only:
+            self.decoder = ()
+            if self.recency is not None:
+                self.recency.weight.data.zero_()  # it must not drown vectors that begin small
+        else:
+            self._build_decoder()
+            self._register_tokens()
+        self._initialise()
+
+    def _build_decoder(self) -> None:
+        config = self.config
         self.decoder_bias = RelativeBias(config, bidirectional=False)
         self.decoder = cast(Iterable[DecoderBlock],
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in catalogue.widths)
-        self.dropout = Dropout(config.dropout)
-        self._register_tokens()
-        self._initialise()
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
+                                   for width in self.catalogue.widths)
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -266,6 +282,11 @@ class T5(nn.Module):
         h_WLd = h_Td.unflatten(0, (windows, levels))
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
+    @property
+    def token_names(self) -> list[str]:
+        """Names of an item's tokens in a history."""
+        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+
     def kept_tokens(self, histories: Histories) -> Tensor:
         """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
         kept_NS = self.encode(histories, shorten=True).kept_NS
@@ -282,6 +303,15 @@ class T5(nn.Module):
         """
         shortener = self._shortener(shorten)
         return self._encode(self._packed(histories, shortener), shortener)
+
+    def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
+        """The state [W, d] of the last item of each window, rows in packed order.
+
+        Args:
+            vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
+        """
+        encoded = self._run_encoder(vectors_Nd, self._packed(histories, None), 1, None)
+        return encoded.states_Td[histories.lengths_W.cumsum(0) - 1]
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
@@ -302,6 +332,11 @@ class T5(nn.Module):
         per_item, tokens = self.tokens_IS.shape[1], packed.tokens
         tokens_T = self.tokens_IS[packed.items_N].flatten()
         h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
+        return self._run_encoder(h_Td, packed, per_item, shortener)
+
+    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: Shortener | None) -> Encoded:
+        """All blocks over inputs in packed order, `per_item` of each item."""
+        tokens = packed.tokens
         if self.recency is not None:
             places = self.recency.num_embeddings
             if tokens is None:

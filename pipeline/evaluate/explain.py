@@ -1,8 +1,11 @@
-"""Which tokens of a history a trained model keeps, item by item."""
+"""What a trained model makes of the items of a history: which of their tokens it keeps (rastp), or how each spreads
+over the codes of every level (intrr).
+"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ import torch
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
 from pipeline.backbones.generator import Generator
 from pipeline.backbones.histories import Histories
+from pipeline.backbones.recursive import RecursiveModel
 from pipeline.evaluate.recommend import model_and_history
 
 DROPPED = "-"
@@ -26,23 +30,76 @@ class ItemTokens:
     kept: list[bool]
 
 
+@dataclass(frozen=True)
+class ItemWeights:
+    """An item of the history. weights: of each level, the share of every code in the item's vector; they sum to 1."""
+
+    item: str
+    title: str
+    codes: list[int]
+    weights: list[list[float]]
+
+
+Rows = Sequence[ItemTokens] | Sequence[ItemWeights]
+
+
 def explain(*, user: str | None = None, history: Sequence[str] | None = None, interactions: Path = INTERACTIONS,
             splits: Path = SPLITS, generator: Path = GENERATOR,
-            reports: Path = REPORTS) -> tuple[Generator, list[ItemTokens]]:
+            reports: Path = REPORTS) -> tuple[Generator, Rows]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
-    loaded, items = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
+    loaded, items, _ = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                         reports=reports)
+    return loaded, weights_of(loaded, items) if isinstance(loaded.model, RecursiveModel) else _tokens_of(loaded, items)
+
+
+def _tokens_of(loaded: Generator, items: np.ndarray) -> list[ItemTokens]:
     with torch.no_grad():
         kept_NS = loaded.model.kept_tokens(Histories.pack(items, np.array([0, len(items)])))
-    codes_NL = loaded.catalogue.codes_IL[torch.from_numpy(items.astype(np.int64))]
+    return [ItemTokens(*named, kept) for named, kept in zip(_named(loaded, items), kept_NS.tolist(), strict=True)]
+
+
+def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights]:
+    """Rows for item ids, of a model that intrr trained."""
+    levels = cast(RecursiveModel, loaded.model).weights_of(torch.from_numpy(items.astype(np.int64)))
+    return [ItemWeights(*named, [level[row].tolist() for level in levels])
+            for row, named in enumerate(_named(loaded, items))]
+
+
+def _named(loaded: Generator, items: np.ndarray) -> Iterator[tuple[str, str, list[int]]]:
+    """(raw id, title, Semantic ID) of each."""
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
-    return loaded, [ItemTokens(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]),
-                               codes, kept)
-                    for item, codes, kept in zip(items, codes_NL.tolist(), kept_NS.tolist(), strict=True)]
+    codes_NL = loaded.catalogue.codes_IL[torch.from_numpy(items.astype(np.int64))].tolist()
+    for item, codes in zip(items, codes_NL, strict=True):
+        yield str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]), codes
 
 
-def report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
-    """A table: one line per item, a dropped code as a dash; after the last code `|` where the separator stays."""
+def report(loaded: Generator, rows: Rows) -> str:
+    """A table: one line per item."""
+    if isinstance(rows[0], ItemWeights):
+        return _weights_report(loaded, cast(Sequence[ItemWeights], rows))
+    return _tokens_report(loaded, cast(Sequence[ItemTokens], rows))
+
+
+def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
+    """Of each level the item's code and its share, and in brackets the code that has a larger one."""
+    cells = [[_share(code, weights) for code, weights in zip(row.codes, row.weights, strict=True)] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    name = max(len(row.item) for row in rows)
+    lines = [f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
+             "brackets a code with more"]
+    for row, own in zip(rows, cells, strict=True):
+        spread = "  ".join(f"{cell:{width}}" for cell, width in zip(own, widths, strict=True))
+        lines.append(f"  {row.item:{name}}  {spread}  {row.title}".rstrip())
+    return "\n".join(lines)
+
+
+def _share(code: int, weights: list[float]) -> str:
+    best = int(np.argmax(weights))
+    return f"{code} {weights[code]:.2f}" + (f" ({best} {weights[best]:.2f})" if best != code else "")
+
+
+def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
+    """A dropped code as a dash; after the last code `|` where the separator stays."""
     strategy, shortener = loaded.config["strategy"], loaded.model.shortener
     kept, tokens = sum(sum(row.kept) for row in rows), sum(len(row.kept) for row in rows)
     lines = [f"{strategy}: {kept} of {tokens} tokens of {len(rows)} items are kept"]

@@ -42,31 +42,41 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
     """
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
-    loaded, items = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
-    return _best(loaded, items, k, filter_seen)
+    loaded, items, times = model_and_history(user, history, interactions=interactions, splits=splits,
+                                             generator=generator, reports=reports)
+    return _best(loaded, items, times, k, filter_seen)
 
 
 def model_and_history(user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path,
-                      generator: Path, reports: Path) -> tuple[Generator, np.ndarray]:
-    """The model, and the ids of the most recent items that it would see. Raises as `recommend`."""
+                      generator: Path, reports: Path) -> tuple[Generator, np.ndarray, np.ndarray | None]:
+    """The model, the ids of the most recent items that it would see, and when they came, if it wants to know.
+
+    Raises as `recommend`.
+    """
     if (user is None) == (history is None):
         raise UserError("give a user or a history", "one of them says what to go on from",
                         "add --user ID, or --history ID,ID")
     check_reports(reports, generator)
     loaded = load_generator(generator)
+    times: np.ndarray | None = None
     if history is None:
-        items = _history_of(str(user), loaded, interactions, splits, generator)
+        items, times = _history_of(str(user), loaded, interactions, splits, generator)
+    elif loaded.model.wants_times:
+        raise UserError("the model reads when each item came, and a list of items does not say so",
+                        f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
+                        "name a user with --user, or train with backbone.time_bias=false")
     else:
         items = dense_ids(list(history), loaded.items, "item", generator / "items.parquet")
     if not len(items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
-    return loaded, items[-int(loaded.config["max_history"]):]
+    recent = slice(-int(loaded.config["max_history"]), None)
+    return loaded, items[recent], times[recent] if times is not None and loaded.model.wants_times else None
 
 
-def _best(loaded: Generator, history: np.ndarray, k: int, filter_seen: bool) -> list[Recommendation]:
+def _best(loaded: Generator, history: np.ndarray, times: np.ndarray | None, k: int,
+          filter_seen: bool) -> list[Recommendation]:
     outputs = generate(loaded.model, loaded.catalogue, history, np.array([0, len(history)]), beam=max(k, BEAM),
-                       drop_seen=len(history) if filter_seen else 0)
+                       drop_seen=len(history) if filter_seen else 0, times=times)
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
     if not found:
@@ -75,8 +85,9 @@ def _best(loaded: Generator, history: np.ndarray, k: int, filter_seen: bool) -> 
                            float(score)) for item, score in found[:k]]
 
 
-def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, generator: Path) -> np.ndarray:
-    """The user's whole sequence of item ids."""
+def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path,
+                generator: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The user's whole sequence of item ids, and their times."""
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     path = Interactions(interactions).users
@@ -85,4 +96,5 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
         raise UserError(f"{path} has {len(users):,} users, {splits} has {log.users:,}",
                         "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
     index = int(dense_ids([user], users, "user", path)[0])
-    return np.asarray(log.items_N[log.offsets[index]:log.offsets[index + 1]])
+    own = slice(log.offsets[index], log.offsets[index + 1])
+    return np.asarray(log.items_N[own]), np.asarray(log.timestamps_N[own])

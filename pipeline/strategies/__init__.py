@@ -18,9 +18,14 @@ def build_strategy(name: str, sections: Mapping[str, Any], pad_to: int = 0) -> "
         pad_to: encoder positions of every window of a padded run, 0 for packed.
     """
     from pipeline.strategies.full import Full
+    from pipeline.strategies.intrr import Intrr
     from pipeline.strategies.rastp import Rastp
     from pipeline.strategies.skipgr import skipgr
 
     settings = settings_of(name, sections)
-    strategy = Rastp(settings["rastp"], pad_to) if "rastp" in settings else Full()
+    strategy: Strategy = Full()
+    if "rastp" in settings:
+        strategy = Rastp(settings["rastp"], pad_to)
+    elif "intrr" in settings:
+        strategy = Intrr(settings["intrr"])
     return skipgr(settings["skipgr"], strategy) if "skipgr" in settings else strategy

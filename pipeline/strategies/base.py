@@ -7,9 +7,9 @@ Shape legend: W windows, N items of all histories, S tokens of one item (L codes
 U users.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from pipeline.backbones import build_backbone
 if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.histories import Histories
+    from pipeline.backbones.histories import Distinct, Histories
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -97,20 +97,32 @@ def _at(array: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
 
 @dataclass(frozen=True)
 class Batch:
-    """Windows that go through the model together; all rows in the packed order of `histories`."""
+    """Windows that go through the model together; all rows in the packed order of `histories`.
+
+    Where the histories have `all_targets`, codes and weights have a row per item instead: of the item that follows it.
+    """
 
     histories: "Histories"
-    targets_W: Tensor  # int64: item id of each target
+    targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
+    distinct: "Distinct | None" = None  # in training, where the strategy asks for it
     # What `Strategy.select` said of each window, where it said something
     slots_W: Tensor | None = None  # int64
     counted_WL: Tensor | None = None  # bool
 
 
 class Strategy:
-    """Plain training. Subclasses override what they change."""
+    """Plain training. Subclasses override what they change.
 
+    items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
+        many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
+        the step has the same total weight, or each `occurrence` of an item.
+    penalty: what the batch of the last `logits` adds to the loss, beside the cross-entropy.
+    """
+
+    items: Literal["unlisted", "each", "occurrence"] = "unlisted"
+    penalty: Tensor | float = 0.0
     whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
@@ -118,6 +130,10 @@ class Strategy:
         follow torch's seed.
         """
         return build_backbone(config, catalogue)
+
+    def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
+        """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them.
+        """
 
     def begin(self, course: Course) -> None:
         """Called once the network is there, before a stopped run's state comes back."""
@@ -142,7 +158,9 @@ class Strategy:
         return model(batch.histories, batch.targets_W)
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
-        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step."""
+        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or
+        targets, where every item is one).
+        """
         return windows
 
     def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:

@@ -46,6 +46,41 @@ class RastpConfig:
 
 
 @dataclass(frozen=True)
+class IntrrConfig:
+    """The recursive assignment network and its losses. Defaults: the paper's."""
+
+    uid_dim: int = 0  # width of the UID table; 0: backbone.d_model
+    hidden: int = 512  # of the MLPs
+    digit_width: int = 128  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
+    mix: Literal["soft", "straight_through"] = "soft"
+    context: Literal["last", "sum"] = "last"
+    codebooks: Literal["random", "quantizer"] = "random"  # what they start from
+    alignment: float = 0.1  # weight of the alignment loss (lambda)
+    alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"] = "batch_distinct"
+    alignment_sample: int = 1024  # items of `sample`
+    tie_break: Literal["digit", "uid"] = "digit"
+    ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("uid_dim", "digit_width", "alignment"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"intrr.{name} must be 0 or more")
+        for name in ("hidden", "alignment_sample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"intrr.{name} must be 1 or more")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the alignment loss is computed."""
+        return self.alignment > 0 and self.ablation != "no_alignment"
+
+    @property
+    def reads_uid(self) -> bool:
+        """Whether anything depends on the UID table."""
+        return self.aligns or self.ablation != "no_redistribution"
+
+
+@dataclass(frozen=True)
 class SkipgrConfig:
     """What training skips by the model's own entropy. Defaults: the paper's, or where it is silent the safer choice."""
 
@@ -104,12 +139,13 @@ class SkipgrConfig:
 STRATEGIES = {
     "full": "every token of every window, nothing skipped: the baseline of all comparisons",
     "rastp": "after an encoder block, only the tokens that matter go on",
+    "intrr": "one token per item, made and decoded by a small recursive network",
     "skipgr": "tokens and sequences that the model is already sure of are skipped",
 }
 # Strategies with parameters; the section of params.yaml has the strategy's name.
-SETTINGS: dict[str, type] = {"rastp": RastpConfig, "skipgr": SkipgrConfig}
+SETTINGS: dict[str, type] = {"rastp": RastpConfig, "intrr": IntrrConfig, "skipgr": SkipgrConfig}
 # Pairs that may stand together in `strategy: a+b`.
-COMPOSITIONS: set[frozenset[str]] = {frozenset({"rastp", "skipgr"})}
+COMPOSITIONS: set[frozenset[str]] = {frozenset({"rastp", "skipgr"}), frozenset({"intrr", "skipgr"})}
 # Pairs refused for a reason worth telling.
 REFUSED: dict[frozenset[str], str] = {
     frozenset({"intrr", "rastp"}): "intrr gives each item a single token, which leaves rastp nothing to choose from",
@@ -137,6 +173,11 @@ def parse_strategy(text: str) -> tuple[str, ...]:
     if len(names) > 1 and frozenset(names) not in COMPOSITIONS:
         raise ValueError(f"strategy '{text}' cannot be combined: no rule says what the combination would do")
     return tuple(sorted(names))
+
+
+def tokens_per_item(text: str, levels: int, separators: bool) -> int:
+    """Positions that an item of the history takes in the backbone under strategy `text`."""
+    return 1 if "intrr" in parse_strategy(text) else levels + separators
 
 
 def settings_of(text: str, sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ separator), L code levels, V codes of a level.
 """
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,14 +60,18 @@ class Skipgr(Strategy):
 
     def __init__(self, config: SkipgrConfig, inner: Strategy):
         self.config, self.inner = config, inner
-        self.whole_items = inner.whole_items
+        self.whole_items, self.items = inner.whole_items, inner.items
         self.seconds = 0.0  # spent on decisions
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         self.widths, self.levels, self.separators = catalogue.widths, catalogue.levels, config.separators
         self.digit = catalogue.digit
-        self.shortens = config.name in WITH_ENCODER  # elsewhere a target's last tokens leave the loss alone
+        # Elsewhere a target's last tokens leave the loss alone
+        self.shortens = config.name in WITH_ENCODER and not self.whole_items
         return self.inner.build_model(config, catalogue)
+
+    def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
+        self.inner.start_from(model, codebooks)
 
     def begin(self, course: Course) -> None:
         self.inner.begin(course)
@@ -140,8 +145,9 @@ class Skipgr(Strategy):
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
         prefixes = batch.histories.prefixes
-        total = batch.weights_W.new_zeros(())
-        for level, logits_WV in enumerate(self.logits(model, batch)):
+        logits = self.logits(model, batch)
+        total = batch.weights_W.new_zeros(()) + self.inner.penalty
+        for level, logits_WV in enumerate(logits):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()

@@ -4,20 +4,20 @@ A pass is cut, in its order, into steps of at most `batch_tokens` encoder positi
 parts of about equal tokens, one per process and accumulation; the plan depends on (seed, pass) alone, so that the
 global batch is the same on one process or many.
 
-Shape legend: W windows, N items, I items of the catalogue, L code levels.
+Shape legend: W windows, N items, I items of the catalogue, L code levels, U distinct items.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Histories, Shape
+from pipeline.backbones.histories import Distinct, Histories, Shape, roomy
 from pipeline.ranking import slices
 from pipeline.recorded import tensors_of
 from pipeline.strategies.base import Batch, Selected, Weigh
@@ -117,15 +117,22 @@ def common_shape(steps: Iterable[Step], parts: int) -> Shape:
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0, shape: Shape | None = None) -> Batch:
+            longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
+            all_targets: bool = False, listed: "Listed | None" = None) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+
+    Args:
+        times_N: the splits' timestamps, for a backbone that wants them.
+        all_targets: every item of a window but the first is a target too.
+        listed: lists the batch's distinct items as well.
 
     Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
     gradients. Windows that fill it up to `shape` have weight zero too.
     """
     if len(rows_W) == 0:
-        rows_W, factors_W = np.zeros(1, np.int64), np.zeros(1, np.float32)
+        rows_W, factors_W, real = np.zeros(1, np.int64), np.zeros(1, np.float32), 0
     else:
+        real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
         factors_W = step.weights_W[rows_W]
     windows, device = step.windows[rows_W], codes_IL.device
     chosen = _chosen_rows(step, rows_W)
@@ -135,22 +142,32 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         factors_W = np.pad(factors_W, (0, len(lengths_W)))
         chosen = chosen.filled(len(lengths_W), int(lengths_W.sum())) if chosen else None
     index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    if chosen is None:
-        histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest)
-    else:
-        if (stays_N := chosen.stays_N) is not None:
-            index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
-        histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, kept_NS=chosen.tokens_NS,
-                                   decoded_W=chosen.decoded_W, levels=codes_IL.shape[1])
+    times_N = None if times_N is None else times_N[index_N]
+    if chosen is not None and (stays_N := chosen.stays_N) is not None:
+        times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
+        index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
+    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, times_N, all_targets,
+                               chosen.tokens_NS if chosen else None, chosen.decoded_W if chosen else None,
+                               codes_IL.shape[1])
 
     def to_device(array_W: np.ndarray) -> Tensor:
         return torch.from_numpy(array_W[histories.order]).to(device)
 
-    targets_W = to_device(items_N[windows.ends_W].astype(np.int64))
-    batch = Batch(histories, targets_W, codes_IL[targets_W], to_device(factors_W.astype(np.float32)))
-    if chosen is None:
-        return batch
-    return replace(batch, slots_W=to_device(chosen.slots_W), counted_WL=to_device(chosen.counted_WL))
+    targets_W, weights_W = to_device(items_N[windows.ends_W].astype(np.int64)), to_device(factors_W.astype(np.float32))
+    distinct = listed.of(items_N[index_N], real, device) if listed else None
+    batch = Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    if chosen is not None:
+        return replace(batch, slots_W=to_device(chosen.slots_W), counted_WL=to_device(chosen.counted_WL))
+    return _all_targets(batch, items_N, windows, codes_IL) if all_targets else batch
+
+
+def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:
+    """The same batch, where every item is followed by a target."""
+    histories = batch.histories
+    index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
+    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(codes_IL.device)
+    weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+    return replace(batch, codes_WL=codes_IL[following_N], weights_W=weights_N)
 
 
 def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
@@ -158,6 +175,36 @@ def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
         return None
     lengths_W = step.windows.lengths_W
     return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
+
+
+class Listed:
+    """Lists the distinct items of a step's batches (`Distinct`).
+
+    Args:
+        weigh: see `Strategy.items`.
+        total: what the weights of the whole step add up to.
+        items: of the catalogue. Counting all of them takes less time than sorting those of a batch.
+    """
+
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int, items: int):
+        self.weigh, self.total, self.items = weigh, total, items
+        index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
+        if step.selected is not None and step.selected.stays_N is not None:
+            index_N = index_N[step.selected.stays_N]
+        self.counts_I = np.bincount(items_N[index_N], minlength=items)
+
+    def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
+        """Those of the batch whose histories hold `items_N`; only the first `real` of these belong to the step."""
+        items_U = np.flatnonzero(np.bincount(items_N, minlength=self.items))
+        counts_U = np.bincount(items_N[:real], minlength=self.items)[items_U]
+        if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
+            distinct = np.count_nonzero(self.counts_I)
+            weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / distinct)
+        else:
+            weights_U = counts_U * (self.total / self.counts_I.sum())
+        rest = roomy(len(items_U)) - len(items_U)
+        items_U, weights_U = np.pad(items_U, (0, rest), "edge"), np.pad(weights_U, (0, rest)).astype(np.float32)
+        return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
 
 
 Prepared = tuple[Step, list[Batch]]  # a step and this process's batches of it
@@ -171,12 +218,16 @@ class Feed:
         codes_IL: the catalogue's, on the device that trains.
         tokens_per_item: encoder positions of one item, its separator included.
         pad_to: encoder positions of every window of a padded run, 0 for packed.
+        times_N: the splits' timestamps, for a backbone that wants them.
+        items: see `Strategy.items`.
     """
 
     def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0):
+                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None,
+                 items: Literal["unlisted", "each", "occurrence"] = "unlisted"):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
-        self.tokens_per_item, self.pad_to = tokens_per_item, pad_to
+        self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
+        self.times_N, self.all_targets = times_N, config.targets == "all"
         self.parts = world.size * config.accumulate
         self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
         self.shape: Shape | None = None
@@ -192,10 +243,16 @@ class Feed:
         batches = ((step, self._batches(step)) for step in chosen)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
 
+    def samples(self, step: Step) -> int:
+        """(history, target) pairs of a step."""
+        return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
+
     def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
+        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step),
+                                                              len(self.codes_IL))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        self.shape) for part in self.own]
+                        self.shape, self.times_N, self.all_targets, listed) for part in self.own]
 
 
 def _chosen(step: Step, select: Select) -> Step:

@@ -8,7 +8,8 @@ from typing import Literal
 class TrainConfig:
     """How windows are drawn, batched and learned from."""
 
-    windows: Literal["random_start", "prefixes", "all"] = "random_start"
+    windows: Literal["random_start", "prefixes", "all", "sequences"] = "random_start"
+    targets: Literal["last", "all"] = "last"  # of a window: the item after it, or also every item in it but the first
     max_windows: int = 250_000  # windows to train on, over all passes; training ends with the step that reaches it
     batching: Literal["packed", "padded"] = "packed"
     batch_tokens: int = 8192  # encoder positions of one optimizer step, over all processes
@@ -38,6 +39,9 @@ class TrainConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be 1 or more")
+        if self.windows == "sequences" and self.targets != "all":
+            raise ValueError("train.windows sequences shows each item once, and only train.targets all makes every one "
+                             "a target: set train.targets to all, or choose other windows")
         if not 0 <= self.ema < 1:
             raise ValueError("train.ema must lie in [0, 1)")
         if self.select != "loss" and self.beam < int(self.select.rsplit("_", 1)[1]):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
+from pipeline.backbones.causal import CausalBackbone
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.t5 import T5
 from pipeline.machine import pick_device
@@ -57,12 +58,13 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
     strategy = build_strategy(loaded.config["strategy"], loaded.config, loaded.config["pad_to"])
     passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
     items_N = np.asarray(held.items_N)
+    times_N = np.asarray(held.timestamps_N) if loaded.model.wants_times else None
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(passes)), windows):
         taken = passes.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
         batch = collate(items_N, step, np.arange(len(taken)), loaded.model.catalogue.codes_IL, loaded.config["pad_to"],
-                        held.max_history)
+                        held.max_history, times_N=times_N)
         found += quartiles(loaded.model, strategy, batch)
     table = _summary(found)
     write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
@@ -70,7 +72,7 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
     return table
 
 
-def quartiles(model: T5, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[:model.catalogue.bucket_levels], batch)

@@ -37,10 +37,11 @@ class State:
     pass_index: int = 0
     place: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes; those that a strategy skips are not among them
+    samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
     tokens: int = 0  # encoder positions of those windows, padding not counted
     tokens_kept: int = 0  # those of them that the strategy left to the last block and the decoder
     loss_sum: float = 0.0  # since the last validation
-    loss_windows: int = 0
+    loss_samples: int = 0
     train_seconds: float = 0.0  # optimizer steps alone
     compile_seconds: float = 0.0  # the first steps on a GPU, which compile kernels and record
     wall_seconds: float = 0.0  # with those, validation and checkpoints
@@ -55,7 +56,7 @@ class Part:
     """What one process learns from at once."""
 
     batch: Batch
-    share: Tensor  # of a window's loss in the step's
+    share: Tensor  # of a sample's loss in the step's
 
 
 class Trainer:
@@ -86,7 +87,7 @@ class Trainer:
             self._gradients_of = Recorded(self._gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[operator]
             self._update_all = Recorded(self._update)
             self._recorded = [self._gradients_of, self._update_all]
-        self._losses: list[tuple[int, Tensor]] = []  # (windows, loss sum) of the steps not yet looked at
+        self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
         """Train until `max_windows` are trained or skipped, or patience ends; `evaluated` then has the best weights.
@@ -127,10 +128,10 @@ class Trainer:
         return self.passed >= self.config.max_windows or self.state.stale >= self.config.patience
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
-        """One optimizer step. The loss is a sum over windows divided by a number that the whole step shares."""
-        state, windows = self.state, len(step.windows)
+        """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
+        state, windows, samples = self.state, len(step.windows), self.feed.samples(step)
         total = torch.zeros((), device=self.device)
-        share = torch.full((), 1 / self.strategy.divisor(windows, step.selected), device=self.device)
+        share = torch.full((), 1 / self.strategy.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
             total += self._gradients_of(Part(batch, share))
@@ -139,8 +140,9 @@ class Trainer:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
         self._update_all(None)
-        self._losses.append((windows, total))
+        self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
+        state.samples += samples
         tokens, items_W, per_item = step.tokens(self.feed.tokens_per_item), step.items_W, self.feed.tokens_per_item
         state.tokens += tokens
         pruned = int(items_W.sum()) * per_item - int(self.strategy.tokens_kept(items_W, per_item).sum())
@@ -177,15 +179,15 @@ class Trainer:
     def _look(self) -> None:
         """Fetch the losses of the steps since the last look, and stop when one is not finite."""
         if self._losses:
-            sums = self.world.sum(torch.stack([loss for _, loss in self._losses])).tolist()
+            sums = self.world.sum(torch.stack([loss for *_, loss in self._losses])).tolist()
             first = self.state.step - len(sums) + 1
-            for number, (loss, (windows, _)) in enumerate(zip(sums, self._losses, strict=True), first):
+            for number, (loss, (_, samples, _)) in enumerate(zip(sums, self._losses, strict=True), first):
                 if not math.isfinite(loss):
                     raise _diverged(number, self.config)
                 self.state.loss_sum += loss
-                self.state.loss_windows += windows
+                self.state.loss_samples += samples
             if self._progress:
-                self._progress.update(self.passed - self._shown, f"loss {loss / windows:.3f}")
+                self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
             self._shown = self.passed
             self._losses.clear()
         now, warm = time.perf_counter(), sum(recorded.warm_seconds for recorded in self._recorded)
@@ -200,9 +202,9 @@ class Trainer:
         scores = self.validation.measure(self.evaluated)
         if not math.isfinite(scores["valid_loss"]):
             raise _diverged(state.step, self.config)
-        train_loss = state.loss_sum / state.loss_windows
+        train_loss = state.loss_sum / state.loss_samples
         state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
-        state.loss_sum, state.loss_windows, state.stale = 0.0, 0, state.stale + 1
+        state.loss_sum, state.loss_samples, state.stale = 0.0, 0, state.stale + 1
         score = -scores["valid_loss"] if self.config.select == "loss" else scores[self.config.select]
         if score > state.best_score:
             state.best_score, state.best_step, state.stale = score, state.step, 0

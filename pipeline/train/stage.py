@@ -33,12 +33,11 @@ from pipeline.artifacts import (
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
-from pipeline.backbones.t5 import T5
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course, Rows
-from pipeline.strategies.config import settings_of
+from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, windows_per_step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
@@ -48,6 +47,7 @@ from pipeline.train.validate import Validation
 from pipeline.train.windows import Passes
 
 if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
     from pipeline.config import Params
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
@@ -78,7 +78,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
     torch.set_num_threads(config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
     with joined(device) as world:
         catalogue = Catalogue(read_sids.codes_IL, read_sids.widths, read_sids.digit).to(device)
-        trainer = _trainer(params, read_splits, catalogue, checkpoints, world, resume)
+        trainer = _trainer(params, read_splits, catalogue, read_sids.codebooks, checkpoints, world, resume)
         if world.leads:
             _announce(trainer, device, world)
         state = trainer.run()
@@ -90,7 +90,7 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
                      "max_history": read_splits.max_history, "seed": params.seed, "dataset": params.dataset,
                      "train": _influences(params)["train"], "fingerprints": inputs}
-            save_generator(output, cast(T5, trainer.evaluated), catalogue, _named(items), extra)
+            save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))
@@ -98,25 +98,30 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             _write_skipped(reports, trainer.strategy.tables(state.pass_index + 1, catalogue.levels), learned)
             checkpoints.delete()
             print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
-                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s")
+                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s"
+                  + (f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""))
     return timings
 
 
-def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, checkpoints: Checkpoints, world: World,
-             resume: dict[str, Any] | None) -> Trainer:
+def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: Mapping[str, np.ndarray],
+             checkpoints: Checkpoints, world: World, resume: dict[str, Any] | None) -> Trainer:
     config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
     strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
     model = strategy.build_model(params.backbone, catalogue)
+    strategy.start_from(model, codebooks)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
         raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
                         "target has a history", "lower ingest.k_core's filter or choose an earlier split")
-    per_item = _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL, config, world, per_item,
-                _pad_to(params, splits, catalogue.levels))
+    per_item = tokens_per_item(params.strategy, catalogue.levels, params.backbone.separators)
+    # The budget counts whole Semantic IDs, so that a step has the same windows under every strategy.
+    budget = config.batch_tokens * per_item // _tokens_per_item(params, catalogue.levels)
+    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL,
+                dataclasses.replace(config, batch_tokens=budget), world, per_item,
+                pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
     strategy.begin(_course(params, splits, feed, world))
-    validation = Validation(splits, strategy, catalogue, world, config.beam)
+    validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
         raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
                         "split the log so that some users have interactions both before and in the validation period")
@@ -128,7 +133,7 @@ def _course(params: "Params", splits: Splits, feed: Feed, world: World) -> Cours
     return Course(
         items_N=np.asarray(splits.items_N), first_U=np.asarray(splits.offsets[:-1]),
         end_U=np.asarray(splits.train_end), windows=windows,
-        windows_per_step=windows_per_step(feed.passes, config.batch_tokens, feed.tokens_per_item),
+        windows_per_step=windows_per_step(feed.passes, feed.budget, feed.tokens_per_item),
         passes=config.max_windows / windows, one_per_target=config.windows != "all", max_history=splits.max_history,
         seed=params.seed, device=feed.codes_IL.device, sum=world.sum)
 
@@ -160,7 +165,7 @@ def _check(params: "Params", splits: Splits, sids: Sids) -> None:
 
 
 def _tokens_per_item(params: "Params", levels: int) -> int:
-    """Encoder positions of one item."""
+    """Positions of one item's whole Semantic ID."""
     return levels + params.backbone.separators
 
 
@@ -179,7 +184,7 @@ def _influences(params: "Params") -> dict[str, Any]:
 
 def _sections(params: "Params") -> dict[str, Any]:
     """The sections of params.yaml that strategies read."""
-    return {"rastp": params.rastp, "skipgr": params.skipgr}
+    return {"rastp": params.rastp, "intrr": params.intrr, "skipgr": params.skipgr}
 
 
 def _settings(params: "Params") -> dict[str, Any]:
@@ -204,8 +209,10 @@ def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, 
         "train_seconds": state.train_seconds, "compile_seconds": state.compile_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
+        "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
-        "windows_trained": state.windows, "tokens_trained": state.tokens, "best_step": state.best_step,
+        "windows_trained": state.windows, "samples_trained": state.samples, "tokens_trained": state.tokens,
+        "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step, "tokens_per_step_after_pruning": state.tokens_kept / state.step,
         "parameters": sum(p.numel() for p in trainer.model.parameters()), "real_token_share": state.tokens / positions,
     }

@@ -7,14 +7,16 @@ latest of its history.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.t5 import T5
 from pipeline.strategies.base import Batch
 from pipeline.train.distributed import World
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Kept:
 
     kept_AS: Tensor
     all_AS: Tensor
-    levels: int
+    names: Sequence[str]  # of the S tokens
     seconds: tuple[float, float] | None  # None where nothing is pruned
 
     def figures(self) -> dict[str, float]:
@@ -36,9 +38,8 @@ class Kept:
 
     def by_level(self) -> list[dict[str, float | str]]:
         """One row per code of an item, and one for the separator."""
-        names = [f"level {level + 1}" for level in range(self.levels)] + ["separator"]
         return [{"level": name, "kept": float(kept / count)}
-                for name, kept, count in zip(names, self.kept_AS.sum(0), self.all_AS.sum(0), strict=False)]
+                for name, kept, count in zip(self.names, self.kept_AS.sum(0), self.all_AS.sum(0), strict=True)]
 
     def by_position(self) -> list[dict[str, float | str]]:
         """One row per place of an item in its history, the latest first, as far back as there are histories."""
@@ -49,16 +50,16 @@ class Kept:
 @torch.no_grad()
 def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
-    t5 = cast(T5, model.eval())
-    levels, per_item = t5.levels, t5.tokens_IS.shape[1]
-    kept_AS = torch.zeros(max_history, per_item, dtype=torch.int64, device=t5.tokens_IS.device)
-    all_AS, clock = torch.zeros_like(kept_AS), _Clock(t5)
+    backbone = cast("Backbone", model.eval())
+    kept_AS = torch.zeros(max_history, len(backbone.token_names), dtype=torch.int64,
+                          device=backbone.catalogue.codes_IL.device)
+    all_AS, clock = torch.zeros_like(kept_AS), _Clock(backbone)
     for batch in batches:
-        kept_NS = clock.time(t5, batch)
+        kept_NS = clock.time(backbone, batch)
         age_N = _ages(batch.histories.lengths_W, len(kept_NS))
         kept_AS.index_add_(0, age_N, kept_NS.long())
         all_AS.index_add_(0, age_N, torch.ones_like(kept_NS, dtype=torch.int64))
-    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), levels, clock.seconds)
+    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), backbone.token_names, clock.seconds)
 
 
 def _ages(lengths_W: Tensor, items: int) -> Tensor:
@@ -71,11 +72,11 @@ def _ages(lengths_W: Tensor, items: int) -> Tensor:
 class _Clock:
     """Seconds of the encoder up to the point where tokens are dropped, and from there on."""
 
-    def __init__(self, model: T5):
+    def __init__(self, model: "Backbone"):
         self.seconds: tuple[float, float] | None = (0.0, 0.0) if model.shortener else None
-        self.device = model.tokens_IS.device
+        self.device = model.catalogue.codes_IL.device
 
-    def time(self, model: T5, batch: Batch) -> Tensor:
+    def time(self, model: "Backbone", batch: Batch) -> Tensor:
         """`model.kept_tokens`, timed."""
         original = model.shortener
         if original is None or self.seconds is None:

@@ -29,11 +29,13 @@ class Validation:
 
     Args:
         beam: of the ranking, constrained to the catalogue.
+        times: whether the backbone wants to know when the items of a history came.
     """
 
-    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int):
+    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int,
+                 times: bool = False):
         self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
-        self.device = catalogue.codes_IL.device
+        self.device, self.times = catalogue.codes_IL.device, times
         self.users_U, positions_U = splits.targets("valid")
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
         rows = np.argsort(lengths_U, kind="stable")
@@ -50,7 +52,9 @@ class Validation:
         step = Step(0, 0, windows, np.ones(len(windows), np.float32))
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
-        return [collate(items_N, step, chunk, codes_IL) for chunk in chunks[self.world.rank::self.world.size]]
+        times_N = np.asarray(self.splits.timestamps_N) if self.times else None
+        return [collate(items_N, step, chunk, codes_IL, times_N=times_N)
+                for chunk in chunks[self.world.rank::self.world.size]]
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""

@@ -18,7 +18,7 @@ from pipeline.hashing import hasher, unit
 if TYPE_CHECKING:
     from pipeline.artifacts import Splits
 
-Rule = Literal["random_start", "prefixes", "all"]
+Rule = Literal["random_start", "prefixes", "all", "sequences"]
 ROUNDS = 4  # of the Feistel shuffle
 
 
@@ -51,6 +51,8 @@ class Passes:
         rule: `random_start`: every (user, end) once per pass, from a start drawn uniformly among those that leave at
             least one and at most `max_history` items of history. `prefixes`: every (user, end) once, from the user's
             first item, cut to the most recent `max_history`. `all`: every contiguous window once (GRID's rule).
+            `sequences`: each user's items once, cut from the end into pieces of `max_history` items and the one after;
+            a piece begins with the last item of the one before, so that every item but the first ends or is in one.
         seed: equal seeds give equal passes.
     """
 
@@ -59,7 +61,10 @@ class Passes:
         items_U = np.maximum(np.asarray(splits.train_end) - first_U, 0)
         self.rule, self.seed, self.max_history = rule, seed, splits.max_history
         self.first_U = first_U
-        counts_U = self._up_to_end(items_U) if rule == "all" else np.maximum(items_U - 1, 0)
+        self.items_U = items_U
+        counts_U = (self._up_to_end(items_U) if rule == "all" else
+                    -(-np.maximum(items_U - 1, 0) // self.max_history) if rule == "sequences" else
+                    np.maximum(items_U - 1, 0))
         self.offsets_U = np.concatenate([[0], np.cumsum(counts_U)])
 
     def __len__(self) -> int:
@@ -74,6 +79,9 @@ class Passes:
         within_W = index_W - self.offsets_U[user_W]  # rank of the window among its user's
         if self.rule == "all":
             before_W, length_W = self._decode(within_W)
+        elif self.rule == "sequences":
+            before_W = self.items_U[user_W] - 1 - within_W * self.max_history
+            length_W = np.minimum(before_W, self.max_history)
         else:
             before_W = within_W + 1  # training items of the user before the target
             length_W = np.minimum(before_W, self.max_history)

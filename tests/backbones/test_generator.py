@@ -38,6 +38,17 @@ def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
     assert generator.model.catalogue is generator.catalogue
 
 
+@pytest.mark.parametrize("name", ["decoder", "hstu"])
+def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, name):
+    model = make_causal(name)
+    frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
+    save_generator(tmp_path, model, model.catalogue, frame, EXTRA)
+    loaded = load_generator(tmp_path).model
+    assert type(loaded) is type(model)
+    histories, _ = make_batch(model)
+    assert torch.equal(beam_search(loaded, histories, 10).scores_WK, beam_search(model, histories, 10).scores_WK)
+
+
 def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved):
     model, folder = saved
     generator = load_generator(folder)

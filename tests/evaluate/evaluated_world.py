@@ -2,18 +2,19 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
-from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.generator import save_generator
 from pipeline.config import Params
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.strategies import build_strategy
 from pipeline.train.config import TrainConfig
 
 WIDTHS, ITEMS, USERS, MAX_HISTORY = (4, 4, 3), 20, 40, 5
@@ -44,16 +45,19 @@ def random_splits(rng: np.random.Generator) -> Splits:
                   {"max_history": MAX_HISTORY, "items": ITEMS})
 
 
-def write_generator(world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS) -> None:
+def write_generator(world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS,
+                    backbone: str = "t5") -> None:
     rng = np.random.default_rng(seed)
     codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)
     catalogue = Catalogue(codes, WIDTHS)
     torch.manual_seed(seed)
-    config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
+    config = BackboneConfig(name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
     frame = pd.DataFrame({"item_id": np.arange(items, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(items)],
                           "title": [f"Title {i}" if i % 4 else None for i in range(items)]})
-    save_generator(world.paths["generator"], build_backbone(config, catalogue), catalogue, frame, {
-        "strategy": strategy, "rastp": {}, "pad_to": 0, "max_history": MAX_HISTORY, "seed": seed, "dataset": "demo",
+    sections: dict[str, Any] = {"rastp": {}, "intrr": {}}
+    model = build_strategy(strategy, sections).build_model(config, catalogue)
+    save_generator(world.paths["generator"], model, catalogue, frame, {
+        "strategy": strategy, **sections, "pad_to": 0, "max_history": MAX_HISTORY, "seed": seed, "dataset": "demo",
         "train": {}, "fingerprints": {"splits": fingerprint(world.paths["splits"])},
     })
 

@@ -76,3 +76,17 @@ def test_unknown_names_are_refused_as_by_recommend(world):
         ask(world, user="nobody")
     with pytest.raises(UserError, match="give a user or a history"):
         ask(world)
+
+
+def test_intrr_shows_how_each_item_spreads_over_the_codes_of_every_level(world):
+    write_generator(world, strategy="intrr")
+    loaded, rows = ask(world, history=["item-4", "item-7"])
+    for row in rows:
+        assert [len(level) for level in row.weights] == [*WIDTHS[:-1], 128]
+        assert [sum(level) for level in row.weights] == pytest.approx([1] * len(WIDTHS), abs=1e-5)
+    lines = report(loaded, rows).splitlines()
+    assert lines[0].startswith("intrr: of each level")
+    code, weights = rows[0].codes[0], rows[0].weights[0]
+    best = int(np.argmax(weights))
+    more = f" ({best} {weights[best]:.2f})" if best != code else ""
+    assert lines[1].startswith(f"  item-4  {code} {weights[code]:.2f}{more}")

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from evaluated_world import ITEMS, MAX_HISTORY, World, random_splits, write_generator
 
 from pipeline.artifacts import write_parquet
 from pipeline.backbones.beam import score_catalogue
-from pipeline.backbones.generator import load_generator
+from pipeline.backbones.generator import load_generator, save_generator
 from pipeline.backbones.histories import Histories
 from pipeline.config import Params
 from pipeline.errors import UserError
@@ -109,3 +110,24 @@ def test_users_of_another_log_are_refused(world):
     write_parquet(world.root / "data/interactions/users.parquet", pd.DataFrame({"user_id": [0], "raw_id": ["user-1"]}))
     with pytest.raises(UserError, match="different logs"):
         ask(world, user="user-1")
+
+
+def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_without_any(world):
+    write_generator(world, backbone="hstu")
+    model = load_generator(world.paths["generator"]).model
+    with torch.no_grad():
+        for block in model.blocks:
+            block.time_bias.normal_(std=30)
+    loaded = load_generator(world.paths["generator"])
+    frame = loaded.items[["item_id", "raw_id", "title"]]
+    extra = {key: value for key, value in loaded.config.items() if key not in ("backbone", "widths")}
+    save_generator(world.paths["generator"], model, loaded.catalogue, frame, extra)
+    own = slice(world.splits.offsets[4], world.splits.offsets[5])
+    items, times = (array[own][-MAX_HISTORY:] for array in (world.splits.items_N, world.splits.timestamps_N))
+    timed, timeless = (score_catalogue(model, Histories.pack(items, np.array([0, len(items)]), times_N=some))[0]
+                       for some in (times, times * 0))
+    shown = ask(world, user="user-4", k=ITEMS)
+    np.testing.assert_allclose([row.score for row in shown], timed.sort(descending=True).values, rtol=1e-5)
+    assert not torch.allclose(timed, timeless)
+    with pytest.raises(UserError, match="reads when each item came"):
+        ask(world, history=["item-1"])

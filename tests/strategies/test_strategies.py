@@ -11,7 +11,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Batch, Strategy
-from pipeline.strategies.config import STRATEGIES, RastpConfig, SkipgrConfig
+from pipeline.strategies.config import SETTINGS, STRATEGIES
 from pipeline.strategies.full import Full
 
 WIDTHS = (5, 3, 2)
@@ -62,4 +62,4 @@ def test_full_overrides_nothing() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
-    assert isinstance(build_strategy(name, {"rastp": RastpConfig(), "skipgr": SkipgrConfig()}), Strategy)
+    assert isinstance(build_strategy(name, {name: section() for name, section in SETTINGS.items()}), Strategy)

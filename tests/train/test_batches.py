@@ -124,6 +124,21 @@ def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Split
         position += end - start
 
 
+def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(splits: Splits) -> None:
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
+    step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
+    times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
+    batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL, times_N=times_N, all_targets=True)
+    positions = [(row, place) for row in batch.histories.order + 3
+                 for place in range(windows.starts_W[row], windows.ends_W[row])]
+    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[place + 1]].tolist() for _, place in positions]
+    assert batch.weights_W.tolist() == [row + 1 for row, _ in positions]
+    assert batch.histories.times_N is not None
+    assert batch.histories.times_N.tolist() == [times_N[place] for _, place in positions]
+    assert batch.targets_W.tolist() == splits.items_N[windows.ends_W[batch.histories.order + 3]].tolist()
+
+
 def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
     threads = []
 

@@ -1,5 +1,7 @@
 """Gradient norms by entropy, against one token at a time."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,14 @@ from pipeline.train.windows import Passes
 def trained(world: TinyWorld) -> TinyWorld:
     world.train(make_params())
     return world
+
+
+@pytest.mark.parametrize("settings", [{"strategy": "intrr", "intrr": {"hidden": 16}}, {"backbone": {"name": "hstu"}}])
+def test_every_strategy_and_backbone_can_be_asked(world: TinyWorld, settings: dict[str, Any]) -> None:
+    world.train(make_params(train={"max_windows": 100}, **settings))
+    table = gradients(batches=1, windows=20, splits=world.folder / "splits",
+                      generator=world.folder / "run" / "generator", reports=world.folder / "reports")
+    assert (table["gradient_norm"] > 0).all()
 
 
 def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: TinyWorld) -> None:

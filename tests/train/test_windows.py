@@ -55,6 +55,17 @@ def test_prefixes_hold_every_end_once_with_the_longest_history_allowed(counts: l
 
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
+def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(counts: list[int], max_history: int,
+                                                                        pass_index: int) -> None:
+    splits = splits_of(counts, max_history)
+    windows = drawn(Passes(splits, "sequences", 7), pass_index)
+    assert set(windows) <= all_windows(splits)
+    targets = Counter(item for start, end in windows for item in range(start + 1, end + 1))
+    assert targets == Counter({end for _, end in all_windows(splits)})
+
+
+@examples
+@given(lengths, st.integers(1, 6), st.integers(0, 3))
 def test_random_start_holds_every_end_once_with_an_admissible_start(counts: list[int], max_history: int,
                                                                     pass_index: int) -> None:
     splits = splits_of(counts, max_history)
@@ -73,7 +84,7 @@ def test_random_starts_are_uniform_and_differ_between_passes() -> None:
 
 
 @examples
-@given(lengths, st.sampled_from(["random_start", "prefixes", "all"]), st.integers(0, 5), st.integers(1, 9))
+@given(lengths, st.sampled_from(["random_start", "prefixes", "all", "sequences"]), st.integers(0, 5), st.integers(1, 9))
 def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: str, first: int, size: int) -> None:
     passes = Passes(splits_of(counts, 4), rule, 1)  # type: ignore[arg-type]
     part = passes.take(2, first, first + size)
@@ -83,7 +94,7 @@ def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: str, fir
 def test_no_window_touches_a_held_out_position() -> None:
     splits = splits_of([5, 0, 9, 1], 3)
     held = {int(end) + i for end in splits.train_end for i in (0, 1)}
-    for rule in ("random_start", "prefixes", "all"):
+    for rule in ("random_start", "prefixes", "all", "sequences"):
         for start, end in drawn(Passes(splits, rule, 0)):  # type: ignore[arg-type]
             assert not held & set(range(start, end + 1))
 

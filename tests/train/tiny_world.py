@@ -63,7 +63,10 @@ def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, m
 
 def make_sids(items: int = 40) -> Sids:
     codes_IL = np.stack([np.arange(items) // 8, np.arange(items) % 4, np.arange(items) % 8 // 4], 1).astype(np.int32)
-    return Sids(codes_IL, (items // 8, 4, 2), {"level_1": np.zeros((1, 1), np.float32)}, {})
+    rng = np.random.default_rng(1)
+    centroids = {f"level_{level}": rng.normal(size=(codes, 3)).astype(np.float32)
+                 for level, codes in ((1, items // 8), (2, 4))}
+    return Sids(codes_IL, (items // 8, 4, 2), centroids, {})
 
 
 def write_world(folder: Path) -> TinyWorld:

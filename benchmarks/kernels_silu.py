@@ -1,0 +1,119 @@
+"""HSTU's Triton attention against its float64 reference, on a GPU: largest relative error per dtype, kind and length.
+
+    python benchmarks/kernels_silu.py             # prints the table; exit code 1 when an error is above its bound
+
+An error is ||ours - reference|| / ||reference|| over a whole tensor: output, gradients of queries, keys, values and of
+both biases. Inputs are random; sequence lengths within one case are ragged up to the length named, and tokens that
+belong to no sequence stand at the end. `tests/backbones/test_attention_silu_triton.py` runs the same cases where there
+is a GPU.
+"""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.backbones.attention_silu import TIME_BUCKETS, Kind, PointwiseLayout, group_layout, pointwise_attention
+from pipeline.backbones.attention_triton import make_spans
+from pipeline.backbones.sequences import Times
+
+BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
+SPARE = 5  # tokens of no sequence
+
+
+@dataclass(frozen=True)
+class SiluCase:
+    """Sequences of up to `longest` tokens; `pad_to`: places of each."""
+
+    kind: Kind
+    dtype: torch.dtype
+    longest: int
+    timed: bool = True
+    width: int = 32
+    pad_to: int = 0
+
+    def __str__(self) -> str:
+        return (f"{self.kind:8} {'timed' if self.timed else '':5} {'padded' if self.pad_to else '':6} "
+                f"{str(self.dtype)[6:]:9} {self.longest:4} x {self.width}")
+
+
+def silu_cases() -> Iterator[SiluCase]:
+    """Every class of lengths, both kinds of weights, with times and without."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for longest in (1, 16, 30, 64, 123, 150, 512):
+            yield SiluCase("silu", dtype, longest)
+        for longest in (16, 64, 150):
+            yield SiluCase("silu", dtype, longest, timed=False)
+            yield SiluCase("softplus", dtype, longest, timed=False)
+        yield SiluCase("silu", dtype, 40, pad_to=100)
+        yield SiluCase("silu", dtype, 60, width=16)
+        yield SiluCase("softplus", dtype, 60, width=64, timed=False)
+
+
+def silu_errors(case: SiluCase, heads: int = 4, sequences: int = 40, seed: int = 0,
+                device: str = "cuda") -> dict[str, float]:
+    """Relative error of each result of one case."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, case.longest + 1, (sequences,), generator=generator).sort().values
+    lengths[-1] = case.longest
+    sizes = torch.full_like(lengths, case.pad_to) if case.pad_to else lengths
+    starts, total = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), int(sizes.sum()) + SPARE
+    longest = case.pad_to or case.longest
+    real = torch.zeros(total, dtype=torch.bool)
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=False):
+        real[start:start + length] = True
+
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * 0.7).to(device, case.dtype).requires_grad_()
+
+    q, k, v = (normal(total, heads, case.width) for _ in range(3))
+    bias = torch.randn(heads, 2 * longest - 1, generator=generator).to(device).requires_grad_()
+    table = torch.randn(TIME_BUCKETS, heads, generator=generator).to(device).requires_grad_()
+    time_bias = table if case.timed else None
+    # Whole minutes of two weeks: of no such time would a GPU's less exact logarithm choose another bucket.
+    times = Times(*(torch.randint(20_000, (total,), generator=generator) * 60 for _ in range(2)))
+    on_device = Times(times.asked_T.to(device), times.happened_T.to(device)) if case.timed else None
+    spans = make_spans(*[starts.to(device)] * 2, lengths.to(device), longest, longest)
+    out = pointwise_attention(q, k, v, PointwiseLayout(spans=spans, times=on_device), bias, time_bias, case.kind)
+    wanted = [x for x in (q, k, v, bias, time_bias) if x is not None]
+    grad = torch.randn(out.shape, generator=generator).mul_(real[:, None, None]).to(out)
+    ours = [out * real[:, None, None].to(device), *torch.autograd.grad(out, wanted, grad)]
+
+    exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
+    groups = tuple((1, length) for length in lengths.tolist())
+    packed = Times(times.asked_T[real], times.happened_T[real]) if case.timed else None
+    expected_out = pointwise_attention(*(x[real] for x in exact[:3]), group_layout(groups, packed),
+                                       _square(exact[3], longest), exact[4] if case.timed else None, case.kind)
+    expected = [torch.zeros(out.shape, dtype=torch.float64).masked_scatter(real[:, None, None], expected_out.detach()),
+                *torch.autograd.grad(expected_out, exact, grad[real.to(device)].double().cpu())]
+    names = ("output", "d_query", "d_key", "d_value", "d_bias", "d_time")
+    return {name: float((a.detach().double().cpu() - b).norm() / b.norm())
+            for name, a, b in zip(names, ours, expected, strict=False)}
+
+
+def _square(bias_HR: Tensor, longest: int) -> Tensor:
+    """Bias by distance -> [H, Q, K]."""
+    place = torch.arange(longest)
+    return bias_HR[:, place - place[:, None] + longest - 1]
+
+
+def main() -> int:
+    """Print one line per case. Returns the exit code."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    failed = count = 0
+    with ThreadPoolExecutor(12) as pool:  # most of the time goes into compiling kernels
+        results = list(zip(silu_cases(), pool.map(silu_errors, silu_cases()), strict=True))
+    for case, found in results:
+        bad = not max(found.values()) <= BOUNDS[case.dtype]
+        failed, count = failed + bad, count + 1
+        print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+              + ("  ABOVE THE BOUND" if bad else ""))
+    print(f"{count} cases, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""A T5-style causal decoder over Semantic IDs: GRID's decoder-only TIGER, which IntRR builds on.
+
+Blocks, relative position bias and initialisation are those of T5's decoder without cross-attention (t5.py); how a
+window becomes a sequence is said in sequences.py, what is done with it in causal.py.
+
+Shape legend: T tokens of all sequences, d model width, H heads, D head width.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones.attention import Group, Layout, attention
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.causal import CausalBackbone, CausalBlock
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.dropout import Dropout
+from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.backbones.sequences import Sequences, Times, spans_of
+from pipeline.backbones.t5 import FeedForward, RMSNorm, SelfAttention
+
+
+class DecoderOnlyBlock(CausalBlock):
+    """Causal self-attention, then feed-forward."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.ff = FeedForward(config)
+
+    def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v = self.attention.project(h_Td)
+        return q, k, v, h_Td  # T5 has no gate
+
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
+        dropout = self.attention.p if self.training else 0.0
+        return attention(q_THD, k_THD, v_THD, layout, bias, causal=True, dropout=dropout)[0]
+
+    def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
+        return scores.masked_fill(~seen, float("-inf")).softmax(-1)
+
+    def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
+        return self.ff(h_Td + self.attention.dropout(self.attention.o(mixed_THD.flatten(1))))
+
+
+class Decoder(CausalBackbone):
+    """`decoder_layers` T5 blocks, causal, and a final norm."""
+
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
+        super().__init__(config, catalogue, vectors_only)
+        self.bias = RelativeBias(config, bidirectional=False)
+        self.blocks = cast(Iterable[CausalBlock],
+                           nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers)))
+        self.norm = nn.Sequential(RMSNorm(config.d_model), Dropout(config.dropout))
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """As in t5.py: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings
+        as `embedding_std` says.
+        """
+        config = self.config
+        for table in self.modules():
+            if isinstance(table, nn.Embedding):  # drawn with std 1
+                table.weight.mul_(config.embedding_std)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(std=module.in_features**-0.5)
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                queries = module.qkv.weight[:config.heads * config.d_head]
+                queries.normal_(std=(config.d_model * config.d_head) ** -0.5)
+
+    def layout(self, sequences: Sequences, times: Times | None) -> Layout:
+        if sequences.groups:
+            return Layout(tuple(Group(count, size, size) for count, size in sequences.groups))
+        return Layout(spans=spans_of(sequences))
+
+    def position_bias(self, block: CausalBlock) -> RelativeBias:
+        return self.bias

@@ -1,0 +1,117 @@
+"""HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"), causal and packed, over Semantic IDs or item vectors.
+
+A layer (Eq. 1 to 3): U, V, Q, K = SiLU(W norm(x)); A V by pointwise attention (attention_silu.py); then
+x + W' (norm(A V) * U). Its bias knows relative positions, and the time between two items by its logarithm.
+What differs from the authors' research code:
+- time is counted from the query's own item. Theirs counts from the item that is to be predicted, whose time only
+  training knows;
+- positions fall into T5's buckets instead of one for each distance, so that no length is built in; the two biases have
+  a number per head instead of one for all heads;
+- items are Semantic IDs with a head per level, as in every backbone here; a norm before the heads.
+`hstu_attention: softplus` is the layer of IntRR's code: softplus weights that sum to one, scores over sqrt(D), SiLU on
+U alone, no norm behind the attention and no times.
+
+Shape legend: T tokens of all sequences, d model width, H heads, D head width, B time buckets.
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.backbones.attention_silu import (
+    TIME_BUCKETS,
+    PointwiseLayout,
+    group_layout,
+    pointwise_attention,
+    time_buckets,
+    weights_of,
+)
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.causal import CausalBackbone, CausalBlock
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.dropout import Dropout
+from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.backbones.sequences import Sequences, Times, spans_of
+
+STD = 0.02  # of HSTU's initialisation
+
+
+class HstuBlock(CausalBlock):
+    """HSTU's layer."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        inner = config.heads * config.d_head
+        self.heads, self.kind = config.heads, config.hstu_attention
+        self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
+        self.uvqk = nn.Linear(config.d_model, 4 * inner, bias=False)
+        self.bias = RelativeBias(config, bidirectional=False)
+        self.time_bias = nn.Parameter(torch.randn(TIME_BUCKETS, config.heads) * STD) if config.wants_times else None
+        self.mixed_norm: nn.Module = nn.LayerNorm(inner, 1e-6, elementwise_affine=False)
+        self.o = nn.Linear(inner, config.d_model)
+        self.dropout = Dropout(config.dropout)
+        nn.init.normal_(self.uvqk.weight, std=STD)
+        nn.init.normal_(self.bias.weight, std=STD)
+        nn.init.xavier_uniform_(self.o.weight)
+        nn.init.zeros_(self.o.bias)
+
+    def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        u, v, q, k = F.silu(self.uvqk(self.norm(h_Td))).unflatten(1, (4, self.heads, -1)).unbind(1)
+        return q, k, v, u
+
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PointwiseLayout, bias: Tensor) -> Tensor:
+        return pointwise_attention(q_THD, k_THD, v_THD, layout, bias, self.time_bias, self.kind)
+
+    def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
+        return weights_of(scores, seen, self.kind)
+
+    def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
+        return h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))
+
+
+class SoftplusBlock(HstuBlock):
+    """The layer of IntRR's code."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__(config)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.uvqk = nn.Linear(config.d_model, 4 * config.heads * config.d_head)
+        self.mixed_norm = nn.Identity()
+        self.o = nn.Linear(config.heads * config.d_head, config.d_model)
+        nn.init.normal_(self.bias.weight)
+
+    def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        u, v, q, k = self.uvqk(self.norm(h_Td)).unflatten(1, (4, self.heads, -1)).unbind(1)
+        return q * q.shape[2] ** -0.5, k, v, F.silu(u)
+
+    def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
+        return h_Td + self.dropout(self.o(mixed_THD.flatten(1) * gate.flatten(1)))
+
+
+class Hstu(CausalBackbone):
+    """`decoder_layers` HSTU layers and a final norm."""
+
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
+        super().__init__(config, catalogue, vectors_only)
+        layer = HstuBlock if config.hstu_attention == "silu" else SoftplusBlock
+        self.blocks = cast(Iterable[HstuBlock], nn.ModuleList(layer(config) for _ in range(config.decoder_layers)))
+        self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
+        if not vectors_only:
+            nn.init.normal_(self.tokens.weight, std=STD)
+
+    def embed(self, tokens_T: Tensor) -> Tensor:
+        return self.tokens(tokens_T) * self.config.d_model**0.5
+
+    def layout(self, sequences: Sequences, times: Times | None) -> PointwiseLayout:
+        if sequences.groups:
+            return group_layout(sequences.groups, times)
+        return PointwiseLayout(spans=spans_of(sequences), times=times)
+
+    def position_bias(self, block: HstuBlock) -> RelativeBias:
+        return block.bias
+
+    def time_bias(self, block: HstuBlock, passed: Tensor) -> Tensor:
+        return F.embedding(time_buckets(passed), cast(Tensor, block.time_bias))

@@ -1,0 +1,19 @@
+"""The GPU kernels of HSTU's attention give what the float64 reference gives. Runs where there is a GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("the kernels need a GPU", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from kernels_silu import BOUNDS, silu_cases, silu_errors
+
+
+@pytest.mark.parametrize("case", list(silu_cases()), ids=str)
+def test_outputs_and_gradients_equal_the_reference(case):
+    assert max(silu_errors(case).values()) <= BOUNDS[case.dtype]

@@ -1,0 +1,174 @@
+"""intrr through the whole of training: what is written, resumed, rebuilt, decoded and refused."""
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny_world import TinyWorld, make_params
+
+from pipeline.backbones.beam import score_catalogue
+from pipeline.backbones.generator import load_generator
+from pipeline.backbones.histories import Histories
+from pipeline.config import Params
+from pipeline.errors import UserError
+from pipeline.ranking import generate, histories_of, rank_targets
+from pipeline.strategies.config import IntrrConfig
+from pipeline.train.loop import Trainer
+
+SMALL = {"hidden": 32, "digit_width": 6}
+
+
+def recursive(**sections: Any) -> Params:
+    """Short training; batches of about as many windows as `full` has."""
+    intrr, train = SMALL | sections.pop("intrr", {}), sections.pop("train", {})
+    train = {"max_windows": 600, "batch_tokens": 400, **train}
+    return make_params(strategy="intrr", intrr=intrr, train=train, **sections)
+
+
+def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
+    return pd.read_csv(world.folder / name / "reports" / "history.csv")
+
+
+@pytest.mark.parametrize("options", [{}, {"alignment_items": "sample", "codebooks": "quantizer"}])
+def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
+                                                options: dict[str, Any]) -> None:
+    params = recursive(intrr=options, train={"ema": 0.9, "accumulate": 2}, backbone={"dropout": 0.1})
+    train = Trainer._train
+    world.train(params, "straight")
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == 12:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(params, "stopped")
+    world.train(params, "stopped")
+    assert world.written("stopped") == world.written("straight")
+
+
+@pytest.mark.parametrize(("options", "backbone", "targets"), [
+    ({}, "t5", "last"), ({"tie_break": "uid", "uid_dim": 5}, "decoder", "last"), ({}, "hstu", "all"),
+    ({"ablation": "no_sharing"}, "hstu", "last"), ({"ablation": "no_redistribution", "alignment": 0.0}, "t5", "last"),
+])
+def test_the_saved_model_ranks_as_the_trained_one_did(world: TinyWorld, options: dict[str, Any], backbone: str,
+                                                      targets: str) -> None:
+    params = recursive(intrr=options, backbone={"name": backbone}, train={"targets": targets})
+    world.train(params)
+    loaded = load_generator(world.folder / "run" / "generator")
+    assert IntrrConfig(**loaded.config["intrr"]) == params.intrr
+    ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
+    written, best = history(world), json.loads((world.folder / "run" / "reports" / "timings.json").read_text())
+    recall = written[written["step"] == best["best_step"]]["recall_at_10"].iloc[0]
+    assert (ranking.ranks_U > 0).mean() == pytest.approx(float(recall))
+
+
+def test_validation_s_loss_is_the_log_probability_that_decoding_gives(world: TinyWorld) -> None:
+    world.train(recursive())
+    model = load_generator(world.folder / "run" / "generator").model
+    positions_U = world.splits.targets("valid")[1]
+    items, offsets = histories_of(world.splits, positions_U)
+    scores_UI = score_catalogue(model, Histories.pack(items, offsets))
+    own_U = scores_UI[np.arange(len(positions_U)), world.splits.items_N[positions_U]]
+    written = history(world)
+    best = written.loc[written["recall_at_10"].idxmax()]  # the first of equal ones
+    assert -own_U.mean().item() == pytest.approx(best["valid_loss"], rel=1e-4)
+    assert written["valid_loss"].iloc[-1] < written["valid_loss"].iloc[0]
+
+
+def test_every_way_of_decoding_works_on_a_loaded_model(world: TinyWorld) -> None:
+    world.train(recursive())
+    loaded = load_generator(world.folder / "run" / "generator")
+    items, offsets = histories_of(world.splits, world.splits.targets("test")[1][:9])
+    found = [generate(loaded.model, loaded.catalogue, items, offsets, beam=40, decoding=decoding)
+             for decoding in ("constrained", "exact")]
+    np.testing.assert_allclose(found[0].scores_WK, found[1].scores_WK, atol=1e-4)
+    free = generate(loaded.model, loaded.catalogue, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
+    assert ((free.items_WK >= 0).sum(1) == 40).all()
+    unseen = generate(loaded.model, loaded.catalogue, items, offsets, beam=10, drop_seen=6)
+    for row, (first, last) in enumerate(itertools.pairwise(offsets)):
+        assert not set(unseen.items_WK[row]) & set(items[first:last].tolist())
+
+
+def test_what_is_counted_is_one_token_per_item(world: TinyWorld) -> None:
+    world.train(recursive())
+    timings = json.loads((world.folder / "run" / "reports" / "timings.json").read_text())
+    assert timings["keep_rate"] == 1
+    assert timings["tokens_per_step"] <= 400 // 4
+    assert (world.folder / "run" / "reports" / "kept_by_level.csv").read_text() == "level,kept\nitem,1.0\n"
+
+
+def test_the_loss_does_not_depend_on_how_a_step_is_split(world: TinyWorld) -> None:
+    for parts in (1, 3):
+        world.train(recursive(train={"accumulate": parts, "max_windows": 300}, backbone={"dropout": 0.0}), str(parts))
+    one, three = history(world, "1"), history(world, "3")
+    np.testing.assert_allclose(one["train_loss"], three["train_loss"], rtol=1e-4)
+
+
+def test_bfloat16_stays_near_float32(world: TinyWorld) -> None:
+    for precision in ("float32", "bfloat16"):
+        world.train(recursive(train={"precision": precision, "max_windows": 300}, backbone={"dropout": 0.0}), precision)
+    exact, rounded = history(world, "float32"), history(world, "bfloat16")
+    np.testing.assert_allclose(rounded["train_loss"], exact["train_loss"], rtol=0.02)
+    assert not rounded["train_loss"].equals(exact["train_loss"])
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"strategy": "rastp+intrr"}, "a single token"),
+    ({"strategy": "intrr", "train": {"batching": "padded"}}, "set train.batching=packed"),
+    ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment must be 0 or more"),
+    ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden must be 1 or more"),
+    ({"strategy": "intrr", "intrr": {"tie_break": "uid"}, "quantize": {"collisions": "none"}},
+     "set quantize.collisions=digit"),
+    ({"intrr": {"mix": "hard"}}, "intrr.mix is 'hard'"),
+], ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix"])
+def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_params(**settings)
+
+
+def test_too_narrow_a_digit_is_refused_before_training(world: TinyWorld) -> None:
+    with pytest.raises(UserError, match=r"2 items share the codes \[0, 0\]: item_id 0, 4"):
+        world.train(recursive(intrr={"digit_width": 1}))
+    assert not (world.folder / "run").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("items", ["batch_distinct", "all", "sample"])
+def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
+    train = {"precision": "float32", "max_windows": 1200, "compile": True}
+    for device in ("cpu", "cuda"):
+        world.train(recursive(intrr={"alignment_items": items}, backbone={"dropout": 0.0},
+                              train={**train, "device": device}), device)
+    cpu, gpu = (history(world, device) for device in ("cpu", "cuda"))
+    for name in ("train_loss", "valid_loss"):
+        np.testing.assert_allclose(gpu[name], cpu[name], atol=0.02 if items == "sample" else 1e-3)
+    # Of 50 users; a search that was recorded must see the vectors of each validation.
+    np.testing.assert_allclose(gpu["recall_at_10"], cpu["recall_at_10"], atol=0.06)
+
+
+@pytest.mark.parametrize("skipgr", [{}, {"apply_to": "both", "input_unit": "item", "token_ratio": 0.3}],
+                         ids=["targets and sequences", "items of the histories too"])
+def test_skipgr_skips_around_it(world: TinyWorld, skipgr: dict[str, Any]) -> None:
+    params = dataclasses.replace(recursive(skipgr=skipgr, train={"max_windows": 1500}), strategy="intrr+skipgr")
+    timings = world.train(params)
+    assert timings["windows_trained"] < 1450
+    losses = history(world)["train_loss"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    loaded = load_generator(world.folder / "run" / "generator")
+    ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
+    assert (ranking.ranks_U > 0).mean() > 0.1
+
+
+def test_skipgr_that_skips_nothing_trains_as_intrr_alone(world: TinyWorld) -> None:
+    params = recursive(skipgr={"token_ratio": 0.0, "sequence_ratio": 0.0})
+    world.train(params, "alone")
+    world.train(dataclasses.replace(params, strategy="intrr+skipgr"), "nothing")
+    assert world.written("nothing")["model.safetensors"] == world.written("alone")["model.safetensors"]
