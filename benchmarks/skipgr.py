@@ -32,7 +32,7 @@ from pipeline.strategies.base import Course, Strategy
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.full import Full
 from pipeline.strategies.skipgr import Skipgr
-from pipeline.train.batches import Feed, Prepared, Step, windows_per_step
+from pipeline.train.batches import Feed, Prepared, Step, samples_per_step
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
 from pipeline.train.loop import Part
@@ -82,10 +82,10 @@ class Bench:
         self.model: Any = self.strategy.build_model(self.backbone, catalogue).train()
         passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
         self.feed = Feed(passes, items_N, catalogue.codes_IL, self.train, World(), self.per_item)
-        self.share = windows_per_step(passes, args.batch_tokens, self.per_item)
+        self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
         self.strategy.begin(Course(
             items_N, np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end), len(passes), self.share, 1e9, True,
-            splits.max_history, 0, self.device, World().sum))
+            False, False, splits.max_history, 0, self.device, World().sum))
         optimizer = build_optimizer(self.model, self.train)
         self.change: Callable[..., Any] = lambda _: update(optimizer, self.train)
         self.learn: Callable[..., Any] = lambda part: self.gradients(part, self.strategy)

@@ -86,8 +86,9 @@ class Params:
             raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
 
     def _check_skipgr(self) -> None:
-        if self.train.targets == "all":
-            raise ValueError("skipgr skips targets one by one: set train.targets=last")
+        if self.train.targets == "all" and (self.skipgr.skips_inputs or self.skipgr.sequence_unit == "window"):
+            raise ValueError("with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
+                             "and skipgr.sequence_unit=user")
         levels = self.quantize.levels + (self.skipgr.include_digit and self.quantize.collisions == "digit")
         if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
             raise ValueError(f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "

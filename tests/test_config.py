@@ -105,6 +105,13 @@ class TestSkipgr:
         for allowed in ({"input_unit": "item"}, {"apply_to": "loss"}, {"token_ratio": 0.0}):
             build_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})
         build_params({"strategy": "skipgr+rastp"})
+        assert "intrr counts a history by items" in refusal({**raw, "strategy": "intrr+skipgr"})
+
+    def test_where_every_item_is_a_target_none_leaves_a_history(self) -> None:
+        raw = {"strategy": "skipgr", "backbone": {"name": "decoder"}, "train": {"targets": "all"}}
+        build_params(raw)
+        for skipgr in ({"apply_to": "both", "input_unit": "item"}, {"sequence_unit": "window"}):
+            assert "the items of a history are targets too" in refusal({**raw, "skipgr": skipgr})
 
     def test_single_tokens_leave_an_encoder_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))

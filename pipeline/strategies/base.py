@@ -38,9 +38,11 @@ class Course:
     first_U: np.ndarray  # each user's first position, and one past the last one for training
     end_U: np.ndarray
     windows: int  # of a pass
-    windows_per_step: float  # of `full`
+    samples_per_step: float  # (history, target) pairs of a step of `full`
     passes: float  # that the run takes
-    one_per_target: bool  # whether each target has one window in a pass; else all those of up to max_history items
+    one_per_target: bool  # whether each window ends at another target; else all those of up to max_history items
+    all_targets: bool  # every item of a window but the first is a target too
+    once: bool  # and no item is one twice in a pass
     max_history: int
     seed: int
     device: torch.device
@@ -49,7 +51,10 @@ class Course:
 
 @dataclass(frozen=True)
 class Selected:
-    """What is computed of windows, on the host; windows in the order given. None: all."""
+    """What is computed of windows, on the host; windows in the order given. None: all.
+
+    Where every item is a target, slots and counted have a row per item: of the one that follows it.
+    """
 
     slots_W: np.ndarray  # int64: where the strategy keeps what it learns of each window's target
     counted_WL: np.ndarray  # bool: the levels of each target that count in the loss
@@ -57,6 +62,7 @@ class Selected:
     # Of the histories at most one of these; something stays of each
     stays_N: np.ndarray | None = None  # bool: items that are not left out
     tokens_NS: np.ndarray | None = None  # bool: tokens that enter the encoder
+    all_targets: bool = False
 
     @property
     def lost(self) -> int:
@@ -65,15 +71,17 @@ class Selected:
 
     def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
         """Of some windows; `index_N` are their items."""
-        return Selected(self.slots_W[rows_W], self.counted_WL[rows_W], _at(self.decoded_W, rows_W),
-                        _at(self.stays_N, index_N), _at(self.tokens_NS, index_N))
+        targets_R = index_N if self.all_targets else rows_W
+        return Selected(self.slots_W[targets_R], self.counted_WL[targets_R], _at(self.decoded_W, rows_W),
+                        _at(self.stays_N, index_N), _at(self.tokens_NS, index_N), self.all_targets)
 
     def filled(self, windows: int, items: int) -> "Selected":
         """With more windows behind, which only fill a batch: as little of them is computed as can be."""
-        return Selected(_more(self.slots_W, windows, 0), _more(self.counted_WL, windows, True),
+        targets = items if self.all_targets else windows
+        return Selected(_more(self.slots_W, targets, 0), _more(self.counted_WL, targets, True),
                         _more(self.decoded_W, windows, 1), _more(self.stays_N, items, True),
                         _more(self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0
-                              if self.tokens_NS is not None else True))
+                              if self.tokens_NS is not None else True), self.all_targets)
 
 
 @overload

@@ -91,7 +91,7 @@ class Skipgr(Strategy):
         self.decisions = self.rules.decide(self.snapshot, pass_index)
         self.rescores = self.rules.rescores_in(pass_index)
         self.weights_N = self.decisions.sequence_weights_N.copy()
-        if self.config.skips_targets and not self.rescores:
+        if self.config.skips_targets and not self.rescores and not self.course.all_targets:
             self.weights_N[np.logical_and.reduce(self.decisions.skip_NL.T)] = 0  # Eq. 14
         if not resumed:
             self.journal.begin_pass(pass_index, self.snapshot, self.decisions, self.rescores)
@@ -101,6 +101,8 @@ class Skipgr(Strategy):
     # ------------------------------------------------------------------------------------------------ before a step
 
     def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
+        if self.course.all_targets:
+            return self._select_of_all(starts_W, ends_W)
         counted_WL, decoded_W = np.ones((len(ends_W), self.levels), bool), None
         if self.config.skips_targets:
             counted_WL = ~self.decisions.skip_NL[ends_W]
@@ -110,6 +112,19 @@ class Skipgr(Strategy):
         stays_N, tokens_NS = (self._history(pass_index, starts_W, ends_W)
                               if self.config.skips_inputs and self.decisions.decided else (None, None))
         return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, stays_N, tokens_NS)
+
+    def _select_of_all(self, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
+        """Where every item is a target. Of one that several windows hold, the score is that of the one it ends."""
+        lengths_W = ends_W - starts_W
+        targets_N = np.arange(lengths_W.sum()) + np.repeat(starts_W - np.cumsum(lengths_W) + lengths_W, lengths_W) + 1
+        slots_N = np.repeat(self._slots(starts_W, ends_W), lengths_W)
+        if self.course.once:
+            slots_N = np.where(slots_N == self.store.nowhere, slots_N, targets_N)
+        else:
+            slots_N = np.where(targets_N == np.repeat(ends_W, lengths_W), slots_N, self.store.nowhere)
+        counted_NL = (~self.decisions.skip_NL[targets_N] if self.config.skips_targets
+                      else np.ones((len(targets_N), self.levels), bool))
+        return Selected(slots_N, counted_NL, all_targets=True)
 
     def _slots(self, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         """Where scores of each window's target go: one window of each target in a pass has a place."""
@@ -170,7 +185,7 @@ class Skipgr(Strategy):
         kept: Eq. 4's |S|, the target tokens that are left, in items.
         """
         if self.config.normalise == "nominal" or selected is None:
-            return self.course.windows_per_step
+            return self.course.samples_per_step
         return max(float(selected.counted_WL.sum()), 1.0) / self.levels
 
     # ------------------------------------------------------------------------------------------------ afterwards
@@ -180,7 +195,7 @@ class Skipgr(Strategy):
         decoded_W = selected.decoded_W
         self.journal.end_step(
             windows=len(weights_W), weight_sum=float(weights_W.sum(dtype=np.float64)), encoder_tokens=encoder_tokens,
-            decoder_tokens=len(weights_W) * self.levels if decoded_W is None else int(decoded_W.sum()),
+            decoder_tokens=selected.counted_WL.size if decoded_W is None else int(decoded_W.sum()),
             target_tokens=int(selected.counted_WL.sum()))
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

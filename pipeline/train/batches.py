@@ -96,10 +96,13 @@ def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, to
     return steps
 
 
-def windows_per_step(passes: Passes, budget: int, tokens_per_item: int) -> float:
-    """How many windows fill a step that leaves nothing out, by the first ones of a pass, a random sample of it."""
-    tokens_W = np.cumsum(passes.take(0, 0, CHUNK).lengths_W) * tokens_per_item
-    return len(tokens_W) * min(1.0, budget / tokens_W[-1])
+def samples_per_step(passes: Passes, budget: int, tokens_per_item: int, all_targets: bool = False) -> float:
+    """How many (history, target) pairs fill a step that leaves nothing out, by the first windows of a pass, which are a
+    random sample of it.
+    """
+    lengths_W = passes.take(0, 0, CHUNK).lengths_W
+    items = int(lengths_W.sum())
+    return (items if all_targets else len(lengths_W)) * min(1.0, budget / (items * tokens_per_item))
 
 
 def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
@@ -156,9 +159,14 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
     targets_W, weights_W = to_device(items_N[windows.ends_W].astype(np.int64)), to_device(factors_W.astype(np.float32))
     distinct = listed.of(items_N[index_N], real, device) if listed else None
     batch = Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
-    if chosen is not None:
-        return replace(batch, slots_W=to_device(chosen.slots_W), counted_WL=to_device(chosen.counted_WL))
-    return _all_targets(batch, items_N, windows, codes_IL) if all_targets else batch
+    rows_R = histories.order
+    if all_targets:
+        batch = _all_targets(batch, items_N, windows, codes_IL)
+        rows_R, _ = slices(offsets[histories.order], histories.lengths)
+    if chosen is None:
+        return batch
+    return replace(batch, slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
+                   counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device))
 
 
 def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:

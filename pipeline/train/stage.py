@@ -38,7 +38,7 @@ from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, shar
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
-from pipeline.train.batches import Feed, windows_per_step
+from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.distributed import World, joined
 from pipeline.train.loop import State, Trainer
@@ -133,8 +133,9 @@ def _course(params: "Params", splits: Splits, feed: Feed, world: World) -> Cours
     return Course(
         items_N=np.asarray(splits.items_N), first_U=np.asarray(splits.offsets[:-1]),
         end_U=np.asarray(splits.train_end), windows=windows,
-        windows_per_step=windows_per_step(feed.passes, feed.budget, feed.tokens_per_item),
-        passes=config.max_windows / windows, one_per_target=config.windows != "all", max_history=splits.max_history,
+        samples_per_step=samples_per_step(feed.passes, feed.budget, feed.tokens_per_item, feed.all_targets),
+        passes=config.max_windows / windows, one_per_target=config.windows != "all", all_targets=feed.all_targets,
+        once=config.windows == "sequences", max_history=splits.max_history,
         seed=params.seed, device=feed.codes_IL.device, sum=world.sum)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Shape
+from pipeline.backbones.histories import Histories, Shape
 from pipeline.hashing import hasher, unit
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course
@@ -33,9 +33,9 @@ def course(users: int = 30, seed: int = 3, **options) -> Course:
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
     known = {"items_N": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32), "first_U": first_U,
-             "end_U": first_U + lengths - 2, "windows": int((lengths - 3).sum()), "windows_per_step": 16.0,
-             "passes": 12.0, "one_per_target": True, "max_history": 6, "seed": seed,
-             "device": torch.device("cpu"), "sum": lambda tensor: tensor}
+             "end_U": first_U + lengths - 2, "windows": int((lengths - 3).sum()), "samples_per_step": 16.0,
+             "passes": 12.0, "one_per_target": True, "all_targets": False, "once": False, "max_history": 6,
+             "seed": seed, "device": torch.device("cpu"), "sum": lambda tensor: tensor}
     return Course(**known | options)
 
 
@@ -420,6 +420,42 @@ class TestWhatIsComputed:
         batch, _ = toy.batch(0)
         total = toy.strategy.loss(toy.model, batch)
         assert toy.strategy.store.merge()[scored(toy.course)].sum() == pytest.approx(float(total.detach()), rel=1e-5)
+
+
+class TestEveryItemATarget:
+    @pytest.mark.parametrize("once", [True, False])
+    def test_the_loss_and_the_scores_are_those_of_each_position(self, once: bool) -> None:
+        """Of a causal backbone, against one target at a time."""
+        toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, once=once)
+        config = BackboneConfig(name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+        toy.model = toy.strategy.build_model(config, toy.catalogue).train()
+        toy.score(random_scores(toy.course))
+        weigh = toy.strategy.begin_pass(1)
+        ends_W = toy.course.end_U[toy.course.end_U - toy.course.first_U > 1] - 1
+        starts_W = np.maximum(toy.course.first_U[toy.course.end_U - toy.course.first_U > 1], ends_W - 6)
+        kept_W = np.flatnonzero(weigh(starts_W, ends_W))
+        windows, weights_W = Windows(starts_W[kept_W], ends_W[kept_W]), weigh(starts_W, ends_W)[kept_W]
+        step = Step(1, 0, windows, weights_W, toy.strategy.select(1, windows.starts_W, windows.ends_W))
+        found = []
+        for shape in (None, Shape(60, 260)):
+            toy.score(random_scores(toy.course))
+            batch = collate(toy.course.items_N, step, np.arange(len(windows)), toy.catalogue.codes_IL, longest=6,
+                            shape=shape, all_targets=True)
+            found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.strategy.store.merge()))
+        before, expected, skip_NL = random_scores(toy.course), 0.0, toy.strategy.decisions.skip_NL
+        for start, end, weight in zip(windows.starts_W, windows.ends_W, weights_W, strict=True):
+            for target in range(start + 1, end + 1):
+                history = Histories.pack(toy.course.items_N[start:target], np.array([0, target - start]))
+                item = torch.tensor([int(toy.course.items_N[target])])
+                for level, logits_1V in enumerate(toy.model(history, item)):
+                    logp_V = logits_1V[0].detach().double().log_softmax(0)
+                    if not skip_NL[target, level]:
+                        expected -= weight * float(logp_V[toy.catalogue.codes_IL[item, level]])
+                    if once or target == end:
+                        before[target, level] = reference.entropy(logp_V.exp().tolist())
+        for loss, scores_NL in found:
+            assert loss == pytest.approx(expected, rel=1e-4)
+            np.testing.assert_allclose(scores_NL, before, atol=1e-4)
 
 
 class TestStore:

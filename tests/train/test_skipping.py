@@ -192,6 +192,24 @@ def test_every_rule_of_windows_scores_every_target(world: TinyWorld, windows: st
     assert (scores_NL[:, 0] >= 0).sum() == expected
 
 
+@pytest.mark.parametrize("name", ["decoder", "hstu"])
+@pytest.mark.parametrize("targets", ["last", "all"])
+def test_causal_backbones_score_every_target(world: TinyWorld, name: str, targets: str) -> None:
+    whole = targets == "all"
+    settings = {"backbone": {"name": name, "dropout": 0.0}, "train": {
+        **SMALL, "targets": targets, "windows": "sequences" if whole else "random_start",
+        "max_windows": 600 if whole else 1900}}
+    skipgr = {**MUCH, "apply_to": "loss"}
+    world.train(make_params(**settings), "full")
+    world.train(make_params(strategy="skipgr", skipgr=skipgr, **settings), "skipgr")
+    scores_NL = load_file(world.folder / "skipgr" / "reports" / "skipped" / "store.safetensors")["scores"]
+    assert (scores_NL[:, 0] >= 0).sum() == len(Passes(world.splits, "prefixes", 42))
+    passes = csv(world, "passes", "skipgr")
+    assert passes["tokens_skipped"].iloc[1:].to_numpy() == pytest.approx(0.3, abs=0.002)
+    assert passes["target_tokens"].iloc[1] < 0.8 * passes["target_tokens"].iloc[0]
+    assert timings(world, "skipgr")["windows_trained"] < 0.9 * timings(world, "full")["windows_trained"]
+
+
 def test_rastp_and_skipgr_train_together_and_the_model_is_rebuilt(world: TinyWorld) -> None:
     params = make_params(strategy="skipgr+rastp", backbone={"encoder_layers": 2}, train=SMALL,
                          skipgr={**MUCH, "input_unit": "item"}, rastp={"after_layer": 1})
