@@ -126,11 +126,9 @@ class Strategy:
     items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
         many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
         the step has the same total weight, or each `occurrence` of an item.
-    penalty: what the batch of the last `logits` adds to the loss, beside the cross-entropy.
     """
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
-    penalty: Tensor | float = 0.0
     whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
@@ -157,13 +155,16 @@ class Strategy:
 
         The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
         """
+        logits, penalty = self.logits(model, batch)
         loss_W = sum(F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
-                     for level, logits_WK in enumerate(self.logits(model, batch)))
-        return (loss_W * batch.weights_W).sum()
+                     for level, logits_WK in enumerate(logits))
+        return (loss_W * batch.weights_W).sum() + penalty
 
-    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """Of every level, [W, codes]; those of positions that `batch.histories.prefixes` leave out mean nothing."""
-        return model(batch.histories, batch.targets_W)
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
+        """Of every level, [W, codes]; those of positions that `batch.histories.prefixes` leave out mean nothing. And
+        what the batch adds to the loss, beside the cross-entropy.
+        """
+        return model(batch.histories, batch.targets_W), 0.0
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or

@@ -53,16 +53,12 @@ class Intrr(Strategy):
         if self.config.codebooks == "quantizer":
             cast(RecursiveModel, model).start_from(codebooks)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Eq. 11 as a sum over windows. When not training the alignment is left out: what remains is what `full` has,
-        the negative log-likelihood of the target.
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
+        """The sum of their cross-entropy and the second is Eq. 11. When not training the alignment is 0: what remains
+        is what `full` has, the negative log-likelihood of the target.
         """
-        return super().loss(model, batch) + self.penalty
-
-    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
-        self.penalty = self.config.alignment * alignment
-        return logits
+        return logits, self.config.alignment * alignment
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         return items_W

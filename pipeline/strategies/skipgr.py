@@ -160,8 +160,8 @@ class Skipgr(Strategy):
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
         prefixes = batch.histories.prefixes
-        logits = self.logits(model, batch)
-        total = batch.weights_W.new_zeros(()) + self.inner.penalty
+        logits, penalty = self.logits(model, batch)
+        total = batch.weights_W.new_zeros(()) + penalty
         for level, logits_WV in enumerate(logits):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
@@ -171,7 +171,7 @@ class Skipgr(Strategy):
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
 
-    def logits(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
         return self.inner.logits(model, batch)
 
     def _scores(self, logp_WV: Tensor, loss_W: Tensor) -> Tensor:

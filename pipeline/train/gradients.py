@@ -75,7 +75,7 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
 def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[:model.catalogue.bucket_levels], batch)
+    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][:model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
