@@ -124,7 +124,7 @@ class Ranker:
 
     def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray) -> Outputs:
         if self.on_gpu and (self._search is None or self._search.model is not model):
-            shape = Shape.of([self.lengths_U[rows] for rows in self.batches])
+            shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
             self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
                                   shape, self.longest)
         times = self.times_N[index] if cast(Stepper, model).wants_times else None
