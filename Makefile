@@ -31,7 +31,7 @@ repro: setup
 
 # One process per core; a file's tests stay together, because they share what was costly to make.
 test: setup
-	OMP_NUM_THREADS=1 pytest -n auto --maxprocesses 8 --dist loadfile
+	pytest -n auto --maxprocesses 8 --dist loadfile
 
 check: setup
 	ruff check .
