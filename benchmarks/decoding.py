@@ -32,7 +32,7 @@ def measure(model: Stepper, items: np.ndarray, offsets: np.ndarray, batch: int, 
     """Median seconds of a batch."""
     device, lengths = model.catalogue.codes_IL.device, np.diff(offsets)
     rows = np.random.default_rng(0).permutation(len(lengths))[:batch * BATCHES].reshape(BATCHES, batch)
-    shape = Shape.of([lengths[row] for row in rows]) if device.type == "cuda" else None
+    shape = Shape.of([lengths[row] for row in rows], int(lengths.max())) if device.type == "cuda" else None
     search, seconds = Search(model, beam, constrained, shape, int(lengths.max())), []
     for number in range(-4, 3 * BATCHES):  # the first ones compile and record
         index, own = slices(offsets[rows[number % BATCHES]], lengths[rows[number % BATCHES]])

@@ -135,7 +135,7 @@ def measure_training(name: str, network: str, world: World, args: argparse.Names
     if device.type == "cuda" and not args.eager:
         cast(Any, model).compile_training()
         gradients = Recorded(gradients, lambda part: cast(Any, model).sizes(part.batch.histories))  # type: ignore[assignment]
-        change, shape = Recorded(change), common_shape(steps, 1)  # type: ignore[assignment]
+        change, shape = Recorded(change), common_shape(steps, 1, world.longest)  # type: ignore[assignment]
     batches = [batch_of(strategy, step, world, NETWORKS[network].wants_times, shape) for step in steps]
 
     def train(i: int) -> None:
@@ -202,8 +202,8 @@ def measure_latency(name: str, network: str, world: World, windows: int, beam: i
     index, offsets = slices(drawn.starts_W, drawn.lengths_W)
     times_N = world.times_N[index] if NETWORKS[network].wants_times else None
     recorded = device.type == "cuda" and not args.eager
-    search = Search(cast(Any, model.eval()), beam, shape=Shape.of([drawn.lengths_W]) if recorded else None,
-                    longest=world.longest)
+    shape = Shape.of([drawn.lengths_W], world.longest) if recorded else None
+    search = Search(cast(Any, model.eval()), beam, shape=shape, longest=world.longest)
     return timed(lambda _: search(world.items_N[index], offsets, times_N).items_WK.cpu(), args.steps, device, 3)
 
 

@@ -114,7 +114,7 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     if config.compile and device.type == "cuda":
         model.compile_training()  # type: ignore[operator]
         gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[assignment]
-        change, shape = Recorded(change), common_shape(steps, 1)  # type: ignore[assignment]
+        change, shape = Recorded(change), common_shape(steps, 1, LONGEST)  # type: ignore[assignment]
         torch.cuda.reset_peak_memory_stats()
     batches = [collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
                for step in steps]

@@ -117,7 +117,7 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     if config.compile and device.type == "cuda":
         model.compile_training()
         gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))
-        change, shape = Recorded(change), common_shape(drawn, 1)
+        change, shape = Recorded(change), common_shape(drawn, 1, LONGEST)
     batches = [collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape) for step in drawn]
 
     def train(i: int) -> None:

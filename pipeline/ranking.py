@@ -138,7 +138,7 @@ class Ranker:
                             decoding=self.decoding, drop_seen=self.drop_seen, times=times,
                             kept=unseen.kept(self.index_N[index], offsets))
         if self.on_gpu and (self._search is None or self._search.model is not model):
-            shape = Shape.of([self.lengths_U[rows] for rows in self.batches])
+            shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
             self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
                                   shape, self.longest)
         return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam, decoding=self.decoding,

@@ -20,17 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pipeline.backbones.attention_kernels import dot
 from pipeline.backbones.attention_silu import BUCKET_WIDTH, EPSILON, TIME_BUCKETS, Kind
-from pipeline.backbones.attention_triton import (
-    Spans,
-    _add_diagonals,
-    _dot,
-    _Launch,
-    _launch,
-    _launches,
-    _slab,
-    _with_reach,
-)
+from pipeline.backbones.attention_triton import Spans
+from pipeline.backbones.launches import Launch, add_diagonals, launch_all, launches_for, make_slab, with_reach
 from pipeline.backbones.sequences import Times
 
 WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)
@@ -54,7 +47,7 @@ def _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R
            EXACT: tl.constexpr):
     """(biased scores, time buckets, where the query sees the key) of one tile."""
     seen = (n[None, :] < length) & (n[None, :] <= m[:, None])
-    s = _dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
+    s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
     bucket = tl.zeros(s.shape, tl.int32)
     if TIMED:
         passed = tl.maximum(asked[:, None] - happened[None, :], 1)
@@ -104,7 +97,7 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, divisor_ptr, bias_ptr, time_bias_ptr, a
                 s, _, seen = _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT)
                 p = tl.where(seen, _activation(s, SILU), 0.0)
                 total += tl.sum(p, 1)
-                o += _dot(p.to(v.dtype), v, EXACT)
+                o += dot(p.to(v.dtype), v, EXACT)
             divisor = (m + 1).to(tl.float32) if SILU else total + SMALL
             tl.store(divisor_ptr + (first + m) * H + h, divisor, mask=m < length)
             o = o / divisor[:, None]
@@ -141,16 +134,16 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, divisor_ptr, bias_ptr, time_bi
                 divisor = tl.load(divisor_ptr + (first + m) * H + h, mask=m < length, other=1.0)
                 s, bucket, seen = _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED,
                                          EXACT)
-                dp = _dot(do, tl.trans(v), EXACT)
+                dp = dot(do, tl.trans(v), EXACT)
                 if not SILU:  # the divisor depends on the scores too
                     o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                     dp -= tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)[:, None]
                 here = seen & (m[:, None] < length)
                 p = tl.where(here, _activation(s, SILU) / divisor[:, None], 0.0)
                 ds = tl.where(here, dp * _slope(s, SILU) / divisor[:, None], 0.0)
-                dv += _dot(tl.trans(p.to(v.dtype)), do, EXACT)
-                dk += _dot(tl.trans(ds.to(q.dtype)), q, EXACT)
-                dq = _dot(ds.to(k.dtype), k, EXACT)
+                dv += dot(tl.trans(p.to(v.dtype)), do, EXACT)
+                dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
+                dq = dot(ds.to(k.dtype), k, EXACT)
                 dq_at = dq_ptr + rows * (H * D) + h * D + d[None, :]
                 if not ONE_KEY_TILE:  # this program alone adds to these rows
                     dq += tl.load(dq_at, mask=real_q, other=0.0)
@@ -186,13 +179,13 @@ def _pointwise_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, time_bias: Tens
                   happened: Tensor | None, starts: Tensor, lengths: Tensor, classes: Tensor, longest: int,
                   silu: bool) -> tuple[Tensor, Tensor]:
     T, H, D = q.shape
-    reaching = cast(Tensor, _with_reach(bias, longest))
+    reaching = cast(Tensor, with_reach(bias, longest))
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
-    launches = list(_launches(q, longest, longest, False))
+    launches = launches_for(q, longest, longest, False)
     arguments = (q, k, v, o, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts), starts,
                  lengths, classes, q.stride(0), k.stride(0), v.stride(0), H, reaching.shape[1])
-    _launch(_forward, launches, [arguments] * len(launches), [
+    launch_all(_forward, launches, [arguments] * len(launches), [
         _options(q, time_bias, silu, launch, launch.warps) for launch in launches])
     return o, divisor
 
@@ -209,24 +202,24 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
                            time_bias: Tensor | None, asked: Tensor | None, happened: Tensor | None, starts: Tensor,
                            lengths: Tensor, classes: Tensor, longest: int,
                            silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    H, reaching = q.shape[1], cast(Tensor, _with_reach(bias, longest))
-    launches = list(_launches(q, longest, longest, True))
+    H, reaching = q.shape[1], cast(Tensor, with_reach(bias, longest))
+    launches = launches_for(q, longest, longest, True)
     # Rows of dq are added to once per key tile, so they are float32 unless there is one.
     added = not all(launch.one_key_tile for launch in launches)
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
-    slabs = [_slab(launch, q, bias, None, longest, 0) for launch in launches]
+    slabs = [make_slab(launch, q, bias, None, longest, 0) for launch in launches]
     time_slabs = [torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32)
                   for launch in launches]
     arguments = [(q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),
                   dq, dk, dv, slab, time_slab, starts, lengths, classes, q.stride(0), k.stride(0), v.stride(0), H,
                   reaching.shape[1], slab.shape[-1]) for slab, time_slab in zip(slabs, time_slabs, strict=True)]
-    _launch(_backward, launches, arguments, [  # with half the warps it would spill registers
+    launch_all(_backward, launches, arguments, [  # with half the warps it would spill registers
         {"ONE_KEY_TILE": launch.one_key_tile, "ONE_TILE": launch.one_tile, "B": TIME_BUCKETS,
          **_options(q, time_bias, silu, launch, 2 * launch.warps)} for launch in launches])
     dbias = torch.zeros_like(bias)
     for slab in slabs:
-        _add_diagonals(dbias, slab.sum(0))
+        add_diagonals(dbias, slab.sum(0))
     timed = TIME_BUCKETS if time_bias is not None else 0
     return dq.to(q.dtype), dk, dv, dbias, torch.cat(time_slabs).sum(0).T[:timed].contiguous()
 
@@ -244,7 +237,7 @@ def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
     return instead if tensor is None else tensor
 
 
-def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: _Launch, warps: int) -> dict[str, object]:
+def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, warps: int) -> dict[str, object]:
     return {"CLASS": launch.index, "TIMED": time_bias is not None, "SILU": silu, "EXACT": q.dtype == torch.float32,
             "BM": launch.rows, "BN": launch.columns, "D": q.shape[2], "BD": max(16, triton.next_power_of_2(q.shape[2])),
             "num_warps": warps, "num_stages": 1}

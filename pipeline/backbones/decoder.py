@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout, attention
+from pipeline.backbones.blocks import FeedForward, RMSNorm, SelfAttention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.sequences import Sequences, Times, spans_of
-from pipeline.backbones.t5 import FeedForward, RMSNorm, SelfAttention
 
 
 class DecoderOnlyBlock(CausalBlock):

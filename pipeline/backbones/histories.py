@@ -111,12 +111,17 @@ class Shape:
     items: int
 
     @classmethod
-    def of(cls, batches: Sequence[np.ndarray], margin: float = 0.0) -> "Shape":
-        """Room for batches of windows of these lengths, and for a share of `margin` more windows."""
-        counts, items = np.array([len(lengths_W) for lengths_W in batches]), [int(x.sum()) for x in batches]
+    def of(cls, batches: Sequence[np.ndarray], longest: int, margin: float = 0.0) -> "Shape":
+        """Room for batches of windows of these lengths, and for a share of `margin` more windows or fewer."""
+        counts, items = (np.array(sizes) for sizes in ([len(x) for x in batches], [int(x.sum()) for x in batches]))
         windows = roomy(int(counts.max() * (1 + margin)) + 1)
-        # Each window that fills has an item at least, and a batch of fewer windows needs more of them.
-        return cls(windows, roomy(max(items) + 2 * (windows - int(counts.min()))))
+        while True:
+            # Each window that fills has an item at least, so a batch of fewer windows needs more items.
+            spare = int(margin * windows) if longest > 1 else 0
+            shape = cls(windows, roomy(int((items + windows - counts).max()) + spare))
+            if (shape.items - items <= (windows - counts) * longest).all():
+                return shape
+            windows = roomy(windows + 1)
 
     def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
         """Lengths of the windows that fill up a batch of these; none where that cannot be done.

@@ -26,134 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Group, Layout, Mass, attention
+from pipeline.backbones.attention import Group, Layout
+from pipeline.backbones.blocks import CrossAttention, DecoderBlock, EncoderBlock, KeysValues, RMSNorm, SelfAttention
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout, ReluDropout
+from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.shortener import Packed, Shortener
 from pipeline.backbones.subset import roomy
-
-KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
-
-
-class RMSNorm(nn.Module):
-    """T5's layer norm: scaled by the root mean square, no mean, no bias."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, h_Td: Tensor) -> Tensor:
-        return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
-
-
-class SelfAttention(nn.Module):
-    """Norm, attention within a sequence, residual."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        inner = config.heads * config.d_head
-        self.heads, self.p = config.heads, config.dropout
-        self.norm = RMSNorm(config.d_model)
-        self.qkv = nn.Linear(config.d_model, 3 * inner, bias=False)
-        self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.dropout = Dropout(config.dropout)
-
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False,
-                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
-        """The states, and with `mass` the attention mass [T] that each token receives."""
-        q, k, v = self.project(h_Td)
-        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, causal=causal, mass=mass,
-                                      dropout=self.p if self.training else 0.0)
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1))), mass_T
-
-    def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values [T, H, D] from one product."""
-        return self.qkv(self.norm(h_Td)).unflatten(1, (3, self.heads, -1)).unbind(1)
-
-    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor,
-               past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """One more position per sequence; `past` holds keys and values [sequences, positions, H, D]. No dropout."""
-        q, k, v = self.project(h_Td)
-        k, v = k[:, None], v[:, None]
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        mixed_THD, _ = attention(q, k.flatten(0, 1), v.flatten(0, 1), layout, bias_HQK)
-        return h_Td + self.o(mixed_THD.flatten(1)), (k, v)
-
-
-class CrossAttention(nn.Module):
-    """Norm, attention to the history, without a position bias, residual."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        inner = config.heads * config.d_head
-        self.heads, self.p = config.heads, config.dropout
-        self.norm = RMSNorm(config.d_model)
-        self.q = nn.Linear(config.d_model, inner, bias=False)
-        self.kv = nn.Linear(config.d_model, 2 * inner, bias=False)
-        self.o = nn.Linear(inner, config.d_model, bias=False)
-        self.dropout = Dropout(config.dropout)
-
-    def keys_values(self, memory_Td: Tensor) -> KeysValues:
-        k, v = self.kv(memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
-        return k, v
-
-    def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
-        q = self.q(self.norm(h_Td)).unflatten(1, (self.heads, -1))
-        mixed_THD, _ = attention(q, *memory, layout, dropout=self.p if self.training else 0.0)
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
-
-
-class FeedForward(nn.Module):
-    """Norm, ReLU layers, residual."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.norm = RMSNorm(config.d_model)
-        self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
-                                    for _ in range(config.ff_hidden_layers - 1))
-        self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
-
-    def forward(self, h_Td: Tensor) -> Tensor:
-        x = self.relu(self.wi(self.norm(h_Td)))
-        for layer in self.hidden:
-            x = self.relu(layer(x))
-        return h_Td + self.dropout(self.wo(x))
-
-
-class EncoderBlock(nn.Module):
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.attention = SelfAttention(config)
-        self.ff = FeedForward(config)
-
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None,
-                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
-        """As its attention."""
-        h_Td, mass_T = self.attention(h_Td, layout, bias_HQK, mass=mass)
-        return self.ff(h_Td), mass_T
-
-
-class DecoderBlock(nn.Module):
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.attention = SelfAttention(config)
-        self.cross = CrossAttention(config)
-        self.ff = FeedForward(config)
-
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: KeysValues, cross: Layout) -> Tensor:
-        h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
-        return self.ff(self.cross(h_Td, memory, cross))
-
-    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: KeysValues,
-               cross: Layout) -> tuple[Tensor, KeysValues]:
-        h_Td, past = self.attention.extend(h_Td, layout, bias_HQK, past)
-        return self.ff(self.cross(h_Td, memory, cross)), past
 
 
 @dataclass(frozen=True)

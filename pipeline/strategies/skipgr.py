@@ -86,6 +86,8 @@ class Skipgr(Strategy):
 
     def begin_pass(self, pass_index: int) -> Weigh:
         """Decide, from the scores as they are now; when a stopped run resumes, as they were."""
+        if self.course.device.type == "cuda":
+            torch.cuda.synchronize(self.course.device)  # steps that are still at work are no bookkeeping
         began = time.perf_counter()
         resumed = self.pass_index == pass_index
         if not resumed:

@@ -113,10 +113,10 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]
 
 
-def common_shape(steps: Iterable[Step], parts: int) -> Shape:
+def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
     """A shape for the batches of these steps, and for those that are a little larger."""
     return Shape.of([step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
-                    margin=0.03)
+                    longest, margin=0.03)
 
 
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
@@ -241,7 +241,7 @@ class Feed:
         self.shape: Shape | None = None
         if codes_IL.is_cuda and config.compile:
             steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
-            self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts)
+            self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, passes.max_history)
 
     def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
                      select: Select | None = None) -> Iterator[Prepared]:

@@ -29,7 +29,7 @@ class TrainConfig:
     beam: int = 10  # of validation; constrained
     checkpoint_every: int = 200  # steps
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = True  # GPU: fuse the step; costs a minute at the first one
+    compile: bool = True  # GPU: compile the step and record it as CUDA graphs; costs half a minute at the first one
     threads: int = 0  # 0: the cores available over the DVC jobs that run, and no more than a step keeps busy
     deterministic: bool = False  # GPU: bit-exact repeats, slower; a CPU always is
 

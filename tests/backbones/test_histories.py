@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.backbones.histories import Histories
+from pipeline.backbones.histories import Histories, Shape
 
 windows = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=6), min_size=1, max_size=12)
 
@@ -55,3 +55,23 @@ def test_a_window_may_begin_anywhere_in_a_longer_array():
 def test_nothing_to_read_is_refused(offsets):
     with pytest.raises(ValueError, match="at least one item"):
         Histories.pack(np.arange(offsets[-1]), np.array(offsets))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 30), st.integers(30, 400))
+def test_batches_of_about_one_size_are_filled_up_to_one_shape(seed, longest, count):
+    rng = np.random.default_rng(seed)
+    batches = [rng.integers(1, longest + 1, size=count + rng.integers(-count // 30, count // 30 + 1)) for _ in range(8)]
+    shape = Shape.of(batches, longest, margin=0.03)
+    for lengths_W in batches:
+        filling_W = shape.filling(lengths_W, longest)
+        assert len(lengths_W) + len(filling_W) == shape.windows
+        assert lengths_W.sum() + filling_W.sum() == shape.items
+        assert filling_W.min() >= 1
+        assert filling_W.max() <= longest
+
+
+def test_a_batch_that_cannot_be_filled_stays_as_it_is():
+    shape = Shape(windows=12, items=30)
+    assert len(shape.filling(np.full(10, 5), longest=5)) == 0  # too many items
+    assert len(shape.filling(np.ones(11, int), longest=5)) == 0  # one window cannot hold the rest
