@@ -21,7 +21,9 @@ from pipeline.backbones.attention import Group, Layout
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of histories, on the host: items or single tokens of them; the other is None. Something of each."""
+    """What stays of histories, on the host: whole items or single tokens of them (the other is None), and something of
+    each history.
+    """
 
     stays_N: np.ndarray | None  # bool: items; the others are as if they had never been there
     tokens_NS: np.ndarray | None  # bool: tokens that enter the encoder
@@ -34,7 +36,7 @@ class Kept:
         keeps its last item.
 
         Args:
-            whole_items: whether single tokens of an item that stays are kept too.
+            whole_items: all tokens of an item stay while one of them does.
         """
         kept_NL = ~skip_NL
         empty_W = ~np.logical_or.reduceat(kept_NL.any(1), offsets[:-1])
