@@ -325,7 +325,8 @@ def recommend(
 ) -> None:
     """Ask the trained model for the next items.
 
-    Prints raw id, score (log-probability of the Semantic ID) and title.
+    Prints raw id, score (log-probability of the Semantic ID) and title. A list of items is seen whole, a user as
+    in evaluation (skipgr.at_eval).
 
     [dim]Examples:[/dim]
 

@@ -18,6 +18,7 @@ import torch
 from pipeline.artifacts import Splits
 from pipeline.backbones.beam import Search, Stepper, score_catalogue
 from pipeline.backbones.histories import Histories, Shape
+from pipeline.backbones.subset import Kept, Unseen
 
 if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
@@ -35,8 +36,8 @@ class Ranking:
     positions_U: flat index of the target in the splits. ranks_U int64: 1-based place of the exact item in the beam,
     0 when it is not there; items that share a Semantic ID have a place each, by item id. bucket_ranks_U: the same for
     the first output with the target's codes, the deduplication digit (if there is one) left aside. lengths_U: items of
-    the history that the model saw; a target without any history cannot be ranked: it counts as a miss (0) and stays in
-    every denominator. invalid_share: generated SIDs that name no item, out of all that were generated.
+    the history, before any is skipped; a target without any history cannot be ranked: it counts as a miss (0) and stays
+    in every denominator. invalid_share: generated SIDs that name no item, out of all that were generated.
     """
 
     users_U: np.ndarray
@@ -94,8 +95,9 @@ class Ranker:
         if users is not None:
             chosen = np.isin(self.users_U, users)
             self.users_U, self.positions_U = self.users_U[chosen], self.positions_U[chosen]
-        history, self.offsets = _history_index(splits, self.positions_U)
-        self.items_N, self.times_N = np.asarray(splits.items_N)[history], np.asarray(splits.timestamps_N)[history]
+        self.index_N, self.offsets = _history_index(splits, self.positions_U)
+        self.items_N = np.asarray(splits.items_N)[self.index_N]
+        self.times_N = np.asarray(splits.timestamps_N)[self.index_N]
         self.lengths_U, self.targets_U = np.diff(self.offsets), np.asarray(splits.items_N)[self.positions_U]
         self.on_gpu = catalogue.codes_IL.is_cuda
         # On a CPU equal lengths in one batch: nothing is spent on padding. A GPU takes any, and wants one shape.
@@ -104,15 +106,20 @@ class Ranker:
         self.batches = [rows[i:i + batch_users] for i in range(0, len(rows), batch_users)]
         self._search: Search | None = None
 
-    def rank(self, model: torch.nn.Module, progress: "Progress | None" = None) -> Ranking:
-        """The model is put into evaluation mode for the while and left in the mode it was in."""
+    def rank(self, model: torch.nn.Module, progress: "Progress | None" = None,
+             unseen: Unseen | None = None) -> Ranking:
+        """The model is put into evaluation mode for the while and left in the mode it was in.
+
+        Args:
+            unseen: what the model does not see of the histories; `filter_seen` goes by the whole ones.
+        """
         ranks_U, bucket_ranks_U = np.zeros_like(self.positions_U), np.zeros_like(self.positions_U)
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
         invalid = generated = 0
         with _evaluating(model):
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
-                outputs = self._generate(model, index, offsets)
+                outputs = self._generate(model, index, offsets, unseen)
                 ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL,
                                                               self.catalogue.bucket_levels)
                 invalid += int((outputs.items_WK == INVALID).sum())
@@ -122,42 +129,51 @@ class Ranker:
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U,
                        invalid / max(generated, 1))
 
-    def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray) -> Outputs:
+    def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray,
+                  unseen: Unseen | None) -> Outputs:
+        times = self.times_N[index] if cast(Stepper, model).wants_times else None
+        if unseen is not None:
+            # Not recorded, on a GPU either: what is left of a batch changes with the table, and with it the shapes.
+            return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam,
+                            decoding=self.decoding, drop_seen=self.drop_seen, times=times,
+                            kept=unseen.kept(self.index_N[index], offsets))
         if self.on_gpu and (self._search is None or self._search.model is not model):
             shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
             self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
                                   shape, self.longest)
-        times = self.times_N[index] if cast(Stepper, model).wants_times else None
         return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam, decoding=self.decoding,
                         drop_seen=self.drop_seen, search=self._search, times=times)
 
 
 def rank_targets(model: torch.nn.Module, catalogue: "Catalogue", splits: Splits, part: str, *,
-                 progress: "Progress | None" = None, **options: Any) -> Ranking:
+                 progress: "Progress | None" = None, unseen: Unseen | None = None, **options: Any) -> Ranking:
     """`Ranker` for one model; options are its own."""
-    return Ranker(catalogue, splits, part, **options).rank(model, progress)
+    return Ranker(catalogue, splits, part, **options).rank(model, progress, unseen)
 
 
 @torch.no_grad()
 def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, offsets: np.ndarray, *, beam: int,
              decoding: Decoding = "constrained", drop_seen: int = 0, search: Search | None = None,
-             times: np.ndarray | None = None) -> Outputs:
+             times: np.ndarray | None = None, kept: Kept | None = None) -> Outputs:
     """What the model expects next after each history (flat items and offsets, none of them empty), best first.
 
     Args:
         drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
         search: of this model, width and kind, where there will be more batches.
         times: seconds, when each of the items came; for a model that wants it.
+        kept: what the model sees of the histories; None: all.
     """
     stepper, width = cast(Stepper, model), beam + drop_seen
+    kept_NS = kept.tokens_NS if kept else None
+    seen_N, starts, times_N = kept.items(items, offsets, times) if kept else (items, offsets, times)
     if decoding == "exact":
-        histories = Histories.pack(items, offsets, catalogue.codes_IL.device, times_N=times)
+        histories = Histories.pack(seen_N, starts, catalogue.codes_IL.device, times_N=times_N, kept_NS=kept_NS)
         scores_WI = score_catalogue(stepper, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
         outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
     else:
-        beams = (search or Search(stepper, width, decoding == "constrained"))(items, offsets, times)
+        beams = (search or Search(stepper, width, decoding == "constrained"))(seen_N, starts, times_N, kept_NS)
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)

@@ -102,9 +102,13 @@ class Search:
         if shape is not None:
             self._beams = Recorded(self._search, model.sizes)
 
-    def __call__(self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None = None) -> Beams:
+    def __call__(self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None = None,
+                 kept_NS: np.ndarray | None = None) -> Beams:
         """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
         may overwrite the result.
+
+        Args:
+            kept_NS: see `Histories.pack`; only without `shape`.
         """
         device, windows = self.model.catalogue.codes_IL.device, len(offsets) - 1
         if self.shape is not None:
@@ -112,7 +116,8 @@ class Search:
             items_N = np.pad(items_N, (0, int(filling_W.sum())))
             times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
             offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
-        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N))
+        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N,
+                                           kept_NS=kept_NS))
         return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
 
     def _search(self, histories: Histories) -> Beams:

@@ -4,8 +4,8 @@ positions of some windows.
 Nothing is masked: the packed axes of encoder and decoder are shorter. All sizes are known on the host. On a GPU they
 are rounded up to few sizes, by places at the end that belong to no window.
 
-Shape legend: W windows, N items of all histories, S tokens of one item (its codes, then the separator), L code levels,
-T encoder tokens that are left, P decoder positions that are left.
+Shape legend: W windows, N items of all histories, M interactions of the splits, S tokens of one item (its codes, then
+the separator), L code levels, T encoder tokens that are left, P decoder positions that are left.
 """
 
 import itertools
@@ -17,6 +17,55 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.backbones.attention import Group, Layout
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of histories, on the host: whole items or single tokens of them (the other is None), and something of
+    each history.
+    """
+
+    stays_N: np.ndarray | None  # bool: items; the others are as if they had never been there
+    tokens_NS: np.ndarray | None  # bool: tokens that enter the encoder
+
+    @classmethod
+    def of(cls, skip_NL: np.ndarray, offsets: np.ndarray, whole_items: bool, separators: bool) -> "Kept":
+        """From the tokens that are skipped; history w owns the items from offsets[w] to offsets[w + 1], one at least.
+
+        An item leaves when all its tokens are skipped, and its separator with it. A history that would lose everything
+        keeps its last item.
+
+        Args:
+            whole_items: all tokens of an item stay while one of them does.
+        """
+        kept_NL = ~skip_NL
+        empty_W = ~np.logical_or.reduceat(kept_NL.any(1), offsets[:-1])
+        kept_NL[offsets[1:][empty_W] - 1] = True
+        stays_N = np.logical_or.reduce(kept_NL, 1)
+        if whole_items:
+            return cls(stays_N, None)
+        return cls(None, np.concatenate([kept_NL, stays_N[:, None]], 1) if separators else kept_NL)
+
+    def items(self, items_N: np.ndarray, offsets: np.ndarray,
+              times_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The histories without the items that left."""
+        if self.stays_N is None:
+            return items_N, offsets, times_N
+        return (items_N[self.stays_N], np.concatenate([[0], np.cumsum(self.stays_N)])[offsets],
+                None if times_N is None else times_N[self.stays_N])
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Tokens that a trained model does not see in the histories that it is evaluated on."""
+
+    skip_ML: np.ndarray  # bool, by flat position of the interaction in the splits
+    whole_items: bool  # as in `Kept.of`
+    separators: bool
+
+    def kept(self, index_N: np.ndarray, offsets: np.ndarray) -> Kept:
+        """What stays of histories of the interactions at flat positions `index_N`."""
+        return Kept.of(self.skip_ML[index_N], offsets, self.whole_items, self.separators)
 
 
 @dataclass(frozen=True)

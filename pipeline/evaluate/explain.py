@@ -47,14 +47,18 @@ def explain(*, user: str | None = None, history: Sequence[str] | None = None, in
             splits: Path = SPLITS, generator: Path = GENERATOR,
             reports: Path = REPORTS) -> tuple[Generator, Rows]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
-    loaded, items, _ = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                         reports=reports)
-    return loaded, weights_of(loaded, items) if isinstance(loaded.model, RecursiveModel) else _tokens_of(loaded, items)
+    loaded, known = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                      reports=reports)
+    items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
+    return loaded, (weights_of(loaded, items) if isinstance(loaded.model, RecursiveModel)
+                    else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None))
 
 
-def _tokens_of(loaded: Generator, items: np.ndarray) -> list[ItemTokens]:
-    with torch.no_grad():
-        kept_NS = loaded.model.kept_tokens(Histories.pack(items, np.array([0, len(items)])))
+def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None) -> list[ItemTokens]:
+    """kept_NS: what enters the encoder, where it is not all; nothing is pruned within it then."""
+    if kept_NS is None:
+        with torch.no_grad():
+            kept_NS = loaded.model.kept_tokens(Histories.pack(items, np.array([0, len(items)]))).numpy()
     return [ItemTokens(*named, kept) for named, kept in zip(_named(loaded, items), kept_NS.tolist(), strict=True)]
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
 from pipeline.backbones.generator import Generator, load_generator
+from pipeline.backbones.subset import Kept
 from pipeline.errors import UserError
 from pipeline.evaluate.ranks import check_fit, check_reports
 from pipeline.names import dense_ids
@@ -26,6 +27,15 @@ class Recommendation:
     score: float
 
 
+@dataclass(frozen=True)
+class History:
+    """The ids of the most recent items of somebody, oldest first."""
+
+    items: np.ndarray
+    times: np.ndarray | None  # when they came, if the model wants to know
+    kept: Kept | None  # what the model sees of them; None: all
+
+
 def recommend(*, user: str | None = None, history: Sequence[str] | None = None, k: int = 10,
               filter_seen: bool = False, interactions: Path = INTERACTIONS, splits: Path = SPLITS,
               generator: Path = GENERATOR, reports: Path = REPORTS) -> list[Recommendation]:
@@ -33,7 +43,8 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
 
     Args:
         user: raw id; all that is known of the user is the history, held-out items too: a forecast of the next item.
-        history: raw item ids, oldest first, instead of a user.
+        history: raw item ids, oldest first, instead of a user. The model sees all of them, also where skipgr.at_eval
+            hides some of what is known of a user: items of a list have no score.
         filter_seen: leave out items of the history.
 
     Raises:
@@ -42,41 +53,37 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
     """
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
-    loaded, items, times = model_and_history(user, history, interactions=interactions, splits=splits,
-                                             generator=generator, reports=reports)
-    return _best(loaded, items, times, k, filter_seen)
+    loaded, known = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
+                                      reports=reports)
+    return _best(loaded, known, k, filter_seen)
 
 
 def model_and_history(user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path,
-                      generator: Path, reports: Path) -> tuple[Generator, np.ndarray, np.ndarray | None]:
-    """The model, the ids of the most recent items that it would see, and when they came, if it wants to know.
-
-    Raises as `recommend`.
-    """
+                      generator: Path, reports: Path) -> tuple[Generator, History]:
+    """The model and what it goes on from. Raises as `recommend`."""
     if (user is None) == (history is None):
         raise UserError("give a user or a history", "one of them says what to go on from",
                         "add --user ID, or --history ID,ID")
     check_reports(reports, generator)
     loaded = load_generator(generator)
-    times: np.ndarray | None = None
     if history is None:
-        items, times = _history_of(str(user), loaded, interactions, splits, generator)
+        known = _history_of(str(user), loaded, interactions, splits, generator)
     elif loaded.model.wants_times:
         raise UserError("the model reads when each item came, and a list of items does not say so",
                         f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
                         "name a user with --user, or train with backbone.time_bias=false")
     else:
         items = dense_ids(list(history), loaded.items, "item", generator / "items.parquet")
-    if not len(items):
+        known = History(items[-int(loaded.config["max_history"]):], None, None)
+    if not len(known.items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
-    recent = slice(-int(loaded.config["max_history"]), None)
-    return loaded, items[recent], times[recent] if times is not None and loaded.model.wants_times else None
+    return loaded, known
 
 
-def _best(loaded: Generator, history: np.ndarray, times: np.ndarray | None, k: int,
-          filter_seen: bool) -> list[Recommendation]:
-    outputs = generate(loaded.model, loaded.catalogue, history, np.array([0, len(history)]), beam=max(k, BEAM),
-                       drop_seen=len(history) if filter_seen else 0, times=times)
+def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
+    items = history.items
+    outputs = generate(loaded.model, loaded.catalogue, items, np.array([0, len(items)]), beam=max(k, BEAM),
+                       drop_seen=len(items) if filter_seen else 0, times=history.times, kept=history.kept)
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
     if not found:
@@ -86,8 +93,8 @@ def _best(loaded: Generator, history: np.ndarray, times: np.ndarray | None, k: i
 
 
 def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path,
-                generator: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The user's whole sequence of item ids, and their times."""
+                generator: Path) -> History:
+    """The end of the user's whole sequence."""
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     path = Interactions(interactions).users
@@ -96,5 +103,8 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path,
         raise UserError(f"{path} has {len(users):,} users, {splits} has {log.users:,}",
                         "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
     index = int(dense_ids([user], users, "user", path)[0])
-    own = slice(log.offsets[index], log.offsets[index + 1])
-    return np.asarray(log.items_N[own]), np.asarray(log.timestamps_N[own])
+    first, end = log.offsets[index], log.offsets[index + 1]
+    own = np.arange(max(first, end - int(loaded.config["max_history"])), end)
+    times = np.asarray(log.timestamps_N)[own] if loaded.model.wants_times else None
+    kept = loaded.unseen.kept(own, np.array([0, len(own)])) if loaded.unseen else None
+    return History(np.asarray(log.items_N)[own], times, kept)

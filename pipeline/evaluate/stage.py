@@ -117,4 +117,4 @@ def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.
     with Progress("evaluate", users, "users") as progress:
         return rank_targets(generator.model, generator.catalogue, splits, "test", beam=config.beam,
                             decoding=config.decoding, filter_seen=config.filter_seen,
-                            batch_users=config.batch_users, progress=progress)
+                            batch_users=config.batch_users, progress=progress, unseen=generator.unseen)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
     from pipeline.backbones.histories import Distinct, Histories
+    from pipeline.backbones.subset import Unseen
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -130,6 +131,7 @@ class Strategy:
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
     whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
+    skips_at_eval = False  # whether a trained model is evaluated without some tokens of the histories; see `unseen`
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
@@ -188,6 +190,15 @@ class Strategy:
         items of history.
         """
         return items_W * tokens_per_item
+
+    def unseen(self, skip_ML: np.ndarray | None = None) -> "Unseen | None":
+        """What the model is evaluated without, by what is known now; None: nothing. Called on every process.
+
+        Args:
+            skip_ML: what a finished run decided, `Unseen.skip_ML`, instead of what is known; then `begin` need not have
+                been called.
+        """
+        return None
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs: tensors, numbers and text only. Called on every process."""

@@ -98,6 +98,7 @@ class SkipgrConfig:
     max_weight: float = 4.0
     normalise: Literal["nominal", "kept"] = "nominal"
     anneal_epochs: int = 0
+    at_eval: bool = False
 
     def __post_init__(self) -> None:
         for name, value in (("token_ratio", self.token_ratio), ("sequence_ratio", self.sequence_ratio),
@@ -110,6 +111,9 @@ class SkipgrConfig:
             raise ValueError("skipgr.anneal_epochs must be 0 or more")
         if self.max_weight < 1:
             raise ValueError("skipgr.max_weight must be 1 or more")
+        if self.at_eval and self.apply_to == "loss":
+            raise ValueError("skipgr.at_eval skips in histories, and skipgr.apply_to loss does not: set "
+                             "skipgr.apply_to=input or both, or skipgr.at_eval=false")
         if not self.sequence_share and self.sequence_ratio > self.largest_ratio:
             raise ValueError(f"skipgr.sequence_ratio {self.sequence_ratio:g} weighs what is kept by "
                              f"{1 / (1 - self.sequence_ratio):g}, above skipgr.max_weight {self.max_weight:g}")

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import WITH_ENCODER
+from pipeline.backbones.subset import Kept, Unseen
 from pipeline.strategies.base import Batch, Course, Rows, Selected, Strategy, Weigh
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.skipgr_rules import Decisions, Rules
@@ -61,6 +62,7 @@ class Skipgr(Strategy):
     def __init__(self, config: SkipgrConfig, inner: Strategy):
         self.config, self.inner = config, inner
         self.whole_items, self.items = inner.whole_items, inner.items
+        self.skips_at_eval = config.at_eval and config.skips_inputs
         self.seconds = 0.0  # spent on decisions
 
     def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
@@ -111,9 +113,9 @@ class Skipgr(Strategy):
             if self.shortens and not self.rescores:
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
-        stays_N, tokens_NS = (self._history(pass_index, starts_W, ends_W)
-                              if self.config.skips_inputs and self.decisions.decided else (None, None))
-        return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, stays_N, tokens_NS)
+        kept = (self._history(pass_index, starts_W, ends_W) if self.config.skips_inputs and self.decisions.decided
+                else Kept(None, None))
+        return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, kept.stays_N, kept.tokens_NS)
 
     def _select_of_all(self, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
         """Where every item is a target. Of one that several windows hold, the score is that of the one it ends."""
@@ -138,20 +140,18 @@ class Skipgr(Strategy):
         longest_W = starts_W == np.maximum(first_W, ends_W - self.course.max_history)
         return np.where(longest_W, ends_W, self.store.nowhere)
 
-    def _history(self, pass_index: int, starts_W: np.ndarray,
-                 ends_W: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """What stays of the histories: items, or tokens. A separator stays while a token of its item does."""
+    def _history(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Kept:
+        """What stays of the histories."""
         lengths_W = ends_W - starts_W
         offsets = np.concatenate([[0], np.cumsum(lengths_W)])
         index_N = np.arange(offsets[-1]) + np.repeat(starts_W - offsets[:-1], lengths_W)
         skip_NL = self.rules.skips_of_inputs(self.decisions, pass_index, index_N, np.repeat(ends_W, lengths_W))
-        kept_NL = ~skip_NL
-        empty_W = ~np.logical_or.reduceat(kept_NL.any(1), offsets[:-1])
-        kept_NL[offsets[1:][empty_W] - 1] = True
-        stays_N = np.logical_or.reduce(kept_NL, 1)
-        if self.config.input_unit == "item" or self.whole_items:
-            return stays_N, None
-        return None, np.concatenate([kept_NL, stays_N[:, None]], 1) if self.separators else kept_NL
+        return Kept.of(skip_NL, offsets, self._skips_items, self.separators)
+
+    @property
+    def _skips_items(self) -> bool:
+        """Whether only whole items leave a history."""
+        return self.config.input_unit == "item" or self.whole_items
 
     # ------------------------------------------------------------------------------------------------ within a step
 
@@ -217,6 +217,16 @@ class Skipgr(Strategy):
 
     def tables(self, passes: int, levels: int) -> dict[str, Rows]:
         return self.journal.tables()
+
+    def unseen(self, skip_ML: np.ndarray | None = None) -> Unseen | None:
+        """As `Strategy.unseen`. What has no score, as held-out interactions, is never skipped. `random_step` draws
+        once, as `random` does.
+        """
+        if not self.skips_at_eval:
+            return None
+        if skip_ML is None:
+            skip_ML = self.rules.skips_at_eval(self.store.merge(), self.pass_index)
+        return Unseen(skip_ML, self._skips_items, self.separators)
 
     def learned(self) -> dict[str, np.ndarray]:
         """scores: float32 [N, L] by flat position in the splits, -1 where there is none."""

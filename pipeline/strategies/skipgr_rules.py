@@ -78,8 +78,7 @@ class Rules:
         index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
         if not self.skips_in(pass_index) or not len(index_M):
             return self.nothing(scores_NL)
-        sign = -1.0 if self.config.rule == "high_entropy" else 1.0
-        scores_ME = sign * self._scores(scores_NL, index_M, pass_index)
+        sign, scores_ME = self._sign, self._scores(scores_NL, index_M, pass_index)
         skip_ML, thresholds_E = self._tokens(scores_ME, index_M, pass_index)
         weights_M, mean, ratio = self._sequences(scores_ME, index_M, pass_index)
         decisions = self.nothing(scores_NL)
@@ -87,6 +86,14 @@ class Rules:
         decisions.sequence_weights_N[index_M] = weights_M
         return Decisions(decisions.scored_N, decisions.skip_NL, decisions.sequence_weights_N, sign * thresholds_E,
                          sign * mean, ratio)
+
+    def skips_at_eval(self, scores_NL: np.ndarray, pass_index: int) -> np.ndarray:
+        """bool [N, L]: tokens that a model with these scores is evaluated without, also where the pass skips none."""
+        index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
+        skip_NL = np.zeros((len(scores_NL), self.levels), bool)
+        if len(index_M):
+            skip_NL[index_M], _ = self._tokens(self._scores(scores_NL, index_M, pass_index), index_M, pass_index)
+        return skip_NL
 
     def skips_of_inputs(self, decisions: Decisions, pass_index: int, index_N: np.ndarray,
                         ends_N: np.ndarray) -> np.ndarray:
@@ -100,12 +107,16 @@ class Rules:
 
     # ------------------------------------------------------------------------------------------------ parts
 
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.config.rule == "high_entropy" else 1.0
+
     def _scores(self, scores_NL: np.ndarray, index_M: np.ndarray, pass_index: int) -> np.ndarray:
         """What the rule goes by, float64 [M, E]; low ones are skipped."""
         if self.config.rule in ("random", "random_step", "static_random"):
             return np.stack([unit(self._hash(pass_index, TOKEN + level)(index_M.astype(np.uint64)))
                              for level in range(self.scored_levels)], 1)
-        return scores_NL[index_M, :self.scored_levels].astype(np.float64)
+        return self._sign * scores_NL[index_M, :self.scored_levels].astype(np.float64)
 
     def _hash(self, pass_index: int, purpose: int) -> Hash:
         """New draws in every pass, but for `static_random`."""

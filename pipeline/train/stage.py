@@ -83,14 +83,14 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             _announce(trainer, device, world)
         state = trainer.run()
         kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
-        learned = trainer.strategy.learned()
+        learned, unseen = trainer.strategy.learned(), trainer.strategy.unseen()
         timings = _timings(trainer, state, device) | kept.figures() | trainer.strategy.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
                      "max_history": read_splits.max_history, "seed": params.seed, "dataset": params.dataset,
                      "train": _influences(params)["train"], "fingerprints": inputs}
-            save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra)
+            save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra, unseen)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))

@@ -3,6 +3,7 @@
 Shape legend: W windows, U users with a validation target.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch import nn
 
 from pipeline.artifacts import Splits
+from pipeline.backbones.subset import Unseen
 from pipeline.metrics import summarise
-from pipeline.ranking import Ranker, histories_of
-from pipeline.strategies.base import Batch, Strategy
+from pipeline.ranking import Ranker, histories_of, slices
+from pipeline.strategies.base import Batch, Selected, Strategy
 from pipeline.train.batches import Step, collate
 from pipeline.train.distributed import World
 from pipeline.train.windows import Windows
@@ -25,7 +27,8 @@ BATCH = {"cpu": 256, "cuda": 2048}  # windows; no gradients are kept, so that it
 
 
 class Validation:
-    """What a model is worth on validation. Holds the users' batches, which are the same every time.
+    """What a model is worth on validation. Holds the users' batches, which are the same every time, but for what the
+    strategy does not show the model.
 
     Args:
         beam: of the ranking, constrained to the catalogue.
@@ -40,38 +43,49 @@ class Validation:
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
         rows = np.argsort(lengths_U, kind="stable")
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
-        windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
-        self.windows = len(windows)
-        self.batches = self._batches(windows, BATCH[self.device.type])
+        self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
+        self.windows = len(self._windows)
+        self.batches = self._batches(None)  # whole histories
         self.own = slice(world.rank, None, world.size)  # users that this process ranks
         self.ranker = Ranker(catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type],
                              users=self.users_U[self.own])
 
-    def _batches(self, windows: Windows, size: int) -> list[Batch]:
+    def _batches(self, unseen: Unseen | None) -> list[Batch]:
         """This process's share of the batches."""
-        step = Step(0, 0, windows, np.ones(len(windows), np.float32))
+        windows, size = self._windows, BATCH[self.device.type]
+        step = Step(0, 0, windows, np.ones(len(windows), np.float32), self._selected(unseen) if unseen else None)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
-        return [collate(items_N, step, chunk, codes_IL, times_N=times_N)
-                for chunk in chunks[self.world.rank::self.world.size]]
+        batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N)
+                   for chunk in chunks[self.world.rank::self.world.size]]
+        # All of a target counts, and nothing is learned of it
+        return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
+
+    def _selected(self, unseen: Unseen) -> Selected:
+        index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
+        kept, levels = unseen.kept(index_N, offsets), self.catalogue.levels
+        return Selected(np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N,
+                        kept.tokens_NS)
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
         training = model.training
         model.eval()
-        scores = {"valid_loss": self._loss(model), **summarise(self._ranks(model))}
+        unseen = self.strategy.unseen()
+        batches = self._batches(unseen) if unseen else self.batches
+        scores = {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, unseen))}
         model.train(training)
         return scores
 
     @torch.no_grad()
-    def _loss(self, model: nn.Module) -> float:
+    def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in self.batches:
+        for batch in batches:
             total += self.strategy.loss(model, batch)
         return float(self.world.sum(total)) / self.windows
 
-    def _ranks(self, model: nn.Module) -> np.ndarray:
+    def _ranks(self, model: nn.Module, unseen: Unseen | None) -> np.ndarray:
         ranks_U = torch.zeros(len(self.users_U), dtype=torch.int64, device=self.device)
-        ranks_U[self.own] = torch.from_numpy(self.ranker.rank(model).ranks_U).to(self.device)
+        ranks_U[self.own] = torch.from_numpy(self.ranker.rank(model, unseen=unseen).ranks_U).to(self.device)
         return self.world.sum(ranks_U).cpu().numpy()

@@ -1,5 +1,7 @@
 """Tokens and decoder positions that are left out: the outputs are those of a model that masks them, at less work."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones.histories import Histories
+from pipeline.backbones.subset import Kept
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.rastp import Rastp
 
@@ -150,3 +153,22 @@ def test_a_window_must_keep_something(make_model) -> None:
     model = make_model()
     with pytest.raises(ValueError, match="at least one token"):
         pack([np.array([1, 2]), np.array([3])], [np.ones((2, model.levels), bool), np.zeros((1, model.levels), bool)])
+
+
+@pytest.mark.parametrize("separators", [False, True])
+def test_an_item_leaves_with_its_last_token_and_a_history_keeps_its_last_item(separators: bool) -> None:
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, 5, 40)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    skip_NL = rng.random((offsets[-1], 3)) < 0.8
+    tokens, items = (Kept.of(skip_NL, offsets, whole, separators) for whole in (False, True))
+    assert tokens.stays_N is None
+    assert items.tokens_NS is None
+    saved = 0
+    for first, end in itertools.pairwise(offsets):
+        rows = [[not skipped for skipped in row] for row in skip_NL[first:end].tolist()]
+        if not any(map(any, rows)):
+            rows[-1], saved = [True] * 3, saved + 1
+        assert items.stays_N[first:end].tolist() == [any(row) for row in rows]
+        assert tokens.tokens_NS[first:end].tolist() == [row + [any(row)] * separators for row in rows]
+    assert saved > 5
