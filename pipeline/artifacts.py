@@ -231,8 +231,8 @@ class Sids:
         frame = read_parquet(folder / "sids.parquet")
         quality = read_json(folder / "quality.json")
         codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
-        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality,
-                   quality["digit"])
+        digit = quality.get("digit", True)  # files from before there was a choice do not say so
+        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality, digit)
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits

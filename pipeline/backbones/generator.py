@@ -69,7 +69,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
-        catalogue = Catalogue(codes, tuple(config["widths"]), config["digit"])
+        catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
         strategy = build_strategy(config["strategy"], config, config["pad_to"])
         model = cast("Backbone", strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
         model.load_state_dict(weights)
