@@ -7,9 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params, train_by_torchrun
-
-from pipeline.train.loop import Trainer
+from tiny_world import TinyWorld, make_params, stop_at, train_by_torchrun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXACT = {"deterministic": True, "precision": "float32"}
@@ -42,15 +40,9 @@ def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
         world: TinyWorld, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     params = make_params(train={"device": "cuda", "ema": 0.9, "deterministic": True, "precision": precision})
     world.train(params, "undisturbed")
-    train = Trainer._train
-
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == 17:
-            raise KeyboardInterrupt
-        train(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stopping)
+        stop_at(17, patch)
         with pytest.raises(KeyboardInterrupt):
             world.train(params)
     world.train(params)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, stop_at
 
 from pipeline.backbones.beam import score_catalogue
 from pipeline.backbones.generator import load_generator
@@ -18,7 +18,6 @@ from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.ranking import generate, histories_of, rank_targets
 from pipeline.strategies.config import IntrrConfig
-from pipeline.train.loop import Trainer
 
 SMALL = {"hidden": 32, "digit_width": 6}
 
@@ -38,16 +37,10 @@ def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
 def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                 options: dict[str, Any]) -> None:
     params = recursive(intrr=options, train={"ema": 0.9, "accumulate": 2}, backbone={"dropout": 0.1})
-    train = Trainer._train
     world.train(params, "straight")
 
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == 12:
-            raise KeyboardInterrupt
-        train(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stopping)
+        stop_at(12, patch)
         with pytest.raises(KeyboardInterrupt):
             world.train(params, "stopped")
     world.train(params, "stopped")

@@ -6,13 +6,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, stop_at
 
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Histories
 from pipeline.ranking import histories_of, rank_targets
 from pipeline.strategies.config import RastpConfig
-from pipeline.train.loop import Trainer
 
 SMALL = {"backbone": {"encoder_layers": 2, "dropout": 0.1}, "train": {"max_windows": 500, "checkpoint_every": 4}}
 RELEASED = {"min_tokens": 1, "separators": "compete", "base": "padded", "keep_positions": False,
@@ -35,16 +34,11 @@ def csv(world: TinyWorld, name: str, file: str) -> pd.DataFrame:
 @pytest.mark.parametrize("options", [{}, {"score": "random", "unit": "item"}], ids=["rastp", "random"])
 def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                 options: dict[str, Any]) -> None:
-    params, train = pruned(**options), Trainer._train
+    params = pruned(**options)
     world.train(params, "straight")
 
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == 6:
-            raise KeyboardInterrupt
-        train(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stopping)
+        stop_at(6, patch)
         with pytest.raises(KeyboardInterrupt):
             world.train(params, "stopped")
     world.train(params, "stopped")

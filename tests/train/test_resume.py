@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, stop_at
 
 from pipeline.errors import UserError
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.loop import Trainer
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
 KILLED = """
@@ -27,12 +26,12 @@ sys.path.insert(0, sys.argv[1])
 from tiny_world import TinyWorld, make_params
 from pipeline.train import loop
 
-step, update = int(sys.argv[4]), loop.Trainer._update
-def deadly(self, _):
-    if self.state.step == step:
+deadly_step, rate = int(sys.argv[4]), loop.learning_rate
+def deadly(config, step, windows):  # asked for between the gradients and the update
+    if step == deadly_step:
         os.kill(os.getpid(), signal.SIGKILL)
-    update(self, _)
-loop.Trainer._update = deadly
+    return rate(config, step, windows)
+loop.learning_rate = deadly
 TinyWorld(Path(sys.argv[2]), None, None).train(make_params(**json.loads(sys.argv[3])))
 """
 SETTINGS: dict[str, Any] = {"train": {"ema": 0.9, "clip_norm": 1.0, "schedule": "cosine", "warmup_steps": 5}}
@@ -51,25 +50,13 @@ def checkpoint_files(world: TinyWorld) -> list[Path]:
     return list((world.folder / "scratch").rglob("checkpoint.pt"))
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    """Let the next training end with an error after this many steps, in this process."""
-    train = Trainer._train
-
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == steps:
-            raise KeyboardInterrupt
-        train(self, *args)
-
-    monkeypatch.setattr(Trainer, "_train", stopping)
-
-
 def _interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
 def interrupted(world: TinyWorld, monkeypatch: pytest.MonkeyPatch, steps: int, **settings: Any) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, steps)
+        stop_at(steps, patch)
         with pytest.raises(KeyboardInterrupt):
             world.train(make_params(**settings))
 
@@ -102,7 +89,7 @@ def test_a_run_that_patience_had_ended_does_not_train_on(world: TinyWorld, monke
         with pytest.raises(KeyboardInterrupt):
             world.train(make_params(**settings))
     assert len(checkpoint_files(world)) == 1
-    stop_after(monkeypatch, 21)
+    stop_at(21, monkeypatch)
     assert world.train(make_params(**settings))["best_step"] == 7
 
 

@@ -9,13 +9,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny_world import TinyWorld, make_params, train_by_torchrun
+from tiny_world import TinyWorld, make_params, stop_at, train_by_torchrun
 
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Shape
 from pipeline.config import Params
 from pipeline.train.batches import Feed
-from pipeline.train.loop import Trainer
 from pipeline.train.windows import Passes
 
 SMALL = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
@@ -39,17 +38,6 @@ def skipped(world: TinyWorld, name: str = "run") -> dict[str, bytes]:
     """All that a run says of what it skipped."""
     reports = world.folder / name / "reports"
     return {path.name: path.read_bytes() for path in [reports / "passes.csv", *sorted((reports / "skipped").iterdir())]}
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = Trainer._train
-
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == step:
-            raise KeyboardInterrupt
-        train(self, *args)
-
-    monkeypatch.setattr(Trainer, "_train", stopping)
 
 
 @pytest.mark.parametrize("rule", ["low_entropy", "static_low_entropy", "random_step"])

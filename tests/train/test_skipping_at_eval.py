@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_skipping import stop_at
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, stop_at
 from torch import nn
 
 from pipeline.artifacts import write_parquet

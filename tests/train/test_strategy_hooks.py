@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, stop_at
 from torch import Tensor, nn
 
 from pipeline.strategies.base import Batch, Strategy, Weigh
-from pipeline.train.loop import Trainer
 
 
 class Recorder(Strategy):
@@ -77,15 +76,10 @@ def test_weights_multiply_the_loss_of_their_windows(world: TinyWorld, monkeypatc
 
 
 def test_the_state_of_a_strategy_survives_a_stop(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, first, second = Trainer._train, Recorder(1, 1), Recorder(1, 1)
-
-    def stopping(self: Trainer, *args: Any) -> None:
-        if self.state.step == 9:
-            raise KeyboardInterrupt
-        train(self, *args)
+    first, second = Recorder(1, 1), Recorder(1, 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train", stopping)
+        stop_at(9, patch)
         with pytest.raises(KeyboardInterrupt):
             train_with(first, world, patch)
     train_with(second, world, monkeypatch)

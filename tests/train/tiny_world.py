@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import yaml
 
 from pipeline.artifacts import Sids, Splits, write_parquet
 from pipeline.config import Params, build_params, params_to_dict
+from pipeline.train.loop import Trainer
 from pipeline.train.stage import run
 
 BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
@@ -79,6 +81,18 @@ def write_world(folder: Path) -> TinyWorld:
     write_parquet(folder / "interactions" / "items.parquet", pd.DataFrame(
         {"item_id": np.arange(40, dtype=np.int32), "raw_id": names, "title": [f"Thing {name}" for name in names]}))
     return TinyWorld(folder, Splits.read(folder / "splits"), sids)
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next training, in this process, end with an error when it comes to this optimizer step."""
+    train = Trainer._train
+
+    def stopping(self: Trainer, *args: Any) -> None:
+        if self.state.step == step:
+            raise KeyboardInterrupt
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", stopping)
 
 
 def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
