@@ -40,14 +40,13 @@ from pipeline.backbones.histories import Shape
 from pipeline.backbones.ran import negative_log_likelihood
 from pipeline.backbones.recursive import RecursiveModel
 from pipeline.ranking import slices
-from pipeline.recorded import Recorded
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import IntrrConfig
 from pipeline.train.batches import Listed, Step, collate, common_shape
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop import Part
-from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.learner import Learner, Part
+from pipeline.train.optimizer import autocast
 from pipeline.train.windows import Passes, Windows
 
 WIDE = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=256, heads=6, d_head=64, d_ff=1024,
@@ -116,35 +115,22 @@ def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
 
 def measure_training(name: str, network: str, world: World, args: argparse.Namespace) -> tuple[float, float, float]:
     """(samples per second, GiB of a step, GiB of what stays between steps)."""
-    device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam")
+    device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam", compile=not args.eager)
     before = allocated(device)
     strategy, model = build(name, network, world)
-    optimizer, share = build_optimizer(model.train(), config), torch.full((), 1 / args.windows, device=device)
-
-    def gradients(part: Part) -> Tensor:
-        with autocast(config, device):
-            loss = strategy.loss(model, part.batch)
-        (loss * part.share).backward()
-        return loss.detach()
-
-    def change(_: None) -> None:
-        update(optimizer, config)
-
-    drawn, count, shape = world.windows(args.windows * BATCHES), args.windows, None
+    learner, share = Learner(config, model.train(), strategy), torch.full((), 1 / args.windows, device=device)
+    drawn, count = world.windows(args.windows * BATCHES), args.windows
     steps = [Step(0, 0, drawn[i * count:(i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
-    if device.type == "cuda" and not args.eager:
-        cast(Any, model).compile_training()
-        gradients = Recorded(gradients, lambda part: cast(Any, model).sizes(part.batch.histories))  # type: ignore[assignment]
-        change, shape = Recorded(change), common_shape(steps, 1, world.longest)  # type: ignore[assignment]
+    shape = common_shape(steps, 1, world.longest) if learner.records else None
     batches = [batch_of(strategy, step, world, NETWORKS[network].wants_times, shape) for step in steps]
 
     def train(i: int) -> None:
-        gradients(Part(batches[i % BATCHES], share))
-        change(None)
+        learner.gradients(Part(batches[i % BATCHES], share))
+        learner.update()
 
     # Batches may have a few sizes, and a recording follows the second call of each.
     seconds = timed(train, args.steps, device, warm=WARM * BATCHES if device.type == "cuda" else 1)
-    state = sum(t.numel() * t.element_size() for values in optimizer.state.values() for t in values.values())
+    state = sum(t.numel() * t.element_size() for values in learner.optimizer.state.values() for t in values.values())
     stays = (state + 2 * sum(p.numel() * p.element_size() for p in model.parameters())) / 2**30
     # The peak was reached while the graphs were recorded; replaying them allocates nothing.
     return count / seconds, allocated(device, peak=True) - before - stays, stays

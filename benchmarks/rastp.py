@@ -22,25 +22,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
+from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.beam import beam_search
 from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.histories import Histories
-from pipeline.recorded import Recorded
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.full import Full
 from pipeline.strategies.rastp import Rastp
 from pipeline.train.batches import Step, collate, common_shape
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop import Part
-from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.learner import Learner, Part
+from pipeline.train.optimizer import autocast
 from pipeline.train.windows import Passes, Windows
 
-TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
-                       ff_hidden_layers=2, dropout=0.15)
 LONGEST, BATCHES, WARM = 30, 6, 3
 RELEASED = RastpConfig(min_tokens=1, separators="compete", base="padded", keep_positions=False,
                        padded_queries="count", score_dropout="after")
@@ -98,30 +95,19 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     pad_to = LONGEST * per_item if way.padded else 0
     strategy, config = way.strategy(pad_to), TrainConfig(optimizer="adam", compile=not args.eager)
     model = strategy.build_model(TIGER, catalogue).train()
-    optimizer, count = build_optimizer(model, config), args.windows
+    learner, count = Learner(config, model, strategy), args.windows
     drawn = windows_of(kind, splits, count * BATCHES)
     steps = [Step(0, 0, drawn[i * count:(i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
-    share, shape = torch.full((), 1 / count, device=device), None
-
-    def gradients(part: Part) -> None:
-        with autocast(config, device):
-            loss = strategy.loss(model, part.batch)
-        (loss * part.share).backward()
-
-    def change(_: None) -> None:
-        update(optimizer, config)
-
-    if config.compile and device.type == "cuda":
-        model.compile_training()  # type: ignore[operator]
-        gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[assignment]
-        change, shape = Recorded(change), common_shape(steps, 1, LONGEST)  # type: ignore[assignment]
+    share = torch.full((), 1 / count, device=device)
+    shape = common_shape(steps, 1, LONGEST) if learner.records else None
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     batches = [collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
                for step in steps]
 
     def train(number: int) -> None:
-        gradients(Part(batches[number % BATCHES], share))
-        change(None)
+        learner.gradients(Part(batches[number % BATCHES], share))
+        learner.update()
 
     warm = 2 * BATCHES + WARM if device.type == "cuda" else 1  # on a GPU one recording per shape
     step_seconds = _timed(train, range(args.steps), device, warm)

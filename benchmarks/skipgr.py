@@ -16,18 +16,18 @@ speed-up: full's seconds / own. bookkeeping: decisions and journal, plus what en
 import argparse
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.machine import pick_device
-from pipeline.recorded import Recorded
 from pipeline.strategies.base import Course, Strategy
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.full import Full
@@ -35,12 +35,9 @@ from pipeline.strategies.skipgr import Skipgr
 from pipeline.train.batches import Feed, Prepared, Step, samples_per_step
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
-from pipeline.train.loop import Part
-from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Passes
 
-TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
-                       ff_hidden_layers=2, dropout=0.15)
 SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
 WARM = 2  # passes
 BOTH = SkipgrConfig(apply_to="both")
@@ -86,19 +83,7 @@ class Bench:
         self.strategy.begin(Course(
             items_N, np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end), len(passes), self.share, 1e9, True,
             False, False, splits.max_history, 0, self.device, World().sum))
-        optimizer = build_optimizer(self.model, self.train)
-        self.change: Callable[..., Any] = lambda _: update(optimizer, self.train)
-        self.learn: Callable[..., Any] = lambda part: self.gradients(part, self.strategy)
-        if self.train.compile and self.device.type == "cuda":
-            self.model.compile_training()
-            self.learn = Recorded(self.learn, lambda part: self.model.sizes(part.batch.histories))
-            self.change = Recorded(self.change)
-
-    def gradients(self, part: Part, strategy: Strategy) -> torch.Tensor:
-        with autocast(self.train, self.device):
-            loss = strategy.loss(self.model, part.batch)
-        (loss * part.share).backward()
-        return loss.detach()
+        self.learner = Learner(self.train, self.model, self.strategy)
 
     def steps(self, number: int) -> Iterator[Prepared]:
         """Of a pass, up to `--places`."""
@@ -111,8 +96,8 @@ class Bench:
         done = []
         for step, (batch,) in self.steps(number):
             share = torch.full((), 1 / self.strategy.divisor(len(step.windows), step.selected), device=self.device)
-            self.learn(Part(batch, share))
-            self.change(None)
+            self.learner.gradients(Part(batch, share))
+            self.learner.update()
             self.strategy.end_step(step.weights_W, step.tokens(self.per_item), step.selected)
             done.append(step)
         return done
@@ -151,9 +136,7 @@ class Bench:
         share = torch.full((), 1 / self.share, device=self.device)
 
         def timed(strategy: Strategy) -> float:
-            work: Callable[..., Any] = lambda part: self.gradients(part, strategy)  # noqa: E731
-            if isinstance(self.learn, Recorded):
-                work = Recorded(work, self.learn.key)
+            work = Learner(self.train, self.model, strategy).gradients
             for _ in range(4):
                 work(Part(batch, share))
             self.wait()

@@ -18,19 +18,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.machine import peak_memory_gib, pick_device
-from pipeline.recorded import Recorded
 from pipeline.strategies import build_strategy
 from pipeline.train.batches import Step, collate, common_shape
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop import Part
-from pipeline.train.optimizer import autocast, build_optimizer, update
+from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Windows
 
 TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
@@ -97,32 +94,17 @@ def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, c
     torch.manual_seed(0)
     if device.type == "cuda":  # what a recording holds is counted while it is made
         torch.cuda.reset_peak_memory_stats()
-    strategy, model = build_strategy("full", {}), build_backbone(TIGER, catalogue).train()
-    optimizer = build_optimizer(model, config)
+    learner = Learner(config, build_backbone(TIGER, catalogue).train(), build_strategy("full", {}))
     per_item = catalogue.levels + TIGER.separators
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     source, rows = steps(windows, size), np.arange(size)
-    drawn, shape = [next(source) for _ in range(12)], None
-    share = torch.full((), 1 / size, device=device)
-
-    def gradients(part: Part) -> Tensor:
-        with autocast(config, device):
-            loss = strategy.loss(model, part.batch)
-        (loss * part.share).backward()
-        return loss.detach()
-
-    def change(_: None) -> None:
-        update(optimizer, config)
-
-    if config.compile and device.type == "cuda":
-        model.compile_training()
-        gradients = Recorded(gradients, lambda part: model.sizes(part.batch.histories))
-        change, shape = Recorded(change), common_shape(drawn, 1, LONGEST)
+    drawn = [next(source) for _ in range(12)]
+    share, shape = torch.full((), 1 / size, device=device), common_shape(drawn, 1, LONGEST) if learner.records else None
     batches = [collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape) for step in drawn]
 
     def train(i: int) -> None:
-        gradients(Part(batches[i % len(batches)], share))
-        change(None)
+        learner.gradients(Part(batches[i % len(batches)], share))
+        learner.update()
 
     began = time.perf_counter()
     for i in range(4):

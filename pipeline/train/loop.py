@@ -6,7 +6,6 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.recorded import Recorded
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.batches import Feed, Step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.config import TrainConfig
 from pipeline.train.distributed import World
-from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, set_rate, update
+from pipeline.train.learner import Learner, Part
+from pipeline.train.optimizer import Average, learning_rate, set_rate
 from pipeline.train.validate import Validation
 
 REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
@@ -51,14 +50,6 @@ class State:
     stale: int = 0  # validations since the best one
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one process learns from at once."""
-
-    batch: Batch
-    share: Tensor  # of a sample's loss in the step's
-
-
 class Trainer:
     """Trains `model` in place; `evaluated` is the model whose weights count (the average where `train.ema` is on).
 
@@ -71,22 +62,14 @@ class Trainer:
         self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
         self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
         self.device = feed.codes_IL.device
-        self.optimizer = build_optimizer(model, config)
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
         self.state = State()
         self.best: dict[str, Tensor] = {}
+        # After the average has copied the plain model: on a GPU the learner compiles this one.
+        self.learner = Learner(config, model.train(), strategy, self.average)
         if resume:
             self._restore(resume)
-        model.train()
-        self._gradients_of: Callable[..., Any] = self._gradients
-        self._update_all: Callable[..., Any] = self._update
-        self._recorded: list[Recorded] = []
-        if self.device.type == "cuda" and config.compile:
-            model.compile_training()  # type: ignore[operator]  # after the average has copied the plain model
-            self._gradients_of = Recorded(self._gradients, lambda part: model.sizes(part.batch.histories))  # type: ignore[operator]
-            self._update_all = Recorded(self._update)
-            self._recorded = [self._gradients_of, self._update_all]
         self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
 
     def run(self) -> State:
@@ -134,12 +117,12 @@ class Trainer:
         share = torch.full((), 1 / self.strategy.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
-            total += self._gradients_of(Part(batch, share))
-        set_rate(self.optimizer, learning_rate(self.config, state.step, self.passed))
+            total += self.learner.gradients(Part(batch, share))
+        set_rate(self.learner.optimizer, learning_rate(self.config, state.step, self.passed))
         if self.average:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
-        self._update_all(None)
+        self.learner.update()
         self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
@@ -148,18 +131,6 @@ class Trainer:
         pruned = int(items_W.sum()) * per_item - int(self.strategy.tokens_kept(items_W, per_item).sum())
         state.tokens_kept += tokens - pruned
         self.strategy.end_step(step.weights_W, tokens, step.selected)
-
-    def _gradients(self, part: "Part") -> Tensor:
-        """Add the gradients of one part of a step to those at hand; its loss, summed over windows."""
-        with autocast(self.config, self.device):
-            loss = self.strategy.loss(self.model, part.batch)
-        (loss * part.share).backward()
-        return loss.detach()
-
-    def _update(self, _: None) -> None:
-        update(self.optimizer, self.config)
-        if self.average:
-            self.average.update(self.model)
 
     def _reseed(self, part: int) -> None:
         """Dropout of a part depends on nothing but (seed, step, part)."""
@@ -190,7 +161,7 @@ class Trainer:
                 self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
             self._shown = self.passed
             self._losses.clear()
-        now, warm = time.perf_counter(), sum(recorded.warm_seconds for recorded in self._recorded)
+        now, warm = time.perf_counter(), self.learner.warm_seconds
         self.state.train_seconds += now - self._mark - (warm - self._warm)
         self.state.compile_seconds += warm - self._warm
         self._mark, self._warm = now, warm
@@ -221,7 +192,7 @@ class Trainer:
             self.checkpoints.save({
                 "state": asdict(self.state), "model": self.model.state_dict(), "best": self.best,
                 "average": self.average.model.state_dict() if self.average else {},
-                "optimizer": self.optimizer.state_dict(), "strategy": strategy,
+                "optimizer": self.learner.optimizer.state_dict(), "strategy": strategy,
                 "threads": torch.get_num_threads(),
             })
         self._mark = time.perf_counter()
@@ -229,7 +200,7 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.state, self.best = State(**saved["state"]), saved["best"]
         self.model.load_state_dict(saved["model"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.learner.optimizer.load_state_dict(saved["optimizer"])
         self.strategy.load_state_dict(saved["strategy"])
         if self.average:
             self.average.model.load_state_dict(saved["average"])
