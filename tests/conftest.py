@@ -1,6 +1,7 @@
 """What every test shares: where the project lies, and one thread per process, so that runs do not fight for cores."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def root() -> Path:
     """The project's folder."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def torch_settings_given_back() -> Iterator[None]:
+    """Training, of a generator or a quantizer, sets torch's threads and determinism for the process; other tests get
+    theirs back.
+    """
+    import torch  # here, because many tests need none
+
+    threads, fixed = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(fixed)

@@ -1,10 +1,8 @@
 """The tiny world on disk, and torch's settings given back after each test."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_world import TinyWorld, write_world
 
 
@@ -22,9 +20,5 @@ def world(inputs: TinyWorld, tmp_path: Path) -> TinyWorld:
 
 
 @pytest.fixture(autouse=True)
-def _torch_settings_given_back() -> Iterator[None]:
-    """Training sets torch's threads and determinism for the process; other tests get theirs back."""
-    threads, fixed = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(fixed)
+def _given_back(torch_settings_given_back: None) -> None:
+    """After each test."""
