@@ -20,9 +20,9 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
 from pipeline.backbones.beam import Search, Stepper
 from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.histories import Shape
+from pipeline.backbones.histories import Shape, slices
 from pipeline.machine import pick_device
-from pipeline.ranking import histories_of, slices
+from pipeline.ranking import histories_of
 
 BATCHES = 12
 

@@ -36,10 +36,9 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.beam import Search
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Shape
+from pipeline.backbones.histories import Shape, slices
 from pipeline.backbones.ran import negative_log_likelihood
 from pipeline.backbones.recursive import RecursiveModel
-from pipeline.ranking import slices
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import IntrrConfig

@@ -17,7 +17,7 @@ import torch
 
 from pipeline.artifacts import Splits
 from pipeline.backbones.beam import Search, Stepper, score_catalogue
-from pipeline.backbones.histories import Histories, Shape
+from pipeline.backbones.histories import Histories, Shape, slices
 from pipeline.backbones.subset import Kept, Unseen
 
 if TYPE_CHECKING:
@@ -203,12 +203,6 @@ def places(outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray,
 
 def _first(hits_WK: np.ndarray) -> np.ndarray:
     return np.where(hits_WK.any(1), hits_WK.argmax(1) + 1, 0)
-
-
-def slices(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices that gather the slices [begin, begin + length) one after another, and the offsets of the result."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths), offsets
 
 
 @contextmanager

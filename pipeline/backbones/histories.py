@@ -75,8 +75,7 @@ class Histories:
             raise ValueError("every window needs at least one token of history")
         order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
         lengths_W = lengths_W[order]
-        starts_W = np.cumsum(lengths_W) - lengths_W
-        source_N = np.arange(lengths_W.sum()) + np.repeat(np.asarray(offsets)[order] - starts_W, lengths_W)
+        source_N, _ = slices(np.asarray(offsets)[order], lengths_W)
         row_of_W = np.empty_like(order)
         row_of_W[order] = np.arange(len(order))
         values, counts = np.unique(lengths_W, return_counts=True)
@@ -135,3 +134,9 @@ class Shape:
         if not 0 < count <= items <= count * longest:
             return np.zeros(0, np.int64)
         return np.full(count, items // count) + (np.arange(count) < items % count)
+
+
+def slices(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that gather the slices [begin, begin + length) one after another, and the offsets of the result."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths), offsets

@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import WITH_ENCODER
+from pipeline.backbones.histories import slices
 from pipeline.backbones.subset import Kept, Unseen
 from pipeline.strategies.base import Batch, Course, Rows, Selected, Strategy, Weigh
 from pipeline.strategies.config import SkipgrConfig
@@ -120,7 +121,7 @@ class Skipgr(Strategy):
     def _select_of_all(self, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
         """Where every item is a target. Of one that several windows hold, the score is that of the one it ends."""
         lengths_W = ends_W - starts_W
-        targets_N = np.arange(lengths_W.sum()) + np.repeat(starts_W - np.cumsum(lengths_W) + lengths_W, lengths_W) + 1
+        targets_N = slices(starts_W, lengths_W)[0] + 1
         slots_N = np.repeat(self._slots(starts_W, ends_W), lengths_W)
         if self.course.once:
             slots_N = np.where(slots_N == self.store.nowhere, slots_N, targets_N)
@@ -143,8 +144,7 @@ class Skipgr(Strategy):
     def _history(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Kept:
         """What stays of the histories."""
         lengths_W = ends_W - starts_W
-        offsets = np.concatenate([[0], np.cumsum(lengths_W)])
-        index_N = np.arange(offsets[-1]) + np.repeat(starts_W - offsets[:-1], lengths_W)
+        index_N, offsets = slices(starts_W, lengths_W)
         skip_NL = self.rules.skips_of_inputs(self.decisions, pass_index, index_N, np.repeat(ends_W, lengths_W))
         return Kept.of(skip_NL, offsets, self._skips_items, self.separators)
 

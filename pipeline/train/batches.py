@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.histories import Distinct, Histories, Shape, roomy
-from pipeline.ranking import slices
+from pipeline.backbones.histories import Distinct, Histories, Shape, roomy, slices
 from pipeline.recorded import tensors_of
 from pipeline.strategies.base import Batch, Selected, Weigh
 from pipeline.train.config import TrainConfig

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from pipeline.artifacts import Splits
+from pipeline.backbones.histories import slices
 from pipeline.backbones.subset import Unseen
 from pipeline.metrics import summarise
-from pipeline.ranking import Ranker, histories_of, slices
+from pipeline.ranking import Ranker, histories_of
 from pipeline.strategies.base import Batch, Selected, Strategy
 from pipeline.train.batches import Step, collate
 from pipeline.train.distributed import World
