@@ -44,8 +44,8 @@ def quality(rows: list[Row]) -> Iterable[str]:
                    f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |")
             yield (f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
                    f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |")
-            yield (f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained. {first['hardware']}, "
-                   f"commit {first['commit']}: `{first['command']}`")
+            yield f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained.\n"
+            yield from _origins(own)
 
 
 def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
@@ -76,8 +76,13 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for row in own:
         yield "| " + " | ".join(text.format(**row) for text in columns.values()) + " |"
-    origins = {(row["hardware"], row["commit"], row["command"]): None for row in own}
     yield ""
+    yield from _origins(own)
+
+
+def _origins(rows: list[Row]) -> Iterable[str]:
+    """Where the rows of a table come from, each origin once."""
+    origins = {(row["hardware"], row["commit"], row["command"]): None for row in rows}
     yield from (f"{hardware}, commit {commit}: `{command}`  " for hardware, commit, command in origins)
 
 
