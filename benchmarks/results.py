@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
 Row = dict[str, Any]
@@ -23,6 +24,9 @@ QUALITY = {
     "beauty-fast, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr", "intrr"]),
     "beauty-fast, 7 M windows, on Sports": ("amazon-sports", ["full", "rastp", "skipgr"]),
 }
+
+
+RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)
 
 
 def quality(rows: list[Row]) -> Iterable[str]:
@@ -65,6 +69,25 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
             f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
             f"{mean('tokens_trained') / 1e6:.0f} M | "
             f"{mean('peak_memory_gib'):.1f} GiB |")
+
+
+def time_to_recall(rows: list[Row]) -> Iterable[str]:
+    """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that reached it."""
+    own = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
+    if not own:
+        yield "missing"
+        return
+    yield "| runs | " + " | ".join(f"{recall:.2f}" for recall in RECALLS) + " | best |\n|" + "---|" * (2 + len(RECALLS))
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in own):
+        runs = [row for row in own if (row["group"], row["arm"]) == (group, arm)]
+        cells = []
+        for recall in RECALLS:
+            windows = [next((windows for windows, reached in row["curve"] if reached >= recall), None) for row in runs]
+            seconds = [count / row["windows_per_second"] for count, row in zip(windows, runs, strict=True) if count]
+            of_all = "" if len(seconds) == len(runs) else f" ({len(seconds)} of {len(runs)})"
+            cells.append(f"{np.mean(seconds):.0f} s{of_all}" if seconds else "")
+        best = np.mean([max(reached for _, reached in row["curve"]) for row in runs])
+        yield f"| {group}: {arm}, {len(runs)} seeds | " + " | ".join(cells) + f" | {best:.4f} |"
 
 
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
@@ -124,9 +147,11 @@ def add(args: argparse.Namespace) -> list[Row]:
     for arm, folders in arms.items():
         for reports in folders:
             origin = Ranks.read(reports / "ranks.parquet").origin
+            curve = pd.read_csv(reports / "history.csv")[["windows", "recall_at_10"]]
             found.append({"kind": "quality", "group": args.group, "arm": arm, "seed": origin.seed, "beam": origin.beam,
                           "command": args.command, "commit": args.commit, "hardware": args.hardware,
-                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text())})
+                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text()),
+                          "curve": curve.to_numpy().tolist()})
     named = [f"{arm}=" + ",".join(str(reports / "ranks.parquet") for reports in folders)
              for arm, folders in arms.items()]
     if len(named) > 1:

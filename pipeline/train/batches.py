@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.backbones.histories import Distinct, Histories, Shape, roomy, slices
+from pipeline.distributed import World
 from pipeline.recorded import tensors_of
 from pipeline.strategies.base import Batch, Selected, Weigh
 from pipeline.train.config import TrainConfig
-from pipeline.train.distributed import World
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once

@@ -33,6 +33,7 @@ from pipeline.artifacts import (
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
+from pipeline.distributed import World, joined
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
@@ -40,7 +41,6 @@ from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.distributed import World, joined
 from pipeline.train.loop import State, Trainer
 from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
