@@ -72,7 +72,7 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
 
 
 def time_to_recall(rows: list[Row]) -> Iterable[str]:
-    """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that reached it."""
+    """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that did."""
     own = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
     if not own:
         yield "missing"
