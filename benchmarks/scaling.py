@@ -4,9 +4,9 @@
     torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py                # two, on the same steps
     torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py --batch-tokens 281600
 
-Trains params.yaml (here: `preset beauty-fast`) for `--windows` windows into a temporary folder, and ranks all test users
-with what it learned, twice: the second time counts, when the search is recorded. windows/s are those of optimizer steps
-after compilation; users/s of the slowest process. Reads data/.
+Trains params.yaml (here: `preset beauty-fast`) for `--windows` windows into a temporary folder, and ranks all test
+users with what it learned, twice: the second time counts, when the search is recorded. windows/s are those of optimizer
+steps after compilation; users/s of the slowest process. Reads data/.
 """
 
 import argparse
