@@ -79,7 +79,7 @@ class Recorded:
 
 @contextmanager
 def _nothing_collected() -> Iterator[None]:
-    """Collect garbage before, and none meanwhile: an earlier recording that is freed while another is made breaks it."""
+    """Garbage is collected before, and none meanwhile: freeing an old recording while one is made breaks it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
