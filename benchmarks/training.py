@@ -111,8 +111,10 @@ def measure(strategy: str, splits: Splits, catalogue: Catalogue, windows: Window
         listed = None if chosen.items == "unlisted" else Listed(items, step, chosen.items, size, catalogue.items)
         return collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape, listed=listed)
 
-    made = beside(((step, [batch_of(step)]) for step in source), device) if fed else (
-        (step, [batch]) for step, batch in itertools.cycle([(step, batch_of(step)) for step in drawn]))
+    ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
+    made = ((step, [batch_of(step)]) for step in source) if fed else ready
+    if fed and device.type == "cuda":
+        made = beside(made, device)
 
     def train() -> None:
         _, (batch,) = next(made)
