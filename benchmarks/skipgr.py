@@ -39,7 +39,7 @@ from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Passes
 
 SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
-WARM = 2  # passes
+WARM = 5  # passes: the first that scores all, and one that scores skipped targets again
 BOTH = SkipgrConfig(apply_to="both")
 WAYS: dict[str, SkipgrConfig | None] = {
     "full": None,

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.backbones.subset import Prefixes, Tokens, roomy
+from pipeline.backbones.subset import Prefixes, Tokens, count_of, roomy
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Histories:
     @classmethod
     def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
              pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False,
-             kept_NS: np.ndarray | None = None, decoded_W: np.ndarray | None = None, levels: int = 0) -> "Histories":
+             kept_NS: np.ndarray | None = None, decoded_W: np.ndarray | None = None, levels: int = 0,
+             least: tuple[int, int] = (0, 0)) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -63,6 +64,7 @@ class Histories:
             kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
                 as if it had never been there. None: all. Not for padded batches.
             decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
+            least: on a GPU, places for those tokens and positions; where they do not suffice, more, in few sizes.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
@@ -70,7 +72,7 @@ class Histories:
         lengths_W = np.diff(offsets)
         if len(lengths_W) == 0 or lengths_W.min() < 1:
             raise ValueError("every batch needs a window, and every window at least one item of history")
-        sizes_W = lengths_W if kept_NS is None else np.add.reduceat(kept_NS.sum(1), offsets[:-1])
+        sizes_W = lengths_W if kept_NS is None else np.add.reduceat(count_of(kept_NS), offsets[:-1])
         if sizes_W.min() < 1:
             raise ValueError("every window needs at least one token of history")
         order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
@@ -87,8 +89,8 @@ class Histories:
         def to_device(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
 
-        tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device)
-        prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device)
+        tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device, least[0])
+        prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device, least[1])
         return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
                    order, groups, longest or int(values[-1]), pad_to,
                    None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets, tokens, prefixes)
@@ -104,10 +106,14 @@ class Histories:
 
 @dataclass(frozen=True)
 class Shape:
-    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all."""
+    """Windows and items that batches are filled up to, so that one recording of a CUDA graph serves (nearly) all; and
+    where tokens or decoder positions are left out, places for those that are not.
+    """
 
     windows: int
     items: int
+    tokens: int = 0
+    positions: int = 0
 
     @classmethod
     def of(cls, batches: Sequence[np.ndarray], longest: int, margin: float = 0.0) -> "Shape":
@@ -126,11 +132,11 @@ class Shape:
         """Lengths of the windows that fill up a batch of these; none where that cannot be done.
 
         Args:
-            lost: items of these that are left out; the batch then has fewer, of few numbers.
+            lost: items of these that are left out.
         """
         windows = self.windows if len(lengths_W) < self.windows else roomy(int(len(lengths_W) * 1.03) + 1)
-        count = windows - len(lengths_W)
-        items = min(self.items, roomy(self.items - lost)) - (int(lengths_W.sum()) - lost)
+        count, left = windows - len(lengths_W), int(lengths_W.sum()) - lost
+        items = (self.items if left + count <= self.items else roomy(left + count)) - left
         if not 0 < count <= items <= count * longest:
             return np.zeros(0, np.int64)
         return np.full(count, items // count) + (np.arange(count) < items % count)

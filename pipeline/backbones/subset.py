@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.backbones.attention import Group, Layout
+from pipeline.backbones.rows import take_rows
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,9 @@ class Kept:
             whole_items: all tokens of an item stay while one of them does.
         """
         kept_NL = ~skip_NL
-        empty_W = ~np.logical_or.reduceat(kept_NL.any(1), offsets[:-1])
-        kept_NL[offsets[1:][empty_W] - 1] = True
-        stays_N = np.logical_or.reduce(kept_NL, 1)
+        stays_N = any_of(kept_NL)
+        last_N = offsets[1:][~np.logical_or.reduceat(stays_N, offsets[:-1])] - 1  # of histories that would lose all
+        kept_NL[last_N] = stays_N[last_N] = True
         if whole_items:
             return cls(stays_N, None)
         return cls(None, np.concatenate([kept_NL, stays_N[:, None]], 1) if separators else kept_NL)
@@ -81,19 +82,24 @@ class Tokens:
     groups: tuple[tuple[int, int], ...]  # (windows, tokens of each) of each run of equal lengths; empty on a GPU
 
     @classmethod
-    def of(cls, kept_NS: np.ndarray, items_W: np.ndarray, device: torch.device) -> "Tokens":
-        """From the tokens that are left of all items; `items_W` of each window, sorted by the tokens that are left."""
-        first_W, stays_N, per_item = np.cumsum(items_W) - items_W, kept_NS.any(1), kept_NS.shape[1]
+    def of(cls, kept_NS: np.ndarray, items_W: np.ndarray, device: torch.device, least: int = 0) -> "Tokens":
+        """From the tokens that are left of all items; `items_W` of each window, sorted by the tokens that are left.
+
+        Args:
+            least: places on a GPU; more where they do not suffice.
+        """
+        first_W, stays_N, per_item = np.cumsum(items_W) - items_W, any_of(kept_NS), kept_NS.shape[1]
         before_N: np.ndarray = np.cumsum(stays_N) - stays_N  # items that are left, in all windows before it and its own
         rank_N: np.ndarray = before_N - np.repeat(before_N[first_W], items_W)
         left_N = np.repeat(np.add.reduceat(stays_N, first_W, dtype=np.int64), items_W)
         place_T = np.flatnonzero(kept_NS)
         item_T, token_T = np.divmod(place_T, per_item)
-        lengths_W = np.add.reduceat(kept_NS.sum(1), first_W)
+        lengths_W = np.add.reduceat(count_of(kept_NS), first_W)
         values, counts = np.unique(lengths_W, return_counts=True)
         groups = () if device.type == "cuda" else tuple(zip(counts.tolist(), values.tolist(), strict=True))
-        return cls(_rounded_up(place_T, device), _rounded_up(rank_N[item_T] * per_item + token_T, device),
-                   _rounded_up((left_N - 1 - rank_N)[item_T], device), _to(lengths_W, device), groups)
+        return cls(*(_rounded_up(array_T, device, least) for array_T in (
+            place_T, rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T])),
+            _to(lengths_W, device), groups)
 
     def layout(self, longest: int) -> Layout:
         """Of the encoder's self-attention; `longest` bounds the positions."""
@@ -117,16 +123,21 @@ class Prefixes:
     lengths: tuple[int, ...]  # lengths_W on the host; empty on a GPU
 
     @classmethod
-    def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device) -> "Prefixes":
-        """From the positions of each window, in packed order."""
+    def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device, least: int = 0) -> "Prefixes":
+        """From the positions of each window, in packed order; `least` as in `Tokens.of`."""
         place_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
-        return cls(_rounded_up(place_P, device), _to(decoded_W, device), levels,
+        return cls(_rounded_up(place_P, device, least), _to(decoded_W, device), levels,
                    () if device.type == "cuda" else tuple(decoded_W.tolist()))
 
-    def of_level(self, h_Pd: Tensor, level: int) -> Tensor:
-        """The states [W, d] of the positions that predict a level; of windows without that one, of their last."""
-        first_W = self.lengths_W.cumsum(0) - self.lengths_W
-        return h_Pd[first_W + (self.lengths_W - 1).clamp(max=level)]
+    def by_level(self, h_Pd: Tensor) -> Tensor:
+        """The states [W, L, d] of the positions that predict each level; what stands where a window has none means
+        nothing, and has no gradient.
+        """
+        ends_W, place_P = self.lengths_W.cumsum(0), torch.arange(len(h_Pd), device=h_Pd.device)
+        level_L = torch.arange(self.levels, device=h_Pd.device)
+        source_WL = (ends_W - self.lengths_W)[:, None] + torch.minimum(level_L, self.lengths_W[:, None] - 1)
+        taken_P = self.place_P.where(place_P < ends_W[-1], -1)
+        return take_rows(h_Pd, source_WL.flatten(), taken_P).unflatten(0, (-1, self.levels))
 
     def has_level(self, level: int) -> Tensor:
         """bool [W]: the windows that have a position for a level."""
@@ -147,15 +158,25 @@ class Prefixes:
                 Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, self.levels, own.longest_k, own.rooms_k)))
 
 
+def any_of(flags_Nn: np.ndarray) -> np.ndarray:
+    """Whether a row has True, bool [N]. Column by column: along short rows NumPy takes many times as long."""
+    return np.logical_or.reduce(np.ascontiguousarray(flags_Nn.T))
+
+
+def count_of(flags_Nn: np.ndarray) -> np.ndarray:
+    """How many each row has, int64 [N]."""
+    return np.add.reduce(np.ascontiguousarray(flags_Nn.T), dtype=np.int64)
+
+
 def roomy(count: int) -> int:
     """`count` rounded up to one of few sizes, at most 6% larger: what depends on a size then meets few of them."""
     step = max(1, 1 << max(0, count.bit_length() - 5))
     return -(-count // step) * step
 
 
-def _rounded_up(array: np.ndarray, device: torch.device) -> Tensor:
+def _rounded_up(array: np.ndarray, device: torch.device, least: int) -> Tensor:
     """On a GPU with zeros behind."""
-    size = roomy(len(array)) if device.type == "cuda" else len(array)
+    size = max(least, roomy(len(array)) if len(array) > least else 0) if device.type == "cuda" else len(array)
     return _to(np.pad(array, (0, size - len(array))), device)
 
 

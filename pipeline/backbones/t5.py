@@ -158,9 +158,7 @@ class T5(nn.Module):
         for block in self.decoder:
             h_Td = _run(block)(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
-        if prefixes is not None:
-            return [self._logits(prefixes.of_level(h_Td, level), level) for level in range(levels)]
-        h_WLd = h_Td.unflatten(0, (windows, levels))
+        h_WLd = h_Td.unflatten(0, (windows, levels)) if prefixes is None else prefixes.by_level(h_Td)
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     @property

@@ -14,6 +14,9 @@ dropout noise in the score, no positions after pruning.
 Command: dvc exp run -S strategy=rastp
 Time and score: docs/rastp.md, and benchmarks/rastp.py.
 
+On a GPU single tokens are chosen by one Triton kernel (rastp_triton.py), whatever their score but `random`; whole items
+and pools, and everything on a CPU, are torch. `Pruner._choice` says which.
+
 Shape legend: W windows, N items of all windows, S tokens of one item (L codes, then the separator), E of them that are
 scored, T tokens before, O places after, U units that are kept or dropped as one (tokens or items), G units of the
 largest pool, d model width.
@@ -21,6 +24,7 @@ largest pool, d model width.
 
 import itertools
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -30,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout, Mass
+from pipeline.backbones.rows import take_rows
 from pipeline.backbones.shortener import Packed, Shortened
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
@@ -40,6 +45,18 @@ if TYPE_CHECKING:
     from pipeline.backbones.t5 import T5
 
 Count = TypeVar("Count", int, Tensor)  # of one window, known on the host, or of many
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens go on, and where."""
+
+    source_O: Tensor  # int64: the token that each place takes; where it is empty, any
+    place_T: Tensor  # int64: the place of each token; -1: it is dropped
+    position_O: Tensor  # each place's position in its window before; where it is empty, any
+    taken_W: Tensor  # int64: the places that each window takes, and has
+    room_W: Tensor
+    kept_NS: Tensor  # bool
 
 
 class Rastp(Strategy):
@@ -130,27 +147,42 @@ class Pruner:
     # ------------------------------------------------------------------------------------------------ which
 
     def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Shortened:
-        items = Items(packed, self.tokens_per_item)
-        if self.config.method == "prune":
-            scores_NS = self._importance(h_Td, mass_T, packed, training, items)[items.place_NS]
-            kept_NS = self._spread(self._best(scores_NS, items))
-        else:
-            kept_NS = self._spread(self._first_of_pools(items))
-        source_O, taken_W, room_W = self._compact(kept_NS, items, packed)
-        h_Od = (h_Td[items.place_NS.flatten()[source_O]] if self.config.method == "prune"
-                else self._pool(h_Td, source_O, items))
-        position_O = items.position_NS.flatten()[source_O] if self.keep_positions else None
-        return Shortened(h_Od, self._layout(packed, taken_W, room_W, position_O), kept_NS)
+        choice = self._choice(h_Td, mass_T, packed, training)
+        h_Od = (take_rows(h_Td, choice.source_O, choice.place_T) if self.config.method == "prune"
+                else self._pool(h_Td, choice.source_O, packed))
+        return Shortened(h_Od, self._layout(packed, choice), choice.kept_NS)
 
-    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool,
-                    items: "Items") -> Tensor:
+    def _choice(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Choice:
+        one_kernel = self.config.method == "prune" and not self.whole_items and self.config.score != "random"
+        room_W = self.places(packed.lengths_W)
+        if packed.pad_to:
+            room_W = torch.full_like(room_W, self._room(packed.longest, packed.pad_to))
+        if h_Td.is_cuda and one_kernel:
+            return self._choose_at_once(self._importance(h_Td, mass_T, packed, training), room_W, packed)
+        items = Items(packed, self.tokens_per_item)
+        if self.config.method != "prune":
+            return self._compact(self._spread(self._first_of_pools(items)), room_W, items, packed, len(h_Td))
+        scores_NS = self._importance(h_Td, mass_T, packed, training)[items.place_NS]
+        return self._compact(self._spread(self._best(scores_NS, items)), room_W, items, packed, len(h_Td))
+
+    def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, packed: Packed) -> Choice:
+        """As `_best`, `_spread` and `_compact`, in one kernel."""
+        from pipeline.strategies.rastp_triton import choose
+
+        source_O, place_T, position_O, kept_NS, taken_W = choose(
+            scores_T, packed.lengths_W, len(packed.items_N), self.budget(packed.lengths_W),
+            F.pad(room_W.cumsum(0), (1, 0)), packed.size, packed.pad_to, self.tokens_per_item, self.scored)
+        return Choice(source_O, place_T, position_O, taken_W, room_W, kept_NS)
+
+    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Tensor:
         """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
         h_Td, score = h_Td.detach(), self.config.score
         if score == "random":
-            return _random(items, packed, h_Td, training)
-        if mass_T is None:
-            return torch.linalg.vector_norm(h_Td, ord=1 if score == "l1" else 2, dim=1)
-        return mass_T if score == "attention" else mass_T * h_Td.abs().sum(1)
+            return _random(Items(packed, self.tokens_per_item), packed, h_Td, training)
+        if score == "attention" and mass_T is not None:
+            return mass_T
+        norm_T = torch.linalg.vector_norm(h_Td, ord=2 if score == "l2" else 1, dim=1)
+        return norm_T if mass_T is None else mass_T * norm_T
 
     def _best(self, scores_NS: Tensor, items: "Items") -> Tensor:
         """Eq. 7: True for each window's units of highest score, [U]. An item's score is the sum of its tokens'."""
@@ -166,12 +198,9 @@ class Pruner:
         kept_NE = kept_U.view(-1, self.scored)
         return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
 
-    def _compact(self, kept_NS: Tensor, items: "Items", packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-        """Which token takes each place [O], and how many places each window takes, and has."""
-        room_W = self.places(items.lengths_W)
-        if packed.pad_to:
-            room_W = torch.full_like(room_W, self._room(packed.longest, packed.pad_to))
-        before_F = kept_NS.flatten().cumsum(0)
+    def _compact(self, kept_NS: Tensor, room_W: Tensor, items: "Items", packed: Packed, tokens: int) -> Choice:
+        """Give each kept token its place: windows one after another, each with its room."""
+        before_F, token_F = kept_NS.flatten().cumsum(0), items.place_NS.flatten()
         ends_W = before_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
         taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
@@ -179,10 +208,14 @@ class Pruner:
         source_O = torch.zeros(packed.size + 1, dtype=torch.int64, device=kept_NS.device)  # the last is for the dropped
         source_O.scatter_(0, place_F.where(kept_NS.flatten(), packed.size),
                           torch.arange(len(before_F), device=kept_NS.device))
-        return source_O[:-1], taken_W, room_W
+        source_O = source_O[:-1]
+        place_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, place_F.where(kept_NS.flatten(), -1))
+        return Choice(token_F[source_O], place_T, items.position_NS.flatten()[source_O], taken_W, room_W, kept_NS)
 
-    def _layout(self, packed: Packed, taken_W: Tensor, room_W: Tensor, position_O: Tensor | None) -> Layout:
+    def _layout(self, packed: Packed, choice: Choice) -> Layout:
         """How the places fall into windows."""
+        taken_W, room_W = choice.taken_W, choice.room_W
+        position_O = choice.position_O if self.keep_positions else None
         longest = self._room(packed.longest, packed.pad_to or packed.longest * self.tokens_per_item)
         if room_W.is_cuda:
             from pipeline.backbones.attention_triton import make_spans
@@ -211,12 +244,15 @@ class Pruner:
         unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
         return unit_U, self.budget(items.lengths_W)[window_U], (items.lengths_W * self.units_per_item)[window_U]
 
-    def _pool(self, h_Td: Tensor, source_O: Tensor, items: "Items") -> Tensor:
+    def _pool(self, h_Td: Tensor, source_O: Tensor, packed: Packed) -> Tensor:
         """Mean or maximum over the pool that begins at each token; of items level by level. A separator stays itself.
 
         A pool has ceil(1 / keep) units, give or take one; more only in histories so short that flooring the budget
         takes most of it: fewer than 2 / keep, where one pool is left.
         """
+        items = Items(packed, self.tokens_per_item)
+        if packed.pad_to:  # without padding
+            source_O = (items.first_W * self.tokens_per_item)[source_O // packed.pad_to] + source_O % packed.pad_to
         item_O, token_O = source_O // self.tokens_per_item, source_O % self.tokens_per_item
         unit_U, pools_U, units_U = self._runs(items)
         pool_U = unit_U * pools_U // units_U

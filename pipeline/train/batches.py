@@ -25,8 +25,10 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.windows import Passes, Windows
 
 CHUNK = 65_536  # windows drawn at once
+FIRST_CHUNK = 8_192  # the first time: a GPU may wait for the first step
 T = TypeVar("T")
 MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
+FITTED_MARGIN = 0.01  # by which steps of a pass may lose less than its first one did
 # (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
 Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
 
@@ -62,14 +64,14 @@ def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, toke
     Each cut depends on where the step begins and on nothing before it, so a resumed run goes on with the same steps.
     A window of weight 0 is in no step. No window may be longer than the budget.
     """
-    size = CHUNK
+    size = FIRST_CHUNK
     while first < len(passes):
         last = min(first + size, len(passes))
         steps = _cut(passes, pass_index, first, last, budget, tokens_per_item, weigh)
         yield from steps
         if last == len(passes):
             return
-        first, size = (steps[-1].last, size) if steps else (first, 2 * size)
+        first, size = (steps[-1].last, max(size, CHUNK)) if steps else (first, 2 * size)
 
 
 def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, tokens_per_item: int,
@@ -118,6 +120,19 @@ def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
                     longest, margin=0.03)
 
 
+def fitted(shape: Shape, step: Step, parts: int) -> Shape:
+    """`shape` with no more room than batches need that lose as much as the first step of a pass."""
+    if step.selected is None:
+        return shape
+    found = []
+    for rows in deal(step.windows.lengths_W, parts):
+        chosen, fill = _chosen_rows(step, rows), max(shape.windows - len(rows), 0)  # windows that fill have one of each
+        found.append([0 if array is None else int((array.sum() + fill) * (1 + FITTED_MARGIN)) + 1
+                      for array in (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W)])
+    items, tokens, positions = (roomy(count) for count in np.max(found, 0).tolist())
+    return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
+
+
 def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
             longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
             all_targets: bool = False, listed: "Listed | None" = None) -> Batch:
@@ -150,7 +165,7 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
     histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, times_N, all_targets,
                                chosen.tokens_NS if chosen else None, chosen.decoded_W if chosen else None,
-                               codes_IL.shape[1])
+                               codes_IL.shape[1], (shape.tokens, shape.positions) if shape else (0, 0))
 
     def to_device(array_W: np.ndarray) -> Tensor:
         return torch.from_numpy(array_W[histories.order]).to(device)
@@ -245,25 +260,33 @@ class Feed:
     def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
                      select: Select | None = None) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
-        steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
-        chosen = (_chosen(step, select) for step in steps) if select else steps
-        batches = ((step, self._batches(step)) for step in chosen)
+        batches = self._prepared(pass_index, first, weigh, select)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
+
+    def _prepared(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Prepared]:
+        shape: Shape | None = None
+        for step in self._chosen(pass_index, first, weigh, select):
+            if shape is None and self.shape is not None:
+                # That of the whole pass, wherever in it a run goes on: how sums are rounded may depend on sizes
+                whole = step if first == 0 else next(self._chosen(pass_index, 0, weigh, select))
+                shape = fitted(self.shape, whole, self.parts)
+            yield step, self._batches(step, shape)
+
+    def _chosen(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
+        for step in steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh):
+            yield step if select is None else replace(
+                step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
 
     def samples(self, step: Step) -> int:
         """(history, target) pairs of a step."""
         return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
 
-    def _batches(self, step: Step) -> list[Batch]:
+    def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
         listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step),
                                                               len(self.codes_IL))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        self.shape, self.times_N, self.all_targets, listed) for part in self.own]
-
-
-def _chosen(step: Step, select: Select) -> Step:
-    return replace(step, selected=select(step.pass_index, step.windows.starts_W, step.windows.ends_W))
+                        shape, self.times_N, self.all_targets, listed) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

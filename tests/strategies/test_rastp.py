@@ -350,6 +350,19 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
         assert kept[begin:begin + length].nonzero()[:, 0].tolist() == sorted(i - begin for i in best)
 
 
+@pytest.mark.parametrize("pad_to", [0, 40])
+def test_each_kept_token_has_one_place_and_each_dropped_one_none(pad_to):
+    model, histories, seen = make_model(Rastp(RastpConfig())), pack(ragged(), pad_to), []
+    original = model.shortener._choice
+    model.shortener._choice = lambda *args: seen.append(original(*args)) or seen[-1]
+    model.encode(histories)
+    (choice,) = seen
+    kept_T = (choice.place_T >= 0).nonzero()[:, 0]
+    assert len(kept_T) == int(choice.kept_NS.sum()) == int(choice.taken_W.sum())
+    assert torch.equal(choice.source_O[choice.place_T[kept_T]], kept_T)
+    assert len(set(choice.place_T[kept_T].tolist())) == len(kept_T)
+
+
 @pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ValueError, match=f"rastp.{next(iter(change))}"):

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,21 @@ from hypothesis import strategies as st
 from tiny_world import make_sids, make_splits
 
 from pipeline.artifacts import Splits
+from pipeline.backbones.subset import Kept
 from pipeline.distributed import World
+from pipeline.strategies.base import Selected
 from pipeline.train import batches
-from pipeline.train.batches import Feed, Step, ahead, collate, deal, steps_of_pass
+from pipeline.train.batches import (
+    Feed,
+    Step,
+    _chosen_rows,
+    ahead,
+    collate,
+    common_shape,
+    deal,
+    fitted,
+    steps_of_pass,
+)
 from pipeline.train.config import TrainConfig
 from pipeline.train.windows import Passes
 
@@ -44,7 +57,8 @@ def slow_steps(passes: Passes, budget: int) -> list[int]:
 @pytest.mark.parametrize("chunk", [3, 17, 10_000])
 def test_steps_are_filled_in_the_order_of_the_pass_whatever_the_chunk(
         splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CHUNK", chunk)
+    monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
+    monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
     passes = Passes(splits, "random_start", 0)
     steps = list(steps_of_pass(passes, 0, 0, 150, TOKENS))
     assert [len(step.windows) for step in steps] == slow_steps(passes, 150)
@@ -67,7 +81,8 @@ def test_a_resumed_pass_goes_on_with_the_same_steps(done: int, chunk: int) -> No
 @pytest.mark.parametrize("chunk", [5, 10_000])
 def test_windows_of_weight_zero_are_in_no_step_and_cost_no_budget(
         splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batches, "CHUNK", chunk)
+    monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
+    monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
 
     def weigh(starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         return np.where(ends_W % 3 == 0, 2.0, 0.0).astype(np.float32)
@@ -153,3 +168,29 @@ def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
     with pytest.raises(RuntimeError, match="the end"):
         next(prepared)
     assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("whole_items", [True, False])
+def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_items: bool, parts: int) -> None:
+    """Tokens, decoder positions and items, those of windows that fill a batch included."""
+    rng = np.random.default_rng(2)
+    passes = Passes(make_splits(rng.integers(2, 15, size=900).tolist(), rng), "random_start", 0)
+    steps = []
+    for step in steps_of_pass(passes, 0, 0, 3000 * parts, TOKENS):
+        count, items = len(step.windows), int(step.windows.lengths_W.sum())
+        offsets = np.concatenate([[0], np.cumsum(step.windows.lengths_W)])
+        kept = Kept.of(rng.random((items, TOKENS - 1)) < 0.6, offsets, whole_items, True)
+        steps.append(replace(step, selected=Selected(np.zeros(count), np.ones((count, TOKENS - 1), bool),
+                                                     rng.integers(1, TOKENS, count), kept.stays_N, kept.tokens_NS)))
+    common = common_shape(steps[:-1], parts, passes.max_history)
+    shape = fitted(common, steps[0], parts)
+    assert shape.windows == common.windows
+    assert (shape.items < common.items) == whole_items
+    for step in steps[:-1]:  # the last is not full
+        for rows in deal(step.windows.lengths_W, parts):
+            chosen, filling = _chosen_rows(step, rows), shape.windows - len(rows)
+            used = {"positions": chosen.decoded_W, "items" if whole_items else "tokens":
+                    chosen.stays_N if whole_items else chosen.tokens_NS}
+            for name, array in used.items():
+                assert 0.85 * getattr(shape, name) < array.sum() + filling <= 1.03 * getattr(shape, name)
