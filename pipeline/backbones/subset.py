@@ -97,9 +97,9 @@ class Tokens:
         lengths_W = np.add.reduceat(count_of(kept_NS), first_W)
         values, counts = np.unique(lengths_W, return_counts=True)
         groups = () if device.type == "cuda" else tuple(zip(counts.tolist(), values.tolist(), strict=True))
-        return cls(*(_rounded_up(array_T, device, least) for array_T in (
-            place_T, rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T])),
-            _to(lengths_W, device), groups)
+        position_T, age_T = rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T]
+        return cls(_rounded_up(place_T, device, least), _rounded_up(position_T, device, least),
+                   _rounded_up(age_T, device, least), _to(lengths_W, device), groups)
 
     def layout(self, longest: int) -> Layout:
         """Of the encoder's self-attention; `longest` bounds the positions."""

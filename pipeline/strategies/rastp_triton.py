@@ -26,12 +26,12 @@ def _scores_of(scores_ptr, start, item, token, items, S: tl.constexpr, E: tl.con
 
 @triton.jit
 def choose_kernel(scores_ptr, first_ptr, lengths_ptr, budget_ptr, rooms_ptr, source_ptr, place_ptr, position_ptr,
-                  kept_ptr, taken_ptr, pad_to, S: tl.constexpr, E: tl.constexpr, FOLLOW: tl.constexpr,
-                  BI: tl.constexpr, BS: tl.constexpr):
-    w = tl.program_id(0)
+                  kept_ptr, taken_ptr, PAD_TO: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
+                  FOLLOW: tl.constexpr, BI: tl.constexpr, BS: tl.constexpr):
+    w = tl.program_id(0).to(tl.int64)
     first, items, budget = tl.load(first_ptr + w), tl.load(lengths_ptr + w), tl.load(budget_ptr + w)
     room, room_end = tl.load(rooms_ptr + w), tl.load(rooms_ptr + w + 1)
-    start = w * pad_to if pad_to > 0 else first * S
+    start = w * PAD_TO if PAD_TO > 0 else first * S
     i, token = tl.arange(0, BI * BS) // BS, tl.arange(0, BI * BS) % BS
     for tile in range(0, items, BI):
         item = tile + i
@@ -82,6 +82,6 @@ def choose(scores_T: Tensor, lengths_W: Tensor, items: int, budget_W: Tensor, ro
     taken_W = torch.empty_like(lengths_W)
     choose_kernel[(len(lengths_W),)](
         scores_T, lengths_W.cumsum(0) - lengths_W, lengths_W, budget_W, rooms, source_O, place_T, position_O,
-        kept_NS.view(torch.int8), taken_W, pad_to, S=tokens_per_item, E=scored, FOLLOW=scored < tokens_per_item,
+        kept_NS.view(torch.int8), taken_W, PAD_TO=pad_to, S=tokens_per_item, E=scored, FOLLOW=scored < tokens_per_item,
         BI=ITEMS, BS=triton.next_power_of_2(tokens_per_item), num_warps=4)
     return source_O, place_T, position_O, kept_NS, taken_W

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.config import WITH_ENCODER
 from pipeline.backbones.histories import slices
-from pipeline.backbones.subset import Kept, Unseen
+from pipeline.backbones.subset import Kept, Unseen, any_of
 from pipeline.strategies.base import Batch, Course, Rows, Selected, Strategy, Weigh
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.skipgr_rules import Decisions, Rules
@@ -97,7 +97,7 @@ class Skipgr(Strategy):
         self.rescores = self.rules.rescores_in(pass_index)
         self.weights_N = self.decisions.sequence_weights_N.copy()
         if self.config.skips_targets and not self.rescores and not self.course.all_targets:
-            self.weights_N[np.logical_and.reduce(self.decisions.skip_NL.T)] = 0  # Eq. 14
+            self.weights_N[~any_of(~self.decisions.skip_NL)] = 0  # Eq. 14
         if not resumed:
             self.journal.begin_pass(pass_index, self.snapshot, self.decisions, self.rescores)
         self.seconds += time.perf_counter() - began

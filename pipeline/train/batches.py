@@ -126,9 +126,11 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
         return shape
     found = []
     for rows in deal(step.windows.lengths_W, parts):
-        chosen, fill = _chosen_rows(step, rows), max(shape.windows - len(rows), 0)  # windows that fill have one of each
-        found.append([0 if array is None else int((array.sum() + fill) * (1 + FITTED_MARGIN)) + 1
-                      for array in (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W)])
+        chosen, filling = _chosen_rows(step, rows), max(shape.windows - len(rows), 0)
+        arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W) if chosen else ()
+        # A window that fills a batch has one of each
+        found.append([0 if array is None else int((array.sum() + filling) * (1 + FITTED_MARGIN)) + 1
+                      for array in arrays])
     items, tokens, positions = (roomy(count) for count in np.max(found, 0).tolist())
     return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
 
