@@ -105,9 +105,17 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
         return
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for row in own:
-        yield "| " + " | ".join(text.format(**row) for text in columns.values()) + " |"
+        shown = {key: _Blank() if value is None else value for key, value in row.items()}
+        yield "| " + " | ".join(text.format(**shown) for text in columns.values()) + " |"
     yield ""
     yield from _origins(own)
+
+
+class _Blank:
+    """What does not apply to a row, in any format."""
+
+    def __format__(self, _: str) -> str:
+        return ""
 
 
 def _origins(rows: list[Row]) -> Iterable[str]:
@@ -121,6 +129,9 @@ def page(rows: list[Row]) -> str:
     lines = ["# Results", "", "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
              "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
              "(`python -m pipeline compare`).", "", "## Quality", *quality(rows)]
+    lines += ["", "## Time to a recall", "", "Seconds of optimizer steps (compilation and validation apart) until "
+              "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).", "",
+              *time_to_recall(rows)]
     lines += ["", "## The recipe, change by change", "", "Validation recall@10 on Amazon Beauty, beam 10, one seed, at "
               "the end of each run. Several at once on one GPU, so nothing is said about time.", "",
               *measured(rows, "recipe", {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"})]
@@ -129,9 +140,30 @@ def page(rows: list[Row]) -> str:
               *measured(rows, "training speed", {
                   "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
                   "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"})]
-    lines += ["", "## Decoding speed", "", *measured(rows, "decoding", {
-        "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
-        "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
+    lines += ["", "### What pruning saves", "", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what "
+              "the matrix products alone would save.", "", *measured(rows, "rastp speed", {
+                  "windows": "{windows}", "row": "{row}", "ms": "{ms:.1f}", "saved": "{saved}", "limit": "{limit}",
+                  "against padded full": "{against_padded}", "GiB": "{peak_memory_gib:.2f}"})]
+    lines += ["", "### What skipping saves", "", "Passes over Beauty, as `benchmarks/skipgr.py` says.", "",
+              *measured(rows, "skipgr speed", {
+                  "row": "{row}", "sequences": "{sequences}", "tokens": "{tokens}", "FLOPs": "{flops}",
+                  "seconds": "{seconds}", "speed-up": "{speedup}", "bookkeeping": "{bookkeeping}"})]
+    lines += ["", "### One token per item", "", "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a "
+              "step, one target each.", "", *measured(rows, "intrr speed", {
+                  "histories": "{histories}", "row": "{row}", "samples/s": "{samples_per_second:,.0f}",
+                  "gain": "{gain}", "GiB of a step": "{step_gib:.3f}", "of full": "{of_full}"})]
+    lines += ["", "### More GPUs", "", "`preset beauty-fast`, training and evaluation by as many processes.", "",
+              *measured(rows, "scaling", {
+                  "GPUs": "{gpus}", "positions a step": "{batch_tokens:,}", "windows/s": "{windows_per_second:,.0f}",
+                  "users/s": "{users_per_second:,.0f}"})]
+    lines += ["", "## Decoding speed", "", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: "
+              "1.3 k users/s at beam 50 and batch 256, 24 ms at beam 10 and batch 8.", "", *measured(rows, "decoding", {
+                  "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
+                  "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
+    lines += ["", "### One token per item", "", "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) "
+              "or 8 (SSL), intrr 32.", "", *measured(rows, "intrr latency", {
+                  "network": "{network}", "batch": "{batch}", "row": "{row}",
+                  **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)}})]
     lines += ["", "## Quantizers", "", "What the columns mean: [quantizers.md](quantizers.md).", "",
               *measured(rows, "quantizer", {
                   "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}",
