@@ -46,8 +46,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
      "training speed", {
          "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
          "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"}),
-    ("### What pruning saves", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix products "
-     "alone would save.", "rastp speed", {
+    ("### What pruning saves", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix "
+     "products alone would save.", "rastp speed", {
          "windows": "{windows}", "row": "{row}", "ms": "{ms:.1f}", "saved": "{saved}", "limit": "{limit}",
          "against padded full": "{against_padded}", "GiB": "{peak_memory_gib:.2f}"}),
     ("### What skipping saves", "Passes over Beauty, as `benchmarks/skipgr.py` says.", "skipgr speed", {
@@ -60,8 +60,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ("### More GPUs", "`preset beauty-fast`, training and evaluation by as many processes.", "scaling", {
         "GPUs": "{gpus}", "positions a step": "{batch_tokens:,}", "windows/s": "{windows_per_second:,.0f}",
         "users/s": "{users_per_second:,.0f}"}),
-    ("## Decoding speed", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at beam "
-     "50 and batch 256, 24 ms at beam 10 and batch 8.", "decoding", {
+    ("## Decoding speed", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
+     "beam 50 and batch 256, 24 ms at beam 10 and batch 8.", "decoding", {
          "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
          "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"}),
     ("### One token per item, decoding", "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 "
