@@ -1,0 +1,108 @@
+"""Beam search as a handful of Triton kernels per layer and level; decoding_kernels.py has them.
+
+A recorded search (recorded.py) costs some microseconds per kernel, however little it does: of a small batch their
+number is the price. So the norm goes into the product behind it and the residual into the one before; the cached keys
+and values of beams stay where they were written, and are found by the rows of a beam's ancestors; and a level's choice
+of beams is two kernels.
+
+Shape legend: R rows (windows x beams), W windows, K beams, H heads, D head width, J decoder positions so far, V codes
+of one level, C candidates, S encoder tokens.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+from torch import Tensor
+
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones.decoding_kernels import (
+    ancestors_kernel,
+    candidates_kernel,
+    choose_kernel,
+    linear_kernel,
+    window_kernel,
+)
+
+FEW_ROWS = 1024  # with fewer, a product has small tiles, so that all of the chip reads weights
+KEYS_AT_ONCE = 1024  # int64 that a program sorts
+
+
+def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tensor | None = None, relu: bool = False,
+           residual_Rn: Tensor | None = None) -> Tensor:
+    """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
+
+    Args:
+        dtype: of the products' factors, and of the result without a residual. With one it has that one's.
+    """
+    rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
+    few = rows < FEW_ROWS
+    if few:
+        bm, bn, bk, warps, stages = 16, 32, 128, 4, 3
+    else:
+        bm, bn, bk, warps, stages = 128, 128, 64, 8, 3
+    if dtype == torch.float32:
+        bk //= 2
+        if not few:
+            bm, bn = 128, 64
+    out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
+    weight_nd = weight_nd.to(dtype)
+    linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
+        x_Rd, weight_nd, x_Rd if norm_d is None else norm_d, x_Rd if residual_Rn is None else residual_Rn, out, rows,
+        outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None,
+        PRECISION=_precision(dtype), BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages)
+    return out
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
+                        bias_HJ: Tensor) -> Tensor:
+    """As `attention.attend_to_ancestors`."""
+    R, H, D = q_RHD.shape
+    out = torch.empty(R, H, D, device=q_RHD.device, dtype=q_RHD.dtype)
+    ancestors_kernel[(triton.cdiv(R, 16), H)](
+        q_RHD, tuple(k for k, _ in past), tuple(v for _, v in past), rows_RJ, bias_HJ, out, R, H, q_RHD.stride(0),
+        bias_HJ.stride(0), bias_HJ.stride(1), J=len(past), BM=16, D=D, BD=triton.next_power_of_2(D), num_warps=4)
+    return out
+
+
+def attend_to_windows(q_RHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
+    """softmax(q k^T) v, R / W queries of each window against the keys starts[w] .. starts[w] + lengths[w] - 1."""
+    R, H, D = q_RHD.shape
+    queries = R // len(lengths)
+    rows = min(64, max(16, triton.next_power_of_2(queries)))
+    out = torch.empty(R, H, D, device=q_RHD.device, dtype=v_SHD.dtype)
+    window_kernel[(len(lengths), H, triton.cdiv(queries, rows))](
+        q_RHD, k_SHD, v_SHD, out, starts, lengths, q_RHD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
+        PRECISION=_precision(q_RHD.dtype), BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
+        num_stages=2)
+    return out
+
+
+def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
+                       beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """As `beam._best`: the best children of each beam first, then the best of these."""
+    windows, beams, width = logits_WKV.shape
+    first, code = catalogue.first_child(level), catalogue.code(level)
+    fanout = catalogue.fanout[level] if constrained else width
+    best, children = min(beam, beams * fanout), _padded(fanout)
+    places = _padded(beam)
+    kept = min(places, children)
+    keys_WC = torch.empty(windows, beams * kept, device=logits_WKV.device, dtype=torch.int64)
+    candidates_kernel[(windows * beams,)](
+        logits_WKV, scores_WK, nodes_WK, first, code, keys_WC, beams, width, FREE=not constrained, KEPT=kept,
+        BV=triton.next_power_of_2(width), BF=children, num_warps=min(8, max(1, children // 128)))
+    scores_WK = torch.empty(windows, best, device=logits_WKV.device)
+    ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
+    choose_kernel[(windows,)](
+        keys_WC, nodes_WK, first, scores_WK, ranks_WK, beams_WK, beams, beams * kept, best, width,
+        FREE=not constrained, BC=max(places, KEYS_AT_ONCE), BB=places, num_warps=8)
+    return scores_WK, ranks_WK, beams_WK
+
+
+def _padded(size: int) -> int:
+    """What `tl.topk` takes."""
+    return max(2, triton.next_power_of_2(size))
