@@ -4,6 +4,9 @@ Shape legend: T positions of all sequences, S key positions, d model width, H he
 decoding (windows x beams), J positions decoded so far.
 """
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -110,8 +113,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
-                                    for _ in range(config.ff_hidden_layers - 1))
+        self.hidden = cast(Iterable[nn.Linear], nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
+                                                              for _ in range(config.ff_hidden_layers - 1)))
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
 
