@@ -66,24 +66,32 @@ def ancestors_kernel(q_ptr, k_ptrs, v_ptrs, rows_ptr, bias_ptr, out_ptr, R, H, s
 
 
 @triton.jit
-def window_kernel(q_ptr, k_ptr, v_ptr, out_ptr, starts_ptr, lengths_ptr, q_stride, k_stride, v_stride, Q, H,
+def window_kernel(q_ptr, k_ptr, v_ptr, out_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr, q_stride, k_stride,
+                  v_stride, Q, H, R, EQUAL: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
                   PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """Q queries of each window against the keys of the window."""
+    """The queries of each window against its keys: Q of them if EQUAL, else those between the starts."""
     w, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, BD)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
-    first, length = tl.load(starts_ptr + w), tl.load(lengths_ptr + w)
-    column, real = h * D + d[None, :], (m[:, None] < Q) & (d[None, :] < D)
-    rows = w.to(tl.int64) * Q + m[:, None]
+    first_q = w * Q if EQUAL else tl.load(starts_q_ptr + w)
+    queries = Q if EQUAL else tl.load(starts_q_ptr + w + 1) - first_q
+    first_k, length = tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
+    column, real = h * D + d[None, :], (m[:, None] < queries) & (d[None, :] < D)
+    rows = (first_q + m[:, None]).to(tl.int64)
     q = tl.load(q_ptr + rows * q_stride + column, mask=real, other=0.0)
     top, total = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
     for start in range(0, length, BN):
         n = start + tl.arange(0, BN)
-        seen, keys = (n[:, None] < length) & (d[None, :] < D), (first + n[:, None]).to(tl.int64)
-        k = tl.load(k_ptr + keys * k_stride + column, mask=seen, other=0.0)
-        v = tl.load(v_ptr + keys * v_stride + column, mask=seen, other=0.0)
+        held, keys = (n[:, None] < length) & (d[None, :] < D), (first_k + n[:, None]).to(tl.int64)
+        k = tl.load(k_ptr + keys * k_stride + column, mask=held, other=0.0)
+        v = tl.load(v_ptr + keys * v_stride + column, mask=held, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-        scores = tl.where(n[None, :] < length, scores, float("-inf"))
+        seen = (n[None, :] < length) & (m[:, None] < queries)
+        if HAS_BIAS:
+            scores += tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :], mask=seen, other=0.0)
+        if CAUSAL:
+            seen = seen & (n[None, :] <= m[:, None])
+        scores = tl.where(seen, scores, -1e30)  # finite: rows of no query are computed too
         higher = tl.maximum(top, tl.max(scores, 1))
         shrink, weights = tl.exp2((top - higher) * LOG2E), tl.exp2((scores - higher[:, None]) * LOG2E)
         total = total * shrink + tl.sum(weights, 1)

@@ -6,7 +6,7 @@ and values of beams stay where they were written, and are found by the rows of a
 of beams is two kernels.
 
 Shape legend: R rows (windows x beams), W windows, K beams, H heads, D head width, J decoder positions so far, V codes
-of one level, C candidates, S encoder tokens.
+of one level, C candidates; T queries and S keys of all windows.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pipeline.backbones.attention_triton import Spans
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.decoding_kernels import (
     ancestors_kernel,
@@ -69,15 +70,25 @@ def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], ro
     return out
 
 
-def attend_to_windows(q_RHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
-    """softmax(q k^T) v, R / W queries of each window against the keys starts[w] .. starts[w] + lengths[w] - 1."""
-    R, H, D = q_RHD.shape
-    queries = R // len(lengths)
+def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HD: Tensor | None = None,
+           causal: bool = False, equal: bool = False) -> Tensor:
+    """As `attention_triton.triton_attention`, only forward, and all lengths in one launch.
+
+    Args:
+        bias_HD: [H, distances], see there.
+        equal: `spans` are those of the keys; each window has T / W queries.
+    """
+    T, H, D = q_THD.shape
+    windows = len(spans.lengths_k)
+    queries = T // windows if equal else spans.longest_q
     rows = min(64, max(16, triton.next_power_of_2(queries)))
-    out = torch.empty(R, H, D, device=q_RHD.device, dtype=v_SHD.dtype)
-    window_kernel[(len(lengths), H, triton.cdiv(queries, rows))](
-        q_RHD, k_SHD, v_SHD, out, starts, lengths, q_RHD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
-        PRECISION=_precision(q_RHD.dtype), BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
+    # Rows of no window must not hold noise.
+    out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
+    window_kernel[(windows, H, triton.cdiv(queries, rows))](
+        q_THD, k_SHD, v_SHD, out, out if bias_HD is None else bias_HD, spans.starts_q, spans.starts_k,
+        spans.lengths_k, q_THD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
+        1 if bias_HD is None else bias_HD.shape[1], EQUAL=equal, HAS_BIAS=bias_HD is not None, CAUSAL=causal,
+        PRECISION=_precision(q_THD.dtype), BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
         num_stages=2)
     return out
 
