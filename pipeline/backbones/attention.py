@@ -88,7 +88,7 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
 
         if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
             return decoding_triton.attend(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal), None
-        return triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+        return triton_attention(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
     return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
