@@ -69,7 +69,8 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
     nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
     codes_WKL = nodes_WK.new_empty(*nodes_WK.shape, 0)
     for level in range(catalogue.levels):
-        scores_WK, ranks_WK, beams_WK = _best(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
+        scores_WK, ranks_WK, beams_WK = best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam,
+                                                           constrained)
         if constrained:
             new_WK, nodes_WK = catalogue.code(level)[ranks_WK], ranks_WK
         else:
@@ -129,8 +130,8 @@ class Search:
         return beam_search(self.model, histories, self.beam, self.constrained)
 
 
-def _best(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor, beam: int,
-          constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
+def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
+                       beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The `beam` best continuations of each window's beams, or all, when there are fewer; best first.
 
     Returns:
@@ -138,9 +139,9 @@ def _best(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor,
         as one number, beam * V + code (free); the beam that is continued.
     """
     if logits_WKV.is_cuda and beam <= WIDEST_ON_KERNELS:
-        from pipeline.backbones.decoding_triton import best_continuations  # Triton comes with CUDA builds of torch only
+        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
 
-        return best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
+        return decoding_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
     scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
     if not constrained:
         scores_WC, width = scores_WKV.flatten(1), scores_WKV.shape[2]

@@ -95,7 +95,7 @@ def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HD: T
 
 def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
                        beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """As `beam._best`: the best children of each beam first, then the best of these."""
+    """As `beam.best_continuations`: the best children of each beam first, then the best of these."""
     windows, beams, width = logits_WKV.shape
     first, code = catalogue.first_child(level), catalogue.code(level)
     fanout = catalogue.fanout[level] if constrained else width
