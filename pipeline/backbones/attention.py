@@ -82,12 +82,13 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
         ([T, H, D] in the type of `v_SHD`, None or with `mass` [S] in the type of the softmax, which carries no
         gradient). The softmax is computed in float32 or better.
     """
-    if (spans := layout.spans) is not None:
-        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
+    if (spans := layout.spans) is not None:  # Triton comes with CUDA builds of torch only
+        if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
+            from pipeline.backbones.decoding_triton import attend
+
+            return attend(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal), None
         from pipeline.backbones.attention_triton import triton_attention
 
-        if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
-            return decoding_triton.attend(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal), None
         return triton_attention(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)

@@ -14,9 +14,9 @@ LOWEST = tl.constexpr(-(2**63) + 1)
 
 @triton.jit
 def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, eps,
-                  NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-                  BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    """x [M, K] times weight [N, K] transposed, in the type of `weight`."""
+                  NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, TYPE: tl.constexpr,
+                  PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """x [M, K] times weight [N, K] transposed, both rounded to TYPE."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     out = tl.zeros([BM, BN], tl.float32)
@@ -29,7 +29,7 @@ def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, 
             x = x.to(tl.float32)
             squares += tl.sum(x * x, 1)
             x = x * tl.load(scale_ptr + k, mask=k < K, other=0.0)[None, :]
-        out = tl.dot(x.to(weight.dtype), weight, out, input_precision=PRECISION)
+        out = tl.dot(x.to(TYPE), weight.to(TYPE), out, input_precision=PRECISION)
     if NORM:
         out *= tl.rsqrt(squares / K + eps)[:, None]
     if RELU:

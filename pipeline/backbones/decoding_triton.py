@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from pipeline.backbones.attention_triton import Spans
@@ -34,23 +35,20 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
     """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
 
     Args:
-        dtype: of the products' factors, and of the result without a residual. With one it has that one's.
+        dtype: float32 or bfloat16, of the products' factors, and of the result without a residual. With one it has that one's.
     """
-    rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
-    few = rows < FEW_ROWS
-    if few:
+    rows, width, outputs, kind = len(x_Rd), x_Rd.shape[1], len(weight_nd), tl.bfloat16
+    if rows < FEW_ROWS:
         bm, bn, bk, warps, stages = 16, 32, 128, 4, 3
     else:
         bm, bn, bk, warps, stages = 128, 128, 64, 8, 3
+        weight_nd = weight_nd.to(dtype)  # once, not in each tile
     if dtype == torch.float32:
-        bk //= 2
-        if not few:
-            bm, bn = 128, 64
+        bn, bk, kind = min(bn, 64), bk // 2, tl.float32
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
-    weight_nd = weight_nd.to(dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
         x_Rd, weight_nd, x_Rd if norm_d is None else norm_d, x_Rd if residual_Rn is None else residual_Rn, out, rows,
-        outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None,
+        outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None, TYPE=kind,
         PRECISION=_precision(dtype), BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages)
     return out
 
