@@ -35,7 +35,7 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
     """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
 
     Args:
-        dtype: float32 or bfloat16, of the products' factors, and of the result without a residual. With one it has that one's.
+        dtype: float32 or bfloat16, of the products' factors and of the result, unless a residual gives it its own.
     """
     rows, width, outputs, kind = len(x_Rd), x_Rd.shape[1], len(weight_nd), tl.bfloat16
     if rows < FEW_ROWS:
