@@ -1,7 +1,8 @@
 """The kernels of decoding_triton.py: what beam search does again and again, a few launches for each layer and level.
 
 Nothing is shared between programs and nothing is atomic: equal inputs give equal bits. BM rows and BN columns make a
-tile; BD, BV, BF, BK (powers of two) hold D, V, F, K of the legend there.
+tile; BD, BV, BF, BB (powers of two) hold D columns, V codes, the children of a prefix, and the beams. Numbers that
+change with the batch are not specialised on: each value would be a compilation.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,7 +13,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-(2**63) + 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, eps,
                   NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, TYPE: tl.constexpr,
                   PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
@@ -40,7 +41,7 @@ def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, 
     tl.store(out_ptr + here, out.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def ancestors_kernel(q_ptr, k_ptrs, v_ptrs, rows_ptr, bias_ptr, out_ptr, R, H, stride, bias_h, bias_j,
                      J: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     """One query per row and head, against the key of its own row and those of its ancestors, one of each level."""
@@ -65,7 +66,7 @@ def ancestors_kernel(q_ptr, k_ptrs, v_ptrs, rows_ptr, bias_ptr, out_ptr, R, H, s
     tl.store(out_ptr + r.to(tl.int64)[:, None] * (H * D) + column, out.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["Q", "R"])
 def window_kernel(q_ptr, k_ptr, v_ptr, out_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr, q_stride, k_stride,
                   v_stride, Q, H, R, EQUAL: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
                   PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):

@@ -26,7 +26,8 @@ from pipeline.backbones.decoding_kernels import (
     window_kernel,
 )
 
-FEW_ROWS = 1024  # with fewer, a product has small tiles, so that all of the chip reads weights
+FEW_ROWS, MANY_ROWS = 192, 4096  # between them a product has tiles of middle size
+PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as near as one of float32 and twice as fast
 KEYS_AT_ONCE = 1024  # int64 that a program sorts
 
 
@@ -37,24 +38,29 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
     Args:
         dtype: float32 or bfloat16, of the products' factors and of the result, unless a residual gives it its own.
     """
-    rows, width, outputs, kind = len(x_Rd), x_Rd.shape[1], len(weight_nd), tl.bfloat16
-    if rows < FEW_ROWS:
-        bm, bn, bk, warps, stages = 16, 32, 128, 4, 3
-    else:
-        bm, bn, bk, warps, stages = 128, 128, 64, 8, 3
+    rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
+    exact, normed = dtype == torch.float32, norm_d is not None
+    bm, bn, bk, warps, stages = _tile(rows, exact, normed)
+    if rows >= MANY_ROWS:
         weight_nd = weight_nd.to(dtype)  # once, not in each tile
-    if dtype == torch.float32:
-        bn, bk, kind = min(bn, 64), bk // 2, tl.float32
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
         x_Rd, weight_nd, x_Rd if norm_d is None else norm_d, x_Rd if residual_Rn is None else residual_Rn, out, rows,
-        outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None, TYPE=kind,
-        PRECISION=_precision(dtype), BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages)
+        outputs, width, 1e-6, NORM=normed, RELU=relu, RESIDUAL=residual_Rn is not None,
+        TYPE=tl.float32 if exact else tl.bfloat16, PRECISION=PRECISION, BM=bm, BN=bn, BK=bk, num_warps=warps,
+        num_stages=stages)
     return out
 
 
-def _precision(dtype: torch.dtype) -> str:
-    return "ieee" if dtype == torch.float32 else "tf32"
+def _tile(rows: int, exact: bool, normed: bool) -> tuple[int, int, int, int, int]:
+    """Rows, columns and inner columns of a tile, warps, stages: what measured best on an H200."""
+    if rows < FEW_ROWS:  # small tiles, so that all of the chip reads weights
+        return 16, 32, 64 if exact else 128, 4, 3
+    if rows < MANY_ROWS:
+        return 64, 64, 32 if exact else 64, 4, 3 if exact else 4
+    if exact:
+        return 128, 64, 32, 8, 3
+    return 128, 256 if normed else 128, 64, 8, 3  # each tile norms its rows anew
 
 
 def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
@@ -86,7 +92,7 @@ def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HD: T
         q_THD, k_SHD, v_SHD, out, out if bias_HD is None else bias_HD, spans.starts_q, spans.starts_k,
         spans.lengths_k, q_THD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
         1 if bias_HD is None else bias_HD.shape[1], EQUAL=equal, HAS_BIAS=bias_HD is not None, CAUSAL=causal,
-        PRECISION=_precision(q_THD.dtype), BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
+        PRECISION=PRECISION, BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
         num_stages=2)
     return out
 

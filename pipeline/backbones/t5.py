@@ -18,7 +18,7 @@ Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D he
 R rows of a decoding step (W * K), J levels before it, V codes of one level.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -35,6 +35,7 @@ from pipeline.backbones.blocks import (
     Past,
     RMSNorm,
     SelfAttention,
+    apply,
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
@@ -74,6 +75,7 @@ class T5(nn.Module):
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
+    heads: Sequence[nn.Linear]
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         """
@@ -110,8 +112,8 @@ class T5(nn.Module):
         self.decoder = cast(Iterable[DecoderBlock],
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
-                                   for width in self.catalogue.widths)
+        self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
+                                                             for width in self.catalogue.widths))
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -294,13 +296,13 @@ class T5(nn.Module):
         for block, past, memory in zip(self.decoder, state.past, state.memory, strict=True):
             h_Rd, past = block.extend(h_Rd, past, rows_RJ, bias_HJ, memory, state.encoder)
             kept.append(past)
-        logits_WKV = self._logits(self.decoder_norm(h_Rd), level).unflatten(0, tokens_WK.shape)
+        logits_WKV = self._logits(h_Rd, level, self.decoder_norm).unflatten(0, tokens_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(kept), rows_RJ=rows_RJ)
 
-    def _logits(self, h_Td: Tensor, level: int) -> Tensor:
+    def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return self.heads[level](h_Td.to(self.tokens.weight.dtype))
+            return apply(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm=norm)
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
