@@ -115,7 +115,7 @@ def candidates_kernel(logits_ptr, scores_ptr, nodes_ptr, first_ptr, code_ptr, ke
                       FREE: tl.constexpr, KEPT: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr):
     """Keys of what may follow a beam, the KEPT best of its BF."""
     row, v, f = tl.program_id(0).to(tl.int64), tl.arange(0, BV), tl.arange(0, BF)
-    logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf"))
+    logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
     top = tl.max(logits, 0)
     normaliser = top + tl.log(tl.sum(tl.exp(logits - top), 0)) - tl.load(scores_ptr + row)
     if FREE:
@@ -126,7 +126,7 @@ def candidates_kernel(logits_ptr, scores_ptr, nodes_ptr, first_ptr, code_ptr, ke
         begin = tl.load(first_ptr + node).to(tl.int32)
         count = tl.load(first_ptr + node + 1).to(tl.int32) - begin
         code = tl.load(code_ptr + begin + f, mask=f < count, other=0)
-    score = tl.load(logits_ptr + row * V + code, mask=f < count, other=float("-inf")) - normaliser
+    score = tl.load(logits_ptr + row * V + code, mask=f < count, other=float("-inf")).to(tl.float32) - normaliser
     keys = _key(score, tl.where(f < count, begin + f, 0))
     if KEPT < BF:
         keys = tl.topk(keys, KEPT)
