@@ -108,8 +108,8 @@ def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, score
     kept = min(places, children)
     keys_WC = torch.empty(windows, beams * kept, device=logits_WKV.device, dtype=torch.int64)
     candidates_kernel[(windows * beams,)](
-        logits_WKV.contiguous(), scores_WK, nodes_WK, first, code, keys_WC, beams, width, FREE=not constrained, KEPT=kept,
-        BV=triton.next_power_of_2(width), BF=children, num_warps=min(8, max(1, children // 128)))
+        logits_WKV.contiguous(), scores_WK, nodes_WK, first, code, keys_WC, beams, width, FREE=not constrained,
+        KEPT=kept, BV=triton.next_power_of_2(width), BF=children, num_warps=min(8, max(1, children // 128)))
     scores_WK = torch.empty(windows, best, device=logits_WKV.device)
     ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
     choose_kernel[(windows,)](
