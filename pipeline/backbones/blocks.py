@@ -30,15 +30,15 @@ class RMSNorm(nn.Module):
         return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
 
 
-def apply(layer: nn.Linear, x_Td: Tensor, then: Dropout | ReluDropout | None = None, *, norm: RMSNorm | None = None,
+def linear(layer: nn.Linear, x_Td: Tensor, then: Dropout | ReluDropout | None = None, *, norm: RMSNorm | None = None,
           residual_Td: Tensor | None = None) -> Tensor:
     """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
     if x_Td.is_cuda and not layer.training and not torch.is_grad_enabled():
-        from pipeline.backbones.decoding_triton import linear  # Triton comes with CUDA builds of torch only
+        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
 
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else layer.weight.dtype
-        return linear(x_Td, layer.weight, dtype, norm_d=None if norm is None else norm.weight,
-                      relu=isinstance(then, ReluDropout), residual_Rn=residual_Td)
+        return decoding_triton.linear(x_Td, layer.weight, dtype, norm_d=None if norm is None else norm.weight,
+                                      relu=isinstance(then, ReluDropout), residual_Rn=residual_Td)
     x_Td = layer(x_Td if norm is None else norm(x_Td))
     x_Td = x_Td if then is None else then(x_Td)
     return x_Td if residual_Td is None else residual_Td + x_Td
@@ -62,18 +62,18 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(h_Td)
         mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, causal=causal, mass=mass,
                                       dropout=self.p if self.training else 0.0)
-        return apply(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
+        return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [T, H, D] from one product."""
-        return apply(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1)).unbind(1)
+        return linear(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1)).unbind(1)
 
     def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor) -> tuple[Tensor, Past]:
         """One more position of each row; see `attend_to_ancestors`. No dropout."""
         q, k, v = self.project(h_Rd)
         past = (*past, (k, v))
         mixed_RHD = attend_to_ancestors(q, past, rows_RJ, bias_HJ)
-        return apply(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd), past
+        return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd), past
 
 
 class CrossAttention(nn.Module):
@@ -90,20 +90,20 @@ class CrossAttention(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def keys_values(self, memory_Td: Tensor) -> KeysValues:
-        k, v = apply(self.kv, memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
+        k, v = linear(self.kv, memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
         return k, v
 
     def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
         mixed_THD, _ = attention(self._queries(h_Td), *memory, layout, dropout=self.p if self.training else 0.0)
-        return apply(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
+        return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
 
     def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
         """As `forward` without dropout, of as many rows in each window as there are."""
         mixed_RHD = attend_to_windows(self._queries(h_Rd), *memory, encoder)
-        return apply(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd)
+        return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd)
 
     def _queries(self, h_Td: Tensor) -> Tensor:
-        return apply(self.q, h_Td, norm=self.norm).unflatten(1, (self.heads, -1))
+        return linear(self.q, h_Td, norm=self.norm).unflatten(1, (self.heads, -1))
 
 
 class FeedForward(nn.Module):
@@ -119,10 +119,10 @@ class FeedForward(nn.Module):
         self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor) -> Tensor:
-        x = apply(self.wi, h_Td, self.relu, norm=self.norm)
+        x = linear(self.wi, h_Td, self.relu, norm=self.norm)
         for layer in self.hidden:
-            x = apply(layer, x, self.relu)
-        return apply(self.wo, x, self.dropout, residual_Td=h_Td)
+            x = linear(layer, x, self.relu)
+        return linear(self.wo, x, self.dropout, residual_Td=h_Td)
 
 
 class EncoderBlock(nn.Module):

@@ -35,7 +35,7 @@ from pipeline.backbones.blocks import (
     Past,
     RMSNorm,
     SelfAttention,
-    apply,
+    linear,
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
@@ -302,7 +302,7 @@ class T5(nn.Module):
     def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return apply(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm=norm)
+            return linear(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm=norm)
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
