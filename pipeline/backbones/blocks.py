@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
 
 
 def linear(layer: nn.Linear, x_Td: Tensor, then: Dropout | ReluDropout | None = None, *, norm: RMSNorm | None = None,
-          residual_Td: Tensor | None = None) -> Tensor:
+           residual_Td: Tensor | None = None) -> Tensor:
     """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
     if x_Td.is_cuda and not layer.training and not torch.is_grad_enabled():
         from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
