@@ -1,8 +1,8 @@
 """Multi-head attention over a packed axis: sequences of many lengths end to end, none of them padded.
 
 T5's attention: scores are not scaled, and a learned bias of the relative position is added to them. `attention` is the
-one entry and the one place to choose between implementations; so far there is one for all devices.
-`reference_attention` says the same slowly, and is what the tests compare with.
+one entry and the one place to choose between implementations, as `attend_to_ancestors` and `attend_to_windows` are for
+a decoding step. `reference_attention` says the same slowly, and is what the tests compare with.
 
 Shape legend: T query positions and S key positions of all sequences, H heads, D head width; n sequences of one group,
 Q queries and K keys of each of its sequences; R queries (windows x beams) and J positions so far of a decoding step.

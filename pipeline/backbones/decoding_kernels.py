@@ -150,8 +150,8 @@ def choose_kernel(keys_ptr, nodes_ptr, first_ptr, scores_ptr, ranks_ptr, beams_p
     else:
         node = tl.load(nodes_ptr + w * K + b, mask=b < K, other=0)
         begin, end = tl.load(first_ptr + node), tl.load(first_ptr + node + 1)
-        mother = (rank[:, None] >= begin[None, :]) & (rank[:, None] < end[None, :]) & (b[None, :] < K)
-        beam = tl.min(tl.where(mother, b[None, :], K - 1), 1)
+        parent = (rank[:, None] >= begin[None, :]) & (rank[:, None] < end[None, :]) & (b[None, :] < K)
+        beam = tl.min(tl.where(parent, b[None, :], K - 1), 1)
     here = w * best + b
     tl.store(scores_ptr + here, score, mask=b < best)
     tl.store(ranks_ptr + here, rank.to(tl.int64), mask=b < best)

@@ -45,8 +45,8 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
         weight_nd = weight_nd.to(dtype)  # once, not in each tile
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
-        x_Rd, weight_nd, x_Rd if norm_d is None else norm_d, x_Rd if residual_Rn is None else residual_Rn, out, rows,
-        outputs, width, 1e-6, NORM=normed, RELU=relu, RESIDUAL=residual_Rn is not None,
+        x_Rd.contiguous(), weight_nd, norm_d if normed else out, out if residual_Rn is None else residual_Rn, out,
+        rows, outputs, width, 1e-6, NORM=normed, RELU=relu, RESIDUAL=residual_Rn is not None,
         TYPE=tl.float32 if exact else tl.bfloat16, PRECISION=PRECISION, BM=bm, BN=bn, BK=bk, num_warps=warps,
         num_stages=stages)
     return out

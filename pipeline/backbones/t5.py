@@ -289,7 +289,7 @@ class T5(nn.Module):
             tokens_WK = self._start_WK(windows, 1)
         else:
             tokens_WK = codes_WK + self.first_token[level - 1]
-            rows_RJ = _with_mothers(rows_RJ, beams_WK)
+            rows_RJ = _with_parents(rows_RJ, beams_WK)
         h_Rd = self.tokens(tokens_WK.flatten())
         bias_HJ = state.bias_HLL[:, level, :level + 1]
         kept = []
@@ -313,7 +313,7 @@ def _run(block: nn.Module) -> Callable[..., Any]:
     return block if block.training else block.forward
 
 
-def _with_mothers(rows_RJ: Tensor, beams_WK: Tensor) -> Tensor:
+def _with_parents(rows_RJ: Tensor, beams_WK: Tensor) -> Tensor:
     """The ancestors of the beams that go on: those of the beam that each continues, and that beam itself."""
     windows = len(beams_WK)
     rows_R = (beams_WK + torch.arange(windows, device=beams_WK.device)[:, None] * (len(rows_RJ) // windows)).flatten()

@@ -124,6 +124,15 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
                          [(True, 0, 1), (True, 0, 40), (False, 0, 40), (True, 50, 8)])
 def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_model, random_windows, constrained, pad_to, beam):
     model = make_model(items=600, widths=WIDTHS)
+    assert_equal_on_both(model, random_windows, constrained, pad_to, beam)
+
+
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_causal_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_causal, random_windows):
+    assert_equal_on_both(make_causal("decoder", items=600, widths=WIDTHS), random_windows, True, 0, 40)
+
+
+def assert_equal_on_both(model, random_windows, constrained, pad_to, beam):
     items_N, offsets, _ = random_windows(20, 600)
     expected = beam_search(model, Histories.pack(items_N, offsets, pad_to=pad_to), beam, constrained)
     ours = beam_search(model.cuda(), Histories.pack(items_N, offsets, "cuda", pad_to=pad_to), beam, constrained)
