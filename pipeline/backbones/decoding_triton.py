@@ -10,6 +10,7 @@ of one level, C candidates; T queries and S keys of all windows.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import triton
@@ -40,7 +41,8 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
     """
     rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
     exact, normed = dtype == torch.float32, norm_d is not None
-    bm, bn, bk, warps, stages = _tile(rows, exact, normed)
+    stages = _stages(x_Rd.device)
+    bm, bn, bk, warps = _tile(rows, exact, normed and stages == 3)
     if rows >= MANY_ROWS:
         weight_nd = weight_nd.to(dtype)  # once, not in each tile
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
@@ -52,15 +54,27 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
     return out
 
 
-def _tile(rows: int, exact: bool, normed: bool) -> tuple[int, int, int, int, int]:
-    """Rows, columns and inner columns of a tile, warps, stages: what measured best on an H200."""
+@cache
+def _stages(device: torch.device) -> int:
+    """How many tiles of its factors a program holds at once: three where there is room, as on a Hopper."""
+    if device.type != "cuda":  # Triton's interpreter
+        return 3
+    return 3 if torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 200_000 else 2
+
+
+def _tile(rows: int, exact: bool, wide: bool) -> tuple[int, int, int, int]:
+    """Rows, columns and inner columns of a tile, and warps: what measured best on an H200.
+
+    Args:
+        wide: take fewer, wider tiles, because each norms its rows anew.
+    """
     if rows < FEW_ROWS:  # small tiles, so that all of the chip reads weights
-        return 16, 32, 64 if exact else 128, 4, 3
+        return 16, 32, 64 if exact else 128, 4
     if rows < MANY_ROWS:
-        return 64, 64, 32 if exact else 64, 4, 3 if exact else 4
+        return 64, 64, 32 if exact else 64, 4
     if exact:
-        return 128, 64, 32, 8, 3
-    return 128, 256 if normed else 128, 64, 8, 3  # each tile norms its rows anew
+        return 128, 64, 32, 8
+    return 128, 256 if wide else 128, 64, 8
 
 
 def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
