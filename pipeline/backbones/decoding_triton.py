@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -27,7 +28,9 @@ from pipeline.backbones.decoding_kernels import (
     window_kernel,
 )
 
-FEW_ROWS, MANY_ROWS = 192, 4096  # between them a product has tiles of middle size
+# Of a product: rows, columns and inner columns of a tile, and warps; what measured best on an H200
+TILES = ((128, 128, 64, 8), (64, 64, 64, 4), (16, 32, 128, 4))
+ENOUGH_TILES = 64
 PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as near as one of float32 and twice as fast
 KEYS_AT_ONCE = 1024  # int64 that a program sorts
 
@@ -40,18 +43,31 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
         dtype: float32 or bfloat16, of the products' factors and of the result, unless a residual gives it its own.
     """
     rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
-    exact, normed = dtype == torch.float32, norm_d is not None
-    stages = _stages(x_Rd.device)
-    bm, bn, bk, warps = _tile(rows, exact, normed and stages == 3)
-    if rows >= MANY_ROWS:
-        weight_nd = weight_nd.to(dtype)  # once, not in each tile
+    exact, stages = dtype == torch.float32, _stages(x_Rd.device)
+    bm, bn, bk, warps = _tile(rows, outputs)
+    if bm == TILES[0][0]:  # many tiles share what is done here once
+        weight_nd = weight_nd.to(dtype)
+        if exact and norm_d is not None:
+            x_Rd, norm_d = F.rms_norm(x_Rd, (width,), norm_d, 1e-6), None
+        elif norm_d is not None and stages == 3:
+            bn *= 2  # each tile norms its rows anew: fewer and wider ones
+    if exact:
+        bn, bk = min(bn, 64), bk // 2
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
-        x_Rd.contiguous(), weight_nd, norm_d if normed else out, out if residual_Rn is None else residual_Rn, out,
-        rows, outputs, width, 1e-6, NORM=normed, RELU=relu, RESIDUAL=residual_Rn is not None,
+        x_Rd.contiguous(), weight_nd, out if norm_d is None else norm_d, out if residual_Rn is None else residual_Rn,
+        out, rows, outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None,
         TYPE=tl.float32 if exact else tl.bfloat16, PRECISION=PRECISION, BM=bm, BN=bn, BK=bk, num_warps=warps,
         num_stages=stages)
     return out
+
+
+def _tile(rows: int, outputs: int) -> tuple[int, int, int, int]:
+    """The largest tile of which there are enough to keep the chip busy, else the smallest."""
+    for tile in TILES[:-1]:
+        if triton.cdiv(rows, tile[0]) * triton.cdiv(outputs, tile[1]) > ENOUGH_TILES:
+            return tile
+    return TILES[-1]
 
 
 @cache
@@ -60,21 +76,6 @@ def _stages(device: torch.device) -> int:
     if device.type != "cuda":  # Triton's interpreter
         return 3
     return 3 if torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 200_000 else 2
-
-
-def _tile(rows: int, exact: bool, wide: bool) -> tuple[int, int, int, int]:
-    """Rows, columns and inner columns of a tile, and warps: what measured best on an H200.
-
-    Args:
-        wide: take fewer, wider tiles, because each norms its rows anew.
-    """
-    if rows < FEW_ROWS:  # small tiles, so that all of the chip reads weights
-        return 16, 32, 64 if exact else 128, 4
-    if rows < MANY_ROWS:
-        return 64, 64, 32 if exact else 64, 4
-    if exact:
-        return 128, 64, 32, 8
-    return 128, 256 if wide else 128, 64, 8
 
 
 def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
