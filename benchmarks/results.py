@@ -36,6 +36,47 @@ QUALITY = {
 RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)
 
 
+# heading, what stands above the table, kind of its rows, column title -> format of the row
+TABLES: list[tuple[str, str, str, dict[str, str]]] = [
+    ("## The recipe, change by change", "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "
+     "one GPU or machine, so nothing is said about time.", "recipe",
+     {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"}),
+    ("## Training speed", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with separators. GRID's own "
+     "code: 8.2 k windows/s on such a chip, in another run. fed: batches made while the step before runs.",
+     "training speed", {
+         "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
+         "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"}),
+    ("### What pruning saves", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix "
+     "products alone would save.", "rastp speed", {
+         "windows": "{windows}", "row": "{row}", "ms": "{ms:.1f}", "saved": "{saved}", "limit": "{limit}",
+         "against padded full": "{against_padded}", "GiB": "{peak_memory_gib:.2f}"}),
+    ("### What skipping saves", "Passes over Beauty, as `benchmarks/skipgr.py` says.", "skipgr speed", {
+        "row": "{row}", "sequences": "{sequences}", "tokens": "{tokens}", "FLOPs": "{flops}", "seconds": "{seconds}",
+        "speed-up": "{speedup}", "bookkeeping": "{bookkeeping}"}),
+    ("### One token per item", "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a step, one target "
+     "each.", "intrr speed", {
+         "histories": "{histories}", "row": "{row}", "samples/s": "{samples_per_second:,.0f}", "gain": "{gain}",
+         "GiB of a step": "{step_gib:.3f}", "of full": "{of_full}"}),
+    ("### More GPUs", "`preset beauty-fast`, training and evaluation by as many processes.", "scaling", {
+        "GPUs": "{gpus}", "positions a step": "{batch_tokens:,}", "windows/s": "{windows_per_second:,.0f}",
+        "users/s": "{users_per_second:,.0f}"}),
+    ("## Decoding speed", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
+     "beam 50 and batch 256, 24 ms at beam 10 and batch 8.", "decoding", {
+         "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
+         "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"}),
+    ("### One token per item, decoding", "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 "
+     "(SSL), intrr 32.", "intrr latency", {
+         "network": "{network}", "batch": "{batch}", "row": "{row}",
+         **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)}}),
+    ("## Quantizers", "What the columns mean: [quantizers.md](quantizers.md).", "quantizer", {
+        "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}", "largest group": "{largest_group}",
+        "codes used": "{used_codes}", "perplexity": "{perplexity}", "error": "{relative_reconstruction_error:.3f}",
+        "neighbours": "{neighbour_agreement}", "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"}),
+    ("## Encoders", "Full-size architectures with random weights.", "encoder", {
+        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"}),
+]
+
+
 def quality(rows: list[Row]) -> Iterable[str]:
     """One line per group and strategy: means over seeds, and the paired difference to the group's first."""
     for group, (dataset, arms) in QUALITY.items():
@@ -105,9 +146,17 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
         return
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for row in own:
-        yield "| " + " | ".join(text.format(**row) for text in columns.values()) + " |"
+        shown = {key: _Blank() if value is None else value for key, value in row.items()}
+        yield "| " + " | ".join(text.format(**shown) for text in columns.values()) + " |"
     yield ""
     yield from _origins(own)
+
+
+class _Blank:
+    """What does not apply to a row, in any format."""
+
+    def __format__(self, _: str) -> str:
+        return ""
 
 
 def _origins(rows: list[Row]) -> Iterable[str]:
@@ -121,25 +170,11 @@ def page(rows: list[Row]) -> str:
     lines = ["# Results", "", "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
              "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
              "(`python -m pipeline compare`).", "", "## Quality", *quality(rows)]
-    lines += ["", "## The recipe, change by change", "", "Validation recall@10 on Amazon Beauty, beam 10, one seed, at "
-              "the end of each run. Several at once on one GPU, so nothing is said about time.", "",
-              *measured(rows, "recipe", {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"})]
-    lines += ["", "## Training speed", "", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with "
-              "separators. GRID's own code: 8.2 k windows/s on such a chip, in another run.", "",
-              *measured(rows, "training speed", {
-                  "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
-                  "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"})]
-    lines += ["", "## Decoding speed", "", *measured(rows, "decoding", {
-        "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
-        "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
-    lines += ["", "## Quantizers", "", "What the columns mean: [quantizers.md](quantizers.md).", "",
-              *measured(rows, "quantizer", {
-                  "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}",
-                  "largest group": "{largest_group}", "codes used": "{used_codes}", "perplexity": "{perplexity}",
-                  "error": "{relative_reconstruction_error:.3f}", "neighbours": "{neighbour_agreement}",
-                  "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"})]
-    lines += ["", "## Encoders", "", "Full-size architectures with random weights.", "", *measured(rows, "encoder", {
-        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"})]
+    lines += ["", "## Time to a recall", "", "Seconds of optimizer steps (compilation and validation apart) until "
+              "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).", "",
+              *time_to_recall(rows)]
+    for heading, text, kind, columns in TABLES:
+        lines += ["", heading, "", *([text, ""] if text else []), *measured(rows, kind, columns)]
     return "\n".join(lines) + "\n"
 
 
