@@ -42,6 +42,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.backbones.rows import take_rows
 from pipeline.backbones.shortener import Packed, Shortener
 from pipeline.backbones.subset import roomy
 
@@ -356,10 +357,13 @@ def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_
     """Packed tokens -> `pad_to` positions per window. Padding repeats `padding_Sd`, and is masked as a key."""
     if longest > pad_to:
         raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({pad_to})")
-    windows, position_P = len(lengths_W), torch.arange(pad_to, device=h_Td.device)
-    source_WP = torch.where(position_P < lengths_W[:, None], (lengths_W.cumsum(0) - lengths_W)[:, None] + position_P,
-                            len(h_Td) + position_P % len(padding_Sd))
-    h_Td = torch.cat([h_Td, padding_Sd])[source_WP.flatten()]
+    windows, tokens, position_P = len(lengths_W), len(h_Td), torch.arange(pad_to, device=h_Td.device)
+    first_W, real_WP = lengths_W.cumsum(0) - lengths_W, position_P < lengths_W[:, None]
+    source_WP = torch.where(real_WP, first_W[:, None] + position_P, tokens + position_P % len(padding_Sd))
+    # Nothing that counts sees padding, so its gradient is zero; to add that up, place by place, would take a GPU long.
+    place_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
+    place_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
+    h_Td = take_rows(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
     if not h_Td.is_cuda:
         return h_Td, Layout((Group(windows, pad_to, pad_to),), lengths_W)
     from pipeline.backbones.attention_triton import make_spans

@@ -149,7 +149,7 @@ class Pruner:
     def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Shortened:
         choice = self._choice(h_Td, mass_T, packed, training)
         h_Od = (take_rows(h_Td, choice.source_O, choice.place_T) if self.config.method == "prune"
-                else self._pool(h_Td, choice.source_O, packed))
+                else self._pool(h_Td, choice, packed))
         return Shortened(h_Od, self._layout(packed, choice), choice.kept_NS)
 
     def _choice(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Choice:
@@ -244,13 +244,13 @@ class Pruner:
         unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
         return unit_U, self.budget(items.lengths_W)[window_U], (items.lengths_W * self.units_per_item)[window_U]
 
-    def _pool(self, h_Td: Tensor, source_O: Tensor, packed: Packed) -> Tensor:
+    def _pool(self, h_Td: Tensor, choice: Choice, packed: Packed) -> Tensor:
         """Mean or maximum over the pool that begins at each token; of items level by level. A separator stays itself.
 
         A pool has ceil(1 / keep) units, give or take one; more only in histories so short that flooring the budget
         takes most of it: fewer than 2 / keep, where one pool is left.
         """
-        items = Items(packed, self.tokens_per_item)
+        items, source_O = Items(packed, self.tokens_per_item), choice.source_O
         if packed.pad_to:  # without padding
             source_O = (items.first_W * self.tokens_per_item)[source_O // packed.pad_to] + source_O % packed.pad_to
         item_O, token_O = source_O // self.tokens_per_item, source_O % self.tokens_per_item
@@ -268,10 +268,21 @@ class Pruner:
             place_OG = items.place_NS[unit_OG // self.scored, unit_OG % self.scored]
             own_O1 = items.place_NS[item_O, token_O][:, None]
             place_OG = torch.where(token_O[:, None] < self.scored, place_OG, own_O1)
-        h_OGd = h_Td[place_OG]
+        h_OGd = take_rows(h_Td, place_OG.flatten(), _slots(place_OG, real_OG, choice)).view(*place_OG.shape, -1)
         if self.config.method == "max_pool":
             return h_OGd.masked_fill(~real_OG[..., None], -math.inf).amax(1)
         return (h_OGd * real_OG[..., None]).sum(1) / size_O[:, None]
+
+
+def _slots(place_OG: Tensor, real_OG: Tensor, choice: Choice) -> Tensor:
+    """Where in [O * G] each token of a pool is, int64 [T]; -1: in none."""
+    dropped = len(choice.place_T)
+    taken_O = torch.zeros(len(place_OG) + 1, dtype=torch.bool, device=place_OG.device).index_fill_(
+        0, choice.place_T.where(choice.place_T >= 0, len(place_OG)), True)[:-1]
+    slot_T = choice.place_T.new_full((dropped + 1,), -1)
+    slot_T.scatter_(0, place_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
+                    torch.arange(place_OG.numel(), device=place_OG.device))
+    return slot_T[:-1]
 
 
 def _smaller(a: Count, b: Count) -> Count:
