@@ -129,15 +129,20 @@ class Shape:
             windows = roomy(windows + 1)
 
     def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
-        """Lengths of the windows that fill up a batch of these; none where that cannot be done.
+        """Lengths of the windows that fill up a batch of these; of one that this shape cannot hold, up to a larger one.
+        None where no window holds more than one item and that cannot be done.
 
         Args:
             lost: items of these that are left out.
         """
-        windows = self.windows if len(lengths_W) < self.windows else roomy(int(len(lengths_W) * 1.03) + 1)
-        count, left = windows - len(lengths_W), int(lengths_W.sum()) - lost
-        items = (self.items if left + count <= self.items else roomy(left + count)) - left
-        if not 0 < count <= items <= count * longest:
+        windows, left = len(lengths_W), int(lengths_W.sum()) - lost
+        count = (self.windows if windows < self.windows else roomy(int(windows * 1.03) + 1)) - windows
+        items = self.items - left
+        if items > count * longest:
+            count = roomy(windows - (-items // longest)) - windows
+        if items < count:
+            items = roomy(left + count) - left
+        if items > count * longest:
             return np.zeros(0, np.int64)
         return np.full(count, items // count) + (np.arange(count) < items % count)
 

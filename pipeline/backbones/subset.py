@@ -168,9 +168,11 @@ def count_of(flags_Nn: np.ndarray) -> np.ndarray:
     return np.add.reduce(np.ascontiguousarray(flags_Nn.T), dtype=np.int64)
 
 
-def roomy(count: int) -> int:
-    """`count` rounded up to one of few sizes, at most 6% larger: what depends on a size then meets few of them."""
-    step = max(1, 1 << max(0, count.bit_length() - 5))
+def roomy(count: int, bits: int = 4) -> int:
+    """`count` rounded up to one of few sizes, at most 6% larger (3% with 5 `bits`): what depends on a size then meets
+    few of them.
+    """
+    step = max(1, 1 << max(0, count.bit_length() - bits - 1))
     return -(-count // step) * step
 
 

@@ -28,7 +28,9 @@ CHUNK = 65_536  # windows drawn at once
 FIRST_CHUNK = 8_192  # the first time: a GPU may wait for the first step
 T = TypeVar("T")
 MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
-FITTED_MARGIN = 0.01  # by which steps of a pass may lose less than its first one did
+# By which steps of a pass may have more than its first one, of items, tokens and decoder positions: tokens fill a
+# budget, but the windows that they are of come in varying numbers.
+FITTED_MARGINS = (0.01, 0.015, 0.04)
 # (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
 Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
 
@@ -129,9 +131,10 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
         chosen, filling = _chosen_rows(step, rows), max(shape.windows - len(rows), 0)
         arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W) if chosen else ()
         # A window that fills a batch has one of each
-        found.append([0 if array is None else int((array.sum() + filling) * (1 + FITTED_MARGIN)) + 1
-                      for array in arrays])
-    items, tokens, positions = (roomy(count) for count in np.max(found, 0).tolist())
+        found.append([0 if array is None else int((array.sum() + filling) * (1 + margin)) + 1
+                      for array, margin in zip(arrays, FITTED_MARGINS, strict=True)])
+    items, tokens, positions = np.max(found, 0).tolist()
+    items, tokens, positions = roomy(items), roomy(tokens, bits=5), roomy(positions)  # tokens cost most
     return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
 
 

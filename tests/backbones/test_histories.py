@@ -71,7 +71,8 @@ def test_batches_of_about_one_size_are_filled_up_to_one_shape(seed, longest, cou
         assert filling_W.max() <= longest
 
 
-def test_a_batch_that_cannot_be_filled_stays_as_it_is():
+def test_a_batch_that_a_shape_cannot_hold_is_filled_up_to_a_larger_one():
     shape = Shape(windows=12, items=30)
-    assert shape.filling(np.full(10, 5), longest=5).tolist() == [1, 1]  # too many items: a size of its own
-    assert len(shape.filling(np.ones(11, int), longest=5)) == 0  # one window cannot hold the rest
+    assert shape.filling(np.full(10, 5), longest=5).tolist() == [1, 1]  # too many items
+    assert shape.filling(np.ones(11, int), longest=5).tolist() == [5, 5, 5, 4]  # one window cannot hold the rest
+    assert shape.filling(np.full(40, 2), longest=5).tolist() == [2, 2]  # too many of both
