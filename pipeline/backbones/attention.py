@@ -9,6 +9,7 @@ Q queries and K keys of each of its sequences.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,10 +81,27 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
     if layout.spans is not None:
         from pipeline.backbones.attention_triton import triton_attention  # Triton comes with CUDA builds of torch only
 
-        return triton_attention(q_THD, k_SHD, v_SHD, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+        return triton_attention((q_THD, k_SHD, v_SHD), layout.spans, bias_HQK, causal=causal, dropout=dropout,
+                                mass=mass)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
     return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
+
+
+def packed_attention(qkv: Sequence[Tensor], layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False,
+                     dropout: float = 0.0, mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+    """`attention` of what one product made: on a GPU the gradient is written in one piece too.
+
+    Args:
+        qkv: queries, keys and values [T, 3, H, D]; or queries [T, H, D], and keys and values [S, 2, H, D]; or all three
+            apart, as `attention` takes them.
+    """
+    if layout.spans is not None:
+        from pipeline.backbones.attention_triton import triton_attention
+
+        return triton_attention(qkv, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+    apart = [part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,))]
+    return attention(*apart, layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:

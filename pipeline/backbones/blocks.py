@@ -3,11 +3,13 @@
 Shape legend: T positions of all sequences, S key positions, d model width, H heads, D head width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Layout, Mass, attention
+from pipeline.backbones.attention import Layout, Mass, attention, packed_attention
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 
@@ -40,14 +42,16 @@ class SelfAttention(nn.Module):
     def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False,
                 mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
         """The states, and with `mass` the attention mass [T] that each token receives."""
-        q, k, v = self.project(h_Td)
-        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, causal=causal, mass=mass,
-                                      dropout=self.p if self.training else 0.0)
+        mixed_THD, mass_T = packed_attention((self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass,
+                                             dropout=self.p if self.training else 0.0)
         return h_Td + self.dropout(self.o(mixed_THD.flatten(1))), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [T, H, D] from one product."""
-        return self.qkv(self.norm(h_Td)).unflatten(1, (3, self.heads, -1)).unbind(1)
+        return self._packed(h_Td).unbind(1)
+
+    def _packed(self, h_Td: Tensor) -> Tensor:
+        return self.qkv(self.norm(h_Td)).unflatten(1, (3, self.heads, -1))
 
     def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor,
                past: KeysValues | None) -> tuple[Tensor, KeysValues]:
@@ -73,13 +77,18 @@ class CrossAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
+    def packed(self, memory_Td: Tensor) -> Tensor:
+        """Keys and values [S, 2, H, D]."""
+        return self.kv(memory_Td).unflatten(1, (2, self.heads, -1))
+
     def keys_values(self, memory_Td: Tensor) -> KeysValues:
-        k, v = self.kv(memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
+        k, v = self.packed(memory_Td).unbind(1)
         return k, v
 
-    def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
+    def forward(self, h_Td: Tensor, memory: Sequence[Tensor], layout: Layout) -> Tensor:
+        """`memory`: keys and values, together or apart."""
         q = self.q(self.norm(h_Td)).unflatten(1, (self.heads, -1))
-        mixed_THD, _ = attention(q, *memory, layout, dropout=self.p if self.training else 0.0)
+        mixed_THD, _ = packed_attention((q, *memory), layout, dropout=self.p if self.training else 0.0)
         return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
 
 
@@ -122,11 +131,11 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: KeysValues, cross: Layout) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: Sequence[Tensor], cross: Layout) -> Tensor:
         h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
         return self.ff(self.cross(h_Td, memory, cross))
 
-    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: KeysValues,
+    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: Sequence[Tensor],
                cross: Layout) -> tuple[Tensor, KeysValues]:
         h_Td, past = self.attention.extend(h_Td, layout, bias_HQK, past)
         return self.ff(self.cross(h_Td, memory, cross)), past

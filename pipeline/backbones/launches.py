@@ -25,6 +25,7 @@ class Launch:
     columns: int
     programs: int
     warps: int
+    stages: int = 1
 
     @property
     def one_key_tile(self) -> bool:
@@ -91,12 +92,17 @@ def _streams(device: torch.device) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in CLASSES]
 
 
+def whole_tiles(length: int) -> int:
+    """Places of the tiles that hold a sequence, at most."""
+    return -(-length // 128) * 128
+
+
 def with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
     """The bias with room for every place of the last tile, so that its loads need no mask."""
     if bias_HR is None:
         return None
-    margin = (longest + 127) // 128 * 128 - bias_HR.shape[1] // 2
-    return F.pad(bias_HR, (margin, margin))
+    margin = whole_tiles(longest) - bias_HR.shape[1] // 2
+    return F.pad(bias_HR, (margin, margin)) if margin > 0 else bias_HR
 
 
 def make_slab(launch: Launch, q: Tensor, bias: Tensor | None, positions: Tensor | None, longest: int,

@@ -156,7 +156,7 @@ class T5(nn.Module):
         bias = (self.decoder_bias(range(levels), levels) if layout.spans is None
                 else self.decoder_bias.by_distance(levels))
         for block in self.decoder:
-            h_Td = _run(block)(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
+            h_Td = _run(block)(h_Td, layout, bias, (block.cross.packed(encoded.states_Td),), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
         if prefixes is not None:
             return [self._logits(prefixes.of_level(h_Td, level), level) for level in range(levels)]

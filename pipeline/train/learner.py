@@ -3,10 +3,11 @@
 It knows of no data, schedule or other processes: `loop.Trainer` has those, and benchmarks need none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.recorded import Recorded
@@ -37,6 +38,7 @@ class Learner:
         self.records = self.device.type == "cuda" and config.compile
         self._gradients_of: Callable[[Part], Tensor] = self._gradients
         self._update_all: Callable[[None], None] = self._update
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._recorded: list[Recorded] = []
         if self.records:
             network: Any = model
@@ -63,8 +65,21 @@ class Learner:
     def _gradients(self, part: Part) -> Tensor:
         with autocast(self.config, self.device):
             loss = self.strategy.loss(self.model, part.batch)
-        (loss * part.share).backward()
+        if self.records:
+            self._add(torch.autograd.grad(loss * part.share, self._parameters, allow_unused=True))
+        else:
+            (loss * part.share).backward()
         return loss.detach()
+
+    def _add(self, gradients: Sequence[Tensor | None]) -> None:
+        """To those at hand, all at once: one by one they would be a hundred kernels."""
+        at_hand, more = [], []
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                at_hand.append(parameter.grad)
+                more.append(gradient)
+        torch._foreach_add_(at_hand, more)
 
     def _update(self, _: None) -> None:
         update(self.optimizer, self.config)
