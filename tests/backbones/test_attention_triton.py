@@ -31,7 +31,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
 
     def run(seed):
         torch.manual_seed(seed)
-        out, _ = triton_attention(q, k, v, spans, bias, dropout=0.2)
+        out, _ = triton_attention((q, k, v), spans, bias, dropout=0.2)
         return [out, *torch.autograd.grad(out, [q, k, v, bias], torch.ones_like(out))]
 
     for first, again, other in zip(run(1), run(1), run(2), strict=True):
