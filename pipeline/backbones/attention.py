@@ -100,8 +100,13 @@ def packed_attention(qkv: Sequence[Tensor], layout: Layout, bias_HQK: Tensor | N
         from pipeline.backbones.attention_triton import triton_attention
 
         return triton_attention(qkv, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
-    apart = [part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,))]
-    return attention(*apart, layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+    q_THD, k_SHD, v_SHD = separate(qkv)
+    return attention(q_THD, k_SHD, v_SHD, layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+
+
+def separate(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Views of the queries, keys and values that lie in one, two or three tensors, as `packed_attention` takes them."""
+    return [part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,))]
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.backbones.attention import Mass
+from pipeline.backbones.attention import Mass, separate
 from pipeline.backbones.attention_kernels import backward_kernel, forward_kernel
 from pipeline.backbones.launches import CLASSES, Launch, add_diagonals, launch_all, launches_for, with_reach
 
@@ -33,7 +33,8 @@ AFTER_DROPOUT, PADDED_QUERIES = 2, 4  # added to 1: which mass the forward kerne
 class Spans:
     """Where sequences lie on the packed axes; all on the device, so that nothing waits for it.
 
-    The sequences are sorted by `lengths_k`, shortest first, and each has a key at least. Keys beyond a sequence's length (padding) are not seen.
+    The sequences are sorted by `lengths_k`, shortest first, and each has a key at least. Keys beyond a sequence's
+    length (padding) are not seen.
     """
 
     starts_q: Tensor  # int32 [W + 1]
@@ -88,13 +89,6 @@ def triton_attention(qkv: Sequence[Tensor], spans: Spans, bias_HR: Tensor | None
     return o_THD, mass_SH.sum(1) if mass is not None else None
 
 
-def _separate(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Views of queries, keys and values, which may lie in one tensor, or in two."""
-    if len(qkv) == 1:
-        return qkv[0].unbind(1)
-    return qkv if len(qkv) == 3 else (qkv[0], *qkv[1].unbind(1))
-
-
 def _options(q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float,
              launch: Launch) -> dict[str, object]:
     return {"CLASS": launch.index, "HAS_BIAS": bias is not None, "PRUNED": positions is not None,
@@ -112,7 +106,7 @@ def _columns(bias_HR: Tensor | None) -> int:
 def _forward_op(qkv: list[Tensor], bias: Tensor | None, starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor,
                 classes: Tensor, positions: Tensor | None, seed: Tensor, longest_q: int, longest_k: int, reach: int,
                 causal: bool, dropout: float, mass: int) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = _separate(qkv)
+    q, k, v = separate(qkv)
     T, H, D = q.shape
     bias = with_reach(bias, max(longest_q, longest_k, reach))
     o, lse = q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
@@ -130,7 +124,7 @@ def _forward_op(qkv: list[Tensor], bias: Tensor | None, starts_q: Tensor, starts
 @_forward_op.register_fake
 def _(qkv, bias, starts_q, starts_k, lengths_k, classes, positions, seed, longest_q, longest_k, reach, causal, dropout,
       mass):  # type: ignore[no-untyped-def]
-    q, k, _ = _separate(qkv)
+    q, k, _ = separate(qkv)
     T, H, D = q.shape
     return (q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32),
             q.new_empty(k.shape[0] if mass else 0, H, dtype=torch.float32))
@@ -141,10 +135,10 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
                  starts_k: Tensor, lengths_k: Tensor, classes: Tensor, positions: Tensor | None, seed: Tensor,
                  longest_q: int, longest_k: int, reach: int, causal: bool,
                  dropout: float) -> tuple[list[Tensor], Tensor]:
-    q, k, v = _separate(qkv)
+    q, k, v = separate(qkv)
     H, D = q.shape[1:]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv]
-    dq, dk, dv = _separate(gradients)
+    dq, dk, dv = separate(gradients)
     wide = with_reach(bias, max(longest_q, longest_k, reach))
     launches = launches_for(q, longest_q, longest_k, True)
     side, programs = max(longest_q, reach), [launch.programs for launch in launches]

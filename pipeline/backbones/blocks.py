@@ -131,7 +131,8 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: Sequence[Tensor], cross: Layout) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: Sequence[Tensor],
+                cross: Layout) -> Tensor:
         h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
         return self.ff(self.cross(h_Td, memory, cross))
 
