@@ -188,27 +188,30 @@ def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_pt
                 if not ONE_TILE:
                     bias = _bias(bias_ptr, h, place_m, place_n, R, HAS_BIAS)
                 s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
-                p = tl.where(m[:, None] < len_q, tl.exp2(s * LOG2E - (lse * LOG2E)[:, None]), 0.0)
-                dp, kept = dot(do, tl.trans(v), EXACT) * scale, p
+                p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])  # of no query too: there do is 0, and so is all below
+                dp, kept = dot(do, tl.trans(v), EXACT), p
                 if DROPOUT:
                     keep = _kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
                     kept, dp = tl.where(keep, p, 0.0), tl.where(keep, dp, 0.0)
                 if ONE_KEY_TILE:  # sum of o * do, but all that is needed is at hand
-                    delta = tl.sum(p * dp, 1)
+                    delta = tl.sum(p * dp, 1) * scale
                 else:
                     o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-                ds = p * (dp - delta[:, None])
+                ds = p * (dp * scale - delta[:, None])
                 dv += dot(tl.trans(kept.to(v.dtype)), do, EXACT)
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
-                last = key_start + BN >= len_k
-                if not ONE_KEY_TILE:  # the program keeps its sequence's rows until the last keys
-                    held = rows_ptr + own * side * D + m[:, None] * D + d[None, :]
-                    dq += tl.load(held, mask=real_q & (key_start > 0), other=0.0)
+                # Between tiles of keys the program keeps its sequence's rows of dq.
+                held = rows_ptr + own * side * D + m[:, None] * D + d[None, :]
+                if not ONE_KEY_TILE and key_start > 0:
+                    dq += tl.load(held, mask=real_q, other=0.0)
                     tl.debug_barrier()
-                    tl.store(held, dq, mask=real_q & (not last))
-                tl.store(dq_ptr + rows * dq_t + h * D + d[None, :], dq.to(dq_ptr.dtype.element_ty), mask=real_q & last)
+                if ONE_KEY_TILE or key_start + BN >= len_k:
+                    dq_at = dq_ptr + rows * dq_t + h * D + d[None, :]
+                    tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
+                else:
+                    tl.store(held, dq, mask=real_q)
                 if HAS_BIAS:
                     if PRUNED:  # and sums of dS by place; padding shares place 0 with a token, but its gradient is zero
                         spot = sums + place_m[:, None] * side + place_n[None, :]
