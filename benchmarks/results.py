@@ -14,22 +14,74 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
 Row = dict[str, Any]
 # group of runs -> what the table says above them, and the strategies that belong there
+STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
 QUALITY = {
-    "beauty-fast, 7 M windows": ("amazon-beauty", ["full"]),
-    "beauty-fast, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr", "intrr"]),
-    "beauty-fast, 7 M windows, on Sports": ("amazon-sports", ["full", "rastp", "skipgr"]),
+    "beauty-fast": ("amazon-beauty", STRATEGIES),
+    "beauty-fast, on Sports": ("amazon-sports", STRATEGIES),
+    "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-sprint": ("amazon-beauty", ["full"]),
+    "beauty-fast, IntRR's ablations": ("amazon-beauty", [
+        "intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"]),
+    "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
+    "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
 
 
+RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)
+
+
+# heading, what stands above the table, kind of its rows, column title -> format of the row
+TABLES: list[tuple[str, str, str, dict[str, str]]] = [
+    ("## The recipe, change by change", "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "
+     "one GPU or machine, so nothing is said about time.", "recipe",
+     {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"}),
+    ("## Training speed", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with separators. GRID's own "
+     "code: 8.2 k windows/s on such a chip, in another run. fed: batches made while the step before runs.",
+     "training speed", {
+         "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
+         "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"}),
+    ("### What pruning saves", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix "
+     "products alone would save.", "rastp speed", {
+         "windows": "{windows}", "row": "{row}", "ms": "{ms:.1f}", "saved": "{saved}", "limit": "{limit}",
+         "against padded full": "{against_padded}", "GiB": "{peak_memory_gib:.2f}"}),
+    ("### What skipping saves", "Passes over Beauty, as `benchmarks/skipgr.py` says.", "skipgr speed", {
+        "row": "{row}", "sequences": "{sequences}", "tokens": "{tokens}", "FLOPs": "{flops}", "seconds": "{seconds}",
+        "speed-up": "{speedup}", "bookkeeping": "{bookkeeping}"}),
+    ("### One token per item", "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a step, one target "
+     "each.", "intrr speed", {
+         "histories": "{histories}", "row": "{row}", "samples/s": "{samples_per_second:,.0f}", "gain": "{gain}",
+         "GiB of a step": "{step_gib:.3f}", "of full": "{of_full}"}),
+    ("### More GPUs", "`preset beauty-fast`, training and evaluation by as many processes.", "scaling", {
+        "GPUs": "{gpus}", "positions a step": "{batch_tokens:,}", "windows/s": "{windows_per_second:,.0f}",
+        "users/s": "{users_per_second:,.0f}"}),
+    ("## Decoding speed", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
+     "beam 50 and batch 256, 24 ms at beam 10 and batch 8.", "decoding", {
+         "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
+         "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"}),
+    ("### One token per item, decoding", "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 "
+     "(SSL), intrr 32.", "intrr latency", {
+         "network": "{network}", "batch": "{batch}", "row": "{row}",
+         **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)}}),
+    ("## Quantizers", "What the columns mean: [quantizers.md](quantizers.md).", "quantizer", {
+        "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}", "largest group": "{largest_group}",
+        "codes used": "{used_codes}", "perplexity": "{perplexity}", "error": "{relative_reconstruction_error:.3f}",
+        "neighbours": "{neighbour_agreement}", "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"}),
+    ("## Encoders", "Full-size architectures with random weights.", "encoder", {
+        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"}),
+]
+
+
 def quality(rows: list[Row]) -> Iterable[str]:
-    """One line per group and strategy: means over seeds, and the paired difference to `full`."""
+    """One line per group and strategy: means over seeds, and the paired difference to the group's first."""
     for group, (dataset, arms) in QUALITY.items():
         yield f"\n### {group}\n"
-        yield ("| strategy | seeds | recall@10 | ndcg@10 | without ties | against full, recall@10 | training | "
+        yield ("| strategy | seeds | recall@10 | ndcg@10 | without ties | against the first, recall@10 | training | "
                "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|")
         own = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
         paired = {row["arm"]: row for row in rows if row.get("kind") == "paired" and row["group"] == group}
@@ -67,6 +119,25 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
             f"{mean('peak_memory_gib'):.1f} GiB |")
 
 
+def time_to_recall(rows: list[Row]) -> Iterable[str]:
+    """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that did."""
+    own = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
+    if not own:
+        yield "missing"
+        return
+    yield "| runs | " + " | ".join(f"{recall:.2f}" for recall in RECALLS) + " | best |\n|" + "---|" * (2 + len(RECALLS))
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in own):
+        runs = [row for row in own if (row["group"], row["arm"]) == (group, arm)]
+        cells = []
+        for recall in RECALLS:
+            windows = [next((windows for windows, reached in row["curve"] if reached >= recall), None) for row in runs]
+            seconds = [count / row["windows_per_second"] for count, row in zip(windows, runs, strict=True) if count]
+            of_all = "" if len(seconds) == len(runs) else f" ({len(seconds)} of {len(runs)})"
+            cells.append(f"{np.mean(seconds):.0f} s{of_all}" if seconds else "")
+        best = np.mean([max(reached for _, reached in row["curve"]) for row in runs])
+        yield f"| {group}: {arm}, {len(runs)} seeds | " + " | ".join(cells) + f" | {best:.4f} |"
+
+
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
     """A table of the rows of one kind: column title -> format of the row."""
     own = [row for row in rows if row.get("kind") == kind]
@@ -75,9 +146,17 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
         return
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
     for row in own:
-        yield "| " + " | ".join(text.format(**row) for text in columns.values()) + " |"
+        shown = {key: _Blank() if value is None else value for key, value in row.items()}
+        yield "| " + " | ".join(text.format(**shown) for text in columns.values()) + " |"
     yield ""
     yield from _origins(own)
+
+
+class _Blank:
+    """What does not apply to a row, in any format."""
+
+    def __format__(self, _: str) -> str:
+        return ""
 
 
 def _origins(rows: list[Row]) -> Iterable[str]:
@@ -91,30 +170,16 @@ def page(rows: list[Row]) -> str:
     lines = ["# Results", "", "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
              "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
              "(`python -m pipeline compare`).", "", "## Quality", *quality(rows)]
-    lines += ["", "## The recipe, change by change", "", "Validation recall@10 on Amazon Beauty, beam 10, one seed, at "
-              "the end of each run. Several at once on one GPU, so nothing is said about time.", "",
-              *measured(rows, "recipe", {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"})]
-    lines += ["", "## Training speed", "", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with "
-              "separators. GRID's own code: 8.2 k windows/s on such a chip, in another run.", "",
-              *measured(rows, "training speed", {
-                  "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
-                  "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"})]
-    lines += ["", "## Decoding speed", "", *measured(rows, "decoding", {
-        "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
-        "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"})]
-    lines += ["", "## Quantizers", "", "What the columns mean: [quantizers.md](quantizers.md).", "",
-              *measured(rows, "quantizer", {
-                  "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}",
-                  "largest group": "{largest_group}", "codes used": "{used_codes}", "perplexity": "{perplexity}",
-                  "error": "{relative_reconstruction_error:.3f}", "neighbours": "{neighbour_agreement}",
-                  "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"})]
-    lines += ["", "## Encoders", "", "Full-size architectures with random weights.", "", *measured(rows, "encoder", {
-        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"})]
+    lines += ["", "## Time to a recall", "", "Seconds of optimizer steps (compilation and validation apart) until "
+              "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).", "",
+              *time_to_recall(rows)]
+    for heading, text, kind, columns in TABLES:
+        lines += ["", heading, "", *([text, ""] if text else []), *measured(rows, kind, columns)]
     return "\n".join(lines) + "\n"
 
 
 def add(args: argparse.Namespace) -> list[Row]:
-    """Rows of finished runs, and of each arm's paired difference to `full`."""
+    """Rows of finished runs, and of each arm's paired difference to the first."""
     from pipeline.evaluate.compare import compare, rows
     from pipeline.evaluate.ranks import Ranks
 
@@ -124,9 +189,11 @@ def add(args: argparse.Namespace) -> list[Row]:
     for arm, folders in arms.items():
         for reports in folders:
             origin = Ranks.read(reports / "ranks.parquet").origin
+            curve = pd.read_csv(reports / "history.csv")[["windows", "recall_at_10"]]
             found.append({"kind": "quality", "group": args.group, "arm": arm, "seed": origin.seed, "beam": origin.beam,
                           "command": args.command, "commit": args.commit, "hardware": args.hardware,
-                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text())})
+                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text()),
+                          "curve": curve.to_numpy().tolist()})
     named = [f"{arm}=" + ",".join(str(reports / "ranks.parquet") for reports in folders)
              for arm, folders in arms.items()]
     if len(named) > 1:

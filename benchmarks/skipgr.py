@@ -27,6 +27,7 @@ from training import TIGER
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
+from pipeline.distributed import World
 from pipeline.machine import pick_device
 from pipeline.strategies.base import Course, Strategy
 from pipeline.strategies.config import SkipgrConfig
@@ -34,7 +35,6 @@ from pipeline.strategies.full import Full
 from pipeline.strategies.skipgr import Skipgr
 from pipeline.train.batches import Feed, Prepared, Step, samples_per_step
 from pipeline.train.config import TrainConfig
-from pipeline.train.distributed import World
 from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Passes
 

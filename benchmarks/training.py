@@ -1,31 +1,36 @@
 """Training speed on GRID's windows, in one run on one machine; prints one table.
 
-    python benchmarks/training.py                            # packed and padded `full` at the TIGER shape
+    python benchmarks/training.py                            # the TIGER shape, packed and padded; skipgr.py has skipgr
     python benchmarks/training.py --rows packed --profile    # where the time of a step goes
 
 Windows are those of GRID's sampler: groups of 32 users, of each group up to 512 contiguous windows drawn with
 replacement and then made distinct, at most 29 items of history, seed 0. Reads data/splits and data/sids.
 
-Definitions. tokens/s: encoder positions of real tokens, separators included. TFLOP/s: matrix products of the forward
-pass (counted over the shapes, attention's own included) times three. Share: of 989 TFLOP/s, an H200's dense bfloat16.
-Seconds are those of optimizer steps, after compilation and warm-up.
+Definitions. tokens/s: encoder positions of real tokens, separators included (rastp: before it prunes). TFLOP/s: matrix
+products of full's forward pass (counted over the shapes, attention's own included) times three. Share: of 989 TFLOP/s,
+an H200's dense bfloat16. Seconds are those of optimizer steps, after compilation and warm-up. Batches are 12 that lie
+ready on the device; in the rows `fed` each is made while the step before it runs, as in training, so that the two say
+whether the GPU ever waits.
 """
 
 import argparse
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones import build_backbone
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.machine import peak_memory_gib, pick_device
 from pipeline.strategies import build_strategy
-from pipeline.train.batches import Step, collate, common_shape
+from pipeline.strategies.base import Batch
+from pipeline.strategies.config import tokens_per_item
+from pipeline.train.batches import Listed, Step, beside, collate, common_shape
 from pipeline.train.config import TrainConfig
 from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Windows
@@ -76,52 +81,63 @@ class Row:
     name: str
     windows_per_second: float
     tokens_per_second: float
-    flops: float
+    flops: float | None  # None: not counted
     memory_gib: float
     warm_seconds: float
 
     def __str__(self) -> str:
-        return (f"{self.name:28} {self.windows_per_second:10,.0f} windows/s"
-                f" {self.tokens_per_second / 1e6:7.2f} M tokens/s"
-                f" {self.flops / 1e12:7.1f} TFLOP/s {self.flops / PEAK:6.1%} {self.memory_gib:6.2f} GiB"
+        counted = " " * 23 if self.flops is None else f"{self.flops / 1e12:8.1f} TFLOP/s {self.flops / PEAK:6.1%}"
+        return (f"{self.name:32} {self.windows_per_second:10,.0f} windows/s"
+                f" {self.tokens_per_second / 1e6:7.2f} M tokens/s{counted} {self.memory_gib:6.2f} GiB"
                 f"  compile and warm-up {self.warm_seconds:.0f} s")
 
 
-def measure(name: str, splits: Splits, catalogue: Catalogue, windows: Windows, config: TrainConfig, size: int,
-            count: int, profile: bool) -> Row:
+def measure(strategy: str, splits: Splits, catalogue: Catalogue, windows: Windows, config: TrainConfig, size: int,
+            count: int, profile: bool, fed: bool) -> Row:
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
+    chosen = build_strategy(strategy, {"rastp": {}, "intrr": {}})
     torch.manual_seed(0)
     if device.type == "cuda":  # what a recording holds is counted while it is made
         torch.cuda.reset_peak_memory_stats()
-    learner = Learner(config, build_backbone(TIGER, catalogue).train(), build_strategy("full", {}))
-    per_item = catalogue.levels + TIGER.separators
+    learner = Learner(config, chosen.build_model(TIGER, catalogue).train(), chosen)
+    per_item = tokens_per_item(strategy, catalogue.levels, TIGER.separators)
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     source, rows = steps(windows, size), np.arange(size)
     drawn = [next(source) for _ in range(12)]
     share, shape = torch.full((), 1 / size, device=device), common_shape(drawn, 1, LONGEST) if learner.records else None
-    batches = [collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape) for step in drawn]
 
-    def train(i: int) -> None:
-        learner.gradients(Part(batches[i % len(batches)], share))
+    def batch_of(step: Step) -> Batch:
+        listed = None if chosen.items == "unlisted" else Listed(items, step, chosen.items, size, catalogue.items)
+        return collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape, listed=listed)
+
+    ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
+    made = ((step, [batch_of(step)]) for step in source) if fed else ready
+    if fed and device.type == "cuda":
+        made = beside(made, device)
+
+    def train() -> None:
+        _, (batch,) = next(made)
+        learner.gradients(Part(batch, share))
         learner.update()
 
     began = time.perf_counter()
-    for i in range(4):
-        train(i)
+    for _ in range(4):
+        train()
     _wait(device)
     warm = time.perf_counter() - began
     began = time.perf_counter()
-    for i in range(count):
-        train(i)
+    for _ in range(count):
+        train()
     _wait(device)
     rate = size * count / (time.perf_counter() - began)
     if profile:
         _profile(train)
     lengths = np.concatenate([step.windows.lengths_W for step in drawn])
     memory = peak_memory_gib(device)
-    return Row(name, rate, rate * lengths.mean() * per_item, 3 * rate * flops_per_window(
-        TIGER, catalogue.widths, lengths), memory, warm)
+    flops = 3 * rate * flops_per_window(TIGER, catalogue.widths, lengths) if strategy == "full" else None
+    name = f"{strategy}, {config.batching}, {size} a step" + ", fed" * fed
+    return Row(name, rate, rate * lengths.mean() * per_item, flops, memory, warm)
 
 
 def _wait(device: torch.device) -> None:
@@ -129,12 +145,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def _profile(train: "object") -> None:
+def _profile(train: Callable[[], None]) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as record:
-        for i in range(3):
-            train(i)  # type: ignore[operator]
+        for _ in range(3):
+            train()
         torch.cuda.synchronize()
     total = sum(event.self_device_time_total for event in record.key_averages())
     for event in sorted(record.key_averages(), key=lambda e: -e.self_device_time_total)[:24]:
@@ -145,7 +161,8 @@ def _profile(train: "object") -> None:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="packed,padded,small", help="packed, padded, small (417 windows a step)")
+    parser.add_argument("--rows", default="packed,fed,padded,small,small-fed,rastp,intrr",
+                        help="packed, padded, fed, small (417 windows a step), small-fed, rastp, intrr")
     parser.add_argument("--windows", type=int, default=4096, help="windows of a step")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--eager", action="store_true", help="do not compile")
@@ -156,12 +173,11 @@ def main() -> None:
     windows, config = grid_windows(splits), TrainConfig(optimizer="adam", compile=not args.eager)
     print(f"{len(windows):,} windows, mean history {windows.lengths_W.mean():.2f} items, on "
           f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
-    kinds = {"packed": (config, args.windows), "padded": (replace(config, batching="padded"), args.windows),
-             "small": (config, 417)}
     for kind in args.rows.split(","):
-        chosen, size = kinds[kind]
-        print(measure(f"full, {chosen.batching}, {size} a step", splits, catalogue, windows, chosen, size, args.steps,
-                      args.profile), flush=True)
+        strategy, size = kind if kind in ("rastp", "intrr") else "full", 417 if "small" in kind else args.windows
+        batching: Literal["padded", "packed"] = "padded" if kind == "padded" else "packed"
+        print(measure(strategy, splits, catalogue, windows, replace(config, batching=batching), size, args.steps,
+                      args.profile, "fed" in kind), flush=True)
         torch.compiler.reset()
 
 

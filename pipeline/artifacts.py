@@ -24,7 +24,8 @@ SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output: checkpoints and hal
 # Keys of metrics.json and timings.json that are measurements and so differ from run to run.
 MEASURED = frozenset({
     "train_seconds", "compile_seconds", "wall_seconds", "windows_per_second", "samples_per_second", "tokens_per_second",
-    "peak_memory_gib", "encode_seconds_before_pruning", "encode_seconds_after_pruning", "bookkeeping_seconds",
+    "flops_per_second", "share_of_peak", "peak_memory_gib", "encode_seconds_before_pruning",
+    "encode_seconds_after_pruning", "bookkeeping_seconds",
 })
 
 

@@ -37,7 +37,7 @@ class Ranking:
     0 when it is not there; items that share a Semantic ID have a place each, by item id. bucket_ranks_U: the same for
     the first output with the target's codes, the deduplication digit (if there is one) left aside. lengths_U: items of
     the history, before any is skipped; a target without any history cannot be ranked: it counts as a miss (0) and stays
-    in every denominator. invalid_share: generated SIDs that name no item, out of all that were generated.
+    in every denominator. invalid of the `generated` SIDs name no item.
     """
 
     users_U: np.ndarray
@@ -45,7 +45,13 @@ class Ranking:
     ranks_U: np.ndarray
     bucket_ranks_U: np.ndarray
     lengths_U: np.ndarray
-    invalid_share: float
+    invalid: int
+    generated: int
+
+    @property
+    def invalid_share(self) -> float:
+        """Generated Semantic IDs that name no item, out of all that were generated."""
+        return self.invalid / max(self.generated, 1)
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,7 @@ class Ranker:
                 generated += int((outputs.items_WK != EMPTY).sum())
                 if progress is not None:
                     progress.update(len(rows))
-        return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U,
-                       invalid / max(generated, 1))
+        return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
 
     def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray,
                   unseen: Unseen | None) -> Outputs:

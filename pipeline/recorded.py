@@ -4,9 +4,11 @@ A training step of a small model, or a beam search, is some hundred kernels of a
 one from Python they take several times as long as they run.
 """
 
+import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -69,10 +71,23 @@ class Recorded:
         graph, own = torch.cuda.CUDAGraph(), map_tensors(argument, torch.clone)
         torch.clear_autocast_cache()  # what autocast made of the weights a moment ago will not be there at a replay
         # The worker that prepares batches may use the GPU meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _nothing_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(own)
         torch.clear_autocast_cache()
         return Recording(graph, tensors_of(own), output)
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Garbage is collected before, and none meanwhile: freeing an old recording while one is made breaks it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def tensors_of(value: Any) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """Work recorded as a CUDA graph gives what it gives without. The recording itself needs a GPU."""
 
+import gc
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -79,3 +81,22 @@ def test_gradients_add_up_over_replays() -> None:
         recorded(value)
         expected += value.x
     torch.testing.assert_close(weight.grad, expected)
+
+
+@gpu
+def test_an_older_recording_that_only_garbage_holds_does_not_break_a_new_one() -> None:
+    x = torch.randn(5, device="cuda")
+    older = Recorded(lambda _: x.exp())
+    cycle: list[Any] = [older]
+    cycle.append(cycle)
+    for _ in range(WARM + 1):
+        older(None)
+    del older, cycle
+
+    def collecting(_: None) -> Tensor:
+        gc.collect()  # as Python may at any time
+        return x * 2
+
+    recorded = Recorded(collecting)
+    for _ in range(WARM + 1):
+        assert torch.equal(recorded(None), x * 2)

@@ -63,7 +63,8 @@ def pointwise_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Poi
 
     Args:
         bias: of relative positions, float32: [H, Q, Q] made for the longest sequence (a shorter one takes the top left
-            corner), or [H, R] by distance where the layout has spans, as `RelativeBias.by_distance` gives it.
+            corner), or [H, R] by distance where the layout has spans, as `RelativeBias.by_distance` gives it: under
+            autocast in bfloat16.
         time_bias_BH: float32; only where the layout has times.
     """
     if layout.spans is not None:

@@ -217,19 +217,20 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
     launch_all(_backward, launches, arguments, [  # with half the warps it would spill registers
         {"ONE_KEY_TILE": launch.one_key_tile, "ONE_TILE": launch.one_tile, "B": TIME_BUCKETS,
          **_options(q, time_bias, silu, launch, 2 * launch.warps)} for launch in launches])
-    dbias = torch.zeros_like(bias)
+    dbias = torch.zeros_like(bias, dtype=torch.float32)
     for slab in slabs:
         add_diagonals(dbias, slab.sum(0))
     timed = TIME_BUCKETS if time_bias is not None else 0
-    return dq.to(q.dtype), dk, dv, dbias, torch.cat(time_slabs).sum(0).T[:timed].contiguous()
+    return dq.to(q.dtype), dk, dv, dbias.to(bias.dtype), torch.cat(time_slabs).sum(0).T[:timed].contiguous()
 
 
 @_pointwise_backward_op.register_fake
 def _(do, q, k, v, o, divisor, bias, time_bias, asked, happened, starts, lengths, classes, longest,
       silu):  # type: ignore[no-untyped-def]
+    # Compiled code believes these types. Under autocast `bias` is bfloat16; the gradient of the time bias never is.
     timed = TIME_BUCKETS if time_bias is not None else 0
     return (*(x.new_empty(x.shape) for x in (q, k, v)), bias.new_empty(bias.shape),
-            bias.new_empty(timed, q.shape[1]))
+            q.new_empty(timed, q.shape[1], dtype=torch.float32))
 
 
 def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """Stage 6: a trained generator and the held-out items in, test metrics with intervals out.
 
 Every metric of reports/metrics.json comes from reports/ranks.parquet, which `compare` reads too: two runs can be set
-against each other user by user without generating anything again.
+against each other user by user without generating anything again. Under torchrun the processes share the users.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import torch
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, read_json, write_json
 from pipeline.backbones.generator import Generator, load_generator
+from pipeline.distributed import World, joined
 from pipeline.errors import UserError
 from pipeline.evaluate.baselines import baselines, training_counts
 from pipeline.evaluate.bootstrap import interval, resampled_means
@@ -35,7 +37,8 @@ def run(params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR,
     """Rank every test user's item and write ranks.parquet, metrics.json and the two breakdowns.
 
     Returns:
-        What metrics.json holds.
+        What metrics.json holds. Under torchrun the first process does what is left to do after ranking; others return
+        nothing.
 
     Raises:
         UserError: an input is missing or damaged, the model was trained on other splits, or no user has a test item.
@@ -46,7 +49,10 @@ def run(params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR,
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
-    ranking = _rank(params, loaded, held_out, device)
+    with joined(device) as world:
+        ranking = _rank(params, loaded, held_out, device, world)
+    if not world.leads:
+        return {}
     counted = baselines(held_out, window=config.cooccurrence_window, filter_seen=config.filter_seen)
     users = ranks_frame(
         user_id=ranking.users_U, item_id=held_out.items_N[ranking.positions_U], rank=ranking.ranks_U,
@@ -109,12 +115,23 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     return "\n".join(lines)
 
 
-def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.device) -> Ranking:
-    config, users = params.evaluate, len(splits.targets("test")[0])
-    if not users:
+def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.device, world: World) -> Ranking:
+    """All test users, each ranked by one of the processes."""
+    config, (users_U, positions_U) = params.evaluate, splits.targets("test")
+    if not len(users_U):
         raise UserError("no user has a test item", "there is nothing to evaluate on",
                         "choose an earlier split.test_from, or bring a log with longer histories")
-    with Progress("evaluate", users, "users") as progress:
-        return rank_targets(generator.model, generator.catalogue, splits, "test", beam=config.beam,
-                            decoding=config.decoding, filter_seen=config.filter_seen,
-                            batch_users=config.batch_users, progress=progress, unseen=generator.unseen)
+    own = slice(world.rank, None, world.size)
+    with Progress("evaluate", len(users_U[own]), "users") if world.leads else nullcontext() as progress:
+        ranking = rank_targets(generator.model, generator.catalogue, splits, "test", beam=config.beam,
+                               decoding=config.decoding, filter_seen=config.filter_seen, users=users_U[own],
+                               batch_users=config.batch_users, progress=progress, unseen=generator.unseen)
+
+    def of_all(own_U: np.ndarray) -> np.ndarray:
+        values_U = torch.zeros(len(users_U), dtype=torch.int64, device=device)
+        values_U[own] = torch.from_numpy(own_U).to(device)
+        return world.sum(values_U).cpu().numpy()
+
+    invalid, generated = world.sum(torch.tensor([ranking.invalid, ranking.generated], device=device)).tolist()
+    return Ranking(users_U, positions_U, of_all(ranking.ranks_U), of_all(ranking.bucket_ranks_U),
+                   of_all(ranking.lengths_U), invalid, generated)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.batches import Feed, Step
 from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.config import TrainConfig
-from pipeline.train.distributed import World
 from pipeline.train.learner import Learner, Part
 from pipeline.train.optimizer import Average, learning_rate, set_rate
 from pipeline.train.validate import Validation

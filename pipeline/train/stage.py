@@ -33,6 +33,7 @@ from pipeline.artifacts import (
 )
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
+from pipeline.distributed import World, joined
 from pipeline.errors import UserError
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
@@ -40,7 +41,7 @@ from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.distributed import World, joined
+from pipeline.train.flops import flops_per_window, peak
 from pipeline.train.loop import State, Trainer
 from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
@@ -206,12 +207,16 @@ def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
 def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:
     """Training seconds are those of optimizer steps without compilation; wall seconds count everything."""
     positions = state.windows * trainer.feed.pad_to if trainer.feed.pad_to else state.tokens
+    flops = flops_per_window(trainer.evaluated, trainer.strategy, trainer.feed.first())
+    rate, at_most = flops * state.windows / state.train_seconds, peak(device)
+    shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
     return {
         "train_seconds": state.train_seconds, "compile_seconds": state.compile_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
         "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
+        "flops_per_window": flops, "flops_per_second": rate, **shares,
         "windows_trained": state.windows, "samples_trained": state.samples, "tokens_trained": state.tokens,
         "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step, "tokens_per_step_after_pruning": state.tokens_kept / state.step,

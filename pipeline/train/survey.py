@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.distributed import World
 from pipeline.strategies.base import Batch
-from pipeline.train.distributed import World
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbone

@@ -13,11 +13,11 @@ from torch import nn
 from pipeline.artifacts import Splits
 from pipeline.backbones.histories import slices
 from pipeline.backbones.subset import Unseen
+from pipeline.distributed import World
 from pipeline.metrics import summarise
 from pipeline.ranking import Ranker, histories_of
 from pipeline.strategies.base import Batch, Selected, Strategy
 from pipeline.train.batches import Step, collate
-from pipeline.train.distributed import World
 from pipeline.train.windows import Windows
 
 if TYPE_CHECKING:

@@ -1,14 +1,20 @@
 """The evaluate stage: what it writes, that the numbers agree with each other, and what it refuses."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from evaluated_world import TIMINGS, USERS, World, write_generator
 
 from pipeline.artifacts import MEASURED, read_json, write_json
+from pipeline.config import params_to_dict
 from pipeline.errors import UserError
 from pipeline.evaluate.ranks import Ranks, check_reports
 from pipeline.evaluate.stage import run
@@ -30,6 +36,20 @@ def test_metrics_are_flat_numbers_and_hold_every_required_key(world):
     assert all(type(value) in (int, float) for value in metrics.values())
     assert {key: metrics[key] for key in TIMINGS} == TIMINGS
     assert metrics.keys() & MEASURED == TIMINGS.keys() & MEASURED
+
+
+@pytest.mark.slow
+def test_two_processes_under_torchrun_share_the_users_and_write_what_one_writes(world: World, root: Path) -> None:
+    (world.root / "params.yaml").write_text(yaml.safe_dump(params_to_dict(world.params)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               "-m", "pipeline", "evaluate"]
+    done = subprocess.run(command, cwd=world.root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=180,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    together = files(world)
+    run(world.params, **world.paths)
+    assert together == files(world)
+    assert done.stdout.count("co-occurrence") == 2  # only the first process prints its table
 
 
 def test_every_metric_can_be_recomputed_from_the_ranks(world):

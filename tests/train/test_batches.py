@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tiny_world import make_sids, make_splits
 
 from pipeline.artifacts import Splits
+from pipeline.distributed import World
 from pipeline.train import batches
 from pipeline.train.batches import Feed, Step, ahead, collate, deal, steps_of_pass
 from pipeline.train.config import TrainConfig
-from pipeline.train.distributed import World
 from pipeline.train.windows import Passes
 
 TOKENS = 4  # positions of one item: three codes and a separator

@@ -12,10 +12,10 @@ from pipeline.artifacts import read_json
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Histories
+from pipeline.distributed import World
 from pipeline.ranking import rank_targets
 from pipeline.strategies import build_strategy
 from pipeline.train.batches import Feed
-from pipeline.train.distributed import World
 from pipeline.train.windows import Passes
 
 BACKBONES = [{"name": "decoder"}, {"name": "hstu"}, {"name": "hstu", "hstu_attention": "softplus"}]

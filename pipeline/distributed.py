@@ -1,7 +1,8 @@
 """Several processes under `torchrun`: who they are, and the few things they exchange outside of the gradients.
 
-Each process builds the same model from the same seed and sees its share of every batch; gradients are added up before
-each update, so that the models stay equal. Without torchrun the world has one member and nothing is exchanged.
+In training each process builds the same model from the same seed and sees its share of every batch; gradients are added
+up before each update, so that the models stay equal. In evaluation each ranks its share of the users. Without torchrun
+the world has one member and nothing is exchanged.
 """
 
 import os
