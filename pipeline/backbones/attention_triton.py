@@ -166,7 +166,7 @@ def _bias_gradient(sums: Tensor, bias_HR: Tensor | None, positions: Tensor | Non
         return sums.new_empty(sums.shape[1], 1)
     if positions is None:
         return sums.sum(0).narrow(1, (sums.shape[2] - bias_HR.shape[1]) // 2, bias_HR.shape[1]).contiguous()
-    dbias = torch.zeros_like(bias_HR)
+    dbias = torch.zeros_like(bias_HR, dtype=torch.float32)
     add_diagonals(dbias, sums.sum(0))
     return dbias
 

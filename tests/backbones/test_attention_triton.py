@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
         assert not torch.equal(first, other)
 
 
-def test_places_of_no_sequence_get_zeros_whatever_was_in_memory(monkeypatch):
+def test_places_of_no_sequence_get_zeros_whatever_was_in_memory():
     from pipeline.backbones.attention_triton import make_spans, triton_attention
 
     lengths = torch.tensor([3, 16, 40, 90, 140], device="cuda")
@@ -57,5 +57,5 @@ def test_places_of_no_sequence_get_zeros_whatever_was_in_memory(monkeypatch):
         dq, dkv = torch.autograd.grad(out, [q, kv], torch.ones_like(out))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert not out[20:].any() and not dq[20:].any() and not dkv[~real_S].any()
-    assert out[:20].all() and dkv[real_S, 1].isfinite().all()
+    assert all(not x.any() for x in (out[20:], dq[20:], dkv[~real_S]))
+    assert all(x.isfinite().all() for x in (out, dq, dkv))
