@@ -23,9 +23,14 @@ from torch import Tensor
 
 from pipeline.backbones.attention import Mass, separate
 from pipeline.backbones.attention_kernels import backward_kernel, forward_kernel
-from pipeline.backbones.launches import CLASSES, Launch, add_diagonals, launch_all, launches_for, with_reach
+from pipeline.backbones.launches import CLASSES, Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
 
 # mypy: disable-error-code="no-untyped-def"
+# What measured best on an H200, by class of lengths; the others for at most 16 queries of each sequence
+FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
+BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
+FEW_FORWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 2, 8), Tile(16, 64, 4, 8), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
+FEW_BACKWARD = FEW_FORWARD
 AFTER_DROPOUT, PADDED_QUERIES = 2, 4  # added to 1: which mass the forward kernel sums
 
 
@@ -95,7 +100,7 @@ def _options(q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: b
             "CAUSAL": causal, "DROPOUT": dropout > 0, "EXACT": q.dtype == torch.float32,
             "ONE_TILE": launch.one_tile and positions is None, "BM": launch.rows, "BN": launch.columns,
             "D": q.shape[2], "BD": max(16, triton.next_power_of_2(q.shape[2])), "num_warps": launch.warps,
-            "num_stages": launch.stages}
+            "num_stages": 1}
 
 
 def _columns(bias_HR: Tensor | None) -> int:
@@ -111,7 +116,7 @@ def _forward_op(qkv: list[Tensor], bias: Tensor | None, starts_q: Tensor, starts
     bias = with_reach(bias, max(longest_q, longest_k, reach))
     o, lse = q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
-    launches = launches_for(q, longest_q, longest_k, False)
+    launches = launches_for(q, longest_k, FORWARD if longest_q > 16 else FEW_FORWARD)
     arguments = (q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
                  starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
                  int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), T, len(lengths_k))
@@ -140,7 +145,7 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv]
     dq, dk, dv = separate(gradients)
     wide = with_reach(bias, max(longest_q, longest_k, reach))
-    launches = launches_for(q, longest_q, longest_k, True)
+    launches = launches_for(q, longest_k, BACKWARD if longest_q > 16 else FEW_BACKWARD)
     side, programs = max(longest_q, reach), [launch.programs for launch in launches]
     # Each program's sums of dS: by relative distance, or where tokens were pruned by place.
     sums = torch.zeros(sum(programs) if bias is not None else 0, H,
