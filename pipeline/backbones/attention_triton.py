@@ -86,7 +86,7 @@ def triton_attention(qkv: Sequence[Tensor], spans: Spans, bias_HR: Tensor | None
         bias_HR: float32, column R // 2 + d is the bias of key position minus query position d; R is odd.
         mass: also return, per key, the weights summed over heads and queries, float32 [S], no gradient.
     """
-    seed = (torch.randint(2**31 - 1, (1,), device=qkv[0].device, dtype=torch.int32) if dropout else spans.classes[:1])
+    seed = torch.randint(2**31 - 1, (1,), device=qkv[0].device, dtype=torch.int32) if dropout else spans.classes[:1]
     o_THD, _, mass_SH = _forward_op(
         list(qkv), bias_HR, spans.starts_q, spans.starts_k, spans.lengths_k, spans.classes,
         spans.positions if bias_HR is not None else None, seed, spans.longest_q, spans.longest_k, spans.reach, causal,
