@@ -97,7 +97,7 @@ def forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, star
              BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
     h, i, j, d = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BD)
     seed = tl.load(seed_ptr)
-    if ONE_TILE:
+    if ONE_TILE:  # the same for all sequences
         bias = _bias(bias_ptr, h, i, j, R, HAS_BIAS)
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
@@ -164,8 +164,6 @@ def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_pt
     own = (tl.program_id(0) * H + h).to(tl.int64)
     sums = sums_ptr + own * (side * side if PRUNED else R)
     ds_sum = tl.zeros([BM, BN], tl.float32)
-    if ONE_TILE:
-        bias = _bias(bias_ptr, h, i, j, R, HAS_BIAS)
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
         len_q, room_k = tl.load(starts_q_ptr + w + 1) - q0, tl.load(starts_k_ptr + w + 1) - k0
@@ -185,8 +183,8 @@ def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_pt
                 q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
                 do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                 lse = tl.load(lse_ptr + (q0 + m) * H + h, mask=m < len_q, other=0.0)
-                if not ONE_TILE:
-                    bias = _bias(bias_ptr, h, place_m, place_n, R, HAS_BIAS)
+                # Loaded again for each sequence: backward has no registers left to keep it.
+                bias = _bias(bias_ptr, h, place_m, place_n, R, HAS_BIAS)
                 s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
                 p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])  # of no query too: there do is 0, and so is all below
                 dp, kept = dot(do, tl.trans(v), EXACT), p

@@ -27,10 +27,10 @@ from pipeline.backbones.launches import CLASSES, Launch, Tile, add_diagonals, la
 
 # mypy: disable-error-code="no-untyped-def"
 # What measured best on an H200, by class of lengths; the others for at most 16 queries of each sequence
-FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
-BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
-FEW_FORWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 2, 8), Tile(16, 64, 4, 8), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
-FEW_BACKWARD = FEW_FORWARD
+FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 1, 16), Tile(64, 64, 4, 8), Tile(64, 64, 4, 8), Tile(64, 32, 4, 8))
+BACKWARD = (Tile(16, 16, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 2))
+FEW_FORWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 2, 8), Tile(16, 64, 1, 16), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
+FEW_BACKWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 1, 16), Tile(16, 64, 2, 8), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
 AFTER_DROPOUT, PADDED_QUERIES = 2, 4  # added to 1: which mass the forward kernel sums
 
 
@@ -83,7 +83,7 @@ def triton_attention(qkv: Sequence[Tensor], spans: Spans, bias_HR: Tensor | None
 
     Args:
         qkv: as `attention.packed_attention` takes them.
-        bias_HR: float32, column R // 2 + d is the bias of key position minus query position d; R is odd.
+        bias_HR: column R // 2 + d is the bias of key position minus query position d; R is odd. Self-attention only.
         mass: also return, per key, the weights summed over heads and queries, float32 [S], no gradient.
     """
     seed = torch.randint(2**31 - 1, (1,), device=qkv[0].device, dtype=torch.int32) if dropout else spans.classes[:1]
