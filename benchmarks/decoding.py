@@ -1,11 +1,11 @@
 """Decoding speed: users a second and milliseconds a batch, by batch size, beam and constraint; prints one table.
 
     python benchmarks/decoding.py                     # the TIGER shape with random weights, histories of data/splits
-    python benchmarks/decoding.py --batches 8,256 --beams 10,50
+    python benchmarks/decoding.py --batches 8,256 --beams 10,50 --backbone decoder
 
-Every number is the median of batches of different users, end to end: ids of a history in host memory in, ranked items
-in host memory out; nothing is reused between batches. On a GPU the search is a CUDA graph (`beam.Search`), recorded
-before the clock starts. Reads data/splits and data/sids.
+Every number is the median of up to 12 batches of different users, end to end: ids of a history in host memory in,
+ranked items in host memory out; nothing is reused between batches. On a GPU the search is a CUDA graph (`beam.Search`),
+recorded before the clock starts. Reads data/splits and data/sids.
 """
 
 import argparse
@@ -31,11 +31,12 @@ def measure(model: Stepper, items: np.ndarray, offsets: np.ndarray, batch: int, 
             precision: torch.dtype) -> float:
     """Median seconds of a batch."""
     device, lengths = model.catalogue.codes_IL.device, np.diff(offsets)
-    rows = np.random.default_rng(0).permutation(len(lengths))[:batch * BATCHES].reshape(BATCHES, batch)
+    count = min(BATCHES, len(lengths) // batch)
+    rows = np.random.default_rng(0).permutation(len(lengths))[:batch * count].reshape(count, batch)
     shape = Shape.of([lengths[row] for row in rows], int(lengths.max())) if device.type == "cuda" else None
     search, seconds = Search(model, beam, constrained, shape, int(lengths.max())), []
-    for number in range(-4, 3 * BATCHES):  # the first ones compile and record
-        index, own = slices(offsets[rows[number % BATCHES]], lengths[rows[number % BATCHES]])
+    for number in range(-4, 3 * count):  # the first ones compile and record
+        index, own = slices(offsets[rows[number % count]], lengths[rows[number % count]])
         began = time.perf_counter()
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             search(items[index], own).items_WK.cpu()
@@ -49,14 +50,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,8,256,2048")
     parser.add_argument("--beams", default="10,30,50")
+    parser.add_argument("--backbone", choices=("t5", "decoder"), default="t5")
     args = parser.parse_args()
     device, splits, sids = pick_device("auto"), Splits.read(), Sids.read()
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     torch.manual_seed(0)
-    model = build_backbone(replace(TIGER, recency_items=20), catalogue).eval()
+    model = build_backbone(replace(TIGER, name=args.backbone, recency_items=20), catalogue).eval()
     items, offsets = histories_of(splits, splits.targets("test")[1])
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, {catalogue.items:,} items, mean history "
+    print(f"{name}, torch {torch.__version__}, {args.backbone}, {catalogue.items:,} items, mean history "
           f"{np.diff(offsets).mean():.2f} items")
     print(f"{'batch':>6}{'beam':>6}  {'':15}{'':10}{'ms':>9}{'users/s':>10}")
     for batch in map(int, args.batches.split(",")):

@@ -1,6 +1,6 @@
 """Backbones: the networks, the packed attention they share, and how items are decoded from them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.backbones.config import BackboneConfig
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from pipeline.backbones.causal import CausalBackbone
     from pipeline.backbones.t5 import T5
 
-    Backbone = T5 | CausalBackbone
+    Backbone: TypeAlias = T5 | CausalBackbone
 
 
 def build_backbone(config: BackboneConfig, catalogue: "Catalogue",

@@ -1,16 +1,16 @@
 """Multi-head attention over a packed axis: sequences of many lengths end to end, none of them padded.
 
 T5's attention: scores are not scaled, and a learned bias of the relative position is added to them. `attention` is the
-one entry and the one place to choose between implementations; so far there is one for all devices.
-`reference_attention` says the same slowly, and is what the tests compare with.
+one entry and the one place to choose between implementations, as `attend_to_ancestors` and `attend_to_windows` are for
+a decoding step. `reference_attention` says the same slowly, and is what the tests compare with.
 
 Shape legend: T query positions and S key positions of all sequences, H heads, D head width; n sequences of one group,
-Q queries and K keys of each of its sequences.
+Q queries and K keys of each of its sequences; R queries (windows x beams) and J positions so far of a decoding step.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,10 @@ class Layout:
     positions_S: Tensor | None = None
     spans: "Spans | None" = None  # on a GPU, instead of all these
 
+    def with_queries(self, queries: int) -> "Layout":
+        """As many queries of each sequence, against the keys of this layout of groups."""
+        return Layout(tuple(replace(group, queries=queries) for group in self.groups), self.lengths_n)
+
     def real_nK(self) -> list[Tensor | None]:
         """Of each group, True where a key is a real token, bool [sequences, keys]; None where all are."""
         if self.lengths_n is None:
@@ -78,35 +82,35 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
         ([T, H, D] in the type of `v_SHD`, None or with `mass` [S] in the type of the softmax, which carries no
         gradient). The softmax is computed in float32 or better.
     """
-    if layout.spans is not None:
-        from pipeline.backbones.attention_triton import triton_attention  # Triton comes with CUDA builds of torch only
-
-        return triton_attention((q_THD, k_SHD, v_SHD), layout.spans, bias_HQK, causal=causal, dropout=dropout,
-                                mass=mass)
-    if causal:
-        bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
-    return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
+    return packed_attention((q_THD, k_SHD, v_SHD), layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
 
 
 def packed_attention(qkv: Sequence[Tensor], layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False,
                      dropout: float = 0.0, mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
-    """`attention` of what one product made: on a GPU the gradient is written in one piece too.
+    """`attention` of what one product made: on a GPU its gradient is written in one piece too.
 
     Args:
         qkv: queries, keys and values [T, 3, H, D]; or queries [T, H, D], and keys and values [S, 2, H, D]; or all three
             apart, as `attention` takes them.
     """
-    if layout.spans is not None:
+    if (spans := layout.spans) is not None:  # Triton comes with CUDA builds of torch only
+        if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
+            from pipeline.backbones.decoding_triton import attend
+
+            return attend(*separate(qkv), spans, bias_HQK, causal), None
         from pipeline.backbones.attention_triton import triton_attention
 
-        return triton_attention(qkv, layout.spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+        return triton_attention(qkv, spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
     q_THD, k_SHD, v_SHD = separate(qkv)
-    return attention(q_THD, k_SHD, v_SHD, layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+    if causal:
+        bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
+    return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
 
 
-def separate(qkv: Sequence[Tensor]) -> Sequence[Tensor]:
+def separate(qkv: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Views of the queries, keys and values that lie in one, two or three tensors, as `packed_attention` takes them."""
-    return [part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,))]
+    q_THD, k_SHD, v_SHD = (part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,)))
+    return q_THD, k_SHD, v_SHD
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:
@@ -242,6 +246,41 @@ def _dropout_factors(q_THD: Tensor, layout: Layout, p: float) -> list[Tensor]:
     like = q_THD.new_empty(0, dtype=torch.promote_types(q_THD.dtype, torch.float32))
     factors = dropout_factors(torch.Size([sum(sizes)]), p, like)
     return [part.view(shape) for part, shape in zip(factors.split(sizes), shapes, strict=True)]
+
+
+def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
+                        bias_HJ: Tensor) -> Tensor:
+    """Self-attention of each beam's newest position. Keys and values stay where they were written; nothing is copied.
+
+    Args:
+        past: keys and values [rows of that level, H, D] of each of the J levels, those of the R queries last.
+        rows_RJ: int64 [R, J - 1], of each query the row of its ancestor in each earlier level.
+        bias_HJ: float32, added to the scores.
+    """
+    if q_RHD.is_cuda:
+        from pipeline.backbones import decoding_triton
+
+        return decoding_triton.attend_to_ancestors(q_RHD, past, rows_RJ, bias_HJ)
+    k_RHJD, v_RHJD = (
+        torch.stack([*(x[rows] for x, rows in zip(earlier, rows_RJ.unbind(1), strict=True)), own], 2)
+        for *earlier, own in zip(*past, strict=True))
+    scores_RHJ = (k_RHJD @ q_RHD[..., None])[..., 0]
+    scores_RHJ = scores_RHJ.to(torch.promote_types(scores_RHJ.dtype, torch.float32)) + bias_HJ
+    return (scores_RHJ.softmax(-1).to(v_RHJD.dtype)[..., None, :] @ v_RHJD)[..., 0, :]
+
+
+def attend_to_windows(q_RHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, encoder: Layout) -> Tensor:
+    """Attention of equally many queries of each window to all of the window; its keys are shared, not copied.
+
+    Args:
+        encoder: the layout of the keys.
+    """
+    if encoder.spans is not None:
+        from pipeline.backbones import decoding_triton
+
+        return decoding_triton.attend(q_RHD, k_SHD, v_SHD, encoder.spans, equal=True)
+    queries = len(q_RHD) // sum(group.sequences for group in encoder.groups)
+    return attention(q_RHD, k_SHD, v_SHD, encoder.with_queries(queries))[0]
 
 
 def reference_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,

@@ -23,6 +23,7 @@ from pipeline.backbones.histories import Histories, Shape
 from pipeline.recorded import Recorded
 
 SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is scored
+WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
 
 
 class Stepper(Protocol):
@@ -62,14 +63,19 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
         ValueError: the model is in training mode, so that dropout would make the ranking a lottery.
     """
     _require_eval(model)
-    catalogue, grow = model.catalogue, _grow_in_catalogue if constrained else _grow_freely
+    catalogue = model.catalogue
     logits_WKV, state = model.step(model.begin(histories))
     scores_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
     nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
     codes_WKL = nodes_WK.new_empty(*nodes_WK.shape, 0)
     for level in range(catalogue.levels):
-        scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
-        scores_WK, beams_WK, new_WK, nodes_WK = grow(catalogue, level, nodes_WK, scores_WKV, beam)
+        scores_WK, ranks_WK, beams_WK = best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam,
+                                                           constrained)
+        if constrained:
+            new_WK, nodes_WK = catalogue.code(level)[ranks_WK], ranks_WK
+        else:
+            new_WK = ranks_WK % catalogue.widths[level]
+            nodes_WK = catalogue.child(level, nodes_WK.gather(1, beams_WK), new_WK)
         codes_WKL = torch.cat([codes_WKL.take_along_dim(beams_WK[..., None], 1), new_WK[..., None]], -1)
         if level + 1 < catalogue.levels:
             logits_WKV, state = model.step(state, beams_WK, new_WK)
@@ -124,11 +130,24 @@ class Search:
         return beam_search(self.model, histories, self.beam, self.constrained)
 
 
-Grown = tuple[Tensor, Tensor, Tensor, Tensor]  # [W, K] each: score, beam that is continued, code appended, node
+def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
+                       beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The `beam` best continuations of each window's beams, or all, when there are fewer; best first.
 
+    Returns:
+        [W, K] each: score; rank, which orders equal scores: the node of the next level (constrained), or beam and code
+        as one number, beam * V + code (free); the beam that is continued.
+    """
+    if logits_WKV.is_cuda and beam <= WIDEST_ON_KERNELS:
+        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
 
-def _grow_in_catalogue(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WKV: Tensor, beam: int) -> Grown:
-    """Candidates are the children of each beam's prefix, padded to the widest prefix of the level."""
+        return decoding_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
+    scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
+    if not constrained:
+        scores_WC, width = scores_WKV.flatten(1), scores_WKV.shape[2]
+        scores_WK, best_WK = top_k(scores_WC, torch.arange(scores_WC.shape[1], device=scores_WC.device), beam)
+        return scores_WK, best_WK, best_WK // width
+    # Candidates are the children of each beam's prefix, padded to the widest prefix of the level.
     fanout, first = catalogue.fanout[level], catalogue.first_child(level)
     place_F = torch.arange(fanout, device=nodes_WK.device)
     begin_WK1 = first[nodes_WK][..., None]
@@ -136,17 +155,7 @@ def _grow_in_catalogue(catalogue: Catalogue, level: int, nodes_WK: Tensor, score
     child_WKF = torch.where(exists_WKF, begin_WK1 + place_F, 0)
     scores_WKF = scores_WKV.gather(2, catalogue.code(level)[child_WKF]).masked_fill_(~exists_WKF, float("-inf"))
     scores_WK, best_WK = top_k(scores_WKF.flatten(1), child_WKF.flatten(1), beam)
-    nodes_WK = child_WKF.flatten(1).gather(1, best_WK)
-    return scores_WK, best_WK // fanout, catalogue.code(level)[nodes_WK], nodes_WK
-
-
-def _grow_freely(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WKV: Tensor, beam: int) -> Grown:
-    """Candidates are all codes; the node is -1 once a prefix left the catalogue."""
-    width = catalogue.widths[level]
-    scores_WC = scores_WKV.flatten(1)
-    scores_WK, best_WK = top_k(scores_WC, torch.arange(scores_WC.shape[1], device=scores_WC.device), beam)
-    beams_WK, codes_WK = best_WK // width, best_WK % width
-    return scores_WK, beams_WK, codes_WK, catalogue.child(level, nodes_WK.gather(1, beams_WK), codes_WK)
+    return scores_WK, child_WKF.flatten(1).gather(1, best_WK), best_WK // fanout
 
 
 def top_k(scores_WC: Tensor, rank_C: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,19 +1,22 @@
 """The layers that T5 is stacked of, over a packed axis of tokens; each has its norm and its residual.
 
-Shape legend: T positions of all sequences, S key positions, d model width, H heads, D head width.
+Shape legend: T positions of all sequences, S key positions, d model width, H heads, D head width, R rows of incremental
+decoding (windows x beams), J positions decoded so far.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Layout, Mass, attention, packed_attention
+from pipeline.backbones.attention import Layout, Mass, attend_to_ancestors, attend_to_windows, packed_attention
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
+Past = tuple[KeysValues, ...]  # those of beams, one of each level
 
 
 class RMSNorm(nn.Module):
@@ -25,6 +28,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, h_Td: Tensor) -> Tensor:
         return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
+
+
+def linear(layer: nn.Linear, x_Td: Tensor, then: Dropout | ReluDropout | None = None, *, norm: RMSNorm | None = None,
+           residual_Td: Tensor | None = None) -> Tensor:
+    """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
+    if x_Td.is_cuda and not layer.training and not torch.is_grad_enabled():
+        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
+
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else layer.weight.dtype
+        return decoding_triton.linear(x_Td, layer.weight, dtype, norm_d=None if norm is None else norm.weight,
+                                      relu=isinstance(then, ReluDropout), residual_Rn=residual_Td)
+    x_Td = layer(x_Td if norm is None else norm(x_Td))
+    x_Td = x_Td if then is None else then(x_Td)
+    return x_Td if residual_Td is None else residual_Td + x_Td
 
 
 class SelfAttention(nn.Module):
@@ -44,24 +61,21 @@ class SelfAttention(nn.Module):
         """The states, and with `mass` the attention mass [T] that each token receives."""
         mixed_THD, mass_T = packed_attention((self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass,
                                              dropout=self.p if self.training else 0.0)
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1))), mass_T
+        return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [T, H, D] from one product."""
         return self._packed(h_Td).unbind(1)
 
     def _packed(self, h_Td: Tensor) -> Tensor:
-        return self.qkv(self.norm(h_Td)).unflatten(1, (3, self.heads, -1))
+        return linear(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1))
 
-    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor,
-               past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """One more position per sequence; `past` holds keys and values [sequences, positions, H, D]. No dropout."""
-        q, k, v = self.project(h_Td)
-        k, v = k[:, None], v[:, None]
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        mixed_THD, _ = attention(q, k.flatten(0, 1), v.flatten(0, 1), layout, bias_HQK)
-        return h_Td + self.o(mixed_THD.flatten(1)), (k, v)
+    def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor) -> tuple[Tensor, Past]:
+        """One more position of each row; see `attend_to_ancestors`. No dropout."""
+        q, k, v = self.project(h_Rd)
+        past = (*past, (k, v))
+        mixed_RHD = attend_to_ancestors(q, past, rows_RJ, bias_HJ)
+        return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd), past
 
 
 class CrossAttention(nn.Module):
@@ -79,17 +93,24 @@ class CrossAttention(nn.Module):
 
     def packed(self, memory_Td: Tensor) -> Tensor:
         """Keys and values [S, 2, H, D]."""
-        return self.kv(memory_Td).unflatten(1, (2, self.heads, -1))
+        return linear(self.kv, memory_Td).unflatten(1, (2, self.heads, -1))
 
     def keys_values(self, memory_Td: Tensor) -> KeysValues:
         k, v = self.packed(memory_Td).unbind(1)
         return k, v
 
-    def forward(self, h_Td: Tensor, memory: Sequence[Tensor], layout: Layout) -> Tensor:
-        """`memory`: keys and values, together or apart."""
-        q = self.q(self.norm(h_Td)).unflatten(1, (self.heads, -1))
-        mixed_THD, _ = packed_attention((q, *memory), layout, dropout=self.p if self.training else 0.0)
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1)))
+    def forward(self, h_Td: Tensor, memory_S2HD: Tensor, layout: Layout) -> Tensor:
+        mixed_THD, _ = packed_attention((self._queries(h_Td), memory_S2HD), layout,
+                                        dropout=self.p if self.training else 0.0)
+        return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
+
+    def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
+        """As `forward` without dropout, of as many rows in each window as there are."""
+        mixed_RHD = attend_to_windows(self._queries(h_Rd), *memory, encoder)
+        return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd)
+
+    def _queries(self, h_Td: Tensor) -> Tensor:
+        return linear(self.q, h_Td, norm=self.norm).unflatten(1, (self.heads, -1))
 
 
 class FeedForward(nn.Module):
@@ -99,16 +120,16 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.hidden = nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
-                                    for _ in range(config.ff_hidden_layers - 1))
+        self.hidden = cast(Iterable[nn.Linear], nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
+                                                              for _ in range(config.ff_hidden_layers - 1)))
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor) -> Tensor:
-        x = self.relu(self.wi(self.norm(h_Td)))
+        x = linear(self.wi, h_Td, self.relu, norm=self.norm)
         for layer in self.hidden:
-            x = self.relu(layer(x))
-        return h_Td + self.dropout(self.wo(x))
+            x = linear(layer, x, self.relu)
+        return linear(self.wo, x, self.dropout, residual_Td=h_Td)
 
 
 class EncoderBlock(nn.Module):
@@ -131,12 +152,11 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: Sequence[Tensor],
-                cross: Layout) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory_S2HD: Tensor, cross: Layout) -> Tensor:
         h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
-        return self.ff(self.cross(h_Td, memory, cross))
+        return self.ff(self.cross(h_Td, memory_S2HD, cross))
 
-    def extend(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, past: KeysValues | None, memory: Sequence[Tensor],
-               cross: Layout) -> tuple[Tensor, KeysValues]:
-        h_Td, past = self.attention.extend(h_Td, layout, bias_HQK, past)
-        return self.ff(self.cross(h_Td, memory, cross)), past
+    def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor, memory: KeysValues,
+               encoder: Layout) -> tuple[Tensor, Past]:
+        h_Rd, past = self.attention.extend(h_Rd, past, rows_RJ, bias_HJ)
+        return self.ff(self.cross.extend(h_Rd, memory, encoder)), past

@@ -238,6 +238,9 @@ class CausalBackbone(nn.Module):
         if beams_WK is None or codes_WK is None:
             return self._logits(state.states_Wd, 0)[:, None], replace(state, level=1)
         h_Rd = self.embed((codes_WK + self.first_token[level - 1]).flatten())
+        columns = state.seen_WP.shape[1] + level
+        biases = {table: table(range(columns - 1, columns), columns)[:, 0]  # [H, columns]; blocks may share one
+                  for table in dict.fromkeys(map(self.position_bias, self.blocks))}
         for number, block in enumerate(self.blocks):
             q, k, v, gate = block.project(h_Rd)
             own = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
@@ -245,21 +248,21 @@ class CausalBackbone(nn.Module):
                 own = tuple(torch.cat([before.take_along_dim(beams_WK[..., None, None, None], 1), x], 3)
                             for before, x in zip(state.past[number], own, strict=True))
             past.append((own[0], own[1]))
-            mixed = self._mix(block, q.unflatten(0, beams_WK.shape), state, number, past[-1])
+            mixed = self._mix(block, q.unflatten(0, beams_WK.shape), state, number, past[-1],
+                              biases[self.position_bias(block)])
             h_Rd = block.finish(h_Rd, mixed.flatten(0, 1), gate)
         logits_WKV = self._logits(self.norm(h_Rd), level).unflatten(0, beams_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(past))
 
-    def _mix(self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues) -> Tensor:
+    def _mix(self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues,
+             bias_HC: Tensor) -> Tensor:
         """Attention of each beam's newest token to its window's history and its own codes, [W, K, H, D]."""
         (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], own
         history, extra = k_WHPD.shape[2], k_WKHJD.shape[3]
         to_history = (q_WKHD.transpose(1, 2) @ k_WHPD.mT).transpose(1, 2)  # [W, K, H, P]
         to_own = (k_WKHJD @ q_WKHD[..., None])[..., 0]  # [W, K, H, J]
-        columns = history + extra
-        bias_H = self.position_bias(block)(range(columns - 1, columns), columns)[:, 0]
         scores = torch.cat([to_history, to_own], -1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_H
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_HC
         if state.passed_WP is not None:
             passed_WC = nn.functional.pad(state.passed_WP, (0, extra))  # its own codes: no time has passed
             scores = scores + self.time_bias(block, passed_WC).transpose(1, 2)[:, None]

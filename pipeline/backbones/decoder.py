@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout, attention
-from pipeline.backbones.blocks import FeedForward, RMSNorm, SelfAttention
+from pipeline.backbones.blocks import FeedForward, RMSNorm, SelfAttention, linear
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
@@ -42,7 +42,7 @@ class DecoderOnlyBlock(CausalBlock):
         return scores.masked_fill(~seen, float("-inf")).softmax(-1)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        return self.ff(h_Td + self.attention.dropout(self.attention.o(mixed_THD.flatten(1))))
+        return self.ff(linear(self.attention.o, mixed_THD.flatten(1), self.attention.dropout, residual_Td=h_Td))
 
 
 class Decoder(CausalBackbone):

@@ -15,7 +15,7 @@ What differs from a textbook T5 (Raffel et al. 2020; `transformers` has the code
 Residuals and norms stay in float32 under autocast. Nothing here waits for the device.
 
 Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D head width, L code levels, K beams,
-V codes of one level.
+R rows of a decoding step (W * K), J levels before it, V codes of one level.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,7 +27,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.attention import Group, Layout
-from pipeline.backbones.blocks import CrossAttention, DecoderBlock, EncoderBlock, KeysValues, RMSNorm, SelfAttention
+from pipeline.backbones.blocks import (
+    CrossAttention,
+    DecoderBlock,
+    EncoderBlock,
+    KeysValues,
+    Past,
+    RMSNorm,
+    SelfAttention,
+    linear,
+)
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout
@@ -53,8 +62,10 @@ class Decoding:
     memory: tuple[KeysValues, ...]  # per layer: the encoder's keys and values, one copy per window
     encoder: Layout
     windows: int
+    bias_HLL: Tensor  # the decoder's, of all levels
+    past: tuple[Past, ...]  # per layer, per level decoded so far: the decoder's own, [W * K of that level, H, D]
+    rows_RJ: Tensor  # int64 [W * K, level - 1]: which row of each earlier level a beam continues
     level: int = 0  # levels decoded so far
-    past: tuple[KeysValues, ...] = ()  # per layer: the decoder's own, [W * K, level, H, D]
 
 
 class T5(nn.Module):
@@ -64,6 +75,7 @@ class T5(nn.Module):
     tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
+    heads: Sequence[nn.Linear]
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         """
@@ -100,8 +112,8 @@ class T5(nn.Module):
         self.decoder = cast(Iterable[DecoderBlock],
                             nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
-                                   for width in self.catalogue.widths)
+        self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
+                                                             for width in self.catalogue.widths))
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -159,7 +171,7 @@ class T5(nn.Module):
         if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
             states_Td = states_Td.to(torch.get_autocast_dtype(states_Td.device.type))
         for block in self.decoder:
-            h_Td = _run(block)(h_Td, layout, bias, (block.cross.packed(states_Td),), cross)
+            h_Td = _run(block)(h_Td, layout, bias, block.cross.packed(states_Td), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
         if prefixes is not None:
             return [self._logits(prefixes.of_level(h_Td, level), level) for level in range(levels)]
@@ -264,7 +276,8 @@ class T5(nn.Module):
         """Encode once, for all levels and beams."""
         encoded = self.encode(histories)
         memory = tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder)
-        return Decoding(memory, encoded.layout, histories.windows)
+        return Decoding(memory, encoded.layout, histories.windows, self.decoder_bias(range(self.levels), self.levels),
+                        ((),) * self.config.decoder_layers, histories.lengths_W.new_empty(histories.windows, 0))
 
     def step(self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None,
              ) -> tuple[Tensor, Decoding]:
@@ -274,29 +287,25 @@ class T5(nn.Module):
             beams_WK: int64, which of the previous step's beams each beam continues.
             codes_WK: int64, the code that it appends.
         """
-        level, windows = state.level, state.windows
-        pasts: Sequence[KeysValues | None]
+        level, windows, rows_RJ = state.level, state.windows, state.rows_RJ
         if beams_WK is None or codes_WK is None:
-            tokens_WK, pasts = self._start_WK(windows, 1), (None,) * self.config.decoder_layers
+            tokens_WK = self._start_WK(windows, 1)
         else:
             tokens_WK = codes_WK + self.first_token[level - 1]
-            pasts = _continue(state.past, beams_WK, windows)
-        beams = tokens_WK.shape[1]
-        h_Td = self.tokens(tokens_WK.flatten())
-        layout = Layout((Group(windows * beams, 1, level + 1),))
-        cross = _cross_layout(state.encoder, beams)
-        bias_H1K = self.decoder_bias(range(level, level + 1), level + 1)
+            rows_RJ = _with_parents(rows_RJ, beams_WK)
+        h_Rd = self.tokens(tokens_WK.flatten())
+        bias_HJ = state.bias_HLL[:, level, :level + 1]
         kept = []
-        for block, past, memory in zip(self.decoder, pasts, state.memory, strict=True):
-            h_Td, past = block.extend(h_Td, layout, bias_H1K, past, memory, cross)
+        for block, past, memory in zip(self.decoder, state.past, state.memory, strict=True):
+            h_Rd, past = block.extend(h_Rd, past, rows_RJ, bias_HJ, memory, state.encoder)
             kept.append(past)
-        logits_WKV = self._logits(self.decoder_norm(h_Td), level).unflatten(0, (windows, beams))
-        return logits_WKV, replace(state, level=level + 1, past=tuple(kept))
+        logits_WKV = self._logits(h_Rd, level, self.decoder_norm).unflatten(0, tokens_WK.shape)
+        return logits_WKV, replace(state, level=level + 1, past=tuple(kept), rows_RJ=rows_RJ)
 
-    def _logits(self, h_Td: Tensor, level: int) -> Tensor:
+    def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
         """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
-            return self.heads[level](h_Td.to(self.tokens.weight.dtype))
+            return linear(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm=norm)
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
@@ -307,11 +316,11 @@ def _run(block: nn.Module) -> Callable[..., Any]:
     return block if block.training else block.forward
 
 
-def _continue(past: tuple[KeysValues, ...], beams_WK: Tensor, windows: int) -> tuple[KeysValues, ...]:
-    """The cache rows of the beams that go on: [W * K before, positions, H, D] -> [W * K, positions, H, D]."""
-    beams_before = past[0][0].shape[0] // windows
-    rows = (beams_WK + torch.arange(windows, device=beams_WK.device)[:, None] * beams_before).flatten()
-    return tuple((k[rows], v[rows]) for k, v in past)
+def _with_parents(rows_RJ: Tensor, beams_WK: Tensor) -> Tensor:
+    """The ancestors of the beams that go on: those of the beam that each continues, and that beam itself."""
+    windows = len(beams_WK)
+    rows_R = (beams_WK + torch.arange(windows, device=beams_WK.device)[:, None] * (len(rows_RJ) // windows)).flatten()
+    return torch.cat([rows_RJ[rows_R], rows_R[:, None]], 1)
 
 
 def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
@@ -341,7 +350,7 @@ def _equal_layout(encoder: Layout, sequences: int, length: int) -> Layout:
 def _cross_layout(encoder: Layout, queries: int) -> Layout:
     """`queries` decoder positions of each window, against the encoder's positions of the window."""
     if (own := encoder.spans) is None:
-        return Layout(tuple(replace(group, queries=queries) for group in encoder.groups), encoder.lengths_n)
+        return encoder.with_queries(queries)
     from pipeline.backbones.attention_triton import make_spans
 
     starts = torch.arange(len(own.starts_k), device=own.starts_k.device) * queries
