@@ -146,10 +146,10 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
     dq, dk, dv = separate(gradients)
     wide = with_reach(bias, max(longest_q, longest_k, reach))
     launches = launches_for(q, longest_k, BACKWARD if longest_q > 16 else FEW_BACKWARD)
-    side, programs = max(longest_q, reach), [launch.programs for launch in launches]
+    side = max(longest_q, reach)
     # Each program's sums of dS: by relative distance, or where tokens were pruned by place.
-    sums = torch.zeros(sum(programs) if bias is not None else 0, H,
-                       *((_columns(wide),) if positions is None else (side, side)), device=q.device)
+    programs = [launch.programs if bias is not None else 0 for launch in launches]
+    sums = torch.zeros(sum(programs), H, *((_columns(wide),) if positions is None else (side, side)), device=q.device)
     # Rows of dq that meet several key tiles are added up here.
     rows = [q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
             for launch in launches]
@@ -157,8 +157,7 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
                   lengths_k, classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0),
                   v.stride(0), dq.stride(0), dk.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(wide),
                   len(q), len(k), len(lengths_k), side)
-                 for own, held in zip(sums.split(programs if bias is not None else [0] * len(programs)), rows,
-                                      strict=True)]
+                 for own, held in zip(sums.split(programs), rows, strict=True)]
     launch_all(backward_kernel, launches, arguments, [
         {"ONE_KEY_TILE": launch.one_key_tile, **_options(q, bias, positions, causal, dropout, launch)}
         for launch in launches])

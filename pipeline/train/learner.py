@@ -3,17 +3,16 @@
 It knows of no data, schedule or other processes: `loop.Trainer` has those, and benchmarks need none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.recorded import Recorded
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.config import TrainConfig
-from pipeline.train.optimizer import Average, autocast, build_optimizer, update
+from pipeline.train.optimizer import Average, autocast, backward, build_optimizer, update
 
 
 @dataclass(frozen=True)
@@ -65,21 +64,8 @@ class Learner:
     def _gradients(self, part: Part) -> Tensor:
         with autocast(self.config, self.device):
             loss = self.strategy.loss(self.model, part.batch)
-        if self.records:
-            self._add(torch.autograd.grad(loss * part.share, self._parameters, allow_unused=True))
-        else:
-            (loss * part.share).backward()
+        backward(loss * part.share, self._parameters)
         return loss.detach()
-
-    def _add(self, gradients: Sequence[Tensor | None]) -> None:
-        """To those at hand, all at once: one by one they would be a hundred kernels."""
-        at_hand, more = [], []
-        for parameter, gradient in zip(self._parameters, gradients, strict=True):
-            if gradient is not None:
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                at_hand.append(parameter.grad)
-                more.append(gradient)
-        torch._foreach_add_(at_hand, more)
 
     def _update(self, _: None) -> None:
         update(self.optimizer, self.config)
