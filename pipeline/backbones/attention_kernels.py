@@ -153,7 +153,7 @@ def forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, star
 
 
 @triton.jit(do_not_specialize=["T", "S", "W", "side"])
-def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, sums_ptr, rows_ptr,
+def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, sums_ptr, held_ptr,
               starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, positions_ptr, seed_ptr,
               q_t, k_t, v_t, dq_t, dk_t, threshold, scale, H, R, T, S, W, side,
               CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, PRUNED: tl.constexpr, CAUSAL: tl.constexpr,
@@ -201,7 +201,7 @@ def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_pt
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
                 # Between tiles of keys the program keeps its sequence's rows of dq.
-                held = rows_ptr + own * side * D + m[:, None] * D + d[None, :]
+                held = held_ptr + own * side * D + m[:, None] * D + d[None, :]
                 if not ONE_KEY_TILE and key_start > 0:
                     dq += tl.load(held, mask=real_q, other=0.0)
                     tl.debug_barrier()

@@ -151,13 +151,13 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
     programs = [launch.programs if bias is not None else 0 for launch in launches]
     sums = torch.zeros(sum(programs), H, *((_columns(wide),) if positions is None else (side, side)), device=q.device)
     # Rows of dq that meet several key tiles are added up here.
-    rows = [q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
+    kept = [q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
             for launch in launches]
     arguments = [(q, k, v, o, do, lse, lse if wide is None else wide, dq, dk, dv, own, held, starts_q, starts_k,
                   lengths_k, classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0),
                   v.stride(0), dq.stride(0), dk.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(wide),
                   len(q), len(k), len(lengths_k), side)
-                 for own, held in zip(sums.split(programs), rows, strict=True)]
+                 for own, held in zip(sums.split(programs), kept, strict=True)]
     launch_all(backward_kernel, launches, arguments, [
         {"ONE_KEY_TILE": launch.one_key_tile, **_options(q, bias, positions, causal, dropout, launch)}
         for launch in launches])
