@@ -247,23 +247,19 @@ class Feed:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         steps = steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh)
         chosen = (_chosen(step, select) for step in steps) if select else steps
-        batches = ((step, self._batches(step, self.shape)) for step in chosen)
+        batches = ((step, self._batches(step)) for step in chosen)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
-
-    def first(self) -> Batch:
-        """This process's first batch of the first step, with nothing skipped and not filled up."""
-        return self._batches(next(steps_of_pass(self.passes, 0, 0, self.budget, self.tokens_per_item)), None)[0]
 
     def samples(self, step: Step) -> int:
         """(history, target) pairs of a step."""
         return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
 
-    def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
+    def _batches(self, step: Step) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
         listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step),
                                                               len(self.codes_IL))
         return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        shape, self.times_N, self.all_targets, listed) for part in self.own]
+                        self.shape, self.times_N, self.all_targets, listed) for part in self.own]
 
 
 def _chosen(step: Step, select: Select) -> Step:
