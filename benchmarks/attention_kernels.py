@@ -78,7 +78,11 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
         normal(int(sizes.sum()), heads, case.width) for _ in range(2))
     reach = case.reach or longest
     bias = torch.randn(heads, 2 * reach - 1, generator=generator).cuda().requires_grad_() if case.bias else None
-    out, mass = triton_attention(q, k, v, spans, bias, causal=case.causal, mass=Mass(padded_queries=True))
+    if case.causal:
+        qkv: tuple[Tensor, ...] = q, k, v
+    else:
+        qkv = (q, torch.stack([k, v], 1)) if case.queries else (torch.stack([q, k, v], 1),)
+    out, mass = triton_attention(qkv, spans, bias, causal=case.causal, mass=Mass(padded_queries=True))
     wanted = [x for x in (q, k, v, bias) if x is not None]
     grad = torch.randn(out.shape, generator=generator).to(out)
     ours = [out, *torch.autograd.grad(out, wanted, grad)]

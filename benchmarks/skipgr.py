@@ -4,8 +4,8 @@
     python benchmarks/skipgr.py --small --places 2000            # CPU: a small network, the first windows of a pass
 
 Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 (`presets/tiger`). The first
-pass scores every token, as in training; the second meets the new sizes of batches; the passes after them are timed,
-decisions and every step included. One of them in `rescore_every` computes skipped targets again.
+pass scores every token, as in training; those up to the first that computes skipped targets again (one in
+`rescore_every`) meet the new sizes of batches; the passes after them are timed, decisions and every step included.
 
 Columns, of a timed pass. sequences, tokens: shares that are skipped, realised. windows, encoder, decoder, FLOPs: what
 is computed, relative to full; FLOPs are the matrix products of the forward pass, counted over shapes. seconds;

@@ -82,17 +82,35 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
         ([T, H, D] in the type of `v_SHD`, None or with `mass` [S] in the type of the softmax, which carries no
         gradient). The softmax is computed in float32 or better.
     """
+    return packed_attention((q_THD, k_SHD, v_SHD), layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+
+
+def packed_attention(qkv: Sequence[Tensor], layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False,
+                     dropout: float = 0.0, mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+    """`attention` of what one product made: on a GPU its gradient is written in one piece too.
+
+    Args:
+        qkv: queries, keys and values [T, 3, H, D]; or queries [T, H, D], and keys and values [S, 2, H, D]; or all three
+            apart, as `attention` takes them.
+    """
     if (spans := layout.spans) is not None:  # Triton comes with CUDA builds of torch only
         if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
             from pipeline.backbones.decoding_triton import attend
 
-            return attend(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal), None
+            return attend(*separate(qkv), spans, bias_HQK, causal), None
         from pipeline.backbones.attention_triton import triton_attention
 
-        return triton_attention(q_THD, k_SHD, v_SHD, spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+        return triton_attention(qkv, spans, bias_HQK, causal=causal, dropout=dropout, mass=mass)
+    q_THD, k_SHD, v_SHD = separate(qkv)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
     return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
+
+
+def separate(qkv: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of the queries, keys and values that lie in one, two or three tensors, as `packed_attention` takes them."""
+    q_THD, k_SHD, v_SHD = (part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,)))
+    return q_THD, k_SHD, v_SHD
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:

@@ -23,9 +23,12 @@ from torch import Tensor
 from pipeline.backbones.attention_kernels import dot
 from pipeline.backbones.attention_silu import BUCKET_WIDTH, EPSILON, TIME_BUCKETS, Kind
 from pipeline.backbones.attention_triton import Spans
-from pipeline.backbones.launches import Launch, add_diagonals, launch_all, launches_for, make_slab, with_reach
+from pipeline.backbones.launches import Launch, Tile, add_diagonals, launch_all, launches_for, make_slab, with_reach
 from pipeline.backbones.sequences import Times
 
+# What measured best on an H200, by class of lengths
+FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
+BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
 WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)
 
 
@@ -182,7 +185,7 @@ def _pointwise_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, time_bias: Tens
     reaching = cast(Tensor, with_reach(bias, longest))
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
-    launches = launches_for(q, longest, longest, False)
+    launches = launches_for(q, longest, FORWARD)
     arguments = (q, k, v, o, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts), starts,
                  lengths, classes, q.stride(0), k.stride(0), v.stride(0), H, reaching.shape[1])
     launch_all(_forward, launches, [arguments] * len(launches), [
@@ -203,12 +206,12 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
                            lengths: Tensor, classes: Tensor, longest: int,
                            silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     H, reaching = q.shape[1], cast(Tensor, with_reach(bias, longest))
-    launches = launches_for(q, longest, longest, True)
+    launches = launches_for(q, longest, BACKWARD)
     # Rows of dq are added to once per key tile, so they are float32 unless there is one.
     added = not all(launch.one_key_tile for launch in launches)
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
-    slabs = [make_slab(launch, q, bias, None, longest, 0) for launch in launches]
+    slabs = [make_slab(launch, q, longest) for launch in launches]
     time_slabs = [torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32)
                   for launch in launches]
     arguments = [(q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),

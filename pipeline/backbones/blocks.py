@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Layout, Mass, attend_to_ancestors, attend_to_windows, attention
+from pipeline.backbones.attention import Layout, Mass, attend_to_ancestors, attend_to_windows, packed_attention
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.dropout import Dropout, ReluDropout
 
@@ -59,14 +59,16 @@ class SelfAttention(nn.Module):
     def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False,
                 mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
         """The states, and with `mass` the attention mass [T] that each token receives."""
-        q, k, v = self.project(h_Td)
-        mixed_THD, mass_T = attention(q, k, v, layout, bias_HQK, causal=causal, mass=mass,
-                                      dropout=self.p if self.training else 0.0)
+        mixed_THD, mass_T = packed_attention((self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass,
+                                             dropout=self.p if self.training else 0.0)
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [T, H, D] from one product."""
-        return linear(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1)).unbind(1)
+        return self._packed(h_Td).unbind(1)
+
+    def _packed(self, h_Td: Tensor) -> Tensor:
+        return linear(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1))
 
     def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor) -> tuple[Tensor, Past]:
         """One more position of each row; see `attend_to_ancestors`. No dropout."""
@@ -89,12 +91,17 @@ class CrossAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
+    def packed(self, memory_Td: Tensor) -> Tensor:
+        """Keys and values [S, 2, H, D]."""
+        return linear(self.kv, memory_Td).unflatten(1, (2, self.heads, -1))
+
     def keys_values(self, memory_Td: Tensor) -> KeysValues:
-        k, v = linear(self.kv, memory_Td).unflatten(1, (2, self.heads, -1)).unbind(1)
+        k, v = self.packed(memory_Td).unbind(1)
         return k, v
 
-    def forward(self, h_Td: Tensor, memory: KeysValues, layout: Layout) -> Tensor:
-        mixed_THD, _ = attention(self._queries(h_Td), *memory, layout, dropout=self.p if self.training else 0.0)
+    def forward(self, h_Td: Tensor, memory_S2HD: Tensor, layout: Layout) -> Tensor:
+        mixed_THD, _ = packed_attention((self._queries(h_Td), memory_S2HD), layout,
+                                        dropout=self.p if self.training else 0.0)
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
 
     def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
@@ -145,9 +152,9 @@ class DecoderBlock(nn.Module):
         self.cross = CrossAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory: KeysValues, cross: Layout) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory_S2HD: Tensor, cross: Layout) -> Tensor:
         h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
-        return self.ff(self.cross(h_Td, memory, cross))
+        return self.ff(self.cross(h_Td, memory_S2HD, cross))
 
     def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor, memory: KeysValues,
                encoder: Layout) -> tuple[Tensor, Past]:

@@ -3,6 +3,7 @@
 Shape legend: H heads, R relative distances, L places of a sequence.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CLASSES = (16, 32, 64, 128, 512)  # longest key sequence of each launch
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program works on at once, and how many there are."""
+
+    rows: int  # queries
+    columns: int  # keys
+    warps: int
+    per_chip: int  # programs of a multiprocessor, over all heads
 
 
 @dataclass(frozen=True)
@@ -35,16 +46,15 @@ class Launch:
         return self.one_key_tile and self.rows == self.columns
 
 
-def launches_for(q: Tensor, longest_q: int, longest_k: int, backward: bool) -> list[Launch]:
-    """What keys up to `longest_k` need. Tile sizes and counts are those that measured best on an H200."""
+def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launch]:
+    """What keys up to `longest_k` need, given the tile of each class; float32 gets smaller ones."""
     chips = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 2
     found: list[Launch] = []
-    for longest in CLASSES[:1 + sum(longest < longest_k for longest in CLASSES[:-1])]:
-        columns = min(longest, 32) if q.dtype == torch.float32 else longest if longest <= 128 else 64
-        rows = min(columns, 32 if columns == 128 and backward else 64) if longest_q > 16 else 16
-        warps = {16: 1, 32: 2, 64: 4, 128: 4}[columns]
-        per_chip = {16: 16, 32: 8, 64: 8, 128: 8, 512: 4}[longest]
-        found.append(Launch(len(found), longest, rows, columns, max(1, chips * per_chip // q.shape[1]), warps))
+    for longest, tile in zip(CLASSES[:1 + sum(longest < longest_k for longest in CLASSES[:-1])], tiles, strict=False):
+        rows, columns, warps = tile.rows, tile.columns, tile.warps
+        if q.dtype == torch.float32 and columns > 16:
+            rows, columns, warps = min(rows, 32), 32, 4
+        found.append(Launch(len(found), longest, rows, columns, max(1, chips * tile.per_chip // q.shape[1]), warps))
     return found
 
 
@@ -91,22 +101,25 @@ def _streams(device: torch.device) -> list[torch.cuda.Stream]:
     return [torch.cuda.Stream(device) for _ in CLASSES]
 
 
+def whole_tiles(length: int) -> int:
+    """Places of the tiles that hold a sequence, at most."""
+    return -(-length // 128) * 128
+
+
 def with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
     """The bias with room for every place of the last tile, so that its loads need no mask."""
     if bias_HR is None:
         return None
-    margin = (longest + 127) // 128 * 128 - bias_HR.shape[1] // 2
-    return F.pad(bias_HR, (margin, margin))
+    margin = whole_tiles(longest) - bias_HR.shape[1] // 2
+    return F.pad(bias_HR, (margin, margin)) if margin > 0 else bias_HR
 
 
-def make_slab(launch: Launch, q: Tensor, bias: Tensor | None, positions: Tensor | None, longest: int,
-              reach: int) -> Tensor:
+def make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
     """Room for each program's sum of dS by place, [programs, H, side, side]."""
-    side = reach if positions is not None else min(launch.longest, -(-longest // launch.columns) * launch.columns)
+    side = min(launch.longest, -(-longest // launch.columns) * launch.columns)
     # A sum that fits one tile stays in registers, and is stored whole; others are added up here.
-    make = torch.empty if launch.one_tile and positions is None else torch.zeros
-    return make(launch.programs if bias is not None else 0, q.shape[1], side, side, device=q.device,
-                dtype=torch.float32)
+    make = torch.empty if launch.one_tile else torch.zeros
+    return make(launch.programs, q.shape[1], side, side, device=q.device, dtype=torch.float32)
 
 
 def add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.launches import whole_tiles
 
 
 class RelativeBias(nn.Module):
@@ -34,8 +35,11 @@ class RelativeBias(nn.Module):
         return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
 
     def by_distance(self, length: int) -> Tensor:
-        """[H, 2 * length - 1]: column length - 1 + d is the bias of key position minus query position d."""
-        distances = torch.arange(1 - length, length, device=self.weight.device).clamp_(-self.reach, self.reach)
+        """[H, R]: column R // 2 + d is the bias of key position minus query position d, for sequences of `length` and
+        what they leave free in a GPU kernel's last tile.
+        """
+        most = whole_tiles(length)
+        distances = torch.arange(-most, most + 1, device=self.weight.device).clamp_(-self.reach, self.reach)
         one_hot_RB = F.one_hot(self.bucket_of_distance[distances + self.reach], len(self.weight))
         return (one_hot_RB.to(self.weight.dtype) @ self.weight).T.contiguous()  # a product: its gradient adds in order
 

@@ -168,8 +168,11 @@ class T5(nn.Module):
                          (_equal_layout(encoded.layout, windows, levels), _cross_layout(encoded.layout, levels)))
         bias = (self.decoder_bias(range(levels), levels) if layout.spans is None
                 else self.decoder_bias.by_distance(levels))
+        states_Td = encoded.states_Td
+        if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
+            states_Td = states_Td.to(torch.get_autocast_dtype(states_Td.device.type))
         for block in self.decoder:
-            h_Td = _run(block)(h_Td, layout, bias, block.cross.keys_values(encoded.states_Td), cross)
+            h_Td = _run(block)(h_Td, layout, bias, block.cross.packed(states_Td), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
         h_WLd = h_Td.unflatten(0, (windows, levels)) if prefixes is None else prefixes.by_level(h_Td)
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]

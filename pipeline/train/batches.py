@@ -282,10 +282,6 @@ class Feed:
             yield step if select is None else replace(
                 step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
 
-    def first(self) -> Batch:
-        """This process's first batch of the first step, with nothing skipped and not filled up."""
-        return self._batches(next(steps_of_pass(self.passes, 0, 0, self.budget, self.tokens_per_item)), None)[0]
-
     def samples(self, step: Step) -> int:
         """(history, target) pairs of a step."""
         return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)

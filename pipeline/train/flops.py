@@ -1,29 +1,51 @@
 """How much of the chip's arithmetic training uses: matrix products counted, not estimated from a model's size.
 
-Counted are the products of one forward pass over the first step's windows, as they run uncompiled and unfilled, two for
-a multiply-add; training takes three times that, a backward pass having two products for each. In evaluation mode, so
-that a strategy counts as it evaluates: of tokens that `skipgr` skips in training alone, nothing is seen here.
+Counted are the products of one forward pass over some hundred windows, by the plain path on the CPU, two for a
+multiply-add; training takes three times that, a backward pass having two products for each. In evaluation mode, so that
+a strategy counts as it evaluates: of what `skipgr` skips in training alone, nothing is seen here.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-if TYPE_CHECKING:
-    from pipeline.strategies.base import Batch, Strategy
+from pipeline.backbones.catalogue import Catalogue
+from pipeline.strategies import build_strategy
+from pipeline.train.batches import Listed, Step, collate
 
+if TYPE_CHECKING:
+    from pipeline.artifacts import Sids, Splits
+    from pipeline.config import Params
+    from pipeline.train.windows import Windows
+
+WINDOWS = 256
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # FLOP/s of dense bfloat16, by a part of the GPU's name
 
 
 @torch.no_grad()
-def flops_per_window(model: nn.Module, strategy: "Strategy", batch: "Batch") -> float:
-    """Of training: forward and backward. The model is left in evaluation mode."""
-    model.eval()
+def flops_per_window(params: "Params", sections: dict[str, Any], splits: "Splits", sids: "Sids",
+                     windows: "Windows", pad_to: int = 0) -> float:
+    """Of training, forward and backward, over these windows.
+
+    Args:
+        sections: settings of the strategies, as for `build_strategy`.
+        pad_to: encoder positions of every window of a padded run, 0 for packed.
+    """
+    catalogue, items_N = Catalogue(sids.codes_IL, sids.widths, sids.digit), np.asarray(splits.items_N)
+    strategy = build_strategy(params.strategy, sections, pad_to)
+    with torch.random.fork_rng(devices=[]):
+        model = strategy.build_model(params.backbone, catalogue).eval()
+    step = Step(0, len(windows), windows, np.ones(len(windows), np.float32))
+    listed = None if strategy.items == "unlisted" else Listed(items_N, step, strategy.items, len(windows),
+                                                              catalogue.items)
+    times_N = np.asarray(splits.timestamps_N) if params.backbone.wants_times else None
+    batch = collate(items_N, step, np.arange(len(windows)), catalogue.codes_IL, pad_to, splits.max_history, None,
+                    times_N, params.train.targets == "all", listed)
     with FlopCounterMode(display=False) as counter:
         strategy.loss(model, batch)
-    return 3 * counter.get_total_flops() / batch.histories.windows
+    return 3 * counter.get_total_flops() / len(windows)
 
 
 def peak(device: torch.device) -> float | None:

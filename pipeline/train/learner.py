@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.recorded import Recorded
 from pipeline.strategies.base import Batch, Strategy
 from pipeline.train.config import TrainConfig
-from pipeline.train.optimizer import Average, autocast, build_optimizer, update
+from pipeline.train.optimizer import Average, autocast, backward, build_optimizer, update
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Learner:
         self.records = self.device.type == "cuda" and config.compile
         self._gradients_of: Callable[[Part], Tensor] = self._gradients
         self._update_all: Callable[[None], None] = self._update
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._recorded: list[Recorded] = []
         if self.records:
             network: Any = model
@@ -63,7 +64,7 @@ class Learner:
     def _gradients(self, part: Part) -> Tensor:
         with autocast(self.config, self.device):
             loss = self.strategy.loss(self.model, part.batch)
-        (loss * part.share).backward()
+        backward(loss * part.share, self._parameters)
         return loss.detach()
 
     def _update(self, _: None) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -48,6 +49,18 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """As `loss.backward()`, but gradients are added to those at hand all at once: one by one would be a kernel each."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    at_hand, more = list[Tensor](), list[Tensor]()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            at_hand.append(parameter.grad)
+            more.append(gradient)
+    torch._foreach_add_(at_hand, more)
 
 
 def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:

@@ -41,7 +41,7 @@ from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.flops import flops_per_window, peak
+from pipeline.train.flops import WINDOWS, flops_per_window, peak
 from pipeline.train.loop import State, Trainer
 from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
@@ -85,7 +85,9 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         state = trainer.run()
         kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
         learned, unseen = trainer.strategy.learned(), trainer.strategy.unseen()
-        timings = _timings(trainer, state, device) | kept.figures() | trainer.strategy.figures()
+        flops = flops_per_window(params, _sections(params), read_splits, read_sids,
+                                 trainer.feed.passes.take(0, 0, WINDOWS), trainer.feed.pad_to)
+        timings = _timings(trainer, state, device, flops) | kept.figures() | trainer.strategy.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
             extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
@@ -204,10 +206,9 @@ def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
           flush=True)
 
 
-def _timings(trainer: Trainer, state: State, device: torch.device) -> dict[str, Any]:
+def _timings(trainer: Trainer, state: State, device: torch.device, flops: float) -> dict[str, Any]:
     """Training seconds are those of optimizer steps without compilation; wall seconds count everything."""
     positions = state.windows * trainer.feed.pad_to if trainer.feed.pad_to else state.tokens
-    flops = flops_per_window(trainer.evaluated, trainer.strategy, trainer.feed.first())
     rate, at_most = flops * state.windows / state.train_seconds, peak(device)
     shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
     return {

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.backbones.attention import Group, Layout, attention, reference_attention
+from pipeline.backbones.attention import Group, Layout, attention, packed_attention, reference_attention
 
 SELF = Layout((Group(3, 1, 1), Group(1, 4, 4), Group(5, 7, 7)))
 CROSS = Layout((Group(2, 4, 1), Group(3, 4, 6), Group(1, 4, 9)))
@@ -77,3 +77,11 @@ def test_strided_queries_keys_and_values_of_one_projection_are_taken_as_they_are
     q, k, v = torch.randn(length, 3, 2, 4).unbind(1)
     expected, _ = attention(q.contiguous(), k.contiguous(), v.contiguous(), SELF)
     torch.testing.assert_close(attention(q, k, v, SELF)[0], expected)
+
+
+def test_what_one_product_made_may_stay_together():
+    q, k, v, b = make_inputs(SELF)
+    expected, _ = attention(q, k, v, SELF, b)
+    together = torch.stack([q, k, v], 1)
+    for parts in ((together,), (q, together[:, 1:]), (q, k, v)):
+        torch.testing.assert_close(packed_attention(parts, SELF, b)[0], expected)

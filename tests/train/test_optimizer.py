@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline.train.config import TrainConfig
-from pipeline.train.optimizer import Average, autocast, build_optimizer, learning_rate, set_rate, update
+from pipeline.train.optimizer import Average, autocast, backward, build_optimizer, learning_rate, set_rate, update
 
 
 class Small(nn.Module):
@@ -25,6 +25,17 @@ def gradients(model: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for parameter in model.parameters():
         parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_backward_adds_to_the_gradients_at_hand_and_leaves_alone_what_the_loss_does_not_reach() -> None:
+    ours, reference = Small(), Small()
+    for factor in (1.0, 3.0):
+        backward(factor * ours.linear(ours.norm).square().sum(), list(ours.parameters()))
+        (factor * reference.linear(reference.norm).square().sum()).backward()
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        torch.testing.assert_close(a.grad, b.grad)
+    assert ours.encoder_bias.weight.grad is None
 
 
 def test_adam_is_torch_adam_with_l2_on_everything() -> None:
