@@ -1,7 +1,8 @@
 """rastp's choice of tokens on a GPU: one Triton program per window, one launch.
 
 A window has a few hundred tokens at most, so a program ranks each by comparing it with all others: no sort, nothing
-leaves the chip between ranking and writing. `rastp.Pruner._choose` is the same in torch, and the oracle.
+leaves the chip between ranking and writing. What `rastp.Pruner` does in torch (`_best`, `_spread`, `_compact`) is the
+oracle.
 
 Shape legend: W windows, N items of all windows, S tokens of one item, E of them that are scored, T tokens before, O
 places after.
