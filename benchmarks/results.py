@@ -135,12 +135,12 @@ def time_to_recall(rows: list[Row]) -> Iterable[str]:
             of_all = "" if len(seconds) == len(runs) else f" ({len(seconds)} of {len(runs)})"
             cells.append(f"{np.mean(seconds):.0f} s{of_all}" if seconds else "")
         best = np.mean([max(reached for _, reached in row["curve"]) for row in runs])
-        yield f"| {group}: {arm}, {len(runs)} seeds | " + " | ".join(cells) + f" | {best:.4f} |"
+        yield f"| {group}: {arm}, {len(runs)} seed{'s' * (len(runs) > 1)} | " + " | ".join(cells) + f" | {best:.4f} |"
 
 
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
     """A table of the rows of one kind: column title -> format of the row."""
-    own = [row for row in rows if row.get("kind") == kind]
+    own = [row for row in rows if row.get("kind") == kind and not row.get("superseded")]
     if not own:
         yield "missing"
         return

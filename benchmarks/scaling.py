@@ -1,12 +1,13 @@
-"""What more GPUs bring: one row of training and evaluation by as many processes as torchrun starts.
+"""What more GPUs bring: one row of training or evaluation by as many processes as torchrun starts.
 
-    python benchmarks/scaling.py                                                  # one GPU
-    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py                # two, on the same steps
-    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py --batch-tokens 281600
+    python benchmarks/scaling.py train && python benchmarks/scaling.py evaluate            # one GPU
+    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py train                   # two, on the same steps
+    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py evaluate
+    torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py train --batch-tokens 140800
 
-Trains params.yaml (here: `preset beauty-fast`) for `--windows` windows into a temporary folder, and ranks all test
-users with what it learned, twice: the second time counts, when the search is recorded. windows/s are those of optimizer
-steps after compilation; users/s of the slowest process. Reads data/.
+`train`: params.yaml (at best `preset beauty-fast`) for `--windows` windows, into a temporary folder; windows/s are
+those of optimizer steps after compilation. `evaluate` ranks all test users with what `train` left there, twice: the
+second time counts, when the search is recorded; users/s of the slowest process. Reads data/.
 """
 
 import argparse
@@ -28,13 +29,13 @@ from pipeline.train.stage import run
 
 
 def train(params: Params, folder: Path) -> float:
-    """Windows a second."""
+    """Windows a second, on each process."""
     return float(run(params, output=folder / "generator", reports=folder / "reports",
                      scratch=folder / "scratch")["windows_per_second"])
 
 
 def evaluate(params: Params, folder: Path) -> float:
-    """Users a second."""
+    """Users a second, all processes together."""
     device, splits, config = pick_device(params.train.device), Splits.read(), params.evaluate
     with joined(device) as world:
         generator = load_generator(folder / "generator", device)
@@ -53,6 +54,7 @@ def evaluate(params: Params, folder: Path) -> float:
 def main() -> None:
     """Print the row."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["train", "evaluate"])
     parser.add_argument("--windows", type=int, default=3_500_000)
     parser.add_argument("--batch-tokens", type=int, help="of a step, over all processes; else that of params.yaml")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sidpipe-scaling")
@@ -60,11 +62,13 @@ def main() -> None:
     params = load_params(Path("params.yaml"))
     params = replace(params, train=replace(params.train, max_windows=args.windows, validate_every=10**6,
                                            batch_tokens=args.batch_tokens or params.train.batch_tokens))
-    trained, ranked = train(params, args.folder), evaluate(params, args.folder)
+    if args.what == "train":
+        said = f"{params.train.batch_tokens:,} tokens a step: {train(params, args.folder):,.0f} windows/s"
+    else:
+        said = (f"beam {params.evaluate.beam}, {params.evaluate.batch_users:,} users a batch: "
+                f"{evaluate(params, args.folder):,.0f} users/s")
     if os.environ.get("RANK", "0") == "0":
-        print(f"{os.environ.get('WORLD_SIZE', '1')} processes, {params.train.batch_tokens:,} tokens a step: "
-              f"{trained:,.0f} windows/s, {ranked:,.0f} users/s (beam {params.evaluate.beam}, "
-              f"{params.evaluate.batch_users:,} a batch)")
+        print(f"{os.environ.get('WORLD_SIZE', '1')} processes, {said}")
 
 
 if __name__ == "__main__":
