@@ -30,7 +30,7 @@ from pipeline.machine import peak_memory_gib, pick_device
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Batch
 from pipeline.strategies.config import tokens_per_item
-from pipeline.train.batches import Listed, Step, beside, collate, common_shape
+from pipeline.train.batches import MEASURED_STEPS, Listed, Step, beside, collate, common_shape
 from pipeline.train.config import TrainConfig
 from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Windows
@@ -105,7 +105,9 @@ def measure(strategy: str, splits: Splits, catalogue: Catalogue, windows: Window
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     source, rows = steps(windows, size), np.arange(size)
     drawn = [next(source) for _ in range(12)]
-    share, shape = torch.full((), 1 / size, device=device), common_shape(drawn, 1, LONGEST) if learner.records else None
+    share, shape = torch.full((), 1 / size, device=device), None
+    if learner.records:  # room for nearly all steps, as `Feed` measures it: each further shape is recorded anew
+        shape = common_shape(itertools.islice(steps(windows, size), MEASURED_STEPS), 1, LONGEST)
 
     def batch_of(step: Step) -> Batch:
         listed = None if chosen.items == "unlisted" else Listed(items, step, chosen.items, size, catalogue.items)
