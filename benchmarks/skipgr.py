@@ -171,13 +171,14 @@ def main() -> None:
     """Print the table, a row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", default=",".join(str(number) for number in range(len(WAYS))), help="rows, by number")
-    parser.add_argument("--batch-tokens", type=int, default=142_000)
+    parser.add_argument("--batch-tokens", type=int, help="else 142,000, with --small 8,192")
     parser.add_argument("--passes", type=int, default=4, help="timed ones")
     parser.add_argument("--places", type=int, default=0, help="windows of a pass; 0: all")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--small", action="store_true", help="a network for a CPU")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
+    args.batch_tokens = args.batch_tokens or (8_192 if args.small else 142_000)
     splits, sids, device = Splits.read(), Sids.read(), pick_device("auto")
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
