@@ -18,8 +18,8 @@ import pandas as pd
 
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
 Row = dict[str, Any]
-# group of runs -> what the table says above them, and the strategies that belong there
 STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
+# group of runs -> the data set, and the runs that belong there
 QUALITY = {
     "beauty-fast": ("amazon-beauty", STRATEGIES),
     "beauty-fast, on Sports": ("amazon-sports", STRATEGIES),
@@ -31,11 +31,7 @@ QUALITY = {
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
-
-
-RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)
-
-
+RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times are told
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ("## The recipe, change by change", "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "

@@ -65,7 +65,7 @@ def steps(windows: Windows, size: int) -> Iterator[Step]:
             yield Step(0, first + size, windows[first:first + size], np.ones(size, np.float32))
 
 
-def flops_per_window(config: BackboneConfig, widths: tuple[int, ...], lengths: np.ndarray) -> float:
+def forward_flops(config: BackboneConfig, widths: tuple[int, ...], lengths: np.ndarray) -> float:
     """Matrix products of a forward pass, mean over windows of `lengths` items: 2 per multiply-add."""
     d, inner, levels = config.d_model, config.heads * config.d_head, len(widths)
     ff = 2 * d * config.d_ff + (config.ff_hidden_layers - 1) * config.d_ff**2
@@ -137,7 +137,7 @@ def measure(strategy: str, splits: Splits, catalogue: Catalogue, windows: Window
         _profile(train)
     lengths = np.concatenate([step.windows.lengths_W for step in drawn])
     memory = peak_memory_gib(device)
-    flops = 3 * rate * flops_per_window(TIGER, catalogue.widths, lengths) if strategy == "full" else None
+    flops = 3 * rate * forward_flops(TIGER, catalogue.widths, lengths) if strategy == "full" else None
     name = f"{strategy}, {config.batching}, {size} a step" + ", fed" * fed
     return Row(name, rate, rate * lengths.mean() * per_item, flops, memory, warm)
 
