@@ -130,7 +130,7 @@ class Shape:
 
     def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
         """Lengths of the windows that fill up a batch of these; of one that this shape cannot hold, up to a larger one.
-        None where no window holds more than one item and that cannot be done.
+        None where that leaves more items to fill than the windows to fill can hold: the batch then stays as it is.
 
         Args:
             lost: items of these that are left out.

@@ -76,3 +76,8 @@ def test_a_batch_that_a_shape_cannot_hold_is_filled_up_to_a_larger_one():
     assert shape.filling(np.full(10, 5), longest=5).tolist() == [1, 1]  # too many items
     assert shape.filling(np.ones(11, int), longest=5).tolist() == [5, 5, 5, 4]  # one window cannot hold the rest
     assert shape.filling(np.full(40, 2), longest=5).tolist() == [2, 2]  # too many of both
+
+
+def test_a_batch_stays_as_it_is_where_the_windows_that_fill_it_cannot_hold_enough():
+    lengths_W = np.repeat([3, 4], [36, 232])  # 1,036 items; the next size is 1,088, but 4 windows hold 28 at most
+    assert len(Shape(windows=272, items=905).filling(lengths_W, longest=7)) == 0
