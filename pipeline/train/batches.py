@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -128,8 +128,8 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
         return shape
     found = []
     for rows in deal(step.windows.lengths_W, parts):
-        chosen, filling = _chosen_rows(step, rows), max(shape.windows - len(rows), 0)
-        arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W) if chosen else ()
+        chosen, filling = cast(Selected, _chosen_rows(step, rows)), max(shape.windows - len(rows), 0)
+        arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W)
         # A window that fills a batch has one of each
         found.append([0 if array is None else int((array.sum() + filling) * (1 + margin)) + 1
                       for array, margin in zip(arrays, FITTED_MARGINS, strict=True)])
