@@ -1,4 +1,4 @@
-"""Several processes under `torchrun`: who they are, and the few things they exchange outside of the gradients.
+"""Several processes under `torchrun`: who they are, and what they exchange.
 
 In training each process builds the same model from the same seed and sees its share of every batch; gradients are added
 up before each update, so that the models stay equal. In evaluation each ranks its share of the users. Without torchrun
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together."""
+    """This process among those that work together."""
 
     rank: int = 0
     size: int = 1

@@ -1,8 +1,8 @@
 """Multi-head attention over a packed axis: sequences of many lengths end to end, none of them padded.
 
-T5's attention: scores are not scaled, and a learned bias of the relative position is added to them. `attention` is the
-one entry and the one place to choose between implementations, as `attend_to_ancestors` and `attend_to_windows` are for
-a decoding step. `reference_attention` says the same slowly, and is what the tests compare with.
+T5's attention: scores are not scaled, and a learned bias of the relative position is added to them. `attention` and
+`packed_attention` are the one place to choose between implementations, as `attend_to_ancestors` and `attend_to_windows`
+are for a decoding step. `reference_attention` says the same slowly, and is what the tests compare with.
 
 Shape legend: T query positions and S key positions of all sequences, H heads, D head width; n sequences of one group,
 Q queries and K keys of each of its sequences; R queries (windows x beams) and J positions so far of a decoding step.
@@ -250,7 +250,7 @@ def _dropout_factors(q_THD: Tensor, layout: Layout, p: float) -> list[Tensor]:
 
 def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
                         bias_HJ: Tensor) -> Tensor:
-    """Self-attention of each beam's newest position. Keys and values stay where they were written; nothing is copied.
+    """Self-attention of each beam's newest position. On a GPU keys and values are read where they were written.
 
     Args:
         past: keys and values [rows of that level, H, D] of each of the J levels, those of the R queries last.

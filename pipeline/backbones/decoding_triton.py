@@ -89,12 +89,12 @@ def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], ro
     return out
 
 
-def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HD: Tensor | None = None,
+def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias: Tensor | None = None,
            causal: bool = False, equal: bool = False) -> Tensor:
     """As `attention_triton.triton_attention`, only forward, and all lengths in one launch.
 
     Args:
-        bias_HD: [H, distances], see there.
+        bias: [H, distances], as there.
         equal: `spans` are those of the keys; each window has T / W queries.
     """
     T, H, D = q_THD.shape
@@ -104,9 +104,9 @@ def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias_HD: T
     # Rows of no window must not hold noise.
     out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
     window_kernel[(windows, H, triton.cdiv(queries, rows))](
-        q_THD, k_SHD, v_SHD, out, out if bias_HD is None else bias_HD, spans.starts_q, spans.starts_k,
+        q_THD, k_SHD, v_SHD, out, out if bias is None else bias, spans.starts_q, spans.starts_k,
         spans.lengths_k, q_THD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
-        1 if bias_HD is None else bias_HD.shape[1], EQUAL=equal, HAS_BIAS=bias_HD is not None, CAUSAL=causal,
+        1 if bias is None else bias.shape[1], EQUAL=equal, HAS_BIAS=bias is not None, CAUSAL=causal,
         PRECISION=PRECISION, BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
         num_stages=2)
     return out

@@ -15,7 +15,7 @@ What differs from a textbook T5 (Raffel et al. 2020; `transformers` has the code
 Residuals and norms stay in float32 under autocast. Nothing here waits for the device.
 
 Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D head width, L code levels, K beams,
-R rows of a decoding step (W * K), J levels before it, V codes of one level.
+R rows of a decoding step (W * K), J levels before it (and its own, of a bias), V codes of one level.
 """
 
 from collections.abc import Callable, Iterable, Sequence

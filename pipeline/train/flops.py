@@ -2,7 +2,9 @@
 
 Counted are the products of one forward pass over some hundred windows, by the plain path on the CPU, two for a
 multiply-add; training takes three times that, a backward pass having two products for each. In evaluation mode, so that
-a strategy counts as it evaluates: of what `skipgr` skips in training alone, nothing is seen here.
+a strategy counts as it evaluates: of what `skipgr` skips in training alone, nothing is seen here. What a step computes
+once for all its windows (`intrr`: its distinct items) is shared by these few, so it counts for more than in a larger
+step.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -38,7 +38,7 @@ def offsets_of(days: list[list[int]]) -> np.ndarray:
 
 
 def one_by_one(days: list[list[int]], protocol: str) -> list[tuple[int, int, int]]:
-    """(train_end, valid_target, test_target) of each user, by the rules as the issue words them."""
+    """(train_end, valid_target, test_target) of each user, by the rules in words."""
     rows, start = [], 0
     for own in map(sorted, days):
         train, valid, test = len(own), -1, -1
