@@ -282,6 +282,10 @@ class Feed:
             yield step if select is None else replace(
                 step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
 
+    def first_windows(self) -> Windows:
+        """Of a run's first step, over all processes, where nothing is skipped."""
+        return next(steps_of_pass(self.passes, 0, 0, self.budget, self.tokens_per_item)).windows
+
     def samples(self, step: Step) -> int:
         """(history, target) pairs of a step."""
         return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)

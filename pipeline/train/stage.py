@@ -41,7 +41,7 @@ from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.flops import WINDOWS, flops_per_window, peak
+from pipeline.train.flops import flops_per_window, peak
 from pipeline.train.loop import State, Trainer
 from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
@@ -85,8 +85,8 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         state = trainer.run()
         kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
         learned, unseen = trainer.strategy.learned(), trainer.strategy.unseen()
-        flops = flops_per_window(params, _sections(params), read_splits, read_sids,
-                                 trainer.feed.passes.take(0, 0, WINDOWS), trainer.feed.pad_to)
+        flops = flops_per_window(params, _sections(params), read_splits, read_sids, trainer.feed.first_windows(),
+                                 trainer.feed.pad_to)
         timings = _timings(trainer, state, device, flops) | kept.figures() | trainer.strategy.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)

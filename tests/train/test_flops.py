@@ -47,6 +47,15 @@ def test_every_backbone_is_counted_and_more_targets_cost_more(world: TinyWorld, 
     assert 0 < one < every
 
 
+def test_a_sample_of_windows_says_what_all_say_unless_they_share_items(world: TinyWorld,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    (every, items_W), shared = counted(world, "full"), counted(world, "intrr")[0]
+    monkeypatch.setattr("pipeline.train.flops.SQUARES", int((items_W[:20]**2).sum()))
+    sample = counted(world, "full")[0]
+    assert every != sample == pytest.approx(every, rel=0.2)
+    assert counted(world, "intrr")[0] == shared
+
+
 def test_skipping_in_training_alone_is_not_seen(world: TinyWorld) -> None:
     assert counted(world, "skipgr")[0] == counted(world, "full")[0]
 
