@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params, stop_at, train_by_torchrun
+from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 EXACT = {"deterministic": True, "precision": "float32"}
@@ -41,10 +41,7 @@ def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
     params = make_params(train={"device": "cuda", "ema": 0.9, "deterministic": True, "precision": precision})
     world.train(params, "undisturbed")
 
-    with monkeypatch.context() as patch:
-        stop_at(17, patch)
-        with pytest.raises(KeyboardInterrupt):
-            world.train(params)
+    interrupt(world, params, 17, monkeypatch)
     world.train(params)
     assert world.written() == world.written("undisturbed")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params, stop_at
+from tiny_world import TinyWorld, interrupt, make_params
 
 from pipeline.backbones.beam import score_catalogue
 from pipeline.backbones.generator import load_generator
@@ -39,10 +39,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: p
     params = recursive(intrr=options, train={"ema": 0.9, "accumulate": 2}, backbone={"dropout": 0.1})
     world.train(params, "straight")
 
-    with monkeypatch.context() as patch:
-        stop_at(12, patch)
-        with pytest.raises(KeyboardInterrupt):
-            world.train(params, "stopped")
+    interrupt(world, params, 12, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params, stop_at
+from tiny_world import TinyWorld, interrupt, make_params
 
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Histories
@@ -37,10 +37,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: p
     params = pruned(**options)
     world.train(params, "straight")
 
-    with monkeypatch.context() as patch:
-        stop_at(6, patch)
-        with pytest.raises(KeyboardInterrupt):
-            world.train(params, "stopped")
+    interrupt(world, params, 6, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
     counts = ("tokens_per_step", "tokens_per_step_after_pruning", "keep_rate")

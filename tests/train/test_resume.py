@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params, stop_at
+from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
 from pipeline.errors import UserError
 from pipeline.train.checkpoint import Checkpoints
@@ -54,13 +54,6 @@ def _interrupt(*args: Any) -> None:
     raise KeyboardInterrupt
 
 
-def interrupted(world: TinyWorld, monkeypatch: pytest.MonkeyPatch, steps: int, **settings: Any) -> None:
-    with monkeypatch.context() as patch:
-        stop_at(steps, patch)
-        with pytest.raises(KeyboardInterrupt):
-            world.train(make_params(**settings))
-
-
 def test_kill_9_at_a_random_step_changes_no_byte_of_the_result(
         world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
     step = random.Random(os.urandom(8)).randrange(8, 29)  # checkpoints fall on 7, 14, 21, 28; a pass has 8 steps
@@ -77,7 +70,7 @@ def test_wherever_a_run_stops_it_ends_with_the_same_bytes(world: TinyWorld, monk
     settings = {"train": {**SETTINGS["train"], "windows": "prefixes", "accumulate": 2}}
     world.train(make_params(**settings), "undisturbed")
     for steps in (7, 10, 14, 19, 24):  # on a checkpoint, on a validation, on both, in mid-pass
-        interrupted(world, monkeypatch, steps, **settings)
+        interrupt(world, make_params(**settings), steps, monkeypatch)
         world.train(make_params(**settings), str(steps))
         assert world.written(str(steps)) == world.written("undisturbed"), f"stopped after {steps}"
 
@@ -95,7 +88,7 @@ def test_a_run_that_patience_had_ended_does_not_train_on(world: TinyWorld, monke
 
 def test_another_parameter_starts_anew_and_leaves_the_checkpoint(
         world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted(world, monkeypatch, 10)
+    interrupt(world, make_params(), 10, monkeypatch)
     world.train(make_params(train={"learning_rate": 0.005}), "other")
     assert "resumed" not in capsys.readouterr().out
     assert len(checkpoint_files(world)) == 1
@@ -105,7 +98,7 @@ def test_another_parameter_starts_anew_and_leaves_the_checkpoint(
 
 def test_another_input_starts_anew(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                    capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted(world, monkeypatch, 10)
+    interrupt(world, make_params(), 10, monkeypatch)
     (world.folder / "sids").unlink()
     replace(world.sids, codes_IL=world.sids.codes_IL[::-1]).write(world.folder / "sids")
     world.train(make_params())
@@ -114,7 +107,7 @@ def test_another_input_starts_anew(world: TinyWorld, monkeypatch: pytest.MonkeyP
 
 def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted(world, monkeypatch, 10)
+    interrupt(world, make_params(), 10, monkeypatch)
     world.train(make_params(train={"checkpoint_every": 50}))
     assert "resumed at step 7" in capsys.readouterr().out
     world.train(make_params(), "undisturbed")
@@ -123,7 +116,7 @@ def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypat
 
 def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                    capsys: pytest.CaptureFixture[str]) -> None:
-    interrupted(world, monkeypatch, 10)
+    interrupt(world, make_params(), 10, monkeypatch)
     monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda numbers: 2)
     world.train(make_params(train={"threads": 0}))
     assert "1 threads, resumed at step 7" in capsys.readouterr().out
@@ -132,7 +125,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch
 @pytest.mark.parametrize("damage", ["cut", "one bit", "empty"])
 def test_a_damaged_checkpoint_is_named_and_stays(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
                                                  damage: str) -> None:
-    interrupted(world, monkeypatch, 10)
+    interrupt(world, make_params(), 10, monkeypatch)
     path, = checkpoint_files(world)
     whole = path.read_bytes()
     middle = len(whole) // 2

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.numpy import load_file
-from tiny_world import TinyWorld, make_params, stop_at, train_by_torchrun
+from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
 from pipeline.backbones.generator import load_generator
 from pipeline.backbones.histories import Shape
@@ -46,10 +46,7 @@ def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(world: Tiny
     params = skipping(rule=rule)
     world.train(params, "straight")
     for step in (10, 17):  # both resume from a checkpoint inside a pass that skips
-        with monkeypatch.context() as patch:
-            stop_at(step, patch)
-            with pytest.raises(KeyboardInterrupt):
-                world.train(params, "stopped")
+        interrupt(world, params, step, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
     assert skipped(world, "stopped") == skipped(world, "straight")

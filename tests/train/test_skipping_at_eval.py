@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_world import TinyWorld, make_params, stop_at
+from tiny_world import TinyWorld, interrupt, make_params
 from torch import nn
 
 from pipeline.artifacts import write_parquet
@@ -168,10 +168,7 @@ def test_without_it_nothing_is_written_and_an_earlier_table_goes(world: TinyWorl
 def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     params = skipping(anneal_epochs=1)
     world.train(params, "straight")
-    with monkeypatch.context() as patch:
-        stop_at(14, patch)
-        with pytest.raises(KeyboardInterrupt):
-            world.train(params, "stopped")
+    interrupt(world, params, 14, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
     unseen = load(world, "stopped").unseen

@@ -95,6 +95,14 @@ def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "_train", stopping)
 
 
+def interrupt(world: TinyWorld, params: Params, step: int, monkeypatch: pytest.MonkeyPatch, name: str = "run") -> None:
+    """Train, in this process, until an error ends it at this optimizer step."""
+    with monkeypatch.context() as patch:
+        stop_at(step, patch)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(params, name)
+
+
 def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
     """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
     for name in ("splits", "sids", "interactions"):
