@@ -37,8 +37,9 @@ from pipeline.embed.config import EmbedConfig
 from pipeline.embed.qwen import Prompt, QwenEncoder
 from pipeline.embed.t5 import T5Encoder
 from pipeline.embed.text import mean_pool, padded
+from pipeline.machine import PEAKS
 
-PEAK = 989e12
+PEAK = PEAKS["H200"]
 ITEMS = 12_101
 FLAN_T5_XL = {
     "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24,

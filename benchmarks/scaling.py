@@ -41,7 +41,7 @@ def evaluate(params: Params, folder: Path) -> float:
         generator = load_generator(folder / "generator", device)
         users_U = splits.targets("test")[0]
         ranker = Ranker(generator.catalogue, splits, "test", beam=config.beam, decoding=config.decoding,
-                        batch_users=config.batch_users, users=users_U[world.rank::world.size])
+                        batch_users=config.batch_users, users=users_U[world.share])
         for _ in range(2):
             world.sum(torch.zeros(1, device=device)).item()  # begin together
             began = time.perf_counter()

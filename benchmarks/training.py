@@ -26,7 +26,7 @@ import torch
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.machine import peak_memory_gib, pick_device
+from pipeline.machine import PEAKS, peak_memory_gib, pick_device
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Batch
 from pipeline.strategies.config import tokens_per_item
@@ -37,7 +37,7 @@ from pipeline.train.windows import Windows
 
 TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
                        ff_hidden_layers=2, dropout=0.15)
-PEAK = 989e12
+PEAK = PEAKS["H200"]
 LONGEST = 29
 
 

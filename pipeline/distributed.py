@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,6 +27,17 @@ class World:
     def leads(self) -> bool:
         """Whether this process is the one that writes files and prints."""
         return self.rank == 0
+
+    @property
+    def share(self) -> slice:
+        """This process's rows of what all processes divide among them."""
+        return slice(self.rank, None, self.size)
+
+    def gather(self, own_U: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+        """All `count` numbers, int64, the same on each process; each brings those of its `share`."""
+        values_U = torch.zeros(count, dtype=torch.int64, device=device)
+        values_U[self.share] = torch.from_numpy(own_U).to(device)
+        return self.sum(values_U).cpu().numpy()
 
     def sum(self, values: Tensor) -> Tensor:
         """Element-wise sum over processes, the same on each."""

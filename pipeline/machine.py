@@ -11,6 +11,7 @@ import torch
 from pipeline.errors import UserError
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # FLOP/s of dense bfloat16, by a part of the GPU's name
 NUMBERS_PER_THREAD = 2**17  # with less, two threads wait for each other longer than they save
 
 
@@ -71,6 +72,14 @@ def make_repeatable(device: torch.device, deterministic: bool) -> None:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(device.type == "cpu" or deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no kernel here reads what it has not written
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s of dense bfloat16 at most; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((rate for part, rate in PEAKS.items() if part in name), None)
 
 
 def peak_memory_gib(device: torch.device) -> float:

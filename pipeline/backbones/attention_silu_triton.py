@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.backbones.attention_kernels import dot
 from pipeline.backbones.attention_silu import BUCKET_WIDTH, EPSILON, TIME_BUCKETS, Kind
 from pipeline.backbones.attention_triton import Spans
-from pipeline.backbones.launches import Launch, Tile, add_diagonals, launch_all, launches_for, make_slab, with_reach
+from pipeline.backbones.launches import Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
 from pipeline.backbones.sequences import Times
 
 # What measured best on an H200, by class of lengths
@@ -211,7 +211,7 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
     added = not all(launch.one_key_tile for launch in launches)
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
-    slabs = [make_slab(launch, q, longest) for launch in launches]
+    slabs = [_make_slab(launch, q, longest) for launch in launches]
     time_slabs = [torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32)
                   for launch in launches]
     arguments = [(q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),
@@ -234,6 +234,14 @@ def _(do, q, k, v, o, divisor, bias, time_bias, asked, happened, starts, lengths
     timed = TIME_BUCKETS if time_bias is not None else 0
     return (*(x.new_empty(x.shape) for x in (q, k, v)), bias.new_empty(bias.shape),
             q.new_empty(timed, q.shape[1], dtype=torch.float32))
+
+
+def _make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
+    """Room for each program's sum of dS by place, [programs, H, side, side]."""
+    side = min(launch.longest, -(-longest // launch.columns) * launch.columns)
+    # A sum that fits one tile stays in registers, and is stored whole; others are added up here.
+    make = torch.empty if launch.one_tile else torch.zeros
+    return make(launch.programs, q.shape[1], side, side, device=q.device, dtype=torch.float32)
 
 
 def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:

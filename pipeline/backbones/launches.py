@@ -114,14 +114,6 @@ def with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
     return F.pad(bias_HR, (margin, margin)) if margin > 0 else bias_HR
 
 
-def make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
-    """Room for each program's sum of dS by place, [programs, H, side, side]."""
-    side = min(launch.longest, -(-longest // launch.columns) * launch.columns)
-    # A sum that fits one tile stays in registers, and is stored whole; others are added up here.
-    make = torch.empty if launch.one_tile else torch.zeros
-    return make(launch.programs, q.shape[1], side, side, device=q.device, dtype=torch.float32)
-
-
 def add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:
     """Add each diagonal (one relative distance) of [H, L, L] to `dbias`: skew the rows, then sum the columns."""
     length, middle = ds_HLL.shape[1], dbias_HR.shape[1] // 2

@@ -121,17 +121,13 @@ def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.
     if not len(users_U):
         raise UserError("no user has a test item", "there is nothing to evaluate on",
                         "choose an earlier split.test_from, or bring a log with longer histories")
-    own = slice(world.rank, None, world.size)
-    with Progress("evaluate", len(users_U[own]), "users") if world.leads else nullcontext() as progress:
+    own_U = users_U[world.share]
+    with Progress("evaluate", len(own_U), "users") if world.leads else nullcontext() as progress:
         ranking = rank_targets(generator.model, generator.catalogue, splits, "test", beam=config.beam,
-                               decoding=config.decoding, filter_seen=config.filter_seen, users=users_U[own],
+                               decoding=config.decoding, filter_seen=config.filter_seen, users=own_U,
                                batch_users=config.batch_users, progress=progress, unseen=generator.unseen)
-
-    def of_all(own_U: np.ndarray) -> np.ndarray:
-        values_U = torch.zeros(len(users_U), dtype=torch.int64, device=device)
-        values_U[own] = torch.from_numpy(own_U).to(device)
-        return world.sum(values_U).cpu().numpy()
-
+    ranks_U, bucket_ranks_U, lengths_U = (
+        world.gather(values_U, len(users_U), device)
+        for values_U in (ranking.ranks_U, ranking.bucket_ranks_U, ranking.lengths_U))
     invalid, generated = world.sum(torch.tensor([ranking.invalid, ranking.generated], device=device)).tolist()
-    return Ranking(users_U, positions_U, of_all(ranking.ranks_U), of_all(ranking.bucket_ranks_U),
-                   of_all(ranking.lengths_U), invalid, generated)
+    return Ranking(users_U, positions_U, ranks_U, bucket_ranks_U, lengths_U, invalid, generated)

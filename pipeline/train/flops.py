@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.train.windows import Windows
 
 WINDOWS, SQUARES = 256, 256 * 32**2  # a sample of a step: windows, and sum of their squared lengths, for memory's sake
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # FLOP/s of dense bfloat16, by a part of the GPU's name
 
 
 @torch.no_grad()
@@ -51,11 +50,3 @@ def flops_per_window(params: "Params", sections: dict[str, Any], splits: "Splits
     with FlopCounterMode(display=False) as counter:
         strategy.loss(model, batch)
     return 3 * counter.get_total_flops() / len(windows)
-
-
-def peak(device: torch.device) -> float | None:
-    """FLOP/s of dense bfloat16 at most; None where it is not known."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((rate for part, rate in PEAKS.items() if part in name), None)

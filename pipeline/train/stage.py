@@ -35,13 +35,13 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import save_generator
 from pipeline.distributed import World, joined
 from pipeline.errors import UserError
-from pipeline.machine import make_repeatable, peak_memory_gib, pick_device, share_of_threads
+from pipeline.machine import make_repeatable, peak_flops, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
 from pipeline.train.batches import Feed, samples_per_step
 from pipeline.train.checkpoint import Checkpoints
-from pipeline.train.flops import flops_per_window, peak
+from pipeline.train.flops import flops_per_window
 from pipeline.train.loop import State, Trainer
 from pipeline.train.survey import survey
 from pipeline.train.validate import Validation
@@ -209,7 +209,7 @@ def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
 def _timings(trainer: Trainer, state: State, device: torch.device, flops: float) -> dict[str, Any]:
     """Training seconds are those of optimizer steps without compilation; wall seconds count everything."""
     positions = state.windows * trainer.feed.pad_to if trainer.feed.pad_to else state.tokens
-    rate, at_most = flops * state.windows / state.train_seconds, peak(device)
+    rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
     shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
     return {
         "train_seconds": state.train_seconds, "compile_seconds": state.compile_seconds,

@@ -47,9 +47,8 @@ class Validation:
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
         self.batches = self._batches(None)  # whole histories
-        self.own = slice(world.rank, None, world.size)  # users that this process ranks
         self.ranker = Ranker(catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type],
-                             users=self.users_U[self.own])
+                             users=self.users_U[world.share])
 
     def _batches(self, unseen: Unseen | None) -> list[Batch]:
         """This process's share of the batches."""
@@ -59,7 +58,7 @@ class Validation:
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
         batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N)
-                   for chunk in chunks[self.world.rank::self.world.size]]
+                   for chunk in chunks[self.world.share]]
         # All of a target counts, and nothing is learned of it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 
@@ -87,6 +86,5 @@ class Validation:
         return float(self.world.sum(total)) / self.windows
 
     def _ranks(self, model: nn.Module, unseen: Unseen | None) -> np.ndarray:
-        ranks_U = torch.zeros(len(self.users_U), dtype=torch.int64, device=self.device)
-        ranks_U[self.own] = torch.from_numpy(self.ranker.rank(model, unseen=unseen).ranks_U).to(self.device)
-        return self.world.sum(ranks_U).cpu().numpy()
+        own_U = self.ranker.rank(model, unseen=unseen).ranks_U
+        return self.world.gather(own_U, len(self.users_U), self.device)

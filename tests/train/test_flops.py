@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny_world import TinyWorld, make_params
 
-from pipeline.train.flops import flops_per_window, peak
+from pipeline.machine import peak_flops
+from pipeline.train.flops import flops_per_window
 from pipeline.train.windows import Passes
 
 BACKBONE = {"encoder_layers": 3, "decoder_layers": 2, "d_model": 24, "heads": 2, "d_head": 16, "d_ff": 40,
@@ -63,5 +64,5 @@ def test_skipping_in_training_alone_is_not_seen(world: TinyWorld) -> None:
 def test_a_run_says_its_flops_and_on_a_cpu_no_share_of_a_peak(world: TinyWorld) -> None:
     timings = world.train(make_params(train={"max_windows": 200}))
     assert timings["flops_per_second"] == pytest.approx(timings["flops_per_window"] * timings["windows_per_second"])
-    assert peak(torch.device("cpu")) is None
+    assert peak_flops(torch.device("cpu")) is None
     assert "share_of_peak" not in timings
