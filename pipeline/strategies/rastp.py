@@ -158,12 +158,14 @@ class Pruner:
         if packed.pad_to:
             room_W = torch.full_like(room_W, self._room(packed.longest, packed.pad_to))
         if h_Td.is_cuda and one_kernel:
-            return self._choose_at_once(self._importance(h_Td, mass_T, packed, training), room_W, packed)
+            return self._choose_at_once(self._importance(h_Td, mass_T), room_W, packed)
         items = Items(packed, self.tokens_per_item)
         if self.config.method != "prune":
             return self._compact(self._spread(self._first_of_pools(items)), room_W, items, packed, len(h_Td))
-        scores_NS = self._importance(h_Td, mass_T, packed, training)[items.place_NS]
-        return self._compact(self._spread(self._best(scores_NS, items)), room_W, items, packed, len(h_Td))
+        scores_T = (_random(items, packed, h_Td, training) if self.config.score == "random"
+                    else self._importance(h_Td, mass_T))
+        return self._compact(self._spread(self._best(scores_T[items.place_NS], items)), room_W, items, packed,
+                             len(h_Td))
 
     def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, packed: Packed) -> Choice:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
@@ -174,11 +176,9 @@ class Pruner:
             F.pad(room_W.cumsum(0), (1, 0)), packed.size, packed.pad_to, self.tokens_per_item, self.scored)
         return Choice(source_O, place_T, position_O, taken_W, room_W, kept_NS)
 
-    def _importance(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Tensor:
+    def _importance(self, h_Td: Tensor, mass_T: Tensor | None) -> Tensor:
         """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
         h_Td, score = h_Td.detach(), self.config.score
-        if score == "random":
-            return _random(Items(packed, self.tokens_per_item), packed, h_Td, training)
         if score == "attention" and mass_T is not None:
             return mass_T
         norm_T = torch.linalg.vector_norm(h_Td, ord=2 if score == "l2" else 1, dim=1)
