@@ -66,16 +66,28 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     starts_q = torch.nn.functional.pad(queries.cumsum(0), (1, 0)).cuda() if case.queries else starts_k
     longest = case.pad_to or case.longest
     positions = _kept_places(lengths, case.reach, generator) if case.reach else None
-    spans = make_spans(starts_q, starts_k, lengths.cuda(), case.queries or longest, longest,
-                       positions=None if positions is None else positions.cuda(), reach=case.reach)
-    groups = (Group(sequences, longest, longest),) if case.pad_to else tuple(
-        Group(1, int(q), int(k)) for q, k in zip(queries, lengths, strict=True))
+    spans = make_spans(
+        starts_q,
+        starts_k,
+        lengths.cuda(),
+        case.queries or longest,
+        longest,
+        positions=None if positions is None else positions.cuda(),
+        reach=case.reach,
+    )
+    groups = (
+        (Group(sequences, longest, longest),)
+        if case.pad_to
+        else tuple(Group(1, int(q), int(k)) for q, k in zip(queries, lengths, strict=True))
+    )
 
     def normal(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) * 0.4).to("cuda", case.dtype).requires_grad_()
 
-    q, k, v = normal(int(queries.sum()), heads, case.width), *(
-        normal(int(sizes.sum()), heads, case.width) for _ in range(2))
+    q, k, v = (
+        normal(int(queries.sum()), heads, case.width),
+        *(normal(int(sizes.sum()), heads, case.width) for _ in range(2)),
+    )
     reach = case.reach or longest
     bias = torch.randn(heads, 2 * reach - 1, generator=generator).cuda().requires_grad_() if case.bias else None
     if case.causal:
@@ -88,8 +100,9 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     ours = [out, *torch.autograd.grad(out, wanted, grad)]
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
     layout = Layout(groups, lengths if case.pad_to else None, positions)
-    expected_out = reference_attention(*exact[:3], layout, _square(exact[3], reach) if case.bias else None,
-                                       causal=case.causal)
+    expected_out = reference_attention(
+        *exact[:3], layout, _square(exact[3], reach) if case.bias else None, causal=case.causal
+    )
     expected = [expected_out, *torch.autograd.grad(expected_out, exact, grad.double().cpu())]
     names = ["output", "d_query", "d_key", "d_value", "d_bias"]
     found = {name: _relative(a, b) for name, a, b in zip(names, ours, expected, strict=False)}
@@ -125,10 +138,16 @@ def main() -> int:
             bad = not all(error <= BOUNDS[case.dtype] for error in found.values())  # nor may one be NaN
             failed, count = failed + bad, count + 1
             worst[case.dtype] = max(worst.get(case.dtype, 0.0), largest)
-            print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-                  + ("  ABOVE THE BOUND" if bad else ""), flush=True)
-    print(f"{count} cases, {failed} failed, largest error "
-          + ", ".join(f"{str(dtype)[6:]} {value:.1e}" for dtype, value in worst.items()))
+            print(
+                f"{case}  "
+                + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+                + ("  ABOVE THE BOUND" if bad else ""),
+                flush=True,
+            )
+    print(
+        f"{count} cases, {failed} failed, largest error "
+        + ", ".join(f"{str(dtype)[6:]} {value:.1e}" for dtype, value in worst.items())
+    )
     return 1 if failed else 0
 
 

@@ -27,12 +27,19 @@ from pipeline.ranking import histories_of
 BATCHES = 12
 
 
-def measure(model: Stepper, items: np.ndarray, offsets: np.ndarray, batch: int, beam: int, constrained: bool,
-            precision: torch.dtype) -> float:
+def measure(
+    model: Stepper,
+    items: np.ndarray,
+    offsets: np.ndarray,
+    batch: int,
+    beam: int,
+    constrained: bool,
+    precision: torch.dtype,
+) -> float:
     """Median seconds of a batch."""
     device, lengths = model.catalogue.codes_IL.device, np.diff(offsets)
     count = min(BATCHES, len(lengths) // batch)
-    rows = np.random.default_rng(0).permutation(len(lengths))[:batch * count].reshape(count, batch)
+    rows = np.random.default_rng(0).permutation(len(lengths))[: batch * count].reshape(count, batch)
     shape = Shape.of([lengths[row] for row in rows], int(lengths.max())) if device.type == "cuda" else None
     search, seconds = Search(model, beam, constrained, shape, int(lengths.max())), []
     for number in range(-4, 3 * count):  # the first ones compile and record
@@ -58,16 +65,21 @@ def main() -> None:
     model = build_backbone(replace(TIGER, name=args.backbone, recency_items=20), catalogue).eval()
     items, offsets = histories_of(splits, splits.targets("test")[1])
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, torch {torch.__version__}, {args.backbone}, {catalogue.items:,} items, mean history "
-          f"{np.diff(offsets).mean():.2f} items")
+    print(
+        f"{name}, torch {torch.__version__}, {args.backbone}, {catalogue.items:,} items, mean history "
+        f"{np.diff(offsets).mean():.2f} items"
+    )
     print(f"{'batch':>6}{'beam':>6}  {'':15}{'':10}{'ms':>9}{'users/s':>10}")
     for batch in map(int, args.batches.split(",")):
         for beam in map(int, args.beams.split(",")):
             for constrained in (True, False):
                 for precision in (torch.float32, torch.bfloat16):
                     seconds = measure(model, items, offsets, batch, beam, constrained, precision)
-                    print(f"{batch:6}{beam:6}  {'constrained' if constrained else 'free':15}{str(precision)[6:]:10}"
-                          f"{seconds * 1e3:9.2f}{batch / seconds:10,.0f}", flush=True)
+                    print(
+                        f"{batch:6}{beam:6}  {'constrained' if constrained else 'free':15}{str(precision)[6:]:10}"
+                        f"{seconds * 1e3:9.2f}{batch / seconds:10,.0f}",
+                        flush=True,
+                    )
 
 
 if __name__ == "__main__":

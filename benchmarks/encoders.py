@@ -42,18 +42,45 @@ from pipeline.machine import PEAKS
 PEAK = PEAKS["H200"]
 ITEMS = 12_101
 FLAN_T5_XL = {
-    "vocab_size": 32128, "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24,
-    "num_heads": 32, "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    "vocab_size": 32128,
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_decoder_layers": 24,
+    "num_heads": 32,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
 QWEN_TEXT = {
-    "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-    "num_attention_heads": 28, "num_key_value_heads": 4, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6,
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 128000,
+    "rms_norm_eps": 1e-6,
     "use_sliding_window": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+}
 QWEN_VISION = {
-    "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_channels": 3, "patch_size": 14,
-    "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112, "out_hidden_size": 3584,
-    "tokens_per_second": 2, "fullatt_block_indexes": [7, 15, 23, 31]}
+    "depth": 32,
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_channels": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "window_size": 112,
+    "out_hidden_size": 3584,
+    "tokens_per_second": 2,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
 IMAGE_TOKEN, VISION_START, VISION_END = 151655, 151652, 151653
 PROMPT_TOKENS = 32  # of the chat around an item, images apart
 
@@ -70,21 +97,25 @@ class Row:
     def __str__(self) -> str:
         rate = self.flops / self.seconds
         memory = f" {torch.cuda.max_memory_allocated() / 2**30:6.1f} GiB" if torch.cuda.is_available() else ""
-        return (f"{self.name:28} {self.items / self.seconds:9,.1f} items/s"
-                f" {self.tokens / self.seconds / 1e3:8.1f} k tokens/s"
-                f" {rate / 1e12:7.1f} TFLOP/s {rate / PEAK:6.1%}{memory}  {self.note}")
+        return (
+            f"{self.name:28} {self.items / self.seconds:9,.1f} items/s"
+            f" {self.tokens / self.seconds / 1e3:8.1f} k tokens/s"
+            f" {rate / 1e12:7.1f} TFLOP/s {rate / PEAK:6.1%}{memory}  {self.note}"
+        )
 
 
 def text_lengths(cut: int, seed: int = 0) -> np.ndarray:
     """Tokens of each item's text, see the top."""
     rng = np.random.default_rng(seed)
-    title, category, description = (median * np.exp(sigma * rng.standard_normal(ITEMS))
-                                    for median, sigma in ((58, 0.5), (54, 0.3), (400, 0.9)))
+    title, category, description = (
+        median * np.exp(sigma * rng.standard_normal(ITEMS)) for median, sigma in ((58, 0.5), (54, 0.3), (400, 0.9))
+    )
     characters = title + category + description * (rng.random(ITEMS) < 0.9)
     return np.clip(np.ceil(characters / 3.5).astype(int) + 1, 4, cut)
 
 
 # ---------------------------------------------------------------------------------------------------- Flan-T5-XL
+
 
 def t5_config(layers: int) -> Any:
     return transformers.T5Config(**{**FLAN_T5_XL, "num_layers": layers})
@@ -103,6 +134,7 @@ def t5_texts(config: Any, lengths: np.ndarray) -> list[np.ndarray]:
 
 def t5_pass(model: Callable, texts: list[np.ndarray], budget: int, device: torch.device) -> Iterator[np.ndarray]:
     """Vectors of the texts, which come from long to short, batch by batch."""
+
     def start(batch: slice) -> torch.Tensor:
         ids_BT, mask_BT = (to_device(x, device) for x in padded(texts[batch], 0))
         return mean_pool(model(ids_BT, mask_BT), mask_BT)
@@ -135,22 +167,33 @@ def t5_row(name: str, model: Callable, config: Any, cut: int, args: argparse.Nam
     few = np.unique(np.linspace(0, len(batches) - 1, min(args.steps, len(batches))).astype(int))  # of all lengths
     chosen = np.concatenate([np.arange(len(lengths))[batches[i]] for i in few])
     padding = 1 - lengths[chosen].sum() / sum(
-        lengths[batches[i].start] * (batches[i].stop - batches[i].start) for i in few)
+        lengths[batches[i].start] * (batches[i].stop - batches[i].start) for i in few
+    )
     subset = [texts[i] for i in chosen]
-    for _ in t5_pass(model, subset[:len(subset) // 2], budget, device):
+    for _ in t5_pass(model, subset[: len(subset) // 2], budget, device):
         pass  # compiles, and warms the allocator up
     seconds = timed(lambda: list(t5_pass(model, subset, budget, device)), args.profile)
-    return Row(name, len(chosen), seconds, t5_flops(config, lengths[chosen]), int(lengths[chosen].sum()),
-               f"mean length {lengths[chosen].mean():.0f}, batches of {budget:,} tokens, {padding:.1%} padding")
+    return Row(
+        name,
+        len(chosen),
+        seconds,
+        t5_flops(config, lengths[chosen]),
+        int(lengths[chosen].sum()),
+        f"mean length {lengths[chosen].mean():.0f}, batches of {budget:,} tokens, {padding:.1%} padding",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- Qwen2.5-VL-7B
 
+
 def qwen_config(layers: int = 28, depth: int = 32) -> Any:
     return transformers.Qwen2_5_VLConfig(
-        text_config={**QWEN_TEXT, "num_hidden_layers": layers}, image_token_id=IMAGE_TOKEN,
-        vision_config={**QWEN_VISION, "depth": depth}, vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END)
+        text_config={**QWEN_TEXT, "num_hidden_layers": layers},
+        image_token_id=IMAGE_TOKEN,
+        vision_config={**QWEN_VISION, "depth": depth},
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
 
 
 def qwen_flops(config: Any, lengths: np.ndarray, patches: int, images: int) -> float:
@@ -211,8 +254,15 @@ def qwen_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
                 yield qwen_row(name, encoder, config, lengths, kind == "qwen", Path(folder), args)
 
 
-def qwen_row(name: str, encoder: QwenEncoder, config: Any, lengths: np.ndarray, with_image: bool, folder: Path,
-             args: argparse.Namespace) -> Row:
+def qwen_row(
+    name: str,
+    encoder: QwenEncoder,
+    config: Any,
+    lengths: np.ndarray,
+    with_image: bool,
+    folder: Path,
+    args: argparse.Namespace,
+) -> Row:
     from pipeline.embed.multimodal import encode_batches
 
     settings = EmbedConfig(encoder="multimodal", batch_tokens=args.qwen_tokens)
@@ -224,13 +274,19 @@ def qwen_row(name: str, encoder: QwenEncoder, config: Any, lengths: np.ndarray, 
     chosen = np.concatenate([np.arange(len(sizes))[batches[i]] for i in few])
     pictures = [[picture] for picture in jpegs(folder, len(chosen))] if with_image else [[] for _ in chosen]
     subset = [prompts[i] for i in chosen]
-    list(encode_batches(encoder, subset[:2 * len(subset) // len(few)], pictures, settings))
+    list(encode_batches(encoder, subset[: 2 * len(subset) // len(few)], pictures, settings))
     seconds = timed(lambda: list(encode_batches(encoder, subset, pictures, settings)), args.profile)
     own = np.array(sizes)[chosen]
     flops = qwen_flops(config, own, grid[0] * grid[1], len(chosen) if with_image else 0)
-    return Row(name, len(chosen), seconds, flops, int(own.sum()),
-               f"mean length {own.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
-               + (", JPEGs decoded meanwhile" if with_image else ""))
+    return Row(
+        name,
+        len(chosen),
+        seconds,
+        flops,
+        int(own.sum()),
+        f"mean length {own.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
+        + (", JPEGs decoded meanwhile" if with_image else ""),
+    )
 
 
 def jpegs(folder: Path, count: int) -> list[Any]:
@@ -251,6 +307,7 @@ def jpegs(folder: Path, count: int) -> list[Any]:
 
 # ---------------------------------------------------------------------------------------------------- checks
 
+
 @torch.inference_mode()
 def check(device: torch.device) -> None:
     """Two blocks of full width: least cosine of our bfloat16 vectors with those of transformers in float32."""
@@ -261,10 +318,17 @@ def check(device: torch.device) -> None:
     ours = T5Encoder.of_transformers(theirs).to(torch.bfloat16)
     mine = np.concatenate(list(t5_pass(ours, texts, 2048, device)))
     alone = np.concatenate([v for text in texts for v in t5_pass(ours, [text], 2048, device)])
-    expected = np.stack([theirs(torch.tensor(text[None]).long().to(device)).last_hidden_state[0].mean(0).cpu().numpy()
-                         for text in texts])
-    print(f"check T5: cosine with transformers in float32 {cosine(mine, expected):.5f}, "
-          f"of a text alone with the same in a batch {cosine(mine, alone):.6f}", flush=True)
+    expected = np.stack(
+        [
+            theirs(torch.tensor(text[None]).long().to(device)).last_hidden_state[0].mean(0).cpu().numpy()
+            for text in texts
+        ]
+    )
+    print(
+        f"check T5: cosine with transformers in float32 {cosine(mine, expected):.5f}, "
+        f"of a text alone with the same in a batch {cosine(mine, alone):.6f}",
+        flush=True,
+    )
     check_qwen(device)
 
 
@@ -277,18 +341,26 @@ def check_qwen(device: torch.device) -> None:
     expected = []
     for prompt, patches in zip(prompts, pixels, strict=True):
         ids = torch.from_numpy(prompt.ids).long().to(device)[None]
-        states = model(input_ids=ids, pixel_values=patches.to(device), mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
-                       image_grid_thw=torch.tensor([[1, 12, 20]], device=device)).last_hidden_state
+        states = model(
+            input_ids=ids,
+            pixel_values=patches.to(device),
+            mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
+            image_grid_thw=torch.tensor([[1, 12, 20]], device=device),
+        ).last_hidden_state
         expected.append(states[0, -1].cpu().numpy())
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     ours = QwenEncoder(model.to(torch.bfloat16), NoTokenizer(), Qwen2VLImageProcessorPil(), device, 256)
     pixels = [patches.bfloat16() for patches in pixels]
     mine = ours.embed(prompts, pixels, "last_token")
-    alone = np.concatenate([ours.embed([prompt], [patches], "last_token")
-                            for prompt, patches in zip(prompts, pixels, strict=True)])
-    print(f"check Qwen2.5-VL: cosine with transformers in float32 {cosine(mine, np.stack(expected)):.5f}, "
-          f"of an item alone with the same in a batch {cosine(mine, alone):.6f}", flush=True)
+    alone = np.concatenate(
+        [ours.embed([prompt], [patches], "last_token") for prompt, patches in zip(prompts, pixels, strict=True)]
+    )
+    print(
+        f"check Qwen2.5-VL: cosine with transformers in float32 {cosine(mine, np.stack(expected)):.5f}, "
+        f"of an item alone with the same in a batch {cosine(mine, alone):.6f}",
+        flush=True,
+    )
 
 
 def cosine(left: np.ndarray, right: np.ndarray) -> float:
@@ -298,6 +370,7 @@ def cosine(left: np.ndarray, right: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------- running
+
 
 def timed(work: Callable[[], object], profile: bool) -> float:
     """Seconds; its vectors come back to the host, so that nothing is left running."""
@@ -339,8 +412,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, "
-          f"transformers {transformers.__version__}", flush=True)
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        flush=True,
+    )
     if not args.no_check:
         check(device)
     for rows in (t5_rows, qwen_rows):

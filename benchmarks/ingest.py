@@ -31,18 +31,24 @@ def write_log(path: Path, events: int, seed: int = 0) -> None:
     """A log of `events` rows: a tenth as many users and a fiftieth as many items, log-normal popularity."""
     rng = np.random.default_rng(seed)
     users, items = max(events // 10, 10), max(events // 50, 10)
-    chances = [np.cumsum(weights) / weights.sum() for weights in (rng.lognormal(sigma=1.0, size=users),
-                                                                  rng.lognormal(sigma=1.5, size=items))]
+    chances = [
+        np.cumsum(weights) / weights.sum()
+        for weights in (rng.lognormal(sigma=1.0, size=users), rng.lognormal(sigma=1.5, size=items))
+    ]
     writer = None
     for start in range(0, events, PART):
         size = min(PART, events - start)
         user, item = (np.searchsorted(chance, rng.random(size)) for chance in chances)
         stamps = rng.integers(1_300_000_000, 1_400_000_000, size)
         stamps[rng.random(size) < 0.001] = 0
-        table = pa.table({
-            "user_id": pa.array(np.char.add("user", user.astype(str))),
-            "item_id": pa.array(np.char.add("item", item.astype(str))),
-            "timestamp": stamps, "rating": rng.integers(1, 6, size).astype(float)})
+        table = pa.table(
+            {
+                "user_id": pa.array(np.char.add("user", user.astype(str))),
+                "item_id": pa.array(np.char.add("item", item.astype(str))),
+                "timestamp": stamps,
+                "rating": rng.integers(1, 6, size).astype(float),
+            }
+        )
         if writer is None:
             kind = pq.ParquetWriter if path.suffix == ".parquet" else pacsv.CSVWriter
             writer = kind(path, table.schema)
@@ -53,20 +59,26 @@ def write_log(path: Path, events: int, seed: int = 0) -> None:
 
 def measure(log: Path, engine: str, memory_limit: str) -> dict[str, object]:
     """Run the stage once; returns one row of the table."""
-    params = build_params({"dataset": "custom", "ingest": {
-        "path": str(log), "engine": engine, "memory_limit": memory_limit}})
+    params = build_params(
+        {"dataset": "custom", "ingest": {"path": str(log), "engine": engine, "memory_limit": memory_limit}}
+    )
     began = time.perf_counter()
     summary = run(params, output=log.parent / "interactions", scratch=log.parent / "scratch")
     seconds = time.perf_counter() - began
     used = resource.getrusage(resource.RUSAGE_SELF)
     return {
-        "events": f"{summary['rows_read']:,}", "file": f"{log.stat().st_size / 2**20:,.0f} MiB",
-        "engine": f"{engine} {memory_limit}", "seconds": f"{seconds:.1f}",
+        "events": f"{summary['rows_read']:,}",
+        "file": f"{log.stat().st_size / 2**20:,.0f} MiB",
+        "engine": f"{engine} {memory_limit}",
+        "seconds": f"{seconds:.1f}",
         "CPU seconds": f"{used.ru_utime + used.ru_stime:.1f}",
         "events/s": f"{summary['rows_read'] / seconds:,.0f}",
         "peak GiB": f"{used.ru_maxrss / 2**20:.2f}",
-        "passes": summary["k_core_passes"], "users": f"{summary['users']:,}", "items": f"{summary['items']:,}",
-        "interactions": f"{summary['interactions']:,}"}
+        "passes": summary["k_core_passes"],
+        "users": f"{summary['users']:,}",
+        "items": f"{summary['items']:,}",
+        "interactions": f"{summary['interactions']:,}",
+    }
 
 
 def main() -> None:

@@ -48,10 +48,22 @@ from pipeline.train.learner import Learner, Part
 from pipeline.train.optimizer import autocast
 from pipeline.train.windows import Passes, Windows
 
-WIDE = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=256, heads=6, d_head=64, d_ff=1024,
-                      ff_hidden_layers=2, dropout=0.15, separators=False)
-NETWORKS = {"decoder": replace(WIDE, name="decoder"), "t5": WIDE,
-            "hstu": replace(WIDE, name="hstu", d_model=128, heads=4, d_head=32)}
+WIDE = BackboneConfig(
+    encoder_layers=4,
+    decoder_layers=4,
+    d_model=256,
+    heads=6,
+    d_head=64,
+    d_ff=1024,
+    ff_hidden_layers=2,
+    dropout=0.15,
+    separators=False,
+)
+NETWORKS = {
+    "decoder": replace(WIDE, name="decoder"),
+    "t5": WIDE,
+    "hstu": replace(WIDE, name="hstu", d_model=128, heads=4, d_head=32),
+}
 CODES, LEVELS, DIGITS = 128, 3, 128
 BATCHES, WARM = 6, 4
 
@@ -95,12 +107,19 @@ def beauty(device: str) -> World:
 
     def windows(count: int) -> Windows:
         parts = [passes.take(number, 0, len(passes)) for number in range(-(-count // len(passes)))]
-        return Windows(*(np.concatenate([getattr(part, name) for part in parts])[:count]
-                         for name in ("starts_W", "ends_W")))
+        return Windows(
+            *(np.concatenate([getattr(part, name) for part in parts])[:count] for name in ("starts_W", "ends_W"))
+        )
 
     widths = (*sids.widths[:-1], max(DIGITS, sids.widths[-1]))
-    return World("Beauty", np.asarray(splits.items_N), np.asarray(splits.timestamps_N),
-                 Catalogue(sids.codes_IL, widths).to(device), windows, splits.max_history)
+    return World(
+        "Beauty",
+        np.asarray(splits.items_N),
+        np.asarray(splits.timestamps_N),
+        Catalogue(sids.codes_IL, widths).to(device),
+        windows,
+        splits.max_history,
+    )
 
 
 def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
@@ -112,6 +131,7 @@ def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
 
 # ------------------------------------------------------------------------------------------------------- training
 
+
 def measure_training(name: str, network: str, world: World, args: argparse.Namespace) -> tuple[float, float, float]:
     """(samples per second, GiB of a step, GiB of what stays between steps)."""
     device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam", compile=not args.eager)
@@ -119,7 +139,7 @@ def measure_training(name: str, network: str, world: World, args: argparse.Names
     strategy, model = build(name, network, world)
     learner, share = Learner(config, model.train(), strategy), torch.full((), 1 / args.windows, device=device)
     drawn, count = world.windows(args.windows * BATCHES), args.windows
-    steps = [Step(0, 0, drawn[i * count:(i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
+    steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
     shape = common_shape(steps, 1, world.longest) if learner.records else None
     batches = [batch_of(strategy, step, world, NETWORKS[network].wants_times, shape) for step in steps]
 
@@ -147,8 +167,17 @@ def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: S
     listed = None
     if strategy.items != "unlisted":
         listed = Listed(world.items_N, step, strategy.items, len(step.windows), world.catalogue.items)
-    return collate(world.items_N, step, np.arange(len(step.windows)), world.catalogue.codes_IL, 0, world.longest, shape,
-                   world.times_N if times else None, listed=listed)
+    return collate(
+        world.items_N,
+        step,
+        np.arange(len(step.windows)),
+        world.catalogue.codes_IL,
+        0,
+        world.longest,
+        shape,
+        world.times_N if times else None,
+        listed=listed,
+    )
 
 
 def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[float]:
@@ -166,8 +195,11 @@ def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[
         vectors, alignment = model._items(batch.histories.items_N, batch.distinct.items_U, batch.distinct.weights_U)
         return vectors.sum() + alignment
 
-    sides = (items, lambda: model.backbone.read(vectors_Nd, batch.histories).sum(),
-             lambda: negative_log_likelihood(model.ran.teach(states_Wd, batch.codes_WL), batch.codes_WL).sum())
+    sides = (
+        items,
+        lambda: model.backbone.read(vectors_Nd, batch.histories).sum(),
+        lambda: negative_log_likelihood(model.ran.teach(states_Wd, batch.codes_WL), batch.codes_WL).sum(),
+    )
 
     def run(side: Callable[[], Tensor]) -> None:
         with autocast(config, device):
@@ -178,6 +210,7 @@ def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[
 
 
 # ------------------------------------------------------------------------------------------------------- inference
+
 
 @torch.no_grad()
 def measure_latency(name: str, network: str, world: World, windows: int, beam: int, args: argparse.Namespace) -> float:
@@ -194,6 +227,7 @@ def measure_latency(name: str, network: str, world: World, windows: int, beam: i
 
 def timed(work: Callable[[int], Any], count: int, device: torch.device, warm: int) -> float:
     """Mean seconds of one call, after some that do not count."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -210,6 +244,7 @@ def timed(work: Callable[[int], Any], count: int, device: torch.device, warm: in
 
 # ------------------------------------------------------------------------------------------------------- tables
 
+
 def training_table(device: str, args: argparse.Namespace) -> None:
     for world in worlds(device, args):
         print(f"\ntrain, {device}, {world.name}, {args.windows} samples a step, one target per window")
@@ -219,8 +254,11 @@ def training_table(device: str, args: argparse.Namespace) -> None:
             for name in ("full", "intrr"):
                 own = measure_training(name, network, world, args)
                 whole = whole or own
-                print(f"{network + ' ' + name:20}{own[0]:12,.0f}{own[0] / whole[0]:7.2f}x{own[1]:9.3f}"
-                      f"{own[1] / whole[1]:9.0%}{own[2]:11.3f}", flush=True)
+                print(
+                    f"{network + ' ' + name:20}{own[0]:12,.0f}{own[0] / whole[0]:7.2f}x{own[1]:9.3f}"
+                    f"{own[1] / whole[1]:9.0%}{own[2]:11.3f}",
+                    flush=True,
+                )
                 clean(device)
 
 
@@ -230,8 +268,11 @@ def parts_table(device: str, args: argparse.Namespace) -> None:
         print(f"{'':20}{'items':>9}{'backbone':>10}{'targets':>9}{'RAN share':>11}")
         for network in args.networks:
             items, backbone, targets = measure_parts(network, world, args)
-            print(f"{network:20}{items * 1e3:9.2f}{backbone * 1e3:10.2f}{targets * 1e3:9.2f}"
-                  f"{(items + targets) / (items + backbone + targets):11.0%}", flush=True)
+            print(
+                f"{network:20}{items * 1e3:9.2f}{backbone * 1e3:10.2f}{targets * 1e3:9.2f}"
+                f"{(items + targets) / (items + backbone + targets):11.0%}",
+                flush=True,
+            )
             clean(device)
 
 
@@ -275,8 +316,10 @@ def picture() -> None:
     order = np.lexsort(codes_IL.T[::-1])
     mates = order[:-1][same := (codes_IL[order[:-1], :-1] == codes_IL[order[1:], :-1]).all(1)], order[1:][same]
     rows = [weights_of(loaded, items) for items in mates]
-    apart = [sum(np.abs(np.subtract(a, b)).sum() for a, b in zip(one.weights[:-1], other.weights[:-1], strict=True))
-             for one, other in zip(*rows, strict=True)]
+    apart = [
+        sum(np.abs(np.subtract(a, b)).sum() for a, b in zip(one.weights[:-1], other.weights[:-1], strict=True))
+        for one, other in zip(*rows, strict=True)
+    ]
     for row in (rows[0][int(np.argmax(apart))], rows[1][int(np.argmax(apart))]):
         print(f"\n{row.item}  {row.title}\nSemantic ID {row.codes}")
         for level, (code, weights) in enumerate(zip(row.codes, row.weights, strict=True), 1):
@@ -300,8 +343,10 @@ def main() -> None:
     args = parser.parse_args()
     args.networks = args.networks.split(",")
     args.batches, args.beams = ([int(number) for number in text.split(",")] for text in (args.batches, args.beams))
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
-          f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}"
+    )
     tables = {"train": training_table, "parts": parts_table, "latency": latency_table}
     for table, device in itertools.product(args.tables.split(","), args.devices.split(",")):
         if table == "picture":

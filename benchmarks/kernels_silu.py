@@ -41,8 +41,10 @@ class SiluCase:
 
     def __str__(self) -> str:
         what = "compiled" if self.compiled else "padded" if self.pad_to else ""
-        return (f"{self.kind:8} {'timed' if self.timed else '':5} {what:8} "
-                f"{str(self.dtype)[6:]:9} {self.longest:4} x {self.width}")
+        return (
+            f"{self.kind:8} {'timed' if self.timed else '':5} {what:8} "
+            f"{str(self.dtype)[6:]:9} {self.longest:4} x {self.width}"
+        )
 
 
 def silu_cases() -> Iterator[SiluCase]:
@@ -59,8 +61,9 @@ def silu_cases() -> Iterator[SiluCase]:
         yield SiluCase("silu", dtype, 60, width=64, compiled=True)
 
 
-def silu_errors(case: SiluCase, heads: int = 4, sequences: int = 40, seed: int = 0,
-                device: str = "cuda") -> dict[str, float]:
+def silu_errors(
+    case: SiluCase, heads: int = 4, sequences: int = 40, seed: int = 0, device: str = "cuda"
+) -> dict[str, float]:
     """Relative error of each result of one case."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, case.longest + 1, (sequences,), generator=generator).sort().values
@@ -70,14 +73,17 @@ def silu_errors(case: SiluCase, heads: int = 4, sequences: int = 40, seed: int =
     longest = case.pad_to or case.longest
     real = torch.zeros(total, dtype=torch.bool)
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=False):
-        real[start:start + length] = True
+        real[start : start + length] = True
 
     def normal(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) * 0.7).to(device, case.dtype).requires_grad_()
 
     q, k, v = (normal(total, heads, case.width) for _ in range(3))
-    bias = torch.randn(heads, 2 * longest - 1, generator=generator).to(
-        device, case.dtype if case.compiled else torch.float32).requires_grad_()
+    bias = (
+        torch.randn(heads, 2 * longest - 1, generator=generator)
+        .to(device, case.dtype if case.compiled else torch.float32)
+        .requires_grad_()
+    )
     table = torch.randn(TIME_BUCKETS, heads, generator=generator).to(device).requires_grad_()
     time_bias = table if case.timed else None
     # Whole minutes of two weeks: of no such time would a GPU's less exact logarithm choose another bucket.
@@ -93,13 +99,22 @@ def silu_errors(case: SiluCase, heads: int = 4, sequences: int = 40, seed: int =
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
     groups = tuple((1, length) for length in lengths.tolist())
     packed = Times(times.asked_T[real], times.happened_T[real]) if case.timed else None
-    expected_out = pointwise_attention(*(x[real] for x in exact[:3]), group_layout(groups, packed),
-                                       _square(exact[3], longest), exact[4] if case.timed else None, case.kind)
-    expected = [torch.zeros(out.shape, dtype=torch.float64).masked_scatter(real[:, None, None], expected_out.detach()),
-                *torch.autograd.grad(expected_out, exact, grad[real.to(device)].double().cpu())]
+    expected_out = pointwise_attention(
+        *(x[real] for x in exact[:3]),
+        group_layout(groups, packed),
+        _square(exact[3], longest),
+        exact[4] if case.timed else None,
+        case.kind,
+    )
+    expected = [
+        torch.zeros(out.shape, dtype=torch.float64).masked_scatter(real[:, None, None], expected_out.detach()),
+        *torch.autograd.grad(expected_out, exact, grad[real.to(device)].double().cpu()),
+    ]
     names = ("output", "d_query", "d_key", "d_value", "d_bias", "d_time")
-    return {name: float((a.detach().double().cpu() - b).norm() / b.norm())
-            for name, a, b in zip(names, ours, expected, strict=False)}
+    return {
+        name: float((a.detach().double().cpu() - b).norm() / b.norm())
+        for name, a, b in zip(names, ours, expected, strict=False)
+    }
 
 
 def _square(bias_HR: Tensor, longest: int) -> Tensor:
@@ -119,8 +134,11 @@ def main() -> int:
     for case, found in zip(cases, results, strict=True):
         bad = not all(error <= BOUNDS[case.dtype] for error in found.values())  # nor may one be NaN
         failed, count = failed + bad, count + 1
-        print(f"{case}  " + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
-              + ("  ABOVE THE BOUND" if bad else ""))
+        print(
+            f"{case}  "
+            + "  ".join(f"{name} {value:.1e}" for name, value in found.items())
+            + ("  ABOVE THE BOUND" if bad else "")
+        )
     print(f"{count} cases, {failed} failed")
     return 1 if failed else 0
 

@@ -46,8 +46,9 @@ def prepare(source: Path, folder: Path) -> Params:
     params = build_params(raw)
     ingest(params, output=folder / "interactions", scratch=folder / "scratch")
     if source.name != "demo":  # precomputed vectors are a column of what ingest wrote
-        params = dataclasses.replace(params, embed=dataclasses.replace(
-            params.embed, path=str(folder / "interactions" / "items.parquet")))
+        params = dataclasses.replace(
+            params, embed=dataclasses.replace(params.embed, path=str(folder / "interactions" / "items.parquet"))
+        )
     embed(params, interactions=folder / "interactions", output=folder / "embeddings", scratch=folder / "scratch")
     split(params, interactions=folder / "interactions", output=folder / "splits")
     return params
@@ -68,12 +69,28 @@ def recall(folder: Path, params: Params, sids: Sids, windows: int) -> dict[str, 
     params = dataclasses.replace(params, train=dataclasses.replace(params.train, max_windows=windows))
     out = folder / params.quantize.method
     sids.write(out / "sids")
-    train(params, interactions=folder / "interactions", sids=out / "sids", splits=folder / "splits",
-          output=out / "generator", reports=out / "reports", scratch=folder / "scratch")
+    train(
+        params,
+        interactions=folder / "interactions",
+        sids=out / "sids",
+        splits=folder / "splits",
+        output=out / "generator",
+        reports=out / "reports",
+        scratch=folder / "scratch",
+    )
     metrics = evaluate(params, splits=folder / "splits", generator=out / "generator", reports=out / "reports")
-    return {key: metrics[key] for key in ("recall_at_10", "recall_at_10_low", "recall_at_10_high",
-                                          "bucket_recall_at_10", "noties_recall_at_10", "windows_trained",
-                                          "train_seconds")}
+    return {
+        key: metrics[key]
+        for key in (
+            "recall_at_10",
+            "recall_at_10_low",
+            "recall_at_10_high",
+            "bucket_recall_at_10",
+            "noties_recall_at_10",
+            "windows_trained",
+            "train_seconds",
+        )
+    }
 
 
 def line(name: str, method: str, row: dict[str, Any], quality: dict[str, Any]) -> str:
@@ -85,11 +102,13 @@ def line(name: str, method: str, row: dict[str, Any], quality: dict[str, Any]) -
 
     chance = quality["category_agreement_by_chance"]
     beside = "(-)" if chance is None else f"({chance:.3f})"
-    return (f"{name:14} {method:8} {quality['collision_rate']:9.1%} {quality['largest_group']:4} "
-            f"{each('used_codes', 'd'):>12} {each('perplexity', '.0f'):>12} "
-            f"{quality['relative_reconstruction_error']:6.3f} {each('neighbour_agreement', '.2f'):>15} "
-            f"{each('category_agreement', '.2f', 2):>10} {beside:>7} {row['cpu_seconds']:8.1f} "
-            f"{format(row['recall_at_10'], '.4f') if 'recall_at_10' in row else 'missing':>9}")
+    return (
+        f"{name:14} {method:8} {quality['collision_rate']:9.1%} {quality['largest_group']:4} "
+        f"{each('used_codes', 'd'):>12} {each('perplexity', '.0f'):>12} "
+        f"{quality['relative_reconstruction_error']:6.3f} {each('neighbour_agreement', '.2f'):>15} "
+        f"{each('category_agreement', '.2f', 2):>10} {beside:>7} {row['cpu_seconds']:8.1f} "
+        f"{format(row['recall_at_10'], '.4f') if 'recall_at_10' in row else 'missing':>9}"
+    )
 
 
 def main() -> None:
@@ -102,8 +121,10 @@ def main() -> None:
     args = parser.parse_args()
     changes = {key: json.loads(value) for key, value in (setting.split("=", 1) for setting in args.set)}
 
-    lines = [f"{'data':14} {'method':8} {'colliding':>9} {'max':>4} {'used':>12} {'perplexity':>12} {'error':>6} "
-             f"{'neighbour':>15} {'category (chance)':>18} {'CPU s':>8} {'recall@10':>9}"]
+    lines = [
+        f"{'data':14} {'method':8} {'colliding':>9} {'max':>4} {'used':>12} {'perplexity':>12} {'error':>6} "
+        f"{'neighbour':>15} {'category (chance)':>18} {'CPU s':>8} {'recall@10':>9}"
+    ]
     for source in args.sources:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)

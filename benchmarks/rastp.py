@@ -39,8 +39,14 @@ from pipeline.train.optimizer import autocast
 from pipeline.train.windows import Passes, Windows
 
 LONGEST, BATCHES, WARM = 30, 6, 3
-RELEASED = RastpConfig(min_tokens=1, separators="compete", base="padded", keep_positions=False,
-                       padded_queries="count", score_dropout="after")
+RELEASED = RastpConfig(
+    min_tokens=1,
+    separators="compete",
+    base="padded",
+    keep_positions=False,
+    padded_queries="count",
+    score_dropout="after",
+)
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,19 @@ class Measured:
 def ways() -> list[Way]:
     """The rows: full, as released after layers 1 and 2, and ours after 1, 2 and 3 at a half and a third."""
     rows = [Way("padded full", padded=True), Way("packed full")]
-    rows += [Way(f"padded rastp-released 1/3 after {after}", True, replace(RELEASED, after_layer=after))
-             for after in (1, 2)]
-    return rows + [Way(f"packed rastp {name} after {after}{note}", False,
-                       RastpConfig(keep=keep, after_layer=after, separators=separators))
-                   for separators, note in (("keep", ""), ("compete", ", separators compete"))
-                   for after in (1, 2, 3) for name, keep in (("1/2", 1 / 2), ("1/3", 1 / 3))]
+    rows += [
+        Way(f"padded rastp-released 1/3 after {after}", True, replace(RELEASED, after_layer=after)) for after in (1, 2)
+    ]
+    return rows + [
+        Way(
+            f"packed rastp {name} after {after}{note}",
+            False,
+            RastpConfig(keep=keep, after_layer=after, separators=separators),
+        )
+        for separators, note in (("keep", ""), ("compete", ", separators compete"))
+        for after in (1, 2, 3)
+        for name, keep in (("1/2", 1 / 2), ("1/3", 1 / 3))
+    ]
 
 
 def windows_of(kind: str, splits: Splits, count: int) -> Windows:
@@ -82,8 +95,9 @@ def windows_of(kind: str, splits: Splits, count: int) -> Windows:
     if kind == "random":
         passes = Passes(splits, "random_start", 0)
         parts = [passes.take(number, 0, len(passes)) for number in range(-(-count // len(passes)))]
-        return Windows(*(np.concatenate([getattr(part, name) for part in parts])[:count]
-                         for name in ("starts_W", "ends_W")))
+        return Windows(
+            *(np.concatenate([getattr(part, name) for part in parts])[:count] for name in ("starts_W", "ends_W"))
+        )
     starts_W = np.random.default_rng(0).integers(0, len(splits.items_N) - LONGEST - 1, count)
     return Windows(starts_W, starts_W + LONGEST)
 
@@ -97,13 +111,15 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     model = strategy.build_model(TIGER, catalogue).train()
     learner, count = Learner(config, model, strategy), args.windows
     drawn = windows_of(kind, splits, count * BATCHES)
-    steps = [Step(0, 0, drawn[i * count:(i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
+    steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
     share = torch.full((), 1 / count, device=device)
     shape = common_shape(steps, 1, LONGEST) if learner.records else None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    batches = [collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
-               for step in steps]
+    batches = [
+        collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
+        for step in steps
+    ]
 
     def train(number: int) -> None:
         learner.gradients(Part(batches[number % BATCHES], share))
@@ -116,12 +132,18 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     with autocast(config, device):
         eval_seconds = len(users) * _timed(lambda i: beam_search(model.eval(), users[i], 10), range(len(users)), device)
     lengths = [step.windows.lengths_W for step in steps]
-    return Measured(step_seconds, eval_seconds, sum(map(np.sum, lengths)) / BATCHES * per_item,
-                    _flops(model, way, lengths, pad_to, strategy) / BATCHES, gib)
+    return Measured(
+        step_seconds,
+        eval_seconds,
+        sum(map(np.sum, lengths)) / BATCHES * per_item,
+        _flops(model, way, lengths, pad_to, strategy) / BATCHES,
+        gib,
+    )
 
 
 def _timed(work: object, numbers: range, device: torch.device, warm: int = 1) -> float:
     """Mean seconds of one call, after some that do not count."""
+
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -142,8 +164,9 @@ def _evaluation(splits: Splits, kind: str, users: int, device: torch.device) -> 
     order = np.argsort(windows.lengths_W, kind="stable")
     for rows in np.array_split(order, max(1, users // 256)):
         part = windows[rows]
-        items = np.concatenate([np.asarray(splits.items_N)[a:b] for a, b in zip(part.starts_W, part.ends_W,
-                                                                               strict=True)])
+        items = np.concatenate(
+            [np.asarray(splits.items_N)[a:b] for a, b in zip(part.starts_W, part.ends_W, strict=True)]
+        )
         yield Histories.pack(items, np.concatenate([[0], np.cumsum(part.lengths_W)]), device, longest=LONGEST)
 
 
@@ -157,8 +180,11 @@ def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, s
         before_W = np.full(len(items_W), pad_to) if pad_to else items_W * per_item
         after_W = strategy.tokens_kept(items_W, per_item)
         if pad_to:
-            after_W = (np.full(len(items_W), model.shortener.size(items_W, LONGEST, pad_to) // len(items_W))
-                       if way.config else before_W)
+            after_W = (
+                np.full(len(items_W), model.shortener.size(items_W, LONGEST, pad_to) // len(items_W))
+                if way.config
+                else before_W
+            )
         whole = way.config.after_layer if way.config else layers
         for count, tokens_W in ((whole, before_W), (layers - whole, after_W)):
             total += count * float((tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2).sum())
@@ -171,8 +197,10 @@ def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, s
 def table(device: str, splits: Splits, sids: Sids, kind: str, args: argparse.Namespace) -> None:
     """Print the rows of one device and kind of windows as they are measured."""
     print(f"\n{device}, {kind} windows, {args.windows} a step")
-    print(f"{'':44}{'ms':>9}{'saved':>8}{'limit':>8}{'of limit':>10}{'vs padded':>11}{'total s':>9}"
-          f"{'M tokens/s':>12}{'GiB':>7}")
+    print(
+        f"{'':44}{'ms':>9}{'saved':>8}{'limit':>8}{'of limit':>10}{'vs padded':>11}{'total s':>9}"
+        f"{'M tokens/s':>12}{'GiB':>7}"
+    )
     if device == "cuda" and not torch.cuda.is_available():
         for way in ways():
             print(f"{way.name:44}  missing: no GPU here")
@@ -195,8 +223,10 @@ def _line(way: Way, found: dict[str, Measured], args: argparse.Namespace) -> str
     else:
         cells += f"{'':26}"
     total = args.total * own.step_seconds + own.eval_seconds
-    return (f"{way.name:44}{cells}{1 - own.step_seconds / padded.step_seconds:11.1%}{total:9.1f}"
-            f"{own.tokens / own.step_seconds / 1e6:12.3f}{own.gib:7.2f}")
+    return (
+        f"{way.name:44}{cells}{1 - own.step_seconds / padded.step_seconds:11.1%}{total:9.1f}"
+        f"{own.tokens / own.step_seconds / 1e6:12.3f}{own.gib:7.2f}"
+    )
 
 
 def main() -> None:
@@ -215,8 +245,11 @@ def main() -> None:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {name}")
     for device in args.devices.split(","):
-        sizes = {"windows": 4096, "steps": 30, "users": 4096} if device == "cuda" else {
-            "windows": 48, "steps": 3, "users": 64}
+        sizes = (
+            {"windows": 4096, "steps": 30, "users": 4096}
+            if device == "cuda"
+            else {"windows": 48, "steps": 3, "users": 64}
+        )
         chosen = argparse.Namespace(**{**vars(args), **{key: vars(args)[key] or size for key, size in sizes.items()}})
         for kind in args.kinds.split(","):
             table(device, splits, sids, kind, chosen)

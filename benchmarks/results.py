@@ -26,50 +26,137 @@ QUALITY = {
     "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
     "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),
     "beauty-sprint": ("amazon-beauty", ["full"]),
-    "beauty-fast, IntRR's ablations": ("amazon-beauty", [
-        "intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"]),
+    "beauty-fast, IntRR's ablations": (
+        "amazon-beauty",
+        ["intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"],
+    ),
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
 RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times are told
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [
-    ("## The recipe, change by change", "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "
-     "one GPU or machine, so nothing is said about time.", "recipe",
-     {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"}),
-    ("## Training speed", "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with separators. GRID's own "
-     "code: 8.2 k windows/s on such a chip, in another run. fed: batches made while the step before runs.",
-     "training speed", {
-         "row": "{row}", "windows/s": "{windows_per_second:,.0f}", "M tokens/s": "{mtokens_per_second:.2f}",
-         "TFLOP/s": "{tflops:.0f}", "of peak": "{share_of_peak:.1%}", "GiB": "{peak_memory_gib:.2f}"}),
-    ("### What pruning saves", "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix "
-     "products alone would save.", "rastp speed", {
-         "windows": "{windows}", "row": "{row}", "ms": "{ms:.1f}", "saved": "{saved}", "limit": "{limit}",
-         "against padded full": "{against_padded}", "GiB": "{peak_memory_gib:.2f}"}),
-    ("### What skipping saves", "Passes over Beauty, as `benchmarks/skipgr.py` says.", "skipgr speed", {
-        "row": "{row}", "sequences": "{sequences}", "tokens": "{tokens}", "FLOPs": "{flops}", "seconds": "{seconds}",
-        "speed-up": "{speedup}", "bookkeeping": "{bookkeeping}"}),
-    ("### One token per item", "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a step, one target "
-     "each.", "intrr speed", {
-         "histories": "{histories}", "row": "{row}", "samples/s": "{samples_per_second:,.0f}", "gain": "{gain}",
-         "GiB of a step": "{step_gib:.3f}", "of full": "{of_full}"}),
-    ("### More GPUs", "`preset beauty-fast`, training and evaluation by as many processes.", "scaling", {
-        "GPUs": "{gpus}", "positions a step": "{batch_tokens:,}", "windows/s": "{windows_per_second:,.0f}",
-        "users/s": "{users_per_second:,.0f}"}),
-    ("## Decoding speed", "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
-     "beam 50 and batch 256, 24 ms at beam 10 and batch 8.", "decoding", {
-         "batch": "{batch}", "beam": "{beam}", "search": "{decoding}", "precision": "{precision}",
-         "ms a batch": "{ms:.2f}", "users/s": "{users_per_second:,.0f}"}),
-    ("### One token per item, decoding", "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 "
-     "(SSL), intrr 32.", "intrr latency", {
-         "network": "{network}", "batch": "{batch}", "row": "{row}",
-         **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)}}),
-    ("## Quantizers", "What the columns mean: [quantizers.md](quantizers.md).", "quantizer", {
-        "data": "{data}", "method": "{row}", "colliding": "{collision_rate:.1%}", "largest group": "{largest_group}",
-        "codes used": "{used_codes}", "perplexity": "{perplexity}", "error": "{relative_reconstruction_error:.3f}",
-        "neighbours": "{neighbour_agreement}", "categories": "{category_agreement}", "CPU s": "{cpu_seconds:.0f}"}),
-    ("## Encoders", "Full-size architectures with random weights.", "encoder", {
-        "model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"}),
+    (
+        "## The recipe, change by change",
+        "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "
+        "one GPU or machine, so nothing is said about time.",
+        "recipe",
+        {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"},
+    ),
+    (
+        "## Training speed",
+        "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with separators. GRID's own "
+        "code: 8.2 k windows/s on such a chip, in another run. fed: batches made while the step before runs.",
+        "training speed",
+        {
+            "row": "{row}",
+            "windows/s": "{windows_per_second:,.0f}",
+            "M tokens/s": "{mtokens_per_second:.2f}",
+            "TFLOP/s": "{tflops:.0f}",
+            "of peak": "{share_of_peak:.1%}",
+            "GiB": "{peak_memory_gib:.2f}",
+        },
+    ),
+    (
+        "### What pruning saves",
+        "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix products alone would save.",
+        "rastp speed",
+        {
+            "windows": "{windows}",
+            "row": "{row}",
+            "ms": "{ms:.1f}",
+            "saved": "{saved}",
+            "limit": "{limit}",
+            "against padded full": "{against_padded}",
+            "GiB": "{peak_memory_gib:.2f}",
+        },
+    ),
+    (
+        "### What skipping saves",
+        "Passes over Beauty, as `benchmarks/skipgr.py` says.",
+        "skipgr speed",
+        {
+            "row": "{row}",
+            "sequences": "{sequences}",
+            "tokens": "{tokens}",
+            "FLOPs": "{flops}",
+            "seconds": "{seconds}",
+            "speed-up": "{speedup}",
+            "bookkeeping": "{bookkeeping}",
+        },
+    ),
+    (
+        "### One token per item",
+        "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a step, one target each.",
+        "intrr speed",
+        {
+            "histories": "{histories}",
+            "row": "{row}",
+            "samples/s": "{samples_per_second:,.0f}",
+            "gain": "{gain}",
+            "GiB of a step": "{step_gib:.3f}",
+            "of full": "{of_full}",
+        },
+    ),
+    (
+        "### More GPUs",
+        "`preset beauty-fast`, training and evaluation by as many processes.",
+        "scaling",
+        {
+            "GPUs": "{gpus}",
+            "positions a step": "{batch_tokens:,}",
+            "windows/s": "{windows_per_second:,.0f}",
+            "users/s": "{users_per_second:,.0f}",
+        },
+    ),
+    (
+        "## Decoding speed",
+        "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
+        "beam 50 and batch 256, 24 ms at beam 10 and batch 8.",
+        "decoding",
+        {
+            "batch": "{batch}",
+            "beam": "{beam}",
+            "search": "{decoding}",
+            "precision": "{precision}",
+            "ms a batch": "{ms:.2f}",
+            "users/s": "{users_per_second:,.0f}",
+        },
+    ),
+    (
+        "### One token per item, decoding",
+        "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 (SSL), intrr 32.",
+        "intrr latency",
+        {
+            "network": "{network}",
+            "batch": "{batch}",
+            "row": "{row}",
+            **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)},
+        },
+    ),
+    (
+        "## Quantizers",
+        "What the columns mean: [quantizers.md](quantizers.md).",
+        "quantizer",
+        {
+            "data": "{data}",
+            "method": "{row}",
+            "colliding": "{collision_rate:.1%}",
+            "largest group": "{largest_group}",
+            "codes used": "{used_codes}",
+            "perplexity": "{perplexity}",
+            "error": "{relative_reconstruction_error:.3f}",
+            "neighbours": "{neighbour_agreement}",
+            "categories": "{category_agreement}",
+            "CPU s": "{cpu_seconds:.0f}",
+        },
+    ),
+    (
+        "## Encoders",
+        "Full-size architectures with random weights.",
+        "encoder",
+        {"model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"},
+    ),
 ]
 
 
@@ -77,21 +164,28 @@ def quality(rows: list[Row]) -> Iterable[str]:
     """One line per group and strategy: means over seeds, and the paired difference to the group's first."""
     for group, (dataset, arms) in QUALITY.items():
         yield f"\n### {group}\n"
-        yield ("| strategy | seeds | recall@10 | ndcg@10 | without ties | against the first, recall@10 | training | "
-               "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|")
+        yield (
+            "| strategy | seeds | recall@10 | ndcg@10 | without ties | against the first, recall@10 | training | "
+            "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|"
+        )
         own = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
         paired = {row["arm"]: row for row in rows if row.get("kind") == "paired" and row["group"] == group}
         for arm in arms:
             yield _quality_line(arm, [row for row in own if row["arm"] == arm], paired.get(arm))
         if own:
             first = own[0]
-            yield (f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                   f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
-                   "| | | | | |" if "cooccurrence_noties_recall_at_10" in first else
-                   f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                   f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |")
-            yield (f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
-                   f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |")
+            yield (
+                f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
+                f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
+                "| | | | | |"
+                if "cooccurrence_noties_recall_at_10" in first
+                else f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
+                f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |"
+            )
+            yield (
+                f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
+                f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |"
+            )
             yield f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained.\n"
             yield from _origins(own)
 
@@ -107,12 +201,17 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
     spread = f" ({min(recalls):.4f} to {max(recalls):.4f})" if len(rows) > 1 else ""
     against = "" if paired is None else "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**paired)
     timed = [row for row in rows if row["timed"]]
-    times = (f"{timed[0]['train_seconds']:.0f} s | {timed[0]['windows_per_second']:,.0f}" if timed
-             else "missing: the GPU was shared | ")
-    return (f"| {arm} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
-            f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
-            f"{mean('tokens_trained') / 1e6:.0f} M | "
-            f"{mean('peak_memory_gib'):.1f} GiB |")
+    times = (
+        f"{timed[0]['train_seconds']:.0f} s | {timed[0]['windows_per_second']:,.0f}"
+        if timed
+        else "missing: the GPU was shared | "
+    )
+    return (
+        f"| {arm} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
+        f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
+        f"{mean('tokens_trained') / 1e6:.0f} M | "
+        f"{mean('peak_memory_gib'):.1f} GiB |"
+    )
 
 
 def time_to_recall(rows: list[Row]) -> Iterable[str]:
@@ -163,12 +262,25 @@ def _origins(rows: list[Row]) -> Iterable[str]:
 
 def page(rows: list[Row]) -> str:
     """The whole document."""
-    lines = ["# Results", "", "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
-             "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
-             "(`python -m pipeline compare`).", "", "## Quality", *quality(rows)]
-    lines += ["", "## Time to a recall", "", "Seconds of optimizer steps (compilation and validation apart) until "
-              "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).", "",
-              *time_to_recall(rows)]
+    lines = [
+        "# Results",
+        "",
+        "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
+        "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
+        "(`python -m pipeline compare`).",
+        "",
+        "## Quality",
+        *quality(rows),
+    ]
+    lines += [
+        "",
+        "## Time to a recall",
+        "",
+        "Seconds of optimizer steps (compilation and validation apart) until "
+        "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).",
+        "",
+        *time_to_recall(rows),
+    ]
     for heading, text, kind, columns in TABLES:
         lines += ["", heading, "", *([text, ""] if text else []), *measured(rows, kind, columns)]
     return "\n".join(lines) + "\n"
@@ -179,23 +291,43 @@ def add(args: argparse.Namespace) -> list[Row]:
     from pipeline.evaluate.compare import compare, rows
     from pipeline.evaluate.ranks import Ranks
 
-    arms = {name: [Path(folder) / "reports" for folder in folders.split(",")]
-            for name, folders in (text.split("=") for text in args.add)}
+    arms = {
+        name: [Path(folder) / "reports" for folder in folders.split(",")]
+        for name, folders in (text.split("=") for text in args.add)
+    }
     found: list[Row] = []
     for arm, folders in arms.items():
         for reports in folders:
             origin = Ranks.read(reports / "ranks.parquet").origin
             curve = pd.read_csv(reports / "history.csv")[["windows", "recall_at_10"]]
-            found.append({"kind": "quality", "group": args.group, "arm": arm, "seed": origin.seed, "beam": origin.beam,
-                          "command": args.command, "commit": args.commit, "hardware": args.hardware,
-                          "timed": not args.shared, **json.loads((reports / "metrics.json").read_text()),
-                          "curve": curve.to_numpy().tolist()})
-    named = [f"{arm}=" + ",".join(str(reports / "ranks.parquet") for reports in folders)
-             for arm, folders in arms.items()]
+            found.append(
+                {
+                    "kind": "quality",
+                    "group": args.group,
+                    "arm": arm,
+                    "seed": origin.seed,
+                    "beam": origin.beam,
+                    "command": args.command,
+                    "commit": args.commit,
+                    "hardware": args.hardware,
+                    "timed": not args.shared,
+                    **json.loads((reports / "metrics.json").read_text()),
+                    "curve": curve.to_numpy().tolist(),
+                }
+            )
+    named = [
+        f"{arm}=" + ",".join(str(reports / "ranks.parquet") for reports in folders) for arm, folders in arms.items()
+    ]
     if len(named) > 1:
-        found += [{"kind": "paired", "group": args.group,
-                   **{key: row[key] for key in ("arm", "metric", "difference", "low", "high", "verdict", "seeds")}}
-                  for row in rows(compare(named)) if row["metric"] == "recall_at_10"]
+        found += [
+            {
+                "kind": "paired",
+                "group": args.group,
+                **{key: row[key] for key in ("arm", "metric", "difference", "low", "high", "verdict", "seeds")},
+            }
+            for row in rows(compare(named))
+            if row["metric"] == "recall_at_10"
+        ]
     return found
 
 

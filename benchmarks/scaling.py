@@ -30,8 +30,11 @@ from pipeline.train.stage import run
 
 def train(params: Params, folder: Path) -> float:
     """Windows a second, on each process."""
-    return float(run(params, output=folder / "generator", reports=folder / "reports",
-                     scratch=folder / "scratch")["windows_per_second"])
+    return float(
+        run(params, output=folder / "generator", reports=folder / "reports", scratch=folder / "scratch")[
+            "windows_per_second"
+        ]
+    )
 
 
 def evaluate(params: Params, folder: Path) -> float:
@@ -40,8 +43,15 @@ def evaluate(params: Params, folder: Path) -> float:
     with joined(device) as world:
         generator = load_generator(folder / "generator", device)
         users_U = splits.targets("test")[0]
-        ranker = Ranker(generator.catalogue, splits, "test", beam=config.beam, decoding=config.decoding,
-                        batch_users=config.batch_users, users=users_U[world.share])
+        ranker = Ranker(
+            generator.catalogue,
+            splits,
+            "test",
+            beam=config.beam,
+            decoding=config.decoding,
+            batch_users=config.batch_users,
+            users=users_U[world.share],
+        )
         for _ in range(2):
             world.sum(torch.zeros(1, device=device)).item()  # begin together
             began = time.perf_counter()
@@ -60,13 +70,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "sidpipe-scaling")
     args = parser.parse_args()
     params = load_params(Path("params.yaml"))
-    params = replace(params, train=replace(params.train, max_windows=args.windows, validate_every=10**6,
-                                           batch_tokens=args.batch_tokens or params.train.batch_tokens))
+    params = replace(
+        params,
+        train=replace(
+            params.train,
+            max_windows=args.windows,
+            validate_every=10**6,
+            batch_tokens=args.batch_tokens or params.train.batch_tokens,
+        ),
+    )
     if args.what == "train":
         said = f"{params.train.batch_tokens:,} tokens a step: {train(params, args.folder):,.0f} windows/s"
     else:
-        said = (f"beam {params.evaluate.beam}, {params.evaluate.batch_users:,} users a batch: "
-                f"{evaluate(params, args.folder):,.0f} users/s")
+        said = (
+            f"beam {params.evaluate.beam}, {params.evaluate.batch_users:,} users a batch: "
+            f"{evaluate(params, args.folder):,.0f} users/s"
+        )
     if os.environ.get("RANK", "0") == "0":
         print(f"{os.environ.get('WORLD_SIZE', '1')} processes, {said}")
 

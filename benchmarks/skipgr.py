@@ -80,9 +80,23 @@ class Bench:
         passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
         self.feed = Feed(passes, items_N, catalogue.codes_IL, self.train, World(), self.per_item)
         self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
-        self.strategy.begin(Course(
-            items_N, np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end), len(passes), self.share, 1e9, True,
-            False, False, splits.max_history, 0, self.device, World().sum))
+        self.strategy.begin(
+            Course(
+                items_N,
+                np.asarray(splits.offsets[:-1]),
+                np.asarray(splits.train_end),
+                len(passes),
+                self.share,
+                1e9,
+                True,
+                False,
+                False,
+                splits.max_history,
+                0,
+                self.device,
+                World().sum,
+            )
+        )
         self.learner = Learner(self.train, self.model, self.strategy)
 
     def steps(self, number: int) -> Iterator[Prepared]:
@@ -121,12 +135,16 @@ class Bench:
         count = self.args.passes
         scoring = self.scoring_seconds() * len(steps)
         rows = self.strategy.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
-        return Measured(seconds / count, sum(len(step.windows) for step in steps) / count,
-                        sum(step.tokens(self.per_item) for step in steps) / count,
-                        sum(float(self.decoded(step).sum()) for step in steps) / count,
-                        sum(self.flops(step) for step in steps) / count,
-                        float(np.mean([row["sequences_skipped"] for row in rows])),
-                        float(np.mean([row["tokens_skipped"] for row in rows])), (decided + scoring) / seconds)
+        return Measured(
+            seconds / count,
+            sum(len(step.windows) for step in steps) / count,
+            sum(step.tokens(self.per_item) for step in steps) / count,
+            sum(float(self.decoded(step).sum()) for step in steps) / count,
+            sum(self.flops(step) for step in steps) / count,
+            float(np.mean([row["sequences_skipped"] for row in rows])),
+            float(np.mean([row["tokens_skipped"] for row in rows])),
+            (decided + scoring) / seconds,
+        )
 
     def scoring_seconds(self) -> float:
         """What the strategy's loss takes longer than full's, on one batch in which nothing is skipped."""
@@ -158,8 +176,11 @@ class Bench:
         d, inner, lengths_W = own.d_model, own.heads * own.d_head, step.windows.lengths_W
         ff = 2 * d * own.d_ff + (own.ff_hidden_layers - 1) * own.d_ff**2
         kept_NS = step.selected.tokens_NS if step.selected else None
-        tokens_W = step.items_W * self.per_item if kept_NS is None else np.add.reduceat(
-            kept_NS.sum(1), np.cumsum(lengths_W) - lengths_W)
+        tokens_W = (
+            step.items_W * self.per_item
+            if kept_NS is None
+            else np.add.reduceat(kept_NS.sum(1), np.cumsum(lengths_W) - lengths_W)
+        )
         positions_W = self.decoded(step)
         encoder = own.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
         cross = tokens_W * 2 * d * inner + 2 * inner * positions_W * tokens_W
@@ -182,16 +203,21 @@ def main() -> None:
     splits, sids, device = Splits.read(), Sids.read(), pick_device("auto")
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"torch {torch.__version__}, {name}\n{'':26}{'sequences':>10}{'tokens':>8}{'windows':>9}{'encoder':>9}"
-          f"{'decoder':>9}{'FLOPs':>8}{'seconds':>9}{'speed-up':>10}{'bookkeeping':>13}")
+    print(
+        f"torch {torch.__version__}, {name}\n{'':26}{'sequences':>10}{'tokens':>8}{'windows':>9}{'encoder':>9}"
+        f"{'decoder':>9}{'FLOPs':>8}{'seconds':>9}{'speed-up':>10}{'bookkeeping':>13}"
+    )
     full: Measured | None = None
     for number in sorted({0, *(int(text) for text in args.ways.split(","))}):
         way = list(WAYS)[number]
         own = Bench(WAYS[way], splits, catalogue, args).measure()
         full = full or own
-        print(f"{way:26}{own.sequences:10.1%}{own.tokens:8.1%}{own.windows / full.windows:9.3f}"
-              f"{own.encoder / full.encoder:9.3f}{own.decoder / full.decoder:9.3f}{own.flops / full.flops:8.3f}"
-              f"{own.seconds:9.2f}{full.seconds / own.seconds:9.2f}x{own.bookkeeping:13.2%}", flush=True)
+        print(
+            f"{way:26}{own.sequences:10.1%}{own.tokens:8.1%}{own.windows / full.windows:9.3f}"
+            f"{own.encoder / full.encoder:9.3f}{own.decoder / full.decoder:9.3f}{own.flops / full.flops:8.3f}"
+            f"{own.seconds:9.2f}{full.seconds / own.seconds:9.2f}x{own.bookkeeping:13.2%}",
+            flush=True,
+        )
         torch.compiler.reset()
 
 

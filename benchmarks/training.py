@@ -35,8 +35,9 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.learner import Learner, Part
 from pipeline.train.windows import Windows
 
-TIGER = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
-                       ff_hidden_layers=2, dropout=0.15)
+TIGER = BackboneConfig(
+    encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024, ff_hidden_layers=2, dropout=0.15
+)
 PEAK = PEAKS["H200"]
 LONGEST = 29
 
@@ -47,10 +48,19 @@ def grid_windows(splits: Splits, seed: int = 0) -> Windows:
     begin, end = np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end)
     users, starts, ends = rng.permutation(splits.users), [], []
     for group in np.array_split(users, max(1, len(users) // 32)):
-        first = np.concatenate([np.repeat(np.arange(begin[u], end[u]), np.arange(end[u] - begin[u])[::-1])
-                                for u in group])
-        last = np.concatenate([begin[u] + 1 + np.concatenate([np.arange(i, end[u] - begin[u] - 1)
-                               for i in range(end[u] - begin[u])] or [np.zeros(0)]) for u in group]).astype(np.int64)
+        first = np.concatenate(
+            [np.repeat(np.arange(begin[u], end[u]), np.arange(end[u] - begin[u])[::-1]) for u in group]
+        )
+        last = np.concatenate(
+            [
+                begin[u]
+                + 1
+                + np.concatenate(
+                    [np.arange(i, end[u] - begin[u] - 1) for i in range(end[u] - begin[u])] or [np.zeros(0)]
+                )
+                for u in group
+            ]
+        ).astype(np.int64)
         drawn = np.unique(rng.integers(0, len(first), 512))
         starts.append(np.maximum(first[drawn], last[drawn] - LONGEST))
         ends.append(last[drawn])
@@ -62,7 +72,7 @@ def steps(windows: Windows, size: int) -> Iterator[Step]:
     """Steps of `size` windows, for ever."""
     while True:
         for first in range(0, len(windows) - size + 1, size):
-            yield Step(0, first + size, windows[first:first + size], np.ones(size, np.float32))
+            yield Step(0, first + size, windows[first : first + size], np.ones(size, np.float32))
 
 
 def forward_flops(config: BackboneConfig, widths: tuple[int, ...], lengths: np.ndarray) -> float:
@@ -87,13 +97,24 @@ class Row:
 
     def __str__(self) -> str:
         counted = " " * 23 if self.flops is None else f"{self.flops / 1e12:8.1f} TFLOP/s {self.flops / PEAK:6.1%}"
-        return (f"{self.name:32} {self.windows_per_second:10,.0f} windows/s"
-                f" {self.tokens_per_second / 1e6:7.2f} M tokens/s{counted} {self.memory_gib:6.2f} GiB"
-                f"  compile and warm-up {self.warm_seconds:.0f} s")
+        return (
+            f"{self.name:32} {self.windows_per_second:10,.0f} windows/s"
+            f" {self.tokens_per_second / 1e6:7.2f} M tokens/s{counted} {self.memory_gib:6.2f} GiB"
+            f"  compile and warm-up {self.warm_seconds:.0f} s"
+        )
 
 
-def measure(strategy: str, splits: Splits, catalogue: Catalogue, windows: Windows, config: TrainConfig, size: int,
-            count: int, profile: bool, fed: bool) -> Row:
+def measure(
+    strategy: str,
+    splits: Splits,
+    catalogue: Catalogue,
+    windows: Windows,
+    config: TrainConfig,
+    size: int,
+    count: int,
+    profile: bool,
+    fed: bool,
+) -> Row:
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
     chosen = build_strategy(strategy, {"rastp": {}, "intrr": {}})
@@ -156,15 +177,20 @@ def _profile(train: Callable[[], None]) -> None:
         torch.cuda.synchronize()
     total = sum(event.self_device_time_total for event in record.key_averages())
     for event in sorted(record.key_averages(), key=lambda e: -e.self_device_time_total)[:24]:
-        print(f"  {event.self_device_time_total / total:6.1%} {event.self_device_time_total / 3e3:8.2f} ms a step "
-              f"{event.count // 3:4} calls  {event.key[:90]}")
+        print(
+            f"  {event.self_device_time_total / total:6.1%} {event.self_device_time_total / 3e3:8.2f} ms a step "
+            f"{event.count // 3:4} calls  {event.key[:90]}"
+        )
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", default="packed,fed,padded,small,small-fed,rastp,intrr",
-                        help="packed, padded, fed, small (417 windows a step), small-fed, rastp, intrr")
+    parser.add_argument(
+        "--rows",
+        default="packed,fed,padded,small,small-fed,rastp,intrr",
+        help="packed, padded, fed, small (417 windows a step), small-fed, rastp, intrr",
+    )
     parser.add_argument("--windows", type=int, default=4096, help="windows of a step")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--eager", action="store_true", help="do not compile")
@@ -173,13 +199,27 @@ def main() -> None:
     device, splits, sids = pick_device("auto"), Splits.read(), Sids.read()
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     windows, config = grid_windows(splits), TrainConfig(optimizer="adam", compile=not args.eager)
-    print(f"{len(windows):,} windows, mean history {windows.lengths_W.mean():.2f} items, on "
-          f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
+    print(
+        f"{len(windows):,} windows, mean history {windows.lengths_W.mean():.2f} items, on "
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}"
+    )
     for kind in args.rows.split(","):
         strategy, size = kind if kind in ("rastp", "intrr") else "full", 417 if "small" in kind else args.windows
         batching: Literal["padded", "packed"] = "padded" if kind == "padded" else "packed"
-        print(measure(strategy, splits, catalogue, windows, replace(config, batching=batching), size, args.steps,
-                      args.profile, "fed" in kind), flush=True)
+        print(
+            measure(
+                strategy,
+                splits,
+                catalogue,
+                windows,
+                replace(config, batching=batching),
+                size,
+                args.steps,
+                args.profile,
+                "fed" in kind,
+            ),
+            flush=True,
+        )
         torch.compiler.reset()
 
 

@@ -22,14 +22,26 @@ SPLITS, GENERATOR, REPORTS = Path("data/splits"), Path("models/generator"), Path
 SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output: checkpoints and half-finished shards survive here
 
 # Keys of metrics.json and timings.json that are measurements and so differ from run to run.
-MEASURED = frozenset({
-    "train_seconds", "compile_seconds", "wall_seconds", "windows_per_second", "samples_per_second", "tokens_per_second",
-    "flops_per_second", "share_of_peak", "peak_memory_gib", "encode_seconds_before_pruning",
-    "encode_seconds_after_pruning", "bookkeeping_seconds",
-})
+MEASURED = frozenset(
+    {
+        "train_seconds",
+        "compile_seconds",
+        "wall_seconds",
+        "windows_per_second",
+        "samples_per_second",
+        "tokens_per_second",
+        "flops_per_second",
+        "share_of_peak",
+        "peak_memory_gib",
+        "encode_seconds_before_pruning",
+        "encode_seconds_after_pruning",
+        "bookkeeping_seconds",
+    }
+)
 
 
 # ---------------------------------------------------------------------------------------------------- small files
+
 
 def read_json(path: Path) -> Any:
     """Parsed JSON. Raises UserError when the file is missing or damaged."""
@@ -56,8 +68,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"could not write {path}: {error.strerror}", "nothing that was there before was changed",
-                        "free some space or mend the permissions, then run the same command again") from error
+        raise UserError(
+            f"could not write {path}: {error.strerror}",
+            "nothing that was there before was changed",
+            "free some space or mend the permissions, then run the same command again",
+        ) from error
 
 
 def write_parquet(path: Path, table: "Any", metadata: dict[str, str] | None = None) -> None:
@@ -123,17 +138,24 @@ def fingerprint(*parts: Any) -> str:
 
 def _existing(path: Path) -> Path:
     if not path.exists():
-        raise UserError(f"{path} is not here", "an earlier stage writes it", "run `dvc repro`, or `dvc checkout` "
-                        "if it was made before")
+        raise UserError(
+            f"{path} is not here",
+            "an earlier stage writes it",
+            "run `dvc repro`, or `dvc checkout` if it was made before",
+        )
     return path
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} cannot be read: {error}", "the file is damaged or was cut short",
-                     "delete it and run `dvc checkout`, or `dvc repro` to make it again")
+    return UserError(
+        f"{path} cannot be read: {error}",
+        "the file is damaged or was cut short",
+        "delete it and run `dvc checkout`, or `dvc repro` to make it again",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- data/interactions
+
 
 @dataclass(frozen=True)
 class Interactions:
@@ -180,6 +202,7 @@ def image_names(cell: str | None) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------- data/embeddings
 
+
 @dataclass(frozen=True)
 class Embeddings:
     """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them.
@@ -200,6 +223,7 @@ class Embeddings:
 
 
 # ---------------------------------------------------------------------------------------------------- data/sids
+
 
 @dataclass(frozen=True)
 class Sids:
@@ -237,6 +261,7 @@ class Sids:
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -19,8 +19,13 @@ from pipeline.errors import UserError
 STAGES, EXPERIMENTS, CHECKS, SERVE = "Stages", "Experiments", "Checks", "Serve"
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:
@@ -38,9 +43,15 @@ def main() -> None:
         if debug or error.errno not in FULL_DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""
-        sys.exit(_explain(UserError(f"the disk is full or a file may not grow further{where}: {error.strerror}",
-                                    "the command stopped; what was complete before is still there",
-                                    "free some space, then run the same command again")))
+        sys.exit(
+            _explain(
+                UserError(
+                    f"the disk is full or a file may not grow further{where}: {error.strerror}",
+                    "the command stopped; what was complete before is still there",
+                    "free some space, then run the same command again",
+                )
+            )
+        )
 
 
 def _explain(error: UserError) -> int:
@@ -59,6 +70,7 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
 
 
 # ---------------------------------------------------------------------------------------------------- stages
+
 
 def _run(stage: str) -> None:
     """Check the whole of params.yaml, then run one stage on it."""
@@ -186,8 +198,12 @@ def track() -> None:
 
 @app.command(rich_help_panel=STAGES)
 def fetch(
-    urls: Annotated[list[str] | None, typer.Argument(metavar="[URL]...", show_default=False,
-                                                     help="Instead of the publisher's; for a custom dataset.")] = None,
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]...", show_default=False, help="Instead of the publisher's; for a custom dataset."
+        ),
+    ] = None,
 ) -> None:
     """Download the raw files of `dataset` into data/raw.
 
@@ -208,11 +224,14 @@ def fetch(
 
 # ---------------------------------------------------------------------------------------------------- experiments
 
+
 @app.command(rich_help_panel=EXPERIMENTS)
 def preset(
     name: Annotated[str | None, typer.Argument(help="A file of presets/, without .yaml.", show_default=False)] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", show_default=False,
-                                                       help="One more value; repeat as needed.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="One more value; repeat as needed."),
+    ] = None,
 ) -> None:
     """Write a published recipe into params.yaml, or list them.
 
@@ -241,10 +260,15 @@ def preset(
 
 @app.command(rich_help_panel=EXPERIMENTS)
 def compare(
-    runs: Annotated[list[str] | None, typer.Argument(
-        metavar="[RUN]...", show_default=False,
-        help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. None: "
-             "the experiments of this commit and the workspace.")] = None,
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...",
+            show_default=False,
+            help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. None: "
+            "the experiments of this commit and the workspace.",
+        ),
+    ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
@@ -291,6 +315,7 @@ def gradients(
 
 # ---------------------------------------------------------------------------------------------------- checks
 
+
 @app.command(rich_help_panel=CHECKS)
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
@@ -314,6 +339,7 @@ def doctor(
 
 
 # ---------------------------------------------------------------------------------------------------- serve
+
 
 @app.command(rich_help_panel=SERVE)
 def recommend(

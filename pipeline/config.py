@@ -27,8 +27,15 @@ from pipeline.track.config import TrackConfig
 from pipeline.train.config import TrainConfig
 
 DATASETS = (
-    "demo", "amazon-beauty", "amazon-sports", "amazon-toys",
-    "movielens-1m", "movielens-20m", "movielens-latest", "movielens-100k", "custom",
+    "demo",
+    "amazon-beauty",
+    "amazon-sports",
+    "amazon-toys",
+    "movielens-1m",
+    "movielens-20m",
+    "movielens-latest",
+    "movielens-100k",
+    "custom",
 )
 
 
@@ -59,8 +66,10 @@ class Params:
         if "skipgr" in parse_strategy(self.strategy):
             self._check_skipgr()
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
-            raise ValueError(f"train.targets all needs a backbone where no item sees a later one, and "
-                             f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}")
+            raise ValueError(
+                f"train.targets all needs a backbone where no item sees a later one, and "
+                f"{self.backbone.name} is none: set backbone.name to {' or '.join(CAUSAL)}"
+            )
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
@@ -72,40 +81,56 @@ class Params:
         if self.train.batching == "padded":
             raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
         if self.intrr.tie_break == "uid" and self.quantize.collisions != "digit":
-            raise ValueError("intrr.tie_break uid takes the place of the deduplication digit: set "
-                             "quantize.collisions=digit, or leave intrr.tie_break at digit")
+            raise ValueError(
+                "intrr.tie_break uid takes the place of the deduplication digit: set "
+                "quantize.collisions=digit, or leave intrr.tie_break at digit"
+            )
 
     def _check_rastp(self) -> None:
         if self.backbone.name not in WITH_ENCODER:
-            raise ValueError(f"strategy rastp prunes the tokens of an encoder, and backbone {self.backbone.name} has "
-                             f"none: set backbone.name to {' or '.join(WITH_ENCODER)}, or choose another strategy")
+            raise ValueError(
+                f"strategy rastp prunes the tokens of an encoder, and backbone {self.backbone.name} has "
+                f"none: set backbone.name to {' or '.join(WITH_ENCODER)}, or choose another strategy"
+            )
         if self.rastp.after_layer > self.backbone.encoder_layers:
-            raise ValueError(f"rastp.after_layer is {self.rastp.after_layer}, and backbone.encoder_layers only "
-                             f"{self.backbone.encoder_layers}")
+            raise ValueError(
+                f"rastp.after_layer is {self.rastp.after_layer}, and backbone.encoder_layers only "
+                f"{self.backbone.encoder_layers}"
+            )
         if self.rastp.counts_padding and self.train.batching != "padded":
             raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
 
     def _check_skipgr(self) -> None:
         if self.train.targets == "all" and (self.skipgr.skips_inputs or self.skipgr.sequence_unit == "window"):
-            raise ValueError("with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
-                             "and skipgr.sequence_unit=user")
+            raise ValueError(
+                "with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
+                "and skipgr.sequence_unit=user"
+            )
         levels = self.quantize.levels + (self.skipgr.include_digit and self.quantize.collisions == "digit")
         if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
-            raise ValueError(f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "
-                             "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)")
+            raise ValueError(
+                f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "
+                "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)"
+            )
         if not self.skipgr.skips_inputs or self.skipgr.input_unit == "item":
             return
         others = [name for name in parse_strategy(self.strategy) if name != "skipgr"]
         if others:
-            raise ValueError(f"strategy {self.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
-                             f"single tokens of it (skipgr.apply_to {self.skipgr.apply_to}, skipgr.input_unit token): "
-                             "set skipgr.input_unit=item, or skipgr.apply_to=loss")
+            raise ValueError(
+                f"strategy {self.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
+                f"single tokens of it (skipgr.apply_to {self.skipgr.apply_to}, skipgr.input_unit token): "
+                "set skipgr.input_unit=item, or skipgr.apply_to=loss"
+            )
         if self.backbone.name not in WITH_ENCODER:
-            raise ValueError(f"skipgr.input_unit token needs an encoder, and backbone {self.backbone.name} has none: "
-                             "set skipgr.input_unit=item, or skipgr.apply_to=loss")
+            raise ValueError(
+                f"skipgr.input_unit token needs an encoder, and backbone {self.backbone.name} has none: "
+                "set skipgr.input_unit=item, or skipgr.apply_to=loss"
+            )
         if self.train.batching == "padded":
-            raise ValueError("skipgr.input_unit token drops tokens that padding would fill again: set "
-                             "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss")
+            raise ValueError(
+                "skipgr.input_unit token drops tokens that padding would fill again: set "
+                "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss"
+            )
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -117,8 +142,11 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path} is not here", "every command reads its settings from it",
-                        "run from the folder that holds params.yaml") from None
+        raise UserError(
+            f"{path} is not here",
+            "every command reads its settings from it",
+            "run from the folder that holds params.yaml",
+        ) from None
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:

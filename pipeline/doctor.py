@@ -95,8 +95,12 @@ def check_dvc(root: Path) -> Check:
         return Check("dvc", "fail", f"not installed beside {sys.executable}", "make setup")
     for command in ("dvc", "python"):
         if shutil.which(command) != str(installed.with_name(command)):
-            return Check("dvc", "warn", f"`{command}` means {shutil.which(command)}, not this environment's",
-                         "activate the environment before `dvc repro`: . .venv/bin/activate")
+            return Check(
+                "dvc",
+                "warn",
+                f"`{command}` means {shutil.which(command)}, not this environment's",
+                "activate the environment before `dvc repro`: . .venv/bin/activate",
+            )
     return Check("dvc", "ok", str(installed))
 
 
@@ -104,12 +108,20 @@ def check_git(root: Path) -> Check:
     """Commit and whether tracked files differ from it; experiments hang on a commit."""
     commit = _git(root, "log", "-1", "--format=%h %s")
     if commit is None:
-        return Check("git", "fail", "no git repository, or one without a commit",
-                     "git init && git add -A && git commit -m start: DVC experiments start from a commit")
+        return Check(
+            "git",
+            "fail",
+            "no git repository, or one without a commit",
+            "git init && git add -A && git commit -m start: DVC experiments start from a commit",
+        )
     changed = _git(root, "status", "--porcelain", "--untracked-files=no") or ""
     if changed:
-        return Check("git", "warn", f"{commit}, and {len(changed.splitlines())} changed files",
-                     "commit them to make results traceable (dvc.lock and reports/ too, after a run)")
+        return Check(
+            "git",
+            "warn",
+            f"{commit}, and {len(changed.splitlines())} changed files",
+            "commit them to make results traceable (dvc.lock and reports/ too, after a run)",
+        )
     return Check("git", "ok", commit)
 
 
@@ -126,18 +138,34 @@ def check_raw_log(root: Path, params: Params) -> Check:
     """ingest.path exists, and queued experiments will find it too."""
     path = Path(params.ingest.path)
     if glob.has_magic(str(path)):
-        return Check("raw log", "fail", f"ingest.path {path} is a pattern, and DVC depends on files and folders",
-                     "set ingest.path to the folder and ingest.files to the pattern")
+        return Check(
+            "raw log",
+            "fail",
+            f"ingest.path {path} is a pattern, and DVC depends on files and folders",
+            "set ingest.path to the folder and ingest.files to the pattern",
+        )
     if not (root / path).exists():
-        return Check("raw log", "fail", f"ingest.path {path} is not here",
-                     "python -m pipeline fetch, or set ingest.path to where the files are")
+        return Check(
+            "raw log",
+            "fail",
+            f"ingest.path {path} is not here",
+            "python -m pipeline fetch, or set ingest.path to where the files are",
+        )
     inside = (root / path).resolve().is_relative_to(root.resolve())
     if not inside and not path.is_absolute():
-        return Check("raw log", "warn", f"{path} leaves the project by a relative path",
-                     "queued experiments run in a copy elsewhere and will not find it: give an absolute path")
+        return Check(
+            "raw log",
+            "warn",
+            f"{path} leaves the project by a relative path",
+            "queued experiments run in a copy elsewhere and will not find it: give an absolute path",
+        )
     if inside and not _git(root, "ls-files", "--", str(path)) and not (root / f"{path}.dvc").exists():
-        return Check("raw log", "warn", f"{path} is tracked neither by git nor by DVC",
-                     f"queued experiments run in a copy of what is tracked: dvc add {path} && git add {path}.dvc")
+        return Check(
+            "raw log",
+            "warn",
+            f"{path} is tracked neither by git nor by DVC",
+            f"queued experiments run in a copy of what is tracked: dvc add {path} && git add {path}.dvc",
+        )
     return Check("raw log", "ok", str(path))
 
 
@@ -165,8 +193,12 @@ def check_store() -> Check:
             path.open("ab").close()
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        return Check("mlflow", "fail", f"{path}: {error.strerror}",
-                     "make it writable, or set MLFLOW_TRACKING_URI to another store")
+        return Check(
+            "mlflow",
+            "fail",
+            f"{path}: {error.strerror}",
+            "make it writable, or set MLFLOW_TRACKING_URI to another store",
+        )
     return Check("mlflow", "ok", uri)
 
 

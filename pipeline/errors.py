@@ -3,9 +3,11 @@
 import difflib
 from collections.abc import Iterable
 
-RESTORE = ("DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
-           "  git checkout params.yaml\n"
-           "  dvc checkout")
+RESTORE = (
+    "DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
+    "  git checkout params.yaml\n"
+    "  dvc checkout"
+)
 
 
 class UserError(Exception):

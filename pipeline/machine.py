@@ -24,8 +24,11 @@ def pick_device(wanted: str, key: str = "train.device") -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"{key} is cuda, but torch sees no GPU", f"torch {torch.__version__} is installed",
-                        f"set {key} to auto, or install a CUDA build of torch")
+        raise UserError(
+            f"{key} is cuda, but torch sees no GPU",
+            f"torch {torch.__version__} is installed",
+            f"set {key} to auto, or install a CUDA build of torch",
+        )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

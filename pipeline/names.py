@@ -29,6 +29,9 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
     if unknown:
         close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
         others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError(f"{kind} '{unknown[0]}' is not known{others}", f"{source} lists {len(names):,} {kind}s",
-                        f"did you mean {' or '.join(close)}?" if close else f"such as {', '.join(names[:3])}")
+        raise UserError(
+            f"{kind} '{unknown[0]}' is not known{others}",
+            f"{source} lists {len(names):,} {kind}s",
+            f"did you mean {' or '.join(close)}?" if close else f"such as {', '.join(names[:3])}",
+        )
     return ids

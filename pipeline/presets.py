@@ -37,8 +37,10 @@ class Change:
 
 def describe(folder: Path = PRESETS) -> dict[str, str]:
     """Name -> first comment line of each preset, by name."""
-    return {path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-            for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
+    return {
+        path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
+    }
 
 
 def apply_preset(name: str, settings: list[str], *, folder: Path = PRESETS, params: Path = PARAMS) -> list[Change]:
@@ -49,8 +51,11 @@ def apply_preset(name: str, settings: list[str], *, folder: Path = PRESETS, para
     """
     known = describe(folder)
     if name not in known:
-        raise UserError(f"preset '{name}' is not known, {nearest(name, known)}", f"presets are the files of {folder}/",
-                        "run `python -m pipeline preset` for what each of them is")
+        raise UserError(
+            f"preset '{name}' is not known, {nearest(name, known)}",
+            f"presets are the files of {folder}/",
+            "run `python -m pipeline preset` for what each of them is",
+        )
     document = _load(params)
     values = dict([*_leaves(_load(folder / f"{name}.yaml")), *map(_parse_setting, settings)])  # the later one wins
     changes = [change for key, value in values.items() if (change := _assign(document, key, value))]

@@ -92,9 +92,18 @@ class Ranker:
         users: rank only these (a process's share); those without a target in `part` are left out.
     """
 
-    def __init__(self, catalogue: "Catalogue", splits: Splits, part: str, *, beam: int,
-                 decoding: Decoding = "constrained", filter_seen: bool = False, batch_users: int = 256,
-                 users: np.ndarray | None = None):
+    def __init__(
+        self,
+        catalogue: "Catalogue",
+        splits: Splits,
+        part: str,
+        *,
+        beam: int,
+        decoding: Decoding = "constrained",
+        filter_seen: bool = False,
+        batch_users: int = 256,
+        users: np.ndarray | None = None,
+    ):
         self.catalogue, self.beam, self.decoding = catalogue, beam, decoding
         self.drop_seen, self.longest = splits.max_history if filter_seen else 0, splits.max_history
         self.users_U, self.positions_U = splits.targets(part)
@@ -109,11 +118,10 @@ class Ranker:
         # On a CPU equal lengths in one batch: nothing is spent on padding. A GPU takes any, and wants one shape.
         rows = np.argsort(self.lengths_U, kind="stable") if not self.on_gpu else np.arange(len(self.lengths_U))
         rows = rows[self.lengths_U[rows] > 0]
-        self.batches = [rows[i:i + batch_users] for i in range(0, len(rows), batch_users)]
+        self.batches = [rows[i : i + batch_users] for i in range(0, len(rows), batch_users)]
         self._search: Search | None = None
 
-    def rank(self, model: torch.nn.Module, progress: "Progress | None" = None,
-             unseen: Unseen | None = None) -> Ranking:
+    def rank(self, model: torch.nn.Module, progress: "Progress | None" = None, unseen: Unseen | None = None) -> Ranking:
         """The model is put into evaluation mode for the while and left in the mode it was in.
 
         Args:
@@ -126,40 +134,78 @@ class Ranker:
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
                 outputs = self._generate(model, index, offsets, unseen)
-                ranks_U[rows], bucket_ranks_U[rows] = places(outputs, self.targets_U[rows], codes_IL,
-                                                              self.catalogue.bucket_levels)
+                ranks_U[rows], bucket_ranks_U[rows] = places(
+                    outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels
+                )
                 invalid += int((outputs.items_WK == INVALID).sum())
                 generated += int((outputs.items_WK != EMPTY).sum())
                 if progress is not None:
                     progress.update(len(rows))
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
 
-    def _generate(self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray,
-                  unseen: Unseen | None) -> Outputs:
+    def _generate(
+        self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray, unseen: Unseen | None
+    ) -> Outputs:
         times = self.times_N[index] if cast(Stepper, model).wants_times else None
         if unseen is not None:
             # Not recorded, on a GPU either: what is left of a batch changes with the table, and with it the shapes.
-            return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam,
-                            decoding=self.decoding, drop_seen=self.drop_seen, times=times,
-                            kept=unseen.kept(self.index_N[index], offsets))
+            return generate(
+                model,
+                self.catalogue,
+                self.items_N[index],
+                offsets,
+                beam=self.beam,
+                decoding=self.decoding,
+                drop_seen=self.drop_seen,
+                times=times,
+                kept=unseen.kept(self.index_N[index], offsets),
+            )
         if self.on_gpu and (self._search is None or self._search.model is not model):
             shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
-            self._search = Search(cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained",
-                                  shape, self.longest)
-        return generate(model, self.catalogue, self.items_N[index], offsets, beam=self.beam, decoding=self.decoding,
-                        drop_seen=self.drop_seen, search=self._search, times=times)
+            self._search = Search(
+                cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained", shape, self.longest
+            )
+        return generate(
+            model,
+            self.catalogue,
+            self.items_N[index],
+            offsets,
+            beam=self.beam,
+            decoding=self.decoding,
+            drop_seen=self.drop_seen,
+            search=self._search,
+            times=times,
+        )
 
 
-def rank_targets(model: torch.nn.Module, catalogue: "Catalogue", splits: Splits, part: str, *,
-                 progress: "Progress | None" = None, unseen: Unseen | None = None, **options: Any) -> Ranking:
+def rank_targets(
+    model: torch.nn.Module,
+    catalogue: "Catalogue",
+    splits: Splits,
+    part: str,
+    *,
+    progress: "Progress | None" = None,
+    unseen: Unseen | None = None,
+    **options: Any,
+) -> Ranking:
     """`Ranker` for one model; options are its own."""
     return Ranker(catalogue, splits, part, **options).rank(model, progress, unseen)
 
 
 @torch.no_grad()
-def generate(model: torch.nn.Module, catalogue: "Catalogue", items: np.ndarray, offsets: np.ndarray, *, beam: int,
-             decoding: Decoding = "constrained", drop_seen: int = 0, search: Search | None = None,
-             times: np.ndarray | None = None, kept: Kept | None = None) -> Outputs:
+def generate(
+    model: torch.nn.Module,
+    catalogue: "Catalogue",
+    items: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    beam: int,
+    decoding: Decoding = "constrained",
+    drop_seen: int = 0,
+    search: Search | None = None,
+    times: np.ndarray | None = None,
+    kept: Kept | None = None,
+) -> Outputs:
     """What the model expects next after each history (flat items and offsets, none of them empty), best first.
 
     Args:
@@ -192,14 +238,16 @@ def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam:
     history_WH[np.arange(history_WH.shape[1]) < lengths_W[:, None]] = items
     seen_WK = (outputs.items_WK[:, :, None] == history_WH[:, None, :]).any(-1)
     keep_WK = np.argsort(seen_WK, axis=1, kind="stable")[:, :beam]
-    seen_WK, items_WK, scores_WK = (np.take_along_axis(array, keep_WK, 1)
-                                    for array in (seen_WK, outputs.items_WK, outputs.scores_WK))
+    seen_WK, items_WK, scores_WK = (
+        np.take_along_axis(array, keep_WK, 1) for array in (seen_WK, outputs.items_WK, outputs.scores_WK)
+    )
     codes_WKL = np.take_along_axis(outputs.codes_WKL, keep_WK[..., None], 1)
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
 
 
-def places(outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray,
-           bucket_levels: int) -> tuple[np.ndarray, np.ndarray]:
+def places(
+    outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray, bucket_levels: int
+) -> tuple[np.ndarray, np.ndarray]:
     """1-based place of each target, and of the first output with its first `bucket_levels` codes; 0: not there."""
     target_WK = outputs.items_WK == targets_W[:, None]
     bucket_WK = (outputs.codes_WKL[..., :bucket_levels] == codes_IL[targets_W, None, :bucket_levels]).all(-1)

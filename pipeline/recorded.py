@@ -104,6 +104,11 @@ def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
     if isinstance(value, Tensor):
         return function(value)  # type: ignore[return-value]
     if is_dataclass(value):
-        return replace(value, **{field.name: map_tensors(getattr(value, field.name), function)  # type: ignore[type-var]
-                                 for field in fields(value)})
+        return replace(
+            value,
+            **{
+                field.name: map_tensors(getattr(value, field.name), function)  # type: ignore[type-var]
+                for field in fields(value)
+            },
+        )
     return value

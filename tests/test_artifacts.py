@@ -38,17 +38,26 @@ def embeddings() -> Embeddings:
 @pytest.fixture
 def sids() -> Sids:
     random = np.random.default_rng(2)
-    return Sids(random.integers(0, 4, (7, 3)).astype(np.int32), (4, 4, 4),
-                {"level_1": random.normal(size=(4, 5)).astype(np.float32)}, {"collisions": 2})
+    return Sids(
+        random.integers(0, 4, (7, 3)).astype(np.int32),
+        (4, 4, 4),
+        {"level_1": random.normal(size=(4, 5)).astype(np.float32)},
+        {"collisions": 2},
+    )
 
 
 @pytest.fixture
 def splits() -> Splits:
     """Three users with 4, 1 and 3 interactions; the second has no targets, the third's last two share a time stamp."""
-    return Splits(items_N=np.array([5, 1, 4, 2, 3, 0, 6, 5], np.int32),
-                  timestamps_N=np.array([1, 2, 3, 4, 9, 1, 2, 2]), offsets=np.array([0, 4, 5, 8]),
-                  train_end=np.array([2, 5, 6]), valid_target=np.array([2, -1, 6]), test_target=np.array([3, -1, 7]),
-                  summary={"max_history": 3, "items": 7})
+    return Splits(
+        items_N=np.array([5, 1, 4, 2, 3, 0, 6, 5], np.int32),
+        timestamps_N=np.array([1, 2, 3, 4, 9, 1, 2, 2]),
+        offsets=np.array([0, 4, 5, 8]),
+        train_end=np.array([2, 5, 6]),
+        valid_target=np.array([2, -1, 6]),
+        test_target=np.array([3, -1, 7]),
+        summary={"max_history": 3, "items": 7},
+    )
 
 
 def test_what_is_written_reads_back_equal(tmp_path: Path, embeddings: Embeddings, sids: Sids, splits: Splits) -> None:
@@ -86,8 +95,11 @@ def test_a_tie_is_an_equal_time_stamp_just_before_within_the_user(splits: Splits
 
 
 @settings(max_examples=25, deadline=None)
-@given(array=arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)),
-                           elements=st.floats(-9, 9, width=32)))
+@given(
+    array=arrays.arrays(
+        np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(-9, 9, width=32)
+    )
+)
 def test_tensors_read_back_in_any_memory_layout(array: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("tensors") / "t.safetensors"
     write_tensors(path, {"plain": array, "turned": array.T})
@@ -96,8 +108,9 @@ def test_tensors_read_back_in_any_memory_layout(array: np.ndarray, tmp_path_fact
     np.testing.assert_array_equal(again["turned"], array.T)
 
 
-@pytest.mark.parametrize(("name", "read"), [("a.json", read_json), ("a.parquet", read_parquet),
-                                            ("a.safetensors", read_tensors)])
+@pytest.mark.parametrize(
+    ("name", "read"), [("a.json", read_json), ("a.parquet", read_parquet), ("a.safetensors", read_tensors)]
+)
 def test_a_missing_or_damaged_file_is_named_with_what_to_do(tmp_path: Path, name: str, read: Any) -> None:
     path = tmp_path / name
     with pytest.raises(UserError, match="is not here") as missing:

@@ -58,11 +58,14 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 # ---------------------------------------------------------------------------------------------------- help
 
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
 def test_help_loads_nothing_heavy_and_answers_at_once(arguments: list[str], root: Path) -> None:
-    code = ("import sys; from pipeline.cli import app\n"
-            f"try: app({arguments!r})\n"
-            f"except SystemExit: print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])")
+    code = (
+        "import sys; from pipeline.cli import app\n"
+        f"try: app({arguments!r})\n"
+        f"except SystemExit: print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
     before = _seconds_of_children()
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded: []"
@@ -77,8 +80,10 @@ def _seconds_of_children() -> float:
 
 def test_checking_params_yaml_loads_nothing_heavy(root: Path) -> None:
     """Every stage begins with it; torch alone would add two seconds to each."""
-    code = ("import sys; from pipeline.config import load_params; load_params()\n"
-            f"print([name for name in {(*HEAVY, 'numpy')!r} if name in sys.modules])")
+    code = (
+        "import sys; from pipeline.config import load_params; load_params()\n"
+        f"print([name for name in {(*HEAVY, 'numpy')!r} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -86,7 +91,11 @@ def test_checking_params_yaml_loads_nothing_heavy(root: Path) -> None:
 def test_help_groups_every_command(run: Callable[..., Done]) -> None:
     text = run("--help").out
     assert [panel for panel in ("Stages", "Experiments", "Checks", "Serve") if panel in text] == [
-        "Stages", "Experiments", "Checks", "Serve"]
+        "Stages",
+        "Experiments",
+        "Checks",
+        "Serve",
+    ]
     for command in STAGES + OTHERS:
         assert f" {command} " in text, command
 
@@ -97,6 +106,7 @@ def test_each_command_shows_an_example(command: str, run: Callable[..., Done]) -
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
+
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: Path, run: Callable[..., Done]) -> None:
@@ -111,8 +121,9 @@ def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: P
     assert [line.strip() for line in lines[-2:]] == ["git checkout params.yaml", "dvc checkout"]
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(project: Path, run: Callable[..., Done],
-                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_wherever_it_stands(
+    project: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (project / "params.yaml").unlink()
     assert run("split").err.splitlines()[0] == "error: params.yaml is not here"
     for arguments in (["--debug", "split"], ["split", "--debug"]):
@@ -128,8 +139,11 @@ def test_an_unknown_command_names_the_nearest_one(run: Callable[..., Done]) -> N
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_told_plainly(number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-                                     ) -> None:
+def test_a_full_disk_is_told_plainly(
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def full(**_: object) -> None:
         raise OSError(number, os.strerror(number), "data/splits/items_N.npy")
 
@@ -152,6 +166,7 @@ def test_any_other_fault_of_the_machine_keeps_its_traceback(monkeypatch: pytest.
 
 
 # ---------------------------------------------------------------------------------------------------- presets
+
 
 def test_without_a_name_presets_are_listed_with_what_they_are(project: Path, run: Callable[..., Done]) -> None:
     lines = run("preset").out.splitlines()
@@ -183,17 +198,26 @@ def test_a_preset_changes_only_the_lines_it_names(project: Path) -> None:
     changes = apply_preset("amazon-beauty", ["ingest.path=/logs/beauty"])
     after = (project / "params.yaml").read_text().splitlines()
     assert [line.strip() for old, line in zip(before, after, strict=True) if old != line] == [
-        "dataset: amazon-beauty", "path: /logs/beauty", "codes: 256"]
+        "dataset: amazon-beauty",
+        "path: /logs/beauty",
+        "codes: 256",
+    ]
     assert [str(change) for change in changes] == [
-        "dataset: demo -> amazon-beauty", "ingest.path: data/demo -> /logs/beauty", "quantize.codes: 64 -> 256"]
+        "dataset: demo -> amazon-beauty",
+        "ingest.path: data/demo -> /logs/beauty",
+        "quantize.codes: 64 -> 256",
+    ]
 
 
-@pytest.mark.parametrize(("setting", "message"), [
-    ("train.max_window=1", "unknown key 'train.max_window': did you mean 'max_windows'"),
-    ("trian.max_windows=1", "unknown key 'trian.max_windows': did you mean 'train'"),
-    ("train.select=recall_at_50", "did you mean 'recall_at_5'"),
-    ("seed", "no '='"),
-])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.max_window=1", "unknown key 'train.max_window': did you mean 'max_windows'"),
+        ("trian.max_windows=1", "unknown key 'trian.max_windows': did you mean 'train'"),
+        ("train.select=recall_at_50", "did you mean 'recall_at_5'"),
+        ("seed", "no '='"),
+    ],
+)
 def test_a_setting_that_is_refused_leaves_params_yaml_alone(setting: str, message: str, project: Path) -> None:
     before = (project / "params.yaml").read_bytes()
     with pytest.raises(UserError, match=message):
@@ -213,29 +237,44 @@ def test_a_date_is_written_as_text_which_dvc_needs(project: Path) -> None:
 
 
 def test_every_published_recipe_has_a_preset(root: Path) -> None:
-    recipes = {"amazon-beauty", "amazon-sports", "amazon-toys", "movielens-100k", "movielens-1m", "movielens-20m",
-               "movielens-latest", "demo", "tiger", "flan-t5-xl",
-               "qwen2.5-vl-7b"}
+    recipes = {
+        "amazon-beauty",
+        "amazon-sports",
+        "amazon-toys",
+        "movielens-100k",
+        "movielens-1m",
+        "movielens-20m",
+        "movielens-latest",
+        "demo",
+        "tiger",
+        "flan-t5-xl",
+        "qwen2.5-vl-7b",
+    }
     assert recipes <= set(describe(root / "presets"))
 
 
 # ---------------------------------------------------------------------------------------------------- doctor
 
-def test_doctor_speaks_json_and_names_every_check(root: Path, run: Callable[..., Done],
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+
+def test_doctor_speaks_json_and_names_every_check(
+    root: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(root)
     checks = {check["name"]: check for check in json.loads(run("doctor", "--json").out)}
     assert {"python", "torch", "faiss", "dvc", "git", "params", "raw log", "mlflow", "disk"} <= set(checks)
     assert checks["params"]["state"] == checks["torch"]["state"] == checks["faiss"]["state"] == "ok"
 
 
-@pytest.mark.parametrize(("path", "state", "words"), [
-    ("data/demo", "ok", "data/demo"),
-    ("nowhere", "fail", "python -m pipeline fetch"),
-    ("logs/*.csv", "fail", "ingest.files"),
-    ("../elsewhere", "warn", "absolute path"),
-    ("data/raw/mine", "warn", "dvc add data/raw/mine"),
-])
+@pytest.mark.parametrize(
+    ("path", "state", "words"),
+    [
+        ("data/demo", "ok", "data/demo"),
+        ("nowhere", "fail", "python -m pipeline fetch"),
+        ("logs/*.csv", "fail", "ingest.files"),
+        ("../elsewhere", "warn", "absolute path"),
+        ("data/raw/mine", "warn", "dvc add data/raw/mine"),
+    ],
+)
 def test_doctor_says_whether_dvc_will_find_the_raw_log(path: str, state: str, words: str, project: Path) -> None:
     for folder in ("data/demo", "data/raw/mine", "../elsewhere"):
         (project / folder).mkdir(parents=True, exist_ok=True)
@@ -247,8 +286,9 @@ def test_doctor_says_whether_dvc_will_find_the_raw_log(path: str, state: str, wo
     assert words in check.found + check.fix
 
 
-def test_doctor_fails_outside_a_project_and_says_what_to_do(tmp_path: Path, run: Callable[..., Done],
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_fails_outside_a_project_and_says_what_to_do(
+    tmp_path: Path, run: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = run("doctor")
     assert done.code == 1

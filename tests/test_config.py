@@ -175,12 +175,14 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(1e-6, 1), st.integers(1, 999), st.sampled_from(["source", "shuffled"]))
 def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, ties: str) -> None:
-    params = build_params({"seed": seed, "train": {"learning_rate": rate},
-                           "split": {"max_history": history, "ties": ties}})
+    params = build_params(
+        {"seed": seed, "train": {"learning_rate": rate}, "split": {"max_history": history, "ties": ties}}
+    )
     assert build_params(yaml.safe_load(yaml.safe_dump(params_to_dict(params)))) == params
 
 
 # ---------------------------------------------------------------------------------------------------- the file itself
+
 
 def keys(tree: Any, prefix: str = "") -> list[str]:
     """Dotted names in order, sections and what they hold."""
@@ -229,8 +231,13 @@ def test_whole_sequences_need_every_item_as_a_target() -> None:
 
 
 def test_only_hstus_time_bias_wants_times() -> None:
-    cases = {("t5", "silu", True): False, ("decoder", "silu", True): False, ("hstu", "silu", True): True,
-             ("hstu", "silu", False): False, ("hstu", "softplus", True): False}
+    cases = {
+        ("t5", "silu", True): False,
+        ("decoder", "silu", True): False,
+        ("hstu", "silu", True): True,
+        ("hstu", "silu", False): False,
+        ("hstu", "softplus", True): False,
+    }
     for (name, attention, bias), wanted in cases.items():
         backbone = {"name": name, "hstu_attention": attention, "time_bias": bias}
         assert build_params({"backbone": backbone}).backbone.wants_times == wanted

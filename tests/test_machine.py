@@ -23,24 +23,35 @@ def processes(folder: Path, *commands: str) -> Path:
 QUEUED = "python -m dvc exp exec-run --infofile .dvc/tmp/exps/run/abc/abc.run"
 
 
-@pytest.mark.parametrize(("commands", "running"), [
-    ((), 1),
-    (("python -m dvc exp run", "vim exec-run"), 1),
-    ((QUEUED,), 1),
-    ((QUEUED, QUEUED, "python -m pipeline train", "python -m dvc exp queue-worker w1"), 2),
-])
+@pytest.mark.parametrize(
+    ("commands", "running"),
+    [
+        ((), 1),
+        (("python -m dvc exp run", "vim exec-run"), 1),
+        ((QUEUED,), 1),
+        ((QUEUED, QUEUED, "python -m pipeline train", "python -m dvc exp queue-worker w1"), 2),
+    ],
+)
 def test_experiments_of_the_dvc_queue_are_counted(tmp_path: Path, commands: tuple[str, ...], running: int) -> None:
     assert running_experiments(processes(tmp_path, *commands)) == running
 
 
-@pytest.mark.parametrize(("experiments", "local", "quota", "threads"), [
-    (1, "", "", 8), (2, "", "", 4), (3, "", "", 2), (9, "", "", 1),  # shared among experiments, never below one
-    (1, "4", "", 2),  # shared among the processes that torchrun starts
-    (1, "", "max 100000", 8), (1, "", "250000 100000", 3), (2, "", "250000 100000", 1),  # a container's share
-])
+@pytest.mark.parametrize(
+    ("experiments", "local", "quota", "threads"),
+    [
+        (1, "", "", 8),
+        (2, "", "", 4),
+        (3, "", "", 2),
+        (9, "", "", 1),  # shared among experiments, never below one
+        (1, "4", "", 2),  # shared among the processes that torchrun starts
+        (1, "", "max 100000", 8),
+        (1, "", "250000 100000", 3),
+        (2, "", "250000 100000", 1),  # a container's share
+    ],
+)
 def test_threads_are_the_cores_available_over_those_who_share_them(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str,
-        threads: int) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str, threads: int
+) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
     if quota:
@@ -51,7 +62,8 @@ def test_threads_are_the_cores_available_over_those_who_share_them(
 
 @pytest.mark.parametrize(("numbers", "threads"), [(1, 1), (2**17, 1), (2**18, 2), (2**30, 8)])
 def test_small_tensors_get_no_more_threads_than_they_keep_busy(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, threads: int) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, threads: int
+) -> None:
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert share_of_threads(numbers, processes(tmp_path / "proc"), tmp_path / "cpu.max") == threads
 

@@ -30,8 +30,15 @@ def random_splits(rng: np.random.Generator, items: int = 16, users: int = 9) -> 
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     test_target = np.where(rng.random(users) < 0.8, offsets[1:] - 1, -1)
     valid_target = np.where(lengths > 1, offsets[1:] - 2, -1)
-    return Splits(rng.integers(0, items, offsets[-1]).astype(np.int32), np.arange(offsets[-1]), offsets,
-                  np.maximum(offsets[1:] - 2, offsets[:-1]), valid_target, test_target, {"max_history": MAX_HISTORY})
+    return Splits(
+        rng.integers(0, items, offsets[-1]).astype(np.int32),
+        np.arange(offsets[-1]),
+        offsets,
+        np.maximum(offsets[1:] - 2, offsets[:-1]),
+        valid_target,
+        test_target,
+        {"max_history": MAX_HISTORY},
+    )
 
 
 def tiny_model(catalogue: Catalogue, seed: int = 0) -> nn.Module:
@@ -44,7 +51,7 @@ def tiny_model(catalogue: Catalogue, seed: int = 0) -> nn.Module:
 
 
 def slow_history(splits: Splits, user: int, position: int) -> list[int]:
-    sequence = list(splits.items_N[splits.offsets[user]:position])
+    sequence = list(splits.items_N[splits.offsets[user] : position])
     return [int(item) for item in sequence[-MAX_HISTORY:]]
 
 
@@ -68,7 +75,7 @@ def test_a_history_is_what_the_user_had_before_the_target_cut_to_the_most_recent
         users, positions = splits.targets(part)
         items, offsets = histories_of(splits, positions)
         for row, (user, position) in enumerate(zip(users, positions, strict=True)):
-            assert items[offsets[row]:offsets[row + 1]].tolist() == slow_history(splits, user, position)
+            assert items[offsets[row] : offsets[row + 1]].tolist() == slow_history(splits, user, position)
 
 
 @pytest.mark.parametrize("filter_seen", [False, True])
@@ -77,8 +84,9 @@ def test_exact_ranks_count_the_items_that_score_higher(filter_seen):
     catalogue, splits = random_catalogue(rng), random_splits(rng)
     model = tiny_model(catalogue)
     found = rank_targets(model, catalogue, splits, "test", beam=8, decoding="exact", filter_seen=filter_seen)
-    for user, position, rank, bucket_rank in zip(found.users_U, found.positions_U, found.ranks_U,
-                                                 found.bucket_ranks_U, strict=True):
+    for user, position, rank, bucket_rank in zip(
+        found.users_U, found.positions_U, found.ranks_U, found.bucket_ranks_U, strict=True
+    ):
         target, history = int(splits.items_N[position]), slow_history(splits, user, position)
         if not history:
             assert (rank, bucket_rank) == (0, 0)
@@ -96,8 +104,10 @@ def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen):
     rng = np.random.default_rng(4)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=30)
     model = tiny_model(catalogue)
-    wide, exact = (rank_targets(model, catalogue, splits, "test", beam=16, decoding=decoding, filter_seen=filter_seen)
-                   for decoding in ("constrained", "exact"))
+    wide, exact = (
+        rank_targets(model, catalogue, splits, "test", beam=16, decoding=decoding, filter_seen=filter_seen)
+        for decoding in ("constrained", "exact")
+    )
     np.testing.assert_array_equal(wide.ranks_U, exact.ranks_U)
     np.testing.assert_array_equal(wide.bucket_ranks_U, exact.bucket_ranks_U)
     assert wide.invalid_share == exact.invalid_share == 0.0
@@ -117,8 +127,9 @@ def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding
     model, codes = tiny_model(catalogue), [tuple(own) for own in catalogue.codes_IL.tolist()]
     found = rank_targets(model, catalogue, splits, "test", beam=beam, decoding=decoding)
     assert beam == 5 or (found.ranks_U > 0).any()
-    for user, position, rank, bucket_rank in zip(found.users_U, found.positions_U, found.ranks_U,
-                                                 found.bucket_ranks_U, strict=True):
+    for user, position, rank, bucket_rank in zip(
+        found.users_U, found.positions_U, found.ranks_U, found.bucket_ranks_U, strict=True
+    ):
         history, target = slow_history(splits, user, position), int(splits.items_N[position])
         if not history or decoding == "unconstrained":  # there, combinations that name no item take places too
             assert (bucket_rank > 0) >= (rank > 0)
@@ -156,8 +167,10 @@ def test_an_item_the_user_already_had_cannot_be_found_once_seen_items_are_droppe
     rng = np.random.default_rng(6)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=60)
     found = rank_targets(tiny_model(catalogue), catalogue, splits, "test", beam=16, filter_seen=True)
-    repeats = [splits.items_N[position] in slow_history(splits, user, position)
-               for user, position in zip(found.users_U, found.positions_U, strict=True)]
+    repeats = [
+        splits.items_N[position] in slow_history(splits, user, position)
+        for user, position in zip(found.users_U, found.positions_U, strict=True)
+    ]
     assert any(repeats)
     assert found.ranks_U[repeats].tolist() == [0] * sum(repeats)
     others = (found.lengths_U > 0) & ~np.array(repeats)

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     Backbone: TypeAlias = T5 | CausalBackbone
 
 
-def build_backbone(config: BackboneConfig, catalogue: "Catalogue",
-                   vectors_only: bool = False) -> "Backbone":
+def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only: bool = False) -> "Backbone":
     """The network that `config.name` names, on the catalogue's device.
 
     Args:

@@ -53,8 +53,12 @@ class Layout:
         """Of each group, True where a key is a real token, bool [sequences, keys]; None where all are."""
         if self.lengths_n is None:
             return [None] * len(self.groups)
-        return [torch.arange(group.keys, device=lengths.device) < lengths[:, None] for group, lengths in zip(
-            self.groups, self.lengths_n.split([group.sequences for group in self.groups]), strict=True)]
+        return [
+            torch.arange(group.keys, device=lengths.device) < lengths[:, None]
+            for group, lengths in zip(
+                self.groups, self.lengths_n.split([group.sequences for group in self.groups]), strict=True
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,17 @@ class Mass:
     padded_queries: bool = False  # those of padding too
 
 
-def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
-              causal: bool = False, dropout: float = 0.0,
-              mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+def attention(
+    q_THD: Tensor,
+    k_SHD: Tensor,
+    v_SHD: Tensor,
+    layout: Layout,
+    bias_HQK: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    mass: Mass | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """softmax(q k^T + bias) v within each sequence, as T5 has it: no scaling (Raffel et al. 2020, section 2.1).
 
     Args:
@@ -85,8 +97,15 @@ def attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_
     return packed_attention((q_THD, k_SHD, v_SHD), layout, bias_HQK, causal=causal, dropout=dropout, mass=mass)
 
 
-def packed_attention(qkv: Sequence[Tensor], layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False,
-                     dropout: float = 0.0, mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+def packed_attention(
+    qkv: Sequence[Tensor],
+    layout: Layout,
+    bias_HQK: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    mass: Mass | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """`attention` of what one product made: on a GPU its gradient is written in one piece too.
 
     Args:
@@ -130,22 +149,40 @@ class _GroupedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, bias_HQK: Tensor | None, layout: Layout,
-                dropout: float, mass: Mass | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any,
+        q_THD: Tensor,
+        k_SHD: Tensor,
+        v_SHD: Tensor,
+        bias_HQK: Tensor | None,
+        layout: Layout,
+        dropout: float,
+        mass: Mass | None,
+    ) -> tuple[Tensor, Tensor | None]:
         out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
         factors = _dropout_factors(q_THD, layout, dropout) if dropout else [None] * len(layout.groups)
         saved, masses = [], []
         for group, q, k, v, out, factor, real, places in zip(
-                layout.groups, _views(q_THD, layout, "queries"), _views(k_SHD, layout, "keys"),
-                _views(v_SHD, layout, "keys"), _views(out_THD, layout, "queries"), factors, layout.real_nK(),
-                _bias_places(layout, bias_HQK), strict=True):
+            layout.groups,
+            _views(q_THD, layout, "queries"),
+            _views(k_SHD, layout, "keys"),
+            _views(v_SHD, layout, "keys"),
+            _views(out_THD, layout, "queries"),
+            factors,
+            layout.real_nK(),
+            _bias_places(layout, bias_HQK),
+            strict=True,
+        ):
             q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
             weights = _scores(q, k, group, bias_HQK, places, real).softmax(-1)
             dropped = weights if factor is None else weights * factor
             out.copy_(torch.bmm(dropped.to(v.dtype), v).view(out.shape))
             if mass is not None:
-                masses.append(_mass_nK(dropped if mass.after_dropout else weights, group,
-                                       None if mass.padded_queries else real).flatten())
+                masses.append(
+                    _mass_nK(
+                        dropped if mass.after_dropout else weights, group, None if mass.padded_queries else real
+                    ).flatten()
+                )
             saved += [q, k, v, weights, factor]
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.shapes = layout, (q_THD.shape, k_SHD.shape)
@@ -163,17 +200,24 @@ class _GroupedAttention(torch.autograd.Function):
         dbias_HQK = None
         if ctx.bias_shape is not None:
             dbias_HQK = saved[3].new_zeros(ctx.bias_shape)  # in the type of the softmax
-        for i, (group, dout, dq, dk, dv, places) in enumerate(zip(
-                layout.groups, _views(dout_THD, layout, "queries"), _views(dq_THD, layout, "queries"),
-                _views(dk_SHD, layout, "keys"), _views(dv_SHD, layout, "keys"), _bias_places(layout, dbias_HQK),
-                strict=True)):
-            *gradients, dscores = _group_backward(_heads_first(dout), *saved[5 * i:5 * i + 5])
+        for i, (group, dout, dq, dk, dv, places) in enumerate(
+            zip(
+                layout.groups,
+                _views(dout_THD, layout, "queries"),
+                _views(dq_THD, layout, "queries"),
+                _views(dk_SHD, layout, "keys"),
+                _views(dv_SHD, layout, "keys"),
+                _bias_places(layout, dbias_HQK),
+                strict=True,
+            )
+        ):
+            *gradients, dscores = _group_backward(_heads_first(dout), *saved[5 * i : 5 * i + 5])
             for target, gradient in zip((dq, dk, dv), gradients, strict=True):
                 target.copy_(gradient.view(target.shape))
             if dbias_HQK is not None:
                 dscores_nHQK = dscores.unflatten(0, (group.sequences, -1))
                 if places is None:
-                    dbias_HQK[:, :group.queries, :group.keys] += dscores_nHQK.sum(0)
+                    dbias_HQK[:, : group.queries, : group.keys] += dscores_nHQK.sum(0)
                 else:
                     dbias_HQK.flatten(1).index_add_(1, places.flatten(), dscores_nHQK.transpose(0, 1).flatten(1))
         return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None, None
@@ -184,8 +228,10 @@ def _bias_places(layout: Layout, bias_HQK: Tensor | None) -> list[Tensor | None]
     if bias_HQK is None or layout.positions_S is None:
         return [None] * len(layout.groups)
     sizes = [group.sequences * group.keys for group in layout.groups]
-    positions = [part.view(group.sequences, group.keys)
-                 for group, part in zip(layout.groups, layout.positions_S.split(sizes), strict=True)]
+    positions = [
+        part.view(group.sequences, group.keys)
+        for group, part in zip(layout.groups, layout.positions_S.split(sizes), strict=True)
+    ]
     return [position_nK[:, :, None] * bias_HQK.shape[2] + position_nK[:, None, :] for position_nK in positions]
 
 
@@ -195,8 +241,9 @@ def _mass_nK(weights: Tensor, group: Group, real_nK: Tensor | None) -> Tensor:
     return mass_nQK.sum(1) if real_nK is None else (mass_nQK * real_nK[:, :, None]).sum(1)
 
 
-def _group_backward(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor,
-                    factor: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _group_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor, factor: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values [n * H, length, D], and of the scores [n * H, Q, K]."""
     dv = torch.bmm(_dropped(weights, factor, dout.dtype).mT, dout)
     dweights = torch.bmm(dout, v.mT).to(weights.dtype)
@@ -215,8 +262,10 @@ def _views(x_THD: Tensor, layout: Layout, side: str) -> list[Tensor]:
     """Each group's part of a packed axis of `queries` or `keys`, as [n, H, length, D]."""
     lengths = [getattr(group, side) for group in layout.groups]
     sizes = [group.sequences * length for group, length in zip(layout.groups, lengths, strict=True)]
-    return [part.unflatten(0, (-1, length)).transpose(1, 2)
-            for part, length in zip(x_THD.split(sizes), lengths, strict=True)]
+    return [
+        part.unflatten(0, (-1, length)).transpose(1, 2)
+        for part, length in zip(x_THD.split(sizes), lengths, strict=True)
+    ]
 
 
 def _heads_first(x_nHLD: Tensor) -> Tensor:
@@ -224,8 +273,9 @@ def _heads_first(x_nHLD: Tensor) -> Tensor:
     return x_nHLD.flatten(0, 1).contiguous()
 
 
-def _scores(q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, places_nQK: Tensor | None,
-            real_nK: Tensor | None) -> Tensor:
+def _scores(
+    q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, places_nQK: Tensor | None, real_nK: Tensor | None
+) -> Tensor:
     """Biased and masked scores of one group [n * H, Q, K], in float32 or better."""
     scores = torch.bmm(q, k.mT)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -233,7 +283,7 @@ def _scores(q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, places_
     if bias_HQK is not None and places_nQK is not None:
         scores_nHQK += bias_HQK.flatten(1)[:, places_nQK].transpose(0, 1)
     elif bias_HQK is not None:
-        scores_nHQK += bias_HQK[:, :group.queries, :group.keys]
+        scores_nHQK += bias_HQK[:, : group.queries, : group.keys]
     if real_nK is not None:
         scores_nHQK.masked_fill_(~real_nK[:, None, None, :], float("-inf"))
     return scores
@@ -248,8 +298,9 @@ def _dropout_factors(q_THD: Tensor, layout: Layout, p: float) -> list[Tensor]:
     return [part.view(shape) for part, shape in zip(factors.split(sizes), shapes, strict=True)]
 
 
-def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
-                        bias_HJ: Tensor) -> Tensor:
+def attend_to_ancestors(
+    q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor, bias_HJ: Tensor
+) -> Tensor:
     """Self-attention of each beam's newest position. On a GPU keys and values are read where they were written.
 
     Args:
@@ -263,7 +314,8 @@ def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], ro
         return decoding_triton.attend_to_ancestors(q_RHD, past, rows_RJ, bias_HJ)
     k_RHJD, v_RHJD = (
         torch.stack([*(x[rows] for x, rows in zip(earlier, rows_RJ.unbind(1), strict=True)), own], 2)
-        for *earlier, own in zip(*past, strict=True))
+        for *earlier, own in zip(*past, strict=True)
+    )
     scores_RHJ = (k_RHJD @ q_RHD[..., None])[..., 0]
     scores_RHJ = scores_RHJ.to(torch.promote_types(scores_RHJ.dtype, torch.float32)) + bias_HJ
     return (scores_RHJ.softmax(-1).to(v_RHJD.dtype)[..., None, :] @ v_RHJD)[..., 0, :]
@@ -283,8 +335,9 @@ def attend_to_windows(q_RHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, encoder: Layo
     return attention(q_RHD, k_SHD, v_SHD, encoder.with_queries(queries))[0]
 
 
-def reference_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *,
-                        causal: bool = False) -> Tensor:
+def reference_attention(
+    q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
     """`attention` without dropout, one sequence and one head at a time, in float64: the oracle."""
     out_THD = torch.zeros(q_THD.shape, dtype=torch.float64, device=q_THD.device)
     t = s = 0
@@ -292,16 +345,18 @@ def reference_attention(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Lay
         for row in range(group.sequences):
             real = slice(None) if real_nK is None else real_nK[row]
             for head in range(q_THD.shape[1]):
-                q, k, v = (x[start:start + length, head].double() for x, start, length in (
-                    (q_THD, t, group.queries), (k_SHD, s, group.keys), (v_SHD, s, group.keys)))
+                q, k, v = (
+                    x[start : start + length, head].double()
+                    for x, start, length in ((q_THD, t, group.queries), (k_SHD, s, group.keys), (v_SHD, s, group.keys))
+                )
                 scores = q @ k.T
                 if bias_HQK is not None and layout.positions_S is not None:
-                    places = layout.positions_S[s:s + group.keys]
+                    places = layout.positions_S[s : s + group.keys]
                     scores = scores + bias_HQK[head][places][:, places].double()
                 elif bias_HQK is not None:
-                    scores = scores + bias_HQK[head, :group.queries, :group.keys].double()
+                    scores = scores + bias_HQK[head, : group.queries, : group.keys].double()
                 if causal:
                     scores = scores + torch.full_like(scores, float("-inf")).triu(1)
-                out_THD[t:t + group.queries, head] = scores[:, real].softmax(-1) @ v[real]
+                out_THD[t : t + group.queries, head] = scores[:, real].softmax(-1) @ v[real]
             t, s = t + group.queries, s + group.keys
     return out_THD

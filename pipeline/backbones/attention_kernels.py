@@ -89,12 +89,44 @@ def _add_by_distance(sums_ptr, ds, distance, BM: tl.constexpr, BN: tl.constexpr)
 
 
 @triton.jit(do_not_specialize=["T", "W"])
-def forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr,
-             class_ptr, positions_ptr, seed_ptr, q_t, k_t, v_t, threshold, scale, H, R, T, W,
-             CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, PRUNED: tl.constexpr, CAUSAL: tl.constexpr,
-             DROPOUT: tl.constexpr, MASS: tl.constexpr, MASS_DROPPED: tl.constexpr, MASS_PADDED: tl.constexpr,
-             EXACT: tl.constexpr, ONE_TILE: tl.constexpr,
-             BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def forward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    lse_ptr,
+    mass_ptr,
+    bias_ptr,
+    starts_q_ptr,
+    starts_k_ptr,
+    lengths_ptr,
+    class_ptr,
+    positions_ptr,
+    seed_ptr,
+    q_t,
+    k_t,
+    v_t,
+    threshold,
+    scale,
+    H,
+    R,
+    T,
+    W,
+    CLASS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRUNED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    MASS: tl.constexpr,
+    MASS_DROPPED: tl.constexpr,
+    MASS_PADDED: tl.constexpr,
+    EXACT: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     h, i, j, d = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BD)
     seed = tl.load(seed_ptr)
     if ONE_TILE:  # the same for all sequences
@@ -148,17 +180,57 @@ def forward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, mass_ptr, bias_ptr, star
                     tl.store(spot, mass, mask=n < len_k)
                     tl.debug_barrier()
     if CLASS == 0:
-        _clear(o_ptr, H * D, tl.load(starts_q_ptr + W) + tl.program_id(0) * BN, T, tl.num_programs(0) * BN, h, BN, D,
-               BD)
+        _clear(
+            o_ptr, H * D, tl.load(starts_q_ptr + W) + tl.program_id(0) * BN, T, tl.num_programs(0) * BN, h, BN, D, BD
+        )
 
 
 @triton.jit(do_not_specialize=["T", "S", "W", "side"])
-def backward_kernel(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, bias_ptr, dq_ptr, dk_ptr, dv_ptr, sums_ptr, held_ptr,
-              starts_q_ptr, starts_k_ptr, lengths_ptr, class_ptr, positions_ptr, seed_ptr,
-              q_t, k_t, v_t, dq_t, dk_t, threshold, scale, H, R, T, S, W, side,
-              CLASS: tl.constexpr, HAS_BIAS: tl.constexpr, PRUNED: tl.constexpr, CAUSAL: tl.constexpr,
-              DROPOUT: tl.constexpr, EXACT: tl.constexpr, ONE_KEY_TILE: tl.constexpr, ONE_TILE: tl.constexpr,
-              BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def backward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    do_ptr,
+    lse_ptr,
+    bias_ptr,
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    sums_ptr,
+    held_ptr,
+    starts_q_ptr,
+    starts_k_ptr,
+    lengths_ptr,
+    class_ptr,
+    positions_ptr,
+    seed_ptr,
+    q_t,
+    k_t,
+    v_t,
+    dq_t,
+    dk_t,
+    threshold,
+    scale,
+    H,
+    R,
+    T,
+    S,
+    W,
+    side,
+    CLASS: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    PRUNED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    DROPOUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    ONE_KEY_TILE: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
     seed = tl.load(seed_ptr)
     own = (tl.program_id(0) * H + h).to(tl.int64)

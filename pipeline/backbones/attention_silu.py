@@ -46,10 +46,15 @@ def group_layout(groups: tuple[tuple[int, int], ...], times: Times | None) -> Po
     if times is None:
         return PointwiseLayout(groups, (None,) * len(groups))
     sizes = [count * length for count, length in groups]
-    return PointwiseLayout(groups, tuple(
-        time_buckets(asked.view(group)[:, :, None] - happened.view(group)[:, None, :])
-        for group, asked, happened in zip(groups, times.asked_T.split(sizes), times.happened_T.split(sizes),
-                                          strict=True)))
+    return PointwiseLayout(
+        groups,
+        tuple(
+            time_buckets(asked.view(group)[:, :, None] - happened.view(group)[:, None, :])
+            for group, asked, happened in zip(
+                groups, times.asked_T.split(sizes), times.happened_T.split(sizes), strict=True
+            )
+        ),
+    )
 
 
 def time_buckets(passed: Tensor) -> Tensor:
@@ -57,8 +62,15 @@ def time_buckets(passed: Tensor) -> Tensor:
     return (passed.clamp(min=1).float().log() / BUCKET_WIDTH).long().clamp_(max=TIME_BUCKETS - 1)
 
 
-def pointwise_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PointwiseLayout, bias: Tensor,
-                        time_bias_BH: Tensor | None, kind: Kind) -> Tensor:
+def pointwise_attention(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    layout: PointwiseLayout,
+    bias: Tensor,
+    time_bias_BH: Tensor | None,
+    kind: Kind,
+) -> Tensor:
     """Attention of each token to itself and those before it, [T, H, D] in the type of `v_THD`.
 
     Args:
@@ -73,8 +85,9 @@ def pointwise_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Poi
         return triton_pointwise(q_THD, k_THD, v_THD, layout.spans, bias, layout.times, time_bias_BH, kind)
     sizes = [count * length for count, length in layout.groups]
     outputs = []
-    for (count, length), buckets, *qkv in zip(layout.groups, layout.buckets,
-                                              *(x.split(sizes) for x in (q_THD, k_THD, v_THD)), strict=True):
+    for (count, length), buckets, *qkv in zip(
+        layout.groups, layout.buckets, *(x.split(sizes) for x in (q_THD, k_THD, v_THD)), strict=True
+    ):
         q, k, v = (x.unflatten(0, (count, length)).transpose(1, 2) for x in qkv)
         scores = q @ k.mT
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias[:, :length, :length]
@@ -93,8 +106,16 @@ def weights_of(scores: Tensor, seen: Tensor, kind: Kind) -> Tensor:
     return weights / (weights.sum(-1, keepdim=True) + EPSILON)
 
 
-def reference_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: list[int], bias_HQK: Tensor,
-                        times: Times | None, time_bias_BH: Tensor | None, kind: Kind) -> Tensor:
+def reference_pointwise(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    lengths: list[int],
+    bias_HQK: Tensor,
+    times: Times | None,
+    time_bias_BH: Tensor | None,
+    kind: Kind,
+) -> Tensor:
     """`pointwise_attention`, one sequence, head and query at a time, in float64: the oracle."""
     out_THD = torch.zeros(q_THD.shape, dtype=torch.float64, device=q_THD.device)
     begin = 0
@@ -102,7 +123,7 @@ def reference_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, lengths: li
         for head in range(q_THD.shape[1]):
             for i in range(length):
                 keys = slice(begin, begin + i + 1)
-                scores = k_THD[keys, head].double() @ q_THD[begin + i, head].double() + bias_HQK[head, i, :i + 1]
+                scores = k_THD[keys, head].double() @ q_THD[begin + i, head].double() + bias_HQK[head, i, : i + 1]
                 if times is not None and time_bias_BH is not None:
                     buckets = time_buckets(times.asked_T[begin + i] - times.happened_T[keys])
                     scores = scores + time_bias_BH[buckets, head].double()

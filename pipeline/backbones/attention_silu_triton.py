@@ -32,22 +32,44 @@ BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
 WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)
 
 
-def triton_pointwise(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, spans: Spans, bias_HR: Tensor, times: Times | None,
-                     time_bias_BH: Tensor | None, kind: Kind) -> Tensor:
+def triton_pointwise(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    spans: Spans,
+    bias_HR: Tensor,
+    times: Times | None,
+    time_bias_BH: Tensor | None,
+    kind: Kind,
+) -> Tensor:
     """As `attention_silu.pointwise_attention`, with the position bias by distance: column R // 2 + d is the bias of key
     position minus query position d.
     """
     asked, happened = (times.asked_T, times.happened_T) if times is not None else (None, None)
-    return _pointwise_op(q_THD, k_THD, v_THD, bias_HR, time_bias_BH if times is not None else None, asked, happened,
-                         spans.starts_k, spans.lengths_k, spans.classes, spans.longest_k, kind == "silu")[0]
+    return _pointwise_op(
+        q_THD,
+        k_THD,
+        v_THD,
+        bias_HR,
+        time_bias_BH if times is not None else None,
+        asked,
+        happened,
+        spans.starts_k,
+        spans.lengths_k,
+        spans.classes,
+        spans.longest_k,
+        kind == "silu",
+    )[0]
 
 
 # ---------------------------------------------------------------------------------------------------- kernels
 # mypy: disable-error-code="no-untyped-def"
 
+
 @triton.jit
-def _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED: tl.constexpr,
-           EXACT: tl.constexpr):
+def _score(
+    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED: tl.constexpr, EXACT: tl.constexpr
+):
     """(biased scores, time buckets, where the query sees the key) of one tile."""
     seen = (n[None, :] < length) & (n[None, :] <= m[:, None])
     s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
@@ -76,10 +98,33 @@ def _slope(s, SILU: tl.constexpr):
 
 
 @triton.jit
-def _forward(q_ptr, k_ptr, v_ptr, o_ptr, divisor_ptr, bias_ptr, time_bias_ptr, asked_ptr, happened_ptr,
-             starts_ptr, lengths_ptr, class_ptr, q_t, k_t, v_t, H, R,
-             CLASS: tl.constexpr, TIMED: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr,
-             BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def _forward(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    divisor_ptr,
+    bias_ptr,
+    time_bias_ptr,
+    asked_ptr,
+    happened_ptr,
+    starts_ptr,
+    lengths_ptr,
+    class_ptr,
+    q_t,
+    k_t,
+    v_t,
+    H,
+    R,
+    CLASS: tl.constexpr,
+    TIMED: tl.constexpr,
+    SILU: tl.constexpr,
+    EXACT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     h, j, d = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD)
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         first, length = tl.load(starts_ptr + w), tl.load(lengths_ptr + w)
@@ -108,11 +153,43 @@ def _forward(q_ptr, k_ptr, v_ptr, o_ptr, divisor_ptr, bias_ptr, time_bias_ptr, a
 
 
 @triton.jit
-def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, divisor_ptr, bias_ptr, time_bias_ptr, asked_ptr, happened_ptr,
-              dq_ptr, dk_ptr, dv_ptr, slab_ptr, time_slab_ptr, starts_ptr, lengths_ptr, class_ptr, q_t, k_t, v_t, H, R,
-              side, CLASS: tl.constexpr, TIMED: tl.constexpr, SILU: tl.constexpr, EXACT: tl.constexpr,
-              ONE_KEY_TILE: tl.constexpr, ONE_TILE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-              D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr):
+def _backward(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    o_ptr,
+    do_ptr,
+    divisor_ptr,
+    bias_ptr,
+    time_bias_ptr,
+    asked_ptr,
+    happened_ptr,
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    slab_ptr,
+    time_slab_ptr,
+    starts_ptr,
+    lengths_ptr,
+    class_ptr,
+    q_t,
+    k_t,
+    v_t,
+    H,
+    R,
+    side,
+    CLASS: tl.constexpr,
+    TIMED: tl.constexpr,
+    SILU: tl.constexpr,
+    EXACT: tl.constexpr,
+    ONE_KEY_TILE: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    B: tl.constexpr,
+):
     h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
     buckets, time_sum = tl.arange(0, B), tl.zeros([B], tl.float32)
     ds_sum = tl.zeros([BM, BN], tl.float32)
@@ -135,8 +212,9 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, divisor_ptr, bias_ptr, time_bi
                 do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                 asked = tl.load(asked_ptr + first + m, mask=m < length, other=0) if TIMED else m
                 divisor = tl.load(divisor_ptr + (first + m) * H + h, mask=m < length, other=1.0)
-                s, bucket, seen = _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED,
-                                         EXACT)
+                s, bucket, seen = _score(
+                    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT
+                )
                 dp = dot(do, tl.trans(v), EXACT)
                 if not SILU:  # the divisor depends on the scores too
                     o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
@@ -177,34 +255,79 @@ def _backward(q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, divisor_ptr, bias_ptr, time_bi
 
 # ---------------------------------------------------------------------------------------------------- launches
 
+
 @torch.library.custom_op("sidpipe::pointwise", mutates_args=())
-def _pointwise_op(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, time_bias: Tensor | None, asked: Tensor | None,
-                  happened: Tensor | None, starts: Tensor, lengths: Tensor, classes: Tensor, longest: int,
-                  silu: bool) -> tuple[Tensor, Tensor]:
+def _pointwise_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    time_bias: Tensor | None,
+    asked: Tensor | None,
+    happened: Tensor | None,
+    starts: Tensor,
+    lengths: Tensor,
+    classes: Tensor,
+    longest: int,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
     T, H, D = q.shape
     reaching = cast(Tensor, with_reach(bias, longest))
     o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
     divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
     launches = launches_for(q, longest, FORWARD)
-    arguments = (q, k, v, o, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts), starts,
-                 lengths, classes, q.stride(0), k.stride(0), v.stride(0), H, reaching.shape[1])
-    launch_all(_forward, launches, [arguments] * len(launches), [
-        _options(q, time_bias, silu, launch, launch.warps) for launch in launches])
+    arguments = (
+        q,
+        k,
+        v,
+        o,
+        divisor,
+        reaching,
+        _or(time_bias, bias),
+        _or(asked, starts),
+        _or(happened, starts),
+        starts,
+        lengths,
+        classes,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        H,
+        reaching.shape[1],
+    )
+    launch_all(
+        _forward,
+        launches,
+        [arguments] * len(launches),
+        [_options(q, time_bias, silu, launch, launch.warps) for launch in launches],
+    )
     return o, divisor
 
 
 @_pointwise_op.register_fake
-def _(q, k, v, bias, time_bias, asked, happened, starts, lengths, classes, longest,
-      silu):  # type: ignore[no-untyped-def]
+def _(q, k, v, bias, time_bias, asked, happened, starts, lengths, classes, longest, silu):  # type: ignore[no-untyped-def]
     T, H, D = q.shape
     return q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
 
 
 @torch.library.custom_op("sidpipe::pointwise_backward", mutates_args=())
-def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, divisor: Tensor, bias: Tensor,
-                           time_bias: Tensor | None, asked: Tensor | None, happened: Tensor | None, starts: Tensor,
-                           lengths: Tensor, classes: Tensor, longest: int,
-                           silu: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pointwise_backward_op(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    divisor: Tensor,
+    bias: Tensor,
+    time_bias: Tensor | None,
+    asked: Tensor | None,
+    happened: Tensor | None,
+    starts: Tensor,
+    lengths: Tensor,
+    classes: Tensor,
+    longest: int,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     H, reaching = q.shape[1], cast(Tensor, with_reach(bias, longest))
     launches = launches_for(q, longest, BACKWARD)
     # Rows of dq are added to once per key tile, so they are float32 unless there is one.
@@ -212,14 +335,52 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
     slabs = [_make_slab(launch, q, longest) for launch in launches]
-    time_slabs = [torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32)
-                  for launch in launches]
-    arguments = [(q, k, v, o, do, divisor, reaching, _or(time_bias, bias), _or(asked, starts), _or(happened, starts),
-                  dq, dk, dv, slab, time_slab, starts, lengths, classes, q.stride(0), k.stride(0), v.stride(0), H,
-                  reaching.shape[1], slab.shape[-1]) for slab, time_slab in zip(slabs, time_slabs, strict=True)]
-    launch_all(_backward, launches, arguments, [  # with half the warps it would spill registers
-        {"ONE_KEY_TILE": launch.one_key_tile, "ONE_TILE": launch.one_tile, "B": TIME_BUCKETS,
-         **_options(q, time_bias, silu, launch, 2 * launch.warps)} for launch in launches])
+    time_slabs = [
+        torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32) for launch in launches
+    ]
+    arguments = [
+        (
+            q,
+            k,
+            v,
+            o,
+            do,
+            divisor,
+            reaching,
+            _or(time_bias, bias),
+            _or(asked, starts),
+            _or(happened, starts),
+            dq,
+            dk,
+            dv,
+            slab,
+            time_slab,
+            starts,
+            lengths,
+            classes,
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            H,
+            reaching.shape[1],
+            slab.shape[-1],
+        )
+        for slab, time_slab in zip(slabs, time_slabs, strict=True)
+    ]
+    launch_all(
+        _backward,
+        launches,
+        arguments,
+        [  # with half the warps it would spill registers
+            {
+                "ONE_KEY_TILE": launch.one_key_tile,
+                "ONE_TILE": launch.one_tile,
+                "B": TIME_BUCKETS,
+                **_options(q, time_bias, silu, launch, 2 * launch.warps),
+            }
+            for launch in launches
+        ],
+    )
     dbias = torch.zeros_like(bias, dtype=torch.float32)
     for slab in slabs:
         add_diagonals(dbias, slab.sum(0))
@@ -228,12 +389,14 @@ def _pointwise_backward_op(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tenso
 
 
 @_pointwise_backward_op.register_fake
-def _(do, q, k, v, o, divisor, bias, time_bias, asked, happened, starts, lengths, classes, longest,
-      silu):  # type: ignore[no-untyped-def]
+def _(do, q, k, v, o, divisor, bias, time_bias, asked, happened, starts, lengths, classes, longest, silu):  # type: ignore[no-untyped-def]
     # Compiled code believes these types. Under autocast `bias` is bfloat16; the gradient of the time bias never is.
     timed = TIME_BUCKETS if time_bias is not None else 0
-    return (*(x.new_empty(x.shape) for x in (q, k, v)), bias.new_empty(bias.shape),
-            q.new_empty(timed, q.shape[1], dtype=torch.float32))
+    return (
+        *(x.new_empty(x.shape) for x in (q, k, v)),
+        bias.new_empty(bias.shape),
+        q.new_empty(timed, q.shape[1], dtype=torch.float32),
+    )
 
 
 def _make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
@@ -250,9 +413,18 @@ def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
 
 
 def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, warps: int) -> dict[str, object]:
-    return {"CLASS": launch.index, "TIMED": time_bias is not None, "SILU": silu, "EXACT": q.dtype == torch.float32,
-            "BM": launch.rows, "BN": launch.columns, "D": q.shape[2], "BD": max(16, triton.next_power_of_2(q.shape[2])),
-            "num_warps": warps, "num_stages": 1}
+    return {
+        "CLASS": launch.index,
+        "TIMED": time_bias is not None,
+        "SILU": silu,
+        "EXACT": q.dtype == torch.float32,
+        "BM": launch.rows,
+        "BN": launch.columns,
+        "D": q.shape[2],
+        "BD": max(16, triton.next_power_of_2(q.shape[2])),
+        "num_warps": warps,
+        "num_stages": 1,
+    }
 
 
 def _keep_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]

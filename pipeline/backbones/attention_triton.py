@@ -54,8 +54,16 @@ class Spans:
     reach: int = 0
 
 
-def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q: int, longest_k: int,
-               rooms_k: Tensor | None = None, positions: Tensor | None = None, reach: int = 0) -> Spans:
+def make_spans(
+    starts_q: Tensor,
+    starts_k: Tensor,
+    lengths_k: Tensor,
+    longest_q: int,
+    longest_k: int,
+    rooms_k: Tensor | None = None,
+    positions: Tensor | None = None,
+    reach: int = 0,
+) -> Spans:
     """Spans from integer tensors of any type. In self-attention `starts_q` is `starts_k` itself, and `longest_k` counts
     padding.
 
@@ -67,8 +75,17 @@ def make_spans(starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor, longest_q:
     # In self-attention a tile must hold a sequence's queries too, which padding makes longer than its keys.
     sizes = rooms_k if rooms_k is not None else starts_q.diff() if starts_q is starts_k else lengths_k
     classes = torch.searchsorted(sizes.contiguous(), _edges(sizes.device, sizes.dtype), right=True)
-    return Spans(starts_q.int(), starts_k.int(), lengths_k.int(), classes.int(), longest_q, longest_k, rooms_k,
-                 None if positions is None else positions.int(), reach)
+    return Spans(
+        starts_q.int(),
+        starts_k.int(),
+        lengths_k.int(),
+        classes.int(),
+        longest_q,
+        longest_k,
+        rooms_k,
+        None if positions is None else positions.int(),
+        reach,
+    )
 
 
 @cache
@@ -77,8 +94,15 @@ def _edges(device: torch.device, dtype: torch.dtype) -> Tensor:
     return torch.tensor((0, *CLASSES), device=device, dtype=dtype)
 
 
-def triton_attention(qkv: Sequence[Tensor], spans: Spans, bias_HR: Tensor | None, *, causal: bool = False,
-                     dropout: float = 0.0, mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+def triton_attention(
+    qkv: Sequence[Tensor],
+    spans: Spans,
+    bias_HR: Tensor | None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    mass: Mass | None = None,
+) -> tuple[Tensor, Tensor | None]:
     """As `attention.attention`, with the bias by relative distance.
 
     Args:
@@ -88,19 +112,42 @@ def triton_attention(qkv: Sequence[Tensor], spans: Spans, bias_HR: Tensor | None
     """
     seed = torch.randint(2**31 - 1, (1,), device=qkv[0].device, dtype=torch.int32) if dropout else spans.classes[:1]
     o_THD, _, mass_SH = _forward_op(
-        list(qkv), bias_HR, spans.starts_q, spans.starts_k, spans.lengths_k, spans.classes,
-        spans.positions if bias_HR is not None else None, seed, spans.longest_q, spans.longest_k, spans.reach, causal,
-        dropout, 0 if mass is None else 1 + AFTER_DROPOUT * mass.after_dropout + PADDED_QUERIES * mass.padded_queries)
+        list(qkv),
+        bias_HR,
+        spans.starts_q,
+        spans.starts_k,
+        spans.lengths_k,
+        spans.classes,
+        spans.positions if bias_HR is not None else None,
+        seed,
+        spans.longest_q,
+        spans.longest_k,
+        spans.reach,
+        causal,
+        dropout,
+        0 if mass is None else 1 + AFTER_DROPOUT * mass.after_dropout + PADDED_QUERIES * mass.padded_queries,
+    )
     return o_THD, mass_SH.sum(1) if mass is not None else None
 
 
-def _options(q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float,
-             launch: Launch) -> dict[str, object]:
-    return {"CLASS": launch.index, "HAS_BIAS": bias is not None, "PRUNED": positions is not None,
-            "CAUSAL": causal, "DROPOUT": dropout > 0, "EXACT": q.dtype == torch.float32,
-            "ONE_TILE": launch.one_tile and positions is None, "BM": launch.rows, "BN": launch.columns,
-            "D": q.shape[2], "BD": max(16, triton.next_power_of_2(q.shape[2])), "num_warps": launch.warps,
-            "num_stages": 1}
+def _options(
+    q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float, launch: Launch
+) -> dict[str, object]:
+    return {
+        "CLASS": launch.index,
+        "HAS_BIAS": bias is not None,
+        "PRUNED": positions is not None,
+        "CAUSAL": causal,
+        "DROPOUT": dropout > 0,
+        "EXACT": q.dtype == torch.float32,
+        "ONE_TILE": launch.one_tile and positions is None,
+        "BM": launch.rows,
+        "BN": launch.columns,
+        "D": q.shape[2],
+        "BD": max(16, triton.next_power_of_2(q.shape[2])),
+        "num_warps": launch.warps,
+        "num_stages": 1,
+    }
 
 
 def _columns(bias_HR: Tensor | None) -> int:
@@ -108,38 +155,114 @@ def _columns(bias_HR: Tensor | None) -> int:
 
 
 @torch.library.custom_op("sidpipe::attention", mutates_args=())
-def _forward_op(qkv: list[Tensor], bias: Tensor | None, starts_q: Tensor, starts_k: Tensor, lengths_k: Tensor,
-                classes: Tensor, positions: Tensor | None, seed: Tensor, longest_q: int, longest_k: int, reach: int,
-                causal: bool, dropout: float, mass: int) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_op(
+    qkv: list[Tensor],
+    bias: Tensor | None,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    lengths_k: Tensor,
+    classes: Tensor,
+    positions: Tensor | None,
+    seed: Tensor,
+    longest_q: int,
+    longest_k: int,
+    reach: int,
+    causal: bool,
+    dropout: float,
+    mass: int,
+) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = separate(qkv)
     T, H, D = q.shape
     bias = with_reach(bias, max(longest_q, longest_k, reach))
     o, lse = q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
     launches = launches_for(q, longest_k, FORWARD if longest_q > 16 else FEW_FORWARD)
-    arguments = (q, k, v, o, lse, mass_SH, lse if bias is None else bias, starts_q, starts_k, lengths_k, classes,
-                 starts_q if positions is None else positions, seed, q.stride(0), k.stride(0), v.stride(0),
-                 int(dropout * 2**32), 1 / (1 - dropout), H, _columns(bias), T, len(lengths_k))
-    launch_all(forward_kernel, launches, [arguments] * len(launches), [
-        {"MASS": mass > 0, "MASS_DROPPED": mass & AFTER_DROPOUT > 0, "MASS_PADDED": mass & PADDED_QUERIES > 0,
-         **_options(q, bias, positions, causal, dropout, launch)} for launch in launches])
+    arguments = (
+        q,
+        k,
+        v,
+        o,
+        lse,
+        mass_SH,
+        lse if bias is None else bias,
+        starts_q,
+        starts_k,
+        lengths_k,
+        classes,
+        starts_q if positions is None else positions,
+        seed,
+        q.stride(0),
+        k.stride(0),
+        v.stride(0),
+        int(dropout * 2**32),
+        1 / (1 - dropout),
+        H,
+        _columns(bias),
+        T,
+        len(lengths_k),
+    )
+    launch_all(
+        forward_kernel,
+        launches,
+        [arguments] * len(launches),
+        [
+            {
+                "MASS": mass > 0,
+                "MASS_DROPPED": mass & AFTER_DROPOUT > 0,
+                "MASS_PADDED": mass & PADDED_QUERIES > 0,
+                **_options(q, bias, positions, causal, dropout, launch),
+            }
+            for launch in launches
+        ],
+    )
     return o, lse, mass_SH
 
 
 @_forward_op.register_fake
-def _(qkv, bias, starts_q, starts_k, lengths_k, classes, positions, seed, longest_q, longest_k, reach, causal, dropout,
-      mass):  # type: ignore[no-untyped-def]
+def _(
+    qkv,
+    bias,
+    starts_q,
+    starts_k,
+    lengths_k,
+    classes,
+    positions,
+    seed,
+    longest_q,
+    longest_k,
+    reach,
+    causal,
+    dropout,
+    mass,
+):  # type: ignore[no-untyped-def]
     q, k, _ = separate(qkv)
     T, H, D = q.shape
-    return (q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32),
-            q.new_empty(k.shape[0] if mass else 0, H, dtype=torch.float32))
+    return (
+        q.new_empty(T, H, D),
+        q.new_empty(T, H, dtype=torch.float32),
+        q.new_empty(k.shape[0] if mass else 0, H, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("sidpipe::attention_backward", mutates_args=())
-def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Tensor | None, starts_q: Tensor,
-                 starts_k: Tensor, lengths_k: Tensor, classes: Tensor, positions: Tensor | None, seed: Tensor,
-                 longest_q: int, longest_k: int, reach: int, causal: bool,
-                 dropout: float) -> tuple[list[Tensor], Tensor]:
+def _backward_op(
+    do: Tensor,
+    qkv: list[Tensor],
+    o: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    lengths_k: Tensor,
+    classes: Tensor,
+    positions: Tensor | None,
+    seed: Tensor,
+    longest_q: int,
+    longest_k: int,
+    reach: int,
+    causal: bool,
+    dropout: float,
+) -> tuple[list[Tensor], Tensor]:
     q, k, v = separate(qkv)
     H, D = q.shape[1:]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv]
@@ -151,16 +274,55 @@ def _backward_op(do: Tensor, qkv: list[Tensor], o: Tensor, lse: Tensor, bias: Te
     programs = [launch.programs if bias is not None else 0 for launch in launches]
     sums = torch.zeros(sum(programs), H, *((_columns(wide),) if positions is None else (side, side)), device=q.device)
     # Rows of dq that meet several key tiles are added up here.
-    kept = [q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
-            for launch in launches]
-    arguments = [(q, k, v, o, do, lse, lse if wide is None else wide, dq, dk, dv, own, held, starts_q, starts_k,
-                  lengths_k, classes, starts_q if positions is None else positions, seed, q.stride(0), k.stride(0),
-                  v.stride(0), dq.stride(0), dk.stride(0), int(dropout * 2**32), 1 / (1 - dropout), H, _columns(wide),
-                  len(q), len(k), len(lengths_k), side)
-                 for own, held in zip(sums.split(programs), kept, strict=True)]
-    launch_all(backward_kernel, launches, arguments, [
-        {"ONE_KEY_TILE": launch.one_key_tile, **_options(q, bias, positions, causal, dropout, launch)}
-        for launch in launches])
+    kept = [
+        q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
+        for launch in launches
+    ]
+    arguments = [
+        (
+            q,
+            k,
+            v,
+            o,
+            do,
+            lse,
+            lse if wide is None else wide,
+            dq,
+            dk,
+            dv,
+            own,
+            held,
+            starts_q,
+            starts_k,
+            lengths_k,
+            classes,
+            starts_q if positions is None else positions,
+            seed,
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            dq.stride(0),
+            dk.stride(0),
+            int(dropout * 2**32),
+            1 / (1 - dropout),
+            H,
+            _columns(wide),
+            len(q),
+            len(k),
+            len(lengths_k),
+            side,
+        )
+        for own, held in zip(sums.split(programs), kept, strict=True)
+    ]
+    launch_all(
+        backward_kernel,
+        launches,
+        arguments,
+        [
+            {"ONE_KEY_TILE": launch.one_key_tile, **_options(q, bias, positions, causal, dropout, launch)}
+            for launch in launches
+        ],
+    )
     return gradients, _bias_gradient(sums, bias, positions)
 
 
@@ -176,8 +338,24 @@ def _bias_gradient(sums: Tensor, bias_HR: Tensor | None, positions: Tensor | Non
 
 
 @_backward_op.register_fake
-def _(do, qkv, o, lse, bias, starts_q, starts_k, lengths_k, classes, positions, seed, longest_q, longest_k, reach,
-      causal, dropout):  # type: ignore[no-untyped-def]
+def _(
+    do,
+    qkv,
+    o,
+    lse,
+    bias,
+    starts_q,
+    starts_k,
+    lengths_k,
+    classes,
+    positions,
+    seed,
+    longest_q,
+    longest_k,
+    reach,
+    causal,
+    dropout,
+):  # type: ignore[no-untyped-def]
     return [x.new_empty(x.shape) for x in qkv], do.new_empty(do.shape[1], _columns(bias), dtype=torch.float32)
 
 

@@ -37,8 +37,9 @@ class Stepper(Protocol):
 
     def begin(self, histories: Histories) -> Any: ...
 
-    def step(self, state: Any, beams_WK: Tensor | None = None,
-             codes_WK: Tensor | None = None) -> tuple[Tensor, Any]: ...
+    def step(
+        self, state: Any, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
+    ) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
     nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
     codes_WKL = nodes_WK.new_empty(*nodes_WK.shape, 0)
     for level in range(catalogue.levels):
-        scores_WK, ranks_WK, beams_WK = best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam,
-                                                           constrained)
+        scores_WK, ranks_WK, beams_WK = best_continuations(
+            catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained
+        )
         if constrained:
             new_WK, nodes_WK = catalogue.code(level)[ranks_WK], ranks_WK
         else:
@@ -87,9 +89,11 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
     else:
         items_WK = torch.where(nodes_WK >= 0, catalogue.item_of_leaf_I[nodes_WK], -1)
     missing = beam - items_WK.shape[1]
-    return Beams(histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
-                 histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
-                 histories.in_input_order(F.pad(scores_WK, (0, missing), value=float("-inf"))))
+    return Beams(
+        histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
+        histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
+        histories.in_input_order(F.pad(scores_WK, (0, missing), value=float("-inf"))),
+    )
 
 
 class Search:
@@ -101,15 +105,21 @@ class Search:
         longest: bound of a window's items where `shape` is given.
     """
 
-    def __init__(self, model: Stepper, beam: int, constrained: bool = True, shape: Shape | None = None,
-                 longest: int = 0):
+    def __init__(
+        self, model: Stepper, beam: int, constrained: bool = True, shape: Shape | None = None, longest: int = 0
+    ):
         self.model, self.beam, self.constrained, self.shape, self.longest = model, beam, constrained, shape, longest
         self._beams: Callable[[Histories], Beams] = self._search
         if shape is not None:
             self._beams = Recorded(self._search, model.sizes)
 
-    def __call__(self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None = None,
-                 kept_NS: np.ndarray | None = None) -> Beams:
+    def __call__(
+        self,
+        items_N: np.ndarray,
+        offsets: np.ndarray,
+        times_N: np.ndarray | None = None,
+        kept_NS: np.ndarray | None = None,
+    ) -> Beams:
         """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
         may overwrite the result.
 
@@ -122,16 +132,24 @@ class Search:
             items_N = np.pad(items_N, (0, int(filling_W.sum())))
             times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
             offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
-        beams = self._beams(Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N,
-                                           kept_NS=kept_NS))
+        beams = self._beams(
+            Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N, kept_NS=kept_NS)
+        )
         return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
 
     def _search(self, histories: Histories) -> Beams:
         return beam_search(self.model, histories, self.beam, self.constrained)
 
 
-def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
-                       beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
+def best_continuations(
+    catalogue: Catalogue,
+    level: int,
+    nodes_WK: Tensor,
+    scores_WK: Tensor,
+    logits_WKV: Tensor,
+    beam: int,
+    constrained: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The `beam` best continuations of each window's beams, or all, when there are fewer; best first.
 
     Returns:
@@ -190,11 +208,12 @@ def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
     return histories.in_input_order(scores_WP[:, catalogue.leaf_of_item_I])
 
 
-def _score_below(model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int,
-                 stop: int) -> Iterator[tuple[slice, Tensor]]:
+def _score_below(
+    model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int, stop: int
+) -> Iterator[tuple[slice, Tensor]]:
     """Scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`."""
     catalogue = model.catalogue
-    offsets = catalogue.first_child(level)[first:stop + 1]
+    offsets = catalogue.first_child(level)[first : stop + 1]
     begin, end = int(offsets[0]), int(offsets[-1])
     beam_C = torch.repeat_interleave(offsets.diff(), output_size=end - begin)
     code_C = catalogue.code(level)[begin:end]

@@ -30,15 +30,27 @@ class RMSNorm(nn.Module):
         return F.rms_norm(h_Td, self.weight.shape, self.weight, 1e-6)
 
 
-def linear(layer: nn.Linear, x_Td: Tensor, then: Dropout | ReluDropout | None = None, *, norm: RMSNorm | None = None,
-           residual_Td: Tensor | None = None) -> Tensor:
+def linear(
+    layer: nn.Linear,
+    x_Td: Tensor,
+    then: Dropout | ReluDropout | None = None,
+    *,
+    norm: RMSNorm | None = None,
+    residual_Td: Tensor | None = None,
+) -> Tensor:
     """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
     if x_Td.is_cuda and not layer.training and not torch.is_grad_enabled():
         from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
 
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else layer.weight.dtype
-        return decoding_triton.linear(x_Td, layer.weight, dtype, norm_d=None if norm is None else norm.weight,
-                                      relu=isinstance(then, ReluDropout), residual_Rn=residual_Td)
+        return decoding_triton.linear(
+            x_Td,
+            layer.weight,
+            dtype,
+            norm_d=None if norm is None else norm.weight,
+            relu=isinstance(then, ReluDropout),
+            residual_Rn=residual_Td,
+        )
     x_Td = layer(x_Td if norm is None else norm(x_Td))
     x_Td = x_Td if then is None else then(x_Td)
     return x_Td if residual_Td is None else residual_Td + x_Td
@@ -56,11 +68,13 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False,
-                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False, mass: Mass | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The states, and with `mass` the attention mass [T] that each token receives."""
-        mixed_THD, mass_T = packed_attention((self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass,
-                                             dropout=self.p if self.training else 0.0)
+        mixed_THD, mass_T = packed_attention(
+            (self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass, dropout=self.p if self.training else 0.0
+        )
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
@@ -100,8 +114,9 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, h_Td: Tensor, memory_S2HD: Tensor, layout: Layout) -> Tensor:
-        mixed_THD, _ = packed_attention((self._queries(h_Td), memory_S2HD), layout,
-                                        dropout=self.p if self.training else 0.0)
+        mixed_THD, _ = packed_attention(
+            (self._queries(h_Td), memory_S2HD), layout, dropout=self.p if self.training else 0.0
+        )
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
 
     def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
@@ -120,8 +135,10 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.hidden = cast(Iterable[nn.Linear], nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False)
-                                                              for _ in range(config.ff_hidden_layers - 1)))
+        self.hidden = cast(
+            Iterable[nn.Linear],
+            nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False) for _ in range(config.ff_hidden_layers - 1)),
+        )
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
         self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
 
@@ -138,8 +155,9 @@ class EncoderBlock(nn.Module):
         self.attention = SelfAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None,
-                mass: Mass | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """As its attention."""
         h_Td, mass_T = self.attention(h_Td, layout, bias_HQK, mass=mass)
         return self.ff(h_Td), mass_T
@@ -156,7 +174,8 @@ class DecoderBlock(nn.Module):
         h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
         return self.ff(self.cross(h_Td, memory_S2HD, cross))
 
-    def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor, memory: KeysValues,
-               encoder: Layout) -> tuple[Tensor, Past]:
+    def extend(
+        self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor, memory: KeysValues, encoder: Layout
+    ) -> tuple[Tensor, Past]:
         h_Rd, past = self.attention.extend(h_Rd, past, rows_RJ, bias_HJ)
         return self.ff(self.cross.extend(h_Rd, memory, encoder)), past

@@ -122,13 +122,16 @@ def _check_codes(codes: np.ndarray, widths: tuple[int, ...]) -> None:
     outside = np.argwhere((codes < 0) | (codes >= np.asarray(widths)))
     if len(outside):
         item, level = outside[0]
-        raise ValueError(f"item {item} has code {codes[item, level]} at level {level + 1}, "
-                         f"which allows 0 to {widths[level] - 1}")
+        raise ValueError(
+            f"item {item} has code {codes[item, level]} at level {level + 1}, which allows 0 to {widths[level] - 1}"
+        )
 
 
 def _check_distinct(codes: np.ndarray, leaves: np.ndarray) -> None:
     same = np.flatnonzero((codes[leaves[1:]] == codes[leaves[:-1]]).all(axis=1))
     if len(same):
         first, second = leaves[same[0]], leaves[same[0] + 1]
-        raise ValueError(f"items {first} and {second} share the Semantic ID {codes[first].tolist()} "
-                         f"({len(same)} such pairs): every item needs its own, a deduplication digit gives it one")
+        raise ValueError(
+            f"items {first} and {second} share the Semantic ID {codes[first].tolist()} "
+            f"({len(same)} such pairs): every item needs its own, a deduplication digit gives it one"
+        )

@@ -35,8 +35,9 @@ class CausalBlock(nn.Module):
         """The layer's output, [T, d]; or of some rows alone, [R, d], where no one reads the others."""
         return self.keeping(h_Td, layout, bias, rows_R)[0]
 
-    def keeping(self, h_Td: Tensor, layout: Any, bias: Tensor,
-                rows_R: Tensor | None = None) -> tuple[Tensor, KeysValues]:
+    def keeping(
+        self, h_Td: Tensor, layout: Any, bias: Tensor, rows_R: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
         """As `forward`, and the keys and values of all tokens, [T, H, D] each."""
         q_THD, k_THD, v_THD, gate = self.project(h_Td)
         mixed_THD = self.attend(q_THD, k_THD, v_THD, layout, bias)
@@ -174,8 +175,14 @@ class CausalBackbone(nn.Module):
             vectors_Nd = vectors_Nd.index_select(0, sequences.source_T)
         return self._stack(vectors_Nd, sequences, times, _read_rows(histories, sequences))
 
-    def _stack(self, h_Td: Tensor, sequences: Sequences, times: Times | None, rows_R: Tensor,
-               kept: list[KeysValues] | None = None) -> Tensor:
+    def _stack(
+        self,
+        h_Td: Tensor,
+        sequences: Sequences,
+        times: Times | None,
+        rows_R: Tensor,
+        kept: list[KeysValues] | None = None,
+    ) -> Tensor:
         """All blocks; normed states [R, d] of the rows that are read. `kept` takes each layer's keys and values."""
         h_Td, layout, longest = self.dropout(h_Td), self.layout(sequences, times), sequences.longest
         biases: dict[RelativeBias, Tensor] = {}  # blocks may share one
@@ -226,8 +233,9 @@ class CausalBackbone(nn.Module):
             passed_WP = times.asked_T[last_W, None] - times.happened_T[place_WP]
         return Decoding(states_Wd, memory, seen_WP, passed_WP)
 
-    def step(self, state: Decoding, beams_WK: Tensor | None = None,
-             codes_WK: Tensor | None = None) -> tuple[Tensor, Decoding]:
+    def step(
+        self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
+    ) -> tuple[Tensor, Decoding]:
         """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
 
         Args:
@@ -239,23 +247,29 @@ class CausalBackbone(nn.Module):
             return self._logits(state.states_Wd, 0)[:, None], replace(state, level=1)
         h_Rd = self.embed((codes_WK + self.first_token[level - 1]).flatten())
         columns = state.seen_WP.shape[1] + level
-        biases = {table: table(range(columns - 1, columns), columns)[:, 0]  # [H, columns]; blocks may share one
-                  for table in dict.fromkeys(map(self.position_bias, self.blocks))}
+        biases = {
+            table: table(range(columns - 1, columns), columns)[:, 0]  # [H, columns]; blocks may share one
+            for table in dict.fromkeys(map(self.position_bias, self.blocks))
+        }
         for number, block in enumerate(self.blocks):
             q, k, v, gate = block.project(h_Rd)
             own = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
             if state.past:
-                own = tuple(torch.cat([before.take_along_dim(beams_WK[..., None, None, None], 1), x], 3)
-                            for before, x in zip(state.past[number], own, strict=True))
+                own = tuple(
+                    torch.cat([before.take_along_dim(beams_WK[..., None, None, None], 1), x], 3)
+                    for before, x in zip(state.past[number], own, strict=True)
+                )
             past.append((own[0], own[1]))
-            mixed = self._mix(block, q.unflatten(0, beams_WK.shape), state, number, past[-1],
-                              biases[self.position_bias(block)])
+            mixed = self._mix(
+                block, q.unflatten(0, beams_WK.shape), state, number, past[-1], biases[self.position_bias(block)]
+            )
             h_Rd = block.finish(h_Rd, mixed.flatten(0, 1), gate)
         logits_WKV = self._logits(self.norm(h_Rd), level).unflatten(0, beams_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(past))
 
-    def _mix(self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues,
-             bias_HC: Tensor) -> Tensor:
+    def _mix(
+        self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues, bias_HC: Tensor
+    ) -> Tensor:
         """Attention of each beam's newest token to its window's history and its own codes, [W, K, H, D]."""
         (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], own
         history, extra = k_WHPD.shape[2], k_WKHJD.shape[3]

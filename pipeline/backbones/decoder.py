@@ -51,8 +51,9 @@ class Decoder(CausalBackbone):
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue, vectors_only)
         self.bias = RelativeBias(config, bidirectional=False)
-        self.blocks = cast(Iterable[CausalBlock],
-                           nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers)))
+        self.blocks = cast(
+            Iterable[CausalBlock], nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers))
+        )
         self.norm = nn.Sequential(RMSNorm(config.d_model), Dropout(config.dropout))
         self._initialise()
 
@@ -70,7 +71,7 @@ class Decoder(CausalBackbone):
                 module.weight.normal_(std=module.in_features**-0.5)
         for module in self.modules():
             if isinstance(module, SelfAttention):
-                queries = module.qkv.weight[:config.heads * config.d_head]
+                queries = module.qkv.weight[: config.heads * config.d_head]
                 queries.normal_(std=(config.d_model * config.d_head) ** -0.5)
 
     def layout(self, sequences: Sequences, times: Times | None) -> Layout:

@@ -14,9 +14,25 @@ LOWEST = tl.constexpr(-(2**63) + 1)
 
 
 @triton.jit(do_not_specialize=["M"])
-def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, eps,
-                  NORM: tl.constexpr, RELU: tl.constexpr, RESIDUAL: tl.constexpr, TYPE: tl.constexpr,
-                  PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+def linear_kernel(
+    x_ptr,
+    weight_ptr,
+    scale_ptr,
+    residual_ptr,
+    out_ptr,
+    M,
+    N,
+    K,
+    eps,
+    NORM: tl.constexpr,
+    RELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    TYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
     """x [M, K] times weight [N, K] transposed, both rounded to TYPE."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
     n = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -42,8 +58,23 @@ def linear_kernel(x_ptr, weight_ptr, scale_ptr, residual_ptr, out_ptr, M, N, K, 
 
 
 @triton.jit(do_not_specialize=["R"])
-def ancestors_kernel(q_ptr, k_ptrs, v_ptrs, rows_ptr, bias_ptr, out_ptr, R, H, stride, bias_h, bias_j,
-                     J: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def ancestors_kernel(
+    q_ptr,
+    k_ptrs,
+    v_ptrs,
+    rows_ptr,
+    bias_ptr,
+    out_ptr,
+    R,
+    H,
+    stride,
+    bias_h,
+    bias_j,
+    J: tl.constexpr,
+    BM: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     """One query per row and head, against the key of its own row and those of its ancestors, one of each level."""
     r, h, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1), tl.arange(0, BD)
     column, real = h * D + d[None, :], (r[:, None] < R) & (d[None, :] < D)
@@ -67,9 +98,30 @@ def ancestors_kernel(q_ptr, k_ptrs, v_ptrs, rows_ptr, bias_ptr, out_ptr, R, H, s
 
 
 @triton.jit(do_not_specialize=["Q", "R"])
-def window_kernel(q_ptr, k_ptr, v_ptr, out_ptr, bias_ptr, starts_q_ptr, starts_k_ptr, lengths_ptr, q_stride, k_stride,
-                  v_stride, Q, H, R, EQUAL: tl.constexpr, HAS_BIAS: tl.constexpr, CAUSAL: tl.constexpr,
-                  PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+def window_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    bias_ptr,
+    starts_q_ptr,
+    starts_k_ptr,
+    lengths_ptr,
+    q_stride,
+    k_stride,
+    v_stride,
+    Q,
+    H,
+    R,
+    EQUAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+):
     """The queries of each window against its keys: Q of them if EQUAL, else those between the starts."""
     w, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, BD)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
@@ -111,8 +163,20 @@ def _key(score, rank):
 
 
 @triton.jit(do_not_specialize=["K", "V"])
-def candidates_kernel(logits_ptr, scores_ptr, nodes_ptr, first_ptr, code_ptr, keys_ptr, K, V,
-                      FREE: tl.constexpr, KEPT: tl.constexpr, BV: tl.constexpr, BF: tl.constexpr):
+def candidates_kernel(
+    logits_ptr,
+    scores_ptr,
+    nodes_ptr,
+    first_ptr,
+    code_ptr,
+    keys_ptr,
+    K,
+    V,
+    FREE: tl.constexpr,
+    KEPT: tl.constexpr,
+    BV: tl.constexpr,
+    BF: tl.constexpr,
+):
     """Keys of what may follow a beam, the KEPT best of its BF."""
     row, v, f = tl.program_id(0).to(tl.int64), tl.arange(0, BV), tl.arange(0, BF)
     logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
@@ -134,8 +198,21 @@ def candidates_kernel(logits_ptr, scores_ptr, nodes_ptr, first_ptr, code_ptr, ke
 
 
 @triton.jit(do_not_specialize=["K", "C", "best", "V"])
-def choose_kernel(keys_ptr, nodes_ptr, first_ptr, scores_ptr, ranks_ptr, beams_ptr, K, C, best, V,
-                  FREE: tl.constexpr, BC: tl.constexpr, BB: tl.constexpr):
+def choose_kernel(
+    keys_ptr,
+    nodes_ptr,
+    first_ptr,
+    scores_ptr,
+    ranks_ptr,
+    beams_ptr,
+    K,
+    C,
+    best,
+    V,
+    FREE: tl.constexpr,
+    BC: tl.constexpr,
+    BB: tl.constexpr,
+):
     """The `best` of a window's C keys: their score, their rank, and the beam that it belongs to."""
     w, c, b = tl.program_id(0).to(tl.int64), tl.arange(0, BC), tl.arange(0, BB)
     keys = tl.full([BB], LOWEST, tl.int64)

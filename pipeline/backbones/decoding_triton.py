@@ -35,8 +35,15 @@ PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as n
 KEYS_AT_ONCE = 1024  # int64 that a program sorts
 
 
-def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tensor | None = None, relu: bool = False,
-           residual_Rn: Tensor | None = None) -> Tensor:
+def linear(
+    x_Rd: Tensor,
+    weight_nd: Tensor,
+    dtype: torch.dtype,
+    *,
+    norm_d: Tensor | None = None,
+    relu: bool = False,
+    residual_Rn: Tensor | None = None,
+) -> Tensor:
     """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
 
     Args:
@@ -55,10 +62,26 @@ def linear(x_Rd: Tensor, weight_nd: Tensor, dtype: torch.dtype, *, norm_d: Tenso
         bn, bk = min(bn, 64), bk // 2
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
-        x_Rd.contiguous(), weight_nd, out if norm_d is None else norm_d, out if residual_Rn is None else residual_Rn,
-        out, rows, outputs, width, 1e-6, NORM=norm_d is not None, RELU=relu, RESIDUAL=residual_Rn is not None,
-        TYPE=tl.float32 if exact else tl.bfloat16, PRECISION=PRECISION, BM=bm, BN=bn, BK=bk, num_warps=warps,
-        num_stages=stages)
+        x_Rd.contiguous(),
+        weight_nd,
+        out if norm_d is None else norm_d,
+        out if residual_Rn is None else residual_Rn,
+        out,
+        rows,
+        outputs,
+        width,
+        1e-6,
+        NORM=norm_d is not None,
+        RELU=relu,
+        RESIDUAL=residual_Rn is not None,
+        TYPE=tl.float32 if exact else tl.bfloat16,
+        PRECISION=PRECISION,
+        BM=bm,
+        BN=bn,
+        BK=bk,
+        num_warps=warps,
+        num_stages=stages,
+    )
     return out
 
 
@@ -78,19 +101,42 @@ def _stages(device: torch.device) -> int:
     return 3 if torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 200_000 else 2
 
 
-def attend_to_ancestors(q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor,
-                        bias_HJ: Tensor) -> Tensor:
+def attend_to_ancestors(
+    q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor, bias_HJ: Tensor
+) -> Tensor:
     """As `attention.attend_to_ancestors`."""
     R, H, D = q_RHD.shape
     out = torch.empty(R, H, D, device=q_RHD.device, dtype=q_RHD.dtype)
     ancestors_kernel[(triton.cdiv(R, 16), H)](
-        q_RHD, tuple(k for k, _ in past), tuple(v for _, v in past), rows_RJ, bias_HJ, out, R, H, q_RHD.stride(0),
-        bias_HJ.stride(0), bias_HJ.stride(1), J=len(past), BM=16, D=D, BD=triton.next_power_of_2(D), num_warps=4)
+        q_RHD,
+        tuple(k for k, _ in past),
+        tuple(v for _, v in past),
+        rows_RJ,
+        bias_HJ,
+        out,
+        R,
+        H,
+        q_RHD.stride(0),
+        bias_HJ.stride(0),
+        bias_HJ.stride(1),
+        J=len(past),
+        BM=16,
+        D=D,
+        BD=triton.next_power_of_2(D),
+        num_warps=4,
+    )
     return out
 
 
-def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias: Tensor | None = None,
-           causal: bool = False, equal: bool = False) -> Tensor:
+def attend(
+    q_THD: Tensor,
+    k_SHD: Tensor,
+    v_SHD: Tensor,
+    spans: Spans,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    equal: bool = False,
+) -> Tensor:
     """As `attention_triton.triton_attention`, only forward, and all lengths in one launch.
 
     Args:
@@ -104,16 +150,43 @@ def attend(q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, spans: Spans, bias: Tens
     # Rows of no window must not hold noise.
     out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
     window_kernel[(windows, H, triton.cdiv(queries, rows))](
-        q_THD, k_SHD, v_SHD, out, out if bias is None else bias, spans.starts_q, spans.starts_k,
-        spans.lengths_k, q_THD.stride(0), k_SHD.stride(0), v_SHD.stride(0), queries, H,
-        1 if bias is None else bias.shape[1], EQUAL=equal, HAS_BIAS=bias is not None, CAUSAL=causal,
-        PRECISION=PRECISION, BM=rows, BN=32, D=D, BD=max(16, triton.next_power_of_2(D)), num_warps=4,
-        num_stages=2)
+        q_THD,
+        k_SHD,
+        v_SHD,
+        out,
+        out if bias is None else bias,
+        spans.starts_q,
+        spans.starts_k,
+        spans.lengths_k,
+        q_THD.stride(0),
+        k_SHD.stride(0),
+        v_SHD.stride(0),
+        queries,
+        H,
+        1 if bias is None else bias.shape[1],
+        EQUAL=equal,
+        HAS_BIAS=bias is not None,
+        CAUSAL=causal,
+        PRECISION=PRECISION,
+        BM=rows,
+        BN=32,
+        D=D,
+        BD=max(16, triton.next_power_of_2(D)),
+        num_warps=4,
+        num_stages=2,
+    )
     return out
 
 
-def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, scores_WK: Tensor, logits_WKV: Tensor,
-                       beam: int, constrained: bool) -> tuple[Tensor, Tensor, Tensor]:
+def best_continuations(
+    catalogue: Catalogue,
+    level: int,
+    nodes_WK: Tensor,
+    scores_WK: Tensor,
+    logits_WKV: Tensor,
+    beam: int,
+    constrained: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     """As `beam.best_continuations`: the best children of each beam first, then the best of these."""
     windows, beams, width = logits_WKV.shape
     first, code = catalogue.first_child(level), catalogue.code(level)
@@ -123,13 +196,38 @@ def best_continuations(catalogue: Catalogue, level: int, nodes_WK: Tensor, score
     kept = min(places, children)
     keys_WC = torch.empty(windows, beams * kept, device=logits_WKV.device, dtype=torch.int64)
     candidates_kernel[(windows * beams,)](
-        logits_WKV.contiguous(), scores_WK, nodes_WK, first, code, keys_WC, beams, width, FREE=not constrained,
-        KEPT=kept, BV=triton.next_power_of_2(width), BF=children, num_warps=min(8, max(1, children // 128)))
+        logits_WKV.contiguous(),
+        scores_WK,
+        nodes_WK,
+        first,
+        code,
+        keys_WC,
+        beams,
+        width,
+        FREE=not constrained,
+        KEPT=kept,
+        BV=triton.next_power_of_2(width),
+        BF=children,
+        num_warps=min(8, max(1, children // 128)),
+    )
     scores_WK = torch.empty(windows, best, device=logits_WKV.device)
     ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
     choose_kernel[(windows,)](
-        keys_WC, nodes_WK, first, scores_WK, ranks_WK, beams_WK, beams, beams * kept, best, width,
-        FREE=not constrained, BC=max(places, KEYS_AT_ONCE), BB=places, num_warps=8)
+        keys_WC,
+        nodes_WK,
+        first,
+        scores_WK,
+        ranks_WK,
+        beams_WK,
+        beams,
+        beams * kept,
+        best,
+        width,
+        FREE=not constrained,
+        BC=max(places, KEYS_AT_ONCE),
+        BB=places,
+        num_warps=8,
+    )
     return scores_WK, ranks_WK, beams_WK
 
 

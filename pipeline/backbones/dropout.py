@@ -21,7 +21,7 @@ def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
     if not _on_cpu(like):
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     size, dropped = math.prod(shape), round(p * STEPS)
-    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-2**63, None)
+    bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
     keep = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2
     return keep.to(like.dtype).mul_(STEPS / (STEPS - dropped))
 

@@ -37,8 +37,14 @@ class Generator:
     unseen: Unseen | None = None  # of the splits that it was trained on
 
 
-def save_generator(folder: Path, model: "Backbone", catalogue: Catalogue, items_frame: pd.DataFrame,
-                   config: dict[str, Any], unseen: Unseen | None = None) -> None:
+def save_generator(
+    folder: Path,
+    model: "Backbone",
+    catalogue: Catalogue,
+    items_frame: pd.DataFrame,
+    config: dict[str, Any],
+    unseen: Unseen | None = None,
+) -> None:
     """Write the folder; equal weights give equal bytes.
 
     Args:
@@ -51,8 +57,15 @@ def save_generator(folder: Path, model: "Backbone", catalogue: Catalogue, items_
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
     write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
     write_parquet(folder / ITEMS, items_frame.assign(**codes))
-    write_json(folder / CONFIG, {"backbone": dataclasses.asdict(model.config), "widths": list(catalogue.widths),
-                                 "digit": catalogue.digit, **config})
+    write_json(
+        folder / CONFIG,
+        {
+            "backbone": dataclasses.asdict(model.config),
+            "widths": list(catalogue.widths),
+            "digit": catalogue.digit,
+            **config,
+        },
+    )
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
     if unseen is not None:
         write_tensors(folder / SKIPS, {"skip": unseen.skip_ML})
@@ -75,9 +88,11 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         model.load_state_dict(weights)
         unseen = strategy.unseen(_read_skips(folder, catalogue.levels)) if strategy.skips_at_eval else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be loaded: {error}",
-                        "its files are damaged or come from different runs or versions",
-                        "run `dvc checkout`, or `dvc repro` to train again") from None
+        raise UserError(
+            f"{folder} cannot be loaded: {error}",
+            "its files are damaged or come from different runs or versions",
+            "run `dvc checkout`, or `dvc repro` to train again",
+        ) from None
     return Generator(model.to(device).eval(), catalogue, items, config, unseen)
 
 

@@ -47,10 +47,20 @@ class Histories:
     prefixes: Prefixes | None = None  # decoder positions of each window; None: all
 
     @classmethod
-    def pack(cls, items_N: np.ndarray, offsets: np.ndarray, device: torch.device | str = "cpu",
-             pad_to: int = 0, longest: int = 0, times_N: np.ndarray | None = None, all_targets: bool = False,
-             kept_NS: np.ndarray | None = None, decoded_W: np.ndarray | None = None, levels: int = 0,
-             least: tuple[int, int] = (0, 0)) -> "Histories":
+    def pack(
+        cls,
+        items_N: np.ndarray,
+        offsets: np.ndarray,
+        device: torch.device | str = "cpu",
+        pad_to: int = 0,
+        longest: int = 0,
+        times_N: np.ndarray | None = None,
+        all_targets: bool = False,
+        kept_NS: np.ndarray | None = None,
+        decoded_W: np.ndarray | None = None,
+        levels: int = 0,
+        least: tuple[int, int] = (0, 0),
+    ) -> "Histories":
         """Sort W windows by length (equal lengths keep their order) and move them to the device.
 
         Args:
@@ -91,9 +101,20 @@ class Histories:
 
         tokens = None if kept_NS is None else Tokens.of(kept_NS[source_N], lengths_W, device, least[0])
         prefixes = None if decoded_W is None else Prefixes.of(decoded_W[order], levels, device, least[1])
-        return cls(to_device(np.asarray(items_N)[source_N]), to_device(lengths_W), to_device(row_of_W), lengths_W,
-                   order, groups, longest or int(values[-1]), pad_to,
-                   None if times_N is None else to_device(np.asarray(times_N)[source_N]), all_targets, tokens, prefixes)
+        return cls(
+            to_device(np.asarray(items_N)[source_N]),
+            to_device(lengths_W),
+            to_device(row_of_W),
+            lengths_W,
+            order,
+            groups,
+            longest or int(values[-1]),
+            pad_to,
+            None if times_N is None else to_device(np.asarray(times_N)[source_N]),
+            all_targets,
+            tokens,
+            prefixes,
+        )
 
     @property
     def windows(self) -> int:

@@ -50,7 +50,7 @@ def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launc
     """What keys up to `longest_k` need, given the tile of each class; float32 gets smaller ones."""
     chips = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 2
     found: list[Launch] = []
-    for longest, tile in zip(CLASSES[:1 + sum(longest < longest_k for longest in CLASSES[:-1])], tiles, strict=False):
+    for longest, tile in zip(CLASSES[: 1 + sum(longest < longest_k for longest in CLASSES[:-1])], tiles, strict=False):
         rows, columns, warps = tile.rows, tile.columns, tile.warps
         if q.dtype == torch.float32 and columns > 16:
             rows, columns, warps = min(rows, 32), 32, 4
@@ -58,8 +58,9 @@ def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launc
     return found
 
 
-def launch_all(kernel: Any, launches: list[Launch], arguments: list[tuple[Any, ...]],
-               options: list[dict[str, object]]) -> None:
+def launch_all(
+    kernel: Any, launches: list[Launch], arguments: list[tuple[Any, ...]], options: list[dict[str, object]]
+) -> None:
     """All launches of one call, each on a stream of its own: they touch different rows, and few sequences of one class
     fill no GPU. What the caller does next waits for all of them.
     """
@@ -85,6 +86,7 @@ _compiled: set[tuple[object, ...]] = set()
 
 def _compile(kernel: Any, q: Tensor, calls: list[tuple[Any, tuple[Any, ...], dict[str, object]]]) -> None:
     """Compile the kernels of a call side by side: one after another they would take most of a minute."""
+
     def warm(call: tuple[Any, tuple[Any, ...], dict[str, object]]) -> None:
         with torch.cuda.device(q.device):
             kernel.warmup(*call[1], grid=call[0], **call[2])
@@ -117,7 +119,7 @@ def with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
 def add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:
     """Add each diagonal (one relative distance) of [H, L, L] to `dbias`: skew the rows, then sum the columns."""
     length, middle = ds_HLL.shape[1], dbias_HR.shape[1] // 2
-    skewed = F.pad(ds_HLL.flip(1), (0, length)).flatten(1)[:, :length * (2 * length - 1)]
+    skewed = F.pad(ds_HLL.flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
     by_distance = skewed.unflatten(1, (length, 2 * length - 1)).sum(1)  # column r: distance r - (length - 1)
     reach = min(length - 1, middle)
-    dbias_HR[:, middle - reach:middle + reach + 1] += by_distance[:, length - 1 - reach:length + reach]
+    dbias_HR[:, middle - reach : middle + reach + 1] += by_distance[:, length - 1 - reach : length + reach]

@@ -101,11 +101,16 @@ class Ran(nn.Module):
 
     def look_up(self, codes_XL: Tensor) -> Tensor:
         """Sum over levels of the codes' vectors, [X, d]."""
-        return torch.stack([F.embedding(codes_XL[:, level], codebook)
-                            for level, codebook in enumerate(self.codebooks)]).sum(0)
+        return torch.stack(
+            [F.embedding(codes_XL[:, level], codebook) for level, codebook in enumerate(self.codebooks)]
+        ).sum(0)
 
 
 def negative_log_likelihood(logits: list[Tensor], codes_XL: Tensor) -> Tensor:
     """Cross-entropy summed over levels, float32 [X]: a term of Eq. 8 or 10."""
-    return torch.stack([F.cross_entropy(logits_XV.float(), codes_XL[:, level], reduction="none")
-                        for level, logits_XV in enumerate(logits)]).sum(0)
+    return torch.stack(
+        [
+            F.cross_entropy(logits_XV.float(), codes_XL[:, level], reduction="none")
+            for level, logits_XV in enumerate(logits)
+        ]
+    ).sum(0)

@@ -92,8 +92,12 @@ class RecursiveModel(nn.Module):
 
     # -------------------------------------------------------------------------------------------------- training
 
-    def forward(self, histories: Histories, codes_WL: Tensor, distinct: Distinct | None = None,
-                ) -> tuple[list[Tensor], Tensor]:
+    def forward(
+        self,
+        histories: Histories,
+        codes_WL: Tensor,
+        distinct: Distinct | None = None,
+    ) -> tuple[list[Tensor], Tensor]:
         """What both losses are made of, float32.
 
         Args:
@@ -148,7 +152,7 @@ class RecursiveModel(nn.Module):
         losses_X = negative_log_likelihood(logits, self.catalogue.codes_IL[computed])
         if rule in ("batch_distinct", "batch_occurrences"):
             return vectors_Nd, (losses_X * weights_U).sum()
-        return vectors_Nd, losses_X[-self.settings.alignment_sample * (rule == "sample"):].mean() * weights_U.sum()
+        return vectors_Nd, losses_X[-self.settings.alignment_sample * (rule == "sample") :].mean() * weights_U.sum()
 
     def _redistribute(self, items_X: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Vectors [X, d] of items, and the logits of their codes that the same pass gave."""

@@ -29,8 +29,9 @@ class RelativeBias(nn.Module):
     def forward(self, queries: range, keys: int) -> Tensor:
         """[H, queries, keys] for the query positions `queries` and the key positions 0 .. keys - 1."""
         device = self.weight.device
-        distance_QK = (torch.arange(keys, device=device)
-                       - torch.arange(queries.start, queries.stop, device=device)[:, None])
+        distance_QK = (
+            torch.arange(keys, device=device) - torch.arange(queries.start, queries.stop, device=device)[:, None]
+        )
         buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
         return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
 

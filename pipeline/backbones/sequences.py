@@ -68,8 +68,10 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
         ValueError: a padded batch has a window longer than `pad_to`.
     """
     if histories.pad_to and histories.longest * per_item > histories.pad_to:
-        raise ValueError(f"a window of {histories.longest * per_item} encoder positions does not fit train.pad_to "
-                         f"({histories.pad_to})")
+        raise ValueError(
+            f"a window of {histories.longest * per_item} encoder positions does not fit train.pad_to "
+            f"({histories.pad_to})"
+        )
     windows, device = len(histories.lengths_W), histories.lengths_W.device
     history_W, first_item_W = histories.lengths_W * per_item, histories.lengths_W.cumsum(0) - histories.lengths_W
     order_W = torch.arange(windows, device=device)
@@ -86,8 +88,9 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     within_T = place_T - starts_W[window_T]
     after_T = within_T - history_W[window_T]  # how far behind the history
     all_history = len(histories.items_N) * per_item
-    source_T = torch.where(after_T < 0, first_item_W[window_T] * per_item + within_T,
-                           all_history + window_T * fed + after_T).clamp_(max=all_history + windows * fed - 1)
+    source_T = torch.where(
+        after_T < 0, first_item_W[window_T] * per_item + within_T, all_history + window_T * fed + after_T
+    ).clamp_(max=all_history + windows * fed - 1)
     return Sequences(starts_W, history_W, first_item_W, source_T, per_item, fed, groups, longest, room)
 
 
@@ -120,6 +123,7 @@ def times_of(times_N: Tensor, lengths_W: Tensor, sequences: Sequences, levels: i
     asked_NS = torch.where(known_S, times_N[:, None], before_N[:, None])
     happened_NS = times_N[:, None].expand_as(asked_NS)
     last_WE = times_N[first_W + lengths_W - 1][:, None].expand(-1, sequences.fed)
-    asked_T, happened_T = (torch.cat([x.flatten(), last_WE.flatten()])[sequences.source_T]
-                           for x in (asked_NS, happened_NS))
+    asked_T, happened_T = (
+        torch.cat([x.flatten(), last_WE.flatten()])[sequences.source_T] for x in (asked_NS, happened_NS)
+    )
     return Times(asked_T, happened_T)

@@ -47,13 +47,17 @@ class Kept:
             return cls(stays_N, None)
         return cls(None, np.concatenate([kept_NL, stays_N[:, None]], 1) if separators else kept_NL)
 
-    def items(self, items_N: np.ndarray, offsets: np.ndarray,
-              times_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def items(
+        self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """The histories without the items that left."""
         if self.stays_N is None:
             return items_N, offsets, times_N
-        return (items_N[self.stays_N], np.concatenate([[0], np.cumsum(self.stays_N)])[offsets],
-                None if times_N is None else times_N[self.stays_N])
+        return (
+            items_N[self.stays_N],
+            np.concatenate([[0], np.cumsum(self.stays_N)])[offsets],
+            None if times_N is None else times_N[self.stays_N],
+        )
 
 
 @dataclass(frozen=True)
@@ -98,19 +102,26 @@ class Tokens:
         values, counts = np.unique(lengths_W, return_counts=True)
         groups = () if device.type == "cuda" else tuple(zip(counts.tolist(), values.tolist(), strict=True))
         position_T, age_T = rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T]
-        return cls(_rounded_up(place_T, device, least), _rounded_up(position_T, device, least),
-                   _rounded_up(age_T, device, least), _to(lengths_W, device), groups)
+        return cls(
+            _rounded_up(place_T, device, least),
+            _rounded_up(position_T, device, least),
+            _rounded_up(age_T, device, least),
+            _to(lengths_W, device),
+            groups,
+        )
 
     def layout(self, longest: int) -> Layout:
         """Of the encoder's self-attention; `longest` bounds the positions."""
         if not self.place_T.is_cuda:
-            return Layout(tuple(Group(windows, tokens, tokens) for windows, tokens in self.groups),
-                          positions_S=self.position_T)
+            return Layout(
+                tuple(Group(windows, tokens, tokens) for windows, tokens in self.groups), positions_S=self.position_T
+            )
         from pipeline.backbones.attention_triton import make_spans
 
         starts = F.pad(self.lengths_W.cumsum(0), (1, 0))
-        return Layout(spans=make_spans(starts, starts, self.lengths_W, longest, longest, positions=self.position_T,
-                                       reach=longest))
+        return Layout(
+            spans=make_spans(starts, starts, self.lengths_W, longest, longest, positions=self.position_T, reach=longest)
+        )
 
 
 @dataclass(frozen=True)
@@ -126,8 +137,12 @@ class Prefixes:
     def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device, least: int = 0) -> "Prefixes":
         """From the positions of each window, in packed order; `least` as in `Tokens.of`."""
         place_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
-        return cls(_rounded_up(place_P, device, least), _to(decoded_W, device), levels,
-                   () if device.type == "cuda" else tuple(decoded_W.tolist()))
+        return cls(
+            _rounded_up(place_P, device, least),
+            _to(decoded_W, device),
+            levels,
+            () if device.type == "cuda" else tuple(decoded_W.tolist()),
+        )
 
     def by_level(self, h_Pd: Tensor) -> Tensor:
         """The states [W, L, d] of the positions that predict each level; what stands where a window has none means
@@ -148,14 +163,18 @@ class Prefixes:
         if (own := encoder.spans) is None:
             keys = itertools.chain(*(itertools.repeat(group.keys, group.sequences) for group in encoder.groups))
             runs = [(len(list(run)), *pair) for pair, run in itertools.groupby(zip(self.lengths, keys, strict=True))]
-            return (Layout(tuple(Group(windows, length, length) for windows, length, _ in runs)),
-                    Layout(tuple(Group(*run) for run in runs), encoder.lengths_n))
+            return (
+                Layout(tuple(Group(windows, length, length) for windows, length, _ in runs)),
+                Layout(tuple(Group(*run) for run in runs), encoder.lengths_n),
+            )
         from pipeline.backbones.attention_triton import make_spans
 
         starts = F.pad(self.lengths_W.cumsum(0), (1, 0))
         rooms_W = torch.full_like(self.lengths_W, self.levels)  # they are not sorted
-        return (Layout(spans=make_spans(starts, starts, self.lengths_W, self.levels, self.levels, rooms_W)),
-                Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, self.levels, own.longest_k, own.rooms_k)))
+        return (
+            Layout(spans=make_spans(starts, starts, self.lengths_W, self.levels, self.levels, rooms_W)),
+            Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, self.levels, own.longest_k, own.rooms_k)),
+        )
 
 
 def any_of(flags_Nn: np.ndarray) -> np.ndarray:

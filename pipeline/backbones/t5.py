@@ -94,8 +94,9 @@ class T5(nn.Module):
             self.tokens = nn.Embedding(self.start + 1, config.d_model)
         self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
-        self.encoder = cast(Iterable[EncoderBlock],
-                            nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers)))
+        self.encoder = cast(
+            Iterable[EncoderBlock], nn.ModuleList(EncoderBlock(config) for _ in range(config.encoder_layers))
+        )
         self.encoder_norm = RMSNorm(config.d_model)
         self.dropout = Dropout(config.dropout)
         if vectors_only:
@@ -110,11 +111,14 @@ class T5(nn.Module):
     def _build_decoder(self) -> None:
         config = self.config
         self.decoder_bias = RelativeBias(config, bidirectional=False)
-        self.decoder = cast(Iterable[DecoderBlock],
-                            nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers)))
+        self.decoder = cast(
+            Iterable[DecoderBlock], nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
+        )
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(config.d_model, width, bias=False)
-                                                             for width in self.catalogue.widths))
+        self.heads = cast(
+            Sequence[nn.Linear],
+            nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in self.catalogue.widths),
+        )
 
     def _register_tokens(self) -> None:
         tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
@@ -161,13 +165,17 @@ class T5(nn.Module):
         prefixes = histories.prefixes
         windows, levels = len(targets_W), self.levels
         encoded = self.encode(histories)
-        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, :levels - 1]], 1)
+        inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, : levels - 1]], 1)
         inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.place_P]
         h_Td = self.dropout(self.tokens(inputs_P))
-        layout, cross = (prefixes.layouts(encoded.layout) if prefixes is not None else
-                         (_equal_layout(encoded.layout, windows, levels), _cross_layout(encoded.layout, levels)))
-        bias = (self.decoder_bias(range(levels), levels) if layout.spans is None
-                else self.decoder_bias.by_distance(levels))
+        layout, cross = (
+            prefixes.layouts(encoded.layout)
+            if prefixes is not None
+            else (_equal_layout(encoded.layout, windows, levels), _cross_layout(encoded.layout, levels))
+        )
+        bias = (
+            self.decoder_bias(range(levels), levels) if layout.spans is None else self.decoder_bias.by_distance(levels)
+        )
         states_Td = encoded.states_Td
         if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
             states_Td = states_Td.to(torch.get_autocast_dtype(states_Td.device.type))
@@ -216,8 +224,15 @@ class T5(nn.Module):
     def _packed(self, histories: Histories, shortener: Shortener | None) -> Packed:
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
-        return Packed(histories.items_N, histories.lengths_W, histories.groups, histories.longest, pad_to,
-                      roomy(size) if histories.items_N.is_cuda else size, histories.tokens)
+        return Packed(
+            histories.items_N,
+            histories.lengths_W,
+            histories.groups,
+            histories.longest,
+            pad_to,
+            roomy(size) if histories.items_N.is_cuda else size,
+            histories.tokens,
+        )
 
     def _shortener(self, shorten: bool = False) -> Shortener | None:
         """What shortens this pass."""
@@ -248,11 +263,15 @@ class T5(nn.Module):
         elif h_Td.is_cuda:
             layout = _packed_spans(lengths_W, longest)
         else:
-            layout = Layout(tuple(Group(windows, items * per_item, items * per_item)
-                                  for windows, items in packed.groups))
+            layout = Layout(
+                tuple(Group(windows, items * per_item, items * per_item) for windows, items in packed.groups)
+            )
         h_Td = self.dropout(h_Td)
-        bias: Tensor | None = (self.encoder_bias(range(longest), longest) if layout.spans is None
-                               else self.encoder_bias.by_distance(longest))
+        bias: Tensor | None = (
+            self.encoder_bias(range(longest), longest)
+            if layout.spans is None
+            else self.encoder_bias.by_distance(longest)
+        )
         kept_NS = None
         for number, block in enumerate(self.encoder, start=1):
             here = shortener if shortener and number == shortener.after_layer else None
@@ -275,11 +294,21 @@ class T5(nn.Module):
         """Encode once, for all levels and beams."""
         encoded = self.encode(histories)
         memory = tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder)
-        return Decoding(memory, encoded.layout, histories.windows, self.decoder_bias(range(self.levels), self.levels),
-                        ((),) * self.config.decoder_layers, histories.lengths_W.new_empty(histories.windows, 0))
+        return Decoding(
+            memory,
+            encoded.layout,
+            histories.windows,
+            self.decoder_bias(range(self.levels), self.levels),
+            ((),) * self.config.decoder_layers,
+            histories.lengths_W.new_empty(histories.windows, 0),
+        )
 
-    def step(self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None,
-             ) -> tuple[Tensor, Decoding]:
+    def step(
+        self,
+        state: Decoding,
+        beams_WK: Tensor | None = None,
+        codes_WK: Tensor | None = None,
+    ) -> tuple[Tensor, Decoding]:
         """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
 
         Args:
@@ -293,7 +322,7 @@ class T5(nn.Module):
             tokens_WK = codes_WK + self.first_token[level - 1]
             rows_RJ = _with_parents(rows_RJ, beams_WK)
         h_Rd = self.tokens(tokens_WK.flatten())
-        bias_HJ = state.bias_HLL[:, level, :level + 1]
+        bias_HJ = state.bias_HLL[:, level, : level + 1]
         kept = []
         for block, past, memory in zip(self.decoder, state.past, state.memory, strict=True):
             h_Rd, past = block.extend(h_Rd, past, rows_RJ, bias_HJ, memory, state.encoder)

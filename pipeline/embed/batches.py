@@ -60,9 +60,11 @@ def in_step(start: Callable[[Batch], Tensor], batches: Iterable[Batch], budget: 
         try:
             following = start(batch)
         except torch.OutOfMemoryError:
-            raise UserError(f"there is not enough memory for a batch of {budget:,} tokens",
-                            "finished shards are kept, the next run goes on after them",
-                            "lower embed.batch_tokens (or embed.max_tokens), or take a smaller embed.model") from None
+            raise UserError(
+                f"there is not enough memory for a batch of {budget:,} tokens",
+                "finished shards are kept, the next run goes on after them",
+                "lower embed.batch_tokens (or embed.max_tokens), or take a smaller embed.model",
+            ) from None
         if running is not None:
             yield running.cpu().numpy()
         running = following

@@ -34,8 +34,15 @@ class EmbedConfig:
     match: Literal["auto", "id", "order"] = "auto"  # precomputed: how rows find their item
 
     def __post_init__(self) -> None:
-        for name in ("dimensions", "max_tokens", "batch_tokens", "shard_items", "image_tokens", "max_images",
-                     "max_image_pixels"):
+        for name in (
+            "dimensions",
+            "max_tokens",
+            "batch_tokens",
+            "shard_items",
+            "image_tokens",
+            "max_images",
+            "max_image_pixels",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"embed.{name} must be 1 or more")
         if "{item}" not in self.prompt:
@@ -45,5 +52,6 @@ class EmbedConfig:
         for segment in self.template:
             rest, fields = FIELD.subn("", segment)
             if not fields or "{" in rest or "}" in rest:
-                raise ValueError(f"embed.template segment {segment!r} must name a field in braces, such as "
-                                 "'Brand: {brand}'")
+                raise ValueError(
+                    f"embed.template segment {segment!r} must name a field in braces, such as 'Brand: {{brand}}'"
+                )

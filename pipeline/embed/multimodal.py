@@ -28,8 +28,14 @@ from pipeline.machine import pick_device
 AHEAD = 2  # batches whose images are being decoded
 
 
-def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_ids: Sequence[str], config: EmbedConfig,
-                       output: Path, scratch: Path) -> Encoded | None:
+def multimodal_vectors(
+    texts: Sequence[str],
+    images: Sequence[str | None],
+    raw_ids: Sequence[str],
+    config: EmbedConfig,
+    output: Path,
+    scratch: Path,
+) -> Encoded | None:
     """Vectors of all items; one without text and without a usable image becomes zeros. Writes `output`/rejects.parquet.
 
     Args:
@@ -50,25 +56,48 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
     if found.rejects and not any(found.pictures):
         raise _no_image(found, config)
     if not any(texts) and not any(found.pictures):
-        raise UserError("no item has a text or an image", f"embed.template reads {', '.join(config.template)}",
-                        "mend embed.template, or bring an item file with titles or images")
+        raise UserError(
+            "no item has a text or an image",
+            f"embed.template reads {', '.join(config.template)}",
+            "mend embed.template, or bring an item file with titles or images",
+        )
     grids = [[encoder.grid(picture.width, picture.height) for picture in pictures] for pictures in found.pictures]
-    prompts = [encoder.prompt(config.prompt, text, of_item, config.max_tokens)
-               for text, of_item in zip(texts, grids, strict=True)]
-    lengths = np.array([len(prompt.ids) if text or pictures else 0
-                        for text, prompt, pictures in zip(texts, prompts, found.pictures, strict=True)])
-    order = np.argsort(-lengths, kind="stable")[:np.count_nonzero(lengths)]
-    facts = {"name": encoder.name, "revision": encoder.revision, "pooling": config.pooling, "dtype": dtype,
-             "max_tokens": config.max_tokens, "template": list(config.template), "prompt": config.prompt,
-             "chat": [BEFORE, IMAGE, AFTER], "image_tokens": config.image_tokens, "max_images": config.max_images}
-    key = fingerprint(facts, config.shard_items, list(texts),
-                      [[picture.digest for picture in pictures] for pictures in found.pictures])
+    prompts = [
+        encoder.prompt(config.prompt, text, of_item, config.max_tokens)
+        for text, of_item in zip(texts, grids, strict=True)
+    ]
+    lengths = np.array(
+        [
+            len(prompt.ids) if text or pictures else 0
+            for text, prompt, pictures in zip(texts, prompts, found.pictures, strict=True)
+        ]
+    )
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    facts = {
+        "name": encoder.name,
+        "revision": encoder.revision,
+        "pooling": config.pooling,
+        "dtype": dtype,
+        "max_tokens": config.max_tokens,
+        "template": list(config.template),
+        "prompt": config.prompt,
+        "chat": [BEFORE, IMAGE, AFTER],
+        "image_tokens": config.image_tokens,
+        "max_images": config.max_images,
+    }
+    key = fingerprint(
+        facts,
+        config.shard_items,
+        list(texts),
+        [[picture.digest for picture in pictures] for pictures in found.pictures],
+    )
     shards = Shards(scratch, key, len(order), config.shard_items)
 
     def encode(span: slice) -> Iterator[np.ndarray]:
         chosen = order[span]
-        return encode_batches(encoder, [prompts[item] for item in chosen], [found.pictures[item] for item in chosen],
-                              config)
+        return encode_batches(
+            encoder, [prompts[item] for item in chosen], [found.pictures[item] for item in chosen], config
+        )
 
     encoded = shards.fill(encode, share)
     if encoded is None:
@@ -79,8 +108,9 @@ def multimodal_vectors(texts: Sequence[str], images: Sequence[str | None], raw_i
     return Encoded(vectors_Id, facts | {"fingerprint": key, **_counts(found)}, shards)
 
 
-def encode_batches(encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]],
-                   config: EmbedConfig) -> Iterator[np.ndarray]:
+def encode_batches(
+    encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], config: EmbedConfig
+) -> Iterator[np.ndarray]:
     """Vectors of the items, batch by batch, images decoded ahead of time."""
     spans = list(packed_batches([len(prompt.ids) for prompt in prompts], config.batch_tokens))
     # One more thread puts a batch's images together, for the GPU to fetch: this one must not fall behind it.
@@ -93,7 +123,7 @@ def encode_batches(encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Se
         def ready() -> Iterator[tuple[slice, list[Tensor]]]:
             waiting = deque(read(span) for span in spans[:AHEAD])
             for i, span in enumerate(spans):
-                waiting.extend(read(later) for later in spans[i + AHEAD:i + AHEAD + 1])
+                waiting.extend(read(later) for later in spans[i + AHEAD : i + AHEAD + 1])
                 yield span, waiting.popleft().result()
 
         def start(batch: tuple[slice, list[Tensor]]) -> Tensor:
@@ -115,27 +145,40 @@ def _pixels(encoder: QwenEncoder, picture: Picture) -> Tensor:
     try:
         return encoder.pixels(picture.load())
     except (BadImage, OSError) as error:  # it was decoded without complaint a while ago
-        raise UserError(f"{picture.path} changed while items were embedded: {error}",
-                        "vectors must be of the images that were checked", "run the same command again") from None
+        raise UserError(
+            f"{picture.path} changed while items were embedded: {error}",
+            "vectors must be of the images that were checked",
+            "run the same command again",
+        ) from None
 
 
 def _no_image(found: Survey, config: EmbedConfig) -> UserError:
     _, name, reason = found.rejects[0]
-    return UserError(f"none of the {found.named:,} images that the items name can be used; {name}: {reason}",
-                     f"image paths start from embed.images, which is {config.images}",
-                     "set embed.images to the dataset's folder (the demo's is data/interactions/raw), or take "
-                     "embed.encoder text")
+    return UserError(
+        f"none of the {found.named:,} images that the items name can be used; {name}: {reason}",
+        f"image paths start from embed.images, which is {config.images}",
+        "set embed.images to the dataset's folder (the demo's is data/interactions/raw), or take embed.encoder text",
+    )
 
 
 def _counts(found: Survey) -> dict[str, int]:
-    return {"items_without_image": sum(not pictures for pictures in found.pictures),
-            "images": sum(map(len, found.pictures)), "images_named": found.named,
-            "images_rejected": len(found.rejects), "images_beyond_limit": found.beyond}
+    return {
+        "items_without_image": sum(not pictures for pictures in found.pictures),
+        "images": sum(map(len, found.pictures)),
+        "images_named": found.named,
+        "images_rejected": len(found.rejects),
+        "images_beyond_limit": found.beyond,
+    }
 
 
 def _reject_table(found: Survey, raw_ids: Sequence[str]) -> Any:
     import pyarrow as pa
 
     items, names, reasons = zip(*found.rejects, strict=True) if found.rejects else ((), (), ())
-    return pa.table({"raw_id": pa.array([raw_ids[item] for item in items], pa.string()),
-                     "image": pa.array(names, pa.string()), "reason": pa.array(reasons, pa.string())})
+    return pa.table(
+        {
+            "raw_id": pa.array([raw_ids[item] for item in items], pa.string()),
+            "image": pa.array(names, pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+        }
+    )

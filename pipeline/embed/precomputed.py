@@ -41,9 +41,12 @@ def precomputed_vectors(path: Path, match: str, raw_ids: Sequence[str]) -> tuple
     """
     brought = _read(path)
     if match == "id" and brought.raw_ids is None:
-        raise UserError(f"{path} has no raw ids", "embed.match is id",
-                        "bring a .parquet with a column raw_id or a .safetensors with raw_ids in its metadata, "
-                        "or set embed.match to order")
+        raise UserError(
+            f"{path} has no raw ids",
+            "embed.match is id",
+            "bring a .parquet with a column raw_id or a .safetensors with raw_ids in its metadata, "
+            "or set embed.match to order",
+        )
     if match == "order" or brought.raw_ids is None:
         return _by_order(brought, path, len(raw_ids)), "order", 0
     rows = _by_id(brought.raw_ids, path, raw_ids)
@@ -52,11 +55,13 @@ def precomputed_vectors(path: Path, match: str, raw_ids: Sequence[str]) -> tuple
 
 def _by_order(brought: Brought, path: Path, items: int) -> np.ndarray:
     if len(brought.vectors_Rd) != items:
-        raise UserError(f"{path} has {len(brought.vectors_Rd):,} vectors for {items:,} items",
-                        "matched by order, row i belongs to item i of data/interactions/items.parquet; ingest may have "
-                        "left items out",
-                        "bring vectors with raw ids (see embed.match), or put NAME_embeddings.npy beside the item file "
-                        "of the dataset folder, where ingest matches it")
+        raise UserError(
+            f"{path} has {len(brought.vectors_Rd):,} vectors for {items:,} items",
+            "matched by order, row i belongs to item i of data/interactions/items.parquet; ingest may have "
+            "left items out",
+            "bring vectors with raw ids (see embed.match), or put NAME_embeddings.npy beside the item file "
+            "of the dataset folder, where ingest matches it",
+        )
     return brought.vectors_Rd
 
 
@@ -64,23 +69,31 @@ def _by_id(found: list[str], path: Path, wanted: Sequence[str]) -> list[int]:
     row_of = {raw_id: row for row, raw_id in enumerate(found)}
     if len(row_of) < len(found):
         twice = next(raw_id for row, raw_id in enumerate(found) if row_of[raw_id] != row)
-        raise UserError(f"{path} has several vectors for one raw id, such as {twice!r}",
-                        "it is not clear which one is meant", "keep one row per item")
+        raise UserError(
+            f"{path} has several vectors for one raw id, such as {twice!r}",
+            "it is not clear which one is meant",
+            "keep one row per item",
+        )
     missing = [raw_id for raw_id in wanted if raw_id not in row_of]
     if missing:
-        raise UserError(f"{len(missing):,} of {len(wanted):,} items have no embedding in {path}, first: "
-                        f"{', '.join(missing[:5])}",
-                        f"every item needs a vector; raw ids of the file look like {', '.join(found[:3]) or 'nothing'}",
-                        "add the missing rows, or leave these items out of the log")
+        raise UserError(
+            f"{len(missing):,} of {len(wanted):,} items have no embedding in {path}, first: {', '.join(missing[:5])}",
+            f"every item needs a vector; raw ids of the file look like {', '.join(found[:3]) or 'nothing'}",
+            "add the missing rows, or leave these items out of the log",
+        )
     return [row_of[raw_id] for raw_id in wanted]
 
 
 # ---------------------------------------------------------------------------------------------------- the formats
 
+
 def _read(path: Path) -> Brought:
     if not path.is_file():
-        raise UserError(f"{path} is not here", "embed.encoder precomputed reads the item vectors from it",
-                        "set embed.path to a .npy, .safetensors or .parquet file")
+        raise UserError(
+            f"{path} is not here",
+            "embed.encoder precomputed reads the item vectors from it",
+            "set embed.path to a .npy, .safetensors or .parquet file",
+        )
     if path.suffix not in READERS:
         raise UserError(f"{path} is of no known format", nearest(path.suffix, READERS), "convert it to one of them")
     try:
@@ -88,8 +101,9 @@ def _read(path: Path) -> Brought:
     except UserError:
         raise
     except Exception as error:  # each library has its own words for a damaged file
-        raise UserError(f"{path} cannot be read: {error}", "the file is damaged or was cut short",
-                        "write it again") from None
+        raise UserError(
+            f"{path} cannot be read: {error}", "the file is damaged or was cut short", "write it again"
+        ) from None
 
 
 def _read_npy(path: Path) -> Brought:
@@ -108,8 +122,9 @@ def _read_safetensors(path: Path) -> Brought:
         return Brought(vectors_Rd, None)
     names = [str(raw_id) for raw_id in json.loads(raw_ids)]
     if len(names) != len(vectors_Rd):
-        raise UserError(f"{path} has {len(vectors_Rd):,} vectors and {len(names):,} raw_ids", "they must agree",
-                        "write it again")
+        raise UserError(
+            f"{path} has {len(vectors_Rd):,} vectors and {len(names):,} raw_ids", "they must agree", "write it again"
+        )
     return Brought(vectors_Rd, names)
 
 
@@ -119,37 +134,53 @@ def _read_parquet(path: Path) -> Brought:
     import pyarrow.types as pt
 
     fields = {field.name: field.type for field in pq.read_schema(path)}
-    lists = [name for name, kind in fields.items() if pt.is_list(kind) or pt.is_large_list(kind)
-             or pt.is_fixed_size_list(kind)]
+    lists = [
+        name
+        for name, kind in fields.items()
+        if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind)
+    ]
     chosen = _only(lists, list(fields), "column of vectors", path)
     table = pq.read_table(path, columns=[chosen, *(["raw_id"] if "raw_id" in fields else [])])
     table = table.filter(pc.is_valid(table[chosen]))
     widths = pc.unique(pc.list_value_length(table[chosen])).to_pylist()
     if len(widths) > 1:
-        raise UserError(f"vectors of {path} differ in length: {', '.join(map(str, sorted(widths)[:5]))}",
-                        "all items need the same width", "write it again")
+        raise UserError(
+            f"vectors of {path} differ in length: {', '.join(map(str, sorted(widths)[:5]))}",
+            "all items need the same width",
+            "write it again",
+        )
     # chunk by chunk: one Arrow list array counts its numbers in 32 bits
-    parts = [_matrix(chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1), path)
-             for chunk in table[chosen].chunks if len(chunk)]
+    parts = [
+        _matrix(chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1), path)
+        for chunk in table[chosen].chunks
+        if len(chunk)
+    ]
     vectors_Rd = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
     return Brought(vectors_Rd, [str(v) for v in table["raw_id"].to_pylist()] if "raw_id" in fields else None)
 
 
 READERS: dict[str, Callable[[Path], Brought]] = {
-    ".npy": _read_npy, ".safetensors": _read_safetensors, ".parquet": _read_parquet,
+    ".npy": _read_npy,
+    ".safetensors": _read_safetensors,
+    ".parquet": _read_parquet,
 }
 
 
 def _only(candidates: list[str], names: list[str], what: str, path: Path) -> str:
     if len(candidates) != 1:
-        raise UserError(f"{path}: expected one {what}, found {len(candidates) or 'none'}",
-                        f"it holds {', '.join(names)}",
-                        "bring a file with one, or choose another embed.encoder if the dataset has no vectors")
+        raise UserError(
+            f"{path}: expected one {what}, found {len(candidates) or 'none'}",
+            f"it holds {', '.join(names)}",
+            "bring a file with one, or choose another embed.encoder if the dataset has no vectors",
+        )
     return candidates[0]
 
 
 def _matrix(array: np.ndarray, path: Path) -> np.ndarray:
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
-        raise UserError(f"{path} holds an array of shape {list(array.shape)} and type {array.dtype}",
-                        "expected numbers [items, width]", "write it again")
+        raise UserError(
+            f"{path} holds an array of shape {list(array.shape)} and type {array.dtype}",
+            "expected numbers [items, width]",
+            "write it again",
+        )
     return array.astype(np.float32)

@@ -62,8 +62,16 @@ class QwenEncoder:
         name, revision: as those of a TextEncoder.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, images: Any, device: torch.device, image_tokens: int,
-                 name: str = "", revision: str = ""):
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        images: Any,
+        device: torch.device,
+        image_tokens: int,
+        name: str = "",
+        revision: str = "",
+    ):
         self.model = PackedQwen(model).to(device).eval()
         self.tokenizer, self.images, self.device, self.name, self.revision = tokenizer, images, device, name, revision
         self.image_token = model.config.image_token_id
@@ -88,8 +96,14 @@ class QwenEncoder:
             if tokenizer.convert_tokens_to_ids(PLACE) != config.image_token_id:
                 raise ValueError(f"its tokenizer has no {PLACE}, or another one than the model")
             images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
-            return cls(load_weights(model, revision, config, dtype), tokenizer, images, device, image_tokens,
-                       *name_and_revision(model, revision, config))
+            return cls(
+                load_weights(model, revision, config, dtype),
+                tokenizer,
+                images,
+                device,
+                image_tokens,
+                *name_and_revision(model, revision, config),
+            )
         except NOT_LOADED as error:
             raise not_loaded(model, "Qwen2.5-VL", error) from None
 
@@ -117,7 +131,7 @@ class QwenEncoder:
     def cut(self, text: str, max_tokens: int) -> str:
         """The text up to the end of its last token that is allowed."""
         ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text if len(ends) <= max_tokens else text[:ends[max_tokens - 1][1]]
+        return text if len(ends) <= max_tokens else text[: ends[max_tokens - 1][1]]
 
     def pixels(self, image: Image.Image) -> Tensor:
         """[patches of the image, numbers of a patch] on the CPU, in the model's type."""
@@ -136,8 +150,14 @@ class QwenEncoder:
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
         patches = torch.cat([to_device(part, self.device) for part in pixels]) if len(pixels) else None
-        hidden_Td = self.model(to_device(ids_T, self.device), to_device(torch.from_numpy(places_3T), self.device),
-                               lengths, patches, grids, self.image_token)
+        hidden_Td = self.model(
+            to_device(ids_T, self.device),
+            to_device(torch.from_numpy(places_3T), self.device),
+            lengths,
+            patches,
+            grids,
+            self.image_token,
+        )
         return pool(hidden_Td, lengths, pooling)
 
     def places(self, prompt: Prompt) -> np.ndarray:
@@ -153,8 +173,9 @@ class QwenEncoder:
                 continue
             rows, columns = (side // self.merge for side in next(grids))
             inside = slice(token, token + rows * columns)
-            places[:, inside] = now + np.stack([np.zeros(rows * columns, np.int64),
-                                                *np.divmod(np.arange(rows * columns), columns)])
+            places[:, inside] = now + np.stack(
+                [np.zeros(rows * columns, np.int64), *np.divmod(np.arange(rows * columns), columns)]
+            )
             now, token = now + max(rows, columns), inside.stop
         return places
 
@@ -186,8 +207,15 @@ class PackedQwen(nn.Module):
                 if type(child) in REPLACED:
                     setattr(parent, name, REPLACED[type(child)](child))
 
-    def forward(self, ids_T: Tensor, places_3T: Tensor, lengths: Sequence[int], patches: Tensor | None,
-                grids: Sequence[Grid], image_token: int) -> Tensor:
+    def forward(
+        self,
+        ids_T: Tensor,
+        places_3T: Tensor,
+        lengths: Sequence[int],
+        patches: Tensor | None,
+        grids: Sequence[Grid],
+        image_token: int,
+    ) -> Tensor:
         """[T, d]: the last hidden states.
 
         Args:
@@ -203,19 +231,30 @@ class PackedQwen(nn.Module):
         starts = to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
         # A mapping is taken as finished masks: packed attention needs none.
         return self.model.language_model(
-            inputs_embeds=h_Td[None], position_ids=places_3T[:, None], attention_mask={"full_attention": None},
-            use_cache=False, starts=starts, longest=max(lengths)).last_hidden_state[0]
+            inputs_embeds=h_Td[None],
+            position_ids=places_3T[:, None],
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            starts=starts,
+            longest=max(lengths),
+        ).last_hidden_state[0]
 
     def _windows(self, grids: Sequence[Grid], device: torch.device) -> dict[str, Any]:
         """What the vision tower would else work out on the device, and wait for."""
         tower, grid_thw = self.model.visual, torch.tensor([(1, *grid) for grid in grids])
         window_index, cu_window_seqlens = get_vision_window_index(
-            grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size)
-        tensors = {"position_ids": get_vision_position_ids(grid_thw, tower.spatial_merge_size),
-                   "cu_seqlens": get_vision_cu_seqlens(grid_thw),
-                   "window_index": window_index, "cu_window_seqlens": cu_window_seqlens}
+            grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size
+        )
+        tensors = {
+            "position_ids": get_vision_position_ids(grid_thw, tower.spatial_merge_size),
+            "cu_seqlens": get_vision_cu_seqlens(grid_thw),
+            "window_index": window_index,
+            "cu_window_seqlens": cu_window_seqlens,
+        }
         return {name: to_device(tensor, device) for name, tensor in tensors.items()} | {
-            "grid_thw": grid_thw, "largest": max(rows * columns for rows, columns in grids)}
+            "grid_thw": grid_thw,
+            "largest": max(rows * columns for rows, columns in grids),
+        }
 
 
 class _VisionAttention(nn.Module):
@@ -228,10 +267,20 @@ class _VisionAttention(nn.Module):
         super().__init__()
         self.window = window
         self.heads, self.qkv, self.proj, self.scaling = (
-            original.num_heads, original.qkv, original.proj, original.scaling)
+            original.num_heads,
+            original.qkv,
+            original.proj,
+            original.scaling,
+        )
 
-    def forward(self, hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: tuple[Tensor, Tensor],
-                largest: int, **_: Any) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cu_seqlens: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        largest: int,
+        **_: Any,
+    ) -> Tensor:
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
         q, k = (fused(rotate, x, *position_embeddings) for x in (q, k))
         mixed_PHD = packed_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
@@ -244,13 +293,20 @@ class _TextAttention(nn.Module):
     def __init__(self, original: Any):
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            original.q_proj, original.k_proj, original.v_proj, original.o_proj)
+            original.q_proj,
+            original.k_proj,
+            original.v_proj,
+            original.o_proj,
+        )
         self.width, self.scaling = original.head_dim, original.scaling
 
-    def forward(self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], starts: Tensor, longest: int,
-                **_: Any) -> tuple[Tensor, None]:
-        q, k, v = (project(hidden_states[0]).unflatten(1, (-1, self.width))
-                   for project in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(
+        self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], starts: Tensor, longest: int, **_: Any
+    ) -> tuple[Tensor, None]:
+        q, k, v = (
+            project(hidden_states[0]).unflatten(1, (-1, self.width))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         cos, sin = position_embeddings
         q, k = (fused(rotate, x, cos[0], sin[0]) for x in (q, k))
         mixed_THD = packed_attention(q, k, v, starts, longest, self.scaling, causal=True)
@@ -293,13 +349,16 @@ class _PatchEmbed(nn.Module):
 
 
 REPLACED: dict[type, type[nn.Module]] = {
-    Qwen2_5_VLRMSNorm: _Norm, Qwen2MLP: _FeedForward, Qwen2_5_VLMLP: _FeedForward,
+    Qwen2_5_VLRMSNorm: _Norm,
+    Qwen2MLP: _FeedForward,
+    Qwen2_5_VLMLP: _FeedForward,
     Qwen2_5_VisionPatchEmbed: _PatchEmbed,
 }
 
 
-def packed_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor, longest: int, scale: float,
-                     causal: bool) -> Tensor:
+def packed_attention(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor, longest: int, scale: float, causal: bool
+) -> Tensor:
     """[T, H, D]: attention within each of n sequences that stand one after another.
 
     Args:
@@ -313,8 +372,20 @@ def packed_attention(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor
     if q_THD.is_cuda and q_THD.dtype != torch.float32:  # flash attention knows half precision only
         from torch.nn.attention.varlen import varlen_attn
 
-        return cast(Tensor, varlen_attn(q_THD, k_THD, v_THD, starts, starts, longest, longest, scale=scale,
-                                        window_size=(-1, 0) if causal else (-1, -1)))
+        return cast(
+            Tensor,
+            varlen_attn(
+                q_THD,
+                k_THD,
+                v_THD,
+                starts,
+                starts,
+                longest,
+                longest,
+                scale=scale,
+                window_size=(-1, 0) if causal else (-1, -1),
+            ),
+        )
     mixed_THD = torch.empty_like(q_THD)
     for start, stop in pairwise(starts.tolist()):
         q, k, v = (x[start:stop].transpose(0, 1)[None] for x in (q_THD, k_THD, v_THD))

@@ -89,7 +89,8 @@ class Shards:
         """Until the other processes have made their shards, or none came for `patience` seconds: one may have died."""
         missing, since = len(self.spans), time.monotonic()
         while (left := sum(not self._path(shard).exists() for shard in range(len(self.spans)))) and (
-                left < missing or time.monotonic() - since < patience):
+            left < missing or time.monotonic() - since < patience
+        ):
             if left < missing:
                 missing, since = left, time.monotonic()
             time.sleep(0.1)

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pipeline.embed.shards import Encoded
 
 
-def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS,
-        scratch: Path = SCRATCH) -> dict[str, Any]:
+def run(
+    params: "Params", *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS, scratch: Path = SCRATCH
+) -> dict[str, Any]:
     """Write data/embeddings/ and return what embeddings.json holds.
 
     Raises:
@@ -72,8 +73,11 @@ def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, 
         from pipeline.embed.multimodal import multimodal_vectors
 
         texts = item_texts(items, config.template, required=False)
-        images = pq.read_table(items, columns=["image"])["image"].to_pylist() if "image" in pq.read_schema(
-            items).names else [None] * len(texts)
+        images = (
+            pq.read_table(items, columns=["image"])["image"].to_pylist()
+            if "image" in pq.read_schema(items).names
+            else [None] * len(texts)
+        )
         encoded = multimodal_vectors(texts, images, raw_ids, config, output, scratch)
     if encoded is not None:
         encoded.facts["items_without_text"] = texts.count("")
@@ -92,8 +96,11 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
     rows = pq.read_table(items, columns=fields).to_pylist() if fields else []
     texts = [render(template, row) for row in rows]
     if required and not any(texts):
-        raise UserError("no item has a text", f"embed.template reads {', '.join(template)}; the items have the columns "
-                        f"{', '.join(columns)}", "mend embed.template, or bring an item file with titles")
+        raise UserError(
+            "no item has a text",
+            f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(columns)}",
+            "mend embed.template, or bring an item file with titles",
+        )
     return texts
 
 
@@ -112,25 +119,39 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
     """
     broken = np.flatnonzero(~np.isfinite(vectors_Id).all(axis=1))
     if len(broken):
-        raise UserError(f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
-                        f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
-                        "distances to them mean nothing", "mend these vectors (for embed.encoder text: try embed.dtype "
-                        "float32)")
+        raise UserError(
+            f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
+            f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
+            "distances to them mean nothing",
+            "mend these vectors (for embed.encoder text: try embed.dtype float32)",
+        )
     zeros = int((~vectors_Id.any(axis=1)).sum())
     if zeros == len(raw_ids):
-        raise UserError("the embeddings of all items are zero", "nothing tells them apart",
-                        "bring other vectors, or choose another embed.encoder")
+        raise UserError(
+            "the embeddings of all items are zero",
+            "nothing tells them apart",
+            "bring other vectors, or choose another embed.encoder",
+        )
     return {"items": len(raw_ids), "dimensions": vectors_Id.shape[1], "zero_vectors": zeros}
 
 
 def _report(summary: dict[str, Any]) -> None:
-    print(f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
-          + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else ""))
+    print(
+        f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
+        + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else "")
+    )
     if summary["zero_vectors"]:
-        print(f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
-              + (f", {summary['items_without_text']:,} of them as they have no text at all"
-                 if summary.get("items_without_text") and summary["encoder"] != "multimodal" else ""))
+        print(
+            f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
+            + (
+                f", {summary['items_without_text']:,} of them as they have no text at all"
+                if summary.get("items_without_text") and summary["encoder"] != "multimodal"
+                else ""
+            )
+        )
     if summary.get("images_named"):
-        print(f"embed: {summary['images']:,} of {summary['images_named']:,} images were used; "
-              f"{summary['images_rejected']:,} were refused (rejects.parquet says why), "
-              f"{summary['images_beyond_limit']:,} left out by embed.max_images")
+        print(
+            f"embed: {summary['images']:,} of {summary['images_named']:,} images were used; "
+            f"{summary['images_rejected']:,} were refused (rejects.parquet says why), "
+            f"{summary['images_beyond_limit']:,} left out by embed.max_images"
+        )

@@ -62,8 +62,9 @@ class T5Encoder(nn.Module):
         mask_BHLL = self._mask(mask_BL)
         h_Td = self.tokens(ids_BL).flatten(0, 1).float()
         n_Td = rms_norm(h_Td, self.blocks[0].attention_norm, eps)
-        for block, after in zip(self.blocks, [*(later.attention_norm for later in self.blocks[1:]), self.norm],
-                                strict=True):
+        for block, after in zip(
+            self.blocks, [*(later.attention_norm for later in self.blocks[1:]), self.norm], strict=True
+        ):
             h_Td, n_Td = fused(add_norm, h_Td, block.attend(n_Td, mask_BHLL), block.ff_norm, eps)
             x_Td = block.wo(fused(gate, block.wi(n_Td), self.act, config.is_gated_act))
             h_Td, n_Td = fused(add_norm, h_Td, x_Td, after, eps)
@@ -74,8 +75,11 @@ class T5Encoder(nn.Module):
         L, device = mask_BL.shape[1], mask_BL.device
         distance_LL = torch.arange(L, device=device) - torch.arange(L, device=device)[:, None]
         buckets_LL = T5Attention._relative_position_bucket(
-            distance_LL, bidirectional=True, num_buckets=self.config.relative_attention_num_buckets,
-            max_distance=self.config.relative_attention_max_distance)
+            distance_LL,
+            bidirectional=True,
+            num_buckets=self.config.relative_attention_num_buckets,
+            max_distance=self.config.relative_attention_max_distance,
+        )
         bias_HLL = self.bias(buckets_LL).permute(2, 0, 1)
         room = (L + ALIGNED - 1) // ALIGNED * ALIGNED
         mask_BHLL = bias_HLL.new_empty(len(mask_BL), len(bias_HLL), L, room)[..., :L]
@@ -104,8 +108,11 @@ class _Block(nn.Module):
 
 def _weights(stack: Any) -> dict[str, Tensor]:
     """The state of a T5Encoder from a `T5Stack`."""
-    weights = {"tokens.weight": stack.embed_tokens.weight, "norm": stack.final_layer_norm.weight,
-               "bias.weight": stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight}
+    weights = {
+        "tokens.weight": stack.embed_tokens.weight,
+        "norm": stack.final_layer_norm.weight,
+        "bias.weight": stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight,
+    }
     for i, block in enumerate(stack.block):
         attention, ff = block.layer[0].SelfAttention, block.layer[1].DenseReluDense
         gated = hasattr(ff, "wi_0")

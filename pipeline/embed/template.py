@@ -20,8 +20,11 @@ def fields_of(template: Sequence[str], columns: Iterable[str]) -> list[str]:
     named = dict.fromkeys(name for segment in template for name in FIELD.findall(segment))
     for name in named:
         if name not in columns and name not in STANDARD:
-            raise UserError(f"embed.template names the field '{name}', which the items do not have",
-                            nearest(name, columns), "mend embed.template, or bring the field with the item file")
+            raise UserError(
+                f"embed.template names the field '{name}', which the items do not have",
+                nearest(name, columns),
+                "mend embed.template, or bring the field with the item file",
+            )
     return [name for name in named if name in columns]
 
 

@@ -39,9 +39,15 @@ def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> En
     encoder = TextEncoder(config.model, config.revision, pick_dtype(config.dtype, device), device)
     tokens = encoder.tokenize(texts, config.max_tokens)
     lengths = np.array([len(ids) if text else 0 for text, ids in zip(texts, tokens, strict=True)])
-    order = np.argsort(-lengths, kind="stable")[:np.count_nonzero(lengths)]
-    facts = {"name": encoder.name, "revision": encoder.revision, "pooling": "mean", "dtype": encoder.dtype,
-             "max_tokens": config.max_tokens, "template": list(config.template)}
+    order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    facts = {
+        "name": encoder.name,
+        "revision": encoder.revision,
+        "pooling": "mean",
+        "dtype": encoder.dtype,
+        "max_tokens": config.max_tokens,
+        "template": list(config.template),
+    }
     key = fingerprint(facts, config.shard_items, list(texts))
     shards = Shards(scratch, key, len(order), config.shard_items)
 
@@ -90,11 +96,16 @@ class TextEncoder:
             UserError: the model has no positions for so many tokens.
         """
         if max_tokens > self.limit:
-            raise UserError(f"embed.max_tokens is {max_tokens}, but {self.name} reads at most {self.limit}",
-                            "it has no positions for more", f"set embed.max_tokens to {self.limit} or less")
+            raise UserError(
+                f"embed.max_tokens is {max_tokens}, but {self.name} reads at most {self.limit}",
+                "it has no positions for more",
+                f"set embed.max_tokens to {self.limit} or less",
+            )
         tokens: list[np.ndarray] = []
         for start in range(0, len(texts), TOKENIZE_AT_ONCE):
-            batch = self.tokenizer(list(texts[start:start + TOKENIZE_AT_ONCE]), truncation=True, max_length=max_tokens)
+            batch = self.tokenizer(
+                list(texts[start : start + TOKENIZE_AT_ONCE]), truncation=True, max_length=max_tokens
+            )
             tokens += [np.array(ids, dtype=np.int32) for ids in batch["input_ids"]]
         return tokens
 

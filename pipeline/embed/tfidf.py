@@ -30,8 +30,11 @@ def tfidf_vectors(texts: Sequence[str], dimensions: int) -> np.ndarray:
     try:
         weights = vectorizer.fit_transform(texts)
     except ValueError:  # its complaint of an empty vocabulary
-        raise UserError("there is not one word in the texts of the items", "tfidf compares items by their words",
-                        "mend embed.template, or choose another embed.encoder") from None
+        raise UserError(
+            "there is not one word in the texts of the items",
+            "tfidf compares items by their words",
+            "mend embed.template, or choose another embed.encoder",
+        ) from None
     width = min(dimensions, np.count_nonzero(weights.getnnz(axis=1)), weights.shape[1])
     # One thread: a parallel sum may round differently, and the bytes must not depend on the machine's load.
     with threadpool_limits(limits=1):

@@ -33,8 +33,14 @@ def load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
     transformers.logging.set_verbosity_error()  # its report of unused weights: the decoder, a language-model head
     kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
     loaded, report = kind.from_pretrained(
-        model, revision=revision, config=config, dtype=getattr(torch, dtype), trust_remote_code=False,
-        weights_only=True, output_loading_info=True)
+        model,
+        revision=revision,
+        config=config,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=False,
+        weights_only=True,
+        output_loading_info=True,
+    )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # we pool ourselves
     if missing:
         raise ValueError(f"{len(missing)} weights are not in the files, such as {missing[0]}")
@@ -56,4 +62,5 @@ def not_loaded(model: str, kind: str, error: Exception) -> UserError:
         f"the {kind} '{model}' could not be loaded: {first_line}",
         f"embed.model must be a {kind}'s name on the Hugging Face hub, or a local folder that holds one",
         f"check the name and embed.revision; without internet, run `hf download {model} --local-dir models/encoder` "
-        "where there is some, bring the folder here, and set embed.model to its path")
+        "where there is some, bring the folder here, and set embed.model to its path",
+    )

@@ -55,8 +55,10 @@ def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Base
     order_I = np.argsort(column_I)
     none = sparse.csr_array(together.shape)  # all scores equal: popularity decides
     ranks, dropped = {}, {}
-    for name, counts in (("popularity", Counts(column_I, none)),
-                         ("cooccurrence", Counts(column_I, together[order_I][:, order_I]))):
+    for name, counts in (
+        ("popularity", Counts(column_I, none)),
+        ("cooccurrence", Counts(column_I, together[order_I][:, order_I])),
+    ):
         dropped[name] = filter_seen or _dropping_helps(splits, counts)
         ranks[name] = rank_by_counts(splits, "test", counts, drop_seen=dropped[name])
     return Baselines(ranks["popularity"], ranks["cooccurrence"], dropped)
@@ -89,8 +91,9 @@ def cooccurrence(splits: Splits, window: int) -> sparse.csr_array:
         pairs = np.flatnonzero((owner_N[:-step] == owner_N[step:]) & training_N[step:])  # the earlier one is then too
         first, second = items_N[pairs], items_N[pairs + step]
         different = first != second
-        near = sparse.csr_array((np.full(different.sum(), 1 / step), (first[different], second[different])),
-                                shape=total.shape)
+        near = sparse.csr_array(
+            (np.full(different.sum(), 1 / step), (first[different], second[different])), shape=total.shape
+        )
         total = total + near + near.T
     scale_I = 1 / np.sqrt(np.maximum(training_counts(splits), 1))
     return sparse.csr_array(sparse.diags_array(scale_I) @ total)

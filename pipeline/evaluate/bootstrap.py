@@ -18,8 +18,10 @@ def resampled_means(values_UV: np.ndarray, samples: int, seed: int) -> np.ndarra
     rows_CV, counts_C = np.unique(values_UV, axis=0, return_counts=True)
     rng, users = np.random.default_rng(seed), len(values_UV)
     chunk = max(1, CHUNK // len(rows_CV))
-    parts = [rng.multinomial(users, counts_C / users, size=min(chunk, samples - start)) @ rows_CV
-             for start in range(0, samples, chunk)]
+    parts = [
+        rng.multinomial(users, counts_C / users, size=min(chunk, samples - start)) @ rows_CV
+        for start in range(0, samples, chunk)
+    ]
     return np.concatenate(parts) / users
 
 

@@ -24,12 +24,16 @@ def by_bins(ranks: pd.DataFrame, column: str) -> pd.DataFrame:
     for index in present:
         part = ranks[bins == index]
         rank = part["rank"].to_numpy()
-        rows.append({
-            "bin": _name(index, width), "users": len(part),
-            "recall_at_10": recall_at(rank, 10), "ndcg_at_10": ndcg_at(rank, 10),
-            "cooccurrence_recall_at_10": recall_at(part["cooccurrence_rank"].to_numpy(), 10),
-            "popularity_recall_at_10": recall_at(part["popularity_rank"].to_numpy(), 10),
-        })
+        rows.append(
+            {
+                "bin": _name(index, width),
+                "users": len(part),
+                "recall_at_10": recall_at(rank, 10),
+                "ndcg_at_10": ndcg_at(rank, 10),
+                "cooccurrence_recall_at_10": recall_at(part["cooccurrence_rank"].to_numpy(), 10),
+                "popularity_recall_at_10": recall_at(part["popularity_rank"].to_numpy(), 10),
+            }
+        )
     return pd.DataFrame(rows)
 
 

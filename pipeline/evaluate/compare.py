@@ -92,13 +92,16 @@ def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Di
         sides = [np.stack([_gains(run.ranks, names)[chosen_U] for run in side.runs]) for side in (reference, arm)]
         reference_RM, change_RM = two_level(*sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
         means = [side.mean((0, 1)) for side in sides]
-        found += [_difference(prefix + name, means[0][m], means[1][m], reference_RM[:, m], change_RM[:, m])
-                  for m, name in enumerate(names)]
+        found += [
+            _difference(prefix + name, means[0][m], means[1][m], reference_RM[:, m], change_RM[:, m])
+            for m, name in enumerate(names)
+        ]
     return found
 
 
-def two_level(reference_SUM: np.ndarray, other_SUM: np.ndarray, *, paired: bool, samples: int,
-              seed: int) -> tuple[np.ndarray, np.ndarray]:
+def two_level(
+    reference_SUM: np.ndarray, other_SUM: np.ndarray, *, paired: bool, samples: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Resamples of the reference's means and of the difference to the other side, [R, M] each.
 
     Args:
@@ -112,12 +115,16 @@ def two_level(reference_SUM: np.ndarray, other_SUM: np.ndarray, *, paired: bool,
         parts = [(weights_RS @ (other_SUM - reference_SUM).mean(1), len(reference_SUM))]
     else:
         other_RS = _seed_weights(len(other_SUM), samples, [seed, 2])
-        parts = [(-weights_RS @ reference_SUM.mean(1), len(reference_SUM)),
-                 (other_RS @ other_SUM.mean(1), len(other_SUM))]
+        parts = [
+            (-weights_RS @ reference_SUM.mean(1), len(reference_SUM)),
+            (other_RS @ other_SUM.mean(1), len(other_SUM)),
+        ]
     centre_M = other_SUM.mean((0, 1)) - reference_SUM.mean((0, 1))
     spread_RM = change_RM - centre_M + sum(part_RM for part_RM, _ in parts)
-    return (reference_RM + weights_RS @ reference_SUM.mean(1),
-            centre_M + _widening(change_RM.var(0), [(part.var(0), seeds - 1) for part, seeds in parts]) * spread_RM)
+    return (
+        reference_RM + weights_RS @ reference_SUM.mean(1),
+        centre_M + _widening(change_RM.var(0), [(part.var(0), seeds - 1) for part, seeds in parts]) * spread_RM,
+    )
 
 
 def _widening(users_M: np.ndarray, of_seeds: list[tuple[np.ndarray, int]]) -> np.ndarray:
@@ -139,21 +146,32 @@ def _seed_weights(seeds: int, samples: int, seed: list[int]) -> np.ndarray:
 
 def _gains(ranks: Ranks, names: Sequence[str]) -> np.ndarray:
     """[U, M]"""
-    columns = [("bucket_rank", name.removeprefix("bucket_")) if name.startswith("bucket_") else ("rank", name)
-               for name in names]
+    columns = [
+        ("bucket_rank", name.removeprefix("bucket_")) if name.startswith("bucket_") else ("rank", name)
+        for name in names
+    ]
     return np.stack([gains(metric, ranks.users[column].to_numpy()) for column, metric in columns], axis=1)
 
 
-def _difference(name: str, reference: float, value: float, reference_R: np.ndarray,
-                change_R: np.ndarray) -> Difference:
+def _difference(name: str, reference: float, value: float, reference_R: np.ndarray, change_R: np.ndarray) -> Difference:
     low, high = interval(change_R)
     relative = relative_low = relative_high = None
     if reference_R.min() > 0:
         relative = (value - reference) / reference
         relative_low, relative_high = map(float, interval(change_R / reference_R))
-    return Difference(name, float(reference), float(value), float(value - reference), float(low), float(high), relative,
-                      relative_low, relative_high, float(DETECTABLE * change_R.std()),
-                      verdict(float(low), float(high), relative_low))
+    return Difference(
+        name,
+        float(reference),
+        float(value),
+        float(value - reference),
+        float(low),
+        float(high),
+        relative,
+        relative_low,
+        relative_high,
+        float(DETECTABLE * change_R.std()),
+        verdict(float(low), float(high), relative_low),
+    )
 
 
 def verdict(low: float, high: float, relative_low: float | None) -> str:
@@ -169,29 +187,47 @@ def report(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as text: which runs, how they were evaluated, one line per metric."""
     reference = comparisons[0].reference
     origin, users = reference.runs[0].ranks.origin, len(reference.runs[0].ranks.users)
-    lines = [f"{origin.dataset}: {users:,} users, beam {origin.beam}, {origin.decoding}, seen items "
-             f"{'dropped' if origin.filter_seen else 'kept'}; 95% intervals", f"reference: {_arm(reference)}"]
+    lines = [
+        f"{origin.dataset}: {users:,} users, beam {origin.beam}, {origin.decoding}, seen items "
+        f"{'dropped' if origin.filter_seen else 'kept'}; 95% intervals",
+        f"reference: {_arm(reference)}",
+    ]
     for comparison in comparisons:
-        lines += ["", f"{_arm(comparison.arm)}, {_pairing(comparison)}",
-                  f"  {'':20}{'reference':>10}{'value':>10}{'difference':>12}{'interval':>20}{'relative':>10}"
-                  f"{'interval':>18}{'detectable':>12}"]
+        lines += [
+            "",
+            f"{_arm(comparison.arm)}, {_pairing(comparison)}",
+            f"  {'':20}{'reference':>10}{'value':>10}{'difference':>12}{'interval':>20}{'relative':>10}"
+            f"{'interval':>18}{'detectable':>12}",
+        ]
         lines += [f"  {_line(difference)}" for difference in comparison.differences]
-    lines += ["", "detectable: the smallest true difference that would have been told from 0 in four of five repeats",
-              f"better: lower end above 0. not worse: lower end of the relative difference above {NOT_WORSE:.0%}"]
+    lines += [
+        "",
+        "detectable: the smallest true difference that would have been told from 0 in four of five repeats",
+        f"better: lower end above 0. not worse: lower end of the relative difference above {NOT_WORSE:.0%}",
+    ]
     return "\n".join(lines)
 
 
 def rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The comparisons as plain values, one row per arm and metric."""
-    return [{"reference_arm": comparison.reference.name, "arm": comparison.arm.name,
-             "reference_seeds": list(comparison.reference.seeds), "seeds": list(comparison.arm.seeds),
-             "paired": comparison.paired, **asdict(difference)}
-            for comparison in comparisons for difference in comparison.differences]
+    return [
+        {
+            "reference_arm": comparison.reference.name,
+            "arm": comparison.arm.name,
+            "reference_seeds": list(comparison.reference.seeds),
+            "seeds": list(comparison.arm.seeds),
+            "paired": comparison.paired,
+            **asdict(difference),
+        }
+        for comparison in comparisons
+        for difference in comparison.differences
+    ]
 
 
 def _arm(arm: Arm) -> str:
-    seeds = f"{len(arm.seeds)} seeds ({', '.join(map(str, arm.seeds))})" if len(arm.seeds) > 1 else (
-        f"seed {arm.seeds[0]}")
+    seeds = (
+        f"{len(arm.seeds)} seeds ({', '.join(map(str, arm.seeds))})" if len(arm.seeds) > 1 else (f"seed {arm.seeds[0]}")
+    )
     return f"{arm.name}, {seeds}"
 
 
@@ -205,5 +241,7 @@ def _line(d: Difference) -> str:
     relative = f"{'too few hits':>28}"
     if d.relative is not None:
         relative = f"{d.relative:>+10.1%}{f'{d.relative_low:+.1%} to {d.relative_high:+.1%}':>18}"
-    return (f"{d.metric:20}{d.reference:>10.4f}{d.value:>10.4f}{d.difference:>+12.4f}"
-            f"{f'{d.low:+.4f} to {d.high:+.4f}':>20}{relative}{d.detectable:>12.4f}  {d.verdict}")
+    return (
+        f"{d.metric:20}{d.reference:>10.4f}{d.value:>10.4f}{d.difference:>+12.4f}"
+        f"{f'{d.low:+.4f} to {d.high:+.4f}':>20}{relative}{d.detectable:>12.4f}  {d.verdict}"
+    )

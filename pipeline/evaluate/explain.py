@@ -43,15 +43,25 @@ class ItemWeights:
 Rows = Sequence[ItemTokens] | Sequence[ItemWeights]
 
 
-def explain(*, user: str | None = None, history: Sequence[str] | None = None, interactions: Path = INTERACTIONS,
-            splits: Path = SPLITS, generator: Path = GENERATOR,
-            reports: Path = REPORTS) -> tuple[Generator, Rows]:
+def explain(
+    *,
+    user: str | None = None,
+    history: Sequence[str] | None = None,
+    interactions: Path = INTERACTIONS,
+    splits: Path = SPLITS,
+    generator: Path = GENERATOR,
+    reports: Path = REPORTS,
+) -> tuple[Generator, Rows]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
-    loaded, known = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
+    loaded, known = model_and_history(
+        user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
+    )
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
-    return loaded, (weights_of(loaded, items) if isinstance(loaded.model, RecursiveModel)
-                    else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None))
+    return loaded, (
+        weights_of(loaded, items)
+        if isinstance(loaded.model, RecursiveModel)
+        else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
+    )
 
 
 def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None) -> list[ItemTokens]:
@@ -65,8 +75,10 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
 def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights]:
     """Rows for item ids, of a model that intrr trained."""
     levels = cast(RecursiveModel, loaded.model).weights_of(torch.from_numpy(items.astype(np.int64)))
-    return [ItemWeights(*named, [level[row].tolist() for level in levels])
-            for row, named in enumerate(_named(loaded, items))]
+    return [
+        ItemWeights(*named, [level[row].tolist() for level in levels])
+        for row, named in enumerate(_named(loaded, items))
+    ]
 
 
 def _named(loaded: Generator, items: np.ndarray) -> Iterator[tuple[str, str, list[int]]]:
@@ -89,8 +101,10 @@ def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
     cells = [[_share(code, weights) for code, weights in zip(row.codes, row.weights, strict=True)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     name = max(len(row.item) for row in rows)
-    lines = [f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
-             "brackets a code with more"]
+    lines = [
+        f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
+        "brackets a code with more"
+    ]
     for row, own in zip(rows, cells, strict=True):
         spread = "  ".join(f"{cell:{width}}" for cell, width in zip(own, widths, strict=True))
         lines.append(f"  {row.item:{name}}  {spread}  {row.title}".rstrip())
@@ -113,6 +127,6 @@ def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
     width = max(len(str(code)) for row in rows for code in row.codes)
     for row in rows:
         marks = [f"{code if stays else DROPPED:>{width}}" for code, stays in zip(row.codes, row.kept, strict=False)]
-        separator = ["|" if stays else DROPPED for stays in row.kept[len(row.codes):]]
+        separator = ["|" if stays else DROPPED for stays in row.kept[len(row.codes) :]]
         lines.append(f"  {row.item:{name}}  {' '.join([*marks, *separator])}  {row.title}".rstrip())
     return "\n".join(lines)

@@ -25,8 +25,17 @@ RANKS, METRICS = "ranks.parquet", "metrics.json"
 KEY = "sidpipe"  # of the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
 # interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank
-COLUMNS = ("user_id", "item_id", "rank", "bucket_rank", "history_length", "target_popularity", "tie",
-           "popularity_rank", "cooccurrence_rank")
+COLUMNS = (
+    "user_id",
+    "item_id",
+    "rank",
+    "bucket_rank",
+    "history_length",
+    "target_popularity",
+    "tie",
+    "popularity_rank",
+    "cooccurrence_rank",
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,9 @@ class Ranks:
     def read(cls, path: Path) -> "Ranks":
         """Raises UserError when the file is missing, damaged, or not written by evaluate."""
         if not path.exists():
-            raise UserError(f"{path} is not here", "evaluate writes it", "run `dvc repro`, or `dvc checkout` if it was "
-                            "made before")
+            raise UserError(
+                f"{path} is not here", "evaluate writes it", "run `dvc repro`, or `dvc checkout` if it was made before"
+            )
         return cls.from_bytes(path.read_bytes(), str(path))
 
     @classmethod
@@ -72,9 +82,11 @@ class Ranks:
             origin = Origin(**json.loads((table.schema.metadata or {})[KEY.encode()]))
             return cls(table.to_pandas()[list(COLUMNS)], origin)
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{name} cannot be read as the ranks of an evaluation: {error}",
-                            "it is damaged, or another version or program wrote it", "run `dvc repro` to evaluate again"
-                            ) from None
+            raise UserError(
+                f"{name} cannot be read as the ranks of an evaluation: {error}",
+                "it is damaged, or another version or program wrote it",
+                "run `dvc repro` to evaluate again",
+            ) from None
 
 
 def model_hash(generator: Path) -> str:
@@ -82,13 +94,23 @@ def model_hash(generator: Path) -> str:
     return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file()))
 
 
-def origin_of(generator: Path, splits: Path, config: dict[str, Any], *, beam: int, decoding: str,
-              filter_seen: bool) -> Origin:
+def origin_of(
+    generator: Path, splits: Path, config: dict[str, Any], *, beam: int, decoding: str, filter_seen: bool
+) -> Origin:
     """Origin of ranks that the model in `generator`, whose config.json is `config`, gives on `splits`."""
     varies = ("seed", "fingerprints", "widths")  # from seed to seed, the widest collision group differs too
     recipe = {key: value for key, value in config.items() if key not in varies}
-    return Origin(model_hash(generator), fingerprint(splits), config["dataset"], config["strategy"], config["seed"],
-                  fingerprint(recipe), beam, decoding, filter_seen)
+    return Origin(
+        model_hash(generator),
+        fingerprint(splits),
+        config["dataset"],
+        config["strategy"],
+        config["seed"],
+        fingerprint(recipe),
+        beam,
+        decoding,
+        filter_seen,
+    )
 
 
 def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folder: Path) -> None:
@@ -102,8 +124,11 @@ def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folde
         what = f"{folder} skips interactions of other splits than those in {splits_folder}"
     else:
         return
-    raise UserError(what, "held-out items may have been in its training, so its metrics would mean nothing",
-                    "run `dvc repro` to train on these splits, or `dvc checkout` to bring back those it was trained on")
+    raise UserError(
+        what,
+        "held-out items may have been in its training, so its metrics would mean nothing",
+        "run `dvc repro` to train on these splits, or `dvc checkout` to bring back those it was trained on",
+    )
 
 
 def check_reports(reports: Path, generator: Path) -> None:
@@ -115,13 +140,18 @@ def check_reports(reports: Path, generator: Path) -> None:
         return
     ranks = Ranks.read(reports / RANKS)
     if generator.exists() and ranks.origin.model != model_hash(generator):
-        raise UserError(f"{reports} tells of another model than the one in {generator}",
-                        "a run was stopped half-way, or files of two runs were mixed",
-                        "run `dvc repro`, or `dvc checkout` to bring back what belongs together")
+        raise UserError(
+            f"{reports} tells of another model than the one in {generator}",
+            "a run was stopped half-way, or files of two runs were mixed",
+            "run `dvc repro`, or `dvc checkout` to bring back what belongs together",
+        )
     metrics, recall = reports / METRICS, recall_at(ranks.users["rank"].to_numpy(), 10)
     if metrics.exists() and read_json(metrics).get("recall_at_10") != recall:
-        raise UserError(f"{metrics} does not belong to {reports / RANKS}", "git and DVC restored different runs",
-                        "run `git checkout reports` and `dvc checkout`, or `dvc repro`")
+        raise UserError(
+            f"{metrics} does not belong to {reports / RANKS}",
+            "git and DVC restored different runs",
+            "run `git checkout reports` and `dvc checkout`, or `dvc repro`",
+        )
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:

@@ -36,9 +36,17 @@ class History:
     kept: Kept | None  # what the model sees of them; None: all
 
 
-def recommend(*, user: str | None = None, history: Sequence[str] | None = None, k: int = 10,
-              filter_seen: bool = False, interactions: Path = INTERACTIONS, splits: Path = SPLITS,
-              generator: Path = GENERATOR, reports: Path = REPORTS) -> list[Recommendation]:
+def recommend(
+    *,
+    user: str | None = None,
+    history: Sequence[str] | None = None,
+    k: int = 10,
+    filter_seen: bool = False,
+    interactions: Path = INTERACTIONS,
+    splits: Path = SPLITS,
+    generator: Path = GENERATOR,
+    reports: Path = REPORTS,
+) -> list[Recommendation]:
     """The k items that the model expects next, best first; fewer when the catalogue has fewer.
 
     Args:
@@ -53,28 +61,33 @@ def recommend(*, user: str | None = None, history: Sequence[str] | None = None, 
     """
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
-    loaded, known = model_and_history(user, history, interactions=interactions, splits=splits, generator=generator,
-                                      reports=reports)
+    loaded, known = model_and_history(
+        user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
+    )
     return _best(loaded, known, k, filter_seen)
 
 
-def model_and_history(user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path,
-                      generator: Path, reports: Path) -> tuple[Generator, History]:
+def model_and_history(
+    user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path, generator: Path, reports: Path
+) -> tuple[Generator, History]:
     """The model and what it goes on from. Raises as `recommend`."""
     if (user is None) == (history is None):
-        raise UserError("give a user or a history", "one of them says what to go on from",
-                        "add --user ID, or --history ID,ID")
+        raise UserError(
+            "give a user or a history", "one of them says what to go on from", "add --user ID, or --history ID,ID"
+        )
     check_reports(reports, generator)
     loaded = load_generator(generator)
     if history is None:
         known = _history_of(str(user), loaded, interactions, splits, generator)
     elif loaded.model.wants_times:
-        raise UserError("the model reads when each item came, and a list of items does not say so",
-                        f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
-                        "name a user with --user, or train with backbone.time_bias=false")
+        raise UserError(
+            "the model reads when each item came, and a list of items does not say so",
+            f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
+            "name a user with --user, or train with backbone.time_bias=false",
+        )
     else:
         items = dense_ids(list(history), loaded.items, "item", generator / "items.parquet")
-        known = History(items[-int(loaded.config["max_history"]):], None, None)
+        known = History(items[-int(loaded.config["max_history"]) :], None, None)
     if not len(known.items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
     return loaded, known
@@ -82,26 +95,40 @@ def model_and_history(user: str | None, history: Sequence[str] | None, *, intera
 
 def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
     items = history.items
-    outputs = generate(loaded.model, loaded.catalogue, items, np.array([0, len(items)]), beam=max(k, BEAM),
-                       drop_seen=len(items) if filter_seen else 0, times=history.times, kept=history.kept)
+    outputs = generate(
+        loaded.model,
+        loaded.catalogue,
+        items,
+        np.array([0, len(items)]),
+        beam=max(k, BEAM),
+        drop_seen=len(items) if filter_seen else 0,
+        times=history.times,
+        kept=history.kept,
+    )
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
     if not found:
         raise UserError("every item is in the history", "nothing is left to recommend", "keep seen items")
-    return [Recommendation(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]),
-                           float(score)) for item, score in found[:k]]
+    return [
+        Recommendation(
+            str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]), float(score)
+        )
+        for item, score in found[:k]
+    ]
 
 
-def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path,
-                generator: Path) -> History:
+def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, generator: Path) -> History:
     """The end of the user's whole sequence."""
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     path = Interactions(interactions).users
     users = read_parquet(path)
     if len(users) != log.users:
-        raise UserError(f"{path} has {len(users):,} users, {splits} has {log.users:,}",
-                        "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
+        raise UserError(
+            f"{path} has {len(users):,} users, {splits} has {log.users:,}",
+            "they were made from different logs",
+            "run `dvc repro`, or `dvc checkout`",
+        )
     index = int(dense_ids([user], users, "user", path)[0])
     first, end = log.offsets[index], log.offsets[index + 1]
     own = np.arange(max(first, end - int(loaded.config["max_history"])), end)

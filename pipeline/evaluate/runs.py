@@ -16,8 +16,10 @@ from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
 from pipeline.evaluate.ranks import RANKS, Ranks, check_reports
 
-USAGE = ("name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
-         "`dvc exp show` lists the experiments")
+USAGE = (
+    "name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
+    "`dvc exp show` lists the experiments"
+)
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,11 @@ def _from_revision(revision: str) -> Ranks:
         with dvc.api.open((REPORTS / RANKS).as_posix(), rev=revision, mode="rb") as file:
             content = file.read()
     except (DvcException, OSError) as error:
-        raise UserError(f"no run is called '{revision}': {error}", "it is neither a folder, nor a revision or "
-                        "experiment whose reports/ranks.parquet is in DVC's cache",
-                        "`dvc exp show` lists the experiments; `dvc pull` or `dvc exp pull` brings results of others"
-                        ) from None
+        raise UserError(
+            f"no run is called '{revision}': {error}",
+            "it is neither a folder, nor a revision or experiment whose reports/ranks.parquet is in DVC's cache",
+            "`dvc exp show` lists the experiments; `dvc pull` or `dvc exp pull` brings results of others",
+        ) from None
     return Ranks.from_bytes(content, f"{REPORTS / RANKS} of {revision}")
 
 
@@ -117,8 +120,9 @@ def _here() -> Iterator[Run]:
         with Repo() as repo:
             names = [name for runs in repo.experiments.ls().values() for name, _ in runs]
     except DvcException as error:
-        raise UserError(f"the experiments cannot be listed: {error}", "without arguments, they are what is compared",
-                        USAGE) from None
+        raise UserError(
+            f"the experiments cannot be listed: {error}", "without arguments, they are what is compared", USAGE
+        ) from None
     known = set()
     for name in [*sorted(names), "workspace"]:
         try:
@@ -148,10 +152,11 @@ def _arm(name: str, runs: list[Run]) -> Arm:
     twice = [seed for seed, count in seeds.items() if count > 1]
     if twice:
         names = [run.name for run in runs if run.ranks.origin.seed in twice]
-        raise UserError(f"{_listed(names)} have the same strategy, settings of training and seed",
-                        f"in one arm ({name}), runs differ in their seed only",
-                        f"name each run once; to set them against each other: {names[0]}={names[0]} "
-                        f"{names[1]}={names[1]}")
+        raise UserError(
+            f"{_listed(names)} have the same strategy, settings of training and seed",
+            f"in one arm ({name}), runs differ in their seed only",
+            f"name each run once; to set them against each other: {names[0]}={names[0]} {names[1]}={names[1]}",
+        )
     return Arm(name, tuple(sorted(runs, key=lambda run: run.ranks.origin.seed)))
 
 
@@ -161,15 +166,19 @@ def _check_comparable(runs: list[Run]) -> None:
         for field in ("dataset", "decoding", "beam", "filter_seen"):
             mine, theirs = getattr(first.ranks.origin, field), getattr(run.ranks.origin, field)
             if mine != theirs:
-                raise UserError(f"{first.name} has {field} {mine}, {run.name} has {theirs}",
-                                "a difference between them would not be one between models",
-                                "compare runs of one dataset, evaluated by the same settings")
+                raise UserError(
+                    f"{first.name} has {field} {mine}, {run.name} has {theirs}",
+                    "a difference between them would not be one between models",
+                    "compare runs of one dataset, evaluated by the same settings",
+                )
         for column in ("user_id", "item_id"):
             if not np.array_equal(first.ranks.users[column], run.ranks.users[column]):
-                raise UserError(f"{first.name} and {run.name} were tested on different "
-                                f"{'users' if column == 'user_id' else 'test items'}",
-                                "differences are taken user by user",
-                                "compare runs with the same log and split (split.ties: source keeps it over seeds)")
+                raise UserError(
+                    f"{first.name} and {run.name} were tested on different "
+                    f"{'users' if column == 'user_id' else 'test items'}",
+                    "differences are taken user by user",
+                    "compare runs with the same log and split (split.ties: source keeps it over seeds)",
+                )
 
 
 def _listed(values: Sequence[object]) -> str:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 INTERVALS = ("recall_at_10", "ndcg_at_10")
 
 
-def run(params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR,
-        reports: Path = REPORTS) -> dict[str, float]:
+def run(
+    params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR, reports: Path = REPORTS
+) -> dict[str, float]:
     """Rank every test user's item and write ranks.parquet, metrics.json and the two breakdowns.
 
     Returns:
@@ -55,15 +56,20 @@ def run(params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR,
         return {}
     counted = baselines(held_out, window=config.cooccurrence_window, filter_seen=config.filter_seen)
     users = ranks_frame(
-        user_id=ranking.users_U, item_id=held_out.items_N[ranking.positions_U], rank=ranking.ranks_U,
-        bucket_rank=ranking.bucket_ranks_U, history_length=ranking.lengths_U,
+        user_id=ranking.users_U,
+        item_id=held_out.items_N[ranking.positions_U],
+        rank=ranking.ranks_U,
+        bucket_rank=ranking.bucket_ranks_U,
+        history_length=ranking.lengths_U,
         target_popularity=training_counts(held_out)[held_out.items_N[ranking.positions_U]],
-        tie=held_out.has_tie(ranking.positions_U), popularity_rank=counted.popularity_U,
+        tie=held_out.has_tie(ranking.positions_U),
+        popularity_rank=counted.popularity_U,
         cooccurrence_rank=counted.cooccurrence_U,
     )
     metrics = measure(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
-    origin = origin_of(generator, splits, loaded.config, beam=config.beam, decoding=config.decoding,
-                       filter_seen=config.filter_seen)
+    origin = origin_of(
+        generator, splits, loaded.config, beam=config.beam, decoding=config.decoding, filter_seen=config.filter_seen
+    )
     Ranks(users, origin).write(reports / RANKS)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
@@ -98,20 +104,25 @@ def _beside(users: pd.DataFrame) -> dict[str, float]:
 def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, dropped: dict[str, bool]) -> str:
     """The model beside the baselines, on all users and on those without a tie, and how the numbers were made."""
     words = {True: "dropped", False: "kept"}
-    lines = [f"{'':24}{'all ' + format(metrics['users'], ',') + ' users':>22}"
-             f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",
-             f"{'':24}{'recall@10':>12}{'ndcg@10':>10}{'recall@10':>14}{'ndcg@10':>10}"]
+    lines = [
+        f"{'':24}{'all ' + format(metrics['users'], ',') + ' users':>22}"
+        f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",
+        f"{'':24}{'recall@10':>12}{'ndcg@10':>10}{'recall@10':>14}{'ndcg@10':>10}",
+    ]
     for label, prefix in ((strategy, ""), ("co-occurrence", "cooccurrence_"), ("popularity", "popularity_")):
         cells = [metrics[f"{part}{prefix}{name}_at_10"] for part in ("", "noties_") for name in ("recall", "ndcg")]
         lines.append(f"{label:24}{cells[0]:12.4f}{cells[1]:10.4f}{cells[2]:14.4f}{cells[3]:10.4f}")
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
     places = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
-    lines.append(f"{strategy}: {places}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
-                 f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs")
-    lines.append(f"counting: seen items {words[dropped['cooccurrence']]} (co-occurrence), "
-                 f"{words[dropped['popularity']]} (popularity)"
-                 + ("" if config.filter_seen else ", as helps on validation"))
+    lines.append(
+        f"{strategy}: {places}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
+        f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
+    )
+    lines.append(
+        f"counting: seen items {words[dropped['cooccurrence']]} (co-occurrence), "
+        f"{words[dropped['popularity']]} (popularity)" + ("" if config.filter_seen else ", as helps on validation")
+    )
     return "\n".join(lines)
 
 
@@ -119,15 +130,29 @@ def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.
     """All test users, each ranked by one of the processes."""
     config, (users_U, positions_U) = params.evaluate, splits.targets("test")
     if not len(users_U):
-        raise UserError("no user has a test item", "there is nothing to evaluate on",
-                        "choose an earlier split.test_from, or bring a log with longer histories")
+        raise UserError(
+            "no user has a test item",
+            "there is nothing to evaluate on",
+            "choose an earlier split.test_from, or bring a log with longer histories",
+        )
     own_U = users_U[world.share]
     with Progress("evaluate", len(own_U), "users") if world.leads else nullcontext() as progress:
-        ranking = rank_targets(generator.model, generator.catalogue, splits, "test", beam=config.beam,
-                               decoding=config.decoding, filter_seen=config.filter_seen, users=own_U,
-                               batch_users=config.batch_users, progress=progress, unseen=generator.unseen)
+        ranking = rank_targets(
+            generator.model,
+            generator.catalogue,
+            splits,
+            "test",
+            beam=config.beam,
+            decoding=config.decoding,
+            filter_seen=config.filter_seen,
+            users=own_U,
+            batch_users=config.batch_users,
+            progress=progress,
+            unseen=generator.unseen,
+        )
     ranks_U, bucket_ranks_U, lengths_U = (
         world.gather(values_U, len(users_U), device)
-        for values_U in (ranking.ranks_U, ranking.bucket_ranks_U, ranking.lengths_U))
+        for values_U in (ranking.ranks_U, ranking.bucket_ranks_U, ranking.lengths_U)
+    )
     invalid, generated = world.sum(torch.tensor([ranking.invalid, ranking.generated], device=device)).tolist()
     return Ranking(users_U, positions_U, ranks_U, bucket_ranks_U, lengths_U, invalid, generated)

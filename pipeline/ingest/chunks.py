@@ -40,10 +40,16 @@ def wrong_width(found: int, expected: int) -> str:
 
 
 def truncated(file: RawFile) -> UserError:
-    return UserError(f"{file.name} is no complete gzip file", "it was cut short, or is not compressed at all",
-                     "download or copy it again (`gzip -t FILE` must be silent)")
+    return UserError(
+        f"{file.name} is no complete gzip file",
+        "it was cut short, or is not compressed at all",
+        "download or copy it again (`gzip -t FILE` must be silent)",
+    )
 
 
 def wrong_encoding(file: RawFile, line: int) -> UserError:
-    return UserError(f"{file.name}, line {line}: not valid UTF-8", "the text is probably Latin-1 (or Windows-1252)",
-                     "convert it: iconv -f latin1 -t utf-8 OLD > NEW")
+    return UserError(
+        f"{file.name}, line {line}: not valid UTF-8",
+        "the text is probably Latin-1 (or Windows-1252)",
+        "convert it: iconv -f latin1 -t utf-8 OLD > NEW",
+    )

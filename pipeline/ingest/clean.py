@@ -52,8 +52,9 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
         events = events.filter([_[name] >= least for name, least in minimum.items()])
         steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
     users = engine.keep(events.group_by(raw_id="user").agg(source_row=_.source_row.min()))
-    catalogue = engine.read(items) if items else engine.keep(
-        events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
+    catalogue = (
+        engine.read(items) if items else engine.keep(events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
+    )
     coded = engine.keep(earliest(encode(events, users, catalogue)))
     steps.append(_count("earliest of each user and item", coded))
     core, passes = k_core(engine, coded, k)
@@ -111,14 +112,17 @@ def _count(name: str, events: Table) -> dict[str, Any]:
     counts = events.agg(interactions=_.count(), users=_.user.nunique(), items=_.item.nunique()).to_pyarrow().to_pylist()
     step = {"step": name, **{column: int(value) for column, value in counts[0].items()}}
     if not step["interactions"]:
-        raise UserError(f"nothing is left of the log after the filter '{name}'",
-                        "every user and item must keep enough interactions, and an interaction its minimum",
-                        "lower ingest.k_core (0 keeps all) or ingest.minimum, or bring a larger log")
+        raise UserError(
+            f"nothing is left of the log after the filter '{name}'",
+            "every user and item must keep enough interactions, and an interaction its minimum",
+            "lower ingest.k_core (0 keeps all) or ingest.minimum, or bring a larger log",
+        )
     return step
 
 
-def number(engine: Engine, kept: Table, users: Table, catalogue: Table,
-           actions: list[str]) -> tuple[pa.Table, pa.Table, pa.Table]:
+def number(
+    engine: Engine, kept: Table, users: Table, catalogue: Table, actions: list[str]
+) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(log, users, items) with dense ids, as `Cleaned` describes them."""
     user_ids, item_ids = engine.keep(_dense(kept, "user")), engine.keep(_dense(kept, "item"))
     by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
@@ -126,8 +130,11 @@ def number(engine: Engine, kept: Table, users: Table, catalogue: Table,
     log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
     named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
     named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
-    return (log.to_pyarrow(), named_users.order_by("user_id").to_pyarrow(),
-            named_items.relocate("item_id", "raw_id").order_by("item_id").to_pyarrow())
+    return (
+        log.to_pyarrow(),
+        named_users.order_by("user_id").to_pyarrow(),
+        named_items.relocate("item_id", "raw_id").order_by("item_id").to_pyarrow(),
+    )
 
 
 def _dense(kept: Table, column: str) -> Table:

@@ -59,14 +59,20 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
     """
     names = sample.column_names
     roles = {role: _find(role, names, mapping, LOG_NAMES, source) for role in LOG_NAMES}
-    actions = {ours: _mapped(ours, theirs, names, source) for ours, theirs in mapping.items()
-               if ours not in LOG_NAMES and ours not in ITEM_NAMES and theirs}
+    actions = {
+        ours: _mapped(ours, theirs, names, source)
+        for ours, theirs in mapping.items()
+        if ours not in LOG_NAMES and ours not in ITEM_NAMES and theirs
+    }
     if guess_actions:
         actions |= _guess_actions(sample, {*roles.values(), *mapping.values(), *mapping})
     clash = [name for name in actions if name in OURS or name.startswith("__")]
     if clash:
-        raise UserError(f"ingest.columns names {clash[0]}, which is a column of ingest's own",
-                        "the names to give are user, item, timestamp, or that of an action", f"rename {clash[0]}")
+        raise UserError(
+            f"ingest.columns names {clash[0]}, which is a column of ingest's own",
+            "the names to give are user, item, timestamp, or that of an action",
+            f"rename {clash[0]}",
+        )
     return LogColumns(**roles, actions=actions)
 
 
@@ -74,9 +80,16 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
     """Numeric columns that nothing else claims; neither nameless ones nor pandas' `__index_level_0__`, which are row
     numbers, nor a log's own `position`, which has to be mapped to another name."""
     known = {name for role in LOG_NAMES.values() for name in role}
-    return {name: name for name in sample.column_names
-            if name and not name.startswith("__") and name not in taken and name not in OURS
-            and _plain(name) not in known and _is_numeric(sample[name])}
+    return {
+        name: name
+        for name in sample.column_names
+        if name
+        and not name.startswith("__")
+        and name not in taken
+        and name not in OURS
+        and _plain(name) not in known
+        and _is_numeric(sample[name])
+    }
 
 
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
@@ -85,8 +98,9 @@ def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: st
     Raises:
         UserError: there is no item column, or two columns could be meant; lists the columns found.
     """
-    mapping = {ours: theirs for ours, theirs in mapping.items()
-               if ours in ITEM_NAMES and (ours != "item" or theirs in names)}  # the log may call its items otherwise
+    mapping = {
+        ours: theirs for ours, theirs in mapping.items() if ours in ITEM_NAMES and (ours != "item" or theirs in names)
+    }  # the log may call its items otherwise
     found = {"item": _find("item", names, mapping, ITEM_NAMES, source)}
     for ours in ITEM_NAMES:
         if ours in mapping or any(_plain(name) in ITEM_NAMES[ours] for name in names):
@@ -97,8 +111,9 @@ def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: st
     return found
 
 
-def _find(role: str, names: Sequence[str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]],
-          source: str) -> str:
+def _find(
+    role: str, names: Sequence[str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]], source: str
+) -> str:
     if role in mapping:
         return _mapped(role, mapping[role], names, source)
     matches = [name for name in names if _plain(name) in known[role]]
@@ -112,8 +127,11 @@ def _find(role: str, names: Sequence[str], mapping: Mapping[str, str], known: Ma
 
 def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
     if theirs not in names:
-        raise UserError(f"{source} has no column '{theirs}', wanted as {ours}", _found(names),
-                        f"mend ingest.columns: {nearest(theirs, names)}")
+        raise UserError(
+            f"{source} has no column '{theirs}', wanted as {ours}",
+            _found(names),
+            f"mend ingest.columns: {nearest(theirs, names)}",
+        )
     return theirs
 
 

@@ -44,8 +44,11 @@ def _names(file: RawFile) -> list[str]:
         names = batches.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UserError(f"{file.name} has the column '{twice[0]}' twice", f"columns found: {', '.join(names)}",
-                        "rename or remove one of them")
+        raise UserError(
+            f"{file.name} has the column '{twice[0]}' twice",
+            f"columns found: {', '.join(names)}",
+            "rename or remove one of them",
+        )
     return names
 
 
@@ -53,13 +56,19 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
     form = file.format
     return pacsv.open_csv(
         pa.input_stream(str(file.path), compression="gzip" if file.gzipped else None),
-        pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, encoding=form.encoding,
-                          column_names=list(form.header) or None),
-        pacsv.ParseOptions(delimiter=form.delimiter, quote_char='"' if form.quoted else False,
-                           newlines_in_values=form.quoted, ignore_empty_lines=False,
-                           invalid_row_handler=lines.refuse),
+        pacsv.ReadOptions(
+            use_threads=False, block_size=BLOCK_BYTES, encoding=form.encoding, column_names=list(form.header) or None
+        ),
+        pacsv.ParseOptions(
+            delimiter=form.delimiter,
+            quote_char='"' if form.quoted else False,
+            newlines_in_values=form.quoted,
+            ignore_empty_lines=False,
+            invalid_row_handler=lines.refuse,
+        ),
         # Nothing is null: "NA" is a user's name as good as any, and what is missing is "".
-        pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[]))
+        pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[]),
+    )
 
 
 class LineCounter:
@@ -135,8 +144,11 @@ def _explain(file: RawFile, error: Exception) -> UserError:
     if "zlib" in text or "compressed stream" in text:
         return truncated(file)
     if "straddling" in text:
-        return UserError(f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
-                         "a double quote was probably opened and never closed", "mend the file at that place")
+        return UserError(
+            f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
+            "a double quote was probably opened and never closed",
+            "mend the file at that place",
+        )
     return UserError(f"{file.name} cannot be read: {text.splitlines()[0]}", fix="mend the file, or leave it out")
 
 

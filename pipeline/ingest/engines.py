@@ -47,18 +47,23 @@ def connect(config: IngestConfig, folder: Path) -> Iterator[Engine]:
         return
     try:
         # Every result is sorted explicitly, so nothing is lost by letting DuckDB work in any order.
-        connection = ibis.duckdb.connect(memory_limit=config.memory_limit, temp_directory=str(folder / "spill"),
-                                         preserve_insertion_order=False)
+        connection = ibis.duckdb.connect(
+            memory_limit=config.memory_limit, temp_directory=str(folder / "spill"), preserve_insertion_order=False
+        )
     except duckdb.Error as error:
-        raise UserError(f"ingest.memory_limit is {config.memory_limit!r}: {_first_line(error)}",
-                        fix="write a size such as 4GB or 512MB") from None
+        raise UserError(
+            f"ingest.memory_limit is {config.memory_limit!r}: {_first_line(error)}",
+            fix="write a size such as 4GB or 512MB",
+        ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it redraws itself, which is unreadable in a pipe
     try:
         yield Engine(connection, folder)
     except duckdb.Error as error:
-        raise UserError(f"DuckDB stopped: {_first_line(error)}", "nothing that was there before was changed",
-                        f"raise ingest.memory_limit (now {config.memory_limit}) or free space under {folder.parent}"
-                        ) from error
+        raise UserError(
+            f"DuckDB stopped: {_first_line(error)}",
+            "nothing that was there before was changed",
+            f"raise ingest.memory_limit (now {config.memory_limit}) or free space under {folder.parent}",
+        ) from error
     finally:
         connection.disconnect()
 
@@ -69,14 +74,24 @@ def _spark() -> BaseBackend:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
-        raise UserError("ingest.engine is spark, but pyspark is not installed", "Spark is an extra, it is large",
-                        "pip install 'sidpipe[spark]' (and Java 17), or set ingest.engine: duckdb") from None
+        raise UserError(
+            "ingest.engine is spark, but pyspark is not installed",
+            "Spark is an extra, it is large",
+            "pip install 'sidpipe[spark]' (and Java 17), or set ingest.engine: duckdb",
+        ) from None
     try:
-        session = (SparkSession.builder.appName("sidpipe ingest").config("spark.sql.session.timeZone", "UTC")
-                   .config("spark.ui.showConsoleProgress", "false").getOrCreate())
+        session = (
+            SparkSession.builder.appName("sidpipe ingest")
+            .config("spark.sql.session.timeZone", "UTC")
+            .config("spark.ui.showConsoleProgress", "false")
+            .getOrCreate()
+        )
     except PySparkException as error:
-        raise UserError(f"Spark did not start: {_first_line(error)}", "it needs Java 17, and its settings to be right",
-                        "install Java, look at spark-defaults.conf, or set ingest.engine: duckdb") from None
+        raise UserError(
+            f"Spark did not start: {_first_line(error)}",
+            "it needs Java 17, and its settings to be right",
+            "install Java, look at spark-defaults.conf, or set ingest.engine: duckdb",
+        ) from None
     return ibis.pyspark.connect(session)
 
 

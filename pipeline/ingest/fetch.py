@@ -45,9 +45,11 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
     folder = folder or Path("data/raw") / dataset
     urls = list(urls or (RECIPES[dataset].urls if dataset in RECIPES else ()))
     if not urls:
-        raise UserError(f"there is nothing to fetch for the dataset {dataset}",
-                        "the demo is simulated by ingest, and a log of your own is where you have it",
-                        "set dataset to a public one, or ingest.path to your log")
+        raise UserError(
+            f"there is nothing to fetch for the dataset {dataset}",
+            "the demo is simulated by ingest, and a log of your own is where you have it",
+            "set dataset to a public one, or ingest.path to your log",
+        )
     files = _present(dataset, folder)
     if not files:
         try:
@@ -55,8 +57,11 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
             for url in urls:
                 files += _unpack(dataset, download(url, folder, urls))
         except OSError as error:
-            raise UserError(f"could not write into {folder}: {error.strerror or error}",
-                            "what was downloaded so far is kept", "free some space, then fetch again") from error
+            raise UserError(
+                f"could not write into {folder}: {error.strerror or error}",
+                "what was downloaded so far is kept",
+                "free some space, then fetch again",
+            ) from error
     for file in files:
         print(f"{sha256(file)}  {file}")
     print(f"ingest.path: {folder} reads them")
@@ -109,8 +114,10 @@ def _continue(url: str, partial: Path) -> None:
         total = have + int(length) if length else 0
         if not resumed:
             _remember(partial, response.headers)
-        with partial.open("ab" if resumed else "wb") as file, \
-                Progress(f"fetch {partial.stem}", total, "bytes", start=have) as progress:
+        with (
+            partial.open("ab" if resumed else "wb") as file,
+            Progress(f"fetch {partial.stem}", total, "bytes", start=have) as progress,
+        ):
             while block := response.read(BLOCK_BYTES):
                 file.write(block)
                 progress.update(len(block))
@@ -141,11 +148,16 @@ def _name(url: str) -> str:
 
 
 def _unreachable(url: str, partial: Path, urls: Sequence[str], reason: str) -> UserError:
-    return UserError(f"could not download {url}: {reason}",
-                     "what came so far is kept and continued next time" if _size(partial) else
-                     "this machine may be offline",
-                     "\n".join(["run `python -m pipeline fetch` again, or download elsewhere and put here:",
-                                *(f"  {partial.parent / _name(each)}  from {each}" for each in urls)]))
+    return UserError(
+        f"could not download {url}: {reason}",
+        "what came so far is kept and continued next time" if _size(partial) else "this machine may be offline",
+        "\n".join(
+            [
+                "run `python -m pipeline fetch` again, or download elsewhere and put here:",
+                *(f"  {partial.parent / _name(each)}  from {each}" for each in urls),
+            ]
+        ),
+    )
 
 
 def _present(dataset: str, folder: Path) -> list[Path]:
@@ -170,7 +182,10 @@ def _unpack(dataset: str, file: Path) -> list[Path]:
                 files.append(Path(copy.name).replace(target))
     except (zipfile.BadZipFile, StopIteration):
         file.unlink()
-        raise UserError(f"{file.name} is no archive with {recipe.log} and {recipe.items}", "it was removed",
-                        "fetch it again, or unpack the publisher's archive by hand into " + str(file.parent)) from None
+        raise UserError(
+            f"{file.name} is no archive with {recipe.log} and {recipe.items}",
+            "it was removed",
+            "fetch it again, or unpack the publisher's archive by hand into " + str(file.parent),
+        ) from None
     file.unlink()
     return files

@@ -59,8 +59,11 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> I
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise truncated(file) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
-                        "the file is damaged or was cut short", "make or copy it again") from None
+        raise UserError(
+            f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            "the file is damaged or was cut short",
+            "make or copy it again",
+        ) from None
 
 
 def _column_text(column: pa.Array, ticks: int) -> pa.Array:

@@ -59,19 +59,47 @@ class Recipe:
 
 AMAZON = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
-GENRES_100K = ("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
-               "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War",
-               "Western")  # u.genre, in the order of u.item's flags
+GENRES_100K = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)  # u.genre, in the order of u.item's flags
 
 
 def _amazon(category: str) -> Recipe:
     """The 5-core reviews of 2014 and the metadata of all items of the category."""
     return Recipe(
-        log=f"reviews_{category}_5.json*", items=f"meta_{category}.json*", log_format=JSONL, item_format=LITERAL,
+        log=f"reviews_{category}_5.json*",
+        items=f"meta_{category}.json*",
+        log_format=JSONL,
+        item_format=LITERAL,
         log_columns={"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", "rating": "overall"},
-        item_columns={"item": "asin", "title": "title", "categories": "categories", "description": "description",
-                      "brand": "brand", "price": "price"},
-        urls=(f"{AMAZON}/reviews_{category}_5.json.gz", f"{AMAZON}/meta_{category}.json.gz"))
+        item_columns={
+            "item": "asin",
+            "title": "title",
+            "categories": "categories",
+            "description": "description",
+            "brand": "brand",
+            "price": "price",
+        },
+        urls=(f"{AMAZON}/reviews_{category}_5.json.gz", f"{AMAZON}/meta_{category}.json.gz"),
+    )
 
 
 def _split_genres(chunk: pa.Table) -> pa.Array:
@@ -82,16 +110,23 @@ def _split_genres(chunk: pa.Table) -> pa.Array:
 def _flagged_genres(chunk: pa.Table) -> pa.Array:
     """Nineteen columns of 0 and 1 -> `Comedy, Drama`."""
     rows = zip(*(chunk[name].to_pylist() for name in GENRES_100K), strict=True)
-    return pa.array([", ".join(name for name, flag in zip(GENRES_100K, row, strict=True) if flag == "1")
-                     for row in rows], pa.string())
+    return pa.array(
+        [", ".join(name for name, flag in zip(GENRES_100K, row, strict=True) if flag == "1") for row in rows],
+        pa.string(),
+    )
 
 
 def _movielens_csv(archive: str) -> Recipe:
     return Recipe(
-        log="ratings.csv", items="movies.csv", log_format=CSV, item_format=CSV,
+        log="ratings.csv",
+        items="movies.csv",
+        log_format=CSV,
+        item_format=CSV,
         log_columns={"user": "userId", "item": "movieId", "timestamp": "timestamp", "rating": "rating"},
         item_columns={"item": "movieId", "title": "title", "categories": "genres"},
-        urls=(f"{GROUPLENS}/{archive}",), categories=_split_genres)
+        urls=(f"{GROUPLENS}/{archive}",),
+        categories=_split_genres,
+    )
 
 
 def _columns(*names: str) -> dict[str, str]:
@@ -103,20 +138,29 @@ RECIPES: dict[str, Recipe] = {
     "amazon-sports": _amazon("Sports_and_Outdoors"),
     "amazon-toys": _amazon("Toys_and_Games"),
     "movielens-1m": Recipe(
-        log="ratings.dat", items="movies.dat",
+        log="ratings.dat",
+        items="movies.dat",
         log_format=Format("separated", "::", "latin-1", ("user", "item", "rating", "timestamp")),
         item_format=Format("separated", "::", "latin-1", ("item", "title", "genres")),
         log_columns=_columns("user", "item", "timestamp", "rating"),
         item_columns={"item": "item", "title": "title", "categories": "genres"},
-        urls=(f"{GROUPLENS}/ml-1m.zip",), categories=_split_genres),
+        urls=(f"{GROUPLENS}/ml-1m.zip",),
+        categories=_split_genres,
+    ),
     "movielens-20m": _movielens_csv("ml-20m.zip"),
     # The publisher's "latest" comes in two sizes; this is the small one. Both are written alike.
     "movielens-latest": _movielens_csv("ml-latest-small.zip"),
     "movielens-100k": Recipe(
-        log="u.data", items="u.item",
+        log="u.data",
+        items="u.item",
         log_format=Format("csv", "\t", "latin-1", ("user", "item", "rating", "timestamp"), quoted=False),
-        item_format=Format("csv", "|", "latin-1", ("item", "title", "release", "video_release", "url", *GENRES_100K),
-                           quoted=False),
-        log_columns=_columns("user", "item", "timestamp", "rating"), item_columns=_columns("item", "title"),
-        urls=(f"{GROUPLENS}/ml-100k.zip",), k_core=0, categories=_flagged_genres),
+        item_format=Format(
+            "csv", "|", "latin-1", ("item", "title", "release", "video_release", "url", *GENRES_100K), quoted=False
+        ),
+        log_columns=_columns("user", "item", "timestamp", "rating"),
+        item_columns=_columns("item", "title"),
+        urls=(f"{GROUPLENS}/ml-100k.zip",),
+        k_core=0,
+        categories=_flagged_genres,
+    ),
 }

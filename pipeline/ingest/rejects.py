@@ -51,8 +51,9 @@ class Rejects:
 
     def _flush(self) -> None:
         columns = list(zip(*self.buffer, strict=True)) if self.buffer else [()] * len(SCHEMA)
-        self.writer.write_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)],
-                                         schema=SCHEMA))
+        self.writer.write_table(
+            pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+        )
         self.buffer.clear()
 
     def total(self, sources: Sequence[str]) -> int:
@@ -85,6 +86,8 @@ class Rejects:
         elif commonest.endswith("is not a number"):
             column = commonest.split()[0]
             fix += f"\nIf {column} is no action, leave it out: ingest.columns: {{{column}: ''}}"
-        return UserError(f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
-                         f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n"
-                         + "\n".join(lines), fix)
+        return UserError(
+            f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
+            f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n" + "\n".join(lines),
+            fix,
+        )

@@ -66,9 +66,11 @@ def _find_recipe(dataset: str, recipe: Recipe, path: Path) -> Source:
         matches = sorted(folder.glob(pattern)) or sorted(folder.glob(f"*/{pattern}"))
         if not matches:
             raise UserError(
-                f"{pattern.rstrip('*')} is not in {folder}", f"the recipe {dataset} reads it",
+                f"{pattern.rstrip('*')} is not in {folder}",
+                f"the recipe {dataset} reads it",
                 f"set ingest.path to the folder that holds it, or run `python -m pipeline fetch`, which puts the "
-                f"publisher's files into data/raw/{dataset}")
+                f"publisher's files into data/raw/{dataset}",
+            )
         file = _only(matches, folder)
         found.append(RawFile(file, _name(file, folder), form))
     return Source([found[0]], found[1])
@@ -81,10 +83,13 @@ def _find_custom(path: str) -> Source:
         return Source([RawFile(Path(path), Path(path).name, _format(Path(path)))])
     files = [Path(p) for p in sorted(glob.glob(path, recursive=True)) if Path(p).is_file()]
     if not files:
-        raise UserError(f"no file at {path}", "ingest.path names the raw log: a file, a glob or a folder",
-                        "set ingest.path to your log")
+        raise UserError(
+            f"no file at {path}",
+            "ingest.path names the raw log: a file, a glob or a folder",
+            "set ingest.path to your log",
+        )
     parts = Path(path).parts  # names count from the folder before the first wildcard
-    base = Path(*parts[:next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    base = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     return Source([RawFile(file, _name(file, base), _format(file)) for file in files])
 
 
@@ -92,8 +97,11 @@ def _find_folder(folder: Path) -> Source:
     log, items = _known(folder, "interactions.*"), _known(folder, "items.*")
     if not log:
         listing = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
-        raise UserError(f"no interactions.* in {folder}", f"the log of a dataset folder has that name; found {listing}",
-                        "rename your log, or set ingest.path to the file itself")
+        raise UserError(
+            f"no interactions.* in {folder}",
+            f"the log of a dataset folder has that name; found {listing}",
+            "rename your log, or set ingest.path to the file itself",
+        )
     if len(items) > 1:
         _only([file.path for file in items], folder)
     return Source(log, items[0] if items else None, sorted(folder.glob(VECTORS)))
@@ -111,8 +119,11 @@ def _name(file: Path, folder: Path) -> str:
 
 def _only(files: list[Path], folder: Path) -> Path:
     if len(files) > 1:
-        raise UserError(f"{' and '.join(f.name for f in files)} are both in {folder}", "only one of them can be meant",
-                        "move the other away")
+        raise UserError(
+            f"{' and '.join(f.name for f in files)} are both in {folder}",
+            "only one of them can be meant",
+            "move the other away",
+        )
     return files[0]
 
 
@@ -123,6 +134,9 @@ def _suffix(file: Path) -> str:
 
 def _format(file: Path) -> Format:
     if _suffix(file) not in FORMATS:
-        raise UserError(f"the format of {file} is not known", "it is told from the end of the file's name",
-                        f"use one of {', '.join(FORMATS)}, plain or with .gz")
+        raise UserError(
+            f"the format of {file} is not known",
+            "it is told from the end of the file's name",
+            f"use one of {', '.join(FORMATS)}, plain or with .gz",
+        )
     return FORMATS[_suffix(file)]

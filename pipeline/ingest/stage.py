@@ -58,9 +58,11 @@ def _workspace(folder: Path) -> Iterator[Path]:
         (folder / "output").mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise UserError(f"could not read or write {error.filename or folder}: {error.strerror or error}",
-                        "nothing that was there before was changed",
-                        "free some space or mend the permissions, then run the same command again") from error
+        raise UserError(
+            f"could not read or write {error.filename or folder}: {error.strerror or error}",
+            "nothing that was there before was changed",
+            "free some space or mend the permissions, then run the same command again",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -74,17 +76,25 @@ def _raw_path(params: "Params", output: Path) -> str:
     return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
 
 
-def _stage(params: "Params", source: Source, work: Path,
-           kept_rejects: Path) -> tuple[StagedLog, StagedItems | None, Rejects]:
+def _stage(
+    params: "Params", source: Source, work: Path, kept_rejects: Path
+) -> tuple[StagedLog, StagedItems | None, Rejects]:
     """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
     config, recipe = params.ingest, RECIPES.get(params.dataset)
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
             items = stage_items(source.items, recipe, config.columns, rejects, work / "items.parquet")
-        log = stage_log(source.log, {**(recipe.log_columns if recipe else {}), **config.columns}, rejects,
-                        work / "log.parquet", ticks=TICKS[config.time_unit], minimum=_minimum(params), items=items,
-                        guess_actions=recipe is None)
+        log = stage_log(
+            source.log,
+            {**(recipe.log_columns if recipe else {}), **config.columns},
+            rejects,
+            work / "log.parquet",
+            ticks=TICKS[config.time_unit],
+            minimum=_minimum(params),
+            items=items,
+            guess_actions=recipe is None,
+        )
     names = [file.name for file in source.log]
     read = [([items.source], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
@@ -93,13 +103,23 @@ def _stage(params: "Params", source: Source, work: Path,
             shutil.move(rejects.path, kept_rejects)
             raise error
     if not log.columns:
-        raise UserError(f"{', '.join(names)}: the log has no rows", "there is nothing to learn from",
-                        "check that ingest.path is the right file, and that it was written to the end")
+        raise UserError(
+            f"{', '.join(names)}: the log has no rows",
+            "there is nothing to learn from",
+            "check that ingest.path is the right file, and that it was written to the end",
+        )
     return log, items, rejects
 
 
-def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: StagedItems | None, rejects: Rejects,
-                     work: Path, output: Path) -> dict[str, Any]:
+def _clean_and_write(
+    params: "Params",
+    source: Source,
+    log: StagedLog,
+    items: StagedItems | None,
+    rejects: Rejects,
+    work: Path,
+    output: Path,
+) -> dict[str, Any]:
     """Write the new output folder; returns what its ingest.json holds."""
     vectors = read_vectors(source.vectors, items) if source.vectors else None
     with connect(params.ingest, work / "engine") as engine:
@@ -113,11 +133,18 @@ def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: St
     write_parquet(files.items, table)
     write_parquet(files.rejects, rejects.table())
     summary = {
-        "dataset": params.dataset, **_counts(cleaned),
-        "rows_read": log.read, "rejected": rejects.total([file.name for file in source.log]),
-        "items_listed": items.read if items else None, "rejects": rejects.by_reason(),
-        "minimum": _minimum(params), "k_core": _k_core(params), "k_core_passes": cleaned.passes, "steps": cleaned.steps,
-        "columns": log.columns, "vector_width": vectors.shape[1] if vectors is not None else None,
+        "dataset": params.dataset,
+        **_counts(cleaned),
+        "rows_read": log.read,
+        "rejected": rejects.total([file.name for file in source.log]),
+        "items_listed": items.read if items else None,
+        "rejects": rejects.by_reason(),
+        "minimum": _minimum(params),
+        "k_core": _k_core(params),
+        "k_core_passes": cleaned.passes,
+        "steps": cleaned.steps,
+        "columns": log.columns,
+        "vector_width": vectors.shape[1] if vectors is not None else None,
         "sha256": source.sha256(),
     }
     write_json(files.summary, summary)
@@ -126,8 +153,13 @@ def _clean_and_write(params: "Params", source: Source, log: StagedLog, items: St
 
 def _counts(cleaned: Cleaned) -> dict[str, int]:
     span = pc.min_max(cleaned.log["timestamp"]).as_py()
-    return {"users": len(cleaned.users), "items": len(cleaned.items), "interactions": len(cleaned.log),
-            "first_timestamp": span["min"], "last_timestamp": span["max"]}
+    return {
+        "users": len(cleaned.users),
+        "items": len(cleaned.items),
+        "interactions": len(cleaned.log),
+        "first_timestamp": span["min"],
+        "last_timestamp": span["max"],
+    }
 
 
 def _k_core(params: "Params") -> int:
@@ -164,8 +196,10 @@ def _replace(old: Path, new: Path) -> None:
 
 def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     rows, rejected = summary["rows_read"], summary["rejected"]
-    print(f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
-          f"in {output}, from {rows:,} rows")
+    print(
+        f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
+        f"in {output}, from {rows:,} rows"
+    )
     if rejected:
         print(f"{rejected:,} rows could not be used: see rejects.parquet there")
     if len(source.vectors_found) > 1:

@@ -47,8 +47,10 @@ class StagedLog:
 
 # ------------------------------------------------------------------------------------------------ items
 
-def stage_items(file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str], rejects: Rejects,
-                path: Path) -> StagedItems:
+
+def stage_items(
+    file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
+) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
 
     Raises:
@@ -79,8 +81,11 @@ def stage_items(file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str]
 def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
     head = sample(file)
     if head is None:
-        raise UserError(f"{file.name} holds no readable rows", "it should list the items of the log",
-                        "check that it was written to the end, or move it away")
+        raise UserError(
+            f"{file.name} holds no readable rows",
+            "it should list the items of the log",
+            "check that it was written to the end, or move it away",
+        )
     columns = recognise_items(head.column_names, mapping, file.name)
     return {ours: theirs for ours, theirs in columns.items() if ours not in OURS}
 
@@ -109,8 +114,18 @@ def _text(column: pa.Array | None, rows: int) -> pa.Array:
 
 # ------------------------------------------------------------------------------------------------ log
 
-def stage_log(files: Sequence[RawFile], mapping: Mapping[str, str], rejects: Rejects, path: Path, *, ticks: int,
-              minimum: Mapping[str, float], items: StagedItems | None, guess_actions: bool) -> StagedLog:
+
+def stage_log(
+    files: Sequence[RawFile],
+    mapping: Mapping[str, str],
+    rejects: Rejects,
+    path: Path,
+    *,
+    ticks: int,
+    minimum: Mapping[str, float],
+    items: StagedItems | None,
+    guess_actions: bool,
+) -> StagedLog:
     """Read the log.
 
     Args:
@@ -145,8 +160,9 @@ def stage_log(files: Sequence[RawFile], mapping: Mapping[str, str], rejects: Rej
     return StagedLog(path, read, columns.named() if columns else {})
 
 
-def _plan(files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int,
-          guess_actions: bool) -> list[tuple[RawFile, LogColumns | None]]:
+def _plan(
+    files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int, guess_actions: bool
+) -> list[tuple[RawFile, LogColumns | None]]:
     """Each file with its columns; the first one that has rows decides on the actions. None: not one good row."""
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
@@ -161,8 +177,9 @@ def _plan(files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int,
     return plan
 
 
-def _type(chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float],
-          items: StagedItems | None) -> tuple[list[pa.Array], list[Complaint]]:
+def _type(
+    chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float], items: StagedItems | None
+) -> tuple[list[pa.Array], list[Complaint]]:
     """The chunk's columns after source_row, and what is wrong with them."""
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     seconds, wrong_times = time_column(time, ticks)
@@ -176,8 +193,9 @@ def _type(chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, flo
     return arrays, complaints
 
 
-def _usable(file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects,
-            shown: Sequence[str]) -> pa.Array:
+def _usable(
+    file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, shown: Sequence[str]
+) -> pa.Array:
     """bool per row; the other rows go to the rejects, with the columns `shown`."""
     found = reasons(complaints, len(chunk.lines))
     keep = pc.is_null(found)
@@ -192,7 +210,10 @@ def _usable(file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], reject
 def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
     for name in minimum:
         if name not in columns.actions:
-            raise UserError(f"ingest.minimum names {name}, which is no action column of the log",
-                            f"action columns found: {', '.join(columns.actions) or 'none'}",
-                            f"mend ingest.minimum: {nearest(name, columns.actions)}" if columns.actions else
-                            f"name the column: ingest.columns: {{{name}: NAME}}, or empty ingest.minimum")
+            raise UserError(
+                f"ingest.minimum names {name}, which is no action column of the log",
+                f"action columns found: {', '.join(columns.actions) or 'none'}",
+                f"mend ingest.minimum: {nearest(name, columns.actions)}"
+                if columns.actions
+                else f"name the column: ingest.columns: {{{name}: NAME}}, or empty ingest.minimum",
+            )

@@ -49,10 +49,12 @@ def rotation(rows_Bk: Tensor, chosen_Bk: Tensor) -> Tensor:
     Source: Fifty et al. 2024, "Restructuring Vector Quantization with the Rotation Trick", Eq. 4: with the unit vectors
     e and q of row and code, R x = x - 2 r (r.x) + 2 q (e.x) and r = (e + q) / |e + q|; R and the scale are constants.
     """
-    lengths_B1, chosen_lengths_B1 = (x.detach().norm(dim=1, keepdim=True).clamp_min(1e-12)
-                                     for x in (rows_Bk, chosen_Bk))
+    lengths_B1, chosen_lengths_B1 = (
+        x.detach().norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (rows_Bk, chosen_Bk)
+    )
     e_Bk, q_Bk = rows_Bk.detach() / lengths_B1, chosen_Bk.detach() / chosen_lengths_B1
     r_Bk = F.normalize(e_Bk + q_Bk, dim=1)
-    turned_Bk = (rows_Bk - 2 * (r_Bk * rows_Bk).sum(1, keepdim=True) * r_Bk
-                 + 2 * (e_Bk * rows_Bk).sum(1, keepdim=True) * q_Bk)
+    turned_Bk = (
+        rows_Bk - 2 * (r_Bk * rows_Bk).sum(1, keepdim=True) * r_Bk + 2 * (e_Bk * rows_Bk).sum(1, keepdim=True) * q_Bk
+    )
     return turned_Bk * (chosen_lengths_B1 / lengths_B1)

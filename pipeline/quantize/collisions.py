@@ -40,7 +40,8 @@ def deduplication_digits(codes_IL: np.ndarray, width: int) -> tuple[np.ndarray, 
             f"item_id {', '.join(map(str, members[:5]))}{', ...' if largest > 5 else ''}",
             "the deduplication digit must tell them apart",
             f"set quantize.digit_width to {largest} or more (0: as many as needed), or lower the collisions with more "
-            "quantize.codes or quantize.levels")
+            "quantize.codes or quantize.levels",
+        )
     by_group = np.argsort(groups_I, kind="stable")
     firsts_G = np.cumsum(sizes_G) - sizes_G
     digits_I = np.empty(len(groups_I), dtype=np.int32)

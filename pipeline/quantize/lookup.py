@@ -44,17 +44,27 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
     path = Interactions(interactions).items
     items, read = read_parquet(path), Sids.read(sids)
     if len(items) != len(read.codes_IL):
-        raise UserError(f"{path} lists {len(items):,} items, {sids} has {len(read.codes_IL):,}",
-                        "they were made from different logs", "run `dvc repro`, or `dvc checkout`")
+        raise UserError(
+            f"{path} lists {len(items):,} items, {sids} has {len(read.codes_IL):,}",
+            "they were made from different logs",
+            "run `dvc repro`, or `dvc checkout`",
+        )
     number = int(dense_ids([item], items, "item", path)[0])
     names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
     codes_IL = read.codes_IL[:, :-1] if read.digit else read.codes_IL
     below_IL = np.logical_and.accumulate(codes_IL == codes_IL[number], axis=1)
     own = codes_IL[number].tolist()
-    prefixes = [Prefix(own[:level + 1], int(below_I.sum()), _others(names_I, below_I, number, titles))
-                for level, below_I in enumerate(below_IL.T)]
-    return ItemSid(item, "" if names_I[number] == item else str(names_I[number]), own,
-                   int(read.codes_IL[number, -1]) if read.digit else None, prefixes)
+    prefixes = [
+        Prefix(own[: level + 1], int(below_I.sum()), _others(names_I, below_I, number, titles))
+        for level, below_I in enumerate(below_IL.T)
+    ]
+    return ItemSid(
+        item,
+        "" if names_I[number] == item else str(names_I[number]),
+        own,
+        int(read.codes_IL[number, -1]) if read.digit else None,
+        prefixes,
+    )
 
 
 def report(found: ItemSid) -> str:

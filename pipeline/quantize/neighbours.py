@@ -27,7 +27,7 @@ def nearest_others(vectors_Id: np.ndarray, sample_S: np.ndarray) -> np.ndarray:
     """int64 [S]: the item nearest to each of the sample, itself left out; of equally near ones the first."""
     best_S, place_S = np.full(len(sample_S), -np.inf), np.zeros(len(sample_S), np.int64)
     for first in range(0, len(vectors_Id), CHUNK):
-        part = vectors_Id[first:first + CHUNK]
+        part = vectors_Id[first : first + CHUNK]
         closeness = 2 * vectors_Id[sample_S] @ part.T - np.square(part).sum(axis=1)
         own = (sample_S >= first) & (sample_S < first + len(part))
         closeness[own, sample_S[own] - first] = -np.inf
@@ -49,8 +49,9 @@ def category_agreement(codes_IL: np.ndarray, categories_I: np.ndarray) -> tuple[
     known = categories_I >= 0
     codes_IL, categories_I = codes_IL[known], categories_I[known]
     everything = np.zeros(len(codes_IL), np.int64)
-    levels = [_agreement(group_by_codes(codes_IL[:, :level + 1])[0], categories_I)
-              for level in range(codes_IL.shape[1])]
+    levels = [
+        _agreement(group_by_codes(codes_IL[:, : level + 1])[0], categories_I) for level in range(codes_IL.shape[1])
+    ]
     return levels, _agreement(everything, categories_I)
 
 

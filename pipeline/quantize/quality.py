@@ -12,12 +12,21 @@ from pipeline.quantize.collisions import group_by_codes
 from pipeline.quantize.neighbours import category_agreement, neighbour_agreement
 from pipeline.quantize.quantizer import Quantized
 
-LEVEL_COLUMNS = ("level", "used_codes", "perplexity", "entropy_bits", "gini", "prefixes", "neighbour_agreement",
-                 "category_agreement")
+LEVEL_COLUMNS = (
+    "level",
+    "used_codes",
+    "perplexity",
+    "entropy_bits",
+    "gini",
+    "prefixes",
+    "neighbour_agreement",
+    "category_agreement",
+)
 
 
-def measure(vectors_Id: np.ndarray, quantized: Quantized, codes: int,
-            categories_I: np.ndarray | None = None) -> dict[str, Any]:
+def measure(
+    vectors_Id: np.ndarray, quantized: Quantized, codes: int, categories_I: np.ndarray | None = None
+) -> dict[str, Any]:
     """Flat numbers, and one mapping per level. All of it is about the codes without the deduplication digit.
 
     collision_rate: share of items that share their codes with another. identical_vectors: share of items whose vector
@@ -43,12 +52,15 @@ def measure(vectors_Id: np.ndarray, quantized: Quantized, codes: int,
         "two_level_prefixes": len(group_by_codes(codes_IL[:, :2])[1]),
         "relative_reconstruction_error": round(float(np.square(quantized.errors_I).sum() / energy), 6),
         "category_agreement_by_chance": _rounded(by_chance),
-        **{f"level_{level + 1}": {
-            **code_usage(np.bincount(codes_I, minlength=codes)),
-            "prefixes": len(group_by_codes(codes_IL[:, :level + 1])[1]),
-            "neighbour_agreement": _rounded(with_neighbour[level]),
-            "category_agreement": _rounded(in_category[level]),
-        } for level, codes_I in enumerate(codes_IL.T)},
+        **{
+            f"level_{level + 1}": {
+                **code_usage(np.bincount(codes_I, minlength=codes)),
+                "prefixes": len(group_by_codes(codes_IL[:, : level + 1])[1]),
+                "neighbour_agreement": _rounded(with_neighbour[level]),
+                "category_agreement": _rounded(in_category[level]),
+            }
+            for level, codes_I in enumerate(codes_IL.T)
+        },
     }
 
 
@@ -69,8 +81,12 @@ def code_usage(counts_C: np.ndarray) -> dict[str, float]:
     entropy = max(0.0, float(-(used * np.log2(used)).sum()))  # one code alone: 0, not the -0.0 of the sum
     ranks_C = np.arange(1, len(shares_C) + 1)
     gini = float(((2 * ranks_C - len(shares_C) - 1) * shares_C).sum() / len(shares_C))
-    return {"used_codes": len(used), "entropy_bits": round(entropy, 4), "perplexity": round(2**entropy, 3),
-            "gini": round(gini, 4)}
+    return {
+        "used_codes": len(used),
+        "entropy_bits": round(entropy, 4),
+        "perplexity": round(2**entropy, 3),
+        "gini": round(gini, 4),
+    }
 
 
 def level_table(quality: Mapping[str, Any]) -> str:

@@ -46,8 +46,15 @@ def build_quantizer(config: QuantizeConfig, seed: int) -> Quantizer:
     if config.method == "rkmeans":
         from pipeline.quantize.rkmeans import RKMeans
 
-        return RKMeans(levels=config.levels, codes=config.codes, normalize_residuals=config.normalize_residuals,
-                       iterations=config.iterations, restarts=config.restarts, seed=seed, device=config.device)
+        return RKMeans(
+            levels=config.levels,
+            codes=config.codes,
+            normalize_residuals=config.normalize_residuals,
+            iterations=config.iterations,
+            restarts=config.restarts,
+            seed=seed,
+            device=config.device,
+        )
     if config.method == "vqvae":
         from pipeline.quantize.vqvae import VQVAE
 
@@ -60,9 +67,11 @@ def build_quantizer(config: QuantizeConfig, seed: int) -> Quantizer:
 def require_items(codes: int, items: int) -> None:
     """Raises UserError when there are more codes than items."""
     if codes > items:
-        raise UserError(f"quantize.codes is {codes}, but there are only {items} items",
-                        "a level cannot hold more codes than items",
-                        f"set quantize.codes to about the square root of items: {round(items ** 0.5)}")
+        raise UserError(
+            f"quantize.codes is {codes}, but there are only {items} items",
+            "a level cannot hold more codes than items",
+            f"set quantize.codes to about the square root of items: {round(items**0.5)}",
+        )
 
 
 def unit_rows(rows_Id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

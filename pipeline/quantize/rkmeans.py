@@ -51,8 +51,9 @@ class RKMeans:
         return results[int(np.argmin(errors))]
 
 
-def kmeans(rows_Id: np.ndarray, codes: int, iterations: int, seed: int,
-           device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def kmeans(
+    rows_Id: np.ndarray, codes: int, iterations: int, seed: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
     """(centroids float32 [C, d], nearest centroid of each row, int64 [I]), learned from all rows that are not zero.
 
     A row of zeros (an item without text, or one that equals its centroid of the level before) is assigned but not
@@ -65,11 +66,18 @@ def kmeans(rows_Id: np.ndarray, codes: int, iterations: int, seed: int,
     learned_Jd = np.ascontiguousarray(rows_Id[np.any(rows_Id != 0, axis=1)])
     if len(learned_Jd) <= codes:  # each has a code of its own, and the codes left over are zeros
         centroids_Cd = np.zeros((codes, rows_Id.shape[1]), dtype=np.float32)
-        centroids_Cd[:len(learned_Jd)] = learned_Jd
+        centroids_Cd[: len(learned_Jd)] = learned_Jd
     else:
         # Without these limits faiss would learn from a sample, and warn when there are few rows.
-        machine = faiss.Kmeans(rows_Id.shape[1], codes, niter=iterations, seed=seed, gpu=on_gpu,
-                               min_points_per_centroid=1, max_points_per_centroid=len(learned_Jd))
+        machine = faiss.Kmeans(
+            rows_Id.shape[1],
+            codes,
+            niter=iterations,
+            seed=seed,
+            gpu=on_gpu,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(learned_Jd),
+        )
         machine.train(learned_Jd)
         centroids_Cd = machine.centroids
     # The last assignment runs on the CPU, also after a GPU: exact, and ties fall to the lower code on every machine.
@@ -82,8 +90,11 @@ def _faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError("faiss is not installed", "the k-means of quantize.method rkmeans, rqvae and vqvae is faiss's",
-                        "pip install 'sidpipe[cpu]' (or 'sidpipe[gpu]' where CUDA 12 libraries are wanted)") from None
+        raise UserError(
+            "faiss is not installed",
+            "the k-means of quantize.method rkmeans, rqvae and vqvae is faiss's",
+            "pip install 'sidpipe[cpu]' (or 'sidpipe[gpu]' where CUDA 12 libraries are wanted)",
+        ) from None
     return faiss
 
 
@@ -91,7 +102,9 @@ def _on_gpu(faiss: Any, device: str) -> bool:
     """Whether k-means runs on a GPU: `auto` takes one where this faiss can."""
     usable = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
     if device == "cuda" and not usable:
-        raise UserError("quantize.device is cuda, but faiss has no GPU", f"faiss {faiss.__version__} is built for "
-                        "the CPU, or sees no GPU", "set quantize.device to auto, or: pip uninstall faiss-cpu && pip "
-                        "install 'sidpipe[gpu]'")
+        raise UserError(
+            "quantize.device is cuda, but faiss has no GPU",
+            f"faiss {faiss.__version__} is built for the CPU, or sees no GPU",
+            "set quantize.device to auto, or: pip uninstall faiss-cpu && pip install 'sidpipe[gpu]'",
+        )
     return usable and device != "cpu"

@@ -43,8 +43,11 @@ class ResidualAutoencoder(nn.Module):
         self.encoder = _mlp((width, *config.hidden, latent)) if mlp else nn.Identity()
         self.decoder = _mlp((latent, *reversed(config.hidden), width)) if mlp else nn.Identity()
         self.levels = nn.ModuleList(
-            MappedCodebook(config.codes, latent, config.bias) if config.method == "simvq"
-            else Codebook(config.codes, latent) for _ in range(config.levels))
+            MappedCodebook(config.codes, latent, config.bias)
+            if config.method == "simvq"
+            else Codebook(config.codes, latent)
+            for _ in range(config.levels)
+        )
 
     @property
     def books(self) -> list[Codebook | MappedCodebook]:
@@ -86,8 +89,13 @@ class ResidualAutoencoder(nn.Module):
                 return
             level_seed = int(np.random.default_rng([seed, number]).integers(2**31 - 1))
             rows = rows_Ik.cpu().numpy()
-            centroids_Ck, codes_I = kmeans(rows, self.config.codes, self.config.iterations, level_seed,
-                                           "cpu" if self.config.device == "cpu" else "auto")
+            centroids_Ck, codes_I = kmeans(
+                rows,
+                self.config.codes,
+                self.config.iterations,
+                level_seed,
+                "cpu" if self.config.device == "cpu" else "auto",
+            )
             vectors_Ck = torch.from_numpy(centroids_Ck).to(rows_Ik.device)
             level.put(torch.arange(len(vectors_Ck), device=rows_Ik.device), vectors_Ck)
             rows_Ik = rows_Ik - vectors_Ck[torch.from_numpy(codes_I).to(rows_Ik.device)]
@@ -139,13 +147,18 @@ class RQVAE:
         @torch.no_grad()
         def errors_with(codes_I: np.ndarray) -> np.ndarray:
             sums_Ik = before_Ik + model.books[-1].vectors()[torch.from_numpy(codes_I).long().to(rows_Id.device)]
-            errors = [(model.decoder(sums) - rows).norm(dim=1)
-                      for sums, rows in zip(sums_Ik.split(CHUNK), rows_Id.split(CHUNK), strict=True)]
+            errors = [
+                (model.decoder(sums) - rows).norm(dim=1)
+                for sums, rows in zip(sums_Ik.split(CHUNK), rows_Id.split(CHUNK), strict=True)
+            ]
             return scale * torch.cat(errors).double().cpu().numpy()
 
         books = {f"level_{number}": level.vectors() for number, level in enumerate(model.books, 1)}
-        books |= {f"{part}.{name}": value for part in ("encoder", "decoder")
-                  for name, value in getattr(model, part).state_dict().items()}
+        books |= {
+            f"{part}.{name}": value
+            for part in ("encoder", "decoder")
+            for name, value in getattr(model, part).state_dict().items()
+        }
         tensors = {name: value.detach().cpu().numpy() for name, value in books.items()}
         tensors |= {"center": center_d.astype(np.float32), "scale": np.array([scale], np.float32)}
         return Quantized(codes_IL, tensors, errors_with(codes_IL[:, -1]), last_rows_Ik.cpu().numpy(), errors_with)

@@ -44,7 +44,7 @@ def spread_last_codes(codes_IL: np.ndarray, rows_Ik: np.ndarray, vectors_Ck: np.
 def _squares(rows_Mk: np.ndarray, vectors_Fk: np.ndarray) -> np.ndarray:
     """float64 [M, F]: squared distances."""
     rows_Mk, vectors_Fk = rows_Mk.astype(np.float64), vectors_Fk.astype(np.float64)
-    return (np.square(rows_Mk).sum(1, keepdims=True) - 2 * rows_Mk @ vectors_Fk.T + np.square(vectors_Fk).sum(1))
+    return np.square(rows_Mk).sum(1, keepdims=True) - 2 * rows_Mk @ vectors_Fk.T + np.square(vectors_Fk).sum(1)
 
 
 def assign(costs_MF: np.ndarray) -> np.ndarray:

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from pipeline.config import Params
 
 
-def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS,
-        output: Path = SIDS) -> dict[str, Any]:
+def run(
+    params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
+) -> dict[str, Any]:
     """Write data/sids/ and return what quality.json holds.
 
     Raises:
@@ -51,8 +52,9 @@ def run(params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path =
     return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 
 
-def make_sids(vectors_Id: np.ndarray, config: QuantizeConfig, seed: int,
-              categories_I: np.ndarray | None = None) -> Sids:
+def make_sids(
+    vectors_Id: np.ndarray, config: QuantizeConfig, seed: int, categories_I: np.ndarray | None = None
+) -> Sids:
     """The pure part. vectors_Id: float32 [I, d], row = item_id. categories_I: int [I], -1 where an item has none."""
     if config.normalize_input:
         vectors_Id, _ = unit_rows(vectors_Id)
@@ -61,18 +63,29 @@ def make_sids(vectors_Id: np.ndarray, config: QuantizeConfig, seed: int,
     if config.collisions == "sinkhorn":
         from pipeline.quantize.sinkhorn import spread_last_codes
 
-        last_I = spread_last_codes(quantized.codes_IL, quantized.last_rows_Ik,
-                                   quantized.codebooks[f"level_{config.levels}"])
-        quantized = replace(quantized, codes_IL=np.column_stack([quantized.codes_IL[:, :-1], last_I]),
-                            errors_I=quantized.errors_with(last_I))
+        last_I = spread_last_codes(
+            quantized.codes_IL, quantized.last_rows_Ik, quantized.codebooks[f"level_{config.levels}"]
+        )
+        quantized = replace(
+            quantized,
+            codes_IL=np.column_stack([quantized.codes_IL[:, :-1], last_I]),
+            errors_I=quantized.errors_with(last_I),
+        )
     codes_IL, widths = quantized.codes_IL, (config.codes,) * config.levels
     if config.collisions == "digit":
         digits_I, digit_width = deduplication_digits(codes_IL, config.digit_width)
         codes_IL, widths = np.column_stack([codes_IL, digits_I]), (*widths, digit_width)
     return Sids(
-        codes_IL=codes_IL, widths=widths, codebooks=quantized.codebooks, digit=config.collisions == "digit",
-        quality={"method": config.method, "collisions": config.collisions, "quantizer_collision_rate": before,
-                 **measure(vectors_Id, quantized, config.codes, categories_I)},
+        codes_IL=codes_IL,
+        widths=widths,
+        codebooks=quantized.codebooks,
+        digit=config.collisions == "digit",
+        quality={
+            "method": config.method,
+            "collisions": config.collisions,
+            "quantizer_collision_rate": before,
+            **measure(vectors_Id, quantized, config.codes, categories_I),
+        },
     )
 
 
@@ -84,25 +97,39 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
     used = min(quality[f"level_{level + 1}"]["used_codes"] for level in range(config.levels))
     advice = []
     if quality["identical_vectors"] > rate / 2:
-        advice.append(f"{quality['identical_vectors']:.1%} of items have the vector of another: embed more of their "
-                      "text (embed.template), as no quantizer can tell these apart")
+        advice.append(
+            f"{quality['identical_vectors']:.1%} of items have the vector of another: embed more of their "
+            "text (embed.template), as no quantizer can tell these apart"
+        )
     if used < config.codes / 2:
-        advice.append(f"a level uses {used} of its {config.codes} codes: another quantize.method spreads them better"
-                      + ("" if config.method == "rkmeans" else ", so may another quantize.learning_rate"))
-    advice.append("raise quantize.codes or quantize.levels"
-                  + ("" if config.normalize_residuals else ", switch on quantize.normalize_residuals")
-                  + f", or accept it: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}")
-    raise UserError(f"{rate:.1%} of items share their codes with another, quantize.max_collision_rate allows "
-                    f"{allowed:.1%}; the largest group has {quality['largest_group']} items",
-                    "what their codes do not tell apart, a generator can only guess", "\n".join([*advice, RESTORE]))
+        advice.append(
+            f"a level uses {used} of its {config.codes} codes: another quantize.method spreads them better"
+            + ("" if config.method == "rkmeans" else ", so may another quantize.learning_rate")
+        )
+    advice.append(
+        "raise quantize.codes or quantize.levels"
+        + ("" if config.normalize_residuals else ", switch on quantize.normalize_residuals")
+        + f", or accept it: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}"
+    )
+    raise UserError(
+        f"{rate:.1%} of items share their codes with another, quantize.max_collision_rate allows "
+        f"{allowed:.1%}; the largest group has {quality['largest_group']} items",
+        "what their codes do not tell apart, a generator can only guess",
+        "\n".join([*advice, RESTORE]),
+    )
 
 
 def summary(sids: Sids) -> str:
     """Collisions and level widths, in two lines."""
     quality = sids.quality
-    last = {"digit": "the last is the deduplication digit", "none": "items of equal codes share a Semantic ID",
-            "sinkhorn": f"{quality['quantizer_collision_rate']:.1%} of items shared theirs before the last level was "
-                        "assigned anew"}[quality["collisions"]]
-    return (f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
-            f"{quality['collision_rate']:.1%} of items share theirs, {quality['largest_group']} at most\n"
-            f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}")
+    last = {
+        "digit": "the last is the deduplication digit",
+        "none": "items of equal codes share a Semantic ID",
+        "sinkhorn": f"{quality['quantizer_collision_rate']:.1%} of items shared theirs before the last level was "
+        "assigned anew",
+    }[quality["collisions"]]
+    return (
+        f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
+        f"{quality['collision_rate']:.1%} of items share theirs, {quality['largest_group']} at most\n"
+        f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}"
+    )

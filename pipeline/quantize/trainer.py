@@ -86,9 +86,11 @@ def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, 
             step += steps
             codes_IL, error = check(model, rows_Id, energy)
             if not math.isfinite(error):
-                raise UserError(f"the quantizer's error is not a finite number any more at step {step}",
-                                "its weights grew without bound; nothing was written",
-                                f"set quantize.learning_rate below {config.learning_rate:g}")
+                raise UserError(
+                    f"the quantizer's error is not a finite number any more at step {step}",
+                    "its weights grew without bound; nothing was written",
+                    f"set quantize.learning_rate below {config.learning_rate:g}",
+                )
             stale += 1
             if error < best_error:
                 stale = 0 if error < (1 - BETTER) * best_error else stale

@@ -31,9 +31,11 @@ def leave_one_out(offsets: np.ndarray) -> Targets:
     starts, ends = offsets[:-1], offsets[1:]
     lengths = ends - starts
     held_out = np.clip(lengths - 1, 0, 2)
-    return Targets(train_end=ends - held_out,
-                   valid_target=np.where(lengths >= 3, ends - 2, -1),
-                   test_target=np.where(lengths >= 2, ends - 1, -1))
+    return Targets(
+        train_end=ends - held_out,
+        valid_target=np.where(lengths >= 3, ends - 2, -1),
+        test_target=np.where(lengths >= 2, ends - 1, -1),
+    )
 
 
 def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, test_from: str) -> Targets:
@@ -47,9 +49,11 @@ def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, tes
     starts, ends = offsets[:-1], offsets[1:]
     train_end = starts + _earlier(offsets, timestamps_N, valid_from)
     test_start = starts + _earlier(offsets, timestamps_N, test_from)
-    return Targets(train_end=train_end,
-                   valid_target=np.where((train_end < test_start) & (train_end > starts), train_end, -1),
-                   test_target=np.where((test_start < ends) & (test_start > starts), test_start, -1))
+    return Targets(
+        train_end=train_end,
+        valid_target=np.where((train_end < test_start) & (train_end > starts), train_end, -1),
+        test_target=np.where((test_start < ends) & (test_start > starts), test_start, -1),
+    )
 
 
 def _earlier(offsets: np.ndarray, timestamps_N: np.ndarray, day: str) -> np.ndarray:

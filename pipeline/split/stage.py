@@ -32,22 +32,37 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = S
     source = Interactions(interactions)
     log = read_parquet(source.log, columns=["user_id", "item_id", "timestamp"])
     splits = split_log(
-        log["user_id"].to_numpy(), log["item_id"].to_numpy(np.int32), log["timestamp"].to_numpy(np.int64),
+        log["user_id"].to_numpy(),
+        log["item_id"].to_numpy(np.int32),
+        log["timestamp"].to_numpy(np.int64),
         users=len(read_parquet(source.users, columns=["user_id"])),
         items=len(read_parquet(source.items, columns=["item_id"])),
-        config=params.split, seed=params.seed,
+        config=params.split,
+        seed=params.seed,
     )
     splits.write(output)
     summary = splits.summary
-    print(f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
-          f"{summary['test_targets']:,} test targets of {summary['users']:,} users")
-    print(f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before "
-          f"(ties: {summary['ties']})")
+    print(
+        f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
+        f"{summary['test_targets']:,} test targets of {summary['users']:,} users"
+    )
+    print(
+        f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before "
+        f"(ties: {summary['ties']})"
+    )
     return summary
 
 
-def split_log(users_N: np.ndarray, items_N: np.ndarray, timestamps_N: np.ndarray, *, users: int, items: int,
-              config: SplitConfig, seed: int) -> Splits:
+def split_log(
+    users_N: np.ndarray,
+    items_N: np.ndarray,
+    timestamps_N: np.ndarray,
+    *,
+    users: int,
+    items: int,
+    config: SplitConfig,
+    seed: int,
+) -> Splits:
     """The pure part: a log sorted by (user, time) as sequences with targets.
 
     Args:
@@ -76,14 +91,20 @@ def _require_targets(splits: Splits, config: SplitConfig) -> None:
         if splits.summary[f"{part}_targets"]:
             continue
         if config.protocol == "leave_one_out":
-            raise UserError(f"no {part} target is left",
-                            "leave_one_out holds out a user's last two interactions, and the first is only history",
-                            "bring a log where users have four interactions or more")
-        first, last = (datetime.fromtimestamp(int(t), UTC).date()
-                       for t in (splits.timestamps_N.min(), splits.timestamps_N.max()))
-        raise UserError(f"no {part} target is left with split.valid_from {config.valid_from} and split.test_from "
-                        f"{config.test_from}", f"the log runs from {first} to {last}, and a target needs an earlier "
-                        "interaction of its user", "choose dates well inside that range")
+            raise UserError(
+                f"no {part} target is left",
+                "leave_one_out holds out a user's last two interactions, and the first is only history",
+                "bring a log where users have four interactions or more",
+            )
+        first, last = (
+            datetime.fromtimestamp(int(t), UTC).date() for t in (splits.timestamps_N.min(), splits.timestamps_N.max())
+        )
+        raise UserError(
+            f"no {part} target is left with split.valid_from {config.valid_from} and split.test_from "
+            f"{config.test_from}",
+            f"the log runs from {first} to {last}, and a target needs an earlier interaction of its user",
+            "choose dates well inside that range",
+        )
 
 
 def _summarise(splits: Splits, items: int, config: SplitConfig) -> dict[str, Any]:

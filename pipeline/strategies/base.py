@@ -73,16 +73,28 @@ class Selected:
     def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
         """Of some windows; `index_N` are their items."""
         targets_R = index_N if self.all_targets else rows_W
-        return Selected(self.slots_W[targets_R], self.counted_WL[targets_R], _at(self.decoded_W, rows_W),
-                        _at(self.stays_N, index_N), _at(self.tokens_NS, index_N), self.all_targets)
+        return Selected(
+            self.slots_W[targets_R],
+            self.counted_WL[targets_R],
+            _at(self.decoded_W, rows_W),
+            _at(self.stays_N, index_N),
+            _at(self.tokens_NS, index_N),
+            self.all_targets,
+        )
 
     def filled(self, windows: int, items: int) -> "Selected":
         """With more windows behind, which only fill a batch: as little of them is computed as can be."""
         targets = items if self.all_targets else windows
-        return Selected(_more(self.slots_W, targets, 0), _more(self.counted_WL, targets, True),
-                        _more(self.decoded_W, windows, 1), _more(self.stays_N, items, True),
-                        _more(self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0
-                              if self.tokens_NS is not None else True), self.all_targets)
+        return Selected(
+            _more(self.slots_W, targets, 0),
+            _more(self.counted_WL, targets, True),
+            _more(self.decoded_W, windows, 1),
+            _more(self.stays_N, items, True),
+            _more(
+                self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0 if self.tokens_NS is not None else True
+            ),
+            self.all_targets,
+        )
 
 
 @overload
@@ -140,8 +152,7 @@ class Strategy:
         return build_backbone(config, catalogue)
 
     def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
-        """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them.
-        """
+        """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them."""
 
     def begin(self, course: Course) -> None:
         """Called once the network is there, before a stopped run's state comes back."""
@@ -158,8 +169,10 @@ class Strategy:
         The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
         """
         logits, penalty = self.logits(model, batch)
-        loss_W = sum(F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
-                     for level, logits_WK in enumerate(logits))
+        loss_W = sum(
+            F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
+            for level, logits_WK in enumerate(logits)
+        )
         return (loss_W * batch.weights_W).sum() + penalty
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
@@ -209,9 +222,10 @@ class Strategy:
 
     def tables(self, passes: int, levels: int) -> dict[str, Rows]:
         """What was skipped, once training is over: `passes`, a row for each, and `by_level`, a row for each level."""
-        return {"passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0}
-                           for number in range(passes)],
-                "by_level": [{"level": f"level {level + 1}", "skipped": 0.0} for level in range(levels)]}
+        return {
+            "passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0} for number in range(passes)],
+            "by_level": [{"level": f"level {level + 1}", "skipped": 0.0} for level in range(levels)],
+        }
 
     def learned(self) -> dict[str, np.ndarray]:
         """Arrays by name that belong to the result beside the network."""

@@ -84,8 +84,9 @@ class IntrrConfig:
 class SkipgrConfig:
     """What training skips by the model's own entropy. Defaults: the paper's, or where it is silent the safer choice."""
 
-    rule: Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random",
-                  "loss"] = "low_entropy"
+    rule: Literal[
+        "low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"
+    ] = "low_entropy"
     token_ratio: float = 0.1
     level_ratios: tuple[float, ...] = ()  # one per scored level; empty: token_ratio for each
     apply_to: Literal["loss", "input", "both"] = "loss"
@@ -101,8 +102,12 @@ class SkipgrConfig:
     at_eval: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("token_ratio", self.token_ratio), ("sequence_ratio", self.sequence_ratio),
-                            ("sequence_share", self.sequence_share), *(("level_ratios", r) for r in self.level_ratios)):
+        for name, value in (
+            ("token_ratio", self.token_ratio),
+            ("sequence_ratio", self.sequence_ratio),
+            ("sequence_share", self.sequence_share),
+            *(("level_ratios", r) for r in self.level_ratios),
+        ):
             if not 0 <= value < 1:
                 raise ValueError(f"skipgr.{name} is a share that is skipped, at least 0 and below 1")
         if self.rescore_every < 1:
@@ -112,11 +117,15 @@ class SkipgrConfig:
         if self.max_weight < 1:
             raise ValueError("skipgr.max_weight must be 1 or more")
         if self.at_eval and self.apply_to == "loss":
-            raise ValueError("skipgr.at_eval skips in histories, and skipgr.apply_to loss does not: set "
-                             "skipgr.apply_to=input or both, or skipgr.at_eval=false")
+            raise ValueError(
+                "skipgr.at_eval skips in histories, and skipgr.apply_to loss does not: set "
+                "skipgr.apply_to=input or both, or skipgr.at_eval=false"
+            )
         if not self.sequence_share and self.sequence_ratio > self.largest_ratio:
-            raise ValueError(f"skipgr.sequence_ratio {self.sequence_ratio:g} weighs what is kept by "
-                             f"{1 / (1 - self.sequence_ratio):g}, above skipgr.max_weight {self.max_weight:g}")
+            raise ValueError(
+                f"skipgr.sequence_ratio {self.sequence_ratio:g} weighs what is kept by "
+                f"{1 / (1 - self.sequence_ratio):g}, above skipgr.max_weight {self.max_weight:g}"
+            )
 
     @property
     def largest_ratio(self) -> float:
@@ -187,5 +196,7 @@ def tokens_per_item(text: str, levels: int, separators: bool) -> int:
 def settings_of(text: str, sections: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that strategy `text` reads, by name. A section may be its dataclass, or that as plain values."""
     wanted = [name for name in parse_strategy(text) if name in SETTINGS]
-    return {name: SETTINGS[name](**section) if isinstance(section := sections[name], Mapping) else section
-            for name in wanted}
+    return {
+        name: SETTINGS[name](**section) if isinstance(section := sections[name], Mapping) else section
+        for name in wanted
+    }

@@ -75,4 +75,5 @@ def _check_digit(catalogue: "Catalogue", width: int) -> None:
         f"intrr.digit_width is {width}, but {len(members)} items share the codes {group_L.tolist()}: item_id {names}",
         "the deduplication digit has a vector for each of them",
         f"set intrr.digit_width to {len(members)} or more (0: as many as needed), or lower the collisions with more "
-        "quantize.codes or quantize.levels")
+        "quantize.codes or quantize.levels",
+    )

@@ -148,8 +148,11 @@ class Pruner:
 
     def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Shortened:
         choice = self._choice(h_Td, mass_T, packed, training)
-        h_Od = (take_rows(h_Td, choice.source_O, choice.place_T) if self.config.method == "prune"
-                else self._pool(h_Td, choice, packed))
+        h_Od = (
+            take_rows(h_Td, choice.source_O, choice.place_T)
+            if self.config.method == "prune"
+            else self._pool(h_Td, choice, packed)
+        )
         return Shortened(h_Od, self._layout(packed, choice), choice.kept_NS)
 
     def _choice(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Choice:
@@ -162,18 +165,28 @@ class Pruner:
         items = Items(packed, self.tokens_per_item)
         if self.config.method != "prune":
             return self._compact(self._spread(self._first_of_pools(items)), room_W, items, packed, len(h_Td))
-        scores_T = (_random(items, packed, h_Td, training) if self.config.score == "random"
-                    else self._importance(h_Td, mass_T))
-        return self._compact(self._spread(self._best(scores_T[items.place_NS], items)), room_W, items, packed,
-                             len(h_Td))
+        scores_T = (
+            _random(items, packed, h_Td, training) if self.config.score == "random" else self._importance(h_Td, mass_T)
+        )
+        return self._compact(
+            self._spread(self._best(scores_T[items.place_NS], items)), room_W, items, packed, len(h_Td)
+        )
 
     def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, packed: Packed) -> Choice:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
         from pipeline.strategies.rastp_triton import choose
 
         source_O, place_T, position_O, kept_NS, taken_W = choose(
-            scores_T, packed.lengths_W, len(packed.items_N), self.budget(packed.lengths_W),
-            F.pad(room_W.cumsum(0), (1, 0)), packed.size, packed.pad_to, self.tokens_per_item, self.scored)
+            scores_T,
+            packed.lengths_W,
+            len(packed.items_N),
+            self.budget(packed.lengths_W),
+            F.pad(room_W.cumsum(0), (1, 0)),
+            packed.size,
+            packed.pad_to,
+            self.tokens_per_item,
+            self.scored,
+        )
         return Choice(source_O, place_T, position_O, taken_W, room_W, kept_NS)
 
     def _importance(self, h_Td: Tensor, mass_T: Tensor | None) -> Tensor:
@@ -186,7 +199,7 @@ class Pruner:
 
     def _best(self, scores_NS: Tensor, items: "Items") -> Tensor:
         """Eq. 7: True for each window's units of highest score, [U]. An item's score is the sum of its tokens'."""
-        scores_NE = scores_NS[:, :self.scored]
+        scores_NE = scores_NS[:, : self.scored]
         scores_U = scores_NE.sum(1) if self.whole_items else scores_NE.flatten()
         window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=len(scores_U))
         return best_of_segments(scores_U, window_U, items.first_W * self.units_per_item, self.budget(items.lengths_W))
@@ -206,8 +219,9 @@ class Pruner:
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
         place_F = (room_W.cumsum(0) - room_W - ends_W + taken_W)[window_F] + before_F - 1
         source_O = torch.zeros(packed.size + 1, dtype=torch.int64, device=kept_NS.device)  # the last is for the dropped
-        source_O.scatter_(0, place_F.where(kept_NS.flatten(), packed.size),
-                          torch.arange(len(before_F), device=kept_NS.device))
+        source_O.scatter_(
+            0, place_F.where(kept_NS.flatten(), packed.size), torch.arange(len(before_F), device=kept_NS.device)
+        )
         source_O = source_O[:-1]
         place_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, place_F.where(kept_NS.flatten(), -1))
         return Choice(token_F[source_O], place_T, items.position_NS.flatten()[source_O], taken_W, room_W, kept_NS)
@@ -221,13 +235,25 @@ class Pruner:
             from pipeline.backbones.attention_triton import make_spans
 
             starts = F.pad(room_W.cumsum(0), (1, 0))
-            return Layout(spans=make_spans(starts, starts, taken_W, longest, longest, room_W, position_O,
-                                           packed.pad_to or packed.longest * self.tokens_per_item))
+            return Layout(
+                spans=make_spans(
+                    starts,
+                    starts,
+                    taken_W,
+                    longest,
+                    longest,
+                    room_W,
+                    position_O,
+                    packed.pad_to or packed.longest * self.tokens_per_item,
+                )
+            )
         if packed.pad_to:
             return Layout((Group(len(room_W), longest, longest),), taken_W, position_O)
         rooms = [(self.places(items), windows) for windows, items in packed.groups]
-        groups = tuple(Group(sum(windows for _, windows in run), room, room)
-                       for room, run in itertools.groupby(rooms, key=lambda pair: pair[0]))
+        groups = tuple(
+            Group(sum(windows for _, windows in run), room, room)
+            for room, run in itertools.groupby(rooms, key=lambda pair: pair[0])
+        )
         return Layout(groups, taken_W if self._separators_follow else None, position_O)
 
     # ------------------------------------------------------------------------------------------------ pooling
@@ -278,10 +304,14 @@ def _slots(place_OG: Tensor, real_OG: Tensor, choice: Choice) -> Tensor:
     """Where in [O * G] each token of a pool is, int64 [T]; -1: in none."""
     dropped = len(choice.place_T)
     taken_O = torch.zeros(len(place_OG) + 1, dtype=torch.bool, device=place_OG.device).index_fill_(
-        0, choice.place_T.where(choice.place_T >= 0, len(place_OG)), True)[:-1]
+        0, choice.place_T.where(choice.place_T >= 0, len(place_OG)), True
+    )[:-1]
     slot_T = choice.place_T.new_full((dropped + 1,), -1)
-    slot_T.scatter_(0, place_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
-                    torch.arange(place_OG.numel(), device=place_OG.device))
+    slot_T.scatter_(
+        0,
+        place_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
+        torch.arange(place_OG.numel(), device=place_OG.device),
+    )
     return slot_T[:-1]
 
 

@@ -26,9 +26,24 @@ def _scores_of(scores_ptr, start, item, token, items, S: tl.constexpr, E: tl.con
 
 
 @triton.jit
-def choose_kernel(scores_ptr, first_ptr, lengths_ptr, budget_ptr, rooms_ptr, source_ptr, place_ptr, position_ptr,
-                  kept_ptr, taken_ptr, PAD_TO: tl.constexpr, S: tl.constexpr, E: tl.constexpr,
-                  FOLLOW: tl.constexpr, BI: tl.constexpr, BS: tl.constexpr):
+def choose_kernel(
+    scores_ptr,
+    first_ptr,
+    lengths_ptr,
+    budget_ptr,
+    rooms_ptr,
+    source_ptr,
+    place_ptr,
+    position_ptr,
+    kept_ptr,
+    taken_ptr,
+    PAD_TO: tl.constexpr,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FOLLOW: tl.constexpr,
+    BI: tl.constexpr,
+    BS: tl.constexpr,
+):
     w = tl.program_id(0).to(tl.int64)
     first, items, budget = tl.load(first_ptr + w), tl.load(lengths_ptr + w), tl.load(budget_ptr + w)
     room, room_end = tl.load(rooms_ptr + w), tl.load(rooms_ptr + w + 1)
@@ -61,8 +76,17 @@ def choose_kernel(scores_ptr, first_ptr, lengths_ptr, budget_ptr, rooms_ptr, sou
     tl.store(taken_ptr + w, tl.minimum(room, room_end) - tl.load(rooms_ptr + w))
 
 
-def choose(scores_T: Tensor, lengths_W: Tensor, items: int, budget_W: Tensor, rooms: Tensor, size: int, pad_to: int,
-           tokens_per_item: int, scored: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def choose(
+    scores_T: Tensor,
+    lengths_W: Tensor,
+    items: int,
+    budget_W: Tensor,
+    rooms: Tensor,
+    size: int,
+    pad_to: int,
+    tokens_per_item: int,
+    scored: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The `budget_W` tokens of highest score of each window, the earlier of equals, and separators of their items.
 
     Args:
@@ -82,7 +106,22 @@ def choose(scores_T: Tensor, lengths_W: Tensor, items: int, budget_W: Tensor, ro
     kept_NS = torch.empty(items, tokens_per_item, dtype=torch.bool, device=scores_T.device)
     taken_W = torch.empty_like(lengths_W)
     choose_kernel[(len(lengths_W),)](
-        scores_T, lengths_W.cumsum(0) - lengths_W, lengths_W, budget_W, rooms, source_O, place_T, position_O,
-        kept_NS.view(torch.int8), taken_W, PAD_TO=pad_to, S=tokens_per_item, E=scored, FOLLOW=scored < tokens_per_item,
-        BI=ITEMS, BS=triton.next_power_of_2(tokens_per_item), num_warps=4)
+        scores_T,
+        lengths_W.cumsum(0) - lengths_W,
+        lengths_W,
+        budget_W,
+        rooms,
+        source_O,
+        place_T,
+        position_O,
+        kept_NS.view(torch.int8),
+        taken_W,
+        PAD_TO=pad_to,
+        S=tokens_per_item,
+        E=scored,
+        FOLLOW=scored < tokens_per_item,
+        BI=ITEMS,
+        BS=triton.next_power_of_2(tokens_per_item),
+        num_warps=4,
+    )
     return source_O, place_T, position_O, kept_NS, taken_W

@@ -81,7 +81,7 @@ class Skipgr(Strategy):
         self.course = course
         self.rules = Rules(self.config, course, self.levels, self.digit, self.whole_items)
         self.store = Store(len(course.items_N), self.levels, course.device, course.sum)
-        self.journal = Journal(course, self.widths[:self.rules.scored_levels], self.levels)
+        self.journal = Journal(course, self.widths[: self.rules.scored_levels], self.levels)
 
     # ------------------------------------------------------------------------------------------------ before a pass
 
@@ -114,8 +114,11 @@ class Skipgr(Strategy):
             if self.shortens and not self.rescores:
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
-        kept = (self._history(pass_index, starts_W, ends_W) if self.config.skips_inputs and self.decisions.decided
-                else Kept(None, None))
+        kept = (
+            self._history(pass_index, starts_W, ends_W)
+            if self.config.skips_inputs and self.decisions.decided
+            else Kept(None, None)
+        )
         return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, kept.stays_N, kept.tokens_NS)
 
     def _select_of_all(self, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
@@ -127,8 +130,11 @@ class Skipgr(Strategy):
             slots_N = np.where(slots_N == self.store.nowhere, slots_N, targets_N)
         else:
             slots_N = np.where(targets_N == np.repeat(ends_W, lengths_W), slots_N, self.store.nowhere)
-        counted_NL = (~self.decisions.skip_NL[targets_N] if self.config.skips_targets
-                      else np.ones((len(targets_N), self.levels), bool))
+        counted_NL = (
+            ~self.decisions.skip_NL[targets_N]
+            if self.config.skips_targets
+            else np.ones((len(targets_N), self.levels), bool)
+        )
         return Selected(slots_N, counted_NL, all_targets=True)
 
     def _slots(self, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
@@ -168,8 +174,9 @@ class Skipgr(Strategy):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()
-            scored_W = slots_W if prefixes is None else torch.where(prefixes.has_level(level), slots_W,
-                                                                    self.store.nowhere)
+            scored_W = (
+                slots_W if prefixes is None else torch.where(prefixes.has_level(level), slots_W, self.store.nowhere)
+            )
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
 
@@ -196,17 +203,25 @@ class Skipgr(Strategy):
         assert selected is not None
         decoded_W = selected.decoded_W
         self.journal.end_step(
-            windows=len(weights_W), weight_sum=float(weights_W.sum(dtype=np.float64)), encoder_tokens=encoder_tokens,
+            windows=len(weights_W),
+            weight_sum=float(weights_W.sum(dtype=np.float64)),
+            encoder_tokens=encoder_tokens,
             decoder_tokens=selected.counted_WL.size if decoded_W is None else int(decoded_W.sum()),
-            target_tokens=int(selected.counted_WL.sum()))
+            target_tokens=int(selected.counted_WL.sum()),
+        )
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         return self.inner.tokens_kept(items_W, tokens_per_item)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": torch.from_numpy(self.store.merge()), "snapshot": torch.from_numpy(self.snapshot),
-                "pass_index": self.pass_index, "seconds": self.seconds, "journal": self.journal.state_dict(),
-                "inner": self.inner.state_dict()}
+        return {
+            "scores": torch.from_numpy(self.store.merge()),
+            "snapshot": torch.from_numpy(self.snapshot),
+            "pass_index": self.pass_index,
+            "seconds": self.seconds,
+            "journal": self.journal.state_dict(),
+            "inner": self.inner.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load(state["scores"])
@@ -236,8 +251,13 @@ class Skipgr(Strategy):
         """Shares over the passes that skipped, and what was computed in all."""
         rows = self.journal.rows
         deciding = [row for row in rows if self.rules.skips_in(int(row["pass"]))]
-        shares = {name: sum(row[name] for row in deciding) / max(len(deciding), 1)
-                  for name in ("sequences_skipped", "tokens_skipped")}
-        return {**shares, "decoder_tokens_trained": sum(row["decoder_tokens"] for row in rows),
-                "target_tokens_trained": sum(row["target_tokens"] for row in rows),
-                "bookkeeping_seconds": self.seconds}
+        shares = {
+            name: sum(row[name] for row in deciding) / max(len(deciding), 1)
+            for name in ("sequences_skipped", "tokens_skipped")
+        }
+        return {
+            **shares,
+            "decoder_tokens_trained": sum(row["decoder_tokens"] for row in rows),
+            "target_tokens_trained": sum(row["target_tokens"] for row in rows),
+            "bookkeeping_seconds": self.seconds,
+        }

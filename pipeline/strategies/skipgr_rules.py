@@ -49,8 +49,9 @@ class Rules:
         whole_items: tokens of an item are skipped together or not at all.
     """
 
-    def __init__(self, config: SkipgrConfig, course: Course, levels: int, digit: bool = True,
-                 whole_items: bool = False):
+    def __init__(
+        self, config: SkipgrConfig, course: Course, levels: int, digit: bool = True, whole_items: bool = False
+    ):
         self.config, self.course, self.levels, self.whole_items = config, course, levels, whole_items
         self.scored_levels = levels - (digit and not config.include_digit)
         self.ratios_E = np.array(config.level_ratios or (config.token_ratio,) * self.scored_levels)
@@ -70,8 +71,14 @@ class Rules:
     def nothing(self, scores_NL: np.ndarray) -> Decisions:
         """Of a pass over everything."""
         count = len(scores_NL)
-        return Decisions(scores_NL[:, 0] != UNSCORED, np.zeros((count, self.levels), bool),
-                         np.ones(count, np.float32), np.full(self.scored_levels, np.nan), np.nan, np.nan)
+        return Decisions(
+            scores_NL[:, 0] != UNSCORED,
+            np.zeros((count, self.levels), bool),
+            np.ones(count, np.float32),
+            np.full(self.scored_levels, np.nan),
+            np.nan,
+            np.nan,
+        )
 
     def decide(self, scores_NL: np.ndarray, pass_index: int) -> Decisions:
         """From the latest scores, float32, `UNSCORED` where there are none."""
@@ -84,8 +91,9 @@ class Rules:
         decisions = self.nothing(scores_NL)
         decisions.skip_NL[index_M] = skip_ML
         decisions.sequence_weights_N[index_M] = weights_M
-        return Decisions(decisions.scored_N, decisions.skip_NL, decisions.sequence_weights_N, sign * thresholds_E,
-                         sign * mean, ratio)
+        return Decisions(
+            decisions.scored_N, decisions.skip_NL, decisions.sequence_weights_N, sign * thresholds_E, sign * mean, ratio
+        )
 
     def skips_at_eval(self, scores_NL: np.ndarray, pass_index: int) -> np.ndarray:
         """bool [N, L]: tokens that a model with these scores is evaluated without, also where the pass skips none."""
@@ -95,14 +103,20 @@ class Rules:
             skip_NL[index_M], _ = self._tokens(self._scores(scores_NL, index_M, pass_index), index_M, pass_index)
         return skip_NL
 
-    def skips_of_inputs(self, decisions: Decisions, pass_index: int, index_N: np.ndarray,
-                        ends_N: np.ndarray) -> np.ndarray:
+    def skips_of_inputs(
+        self, decisions: Decisions, pass_index: int, index_N: np.ndarray, ends_N: np.ndarray
+    ) -> np.ndarray:
         """bool [n, L]: tokens that are skipped of items of histories; `ends_N` are the targets of their windows."""
         if self.config.rule != "random_step":
             return decisions.skip_NL[index_N]
         mixed_N = hasher(self.course.seed, pass_index, INPUT)(ends_N.astype(np.uint64)) + index_N.astype(np.uint64)
-        skip_NE = np.stack([unit(hasher(self.course.seed, pass_index, INPUT + 1 + level)(mixed_N)) < ratio
-                            for level, ratio in enumerate(self.ratios_E)], 1)
+        skip_NE = np.stack(
+            [
+                unit(hasher(self.course.seed, pass_index, INPUT + 1 + level)(mixed_N)) < ratio
+                for level, ratio in enumerate(self.ratios_E)
+            ],
+            1,
+        )
         return self._all_levels(skip_NE & decisions.scored_N[index_N, None])
 
     # ------------------------------------------------------------------------------------------------ parts
@@ -114,9 +128,14 @@ class Rules:
     def _scores(self, scores_NL: np.ndarray, index_M: np.ndarray, pass_index: int) -> np.ndarray:
         """What the rule goes by, float64 [M, E]; low ones are skipped."""
         if self.config.rule in ("random", "random_step", "static_random"):
-            return np.stack([unit(self._hash(pass_index, TOKEN + level)(index_M.astype(np.uint64)))
-                             for level in range(self.scored_levels)], 1)
-        return self._sign * scores_NL[index_M, :self.scored_levels].astype(np.float64)
+            return np.stack(
+                [
+                    unit(self._hash(pass_index, TOKEN + level)(index_M.astype(np.uint64)))
+                    for level in range(self.scored_levels)
+                ],
+                1,
+            )
+        return self._sign * scores_NL[index_M, : self.scored_levels].astype(np.float64)
 
     def _hash(self, pass_index: int, purpose: int) -> Hash:
         """New draws in every pass, but for `static_random`."""
@@ -135,8 +154,9 @@ class Rules:
         skip_nL = skip_nE if self.scored_levels == self.levels else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
         return np.broadcast_to(skip_nL.all(1, keepdims=True), skip_nL.shape) if self.whole_items else skip_nL
 
-    def _sequences(self, scores_ME: np.ndarray, index_M: np.ndarray,
-                   pass_index: int) -> tuple[np.ndarray, float, float]:
+    def _sequences(
+        self, scores_ME: np.ndarray, index_M: np.ndarray, pass_index: int
+    ) -> tuple[np.ndarray, float, float]:
         """Eq. 15 and 16: the weight of each target's window, the mean over sequences, and r."""
         scores_M = np.add.reduce(scores_ME.T) / self.scored_levels
         if self.config.sequence_unit == "user" and self.config.rule != "random_step":
@@ -172,7 +192,7 @@ def lowest(scores_n: np.ndarray, ratio: float, index_n: np.ndarray, ties: Hash) 
     chosen_n = scores_n < threshold
     tied = np.flatnonzero(scores_n == threshold)
     order = np.argsort(ties(index_n[tied].astype(np.uint64)), kind="stable")
-    chosen_n[tied[order[:count - np.count_nonzero(chosen_n)]]] = True
+    chosen_n[tied[order[: count - np.count_nonzero(chosen_n)]]] = True
     return chosen_n, float(threshold)
 
 

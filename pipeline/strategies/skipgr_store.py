@@ -40,7 +40,7 @@ class Store:
 
     def merge(self) -> np.ndarray:
         """Every process takes over what the others wrote; the scores on the host, float32 [N, L]."""
-        self.scores_F[self.nowhere * self.levels:] = UNSCORED
+        self.scores_F[self.nowhere * self.levels :] = UNSCORED
         new_F = self.scores_F != self._merged_F
         sums_2F = self.sum(torch.stack([torch.where(new_F, self.scores_F, 0.0), new_F.float()]))
         self.scores_F.copy_(torch.where(sums_2F[1] > 0, sums_2F[0], self._merged_F))
@@ -50,7 +50,7 @@ class Store:
     def load(self, scores_NL: Tensor) -> None:
         """Take over what `merge` gave."""
         for own_F in (self.scores_F, self._merged_F):
-            own_F[:self.nowhere * self.levels] = scores_NL.flatten().to(own_F.device)
+            own_F[: self.nowhere * self.levels] = scores_NL.flatten().to(own_F.device)
 
 
 class Journal:
@@ -81,13 +81,23 @@ class Journal:
         skipped = [np.flatnonzero(decisions.skip_NL[:, level]) for level in range(self.levels)]
         gone = np.flatnonzero(decisions.sequence_weights_N == 0)
         counts_L, scored = np.array([len(places) for places in skipped]), len(self.widths)
-        self.rows.append({
-            "pass": pass_index, "sequences_skipped": _share(len(gone), len(index_M)),
-            "tokens_skipped": _share(counts_L[:scored].sum(), scored * len(index_M)), "rescored": float(rescores),
-            **{f"tokens_skipped_{level + 1}": _share(count, len(index_M)) for level, count in enumerate(counts_L)},
-            **{f"threshold_{level + 1}": _number(t) for level, t in enumerate(decisions.thresholds_E)},
-            "mean": _number(decisions.mean), "ratio": _number(decisions.ratio), "windows": 0, "weight_sum": 0.0,
-            "encoder_tokens": 0, "decoder_tokens": 0, "target_tokens": 0})
+        self.rows.append(
+            {
+                "pass": pass_index,
+                "sequences_skipped": _share(len(gone), len(index_M)),
+                "tokens_skipped": _share(counts_L[:scored].sum(), scored * len(index_M)),
+                "rescored": float(rescores),
+                **{f"tokens_skipped_{level + 1}": _share(count, len(index_M)) for level, count in enumerate(counts_L)},
+                **{f"threshold_{level + 1}": _number(t) for level, t in enumerate(decisions.thresholds_E)},
+                "mean": _number(decisions.mean),
+                "ratio": _number(decisions.ratio),
+                "windows": 0,
+                "weight_sum": 0.0,
+                "encoder_tokens": 0,
+                "decoder_tokens": 0,
+                "target_tokens": 0,
+            }
+        )
         if not decisions.decided:
             return
         self._histograms(pass_index, scores_NL[index_M])
@@ -100,8 +110,10 @@ class Journal:
         for level, width in enumerate(self.widths):
             top = float(np.log(width)) or 1.0
             bin_M = np.minimum((scores_ML[:, level] * (BINS / top)).astype(np.int64), BINS - 1)
-            self.histograms += [{"pass": pass_index, "level": level + 1, "from": top * i / BINS, "tokens": int(count)}
-                                for i, count in enumerate(np.bincount(bin_M, minlength=BINS))]
+            self.histograms += [
+                {"pass": pass_index, "level": level + 1, "from": top * i / BINS, "tokens": int(count)}
+                for i, count in enumerate(np.bincount(bin_M, minlength=BINS))
+            ]
 
     def end_step(self, **counts: float) -> None:
         """Add to the row of the pass what was really computed."""
@@ -112,21 +124,34 @@ class Journal:
         """As `Strategy.tables`; also `entropy`, `by_popularity` (of the item, in training) and `by_history` (items
         before the interaction).
         """
-        tables: dict[str, Rows] = {"passes": [dict(row) for row in self.rows],
-                                   "by_level": [{"level": f"level {level + 1}", "skipped": _share(skipped, count)}
-                                                for level, (count, skipped) in enumerate(self.by_level.T)]}
+        tables: dict[str, Rows] = {
+            "passes": [dict(row) for row in self.rows],
+            "by_level": [
+                {"level": f"level {level + 1}", "skipped": _share(skipped, count)}
+                for level, (count, skipped) in enumerate(self.by_level.T)
+            ],
+        }
         if self.histograms:
             tables["entropy"] = [dict(row) for row in self.histograms]
         for name, by_bin in self.by_bin.items():
             tables[f"by_{name}"] = [
-                {"bin": f"{2**i} to {2**(i + 1) - 1}" if i else "1", "interactions": int(count),
-                 "tokens_skipped": _share(tokens, count * len(self.widths)), "sequences_skipped": _share(gone, count)}
-                for i, (count, tokens, gone) in enumerate(by_bin.T)]
+                {
+                    "bin": f"{2**i} to {2 ** (i + 1) - 1}" if i else "1",
+                    "interactions": int(count),
+                    "tokens_skipped": _share(tokens, count * len(self.widths)),
+                    "sequences_skipped": _share(gone, count),
+                }
+                for i, (count, tokens, gone) in enumerate(by_bin.T)
+            ]
         return tables
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "histograms": self.histograms, "by_level": torch.from_numpy(self.by_level),
-                "by_bin": {name: torch.from_numpy(counts) for name, counts in self.by_bin.items()}}
+        return {
+            "rows": self.rows,
+            "histograms": self.histograms,
+            "by_level": torch.from_numpy(self.by_level),
+            "by_bin": {name: torch.from_numpy(counts) for name, counts in self.by_bin.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.histograms = state["rows"], state["histograms"]

@@ -13,9 +13,20 @@ INK, SOFT = "#1f2933", "#8896a4"
 COLOURS = ("#2f6fed", "#e8743b", "#19a979", "#945ecf")
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "sidpipe",  # names inside the SVG would otherwise be random
-    "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "text.color": INK, "axes.labelcolor": INK,
-    "axes.edgecolor": "#d5dce3", "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#eef1f4", "axes.axisbelow": True, "xtick.color": SOFT, "ytick.color": SOFT, "legend.frameon": False,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#d5dce3",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#eef1f4",
+    "axes.axisbelow": True,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
 }
 
 
@@ -52,4 +63,4 @@ def _svg(figure: Any) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg"):]
+    return text.getvalue()[text.getvalue().index("<svg") :]

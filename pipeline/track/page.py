@@ -9,8 +9,11 @@ from pipeline.track.figures import bars, curves
 from pipeline.track.result import Result
 from pipeline.track.scoreboard import METRICS, NO_TIES_METRICS, Cell, headings, rows
 
-SERIES = {"model": "recall_at_10", "popularity": "popularity_recall_at_10",
-          "co-occurrence": "cooccurrence_recall_at_10"}
+SERIES = {
+    "model": "recall_at_10",
+    "popularity": "popularity_recall_at_10",
+    "co-occurrence": "cooccurrence_recall_at_10",
+}
 STYLE = """
 :root { --ink: #1f2933; --soft: #66788a; --line: #e4e9ee; --accent: #2f6fed }
 body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
@@ -43,44 +46,65 @@ def render(result: Result, params: dict[str, Any]) -> str:
     """The page's HTML. `params` is flat."""
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
-        f"<h1>{escape(title)}</h1>", f'<p class="soft">{_protocol(result, params)}</p>', _facts(result.metrics),
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{_protocol(result, params)}</p>',
+        _facts(result.metrics),
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, _text(value)) for key, value in params.items())),
         _details("Content hashes", (("this result", result.key), *result.hashes.items())),
     ]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{STYLE}</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n"
+    )
 
 
 def _protocol(result: Result, params: dict[str, Any]) -> str:
     counts, metrics = result.dataset, result.metrics
     seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items kept"
-    return escape(f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
-                  f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
-                  f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}")
+    return escape(
+        f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
+        f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
+        f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}"
+    )
 
 
 def _facts(metrics: dict[str, float]) -> str:
     """The few numbers to remember."""
+
     def fact(value: str, label: str) -> str:
         return f'<div><b>{value}</b><span class="soft">{label}</span></div>'
 
     facts = [fact(f"{metrics['recall_at_10']:.4f}", "recall@10"), fact(f"{metrics['ndcg_at_10']:.4f}", "NDCG@10")]
-    facts += [fact(f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
-              for label, key in list(SERIES.items())[1:] if metrics.get(key)]
-    return '<div class="facts">' + "".join([
-        *facts, fact(f"{metrics['train_seconds']:,.0f} s",
-                     f"{metrics['windows_trained']:,.0f} windows, {metrics['windows_per_second']:,.0f} a second"),
-        fact(f"{metrics['parameters'] / 1e6:.2f} M", "parameters"),
-    ]) + "</div>"
+    facts += [
+        fact(f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
+        for label, key in list(SERIES.items())[1:]
+        if metrics.get(key)
+    ]
+    return (
+        '<div class="facts">'
+        + "".join(
+            [
+                *facts,
+                fact(
+                    f"{metrics['train_seconds']:,.0f} s",
+                    f"{metrics['windows_trained']:,.0f} windows, {metrics['windows_per_second']:,.0f} a second",
+                ),
+                fact(f"{metrics['parameters'] / 1e6:.2f} M", "parameters"),
+            ]
+        )
+        + "</div>"
+    )
 
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
-    groups = (f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
-              f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>')
+    groups = (
+        f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
+        f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
+    )
     heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
     lines = []
     for place, row in enumerate(rows(metrics, strategy)):
@@ -97,22 +121,33 @@ def _cell(cell: Cell | None) -> str:
 
 
 def _notes(metrics: dict[str, float]) -> str:
-    return (f'<p class="soft">Small: 95% bootstrap interval over users. A tie: the test item shares its time stamp '
-            f"with an earlier one ({metrics['tie_share']:.1%} of users). Recall@10 of the right codes, whatever the "
-            f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
-            f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>")
+    return (
+        f'<p class="soft">Small: 95% bootstrap interval over users. A tie: the test item shares its time stamp '
+        f"with an earlier one ({metrics['tie_share']:.1%} of users). Recall@10 of the right codes, whatever the "
+        f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
+        f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>"
+    )
 
 
 def _figures(result: Result) -> str:
     scores = {"recall_at_10": "recall@10", "ndcg_at_10": "NDCG@10"}
-    return "".join([
-        _section("Loss", curves(result.history, {"train_loss": "training", "valid_loss": "validation"},
-                                "cross-entropy, summed over levels")),
-        _section("Validation", curves(result.history, scores, "on all validation users")),
-        _section("By length of history", _breakdown(result.by_history, "items in the history")),
-        _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
-        _kept(result.kept_by_level), _section("Semantic IDs", _sids(result.sid_levels)),
-    ])
+    return "".join(
+        [
+            _section(
+                "Loss",
+                curves(
+                    result.history,
+                    {"train_loss": "training", "valid_loss": "validation"},
+                    "cross-entropy, summed over levels",
+                ),
+            ),
+            _section("Validation", curves(result.history, scores, "on all validation users")),
+            _section("By length of history", _breakdown(result.by_history, "items in the history")),
+            _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
+            _kept(result.kept_by_level),
+            _section("Semantic IDs", _sids(result.sid_levels)),
+        ]
+    )
 
 
 def _kept(table: list[dict[str, str]]) -> str:
@@ -126,8 +161,10 @@ def _kept(table: list[dict[str, str]]) -> str:
 
 def _sids(table: list[dict[str, str]]) -> str:
     """Codes used of each level, and how many these would be if they were used equally."""
-    series = {name: [float(row[column]) for row in table]
-              for name, column in (("codes used", "used_codes"), ("perplexity", "perplexity"))}
+    series = {
+        name: [float(row[column]) for row in table]
+        for name, column in (("codes used", "used_codes"), ("perplexity", "perplexity"))
+    }
     return bars([row["level"] for row in table], series, "deduplication digit left aside", "codes")
 
 
@@ -143,8 +180,9 @@ def _section(title: str, content: str) -> str:
 
 
 def _details(title: str, pairs: Iterable[tuple[str, str]]) -> str:
-    lines = "".join(f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(value)}</code></td></tr>"
-                    for key, value in pairs)
+    lines = "".join(
+        f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(value)}</code></td></tr>" for key, value in pairs
+    )
     return f"<section><details><summary>{escape(title)}</summary><table>{lines}</table></details></section>"
 
 

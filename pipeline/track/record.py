@@ -42,8 +42,9 @@ class Recorded:
     new: bool
 
 
-def record(result: Result, params: dict[str, Any], tags: dict[str, str], experiment: str,
-           artifacts: dict[Path, str]) -> Recorded:
+def record(
+    result: Result, params: dict[str, Any], tags: dict[str, str], experiment: str, artifacts: dict[Path, str]
+) -> Recorded:
     """Make sure that the store holds exactly one complete run of `result`.
 
     Args:
@@ -71,16 +72,22 @@ def record(result: Result, params: dict[str, Any], tags: dict[str, str], experim
             client.set_terminated(run.info.run_id, "FINISHED")
             return Recorded(run.info.run_id, experiment_id, name, new=True)
     except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
-                        "the result is complete in reports/, only its record is missing",
-                        "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again") from error
+        raise UserError(
+            f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
+            "the result is complete in reports/, only its record is missing",
+            "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again",
+        ) from error
 
 
 def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
     """Parameters, curves, final numbers, tags and the data set."""
     run_id, at = run.info.run_id, run.info.start_time
-    curves = [Metric(_curve(name), value, at, int(row["step"])) for row in result.history
-              for name, value in row.items() if name != "step"]
+    curves = [
+        Metric(_curve(name), value, at, int(row["step"]))
+        for row in result.history
+        for name, value in row.items()
+        if name != "step"
+    ]
     final = [Metric(name, value, at, 0) for name, value in result.metrics.items()]
     for metrics in _chunks(curves + final, METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics)
@@ -89,8 +96,13 @@ def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any],
     all_tags = {**tags, **{f"hash_{name}": value for name, value in result.hashes.items()}}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
     counts = {name: result.dataset[name] for name in ("users", "items", "interactions")}
-    dataset = Dataset(name=params["dataset"], digest=result.hashes["interactions"], source_type="local",
-                      source=json.dumps({"uri": params["ingest.path"]}), profile=json.dumps(counts))
+    dataset = Dataset(
+        name=params["dataset"],
+        digest=result.hashes["interactions"],
+        source_type="local",
+        source=json.dumps({"uri": params["ingest.path"]}),
+        profile=json.dumps(counts),
+    )
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
 
@@ -110,8 +122,11 @@ def _experiment(client: MlflowClient, name: str) -> str:
         place = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
         return client.create_experiment(name, artifact_location=place)
     if known.lifecycle_stage != "active":
-        raise UserError(f"the MLflow experiment '{name}' was deleted", "runs cannot be added to it",
-                        f"restore it (mlflow experiments restore -x {known.experiment_id}) or set track.experiment")
+        raise UserError(
+            f"the MLflow experiment '{name}' was deleted",
+            "runs cannot be added to it",
+            f"restore it (mlflow experiments restore -x {known.experiment_id}) or set track.experiment",
+        )
     return known.experiment_id
 
 
@@ -134,4 +149,4 @@ def _alone() -> Iterator[None]:
 
 def _chunks(entries: list[T], size: int) -> Iterator[list[T]]:
     for start in range(0, len(entries), size):
-        yield entries[start:start + size]
+        yield entries[start : start + size]

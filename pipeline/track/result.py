@@ -44,10 +44,15 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     metrics = read_json(reports / "metrics.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
-        metrics=metrics, history=history, by_history=_rows(reports / "by_history.csv"),
-        by_popularity=_rows(reports / "by_popularity.csv"), kept_by_level=_rows(reports / "kept_by_level.csv"),
+        metrics=metrics,
+        history=history,
+        by_history=_rows(reports / "by_history.csv"),
+        by_popularity=_rows(reports / "by_popularity.csv"),
+        kept_by_level=_rows(reports / "kept_by_level.csv"),
         sid_levels=_rows(sids / "levels.csv"),
-        dataset=read_json(interactions / "ingest.json"), hashes=hashes, key=result_key(metrics, hashes),
+        dataset=read_json(interactions / "ingest.json"),
+        hashes=hashes,
+        key=result_key(metrics, hashes),
     )
 
 

@@ -27,10 +27,14 @@ class Row:
 
 def rows(metrics: dict[str, float], strategy: str) -> list[Row]:
     """The model, then the baselines."""
-    return [Row(strategy if system == "model" else system,
-                [_cell(metrics, prefix + name) for name in METRICS]
-                + [_cell(metrics, NO_TIES + prefix + name) for name in NO_TIES_METRICS])
-            for system, prefix in SYSTEMS.items()]
+    return [
+        Row(
+            strategy if system == "model" else system,
+            [_cell(metrics, prefix + name) for name in METRICS]
+            + [_cell(metrics, NO_TIES + prefix + name) for name in NO_TIES_METRICS],
+        )
+        for system, prefix in SYSTEMS.items()
+    ]
 
 
 def _cell(metrics: dict[str, float], key: str) -> Cell | None:
@@ -52,8 +56,12 @@ def as_text(metrics: dict[str, float], strategy: str) -> str:
     over = f"{'':{first}}{'all users':>{width * len(METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
     lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings())]
     for row in table:
-        lines.append(f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width
-                                                       for cell in row.cells))
-    intervals = [f"{heading} {cell.interval[0]:.4f} to {cell.interval[1]:.4f}"
-                 for heading, cell in zip(headings(), table[0].cells, strict=True) if cell and cell.interval]
+        lines.append(
+            f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width for cell in row.cells)
+        )
+    intervals = [
+        f"{heading} {cell.interval[0]:.4f} to {cell.interval[1]:.4f}"
+        for heading, cell in zip(headings(), table[0].cells, strict=True)
+        if cell and cell.interval
+    ]
     return "\n".join([*(line.rstrip() for line in lines), f"95% intervals: {', '.join(intervals)}"])

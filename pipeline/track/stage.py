@@ -18,12 +18,26 @@ if TYPE_CHECKING:
     from pipeline.config import Params
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
-REPORT_FILES = ("index.html", "metrics.json", "history.csv", "by_history.csv", "by_popularity.csv",
-                "kept_by_level.csv", "kept_by_position.csv")
+REPORT_FILES = (
+    "index.html",
+    "metrics.json",
+    "history.csv",
+    "by_history.csv",
+    "by_popularity.csv",
+    "kept_by_level.csv",
+    "kept_by_position.csv",
+)
 
 
-def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATOR, interactions: Path = INTERACTIONS,
-        sids: Path = SIDS, lock: Path = LOCK) -> dict[str, Any]:
+def run(
+    params: "Params",
+    *,
+    reports: Path = REPORTS,
+    generator: Path = GENERATOR,
+    interactions: Path = INTERACTIONS,
+    sids: Path = SIDS,
+    lock: Path = LOCK,
+) -> dict[str, Any]:
     """Write reports/index.html, record the result in MLflow, and print it.
 
     Returns:
@@ -35,8 +49,13 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     result, flat = read_result(reports, interactions, sids, lock), flatten(params)
     page = reports / "index.html"
     write_bytes(page, render(result, flat).encode())
-    print(f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
-          as_text(result.metrics, params.strategy), f"report: {page}", sep="\n", flush=True)
+    print(
+        f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
+        as_text(result.metrics, params.strategy),
+        f"report: {page}",
+        sep="\n",
+        flush=True,
+    )
 
     from pipeline.track.record import record  # here, so that the result stands in the terminal while MLflow loads
 
@@ -46,8 +65,11 @@ def run(params: "Params", *, reports: Path = REPORTS, generator: Path = GENERATO
     if params.track.log_model:
         artifacts[generator] = "model"
     recorded = record(result, flat, tags, params.track.experiment, artifacts)
-    print(f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
-          how_to_see(tracking_uri(), recorded.experiment_id), sep="\n")
+    print(
+        f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
+        how_to_see(tracking_uri(), recorded.experiment_id),
+        sep="\n",
+    )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}
 
 

@@ -50,8 +50,9 @@ class Step:
         """Items of each history that enter the encoder."""
         lengths_W = self.windows.lengths_W
         stays_N = self.selected.stays_N if self.selected else None
-        return lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W,
-                                                                 dtype=np.int64)
+        return (
+            lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W, dtype=np.int64)
+        )
 
     def tokens(self, tokens_per_item: int) -> int:
         """Tokens that enter the encoder."""
@@ -59,8 +60,9 @@ class Step:
         return int(self.items_W.sum()) * tokens_per_item if kept_NS is None else int(kept_NS.sum())
 
 
-def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int,
-                  weigh: Weigh | None = None) -> Iterator[Step]:
+def steps_of_pass(
+    passes: Passes, pass_index: int, first: int, budget: int, tokens_per_item: int, weigh: Weigh | None = None
+) -> Iterator[Step]:
     """Cut a pass, from place `first` on, into steps of at most `budget` encoder positions.
 
     Each cut depends on where the step begins and on nothing before it, so a resumed run goes on with the same steps.
@@ -76,8 +78,9 @@ def steps_of_pass(passes: Passes, pass_index: int, first: int, budget: int, toke
         first, size = (steps[-1].last, max(size, CHUNK)) if steps else (first, 2 * size)
 
 
-def _cut(passes: Passes, pass_index: int, first: int, last: int, budget: int, tokens_per_item: int,
-         weigh: Weigh | None) -> list[Step]:
+def _cut(
+    passes: Passes, pass_index: int, first: int, last: int, budget: int, tokens_per_item: int, weigh: Weigh | None
+) -> list[Step]:
     """The full steps within places [first, last); at the end of the pass also the one that is not full."""
     windows = passes.take(pass_index, first, last)
     weights_W = weigh(windows.starts_W, windows.ends_W) if weigh else np.ones(len(windows), np.float32)
@@ -118,8 +121,11 @@ def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
 
 def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
     """A shape for the batches of these steps, and for those that are a little larger."""
-    return Shape.of([step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
-                    longest, margin=0.03)
+    return Shape.of(
+        [step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
+        longest,
+        margin=0.03,
+    )
 
 
 def fitted(shape: Shape, step: Step, parts: int) -> Shape:
@@ -131,16 +137,29 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
         chosen, filling = cast(Selected, _chosen_rows(step, rows)), max(shape.windows - len(rows), 0)
         arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W)
         # A window that fills a batch has one of each
-        found.append([0 if array is None else int((array.sum() + filling) * (1 + margin)) + 1
-                      for array, margin in zip(arrays, FITTED_MARGINS, strict=True)])
+        found.append(
+            [
+                0 if array is None else int((array.sum() + filling) * (1 + margin)) + 1
+                for array, margin in zip(arrays, FITTED_MARGINS, strict=True)
+            ]
+        )
     items, tokens, positions = np.max(found, 0).tolist()
     items, tokens, positions = roomy(items), roomy(tokens, bits=5), roomy(positions)  # tokens cost most
     return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
 
 
-def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tensor, pad_to: int = 0,
-            longest: int = 0, shape: Shape | None = None, times_N: np.ndarray | None = None,
-            all_targets: bool = False, listed: "Listed | None" = None) -> Batch:
+def collate(
+    items_N: np.ndarray,
+    step: Step,
+    rows_W: np.ndarray,
+    codes_IL: Tensor,
+    pad_to: int = 0,
+    longest: int = 0,
+    shape: Shape | None = None,
+    times_N: np.ndarray | None = None,
+    all_targets: bool = False,
+    listed: "Listed | None" = None,
+) -> Batch:
     """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
 
     Args:
@@ -168,9 +187,19 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
     if chosen is not None and (stays_N := chosen.stays_N) is not None:
         times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
         index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
-    histories = Histories.pack(items_N[index_N], offsets, device, pad_to, longest, times_N, all_targets,
-                               chosen.tokens_NS if chosen else None, chosen.decoded_W if chosen else None,
-                               codes_IL.shape[1], (shape.tokens, shape.positions) if shape else (0, 0))
+    histories = Histories.pack(
+        items_N[index_N],
+        offsets,
+        device,
+        pad_to,
+        longest,
+        times_N,
+        all_targets,
+        chosen.tokens_NS if chosen else None,
+        chosen.decoded_W if chosen else None,
+        codes_IL.shape[1],
+        (shape.tokens, shape.positions) if shape else (0, 0),
+    )
 
     def to_device(array_W: np.ndarray) -> Tensor:
         return torch.from_numpy(array_W[histories.order]).to(device)
@@ -184,8 +213,11 @@ def collate(items_N: np.ndarray, step: Step, rows_W: np.ndarray, codes_IL: Tenso
         rows_R, _ = slices(offsets[histories.order], histories.lengths)
     if chosen is None:
         return batch
-    return replace(batch, slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
-                   counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device))
+    return replace(
+        batch,
+        slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
+        counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device),
+    )
 
 
 def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:
@@ -249,9 +281,18 @@ class Feed:
         items: see `Strategy.items`.
     """
 
-    def __init__(self, passes: Passes, items_N: np.ndarray, codes_IL: Tensor, config: TrainConfig, world: World,
-                 tokens_per_item: int, pad_to: int = 0, times_N: np.ndarray | None = None,
-                 items: Literal["unlisted", "each", "occurrence"] = "unlisted"):
+    def __init__(
+        self,
+        passes: Passes,
+        items_N: np.ndarray,
+        codes_IL: Tensor,
+        config: TrainConfig,
+        world: World,
+        tokens_per_item: int,
+        pad_to: int = 0,
+        times_N: np.ndarray | None = None,
+        items: Literal["unlisted", "each", "occurrence"] = "unlisted",
+    ):
         self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
         self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
         self.times_N, self.all_targets = times_N, config.targets == "all"
@@ -262,8 +303,9 @@ class Feed:
             steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
             self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, passes.max_history)
 
-    def rest_of_pass(self, pass_index: int, first: int, weigh: Weigh | None,
-                     select: Select | None = None) -> Iterator[Prepared]:
+    def rest_of_pass(
+        self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None = None
+    ) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         batches = self._prepared(pass_index, first, weigh, select)
         return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
@@ -279,8 +321,11 @@ class Feed:
 
     def _chosen(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
         for step in steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh):
-            yield step if select is None else replace(
-                step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
+            yield (
+                step
+                if select is None
+                else replace(step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
+            )
 
     def first_windows(self) -> Windows:
         """Of a run's first step, over all processes, where nothing is skipped."""
@@ -292,10 +337,26 @@ class Feed:
 
     def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
         parts = deal(step.windows.lengths_W, self.parts)
-        listed = None if self.items == "unlisted" else Listed(self.items_N, step, self.items, self.samples(step),
-                                                              len(self.codes_IL))
-        return [collate(self.items_N, step, parts[part], self.codes_IL, self.pad_to, self.passes.max_history,
-                        shape, self.times_N, self.all_targets, listed) for part in self.own]
+        listed = (
+            None
+            if self.items == "unlisted"
+            else Listed(self.items_N, step, self.items, self.samples(step), len(self.codes_IL))
+        )
+        return [
+            collate(
+                self.items_N,
+                step,
+                parts[part],
+                self.codes_IL,
+                self.pad_to,
+                self.passes.max_history,
+                shape,
+                self.times_N,
+                self.all_targets,
+                listed,
+            )
+            for part in self.own
+        ]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 
 DIGEST = hashlib.sha256().digest_size  # the checksum stands before the content
 
+
 class Checkpoints:
     """The one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
 
@@ -47,9 +48,11 @@ class Checkpoints:
                 raise pickle.UnpicklingError("its content does not match its checksum")
             return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         except pickle.UnpicklingError as error:
-            raise UserError(f"the checkpoint {self.path} cannot be read: {str(error).splitlines()[0]}",
-                            "it was damaged after it was written, so the stopped run cannot be resumed",
-                            f"delete {self.folder} and run the same command again: training starts anew") from error
+            raise UserError(
+                f"the checkpoint {self.path} cannot be read: {str(error).splitlines()[0]}",
+                "it was damaged after it was written, so the stopped run cannot be resumed",
+                f"delete {self.folder} and run the same command again: training starts anew",
+            ) from error
 
     def delete(self) -> None:
         """Called once the model is written."""

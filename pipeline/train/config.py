@@ -34,14 +34,23 @@ class TrainConfig:
     deterministic: bool = False  # GPU: bit-exact repeats, slower; a CPU always is
 
     def __post_init__(self) -> None:
-        at_least_one = ("max_windows", "batch_tokens", "accumulate", "validate_every", "patience", "beam",
-                        "checkpoint_every")
+        at_least_one = (
+            "max_windows",
+            "batch_tokens",
+            "accumulate",
+            "validate_every",
+            "patience",
+            "beam",
+            "checkpoint_every",
+        )
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be 1 or more")
         if self.windows == "sequences" and self.targets != "all":
-            raise ValueError("train.windows sequences shows each item once, and only train.targets all makes every one "
-                             "a target: set train.targets to all, or choose other windows")
+            raise ValueError(
+                "train.windows sequences shows each item once, and only train.targets all makes every one "
+                "a target: set train.targets to all, or choose other windows"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError("train.ema must lie in [0, 1)")
         if self.select != "loss" and self.beam < int(self.select.rsplit("_", 1)[1]):

@@ -24,8 +24,9 @@ WINDOWS, SQUARES = 256, 256 * 32**2  # a sample of a step: windows, and sum of t
 
 
 @torch.no_grad()
-def flops_per_window(params: "Params", sections: dict[str, Any], splits: "Splits", sids: "Sids",
-                     windows: "Windows", pad_to: int = 0) -> float:
+def flops_per_window(
+    params: "Params", sections: dict[str, Any], splits: "Splits", sids: "Sids", windows: "Windows", pad_to: int = 0
+) -> float:
     """Of training, forward and backward.
 
     Args:
@@ -40,13 +41,24 @@ def flops_per_window(params: "Params", sections: dict[str, Any], splits: "Splits
         model = strategy.build_model(params.backbone, catalogue).eval()
     if strategy.items == "unlisted":
         fitting = int((np.cumsum(windows.lengths_W**2) <= SQUARES).sum())
-        windows = windows[:max(1, min(fitting, WINDOWS))]
+        windows = windows[: max(1, min(fitting, WINDOWS))]
     step = Step(0, len(windows), windows, np.ones(len(windows), np.float32))
-    listed = None if strategy.items == "unlisted" else Listed(items_N, step, strategy.items, len(windows),
-                                                              catalogue.items)
+    listed = (
+        None if strategy.items == "unlisted" else Listed(items_N, step, strategy.items, len(windows), catalogue.items)
+    )
     times_N = np.asarray(splits.timestamps_N) if params.backbone.wants_times else None
-    batch = collate(items_N, step, np.arange(len(windows)), catalogue.codes_IL, pad_to, splits.max_history, None,
-                    times_N, params.train.targets == "all", listed)
+    batch = collate(
+        items_N,
+        step,
+        np.arange(len(windows)),
+        catalogue.codes_IL,
+        pad_to,
+        splits.max_history,
+        None,
+        times_N,
+        params.train.targets == "all",
+        listed,
+    )
     with FlopCounterMode(display=False) as counter:
         strategy.loss(model, batch)
     return 3 * counter.get_total_flops() / len(windows)

@@ -42,8 +42,14 @@ class Quartile:
     gradient_norm: float
 
 
-def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, generator: Path = GENERATOR,
-              reports: Path = REPORTS) -> pd.DataFrame:
+def gradients(
+    *,
+    batches: int = 20,
+    windows: int = 256,
+    splits: Path = SPLITS,
+    generator: Path = GENERATOR,
+    reports: Path = REPORTS,
+) -> pd.DataFrame:
     """Measure on the first windows of training, without dropout; writes reports/gradients.csv and gradients.svg.
 
     Returns:
@@ -63,8 +69,15 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
     for first in range(0, min(batches * windows, len(passes)), windows):
         taken = passes.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
-        batch = collate(items_N, step, np.arange(len(taken)), loaded.model.catalogue.codes_IL, loaded.config["pad_to"],
-                        held.max_history, times_N=times_N)
+        batch = collate(
+            items_N,
+            step,
+            np.arange(len(taken)),
+            loaded.model.catalogue.codes_IL,
+            loaded.config["pad_to"],
+            held.max_history,
+            times_N=times_N,
+        )
         found += quartiles(loaded.model, strategy, batch)
     table = _summary(found)
     write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
@@ -75,7 +88,7 @@ def gradients(*, batches: int = 20, windows: int = 256, splits: Path = SPLITS, g
 def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][:model.catalogue.bucket_levels], batch)
+    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
@@ -84,16 +97,18 @@ def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> I
             loss = loss_WE[:, columns].flatten()[rows_M].mean()
             slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             norm = torch.stack([slope.norm() for slope in slopes if slope is not None]).norm()
-            yield Quartile(name, number, float(entropy_WE[:, columns].flatten()[rows_M].mean()), float(loss.detach()),
-                           float(norm))
+            yield Quartile(
+                name, number, float(entropy_WE[:, columns].flatten()[rows_M].mean()), float(loss.detach()), float(norm)
+            )
 
 
 def _tokens(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
     """Entropy (Eq. 11) and loss of each token, in nats, [W, E] each."""
     logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits]
     entropy_WE = torch.stack([-(logp_WV.exp() * logp_WV).sum(1) for logp_WV in logp], 1).detach()
-    loss_WE = torch.stack([-logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
-                           for level, logp_WV in enumerate(logp)], 1)
+    loss_WE = torch.stack(
+        [-logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0] for level, logp_WV in enumerate(logp)], 1
+    )
     return entropy_WE, loss_WE
 
 
@@ -114,10 +129,20 @@ def _drawing(table: pd.DataFrame) -> bytes:
     with plt.rc_context({"svg.hashsalt": "sidpipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
         figure, axes = plt.subplots(figsize=(5.6, 3.1))
         for level, rows in table.groupby("level", sort=False):
-            axes.errorbar(rows["quartile"], rows["gradient_norm"], rows["standard_error"], marker="o", capsize=3,
-                          label=str(level), color="black" if level == ALL else None)
-        axes.set(xlabel="quartile of tokens by entropy, the surest first", ylabel="norm of the mean loss's gradient",
-                 xticks=range(1, QUARTILES + 1))
+            axes.errorbar(
+                rows["quartile"],
+                rows["gradient_norm"],
+                rows["standard_error"],
+                marker="o",
+                capsize=3,
+                label=str(level),
+                color="black" if level == ALL else None,
+            )
+        axes.set(
+            xlabel="quartile of tokens by entropy, the surest first",
+            ylabel="norm of the mean loss's gradient",
+            xticks=range(1, QUARTILES + 1),
+        )
         axes.legend(frameon=False)
         text = io.BytesIO()
         figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})

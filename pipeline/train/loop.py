@@ -57,8 +57,18 @@ class Trainer:
         resume: what an earlier run saved, None to start from nothing.
     """
 
-    def __init__(self, config: TrainConfig, seed: int, model: nn.Module, strategy: Strategy, feed: Feed,
-                 validation: Validation, checkpoints: Checkpoints, world: World, resume: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        seed: int,
+        model: nn.Module,
+        strategy: Strategy,
+        feed: Feed,
+        validation: Validation,
+        checkpoints: Checkpoints,
+        world: World,
+        resume: dict[str, Any] | None = None,
+    ):
         self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
         self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
         self.device = feed.codes_IL.device
@@ -189,12 +199,17 @@ class Trainer:
         self.state.wall_seconds, self._began = self.state.wall_seconds + now - self._began, now
         strategy = self.strategy.state_dict()
         if self.world.leads:
-            self.checkpoints.save({
-                "state": asdict(self.state), "model": self.model.state_dict(), "best": self.best,
-                "average": self.average.model.state_dict() if self.average else {},
-                "optimizer": self.learner.optimizer.state_dict(), "strategy": strategy,
-                "threads": torch.get_num_threads(),
-            })
+            self.checkpoints.save(
+                {
+                    "state": asdict(self.state),
+                    "model": self.model.state_dict(),
+                    "best": self.best,
+                    "average": self.average.model.state_dict() if self.average else {},
+                    "optimizer": self.learner.optimizer.state_dict(),
+                    "strategy": strategy,
+                    "threads": torch.get_num_threads(),
+                }
+            )
         self._mark = time.perf_counter()
 
     def _restore(self, saved: dict[str, Any]) -> None:
@@ -208,12 +223,15 @@ class Trainer:
 
 def describe(row: dict[str, float]) -> str:
     """`step 200: 31,402 windows, train_loss 12.1033, valid_loss 11.9021, recall_at_10 0.0213`"""
-    return (f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "
-            f"valid_loss {row['valid_loss']:.4f}, recall_at_10 {row['recall_at_10']:.4f}")
+    return (
+        f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "
+        f"valid_loss {row['valid_loss']:.4f}, recall_at_10 {row['recall_at_10']:.4f}"
+    )
 
 
 def _diverged(step: int, config: TrainConfig) -> UserError:
     return UserError(
         f"the loss is not a finite number any more at step {step}",
         "the weights grew without bound and cannot recover; nothing was written",
-        f"set train.learning_rate below {config.learning_rate:g}, train.clip_norm to 1.0, or some train.warmup_steps")
+        f"set train.learning_rate below {config.learning_rate:g}, train.clip_norm to 1.0, or some train.warmup_steps",
+    )

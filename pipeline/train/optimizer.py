@@ -21,12 +21,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     on_gpu = device.type == "cuda"
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), rate, weight_decay=config.weight_decay, fused=True,
-                                capturable=on_gpu)
+        return torch.optim.Adam(
+            model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        )
     decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name}
     others = [p for name, p in model.named_parameters() if name not in decayed]
-    groups = [{"params": list(decayed.values()), "weight_decay": config.weight_decay},
-              {"params": others, "weight_decay": 0.0}]
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, rate, fused=True, capturable=on_gpu)
 
 

@@ -55,8 +55,16 @@ if TYPE_CHECKING:
 NO_INFLUENCE = ("threads", "checkpoint_every")
 
 
-def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SIDS, splits: Path = SPLITS,
-        output: Path = GENERATOR, reports: Path = REPORTS, scratch: Path = SCRATCH) -> dict[str, Any]:
+def run(
+    params: "Params",
+    *,
+    interactions: Path = INTERACTIONS,
+    sids: Path = SIDS,
+    splits: Path = SPLITS,
+    output: Path = GENERATOR,
+    reports: Path = REPORTS,
+    scratch: Path = SCRATCH,
+) -> dict[str, Any]:
     """Train by `params` and write models/generator, and to reports/: timings.json, history.csv, kept_by_level.csv,
     kept_by_position.csv, passes.csv and skipped/.
 
@@ -85,14 +93,22 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
         state = trainer.run()
         kept = survey(trainer.evaluated, trainer.validation.batches, read_splits.max_history, world)
         learned, unseen = trainer.strategy.learned(), trainer.strategy.unseen()
-        flops = flops_per_window(params, _sections(params), read_splits, read_sids, trainer.feed.first_windows(),
-                                 trainer.feed.pad_to)
+        flops = flops_per_window(
+            params, _sections(params), read_splits, read_sids, trainer.feed.first_windows(), trainer.feed.pad_to
+        )
         timings = _timings(trainer, state, device, flops) | kept.figures() | trainer.strategy.figures()
         if world.leads:
             items = read_parquet(Interactions(interactions).items)
-            extra = {"strategy": params.strategy, **_settings(params), "pad_to": trainer.feed.pad_to,
-                     "max_history": read_splits.max_history, "seed": params.seed, "dataset": params.dataset,
-                     "train": _influences(params)["train"], "fingerprints": inputs}
+            extra = {
+                "strategy": params.strategy,
+                **_settings(params),
+                "pad_to": trainer.feed.pad_to,
+                "max_history": read_splits.max_history,
+                "seed": params.seed,
+                "dataset": params.dataset,
+                "train": _influences(params)["train"],
+                "fingerprints": inputs,
+            }
             save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra, unseen)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
@@ -100,14 +116,23 @@ def run(params: "Params", *, interactions: Path = INTERACTIONS, sids: Path = SID
             write_bytes(reports / "kept_by_position.csv", _csv(kept.by_position()))
             _write_skipped(reports, trainer.strategy.tables(state.pass_index + 1, catalogue.levels), learned)
             checkpoints.delete()
-            print(f"train: best at step {state.best_step} of {state.step}, {config.select} "
-                  f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s"
-                  + (f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""))
+            print(
+                f"train: best at step {state.best_step} of {state.step}, {config.select} "
+                f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s"
+                + (f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else "")
+            )
     return timings
 
 
-def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: Mapping[str, np.ndarray],
-             checkpoints: Checkpoints, world: World, resume: dict[str, Any] | None) -> Trainer:
+def _trainer(
+    params: "Params",
+    splits: Splits,
+    catalogue: Catalogue,
+    codebooks: Mapping[str, np.ndarray],
+    checkpoints: Checkpoints,
+    world: World,
+    resume: dict[str, Any] | None,
+) -> Trainer:
     config, pad_to = params.train, _pad_to(params, splits, catalogue.levels)
     strategy = build_strategy(params.strategy, _sections(params), pad_to)
     torch.manual_seed(params.seed)
@@ -115,31 +140,53 @@ def _trainer(params: "Params", splits: Splits, catalogue: Catalogue, codebooks: 
     strategy.start_from(model, codebooks)
     passes = Passes(splits, config.windows, params.seed)
     if not len(passes):
-        raise UserError("there is nothing to train on", "no user has two interactions in the training part, so no "
-                        "target has a history", "lower ingest.k_core's filter or choose an earlier split")
+        raise UserError(
+            "there is nothing to train on",
+            "no user has two interactions in the training part, so no target has a history",
+            "lower ingest.k_core's filter or choose an earlier split",
+        )
     per_item = tokens_per_item(params.strategy, catalogue.levels, params.backbone.separators)
     # The budget counts whole Semantic IDs, so that a step has the same windows under every strategy.
     budget = config.batch_tokens * per_item // _tokens_per_item(params, catalogue.levels)
-    feed = Feed(passes, np.asarray(splits.items_N), catalogue.codes_IL,
-                dataclasses.replace(config, batch_tokens=budget), world, per_item,
-                pad_to, np.asarray(splits.timestamps_N) if params.backbone.wants_times else None, strategy.items)
+    feed = Feed(
+        passes,
+        np.asarray(splits.items_N),
+        catalogue.codes_IL,
+        dataclasses.replace(config, batch_tokens=budget),
+        world,
+        per_item,
+        pad_to,
+        np.asarray(splits.timestamps_N) if params.backbone.wants_times else None,
+        strategy.items,
+    )
     strategy.begin(_course(params, splits, feed, world))
     validation = Validation(splits, strategy, catalogue, world, config.beam, params.backbone.wants_times)
     if not validation.windows:
-        raise UserError("no user has a validation target with a history", "the best checkpoint is chosen on validation",
-                        "split the log so that some users have interactions both before and in the validation period")
+        raise UserError(
+            "no user has a validation target with a history",
+            "the best checkpoint is chosen on validation",
+            "split the log so that some users have interactions both before and in the validation period",
+        )
     return Trainer(config, params.seed, model, strategy, feed, validation, checkpoints, world, resume)
 
 
 def _course(params: "Params", splits: Splits, feed: Feed, world: World) -> Course:
     config, windows = params.train, len(feed.passes)
     return Course(
-        items_N=np.asarray(splits.items_N), first_U=np.asarray(splits.offsets[:-1]),
-        end_U=np.asarray(splits.train_end), windows=windows,
+        items_N=np.asarray(splits.items_N),
+        first_U=np.asarray(splits.offsets[:-1]),
+        end_U=np.asarray(splits.train_end),
+        windows=windows,
         samples_per_step=samples_per_step(feed.passes, feed.budget, feed.tokens_per_item, feed.all_targets),
-        passes=config.max_windows / windows, one_per_target=config.windows != "all", all_targets=feed.all_targets,
-        once=config.windows == "sequences", max_history=splits.max_history,
-        seed=params.seed, device=feed.codes_IL.device, sum=world.sum)
+        passes=config.max_windows / windows,
+        one_per_target=config.windows != "all",
+        all_targets=feed.all_targets,
+        once=config.windows == "sequences",
+        max_history=splits.max_history,
+        seed=params.seed,
+        device=feed.codes_IL.device,
+        sum=world.sum,
+    )
 
 
 def _write_skipped(reports: Path, tables: Mapping[str, Rows], learned: dict[str, np.ndarray]) -> None:
@@ -156,16 +203,24 @@ def _write_skipped(reports: Path, tables: Mapping[str, Rows], learned: dict[str,
 def _check(params: "Params", splits: Splits, sids: Sids) -> None:
     """Whether the inputs fit each other and the budget fits a history."""
     if len(sids.codes_IL) != splits.summary["items"]:
-        raise UserError(f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
-                        "data/sids and data/splits were made from different logs", "run `dvc repro`")
+        raise UserError(
+            f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
+            "data/sids and data/splits were made from different logs",
+            "run `dvc repro`",
+        )
     config, longest = params.train, splits.max_history * _tokens_per_item(params, len(sids.widths))
     if config.batch_tokens < longest:
-        raise UserError(f"train.batch_tokens is {config.batch_tokens}, but one history may take {longest} positions",
-                        f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
-                        "raise train.batch_tokens or lower split.max_history")
+        raise UserError(
+            f"train.batch_tokens is {config.batch_tokens}, but one history may take {longest} positions",
+            f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
+            "raise train.batch_tokens or lower split.max_history",
+        )
     if config.batching == "padded" and 0 < config.pad_to < longest:
-        raise UserError(f"train.pad_to is {config.pad_to}, but one history may take {longest} positions",
-                        "a padded window must hold the longest history", f"set it to 0, or to {longest} or more")
+        raise UserError(
+            f"train.pad_to is {config.pad_to}, but one history may take {longest} positions",
+            "a padded window must hold the longest history",
+            f"set it to 0, or to {longest} or more",
+        )
 
 
 def _tokens_per_item(params: "Params", levels: int) -> int:
@@ -182,8 +237,14 @@ def _pad_to(params: "Params", splits: Splits, levels: int) -> int:
 def _influences(params: "Params") -> dict[str, Any]:
     """Every parameter that shapes the result of training."""
     train = {key: value for key, value in dataclasses.asdict(params.train).items() if key not in NO_INFLUENCE}
-    return {"version": __version__, "seed": params.seed, "strategy": params.strategy, "train": train,
-            "backbone": dataclasses.asdict(params.backbone), **_settings(params)}
+    return {
+        "version": __version__,
+        "seed": params.seed,
+        "strategy": params.strategy,
+        "train": train,
+        "backbone": dataclasses.asdict(params.backbone),
+        **_settings(params),
+    }
 
 
 def _sections(params: "Params") -> dict[str, Any]:
@@ -193,8 +254,9 @@ def _sections(params: "Params") -> dict[str, Any]:
 
 def _settings(params: "Params") -> dict[str, Any]:
     """Those of them that the chosen strategy reads, as plain values."""
-    return {name: dataclasses.asdict(section) for name, section in settings_of(params.strategy,
-                                                                               _sections(params)).items()}
+    return {
+        name: dataclasses.asdict(section) for name, section in settings_of(params.strategy, _sections(params)).items()
+    }
 
 
 def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
@@ -202,8 +264,10 @@ def _announce(trainer: Trainer, device: torch.device, world: World) -> None:
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {world.size} processes" if world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    print(f"train: {parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, {where}{processes}{resumed}",
-          flush=True)
+    print(
+        f"train: {parameters:,} parameters, {len(trainer.feed.passes):,} windows a pass, {where}{processes}{resumed}",
+        flush=True,
+    )
 
 
 def _timings(trainer: Trainer, state: State, device: torch.device, flops: float) -> dict[str, Any]:
@@ -212,16 +276,24 @@ def _timings(trainer: Trainer, state: State, device: torch.device, flops: float)
     rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
     shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
     return {
-        "train_seconds": state.train_seconds, "compile_seconds": state.compile_seconds,
+        "train_seconds": state.train_seconds,
+        "compile_seconds": state.compile_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
         "samples_per_second": state.samples / state.train_seconds,
-        "tokens_per_second": state.tokens / state.train_seconds, "peak_memory_gib": peak_memory_gib(device),
-        "flops_per_window": flops, "flops_per_second": rate, **shares,
-        "windows_trained": state.windows, "samples_trained": state.samples, "tokens_trained": state.tokens,
+        "tokens_per_second": state.tokens / state.train_seconds,
+        "peak_memory_gib": peak_memory_gib(device),
+        "flops_per_window": flops,
+        "flops_per_second": rate,
+        **shares,
+        "windows_trained": state.windows,
+        "samples_trained": state.samples,
+        "tokens_trained": state.tokens,
         "best_step": state.best_step,
-        "tokens_per_step": state.tokens / state.step, "tokens_per_step_after_pruning": state.tokens_kept / state.step,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()), "real_token_share": state.tokens / positions,
+        "tokens_per_step": state.tokens / state.step,
+        "tokens_per_step_after_pruning": state.tokens_kept / state.step,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "real_token_share": state.tokens / positions,
     }
 
 
@@ -234,6 +306,7 @@ def _csv(rows: Sequence[Mapping[str, float | str]]) -> bytes:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: value if isinstance(value, str) else round(value, 6) for key, value in row.items()}
-                     for row in rows)
+    writer.writerows(
+        {key: value if isinstance(value, str) else round(value, 6) for key, value in row.items()} for row in rows
+    )
     return text.getvalue().encode()

@@ -38,21 +38,27 @@ class Kept:
 
     def by_level(self) -> list[dict[str, float | str]]:
         """One row per code of an item, and one for the separator."""
-        return [{"level": name, "kept": float(kept / count)}
-                for name, kept, count in zip(self.names, self.kept_AS.sum(0), self.all_AS.sum(0), strict=True)]
+        return [
+            {"level": name, "kept": float(kept / count)}
+            for name, kept, count in zip(self.names, self.kept_AS.sum(0), self.all_AS.sum(0), strict=True)
+        ]
 
     def by_position(self) -> list[dict[str, float | str]]:
         """One row per place of an item in its history, the latest first, as far back as there are histories."""
-        return [{"items_ago": age, "kept": float(kept / count)}
-                for age, (kept, count) in enumerate(zip(self.kept_AS.sum(1), self.all_AS.sum(1), strict=True)) if count]
+        return [
+            {"items_ago": age, "kept": float(kept / count)}
+            for age, (kept, count) in enumerate(zip(self.kept_AS.sum(1), self.all_AS.sum(1), strict=True))
+            if count
+        ]
 
 
 @torch.no_grad()
 def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
     backbone = cast("Backbone", model.eval())
-    kept_AS = torch.zeros(max_history, len(backbone.token_names), dtype=torch.int64,
-                          device=backbone.catalogue.codes_IL.device)
+    kept_AS = torch.zeros(
+        max_history, len(backbone.token_names), dtype=torch.int64, device=backbone.catalogue.codes_IL.device
+    )
     all_AS, clock = torch.zeros_like(kept_AS), _Clock(backbone)
     for batch in batches:
         kept_NS = clock.time(backbone, batch)
@@ -65,8 +71,9 @@ def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: 
 def _ages(lengths_W: Tensor, items: int) -> Tensor:
     """How many items of its history come after each item."""
     ends_W = lengths_W.cumsum(0)
-    return torch.repeat_interleave(ends_W, lengths_W, output_size=items) - 1 - torch.arange(items,
-                                                                                           device=lengths_W.device)
+    return (
+        torch.repeat_interleave(ends_W, lengths_W, output_size=items) - 1 - torch.arange(items, device=lengths_W.device)
+    )
 
 
 class _Clock:

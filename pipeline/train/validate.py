@@ -36,8 +36,9 @@ class Validation:
         times: whether the backbone wants to know when the items of a history came.
     """
 
-    def __init__(self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int,
-                 times: bool = False):
+    def __init__(
+        self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int, times: bool = False
+    ):
         self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
         self.device, self.times = catalogue.codes_IL.device, times
         self.users_U, positions_U = splits.targets("valid")
@@ -47,8 +48,9 @@ class Validation:
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
         self.batches = self._batches(None)  # whole histories
-        self.ranker = Ranker(catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type],
-                             users=self.users_U[world.share])
+        self.ranker = Ranker(
+            catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
+        )
 
     def _batches(self, unseen: Unseen | None) -> list[Batch]:
         """This process's share of the batches."""
@@ -57,16 +59,16 @@ class Validation:
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
-        batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N)
-                   for chunk in chunks[self.world.share]]
+        batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N) for chunk in chunks[self.world.share]]
         # All of a target counts, and nothing is learned of it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 
     def _selected(self, unseen: Unseen) -> Selected:
         index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
         kept, levels = unseen.kept(index_N, offsets), self.catalogue.levels
-        return Selected(np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N,
-                        kept.tokens_NS)
+        return Selected(
+            np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
+        )
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""

@@ -62,9 +62,13 @@ class Passes:
         self.rule, self.seed, self.max_history = rule, seed, splits.max_history
         self.first_U = first_U
         self.items_U = items_U
-        counts_U = (self._up_to_end(items_U) if rule == "all" else
-                    -(-np.maximum(items_U - 1, 0) // self.max_history) if rule == "sequences" else
-                    np.maximum(items_U - 1, 0))
+        counts_U = (
+            self._up_to_end(items_U)
+            if rule == "all"
+            else -(-np.maximum(items_U - 1, 0) // self.max_history)
+            if rule == "sequences"
+            else np.maximum(items_U - 1, 0)
+        )
         self.offsets_U = np.concatenate([[0], np.cumsum(counts_U)])
 
     def __len__(self) -> int:

@@ -19,8 +19,9 @@ def _random_codes(items: int, widths: tuple[int, ...], seed: int = 0) -> np.ndar
     return rng.permutation(codes)[:items]
 
 
-def _random_windows(count: int, items: int, longest: int = 9,
-                    seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _random_windows(
+    count: int, items: int, longest: int = 9, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(items of all windows, offsets, target of each window); lengths from 1 on, several of them equal."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], rng.integers(1, longest + 1, count).cumsum()])
@@ -54,13 +55,22 @@ def make_model():
 
 @pytest.fixture
 def make_causal():
-    def make(name: str, items: int = 60, widths: tuple[int, ...] = (7, 6, 5, 3), seed: int = 0,
-             vectors_only: bool = False, **config):
+    def make(
+        name: str,
+        items: int = 60,
+        widths: tuple[int, ...] = (7, 6, 5, 3),
+        seed: int = 0,
+        vectors_only: bool = False,
+        **config,
+    ):
         """A small causal backbone in evaluation mode, all of whose weights are large enough to matter."""
         torch.manual_seed(seed)
         small = {"d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32, "dropout": 0.0, "relative_max_distance": 24}
-        model = build_backbone(BackboneConfig(name=name, **small | config),
-                               Catalogue(_random_codes(items, widths, seed), widths), vectors_only)
+        model = build_backbone(
+            BackboneConfig(name=name, **small | config),
+            Catalogue(_random_codes(items, widths, seed), widths),
+            vectors_only,
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(std=0.3)
@@ -86,8 +96,9 @@ def make_batch():
     def make(model, count: int = 12, longest: int = 9, seed: int = 0, pad_to: int = 0, all_targets: bool = False):
         """(histories, targets in packed order)."""
         items_N, offsets, targets_W = _random_windows(count, model.catalogue.items, longest, seed)
-        histories = Histories.pack(items_N, offsets, pad_to=pad_to, times_N=_random_times(offsets, seed),
-                                   all_targets=all_targets)
+        histories = Histories.pack(
+            items_N, offsets, pad_to=pad_to, times_N=_random_times(offsets, seed), all_targets=all_targets
+        )
         return histories, torch.from_numpy(targets_W[histories.order])
 
     return make

@@ -21,19 +21,30 @@ def make_inputs(layout, dtype=torch.float64, bias=True, heads=3, width=4):
     sides = ("queries", "keys")
     queries, keys = (sum(group.sequences * getattr(group, side) for group in layout.groups) for side in sides)
     longest = [max(getattr(group, side) for group in layout.groups) for side in sides]
-    return [normal(queries, heads, width), normal(keys, heads, width), normal(keys, heads, width),
-            normal(heads, *longest) if bias else None]
+    return [
+        normal(queries, heads, width),
+        normal(keys, heads, width),
+        normal(keys, heads, width),
+        normal(heads, *longest) if bias else None,
+    ]
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-@pytest.mark.parametrize(("layout", "causal"), [
-    pytest.param(SELF, False, id="self"), pytest.param(SELF, True, id="causal"), pytest.param(CROSS, False, id="cross"),
-    pytest.param(ONE_QUERY, False, id="one query"), pytest.param(PADDED, False, id="padded"),
-    pytest.param(PADDED_CROSS, False, id="padded cross"),
-])
+@pytest.mark.parametrize(
+    ("layout", "causal"),
+    [
+        pytest.param(SELF, False, id="self"),
+        pytest.param(SELF, True, id="causal"),
+        pytest.param(CROSS, False, id="cross"),
+        pytest.param(ONE_QUERY, False, id="one query"),
+        pytest.param(PADDED, False, id="padded"),
+        pytest.param(PADDED_CROSS, False, id="padded cross"),
+    ],
+)
 class TestEqualsTheReference:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5),
-                                                      (torch.bfloat16, 0.05)])
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+    )
     def test_outputs(self, layout, causal, bias, dtype, tolerance):
         q, k, v, b = make_inputs(layout, dtype, bias)
         out, _ = attention(q, k, v, layout, b, causal=causal)
@@ -45,8 +56,10 @@ class TestEqualsTheReference:
         inputs = make_inputs(layout, bias=bias)
         wanted = [x for x in inputs if x is not None]
         grad = torch.randn(inputs[0].shape, dtype=torch.float64)
-        outputs = (attention(*inputs[:3], layout, inputs[3], causal=causal)[0],
-                   reference_attention(*inputs[:3], layout, inputs[3], causal=causal))
+        outputs = (
+            attention(*inputs[:3], layout, inputs[3], causal=causal)[0],
+            reference_attention(*inputs[:3], layout, inputs[3], causal=causal),
+        )
         ours, expected = (torch.autograd.grad(output, wanted, grad) for output in outputs)
         for mine, reference in zip(ours, expected, strict=True):
             torch.testing.assert_close(mine, reference, rtol=1e-10, atol=1e-10)

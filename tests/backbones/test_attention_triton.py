@@ -25,8 +25,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
 
     lengths = torch.arange(1, 90, device="cuda")
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    q, k, v = (torch.randn(int(starts[-1]), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-               for _ in range(3))
+    q, k, v = (
+        torch.randn(int(starts[-1]), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
     bias = torch.randn(4, 201, device="cuda", requires_grad=True)
     spans = make_spans(starts, starts, lengths, 89, 89)
 
@@ -47,8 +48,12 @@ def test_places_of_no_sequence_get_zeros_whatever_was_in_memory():
     starts = torch.nn.functional.pad((lengths + 7).cumsum(0), (1, 0))  # padding behind each sequence
     queries = torch.arange(6, device="cuda") * 4
     spans = make_spans(queries, starts, lengths, 4, 140)
-    real_S = (torch.arange(int(starts[-1]) + 9, device="cuda") - starts[:-1, None]).lt(lengths[:, None]).logical_and(
-        torch.arange(int(starts[-1]) + 9, device="cuda") >= starts[:-1, None]).any(0)
+    real_S = (
+        (torch.arange(int(starts[-1]) + 9, device="cuda") - starts[:-1, None])
+        .lt(lengths[:, None])
+        .logical_and(torch.arange(int(starts[-1]) + 9, device="cuda") >= starts[:-1, None])
+        .any(0)
+    )
     q = torch.randn(20 + 9, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     kv = torch.randn(len(real_S), 2, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN

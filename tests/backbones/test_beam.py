@@ -21,11 +21,15 @@ def brute_force(model, items_N, offsets) -> torch.Tensor:
     rows = []
     for window in range(len(offsets) - 1):
         length, items = offsets[window + 1] - offsets[window], model.catalogue.items
-        history = items_N[offsets[window]:offsets[window + 1]]
+        history = items_N[offsets[window] : offsets[window + 1]]
         copies = Histories.pack(np.tile(history, items), np.arange(items + 1) * length)
         logits = model(copies, torch.arange(items))
-        rows.append(sum(F.log_softmax(logits_IV, -1).gather(1, model.catalogue.codes_IL[:, level:level + 1])[:, 0]
-                        for level, logits_IV in enumerate(logits)))
+        rows.append(
+            sum(
+                F.log_softmax(logits_IV, -1).gather(1, model.catalogue.codes_IL[:, level : level + 1])[:, 0]
+                for level, logits_IV in enumerate(logits)
+            )
+        )
     return torch.stack(rows)
 
 
@@ -81,8 +85,9 @@ def test_a_constrained_beam_names_distinct_real_items_with_their_own_scores(make
     assert all(len(set(items_K)) == beam for items_K in beams.items_WK.tolist())
     assert torch.equal(model.catalogue.codes_IL[beams.items_WK], beams.codes_WKL)
     assert (beams.scores_WK.diff() <= 0).all()
-    torch.testing.assert_close(beams.scores_WK, score_catalogue(model, histories).gather(1, beams.items_WK),
-                               rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        beams.scores_WK, score_catalogue(model, histories).gather(1, beams.items_WK), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_rows_do_not_depend_on_the_company_they_are_in(make_model, random_windows):
@@ -90,7 +95,7 @@ def test_rows_do_not_depend_on_the_company_they_are_in(make_model, random_window
     items_N, offsets, _ = random_windows(15, 600)
     together = beam_search(model, Histories.pack(items_N, offsets), 8)
     for window in range(15):
-        alone = beam_search(model, Histories.pack(items_N, offsets[window:window + 2]), 8)
+        alone = beam_search(model, Histories.pack(items_N, offsets[window : window + 2]), 8)
         assert torch.equal(alone.items_WK[0], together.items_WK[window])
 
 
@@ -133,8 +138,15 @@ def test_equal_scores_come_in_the_order_of_the_semantic_ids(make_model, random_w
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.sampled_from([-np.inf, -3.5, -1e-30, 0.0, 2.0, 7e30]), min_size=9, max_size=9), min_size=1,
-                max_size=4), st.permutations(range(9)), st.integers(1, 12))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([-np.inf, -3.5, -1e-30, 0.0, 2.0, 7e30]), min_size=9, max_size=9),
+        min_size=1,
+        max_size=4,
+    ),
+    st.permutations(range(9)),
+    st.integers(1, 12),
+)
 def test_top_k_equals_sorting_by_score_then_rank(scores, rank, k):
     values_WK, places_WK = top_k(torch.tensor(scores), torch.tensor(rank), k)
     for row, places in zip(scores, places_WK.tolist(), strict=True):

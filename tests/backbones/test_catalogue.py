@@ -25,7 +25,7 @@ def test_children_are_those_of_brute_force_sets(rows):
         below = prefixes(rows, level + 1)
         fanout = 0
         for node, prefix in enumerate(prefixes(rows, level)):
-            first, stop = catalogue.first_child(level)[node:node + 2].tolist()
+            first, stop = catalogue.first_child(level)[node : node + 2].tolist()
             codes = catalogue.code(level)[first:stop].tolist()
             assert codes == [longer[-1] for longer in below if longer[:-1] == prefix]
             assert below[first:stop] == [(*prefix, code) for code in codes]
@@ -62,8 +62,11 @@ def test_items_with_one_semantic_id_are_refused_by_name():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(*(st.integers(0, width - 1) for width in WIDTHS)), min_size=1, max_size=40), st.randoms(),
-       st.integers(1, 12))
+@given(
+    st.lists(st.tuples(*(st.integers(0, width - 1) for width in WIDTHS)), min_size=1, max_size=40),
+    st.randoms(),
+    st.integers(1, 12),
+)
 def test_without_a_digit_the_items_of_a_leaf_follow_each_other_by_item_id(rows, random, places):
     catalogue = Catalogue(np.array(rows), WIDTHS, digit=False)
     leaves = prefixes(rows, 3)
@@ -71,8 +74,11 @@ def test_without_a_digit_the_items_of_a_leaf_follow_each_other_by_item_id(rows, 
     assert catalogue.shares == (len(leaves) < len(rows))
     assert [leaves[leaf] for leaf in catalogue.leaf_of_item_I.tolist()] == rows
     beams = [random.choice([-1, random.randrange(len(leaves))]) for _ in range(4)]
-    expected = [(item, beam) for beam, leaf in enumerate(beams)
-                for item in ([-1] if leaf < 0 else [i for i, row in enumerate(rows) if row == leaves[leaf]])]
+    expected = [
+        (item, beam)
+        for beam, leaf in enumerate(beams)
+        for item in ([-1] if leaf < 0 else [i for i, row in enumerate(rows) if row == leaves[leaf]])
+    ]
     items, sources = catalogue.items_of(torch.tensor([beams]), places)
     assert list(zip(items[0].tolist(), sources[0].tolist(), strict=True)) == (expected + [(-1, 4)] * places)[:places]
 

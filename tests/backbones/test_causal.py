@@ -21,8 +21,9 @@ pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 def sum_of_losses(model, logits, targets_W) -> torch.Tensor:
     codes_WL = model.catalogue.codes_IL[targets_W]
-    return sum(F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum")
-               for level, logits_WV in enumerate(logits))
+    return sum(
+        F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum") for level, logits_WV in enumerate(logits)
+    )
 
 
 def gradients(model, loss) -> dict[str, torch.Tensor]:
@@ -40,8 +41,9 @@ def one_by_one(histories):
     start = 0
     for length in histories.lengths_W.tolist():
         part = slice(start, start + length)
-        yield Histories.pack(histories.items_N[part].numpy(), np.array([0, length]),
-                             times_N=histories.times_N[part].numpy())
+        yield Histories.pack(
+            histories.items_N[part].numpy(), np.array([0, length]), times_N=histories.times_N[part].numpy()
+        )
         start += length
 
 
@@ -51,7 +53,7 @@ def test_packed_equals_one_window_at_a_time_in_outputs_and_gradients(make_causal
     logits = model(histories, targets_W)
     packed, alone = gradients(model, sum_of_losses(model, logits, targets_W)), {}
     for row, one in enumerate(one_by_one(histories)):
-        target = targets_W[row:row + 1]
+        target = targets_W[row : row + 1]
         one_logits = model(one, target)
         for ours, expected in zip(logits, one_logits, strict=True):
             same(ours[row], expected[0])
@@ -88,13 +90,16 @@ def test_a_later_item_or_time_changes_nothing_before_it(make_causal, make_batch,
     before = model(histories, targets_W)
     for place in range(1, items):
         changed = Histories.pack(
-            (histories.items_N + (torch.arange(items) >= place)).numpy() % model.catalogue.items, np.array([0, items]),
-            times_N=(histories.times_N + 10**8 * (torch.arange(items) >= place)).numpy(), all_targets=True)
+            (histories.items_N + (torch.arange(items) >= place)).numpy() % model.catalogue.items,
+            np.array([0, items]),
+            times_N=(histories.times_N + 10**8 * (torch.arange(items) >= place)).numpy(),
+            all_targets=True,
+        )
         after = model(changed, targets_W)
         codes_IL = model.catalogue.codes_IL
         shared = int((codes_IL[histories.items_N[place]] == codes_IL[changed.items_N[place]]).int().cumprod(0).sum())
         for level, (old, new) in enumerate(zip(before, after, strict=True)):
-            same(old[:place - 1], new[:place - 1])
+            same(old[: place - 1], new[: place - 1])
             # The item at `place` is itself the target of the one before: level l sees its codes of levels before l.
             assert torch.equal(old[place - 1], new[place - 1]) == (level <= shared)
             assert not torch.equal(old[place], new[place])
@@ -109,8 +114,10 @@ def test_the_time_of_a_target_tells_nothing_of_it(make_causal, make_batch, kind)
     before = model(histories, targets_W)
     for place in range(1, items):
         later = histories.times_N + 10**8 * (torch.arange(items) == place)
-        after = model(Histories.pack(histories.items_N.numpy(), np.array([0, items]), times_N=later.numpy(),
-                                     all_targets=True), targets_W)
+        after = model(
+            Histories.pack(histories.items_N.numpy(), np.array([0, items]), times_N=later.numpy(), all_targets=True),
+            targets_W,
+        )
         for old, new in zip(before, after, strict=True):
             assert torch.equal(old[:place], new[:place])
             assert torch.equal(old[place], new[place]) != model.wants_times
@@ -124,8 +131,9 @@ def test_all_targets_of_a_window_equal_each_of_its_prefixes_with_one_target(make
     for window, one in enumerate(one_by_one(histories)):
         sequence = [*one.items_N.tolist(), int(targets_W[window])]
         for length in range(1, len(sequence)):
-            prefix = Histories.pack(np.array(sequence[:length]), np.array([0, length]),
-                                    times_N=one.times_N[:length].numpy())
+            prefix = Histories.pack(
+                np.array(sequence[:length]), np.array([0, length]), times_N=one.times_N[:length].numpy()
+            )
             for ours, expected in zip(logits, model(prefix, torch.tensor([sequence[length]])), strict=True):
                 same(ours[row], expected[0])
             row += 1
@@ -141,8 +149,10 @@ def test_a_beam_as_wide_as_the_catalogue_equals_teacher_forcing_of_every_item(ma
     for row, one in enumerate(one_by_one(histories)):
         length = len(one.items_N)
         copies = Histories.pack(np.tile(one.items_N, 150), np.arange(151) * length, times_N=np.tile(one.times_N, 150))
-        expected_I = sum(F.log_softmax(logits_IV, -1).gather(1, codes_IL[:, level:level + 1])[:, 0]
-                         for level, logits_IV in enumerate(model(copies, torch.arange(150))))
+        expected_I = sum(
+            F.log_softmax(logits_IV, -1).gather(1, codes_IL[:, level : level + 1])[:, 0]
+            for level, logits_IV in enumerate(model(copies, torch.arange(150)))
+        )
         window = histories.order[row]
         same(beams.scores_WK[window], expected_I.sort(descending=True).values, 1e-5)
         assert (expected_I[beams.items_WK[window]].diff() < 1e-5).all()
@@ -184,7 +194,7 @@ def test_reading_vectors_packed_equals_one_window_at_a_time_and_needs_no_tokens(
     states_Wd = model.read(vectors_Nd, histories)
     start = 0
     for row, one in enumerate(one_by_one(histories)):
-        same(states_Wd[row], model.read(vectors_Nd[start:start + len(one.items_N)], one)[0])
+        same(states_Wd[row], model.read(vectors_Nd[start : start + len(one.items_N)], one)[0])
         start += len(one.items_N)
     found = gradients(model, states_Wd.square().sum())
     assert all(gradient.abs().max() > 0 for gradient in found.values())
@@ -199,8 +209,9 @@ def test_the_states_behind_all_items_are_those_behind_each_prefix(make_causal, m
     vectors_Nd = torch.randn(items, 16, dtype=torch.float64)
     states_Nd = model.read(vectors_Nd, histories)
     for length in range(1, items + 1):
-        prefix = Histories.pack(histories.items_N[:length].numpy(), np.array([0, length]),
-                                times_N=histories.times_N[:length].numpy())
+        prefix = Histories.pack(
+            histories.items_N[:length].numpy(), np.array([0, length]), times_N=histories.times_N[:length].numpy()
+        )
         same(states_Nd[length - 1], model.read(vectors_Nd[:length], prefix)[0])
 
 

@@ -15,12 +15,23 @@ from pipeline.backbones.config import BackboneConfig
 def as_transformers(model) -> T5Stack:
     """`transformers`' stack holding our weights."""
     config = model.config
-    oracle = T5Stack(T5Config(
-        vocab_size=model.tokens.num_embeddings, d_model=config.d_model, d_kv=config.d_head, d_ff=config.d_ff,
-        num_layers=config.decoder_layers, num_heads=config.heads, is_decoder=True, use_cache=False,
-        relative_attention_num_buckets=config.relative_buckets, dropout_rate=config.dropout,
-        relative_attention_max_distance=config.relative_max_distance, feed_forward_proj="relu",
-        attn_implementation="eager")).eval()
+    oracle = T5Stack(
+        T5Config(
+            vocab_size=model.tokens.num_embeddings,
+            d_model=config.d_model,
+            d_kv=config.d_head,
+            d_ff=config.d_ff,
+            num_layers=config.decoder_layers,
+            num_heads=config.heads,
+            is_decoder=True,
+            use_cache=False,
+            relative_attention_num_buckets=config.relative_buckets,
+            dropout_rate=config.dropout,
+            relative_attention_max_distance=config.relative_max_distance,
+            feed_forward_proj="relu",
+            attn_implementation="eager",
+        )
+    ).eval()
     oracle.embed_tokens = model.tokens
     for theirs, ours in zip(oracle.block, model.blocks, strict=True):
         attention_of, feed_forward = theirs.layer[0], theirs.layer[-1]
@@ -44,7 +55,7 @@ def fed_ids(model, histories, targets_W) -> tuple[torch.Tensor, list[int]]:
     rows, lengths, start = [], [], 0
     for length, target in zip(histories.lengths_W.tolist(), targets_W.tolist(), strict=True):
         row = []
-        for item in histories.items_N[start:start + length].tolist():
+        for item in histories.items_N[start : start + length].tolist():
             row += tokens_of(item) + [sum(widths)] * model.config.separators
         lengths.append(len(row))
         rows.append(torch.tensor(row + tokens_of(target)[:-1]))
@@ -70,8 +81,13 @@ def test_logits_and_gradients_equal_transformers(make_causal, make_batch, separa
     for logits in (ours, expected):
         model.zero_grad()
         sum(x.square().sum() for x in logits).backward()
-        found.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()
-                      if "qkv" not in name and ".o." not in name})  # attention weights were copied, split into theirs
+        found.append(
+            {
+                name: parameter.grad.clone()
+                for name, parameter in model.named_parameters()
+                if "qkv" not in name and ".o." not in name
+            }
+        )  # attention weights were copied, split into theirs
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
@@ -89,8 +105,16 @@ def test_dropout_acts_at_the_places_of_t5(make_causal, make_batch, monkeypatch):
 
 
 def test_the_published_size_has_the_parameters_that_its_shapes_say(random_codes):
-    config = BackboneConfig(name="decoder", decoder_layers=4, d_model=256, heads=6, d_head=64, d_ff=1024,
-                            ff_hidden_layers=2, separators=False)
+    config = BackboneConfig(
+        name="decoder",
+        decoder_layers=4,
+        d_model=256,
+        heads=6,
+        d_head=64,
+        d_ff=1024,
+        ff_hidden_layers=2,
+        separators=False,
+    )
     widths = (128, 128, 128, 15)
     model = build_backbone(config, Catalogue(random_codes(300, widths), widths))
     layer = 4 * 256 * 6 * 64 + 2 * 256 * 1024 + 1024 * 1024 + 2 * 256
@@ -104,7 +128,9 @@ def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch, random_cod
         model = build_backbone(BackboneConfig(name=name), Catalogue(random_codes(500, widths), widths)).eval()
         histories, targets_W = make_batch(model, count=200)
         codes_WL = model.catalogue.codes_IL[targets_W]
-        losses = [F.cross_entropy(logits_WV, codes_WL[:, level])
-                  for level, logits_WV in enumerate(model(histories, targets_W))]
+        losses = [
+            F.cross_entropy(logits_WV, codes_WL[:, level])
+            for level, logits_WV in enumerate(model(histories, targets_W))
+        ]
         uniform = sum(torch.tensor(width).log() for width in widths)
         assert uniform < sum(losses) < uniform + 4 * 0.7  # logits of unit variance cost half a nat each

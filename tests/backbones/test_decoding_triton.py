@@ -42,8 +42,13 @@ def test_one_kernel_does_norm_product_relu_and_residual(rows, inputs, outputs, p
     x, weight, scale = random(rows, inputs), random(outputs, inputs, dtype=dtype).float(), torch.rand(inputs) + 0.5
     residual = random(rows, outputs) if "residual" in parts else None
     ours = decoding_triton.linear(
-        x.to(DEVICE), weight.to(DEVICE), dtype, norm_d=scale.to(DEVICE) if "norm" in parts else None,
-        relu="relu" in parts, residual_Rn=None if residual is None else residual.to(DEVICE))
+        x.to(DEVICE),
+        weight.to(DEVICE),
+        dtype,
+        norm_d=scale.to(DEVICE) if "norm" in parts else None,
+        relu="relu" in parts,
+        residual_Rn=None if residual is None else residual.to(DEVICE),
+    )
     x = F.rms_norm(x.double(), (inputs,), scale.double(), 1e-6) if "norm" in parts else x.double()
     expected = x @ weight.double().T
     expected = expected.relu() if "relu" in parts else expected
@@ -65,14 +70,17 @@ def test_a_beam_attends_to_its_ancestors_where_they_were_written(levels, dtype):
     exact = [(x[:, 1].double(), x[:, 2].double()) for x in past]
     expected = attend_to_ancestors(past[-1][:, 0].double(), exact, rows, bias.double())
     past = [x.to(DEVICE) for x in past]
-    ours = decoding_triton.attend_to_ancestors(past[-1][:, 0], [(x[:, 1], x[:, 2]) for x in past], rows.to(DEVICE),
-                                               bias.to(DEVICE))
+    ours = decoding_triton.attend_to_ancestors(
+        past[-1][:, 0], [(x[:, 1], x[:, 2]) for x in past], rows.to(DEVICE), bias.to(DEVICE)
+    )
     assert relative(ours, expected) < BOUNDS[dtype]
 
 
 @precisions
-@pytest.mark.parametrize(("queries", "bias", "causal"), [(5, False, False), (70, False, False), (0, True, False),
-                                                         (0, True, True), (0, False, True)])
+@pytest.mark.parametrize(
+    ("queries", "bias", "causal"),
+    [(5, False, False), (70, False, False), (0, True, False), (0, True, True), (0, False, True)],
+)
 def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal, dtype):
     torch.manual_seed(0)
     heads, width, lengths = 2, 24, torch.tensor([1, 3, 40, 41, 100])
@@ -81,8 +89,15 @@ def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal,
     spans = attention_triton.make_spans(starts, starts, lengths.to(DEVICE), 100, 100)
     q, k, v = (random(int(total), heads, width, dtype=dtype) for total in (sizes.sum(), lengths.sum(), lengths.sum()))
     table = torch.randn(heads, 199) if bias else None
-    ours = decoding_triton.attend(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), spans,
-                                  None if table is None else table.to(DEVICE), causal, equal=bool(queries))
+    ours = decoding_triton.attend(
+        q.to(DEVICE),
+        k.to(DEVICE),
+        v.to(DEVICE),
+        spans,
+        None if table is None else table.to(DEVICE),
+        causal,
+        equal=bool(queries),
+    )
     place = torch.arange(100)
     square = None if table is None else table[:, place - place[:, None] + 99]
     layout = Layout(tuple(Group(1, int(a), int(b)) for a, b in zip(sizes, lengths, strict=True)))
@@ -107,11 +122,12 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
     if ties:
         logits.zero_()
         scores.zero_()
-    scores[:, beams // 2 + 1:] = -torch.inf  # beams that stand for nothing
-    nodes[:, beams // 2 + 1:] = 0
+    scores[:, beams // 2 + 1 :] = -torch.inf  # beams that stand for nothing
+    nodes[:, beams // 2 + 1 :] = 0
     expected = best_continuations(catalogue, level, nodes, scores, logits, beam, constrained)
-    ours = decoding_triton.best_continuations(catalogue.to(DEVICE), level, nodes.to(DEVICE), scores.to(DEVICE),
-                                              logits.to(DEVICE), beam, constrained)
+    ours = decoding_triton.best_continuations(
+        catalogue.to(DEVICE), level, nodes.to(DEVICE), scores.to(DEVICE), logits.to(DEVICE), beam, constrained
+    )
     ours = [x.cpu() for x in ours]
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-6, atol=1e-6)
     named = expected[0] > -torch.inf
@@ -120,8 +136,9 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
-@pytest.mark.parametrize(("constrained", "pad_to", "beam"),
-                         [(True, 0, 1), (True, 0, 40), (False, 0, 40), (True, 50, 8)])
+@pytest.mark.parametrize(
+    ("constrained", "pad_to", "beam"), [(True, 0, 1), (True, 0, 40), (False, 0, 40), (True, 50, 8)]
+)
 def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_model, random_windows, constrained, pad_to, beam):
     model = make_model(items=600, widths=WIDTHS)
     assert_equal_on_both(model, random_windows, constrained, pad_to, beam)

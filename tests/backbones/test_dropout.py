@@ -44,7 +44,7 @@ def test_relu_dropout_is_dropout_of_a_relu():
     grad = torch.randn(50, 20)
     torch.manual_seed(0)
     y = ReluDropout(0.4)(x)
-    ours, = torch.autograd.grad(y, x, grad)
+    (ours,) = torch.autograd.grad(y, x, grad)
     torch.manual_seed(0)
     expected = Dropout(0.4)(F.relu(x))
     torch.testing.assert_close(y, expected)

@@ -12,8 +12,14 @@ from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.generator import load_generator, save_generator
 from pipeline.errors import UserError
 
-EXTRA = {"strategy": "full", "pad_to": 0, "max_history": 20, "seed": 7, "dataset": "demo",
-         "fingerprints": {"sids": "abc"}}
+EXTRA = {
+    "strategy": "full",
+    "pad_to": 0,
+    "max_history": 20,
+    "seed": 7,
+    "dataset": "demo",
+    "fingerprints": {"sids": "abc"},
+}
 
 
 @pytest.fixture
@@ -21,8 +27,13 @@ def saved(make_model, tmp_path):
     """(model, folder it was saved to)."""
     model = make_model(separators=False, ff_hidden_layers=2)
     items = model.catalogue.items
-    frame = pd.DataFrame({"item_id": range(items), "raw_id": [f"B{item:03}" for item in range(items)],
-                          "title": [None, *(f"title {item}" for item in range(1, items))]})
+    frame = pd.DataFrame(
+        {
+            "item_id": range(items),
+            "raw_id": [f"B{item:03}" for item in range(items)],
+            "title": [None, *(f"title {item}" for item in range(1, items))],
+        }
+    )
     save_generator(tmp_path / "generator", model, model.catalogue, frame, EXTRA)
     return model, tmp_path / "generator"
 
@@ -91,15 +102,23 @@ def test_a_missing_file_is_named(saved, name):
 def test_a_file_that_was_cut_short_is_named(saved, name):
     _, folder = saved
     whole = (folder / name).read_bytes()
-    (folder / name).write_bytes(whole[:len(whole) // 2])
+    (folder / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=name):
         load_generator(folder)
 
 
-@pytest.mark.parametrize("change", [
-    {"widths": [7, 6, 5, 4]}, {"widths": [7, 6, 5]}, {"widths": [7, 6, 5, 2]}, {"backbone": {"d_model": 32}},
-    {"backbone": {"from_the_future": 1}}, {"backbone": None}, {"widths": None},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"widths": [7, 6, 5, 4]},
+        {"widths": [7, 6, 5]},
+        {"widths": [7, 6, 5, 2]},
+        {"backbone": {"d_model": 32}},
+        {"backbone": {"from_the_future": 1}},
+        {"backbone": None},
+        {"widths": None},
+    ],
+)
 def test_files_that_do_not_belong_together_are_refused(saved, change):
     _, folder = saved
     config = json.loads((folder / "config.json").read_text())

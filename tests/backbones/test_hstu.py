@@ -34,8 +34,9 @@ def make_inputs(dtype=torch.float64, heads=3, width=4):
 @pytest.mark.parametrize("kind", ["silu", "softplus"])
 @pytest.mark.parametrize("timed", [True, False])
 class TestEqualsTheReference:
-    @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5),
-                                                      (torch.bfloat16, 0.05)])
+    @pytest.mark.parametrize(
+        ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+    )
     def test_outputs(self, kind, timed, dtype, tolerance):
         (*inputs, time_bias), times = make_inputs(dtype)
         times, time_bias = (times, time_bias) if timed else (None, None)
@@ -49,10 +50,12 @@ class TestEqualsTheReference:
         times, time_bias = (times, time_bias) if timed else (None, None)
         wanted = [x for x in (*inputs, time_bias) if x is not None]
         grad = torch.randn(inputs[0].shape, dtype=torch.float64)
-        ours = torch.autograd.grad(pointwise_attention(*inputs[:3], group_layout(GROUPS, times), inputs[3], time_bias,
-                                                       kind), wanted, grad)
-        expected = torch.autograd.grad(reference_pointwise(*inputs[:3], LENGTHS, inputs[3], times, time_bias, kind),
-                                       wanted, grad)
+        ours = torch.autograd.grad(
+            pointwise_attention(*inputs[:3], group_layout(GROUPS, times), inputs[3], time_bias, kind), wanted, grad
+        )
+        expected = torch.autograd.grad(
+            reference_pointwise(*inputs[:3], LENGTHS, inputs[3], times, time_bias, kind), wanted, grad
+        )
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -68,7 +71,7 @@ def slow_hstu(model, items, times, target):
     config, catalogue = model.config, model.catalogue
     tokens, asked, happened = [], [], []
     for place, item in enumerate([*items, target]):
-        fed = catalogue.codes_IL[item].tolist()[:None if place < len(items) else -1]
+        fed = catalogue.codes_IL[item].tolist()[: None if place < len(items) else -1]
         for level, code in enumerate(fed):
             tokens.append(sum(catalogue.widths[:level]) + code)
             knows = place < len(items) and level == catalogue.levels - 1
@@ -102,8 +105,9 @@ def test_a_window_equals_the_equations_written_out(make_causal, make_batch):
     logits, start = model(histories, targets_W), 0
     for row, length in enumerate(histories.lengths_W.tolist()):
         part = slice(start, start + length)
-        expected = slow_hstu(model, histories.items_N[part].tolist(), histories.times_N[part].tolist(),
-                             int(targets_W[row]))
+        expected = slow_hstu(
+            model, histories.items_N[part].tolist(), histories.times_N[part].tolist(), int(targets_W[row])
+        )
         for ours, theirs in zip(logits, expected, strict=True):
             torch.testing.assert_close(ours[row], theirs, rtol=1e-9, atol=1e-9)
         start += length

@@ -38,6 +38,6 @@ def test_a_window_is_read_as_if_it_were_alone(pair, make_batch):
     vectors_Nd = torch.randn(len(histories.items_N), reader.config.d_model)
     together_Wd, start = reader.read(vectors_Nd, histories), 0
     for row, length in enumerate(histories.lengths_W.tolist()):
-        alone = Histories.pack(histories.items_N[start:start + length].numpy(), [0, length])
-        torch.testing.assert_close(together_Wd[row:row + 1], reader.read(vectors_Nd[start:start + length], alone))
+        alone = Histories.pack(histories.items_N[start : start + length].numpy(), [0, length])
+        torch.testing.assert_close(together_Wd[row : row + 1], reader.read(vectors_Nd[start : start + length], alone))
         start += length

@@ -19,7 +19,7 @@ def test_each_item_gets_the_vector_of_its_place_and_far_ones_share_the_last(make
     row = 0
     for length in histories.lengths_W.tolist():
         for item in range(length):
-            expected[row:row + tokens] = model.recency.weight[min(length - 1 - item, 3)]
+            expected[row : row + tokens] = model.recency.weight[min(length - 1 - item, 3)]
             row += tokens
     torch.testing.assert_close(seen[0] - seen[1], expected)
 
@@ -37,8 +37,8 @@ def test_a_window_does_not_depend_on_its_neighbours(make_model, make_batch):
     histories, targets_W = make_batch(model)
     together, start = model(histories, targets_W), 0
     for row, length in enumerate(histories.lengths_W.tolist()):
-        items = histories.items_N[start:start + length].numpy()
-        alone = model(Histories.pack(items, [0, length]), targets_W[row:row + 1])
+        items = histories.items_N[start : start + length].numpy()
+        alone = model(Histories.pack(items, [0, length]), targets_W[row : row + 1])
         for level, logits in enumerate(alone):
-            torch.testing.assert_close(together[level][row:row + 1], logits)
+            torch.testing.assert_close(together[level][row : row + 1], logits)
         start += length

@@ -29,8 +29,14 @@ def ragged(model, seed: int = 0, count: int = 14, longest: int = 6, share: float
 
 def pack(items, kept=None, decoded_W=None, levels=0, **options):
     offsets = np.concatenate([[0], np.cumsum([len(item) for item in items])])
-    return Histories.pack(np.concatenate(items), offsets, kept_NS=None if kept is None else np.concatenate(kept),
-                          decoded_W=decoded_W, levels=levels, **options)
+    return Histories.pack(
+        np.concatenate(items),
+        offsets,
+        kept_NS=None if kept is None else np.concatenate(kept),
+        decoded_W=decoded_W,
+        levels=levels,
+        **options,
+    )
 
 
 def masked_oracle(model, items, kept, targets_W):
@@ -42,12 +48,16 @@ def masked_oracle(model, items, kept, targets_W):
         embedded = model.tokens(model.tokens_IS[torch.from_numpy(item_N)])
         if model.recency is not None:
             embedded = embedded + model.recency(torch.arange(len(item_N) - 1, -1, -1).clamp(max=2))[:, None]
-        yield oracle(inputs_embeds=embedded.flatten(0, 1)[None], attention_mask=torch.from_numpy(kept_NS).view(1, -1),
-                     decoder_input_ids=decoder_ids(model, torch.tensor([target]))).last_hidden_state[0]
+        yield oracle(
+            inputs_embeds=embedded.flatten(0, 1)[None],
+            attention_mask=torch.from_numpy(kept_NS).view(1, -1),
+            decoder_input_ids=decoder_ids(model, torch.tensor([target])),
+        ).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("shape", [{}, {"separators": True}, {"recency_items": 3}],
-                         ids=["plain", "separators", "recency"])
+@pytest.mark.parametrize(
+    "shape", [{}, {"separators": True}, {"recency_items": 3}], ids=["plain", "separators", "recency"]
+)
 def test_tokens_that_are_left_out_are_as_if_masked_and_the_others_keep_their_positions(make_model, shape) -> None:
     model = make_model(**shape)
     items, kept, decoded_W, targets_W = ragged(model)
@@ -59,8 +69,9 @@ def test_tokens_that_are_left_out_are_as_if_masked_and_the_others_keep_their_pos
         has_W = histories.prefixes.has_level(level)
         assert has_W.tolist() == (decoded_W[order] > level).tolist()
         for row in torch.nonzero(has_W)[:, 0].tolist():
-            torch.testing.assert_close(logits_WV[row], model.heads[level](expected[order[row]][level]), rtol=1e-5,
-                                       atol=1e-5)
+            torch.testing.assert_close(
+                logits_WV[row], model.heads[level](expected[order[row]][level]), rtol=1e-5, atol=1e-5
+            )
 
 
 def test_the_gradient_is_that_of_the_same_tokens_of_a_full_decoder(make_model) -> None:
@@ -92,8 +103,9 @@ def test_an_item_without_tokens_leaves_as_if_it_had_never_been_there(make_model)
     stays = [np.arange(len(item)) % 2 == 0 for item in items]
     kept = [np.repeat(stay[:, None], model.tokens_IS.shape[1], 1) for stay in stays]
     dropped, never = pack(items, kept), pack([item[stay] for item, stay in zip(items, stays, strict=True)])
-    for ours, expected in zip(*(model(histories, torch.from_numpy(targets_W[histories.order]))
-                                for histories in (dropped, never)), strict=True):
+    for ours, expected in zip(
+        *(model(histories, torch.from_numpy(targets_W[histories.order])) for histories in (dropped, never)), strict=True
+    ):
         torch.testing.assert_close(ours, expected)
 
 
@@ -102,8 +114,10 @@ def test_leaving_nothing_out_changes_nothing(make_model) -> None:
     items, kept, _, targets_W = ragged(model)
     everything = [np.ones_like(kept_NS) for kept_NS in kept]
     whole = pack(items, everything, np.full(len(items), model.levels), model.levels)
-    found = [gradients(model, model(h, torch.from_numpy(targets_W[h.order])), torch.from_numpy(targets_W[h.order]))
-             for h in (whole, pack(items))]
+    found = [
+        gradients(model, model(h, torch.from_numpy(targets_W[h.order])), torch.from_numpy(targets_W[h.order]))
+        for h in (whole, pack(items))
+    ]
     for name, gradient in found[1].items():
         torch.testing.assert_close(found[0][name], gradient, rtol=1e-5, atol=1e-6)
 

@@ -38,22 +38,38 @@ class ManyLayers(nn.Module):
 def as_transformers(model) -> T5Model:
     """`transformers`' T5 holding our weights; gradients of the feed-forward and the norms flow to ours."""
     config = model.config
-    oracle = T5Model(T5Config(
-        vocab_size=model.tokens.num_embeddings, d_model=config.d_model, d_kv=config.d_head, d_ff=config.d_ff,
-        num_layers=config.encoder_layers, num_decoder_layers=config.decoder_layers, num_heads=config.heads,
-        relative_attention_num_buckets=config.relative_buckets, dropout_rate=config.dropout,
-        relative_attention_max_distance=config.relative_max_distance, feed_forward_proj="relu",
-        attn_implementation="eager")).eval()
+    oracle = T5Model(
+        T5Config(
+            vocab_size=model.tokens.num_embeddings,
+            d_model=config.d_model,
+            d_kv=config.d_head,
+            d_ff=config.d_ff,
+            num_layers=config.encoder_layers,
+            num_decoder_layers=config.decoder_layers,
+            num_heads=config.heads,
+            relative_attention_num_buckets=config.relative_buckets,
+            dropout_rate=config.dropout,
+            relative_attention_max_distance=config.relative_max_distance,
+            feed_forward_proj="relu",
+            attn_implementation="eager",
+        )
+    ).eval()
     oracle.shared.weight = oracle.encoder.embed_tokens.weight = oracle.decoder.embed_tokens.weight = model.tokens.weight
-    for stack, blocks, bias, norm in ((oracle.encoder, model.encoder, model.encoder_bias, model.encoder_norm),
-                                      (oracle.decoder, model.decoder, model.decoder_bias, model.decoder_norm)):
+    for stack, blocks, bias, norm in (
+        (oracle.encoder, model.encoder, model.encoder_bias, model.encoder_norm),
+        (oracle.decoder, model.decoder, model.decoder_bias, model.decoder_norm),
+    ):
         for theirs, ours in zip(stack.block, blocks, strict=True):
             first, feed_forward = theirs.layer[0], theirs.layer[-1]
             copy_weights(first.SelfAttention, *ours.attention.qkv.weight.chunk(3), ours.attention.o.weight)
             first.layer_norm.weight = ours.attention.norm.weight
             if len(theirs.layer) == 3:
-                copy_weights(theirs.layer[1].EncDecAttention, ours.cross.q.weight, *ours.cross.kv.weight.chunk(2),
-                             ours.cross.o.weight)
+                copy_weights(
+                    theirs.layer[1].EncDecAttention,
+                    ours.cross.q.weight,
+                    *ours.cross.kv.weight.chunk(2),
+                    ours.cross.o.weight,
+                )
                 theirs.layer[1].layer_norm.weight = ours.cross.norm.weight
             feed_forward.DenseReluDense = ManyLayers(ours.ff)
             feed_forward.layer_norm.weight = ours.ff.norm.weight
@@ -74,7 +90,7 @@ def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
     rows, start = [], 0
     for length in histories.lengths_W.tolist():
         row = []
-        for item in histories.items_N[start:start + length].tolist():
+        for item in histories.items_N[start : start + length].tolist():
             row += [sum(widths[:level]) + code for level, code in enumerate(codes_IL[item])]
             row += [sum(widths)] if model.config.separators else []
         rows.append(torch.tensor(row))
@@ -87,15 +103,18 @@ def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
 def decoder_ids(model, targets_W) -> torch.Tensor:
     """Start token, then the codes of all levels but the last."""
     widths = model.catalogue.widths
-    rows = [[sum(widths) + 1] + [sum(widths[:level]) + code for level, code in enumerate(codes[:-1])]
-            for codes in model.catalogue.codes_IL[targets_W].tolist()]
+    rows = [
+        [sum(widths) + 1] + [sum(widths[:level]) + code for level, code in enumerate(codes[:-1])]
+        for codes in model.catalogue.codes_IL[targets_W].tolist()
+    ]
     return torch.tensor(rows)
 
 
 def sum_of_losses(model, logits, targets_W) -> torch.Tensor:
     codes_WL = model.catalogue.codes_IL[targets_W]
-    return sum(F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum")
-               for level, logits_WV in enumerate(logits))
+    return sum(
+        F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum") for level, logits_WV in enumerate(logits)
+    )
 
 
 def gradients(model, logits, targets_W) -> dict[str, torch.Tensor]:
@@ -114,8 +133,9 @@ class TestEqualsTransformers:
         model = make_model(**shape)
         histories, targets_W = make_batch(model)
         ids, mask = encoder_ids(model, histories)
-        expected = as_transformers(model)(input_ids=ids, attention_mask=mask,
-                                          decoder_input_ids=decoder_ids(model, targets_W))
+        expected = as_transformers(model)(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids(model, targets_W)
+        )
         assert_same(model.encode(histories).states_Td, expected.encoder_last_hidden_state[mask.bool()])
         for level, logits_WV in enumerate(model(histories, targets_W)):
             assert_same(logits_WV, model.heads[level](expected.last_hidden_state[:, level]))
@@ -125,8 +145,9 @@ class TestEqualsTransformers:
         histories, targets_W = make_batch(model)
         ours = gradients(model, model(histories, targets_W), targets_W)
         ids, mask = encoder_ids(model, histories)
-        hidden = as_transformers(model)(input_ids=ids, attention_mask=mask,
-                                        decoder_input_ids=decoder_ids(model, targets_W)).last_hidden_state
+        hidden = as_transformers(model)(
+            input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids(model, targets_W)
+        ).last_hidden_state
         logits = [head(hidden[:, level]) for level, head in enumerate(model.heads)]
         shared = {name for name in ours if not any(part in name for part in ("qkv", ".q.", ".kv.", ".o."))}
         model.zero_grad()
@@ -144,10 +165,16 @@ class TestEqualsTransformers:
         state, cache, memory = model.begin(histories), None, None
         beams_WK = torch.zeros(histories.windows, 1, dtype=torch.int64)
         for level in range(model.levels):
-            expected = oracle(input_ids=ids, attention_mask=mask, encoder_outputs=memory, past_key_values=cache,
-                              decoder_input_ids=fed_WL[:, level:level + 1], use_cache=True)
+            expected = oracle(
+                input_ids=ids,
+                attention_mask=mask,
+                encoder_outputs=memory,
+                past_key_values=cache,
+                decoder_input_ids=fed_WL[:, level : level + 1],
+                use_cache=True,
+            )
             cache, memory = expected.past_key_values, (expected.encoder_last_hidden_state,)
-            previous = (beams_WK, codes_WL[:, level - 1:level]) if level else ()
+            previous = (beams_WK, codes_WL[:, level - 1 : level]) if level else ()
             logits_WKV, state = model.step(state, *previous)
             assert_same(logits_WKV, model.heads[level](expected.last_hidden_state))
 
@@ -172,8 +199,9 @@ def logits_after(model, histories, prefix_WL) -> torch.Tensor:
     """Teacher-forced logits of the level after a prefix, which need not be in the catalogue."""
     padded_WL = F.pad(prefix_WL, (0, model.levels - prefix_WL.shape[1]))
     tokens = model.tokens_IS
-    model.tokens_IS = torch.cat([tokens, F.pad(padded_WL + torch.tensor(model.first_token),
-                                               (0, tokens.shape[1] - model.levels))])
+    model.tokens_IS = torch.cat(
+        [tokens, F.pad(padded_WL + torch.tensor(model.first_token), (0, tokens.shape[1] - model.levels))]
+    )
     logits = model(histories, torch.arange(len(tokens), len(tokens) + len(prefix_WL)))
     model.tokens_IS = tokens
     return logits[prefix_WL.shape[1]]
@@ -195,8 +223,8 @@ def test_packed_equals_one_window_at_a_time(make_model, random_windows):
     packed = gradients(model, logits, torch.from_numpy(targets_W[histories.order]))
     alone: dict[str, torch.Tensor] = {}
     for window in range(12):
-        one = Histories.pack(items_N[offsets[window]:offsets[window + 1]], np.array([0, np.diff(offsets)[window]]))
-        target_1 = torch.from_numpy(targets_W[window:window + 1])
+        one = Histories.pack(items_N[offsets[window] : offsets[window + 1]], np.array([0, np.diff(offsets)[window]]))
+        target_1 = torch.from_numpy(targets_W[window : window + 1])
         one_logits = model(one, target_1)
         for logits_WV, expected_1V in zip(logits, one_logits, strict=True):
             assert_same(histories.in_input_order(logits_WV)[window], expected_1V[0])
@@ -264,15 +292,17 @@ def test_dropout_acts_at_the_places_of_t5(make_model, make_batch, monkeypatch, s
     for module in (dropout, attention):
         monkeypatch.setattr(module, "dropout_factors", lambda shape, p, like: like.new_full(shape, 1 - p))
     logits = model.train()(histories, targets_W)
-    hidden = oracle.train()(input_ids=ids, attention_mask=mask,
-                            decoder_input_ids=decoder_ids(model, targets_W)).last_hidden_state
+    hidden = oracle.train()(
+        input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids(model, targets_W)
+    ).last_hidden_state
     for level, logits_WV in enumerate(logits):
         assert_same(logits_WV, model.heads[level](hidden[:, level]))
 
 
 def test_the_tiger_shape_has_13_million_parameters(random_codes):
-    tiger = BackboneConfig(encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024,
-                           ff_hidden_layers=2, dropout=0.15)
+    tiger = BackboneConfig(
+        encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024, ff_hidden_layers=2, dropout=0.15
+    )
     widths = (256, 256, 256, 15)
     model = build_backbone(tiger, Catalogue(random_codes(300, widths), widths))
     one_attention, feed_forward = 4 * 128 * 6 * 64, 2 * 128 * 1024 + 1024 * 1024

@@ -17,8 +17,14 @@ VECTORS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 @pytest.fixture
 def interactions(tmp_path):
     """data/interactions/ with six items, two of them without any text, and vectors of their own."""
-    items = pd.DataFrame({"item_id": np.arange(6, dtype=np.int32), "raw_id": [f"r{i}" for i in range(6)],
-                          "title": TITLES, "vector": list(VECTORS)})
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(6, dtype=np.int32),
+            "raw_id": [f"r{i}" for i in range(6)],
+            "title": TITLES,
+            "vector": list(VECTORS),
+        }
+    )
     write_parquet(Interactions(tmp_path / "interactions").items, items)
     return tmp_path / "interactions"
 
@@ -31,10 +37,18 @@ def embed(folder, config: EmbedConfig, name: str = "out") -> tuple[Embeddings, d
 def test_tfidf_gives_one_row_per_item_and_counts_those_without_text(interactions, capsys):
     embeddings, summary = embed(interactions, EmbedConfig())
     assert embeddings.vectors_Id.shape == (6, 4)  # four texts allow no more
-    assert embeddings.encoder == summary == {
-        "encoder": "tfidf", "items": 6, "dimensions": 4, "zero_vectors": 2,
-        "template": ["{title}", "{categories}", "{description}"], "items_without_text": 2,
-    }
+    assert (
+        embeddings.encoder
+        == summary
+        == {
+            "encoder": "tfidf",
+            "items": 6,
+            "dimensions": 4,
+            "zero_vectors": 2,
+            "template": ["{title}", "{categories}", "{description}"],
+            "items_without_text": 2,
+        }
+    )
     assert (embeddings.vectors_Id[[2, 5]] == 0).all()
     assert "2 items have a vector of zeros, 2 of them as they have no text at all" in capsys.readouterr().out
 

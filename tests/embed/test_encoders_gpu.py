@@ -22,8 +22,9 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def test_t5_gives_the_same_vectors_in_batches_of_any_length_and_alone():
     torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=64, d_model=128, d_kv=64, d_ff=256, num_layers=2, num_heads=2,
-                                   feed_forward_proj="gated-gelu")
+    config = transformers.T5Config(
+        vocab_size=64, d_model=128, d_kv=64, d_ff=256, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
     original = transformers.T5EncoderModel(config).eval()
     ids, lengths = torch.randint(0, 64, (6, 90)), torch.tensor([90, 55, 31, 8, 2, 1])
     encoder = T5Encoder.of_transformers(original)
@@ -33,8 +34,12 @@ def test_t5_gives_the_same_vectors_in_batches_of_any_length_and_alone():
         encoder = encoder.to(GPU, torch.bfloat16)
         ids, mask = ids.to(GPU), mask.to(GPU)
         together = mean_pool(encoder(ids, mask), mask).cpu().numpy()
-        alone = np.concatenate([mean_pool(encoder(ids[i:i + 1, :n], mask[i:i + 1, :n]), mask[i:i + 1, :n]).cpu().numpy()
-                                for i, n in enumerate(lengths.tolist())])
+        alone = np.concatenate(
+            [
+                mean_pool(encoder(ids[i : i + 1, :n], mask[i : i + 1, :n]), mask[i : i + 1, :n]).cpu().numpy()
+                for i, n in enumerate(lengths.tolist())
+            ]
+        )
     assert cosines(together, expected).min() > 0.999
     assert cosines(together, alone).min() > 0.999
 
@@ -46,12 +51,14 @@ def test_qwen_gives_the_same_vectors_in_a_batch_and_alone(tmp_path):
     grids = [[], [(4, 4)], [(8, 8), (4, 12)], [(6, 10)]]
     prompts = [encoder.prompt("Say {item}", f"word {i}" * (i + 1), of_item, 50) for i, of_item in enumerate(grids)]
     generator = torch.Generator().manual_seed(0)
-    pixels = [[torch.randn(rows * columns, 1176, generator=generator) for rows, columns in of_item]
-              for of_item in grids]
+    pixels = [
+        [torch.randn(rows * columns, 1176, generator=generator) for rows, columns in of_item] for of_item in grids
+    ]
     expected = reference.embed(prompts, [patches for of_item in pixels for patches in of_item], "last_token")
     pixels = [[patches.bfloat16() for patches in of_item] for of_item in pixels]
     together = encoder.embed(prompts, [patches for of_item in pixels for patches in of_item], "last_token")
-    alone = np.concatenate([encoder.embed([prompt], patches, "last_token")
-                            for prompt, patches in zip(prompts, pixels, strict=True)])
+    alone = np.concatenate(
+        [encoder.embed([prompt], patches, "last_token") for prompt, patches in zip(prompts, pixels, strict=True)]
+    )
     assert cosines(together, expected).min() > 0.99
     assert cosines(together, alone).min() > 0.99

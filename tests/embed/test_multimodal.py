@@ -25,8 +25,15 @@ from pipeline.errors import UserError
 CPU = torch.device("cpu")
 SIZES = {"a": (48, 48), "b": (150, 90), "c": (60, 220), "d": (300, 300)}
 # (text, images of the item): with and without either, several images
-ITEMS = [("red lipstick", "a.png"), ("blue paint", None), ("", "b.png"), ("", None), ("a set", "c.png; a.png; d.png"),
-         ("garden hose, 20 m", "d.png"), ("", "a.png > c.png")]
+ITEMS = [
+    ("red lipstick", "a.png"),
+    ("blue paint", None),
+    ("", "b.png"),
+    ("", None),
+    ("a set", "c.png; a.png; d.png"),
+    ("garden hose, 20 m", "d.png"),
+    ("", "a.png > c.png"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -51,20 +58,37 @@ def folder(tmp_path):
 
 
 def config(model: str, folder, **changes) -> EmbedConfig:
-    return EmbedConfig(**{"encoder": "multimodal", "model": model, "images": str(folder), "image_tokens": 16,
-                          "batch_tokens": 150, "shard_items": 3, **changes})
+    return EmbedConfig(
+        **{
+            "encoder": "multimodal",
+            "model": model,
+            "images": str(folder),
+            "image_tokens": 16,
+            "batch_tokens": 150,
+            "shard_items": 3,
+            **changes,
+        }
+    )
 
 
 def embed(model, folder, items=ITEMS, **changes):
     texts, images = zip(*items, strict=True)
-    return multimodal_vectors(texts, images, [f"r{i}" for i in range(len(items))], config(model, folder, **changes),
-                              folder.parent / "out", folder.parent / "scratch")
+    return multimodal_vectors(
+        texts,
+        images,
+        [f"r{i}" for i in range(len(items))],
+        config(model, folder, **changes),
+        folder.parent / "out",
+        folder.parent / "scratch",
+    )
 
 
 def prompt_and_pixels(encoder, text, pictures: list[Picture]):
     grids = [encoder.grid(picture.width, picture.height) for picture in pictures]
-    return (encoder.prompt(EmbedConfig().prompt, text, grids, 128),
-            [encoder.pixels(picture.load()) for picture in pictures])
+    return (
+        encoder.prompt(EmbedConfig().prompt, text, grids, 128),
+        [encoder.pixels(picture.load()) for picture in pictures],
+    )
 
 
 def pictures_of(folder, cell) -> list[Picture]:
@@ -72,6 +96,7 @@ def pictures_of(folder, cell) -> list[Picture]:
 
 
 # ---------------------------------------------------------------------------------------------------- vectors
+
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
 def test_a_vector_is_the_same_alone_and_in_a_batch_of_other_items(model, encoder, folder, pooling):
@@ -88,8 +113,15 @@ def test_a_vector_is_what_transformers_own_model_gives(model, encoder, folder, p
     for text, cell in ITEMS:
         prompt, pixels = prompt_and_pixels(encoder, text, pictures_of(folder, cell))
         ids = torch.from_numpy(prompt.ids).long()[None]
-        images = {"pixel_values": torch.cat(pixels), "mm_token_type_ids": (ids == encoder.image_token).int(),
-                  "image_grid_thw": torch.tensor([[1, *grid] for grid in prompt.grids])} if pixels else {}
+        images = (
+            {
+                "pixel_values": torch.cat(pixels),
+                "mm_token_type_ids": (ids == encoder.image_token).int(),
+                "image_grid_thw": torch.tensor([[1, *grid] for grid in prompt.grids]),
+            }
+            if pixels
+            else {}
+        )
         whole.rope_deltas = None
         with torch.no_grad():
             states = whole(input_ids=ids, **images).last_hidden_state[0].numpy()
@@ -98,8 +130,14 @@ def test_a_vector_is_what_transformers_own_model_gives(model, encoder, folder, p
 
 
 def test_text_and_every_image_count(model, folder):
-    items = [("red", None), ("blue", None), ("red", "a.png"), ("red", "b.png"), ("red", "a.png; b.png"),
-             ("red", "b.png; a.png")]
+    items = [
+        ("red", None),
+        ("blue", None),
+        ("red", "a.png"),
+        ("red", "b.png"),
+        ("red", "a.png; b.png"),
+        ("red", "b.png; a.png"),
+    ]
     vectors = embed(model, folder, items).vectors_Id
     for i in range(len(items)):
         for j in range(i):
@@ -111,8 +149,9 @@ def test_positions_are_those_of_transformers(model, encoder, folder):
     for text, cell in ITEMS:
         prompt, _ = prompt_and_pixels(encoder, text, pictures_of(folder, cell))
         ids = torch.from_numpy(prompt.ids).long()[None]
-        expected, _ = whole.get_rope_index(ids, (ids == encoder.image_token).int(),
-                                           torch.tensor([[1, *grid] for grid in prompt.grids]))
+        expected, _ = whole.get_rope_index(
+            ids, (ids == encoder.image_token).int(), torch.tensor([[1, *grid] for grid in prompt.grids])
+        )
         assert encoder.places(prompt).tolist() == expected[:, 0].tolist()
 
 
@@ -146,10 +185,15 @@ def test_batches_keep_to_the_budget_cover_all_and_let_a_long_item_stand_alone():
 
 # ---------------------------------------------------------------------------------------------------- prompts
 
+
 def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch(encoder):
     prompt = encoder.prompt("Say in a word. {item}", "red lipstick", [(4, 4), (2, 8)], 128)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "image"},
-                                         {"type": "text", "text": "Say in a word. red lipstick"}]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Say in a word. red lipstick"}],
+        }
+    ]
     rendered = encoder.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     expected = rendered.replace("<|image_pad|>", "<|image_pad|>" * 4)
     assert encoder.tokenizer.decode(prompt.ids) == expected
@@ -159,7 +203,8 @@ def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch
 def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, folder):
     pytest.importorskip("torchvision", reason="the full processor needs torchvision")
     processor = transformers.Qwen2_5_VLProcessor(
-        encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template)
+        encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template
+    )
     size = {"shortest_edge": encoder.min_pixels, "longest_edge": encoder.max_pixels}
     for text, cell in ITEMS:
         pictures = pictures_of(folder, cell)
@@ -204,9 +249,10 @@ def test_a_prompt_without_a_place_for_the_text_is_refused():
 
 # ---------------------------------------------------------------------------------------------------- images
 
+
 def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_embedded(model, folder):
     whole = (folder / "d.png").read_bytes()
-    (folder / "cut.png").write_bytes(whole[:len(whole) // 2])
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "text.png").write_text("no image")
     (folder.parent / "secret.png").write_bytes(whole)
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
@@ -214,11 +260,20 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
     Image.new("RGB", (900, 4)).save(folder / "strip.png")
     Image.new("RGB", (400, 300)).save(folder / "large.png")
     (folder / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    names = {"cut.png": "cannot be decoded", "text.png": "cannot be decoded", "drawing.png": "cannot be decoded",
-             "../secret.png": "outside", "link.png": "outside", str(folder.parent / "secret.png"): "outside",
-             "loop.png": "cannot be read", "gone.png": "no such file", ".": "no such file",
-             "nul\0.png": "cannot be read",
-             "strip.png": "longer than 200 times", "large.png": "400 x 300 is more than 100,000 pixels"}
+    names = {
+        "cut.png": "cannot be decoded",
+        "text.png": "cannot be decoded",
+        "drawing.png": "cannot be decoded",
+        "../secret.png": "outside",
+        "link.png": "outside",
+        str(folder.parent / "secret.png"): "outside",
+        "loop.png": "cannot be read",
+        "gone.png": "no such file",
+        ".": "no such file",
+        "nul\0.png": "cannot be read",
+        "strip.png": "longer than 200 times",
+        "large.png": "400 x 300 is more than 100,000 pixels",
+    }
     items = [("soap", f"{name}; a.png") for name in names] + [("soap", "a.png"), ("soap", "cut.png")]
     encoded = embed(model, folder, items, max_image_pixels=100_000)
     assert np.abs(encoded.vectors_Id[:-1] - encoded.vectors_Id[0]).max() < 1e-5  # as if the bad one were not there
@@ -261,12 +316,15 @@ def test_where_no_image_can_be_used_the_folder_is_named(model, folder):
 def test_items_are_counted_by_what_they_lack_and_images_by_what_became_of_them(model, folder):
     encoded = embed(model, folder, [*ITEMS, ("x", "gone.png")], max_images=2)
     assert (encoded.vectors_Id[3] == 0).all()  # neither text nor image
-    assert {key: value for key, value in encoded.facts.items() if "image" in key and key not in (
-        "image_tokens", "max_images")} == {
-        "items_without_image": 3, "images": 7, "images_named": 9, "images_rejected": 1, "images_beyond_limit": 1}
+    assert {
+        key: value
+        for key, value in encoded.facts.items()
+        if "image" in key and key not in ("image_tokens", "max_images")
+    } == {"items_without_image": 3, "images": 7, "images_named": 9, "images_rejected": 1, "images_beyond_limit": 1}
 
 
 # ---------------------------------------------------------------------------------------------------- shards
+
 
 class Counted:
     """Counts the items that an encoder really embeds."""
@@ -281,14 +339,33 @@ class Counted:
         monkeypatch.setattr(QwenEncoder, "start", counting)
 
 
-@pytest.mark.parametrize("change", ["nothing", "batch_tokens", "prompt", "pooling", "image_tokens", "one image",
-                                    "one text", "weights", "dtype", "a shard is gone"])
-def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(model, folder, tmp_path, monkeypatch,
-                                                                           change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        "nothing",
+        "batch_tokens",
+        "prompt",
+        "pooling",
+        "image_tokens",
+        "one image",
+        "one text",
+        "weights",
+        "dtype",
+        "a shard is gone",
+    ],
+)
+def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(
+    model, folder, tmp_path, monkeypatch, change
+):
     counted, made = Counted(monkeypatch), embed(model, folder)
     assert counted.items == 6
-    changes = {"batch_tokens": {"batch_tokens": 90}, "prompt": {"prompt": "Say {item}"}, "pooling": {"pooling": "mean"},
-               "image_tokens": {"image_tokens": 12}, "dtype": {"dtype": "bfloat16"}}.get(change, {})
+    changes = {
+        "batch_tokens": {"batch_tokens": 90},
+        "prompt": {"prompt": "Say {item}"},
+        "pooling": {"pooling": "mean"},
+        "image_tokens": {"image_tokens": 12},
+        "dtype": {"dtype": "bfloat16"},
+    }.get(change, {})
     items = [*ITEMS[:5], ("garden hose, 30 m", "d.png"), ITEMS[6]] if change == "one text" else ITEMS
     if change == "one image":
         Image.new("RGB", SIZES["b"]).save(folder / "b.png")
@@ -300,8 +377,14 @@ def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(model
 
 
 def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(model, folder, tmp_path, capsys):
-    frame = pd.DataFrame({"item_id": np.arange(7, dtype=np.int32), "raw_id": [f"r{i}" for i in range(7)],
-                          "title": [text or None for text, _ in ITEMS], "image": [image for _, image in ITEMS]})
+    frame = pd.DataFrame(
+        {
+            "item_id": np.arange(7, dtype=np.int32),
+            "raw_id": [f"r{i}" for i in range(7)],
+            "title": [text or None for text, _ in ITEMS],
+            "image": [image for _, image in ITEMS],
+        }
+    )
     write_parquet(Interactions(tmp_path / "interactions").items, frame)
     params = Params(embed=config(model, folder, template=("{title}",)))
 
@@ -320,6 +403,7 @@ def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(
 
 
 # ---------------------------------------------------------------------------------------------------- what can be wrong
+
 
 def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch):
     import huggingface_hub.constants

@@ -21,8 +21,11 @@ def write(path: Path, vectors: np.ndarray = VECTORS, raw_ids: list | None = None
     if path.suffix == ".npy":
         np.save(path, vectors)
     elif path.suffix == ".safetensors":
-        save_file({name: torch.from_numpy(vectors), "scale": torch.ones(3)}, path,
-                  metadata={"raw_ids": json.dumps(raw_ids)} if raw_ids else None)
+        save_file(
+            {name: torch.from_numpy(vectors), "scale": torch.ones(3)},
+            path,
+            metadata={"raw_ids": json.dumps(raw_ids)} if raw_ids else None,
+        )
     else:
         columns = {name: pa.array(list(vectors)), "title": pa.array(["x"] * len(vectors))}
         pq.write_table(pa.table({"raw_id": pa.array(raw_ids), **columns} if raw_ids else columns), path)
@@ -78,6 +81,7 @@ def test_bfloat16_tensors_are_read(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- what can be wrong
+
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
 def test_by_order_the_counts_must_agree(tmp_path, suffix):

@@ -32,8 +32,9 @@ def save_tokenizer(folder) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>",
-                                         unk_token="<unk>").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
 
 
 def save_model(folder, kind: str) -> str:
@@ -43,8 +44,14 @@ def save_model(folder, kind: str) -> str:
         config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
         model = transformers.T5ForConditionalGeneration(config)
     else:
-        config = transformers.BertConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
-                                         intermediate_size=32, max_position_embeddings=24)
+        config = transformers.BertConfig(
+            vocab_size=64,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            max_position_embeddings=24,
+        )
         model = transformers.BertForMaskedLM(config)
     model.save_pretrained(folder)
     save_tokenizer(folder)
@@ -62,8 +69,9 @@ def texts(seed: int = 0, items: int = ITEMS) -> list[str]:
 
 
 def config(model: str, **changes) -> EmbedConfig:
-    return EmbedConfig(**{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5,
-                          **changes})
+    return EmbedConfig(
+        **{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5, **changes}
+    )
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert"])
@@ -96,13 +104,15 @@ def test_mean_pooling_equals_a_slow_reference_and_ignores_padding():
     pooled = mean_pool(hidden, mask)
     for row, length in enumerate(lengths):
         assert pooled[row].tolist() == pytest.approx(
-            [sum(hidden[row, t, d].item() for t in range(length)) / length for d in range(4)], abs=1e-6)
+            [sum(hidden[row, t, d].item() for t in range(length)) / length for d in range(4)], abs=1e-6
+        )
 
 
 def test_only_the_encoder_of_a_t5_is_loaded(folders, monkeypatch):
     loaded, of_transformers = [], T5Encoder.of_transformers
-    monkeypatch.setattr(T5Encoder, "of_transformers",
-                        lambda model: loaded.append(type(model).__name__) or of_transformers(model))
+    monkeypatch.setattr(
+        T5Encoder, "of_transformers", lambda model: loaded.append(type(model).__name__) or of_transformers(model)
+    )
     model = TextEncoder(folders["t5"], "main", "float32", CPU).model
     assert loaded == ["T5EncoderModel"]
     whole = transformers.AutoModel.from_pretrained(folders["t5"]).get_encoder()
@@ -114,8 +124,16 @@ def test_only_the_encoder_of_a_t5_is_loaded(folders, monkeypatch):
 def test_the_rearranged_t5_gives_the_states_of_transformers_own(family, feed_forward):
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=64, d_model=24, d_kv=8, d_ff=40, num_layers=3, num_heads=4, feed_forward_proj=feed_forward,
-        relative_attention_num_buckets=8, relative_attention_max_distance=20)
+        vocab_size=64,
+        d_model=24,
+        d_kv=8,
+        d_ff=40,
+        num_layers=3,
+        num_heads=4,
+        feed_forward_proj=feed_forward,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=20,
+    )
     original = getattr(transformers, f"{family}EncoderModel")(config).eval()
     for block in original.encoder.block:  # as published they are all ones
         for layer in block.layer:
@@ -152,8 +170,9 @@ def test_batches_keep_to_the_budget_cover_all_and_let_a_long_text_stand_alone():
 
 
 def test_texts_without_a_word_become_zeros_and_long_ones_are_cut_and_counted(folders, tmp_path):
-    vectors, facts, _ = text_vectors(["", "word1 word2 word3", "word1 word2 word9", ""],
-                                     config(folders["t5"], max_tokens=3), tmp_path)
+    vectors, facts, _ = text_vectors(
+        ["", "word1 word2 word3", "word1 word2 word9", ""], config(folders["t5"], max_tokens=3), tmp_path
+    )
     assert (vectors[[0, 3]] == 0).all()
     assert (vectors[1] == vectors[2]).all()
     assert facts["items_at_max_tokens"] == 2
@@ -167,6 +186,7 @@ def test_bfloat16_is_close_to_float32(folders, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------- resuming
+
 
 class Counted:
     """Counts the texts that an encoder really embeds."""
@@ -202,15 +222,20 @@ def other_model(folders, tmp_path):
     return str(tmp_path / "other")
 
 
-@pytest.mark.parametrize("change", ["template", "max_tokens", "dtype", "shard_items", "weights", "one text", "nothing",
-                                    "batch_tokens"])
+@pytest.mark.parametrize(
+    "change", ["template", "max_tokens", "dtype", "shard_items", "weights", "one text", "nothing", "batch_tokens"]
+)
 def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folders, tmp_path, monkeypatch, change):
     counted = Counted(monkeypatch)
     text_vectors(texts(), config(folders["t5"]), tmp_path / "scratch")
     assert counted.texts == ITEMS
-    changes = {"template": {"template": ("Title: {title}",)}, "max_tokens": {"max_tokens": 4},
-               "dtype": {"dtype": "bfloat16"}, "shard_items": {"shard_items": 6},
-               "batch_tokens": {"batch_tokens": 30}}
+    changes = {
+        "template": {"template": ("Title: {title}",)},
+        "max_tokens": {"max_tokens": 4},
+        "dtype": {"dtype": "bfloat16"},
+        "shard_items": {"shard_items": 6},
+        "batch_tokens": {"batch_tokens": 30},
+    }
     after = texts()
     if change == "one text":
         after[3] += " word5"
@@ -222,8 +247,9 @@ def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folde
 
 @pytest.fixture
 def interactions(tmp_path):
-    items = pd.DataFrame({"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"r{i}" for i in range(ITEMS)],
-                          "title": texts()})
+    items = pd.DataFrame(
+        {"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"r{i}" for i in range(ITEMS)], "title": texts()}
+    )
     write_parquet(Interactions(tmp_path / "interactions").items, items)
     return tmp_path / "interactions"
 
@@ -281,6 +307,7 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, intera
 
 # ---------------------------------------------------------------------------------------------------- several processes
 
+
 def as_process(monkeypatch, rank: int, size: int) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(size))
@@ -310,13 +337,21 @@ def test_the_first_process_makes_what_another_one_left_undone(folders, tmp_path,
 
 def test_a_process_that_helps_writes_no_result(folders, interactions, tmp_path, monkeypatch):
     as_process(monkeypatch, 1, 2)
-    assert run(Params(embed=config(folders["t5"])), interactions=interactions, output=tmp_path / "out",
-               scratch=tmp_path / "scratch") == {}
+    assert (
+        run(
+            Params(embed=config(folders["t5"])),
+            interactions=interactions,
+            output=tmp_path / "out",
+            scratch=tmp_path / "scratch",
+        )
+        == {}
+    )
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "scratch").rglob("*.safetensors"))
 
 
 # ---------------------------------------------------------------------------------------------------- what can be wrong
+
 
 def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch):
     import huggingface_hub.constants

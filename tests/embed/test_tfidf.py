@@ -7,8 +7,11 @@ from threadpoolctl import threadpool_limits
 from pipeline.embed.tfidf import tfidf_vectors
 from pipeline.errors import UserError
 
-WORDS = {"garden": "spade rake hose seed pot soil", "kitchen": "pan knife whisk pot bowl oven",
-         "music": "guitar drum string pick amp cable"}
+WORDS = {
+    "garden": "spade rake hose seed pot soil",
+    "kitchen": "pan knife whisk pot bowl oven",
+    "music": "guitar drum string pick amp cable",
+}
 
 
 def catalogue(seed: int = 0, each: int = 40) -> tuple[list[str], np.ndarray]:
@@ -59,8 +62,15 @@ def test_a_text_without_words_becomes_zeros():
     assert (vectors[1:-1] != 0).any(axis=1).all()
 
 
-@pytest.mark.parametrize(("texts", "width"), [(["spade", "rake", "spade rake"], 2), (["one two three four"], 1),
-                                              (["pot", "pot", ""], 1), (["a b c d e f", "a g h i j k"], 2)])
+@pytest.mark.parametrize(
+    ("texts", "width"),
+    [
+        (["spade", "rake", "spade rake"], 2),
+        (["one two three four"], 1),
+        (["pot", "pot", ""], 1),
+        (["a b c d e f", "a g h i j k"], 2),
+    ],
+)
 def test_the_width_is_what_the_texts_and_words_allow(texts, width):
     vectors = tfidf_vectors(texts, 128)
     assert vectors.shape == (len(texts), width)

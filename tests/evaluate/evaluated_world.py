@@ -31,8 +31,11 @@ class World:
 
     @property
     def paths(self) -> dict[str, Path]:
-        return {"splits": self.root / "data/splits", "generator": self.root / "models/generator",
-                "reports": self.root / "reports"}
+        return {
+            "splits": self.root / "data/splits",
+            "generator": self.root / "models/generator",
+            "reports": self.root / "reports",
+        }
 
 
 def random_splits(rng: np.random.Generator) -> Splits:
@@ -41,25 +44,50 @@ def random_splits(rng: np.random.Generator) -> Splits:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     ends = offsets[1:]
     times = 1000 + np.cumsum(rng.integers(0, 2, offsets[-1]))
-    return Splits(rng.integers(0, ITEMS, offsets[-1]).astype(np.int32), times, offsets, ends - 2, ends - 2, ends - 1,
-                  {"max_history": MAX_HISTORY, "items": ITEMS})
+    return Splits(
+        rng.integers(0, ITEMS, offsets[-1]).astype(np.int32),
+        times,
+        offsets,
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": MAX_HISTORY, "items": ITEMS},
+    )
 
 
-def write_generator(world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS,
-                    backbone: str = "t5") -> None:
+def write_generator(
+    world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS, backbone: str = "t5"
+) -> None:
     rng = np.random.default_rng(seed)
     codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)
     catalogue = Catalogue(codes, WIDTHS)
     torch.manual_seed(seed)
     config = BackboneConfig(name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
-    frame = pd.DataFrame({"item_id": np.arange(items, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(items)],
-                          "title": [f"Title {i}" if i % 4 else None for i in range(items)]})
+    frame = pd.DataFrame(
+        {
+            "item_id": np.arange(items, dtype=np.int32),
+            "raw_id": [f"item-{i}" for i in range(items)],
+            "title": [f"Title {i}" if i % 4 else None for i in range(items)],
+        }
+    )
     sections: dict[str, Any] = {"rastp": {}, "intrr": {}}
     model = build_strategy(strategy, sections).build_model(config, catalogue)
-    save_generator(world.paths["generator"], model, catalogue, frame, {
-        "strategy": strategy, **sections, "pad_to": 0, "max_history": MAX_HISTORY, "seed": seed, "dataset": "demo",
-        "train": {}, "fingerprints": {"splits": fingerprint(world.paths["splits"])},
-    })
+    save_generator(
+        world.paths["generator"],
+        model,
+        catalogue,
+        frame,
+        {
+            "strategy": strategy,
+            **sections,
+            "pad_to": 0,
+            "max_history": MAX_HISTORY,
+            "seed": seed,
+            "dataset": "demo",
+            "train": {},
+            "fingerprints": {"splits": fingerprint(world.paths["splits"])},
+        },
+    )
 
 
 def make_world(root: Path) -> World:

@@ -10,16 +10,38 @@ from pipeline.evaluate.runs import Arm, Run
 
 def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origin) -> Ranks:
     users = np.arange(len(rank))
-    frame = ranks_frame(user_id=users, item_id=users % 7, rank=rank, bucket_rank=rank, history_length=users % 5,
-                        target_popularity=users % 3, tie=users % 2 == 0, popularity_rank=users + 1,
-                        cooccurrence_rank=users + 1)
-    made_from = {"model": f"{strategy}-{seed}", "splits": "s", "dataset": "demo", "recipe": strategy, "beam": 20,
-                 "decoding": "constrained", "filter_seen": False}
+    frame = ranks_frame(
+        user_id=users,
+        item_id=users % 7,
+        rank=rank,
+        bucket_rank=rank,
+        history_length=users % 5,
+        target_popularity=users % 3,
+        tie=users % 2 == 0,
+        popularity_rank=users + 1,
+        cooccurrence_rank=users + 1,
+    )
+    made_from = {
+        "model": f"{strategy}-{seed}",
+        "splits": "s",
+        "dataset": "demo",
+        "recipe": strategy,
+        "beam": 20,
+        "decoding": "constrained",
+        "filter_seen": False,
+    }
     return Ranks(frame, Origin(**{**made_from, **origin}, strategy=strategy, seed=seed))
 
 
-def simulated(rng: np.random.Generator, chances_U: np.ndarray, seeds: list[int], *, effect: float = 0.0,
-              seed_spread: float = 0.0, name: str = "full") -> Arm:
+def simulated(
+    rng: np.random.Generator,
+    chances_U: np.ndarray,
+    seeds: list[int],
+    *,
+    effect: float = 0.0,
+    seed_spread: float = 0.0,
+    name: str = "full",
+) -> Arm:
     """One run per seed. effect, seed_spread: relative change of every user's chance, and its spread over seeds."""
     runs = []
     for seed in seeds:

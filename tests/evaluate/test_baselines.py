@@ -21,8 +21,15 @@ def splits_of(sequences: list[list[int]], items: int = ITEMS) -> Splits:
     """Leave-one-out over sequences of at least three items."""
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
     ends = offsets[1:]
-    return Splits(np.concatenate(sequences).astype(np.int32), np.arange(offsets[-1]), offsets, ends - 2, ends - 2,
-                  ends - 1, {"max_history": MAX_HISTORY, "items": items})
+    return Splits(
+        np.concatenate(sequences).astype(np.int32),
+        np.arange(offsets[-1]),
+        offsets,
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": MAX_HISTORY, "items": items},
+    )
 
 
 SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9), min_size=1, max_size=8)
@@ -38,8 +45,10 @@ def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> 
             for j, b in enumerate(training):
                 if a != b and 1 <= abs(i - j) <= window:
                     together[a, b] += 1 / abs(i - j)
-    return [sum(together[h, item] / max(counts[h], 1) ** 0.5 / (k + 1) for k, h in enumerate(reversed(history)))
-            for item in range(ITEMS)]
+    return [
+        sum(together[h, item] / max(counts[h], 1) ** 0.5 / (k + 1) for k, h in enumerate(reversed(history)))
+        for item in range(ITEMS)
+    ]
 
 
 def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: set[int]) -> int:
@@ -88,15 +97,23 @@ def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation():
     never = [[(user + step) % ITEMS for step in range(6)] for user in range(24)]
     assert not baselines(splits_of(again), window=2).drop_seen["popularity"]
     assert baselines(splits_of(never), window=2).drop_seen["cooccurrence"]
-    assert baselines(splits_of(again), window=2, filter_seen=True).drop_seen == {"popularity": True,
-                                                                                "cooccurrence": True}
+    assert baselines(splits_of(again), window=2, filter_seen=True).drop_seen == {
+        "popularity": True,
+        "cooccurrence": True,
+    }
 
 
 def test_a_user_without_history_is_ranked_by_popularity():
     splits = splits_of([[3, 3, 3, 1, 2], [3, 4, 4, 1, 2]])
-    alone = Splits(np.append(splits.items_N, 4).astype(np.int32), np.arange(11), np.append(splits.offsets, 11),
-                   np.append(splits.train_end, 10), np.append(splits.valid_target, -1),
-                   np.append(splits.test_target, 10), splits.summary)
+    alone = Splits(
+        np.append(splits.items_N, 4).astype(np.int32),
+        np.arange(11),
+        np.append(splits.offsets, 11),
+        np.append(splits.train_end, 10),
+        np.append(splits.valid_target, -1),
+        np.append(splits.test_target, 10),
+        splits.summary,
+    )
     found = baselines(alone, window=2)
     assert (found.popularity_U[-1], found.cooccurrence_U[-1]) == (2, 2)
 
@@ -109,8 +126,15 @@ def test_counting_alone_is_strong_on_amazon_beauty():
     log = log.sort_values(["user", "unix_time"], kind="stable")
     items, catalogue = pd.factorize(log["asin"])
     ends = np.cumsum(log.groupby("user", sort=True).size().to_numpy())
-    splits = Splits(items.astype(np.int32), log["unix_time"].to_numpy(), np.concatenate([[0], ends]), ends - 2,
-                    ends - 2, ends - 1, {"max_history": 20, "items": len(catalogue)})
+    splits = Splits(
+        items.astype(np.int32),
+        log["unix_time"].to_numpy(),
+        np.concatenate([[0], ends]),
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": 20, "items": len(catalogue)},
+    )
     found = baselines(splits, window=3)
     assert recall_at(found.popularity_U, 10) == pytest.approx(0.0114, abs=0.0002)
     assert 0.0702 < recall_at(found.cooccurrence_U, 10) < 0.08

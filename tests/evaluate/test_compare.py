@@ -30,8 +30,14 @@ def repeat(times: int, **settings) -> list[Difference]:
         rng = np.random.default_rng(number)
         chances_U, seeds = chances(rng), settings.get("seeds", [1, 2, 3])
         reference = simulated(rng, chances_U, seeds, seed_spread=settings.get("spread", 0.0))
-        arm = simulated(rng, chances_U, seeds, effect=settings.get("effect", 0.0),
-                        seed_spread=settings.get("spread", 0.0), name="other")
+        arm = simulated(
+            rng,
+            chances_U,
+            seeds,
+            effect=settings.get("effect", 0.0),
+            seed_spread=settings.get("spread", 0.0),
+            name="other",
+        )
         found.append(recall(differences(reference, arm, samples=200, seed=number)))
     return found
 
@@ -97,16 +103,24 @@ def test_pairing_by_seed_takes_out_what_the_seeds_share():
     rng = np.random.default_rng(1)
     shared_S = rng.normal(0, 0.3, 5)[:, None]
     reference = (rng.random((5, 100)) + shared_S)[..., None]
-    paired, unpaired = (two_level(reference, reference + 0.01, paired=pair, samples=500, seed=2)[1]
-                        for pair in (True, False))
+    paired, unpaired = (
+        two_level(reference, reference + 0.01, paired=pair, samples=500, seed=2)[1] for pair in (True, False)
+    )
     np.testing.assert_allclose(paired, 0.01)
     assert unpaired.std() > 0.1
 
 
-@pytest.mark.parametrize(("low", "high", "relative_low", "word"), [
-    (0.001, 0.002, 0.01, "better"), (-0.001, 0.002, -0.02, "not worse"), (-0.002, -0.001, -0.02, "not worse"),
-    (-0.01, -0.001, -0.1, "worse"), (-0.01, 0.01, -0.1, "unclear"), (-0.01, 0.01, None, "unclear"),
-])
+@pytest.mark.parametrize(
+    ("low", "high", "relative_low", "word"),
+    [
+        (0.001, 0.002, 0.01, "better"),
+        (-0.001, 0.002, -0.02, "not worse"),
+        (-0.002, -0.001, -0.02, "not worse"),
+        (-0.01, -0.001, -0.1, "worse"),
+        (-0.01, 0.01, -0.1, "unclear"),
+        (-0.01, 0.01, None, "unclear"),
+    ],
+)
 def test_the_words_follow_the_ends_of_the_intervals(low, high, relative_low, word):
     assert verdict(low, high, relative_low) == word
 
@@ -120,7 +134,8 @@ def test_values_are_means_over_seeds_of_each_runs_own_metric_with_and_without_ti
     apart = [r[~r["tie"]]["rank"].to_numpy() for r in ranks]
     assert found["noties_ndcg_at_10"].value == pytest.approx(np.mean([gains("ndcg_at_10", r).mean() for r in apart]))
     assert found["bucket_recall_at_10"].difference == pytest.approx(
-        found["bucket_recall_at_10"].value - found["bucket_recall_at_10"].reference)
+        found["bucket_recall_at_10"].value - found["bucket_recall_at_10"].reference
+    )
 
 
 def test_too_few_hits_give_no_relative_statement(tmp_path):
@@ -149,8 +164,11 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
 
 def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path):
     rng = np.random.default_rng(5)
-    runs = [run for seeds, name in (([1, 2], "full"), ([2, 3], "other"))
-            for run in simulated(rng, chances(rng), seeds, name=name).runs]
+    runs = [
+        run
+        for seeds, name in (([1, 2], "full"), ([2, 3], "other"))
+        for run in simulated(rng, chances(rng), seeds, name=name).runs
+    ]
     folders = [write_run(tmp_path / run.name, run.ranks) for run in runs]
     assert "seeds differ, so they are not paired" in report(compare(folders, samples=50))
     assert "one seed on a side" in report(compare(folders[1:], samples=50))

@@ -20,9 +20,21 @@ from pipeline.evaluate.ranks import Ranks, check_reports
 from pipeline.evaluate.stage import run
 from pipeline.metrics import METRICS, summarise
 
-REQUIRED = {*METRICS, "invalid_rate", "users", *TIMINGS, "bucket_recall_at_10", "noties_recall_at_10",
-            "popularity_recall_at_10", "popularity_ndcg_at_10", "cooccurrence_recall_at_10",
-            "cooccurrence_ndcg_at_10", "recall_at_10_low", "recall_at_10_high", "tie_share"}
+REQUIRED = {
+    *METRICS,
+    "invalid_rate",
+    "users",
+    *TIMINGS,
+    "bucket_recall_at_10",
+    "noties_recall_at_10",
+    "popularity_recall_at_10",
+    "popularity_ndcg_at_10",
+    "cooccurrence_recall_at_10",
+    "cooccurrence_ndcg_at_10",
+    "recall_at_10_low",
+    "recall_at_10_high",
+    "tie_share",
+}
 
 
 def files(world: World) -> dict[str, bytes]:
@@ -41,10 +53,25 @@ def test_metrics_are_flat_numbers_and_hold_every_required_key(world):
 @pytest.mark.slow
 def test_two_processes_under_torchrun_share_the_users_and_write_what_one_writes(world: World, root: Path) -> None:
     (world.root / "params.yaml").write_text(yaml.safe_dump(params_to_dict(world.params)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "pipeline", "evaluate"]
-    done = subprocess.run(command, cwd=world.root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=180,
-                          capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline",
+        "evaluate",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=world.root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=180,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     together = files(world)
     run(world.params, **world.paths)
@@ -71,10 +98,10 @@ def test_every_metric_can_be_recomputed_from_the_ranks(world):
 def test_the_rows_say_what_each_user_had(world):
     run(world.params, **world.paths)
     users, splits = Ranks.read(world.paths["reports"] / "ranks.parquet").users, world.splits
-    training = [int(i) for u in range(USERS) for i in splits.items_N[splits.offsets[u]:splits.train_end[u]]]
+    training = [int(i) for u in range(USERS) for i in splits.items_N[splits.offsets[u] : splits.train_end[u]]]
     for row in users.itertuples():
-        sequence = splits.items_N[splits.offsets[row.user_id]:splits.offsets[row.user_id + 1]].tolist()
-        times = splits.timestamps_N[splits.offsets[row.user_id]:splits.offsets[row.user_id + 1]].tolist()
+        sequence = splits.items_N[splits.offsets[row.user_id] : splits.offsets[row.user_id + 1]].tolist()
+        times = splits.timestamps_N[splits.offsets[row.user_id] : splits.offsets[row.user_id + 1]].tolist()
         assert row.item_id == sequence[-1]
         assert row.history_length == min(len(sequence) - 1, splits.max_history)
         assert row.target_popularity == training.count(sequence[-1])

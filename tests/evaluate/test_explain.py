@@ -29,18 +29,18 @@ def test_each_item_of_a_user_is_shown_with_its_codes_and_which_are_kept(world):
     prune(world)
     _, rows = ask(world, user="user-3")
     loaded = load_generator(world.paths["generator"])
-    sequence = world.splits.items_N[world.splits.offsets[3]:world.splits.offsets[4]][-MAX_HISTORY:]
+    sequence = world.splits.items_N[world.splits.offsets[3] : world.splits.offsets[4]][-MAX_HISTORY:]
     with torch.no_grad():
         kept_NS = loaded.model.kept_tokens(Histories.pack(sequence, np.array([0, len(sequence)])))
     assert [row.item for row in rows] == [f"item-{item}" for item in sequence]
     assert [row.codes for row in rows] == loaded.catalogue.codes_IL[torch.as_tensor(sequence).long()].tolist()
     assert [row.kept for row in rows] == kept_NS.tolist()
-    assert sum(sum(row.kept[:len(WIDTHS)]) for row in rows) == len(rows) * len(WIDTHS) // 3
+    assert sum(sum(row.kept[: len(WIDTHS)]) for row in rows) == len(rows) * len(WIDTHS) // 3
 
 
 def test_a_user_and_the_list_of_the_same_items_are_explained_alike(world):
     prune(world)
-    sequence = world.splits.items_N[world.splits.offsets[5]:world.splits.offsets[6]]
+    sequence = world.splits.items_N[world.splits.offsets[5] : world.splits.offsets[6]]
     assert ask(world, user="user-5")[1] == ask(world, history=[f"item-{item}" for item in sequence])[1]
 
 

@@ -33,7 +33,7 @@ def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
 
 def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world):
     for user in range(5):
-        sequence = world.splits.items_N[world.splits.offsets[user]:world.splits.offsets[user + 1]].tolist()
+        sequence = world.splits.items_N[world.splits.offsets[user] : world.splits.offsets[user + 1]].tolist()
         names, scores = exact(world, sequence)
         shown = ask(world, user=f"user-{user}", k=ITEMS)
         assert [row.item for row in shown] == names
@@ -41,7 +41,7 @@ def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world):
 
 
 def test_a_history_of_raw_ids_says_the_same_as_the_user_who_has_it(world):
-    sequence = world.splits.items_N[world.splits.offsets[3]:world.splits.offsets[4]]
+    sequence = world.splits.items_N[world.splits.offsets[3] : world.splits.offsets[4]]
     assert ask(world, history=[f"item-{item}" for item in sequence], k=7) == ask(world, user="user-3", k=7)
 
 
@@ -83,10 +83,15 @@ def test_an_unknown_user_or_item_is_met_with_near_ones(world):
     assert "item-3" in refused.value.fix
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({}, "give a user or a history"), ({"user": "user-1", "history": ["item-1"]}, "give a user or a history"),
-    ({"history": []}, "the history is empty"), ({"user": "user-1", "k": 0}, "k is 0"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "give a user or a history"),
+        ({"user": "user-1", "history": ["item-1"]}, "give a user or a history"),
+        ({"history": []}, "the history is empty"),
+        ({"user": "user-1", "k": 0}, "k is 0"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(world, arguments, message):
     with pytest.raises(UserError, match=message):
         ask(world, **arguments)
@@ -124,8 +129,10 @@ def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_with
     save_generator(world.paths["generator"], model, loaded.catalogue, frame, extra)
     own = slice(world.splits.offsets[4], world.splits.offsets[5])
     items, times = (array[own][-MAX_HISTORY:] for array in (world.splits.items_N, world.splits.timestamps_N))
-    timed, timeless = (score_catalogue(model, Histories.pack(items, np.array([0, len(items)]), times_N=some))[0]
-                       for some in (times, times * 0))
+    timed, timeless = (
+        score_catalogue(model, Histories.pack(items, np.array([0, len(items)]), times_N=some))[0]
+        for some in (times, times * 0)
+    )
     shown = ask(world, user="user-4", k=ITEMS)
     np.testing.assert_allclose([row.score for row in shown], timed.sort(descending=True).values, rtol=1e-5)
     assert not torch.allclose(timed, timeless)

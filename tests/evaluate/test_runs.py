@@ -23,10 +23,19 @@ def shape(arguments: list[str]) -> list[tuple[str, tuple[int, ...]]]:
 @pytest.fixture
 def folders(tmp_path) -> dict[str, str]:
     """Results of two strategies and of a changed recipe, over seeds."""
-    return {f"{strategy}{recipe}{seed}": write_run(tmp_path / f"{strategy}{recipe}{seed}", ranks_of(
-        RANK, strategy=strategy, seed=seed, recipe=strategy + recipe, model=f"{strategy}{recipe}{seed}"))
-        for strategy, recipe, seed in [("full", "", 2), ("full", "", 1), ("rastp", "", 1), ("rastp", "", 2),
-                                       ("full", "slow", 1)]}
+    return {
+        f"{strategy}{recipe}{seed}": write_run(
+            tmp_path / f"{strategy}{recipe}{seed}",
+            ranks_of(RANK, strategy=strategy, seed=seed, recipe=strategy + recipe, model=f"{strategy}{recipe}{seed}"),
+        )
+        for strategy, recipe, seed in [
+            ("full", "", 2),
+            ("full", "", 1),
+            ("rastp", "", 1),
+            ("rastp", "", 2),
+            ("full", "slow", 1),
+        ]
+    }
 
 
 def test_runs_that_differ_in_the_seed_only_are_one_arm(folders):
@@ -47,8 +56,10 @@ def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(f
 def test_a_run_is_found_as_folder_file_project_or_workspace(world, monkeypatch):
     run(world.params, **world.paths)
     monkeypatch.chdir(world.root)
-    same = {read_run(name).ranks.origin.model
-            for name in ("reports", "reports/ranks.parquet", ".", str(world.root), "workspace")}
+    same = {
+        read_run(name).ranks.origin.model
+        for name in ("reports", "reports/ranks.parquet", ".", str(world.root), "workspace")
+    }
     assert len(same) == 1
 
 
@@ -71,10 +82,15 @@ def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(fol
     assert f"{again}={again}" in refused.value.fix
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"dataset": "other"}, "dataset"), ({"decoding": "unconstrained"}, "decoding"), ({"beam": 50}, "beam"),
-    ({"filter_seen": True}, "filter_seen"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "other"}, "dataset"),
+        ({"decoding": "unconstrained"}, "decoding"),
+        ({"beam": 50}, "beam"),
+        ({"filter_seen": True}, "filter_seen"),
+    ],
+)
 def test_runs_evaluated_differently_are_refused(folders, tmp_path, change, message):
     other = write_run(tmp_path / "other", ranks_of(RANK, strategy="rastp", **change))
     with pytest.raises(UserError, match=f"has {message}"):
@@ -115,8 +131,9 @@ def dvc(*arguments: str) -> None:
 
 
 def git(*arguments: str) -> None:
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], check=True,
-                   capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], check=True, capture_output=True
+    )
 
 
 @pytest.fixture

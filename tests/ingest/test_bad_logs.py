@@ -38,12 +38,20 @@ def test_every_bad_row_of_a_csv_log_is_listed_with_its_line_and_reason(ingest, t
 
 def test_every_bad_row_of_a_json_log_is_listed_with_its_line_and_reason(ingest, tmp_path):
     good = [dict(zip(("user", "item", "timestamp"), row, strict=True)) for row in GOOD]
-    text = ('{"user": "u1", "item"\n' + jsonl_text(good[:5]) + '{"user": ["u1"], "timestamp": 1}\n"u1"\n'
-            + jsonl_text(good[5:]) + '{"user": {"id": 1}, "item": "i1", "timestamp": 1400000000}\n')
+    text = (
+        '{"user": "u1", "item"\n'
+        + jsonl_text(good[:5])
+        + '{"user": ["u1"], "timestamp": 1}\n"u1"\n'
+        + jsonl_text(good[5:])
+        + '{"user": {"id": 1}, "item": "i1", "timestamp": 1400000000}\n'
+    )
     result = ingest(write(tmp_path / "log.jsonl", text), max_reject_rate=0.5)
     assert result.rejects == [
-        ("log.jsonl", 1, "broken JSON"), ("log.jsonl", 7, "item is missing"),
-        ("log.jsonl", 8, "not a JSON object"), ("log.jsonl", 40, "user is missing")]
+        ("log.jsonl", 1, "broken JSON"),
+        ("log.jsonl", 7, "item is missing"),
+        ("log.jsonl", 8, "not a JSON object"),
+        ("log.jsonl", 40, "user is missing"),
+    ]
     assert result.rows == GOOD
 
 
@@ -51,7 +59,8 @@ def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest, tmp_path):
     write(tmp_path / "raw" / "interactions.csv", csv_text([*GOOD, ("u1", "i9", START)]))
     write(tmp_path / "raw" / "items.csv", "item,title\n" + "".join(f"i{n},t\n" for n in range(6)))
     assert ingest(tmp_path / "raw", max_reject_rate=0.1).rejects == [
-        ("interactions.csv", 38, "item is not in items.csv")]
+        ("interactions.csv", 38, "item is not in items.csv")
+    ]
 
 
 def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it_is_needed(ingest, tmp_path):
@@ -105,9 +114,17 @@ def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest, tmp_path):
     assert "36 x broken JSON (log.jsonl, line 1: u0,i0," in error.value.why
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("log.csv", ""), ("log.csv", "user,item,timestamp\n"), ("log.csv", "user,item,timestamp\n\n\n"),
-    ("log.csv.gz", "user,item,timestamp\n"), ("log.jsonl", ""), ("log.jsonl.gz", "\n")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.csv", ""),
+        ("log.csv", "user,item,timestamp\n"),
+        ("log.csv", "user,item,timestamp\n\n\n"),
+        ("log.csv.gz", "user,item,timestamp\n"),
+        ("log.jsonl", ""),
+        ("log.jsonl.gz", "\n"),
+    ],
+)
 def test_an_empty_log_is_an_error(ingest, tmp_path, name, text):
     with pytest.raises(UserError, match="the log has no rows"):
         ingest(write(tmp_path / name, text))
@@ -144,9 +161,15 @@ def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest, tm
     assert error.value.why == "columns found: who, item, timestamp"
 
 
-@pytest.mark.parametrize(("path", "message"), [
-    ("absent.csv", "no file at"), ("*.csv", "no file at"), (".", r"no interactions\.\* in"),
-    ("notes.txt", "format of .* is not known")])
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("absent.csv", "no file at"),
+        ("*.csv", "no file at"),
+        (".", r"no interactions\.\* in"),
+        ("notes.txt", "format of .* is not known"),
+    ],
+)
 def test_a_path_that_leads_to_no_log_is_an_error(ingest, tmp_path, path, message):
     write(tmp_path / "here" / "notes.txt", "hello")
     with pytest.raises(UserError, match=message):
@@ -201,7 +224,12 @@ except UserError as error:
 def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, root):
     rows = [(f"user-{n * 7919 % 99991}", f"item-{n * 104729 % 9973}", START + n) for n in range(20_000)]
     log = write(tmp_path / "log.csv", csv_text(rows))
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, log, tmp_path / "output", tmp_path / "scratch"], cwd=root,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, log, tmp_path / "output", tmp_path / "scratch"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.endswith("refused\n"), done.stderr
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit was the other process's own

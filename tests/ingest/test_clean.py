@@ -16,8 +16,9 @@ from pipeline.ingest.clean import clean, k_core
 from pipeline.ingest.engines import Engine
 
 # (user, item, time, click)
-logs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9), st.integers(0, 1)), min_size=1,
-                max_size=60)
+logs = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 9), st.integers(0, 1)), min_size=1, max_size=60
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +53,9 @@ def slow_clean(log, k, least, order):
     for row in sorted(rows, key=lambda row: (row[2], row[3])):
         best.setdefault(row[:2], row)
     kept = set(slow_k_core(best, k))
-    rows = sorted((row for pair, row in best.items() if pair in kept), key=lambda row: (
-        first_seen.index(row[0]), row[2], row[3]))
+    rows = sorted(
+        (row for pair, row in best.items() if pair in kept), key=lambda row: (first_seen.index(row[0]), row[2], row[3])
+    )
     users = [user for user in first_seen if user in {pair[0] for pair in kept}]
     items = [item for item in order if item in {pair[1] for pair in kept}]
     return [row[:3] for row in rows], users, items
@@ -62,13 +64,26 @@ def slow_clean(log, k, least, order):
 def stage(folder: Path, log, items):
     """The two Parquet files that staging.py would write."""
     users, things, times, clicks = zip(*log, strict=True)
-    pq.write_table(pa.table({
-        "source_row": range(len(log)), "user": [str(u) for u in users], "item": [str(i) for i in things],
-        "timestamp": pa.array(times, pa.int64()), "click": pa.array(clicks, pa.float64())}), folder / "log.parquet")
+    pq.write_table(
+        pa.table(
+            {
+                "source_row": range(len(log)),
+                "user": [str(u) for u in users],
+                "item": [str(i) for i in things],
+                "timestamp": pa.array(times, pa.int64()),
+                "click": pa.array(clicks, pa.float64()),
+            }
+        ),
+        folder / "log.parquet",
+    )
     if not items:
         return folder / "log.parquet", None
-    pq.write_table(pa.table({"source_row": range(len(items)), "raw_id": [str(i) for i in items],
-                             "title": [f"title {i}" for i in items]}), folder / "items.parquet")
+    pq.write_table(
+        pa.table(
+            {"source_row": range(len(items)), "raw_id": [str(i) for i in items], "title": [f"title {i}" for i in items]}
+        ),
+        folder / "items.parquet",
+    )
     return folder / "log.parquet", folder / "items.parquet"
 
 
@@ -112,8 +127,12 @@ def test_a_log_is_cleaned_as_by_hand(engine, tmp_path_factory, log, k, least, li
         seen[row["user_id"]] += 1
     if listed:
         assert cleaned.items["title"].to_pylist() == [f"title {item}" for item in catalogue]
-    assert cleaned.steps[-1] == {"step": f"{k}-core", "interactions": len(rows), "users": len(users),
-                                 "items": len(catalogue)}
+    assert cleaned.steps[-1] == {
+        "step": f"{k}-core",
+        "interactions": len(rows),
+        "users": len(users),
+        "items": len(catalogue),
+    }
 
 
 def test_column_types_are_those_that_artifacts_promise(engine, tmp_path):

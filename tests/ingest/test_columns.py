@@ -23,19 +23,35 @@ def test_the_usual_names_are_recognised(user, item, time):
 
 
 def test_numeric_columns_are_actions_and_text_is_not():
-    columns = log(user=["u", "v"], item=["i", "j"], time=["1", "2"], rating=["4.5", ""], click=["true", "false"],
-                  comment=["good", "5"], empty=["", ""], position=["1", "2"])
+    columns = log(
+        user=["u", "v"],
+        item=["i", "j"],
+        time=["1", "2"],
+        rating=["4.5", ""],
+        click=["true", "false"],
+        comment=["good", "5"],
+        empty=["", ""],
+        position=["1", "2"],
+    )
     assert columns.actions == {"rating": "rating", "click": "click"}
 
 
 def test_one_bad_number_does_not_hide_an_action():
     assert log(user=["u"] * 3, item=["i"] * 3, time=["1"] * 3, rating=["5", "oops", "3"]).actions == {
-        "rating": "rating"}
+        "rating": "rating"
+    }
 
 
 def test_ingest_columns_maps_renames_and_leaves_out():
-    columns = log({"user": "member", "rating": "overall", "session": ""}, member=["m"], item=["i"], time=["1"],
-                  overall=["5"], session=["77"], seconds=["3"])
+    columns = log(
+        {"user": "member", "rating": "overall", "session": ""},
+        member=["m"],
+        item=["i"],
+        time=["1"],
+        overall=["5"],
+        session=["77"],
+        seconds=["3"],
+    )
     assert columns == LogColumns("member", "item", "time", {"rating": "overall", "seconds": "seconds"})
 
 
@@ -81,12 +97,19 @@ def test_a_wrong_name_in_ingest_columns_is_told_the_nearest():
 def test_an_item_files_columns_are_recognised_and_the_others_kept():
     names = ["asin", "title", "genres", "image", "brand", ""]
     assert recognise_items(names, {}, "the items") == {
-        "item": "asin", "title": "title", "categories": "genres", "image": "image", "brand": "brand"}
+        "item": "asin",
+        "title": "title",
+        "categories": "genres",
+        "image": "image",
+        "brand": "brand",
+    }
 
 
 def test_an_item_file_may_name_its_items_otherwise_than_the_log():
     assert recognise_items(["item", "name"], {"item": "sku", "title": "name", "user": "member"}, "the items") == {
-        "item": "item", "title": "name"}
+        "item": "item",
+        "title": "name",
+    }
     assert recognise_items(["sku"], {"item": "sku"}, "the items") == {"item": "sku"}
 
 

@@ -9,8 +9,9 @@ from pipeline.errors import UserError
 
 ROWS = [(user, item, time, n % 5 + 1) for n, (user, item, time) in enumerate(events())]
 NAMES = ("user", "item", "timestamp", "rating")
-ITEMS = [{"item": f"i{n}", "title": f"Title {n}", "image": f"images/{n}.png", "color": "red"}
-         for n in (3, 1, 5, 0, 2, 4)]
+ITEMS = [
+    {"item": f"i{n}", "title": f"Title {n}", "image": f"images/{n}.png", "color": "red"} for n in (3, 1, 5, 0, 2, 4)
+]
 
 
 def write_log(path):
@@ -31,8 +32,21 @@ def dataset(folder, items=ITEMS):
     return folder
 
 
-@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz", "log.tsv", "log.tsv.gz", "log.jsonl", "log.jsonl.gz",
-                                  "log.ndjson", "log.json", "log.parquet", "log.parquet.gz"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log.csv",
+        "log.csv.gz",
+        "log.tsv",
+        "log.tsv.gz",
+        "log.jsonl",
+        "log.jsonl.gz",
+        "log.ndjson",
+        "log.json",
+        "log.parquet",
+        "log.parquet.gz",
+    ],
+)
 def test_every_format_gives_the_same(ingest, tmp_path, name):
     result = ingest(write_log(tmp_path / "raw" / name))
     assert result.rows == events()
@@ -42,7 +56,9 @@ def test_every_format_gives_the_same(ingest, tmp_path, name):
 
 def test_a_glob_reads_its_files_in_the_order_of_their_names(ingest, tmp_path):
     for part in range(3):
-        write(tmp_path / "logs" / f"day{part}" / "part.csv", csv_text(ROWS[12 * part:12 * part + 12], ",".join(NAMES)))
+        write(
+            tmp_path / "logs" / f"day{part}" / "part.csv", csv_text(ROWS[12 * part : 12 * part + 12], ",".join(NAMES))
+        )
     write(tmp_path / "logs" / "day9" / "part.csv", ",".join(NAMES) + "\n")  # one of many may be empty
     result = ingest(f"{tmp_path}/logs/*/part.csv")
     assert result.rows == events()
@@ -64,7 +80,9 @@ def test_the_parts_of_a_glob_must_agree_on_their_actions(ingest, tmp_path):
 
 def test_a_folder_may_hold_the_log_in_parts(ingest, tmp_path):
     for part in range(2):
-        write(tmp_path / "raw" / f"interactions.{part}.csv", csv_text(ROWS[18 * part:18 * part + 18], ",".join(NAMES)))
+        write(
+            tmp_path / "raw" / f"interactions.{part}.csv", csv_text(ROWS[18 * part : 18 * part + 18], ",".join(NAMES))
+        )
     assert ingest(tmp_path / "raw").rows == events()
 
 
@@ -155,9 +173,15 @@ def test_of_several_vector_files_none_is_taken_and_it_is_said(ingest, tmp_path, 
     assert "a_embeddings.npy, b_embeddings.npy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("array", "message"), [
-    (np.ones((5, 2)), "has 5 rows, items.jsonl has 6"), (np.ones(6), r"float64 \[6\]"),
-    (np.ones((6, 2), int), "int64"), (np.array([{}] * 6), "Python objects")])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.ones((5, 2)), "has 5 rows, items.jsonl has 6"),
+        (np.ones(6), r"float64 \[6\]"),
+        (np.ones((6, 2), int), "int64"),
+        (np.array([{}] * 6), "Python objects"),
+    ],
+)
 def test_vectors_that_cannot_be_the_items_are_refused(ingest, tmp_path, array, message):
     folder = dataset(tmp_path / "raw")
     np.save(folder / "a_embeddings.npy", array)
@@ -173,8 +197,19 @@ def test_vectors_without_an_item_file_are_refused(ingest, tmp_path):
         ingest(folder)
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "/etc/passwd", "images/../../x.png", "C:\\x.png", "..\\x.png",
-                                  "a.png; /etc/passwd", ["a.png", "../b.png"], [["a.png"], ["/b.png"]]])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "images/../../x.png",
+        "C:\\x.png",
+        "..\\x.png",
+        "a.png; /etc/passwd",
+        ["a.png", "../b.png"],
+        [["a.png"], ["/b.png"]],
+    ],
+)
 def test_an_image_outside_the_dataset_folder_is_rejected(ingest, tmp_path, path):
     listed = [*ITEMS[:5], {**ITEMS[5], "image": path}]
     result = ingest(dataset(tmp_path / "raw", listed), max_reject_rate=0.2)

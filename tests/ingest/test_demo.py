@@ -27,8 +27,11 @@ def edited(folder: Path, **knobs) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-            for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def clicked_core(log: pd.DataFrame, least: int = 5) -> pd.DataFrame:
@@ -68,10 +71,12 @@ def simulated():
 
 # ---------------------------------------------------------------------------------------------------- files
 
+
 def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path):
     scenario = edited(tmp_path, users=60, items=80)
-    first, again, other = (generate(scenario, seed, tmp_path / name)
-                           for seed, name in ((5, "first"), (5, "again"), (6, "other")))
+    first, again, other = (
+        generate(scenario, seed, tmp_path / name) for seed, name in ((5, "first"), (5, "again"), (6, "other"))
+    )
     assert hashes(first) == hashes(again)
     for name in ("interactions.csv.gz", "items.jsonl"):
         assert hashes(first)[name] != hashes(other)[name]
@@ -106,8 +111,10 @@ def test_pictures_open_and_show_the_top_category_by_colour(raw, items):
     middles = {top: np.mean(colours, axis=0) for top, colours in corners.items()}
     for top, colours in corners.items():
         for colour in colours:  # nearest by direction: the shade of a colour varies, its hue does not
-            likeness = {other: colour @ middle / np.linalg.norm(colour) / np.linalg.norm(middle)
-                        for other, middle in middles.items()}
+            likeness = {
+                other: colour @ middle / np.linalg.norm(colour) / np.linalg.norm(middle)
+                for other, middle in middles.items()
+            }
             assert max(likeness, key=likeness.get) == top
 
 
@@ -132,6 +139,7 @@ def test_likes_shares_and_long_watching_follow_a_click(log):
 
 
 # ---------------------------------------------------------------------------------------------------- knobs
+
 
 def test_shares_of_noise_and_of_the_long_tail_are_near_their_knobs(simulated):
     scenario, catalogue, _, log = simulated
@@ -159,6 +167,7 @@ def test_sessions_are_as_many_and_as_long_as_asked():
 
 
 # ---------------------------------------------------------------------------------------------------- structure
+
 
 def test_most_users_and_items_survive_the_5_core_with_12_to_25_clicks_each(log):
     core = clicked_core(log)
@@ -205,6 +214,7 @@ def test_interest_drifts(simulated):
 
 
 # ---------------------------------------------------------------------------------------------------- no leak
+
 
 def test_wording_says_the_leaf_and_items_of_a_leaf_are_worded_differently(items):
     words = items.title.str.lower().str.split().map(set)

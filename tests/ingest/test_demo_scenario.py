@@ -22,7 +22,8 @@ def load_edited(folder: Path, **knobs) -> Scenario:
 def test_the_committed_file_has_every_knob_once_and_explains_each_group():
     text = SCENARIO.read_text()
     assert [line.split(":")[0] for line in text.splitlines() if re.match(r"\w", line)] == [
-        field.name for field in dataclasses.fields(Scenario)]
+        field.name for field in dataclasses.fields(Scenario)
+    ]
     for group in text.split("\n\n"):
         assert group.startswith("#")
     assert load_scenario(SCENARIO).users == 2000
@@ -40,18 +41,21 @@ def test_a_missing_knob_is_named(tmp_path):
         load_scenario(path)
 
 
-@pytest.mark.parametrize(("knobs", "message"), [
-    ({"users": 2.5}, "users is 2.5, expected a whole number"),
-    ({"users": "many"}, "users is 'many', expected a whole number"),
-    ({"like": True}, "like is True, expected a number"),
-    ({"noise_sessions": 1.2}, "noise_sessions is a share between 0 and 1"),
-    ({"sessions": float("nan")}, "sessions is nan, expected a number"),
-    ({"weeks": 0}, "must be 1 or more"),
-    ({"categories": 9}, "categories must lie in 2..8"),
-    ({"items": 70}, "70 items are too few"),
-    ({"feed_interest": 0.9, "feed_trending": 0.2}, "must not exceed 1"),
-    ({"trend_days": 0}, "trend_days above 0"),
-])
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"users": 2.5}, "users is 2.5, expected a whole number"),
+        ({"users": "many"}, "users is 'many', expected a whole number"),
+        ({"like": True}, "like is True, expected a number"),
+        ({"noise_sessions": 1.2}, "noise_sessions is a share between 0 and 1"),
+        ({"sessions": float("nan")}, "sessions is nan, expected a number"),
+        ({"weeks": 0}, "must be 1 or more"),
+        ({"categories": 9}, "categories must lie in 2..8"),
+        ({"items": 70}, "70 items are too few"),
+        ({"feed_interest": 0.9, "feed_trending": 0.2}, "must not exceed 1"),
+        ({"trend_days": 0}, "trend_days above 0"),
+    ],
+)
 def test_impossible_values_are_refused_by_name(tmp_path, knobs, message):
     with pytest.raises(UserError, match=re.escape(message)):
         load_edited(tmp_path, **knobs)

@@ -97,8 +97,9 @@ def test_halves_of_different_versions_are_never_joined(server, tmp_path):
     assert fetch("custom", tmp_path, [f"{server.url}/log.bin"])[0].read_bytes() == CONTENT[::-1]
 
 
-@pytest.mark.parametrize("change", [{"ranges": False}, {"etag": ""}, {"etag": 'W/"v1"'}],
-                         ids=["no ranges", "no version", "weak version"])
+@pytest.mark.parametrize(
+    "change", [{"ranges": False}, {"etag": ""}, {"etag": 'W/"v1"'}], ids=["no ranges", "no version", "weak version"]
+)
 def test_a_server_that_cannot_resume_sends_all_of_it_again(server, tmp_path, change):
     vars(server).update(change)
     server.drops = [1_000_000]

@@ -16,9 +16,16 @@ def content(folder):
 
 def test_a_second_run_gives_the_same_bytes(ingest, tmp_path):
     rng = np.random.default_rng(1)
-    rows = [(f"u{user}", f"i{item}", 1_400_000_000 + time, "" if bad else 1) for user, item, time, bad in zip(
-        rng.integers(0, 300, 20_000), rng.integers(0, 100, 20_000), rng.integers(0, 99, 20_000),
-        rng.random(20_000) < 0.005, strict=True)]
+    rows = [
+        (f"u{user}", f"i{item}", 1_400_000_000 + time, "" if bad else 1)
+        for user, item, time, bad in zip(
+            rng.integers(0, 300, 20_000),
+            rng.integers(0, 100, 20_000),
+            rng.integers(0, 99, 20_000),
+            rng.random(20_000) < 0.005,
+            strict=True,
+        )
+    ]
     path = write(tmp_path / "log.csv.gz", csv_text(rows, "user,item,timestamp,click"))
     first = ingest(path, minimum={"click": 1})
     assert first.rejects
@@ -47,8 +54,11 @@ def test_ingest_json_counts_before_and_after_each_filter(ingest, tmp_path):
     assert (summary["users"], summary["items"], summary["interactions"]) == (6, 6, 36)
     assert (summary["rows_read"], summary["rejected"]) == (40, 1)  # a row of nothing but empty fields is no row
     assert [tuple(step.values()) for step in summary["steps"]] == [
-        ("usable rows", 39, 8, 6), ("minimum click >= 1", 38, 7, 6), ("earliest of each user and item", 37, 7, 6),
-        ("5-core", 36, 6, 6)]
+        ("usable rows", 39, 8, 6),
+        ("minimum click >= 1", 38, 7, 6),
+        ("earliest of each user and item", 37, 7, 6),
+        ("5-core", 36, 6, 6),
+    ]
     assert (summary["k_core"], summary["minimum"]) == (5, {"click": 1})
     assert summary["columns"] == {"user": "user", "item": "item", "timestamp": "timestamp", "click": "click"}
     assert len(summary["sha256"]["log.csv"]) == 64
@@ -66,8 +76,9 @@ def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest, root):
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("folder", "counts"), [
-    (BEAUTY, (22_363, 12_101, 198_502)), (SPORTS, (35_598, 18_357, 296_337))])
+@pytest.mark.parametrize(
+    ("folder", "counts"), [(BEAUTY, (22_363, 12_101, 198_502)), (SPORTS, (35_598, 18_357, 296_337))]
+)
 def test_amazon_comes_out_as_the_literature_counts_it(ingest, folder, counts):
     if not folder.exists():
         pytest.skip("the real data set is not beside the project")
@@ -94,7 +105,8 @@ def test_movielens_latest_small_goes_through_its_recipe(ingest):
     ratings = pd.read_csv(MOVIES / "ratings.csv")
     while True:  # a slow 5-core
         often = ratings.groupby("movieId").userId.transform("size").ge(5) & ratings.groupby("userId").userId.transform(
-            "size").ge(5)
+            "size"
+        ).ge(5)
         if often.all():
             break
         ratings = ratings[often]

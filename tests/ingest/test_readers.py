@@ -30,11 +30,14 @@ def read(path, form, **options):
     return rows, lines, [r for chunk in chunks for r in chunk.records.tolist()], rejects
 
 
-fields = st.text(st.sampled_from(['a', '7', ' ', ',', '"', '\n', 'é']), max_size=4)
-tables = st.lists(st.one_of(
-    st.lists(fields, min_size=3, max_size=3),  # a row
-    st.sampled_from([[], ["lonely"], ["a", "b", "c", "d"], ["two\nlines"]]),  # a blank line, and bad rows
-), max_size=12)
+fields = st.text(st.sampled_from(["a", "7", " ", ",", '"', "\n", "é"]), max_size=4)
+tables = st.lists(
+    st.one_of(
+        st.lists(fields, min_size=3, max_size=3),  # a row
+        st.sampled_from([[], ["lonely"], ["a", "b", "c", "d"], ["two\nlines"]]),  # a blank line, and bad rows
+    ),
+    max_size=12,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,8 +64,10 @@ def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_befo
 
 def test_a_bad_csv_row_says_how_many_fields_it_has_and_shows_itself(tmp_path):
     path = write(tmp_path / "log.csv", "x,y\n1,2\nonly\n3,4\n5,6,7\n")
-    assert read(path, CSV)[3] == [(3, "1 fields where 2 are expected", "only"),
-                                  (5, "3 fields where 2 are expected", "5,6,7")]
+    assert read(path, CSV)[3] == [
+        (3, "1 fields where 2 are expected", "only"),
+        (5, "3 fields where 2 are expected", "5,6,7"),
+    ]
 
 
 def test_values_stay_as_written(tmp_path):
@@ -99,7 +104,8 @@ def test_json_lines(tmp_path):
 def test_only_the_columns_wanted(tmp_path):
     assert read(write(tmp_path / "a.csv", "x,y,z\n1,2,3\n"), CSV, columns=["z", "x"])[0] == [{"z": "3", "x": "1"}]
     assert read(write(tmp_path / "a.jsonl", '{"x": 1, "y": 2}\n'), JSONL, columns=["y", "w"])[0] == [
-        {"y": "2", "w": None}]
+        {"y": "2", "w": None}
+    ]
 
 
 def test_json_nested_too_deep_is_a_bad_row_and_no_crash():
@@ -142,9 +148,16 @@ def test_lists_become_paths():
 
 def test_parquet_columns_become_text_whatever_their_type(tmp_path):
     path = tmp_path / "log.parquet"
-    pd.DataFrame({"n": [1, 2], "x": [0.5, np.nan], "b": [True, False], "s": ["a", None],
-                  "t": pd.to_datetime(["2014-05-13T16:53:20.5", "2014-05-13T16:53:21.0"]),
-                  "c": [["A", "B"], []]}).to_parquet(path)
+    pd.DataFrame(
+        {
+            "n": [1, 2],
+            "x": [0.5, np.nan],
+            "b": [True, False],
+            "s": ["a", None],
+            "t": pd.to_datetime(["2014-05-13T16:53:20.5", "2014-05-13T16:53:21.0"]),
+            "c": [["A", "B"], []],
+        }
+    ).to_parquet(path)
     first = {"n": "1", "x": "0.5", "b": "1", "s": "a", "t": "1400000000500", "c": "A > B"}
     rows, lines, _, _ = read(path, PARQUET, ticks=1000)
     assert rows[0] == first
@@ -163,8 +176,10 @@ def test_a_truncated_or_false_gzip_is_named(tmp_path, name, form, content):
         read(path, form)
 
 
-@pytest.mark.parametrize(("name", "form", "text"), [
-    ("a.csv", CSV, "x,y\n1,2\n3,Amélie\n"), ("a.jsonl", JSONL, '{"x": 1}\n{"x": 2}\n{"x": "Amélie"}\n')])
+@pytest.mark.parametrize(
+    ("name", "form", "text"),
+    [("a.csv", CSV, "x,y\n1,2\n3,Amélie\n"), ("a.jsonl", JSONL, '{"x": 1}\n{"x": 2}\n{"x": "Amélie"}\n')],
+)
 def test_latin_1_in_a_utf_8_file_is_named_with_its_line(tmp_path, name, form, text):
     with pytest.raises(UserError, match=f"{name}, line 3: not valid UTF-8"):
         read(write(tmp_path / name, text, "latin-1"), form)

@@ -14,23 +14,46 @@ def number(raw):
 
 
 def amazon(folder, category, suffix=".json.gz"):
-    reviews = [{"reviewerID": user, "asin": item, "reviewerName": 'A "B" C', "helpful": [0, 1],
-                "reviewText": "Good,\nno", "overall": 5.0, "summary": "é", "unixReviewTime": time,
-                "reviewTime": "05 13, 2014"}
-               for user, item, time in events()]
+    reviews = [
+        {
+            "reviewerID": user,
+            "asin": item,
+            "reviewerName": 'A "B" C',
+            "helpful": [0, 1],
+            "reviewText": "Good,\nno",
+            "overall": 5.0,
+            "summary": "é",
+            "unixReviewTime": time,
+            "reviewTime": "05 13, 2014",
+        }
+        for user, item, time in events()
+    ]
     write(folder / f"reviews_{category}_5{suffix}", jsonl_text(reviews))
-    meta = [{"asin": item, "title": f"It's {item} & more", "price": 9.5, "imUrl": "http://example.com/1.jpg",
-             "related": {"also_bought": ["x", "y"]}, "salesRank": {"Beauty": 7}, "brand": "Acme",
-             "categories": [["Beauty", "Nails"], ["Gifts"]], "description": 'Says "hi"'}
-            for item in ("unsold", *(f"i{n}" for n in reversed(range(6))))]
+    meta = [
+        {
+            "asin": item,
+            "title": f"It's {item} & more",
+            "price": 9.5,
+            "imUrl": "http://example.com/1.jpg",
+            "related": {"also_bought": ["x", "y"]},
+            "salesRank": {"Beauty": 7},
+            "brand": "Acme",
+            "categories": [["Beauty", "Nails"], ["Gifts"]],
+            "description": 'Says "hi"',
+        }
+        for item in ("unsold", *(f"i{n}" for n in reversed(range(6))))
+    ]
     write(folder / f"meta_{category}{suffix}", "".join(f"{row!r}\n" for row in meta))
     return folder
 
 
 def movielens_1m(folder):
     write(folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in events()), "latin-1")
-    write(folder / "movies.dat", "".join(f"{n}::Amélie: the {n}th (2001)::Comedy|Romance\n" for n in range(1, 8)),
-          "latin-1")
+    write(
+        folder / "movies.dat",
+        "".join(f"{n}::Amélie: the {n}th (2001)::Comedy|Romance\n" for n in range(1, 8)),
+        "latin-1",
+    )
     return folder
 
 
@@ -45,8 +68,11 @@ def movielens_csv(folder):
 def movielens_100k(folder):
     write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in events(users=2)))
     flags = "|".join("1" if name in ("Comedy", "Romance") else "0" for name in GENRES_100K)
-    write(folder / "u.item", "".join(f'{n}|"Amélie" the {n}th (2001)|01-Jan-2001||http://example.com|{flags}\n'
-                                     for n in range(1, 8)), "latin-1")
+    write(
+        folder / "u.item",
+        "".join(f'{n}|"Amélie" the {n}th (2001)|01-Jan-2001||http://example.com|{flags}\n' for n in range(1, 8)),
+        "latin-1",
+    )
     return folder
 
 
@@ -55,8 +81,10 @@ def test_every_dataset_but_the_demo_and_your_own_has_a_recipe():
 
 
 @pytest.mark.parametrize("suffix", [".json.gz", ".json"], ids=["packed", "unpacked"])
-@pytest.mark.parametrize(("dataset", "category"), [
-    ("amazon-beauty", "Beauty"), ("amazon-sports", "Sports_and_Outdoors"), ("amazon-toys", "Toys_and_Games")])
+@pytest.mark.parametrize(
+    ("dataset", "category"),
+    [("amazon-beauty", "Beauty"), ("amazon-sports", "Sports_and_Outdoors"), ("amazon-toys", "Toys_and_Games")],
+)
 def test_amazon(ingest, tmp_path, dataset, category, suffix):
     result = ingest(amazon(tmp_path / "raw", category, suffix), dataset)
     assert sorted(result.rows) == sorted(events())
@@ -71,8 +99,10 @@ def test_amazon(ingest, tmp_path, dataset, category, suffix):
     assert result.summary["k_core"] == 5
 
 
-@pytest.mark.parametrize(("dataset", "make"), [
-    ("movielens-1m", movielens_1m), ("movielens-20m", movielens_csv), ("movielens-latest", movielens_csv)])
+@pytest.mark.parametrize(
+    ("dataset", "make"),
+    [("movielens-1m", movielens_1m), ("movielens-20m", movielens_csv), ("movielens-latest", movielens_csv)],
+)
 def test_movielens(ingest, tmp_path, dataset, make):
     result = ingest(make(tmp_path / "raw"), dataset)
     assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in events())

@@ -16,9 +16,16 @@ def test_spark_and_duckdb_write_the_same_bytes(ingest, tmp_path, monkeypatch, li
     options = "--master local[2] --conf spark.ui.enabled=false --conf spark.sql.shuffle.partitions=4 pyspark-shell"
     monkeypatch.setenv("PYSPARK_SUBMIT_ARGS", os.environ.get("PYSPARK_SUBMIT_ARGS", options))
     rng = np.random.default_rng(2)
-    rows = [(f"u{user}", f"i{item}", 1_400_000_000 + time, stars) for user, item, time, stars in zip(
-        (rng.beta(1, 3, 3000) * 400).astype(int), (rng.beta(1, 3, 3000) * 200).astype(int), rng.integers(0, 50, 3000),
-        rng.integers(1, 6, 3000), strict=True)]
+    rows = [
+        (f"u{user}", f"i{item}", 1_400_000_000 + time, stars)
+        for user, item, time, stars in zip(
+            (rng.beta(1, 3, 3000) * 400).astype(int),
+            (rng.beta(1, 3, 3000) * 200).astype(int),
+            rng.integers(0, 50, 3000),
+            rng.integers(1, 6, 3000),
+            strict=True,
+        )
+    ]
     write(tmp_path / "raw" / "interactions.csv", csv_text([*rows, ("", "", 1, 1)], "user,item,timestamp,rating"))
     if listed:
         names = [f"i{n}" for n in rng.permutation(200)]

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from pipeline.ingest.values import IMPOSSIBLE_TIME, numbers, reasons, time_column
 
 texts = st.one_of(
-    st.none(), st.from_regex(r"[ ]?[+-]?[0-9]{0,3}\.?[0-9]{0,2}(e[+-]?[0-9]{1,3})?[ ]?", fullmatch=True),
-    st.sampled_from(["", " ", "nan", "NaN", "inf", "-Infinity", "1e999", "true", "False", "TRUE", "x", "1_0", "0x1F"]))
+    st.none(),
+    st.from_regex(r"[ ]?[+-]?[0-9]{0,3}\.?[0-9]{0,2}(e[+-]?[0-9]{1,3})?[ ]?", fullmatch=True),
+    st.sampled_from(["", " ", "nan", "NaN", "inf", "-Infinity", "1e999", "true", "False", "TRUE", "x", "1_0", "0x1F"]),
+)
 
 
 def slow_number(text):
@@ -37,13 +39,22 @@ def test_numbers_are_what_float_reads_whatever_stands_beside_them(column):
     assert values.to_pylist() == [None if value is None or math.isnan(value) else value for value in expected]
 
 
-@pytest.mark.parametrize(("text", "ticks", "seconds", "reason"), [
-    ("631152000", 1, 631152000, None), ("631151999", 1, None, IMPOSSIBLE_TIME),
-    ("4102444799.9", 1, 4102444799, None), ("4102444800", 1, None, IMPOSSIBLE_TIME),
-    ("1400000000999", 1000, 1400000000, None), ("1400000000999", 1, None, IMPOSSIBLE_TIME),
-    ("1.4e9", 1, 1400000000, None), ("-5", 1, None, IMPOSSIBLE_TIME), ("", 1, None, "timestamp is missing"),
-    ("yesterday", 1, None, "timestamp is not a number"), (None, 1, None, "timestamp is missing"),
-])
+@pytest.mark.parametrize(
+    ("text", "ticks", "seconds", "reason"),
+    [
+        ("631152000", 1, 631152000, None),
+        ("631151999", 1, None, IMPOSSIBLE_TIME),
+        ("4102444799.9", 1, 4102444799, None),
+        ("4102444800", 1, None, IMPOSSIBLE_TIME),
+        ("1400000000999", 1000, 1400000000, None),
+        ("1400000000999", 1, None, IMPOSSIBLE_TIME),
+        ("1.4e9", 1, 1400000000, None),
+        ("-5", 1, None, IMPOSSIBLE_TIME),
+        ("", 1, None, "timestamp is missing"),
+        ("yesterday", 1, None, "timestamp is not a number"),
+        (None, 1, None, "timestamp is missing"),
+    ],
+)
 def test_times_lie_between_1990_and_2100_in_whole_seconds(text, ticks, seconds, reason):
     values, complaints = time_column(pa.array([text], pa.string()), ticks)
     assert values.to_pylist() == [seconds]

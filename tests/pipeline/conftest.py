@@ -15,10 +15,21 @@ from project_folder import Repository
 from pipeline.presets import apply_preset
 
 SMALL = [
-    "embed.dimensions=16", "quantize.codes=8", "quantize.iterations=10", "backbone.encoder_layers=1",
-    "backbone.decoder_layers=1", "backbone.d_model=16", "backbone.heads=2", "backbone.d_head=8", "backbone.d_ff=32",
-    "train.max_windows=3000", "train.batch_tokens=1024", "train.validate_every=20", "train.checkpoint_every=20",
-    "train.threads=1", "evaluate.bootstrap_samples=50",
+    "embed.dimensions=16",
+    "quantize.codes=8",
+    "quantize.iterations=10",
+    "backbone.encoder_layers=1",
+    "backbone.decoder_layers=1",
+    "backbone.d_model=16",
+    "backbone.heads=2",
+    "backbone.d_head=8",
+    "backbone.d_ff=32",
+    "train.max_windows=3000",
+    "train.batch_tokens=1024",
+    "train.validate_every=20",
+    "train.checkpoint_every=20",
+    "train.threads=1",
+    "evaluate.bootstrap_samples=50",
 ]
 
 
@@ -26,8 +37,9 @@ SMALL = [
 def origin(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Repository:
     """The project's files as a git repository, its scenario and its model small."""
     repository = Repository(tmp_path_factory.mktemp("project"))
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True,
-                            check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True
+    )
     for name in listed.stdout.splitlines():
         if (root / name).is_file():
             (repository.path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,9 +73,11 @@ def first_run(origin: Repository, twin: Repository) -> str:
 @pytest.fixture(scope="session")
 def seventh(origin: Repository, first_run: str) -> dict[str, str]:
     """The experiment `seventh`, with another seed: what DVC printed, how params.yaml changed, and the difference."""
-    shown = {"output": origin.run("dvc", "exp", "run", "-S", "seed=7", "-n", "seventh"),
-             "params": origin.run("git", "diff", "--unified=0", "params.yaml"),
-             "metrics": origin.run("dvc", "metrics", "diff", "--all", "--md")}
+    shown = {
+        "output": origin.run("dvc", "exp", "run", "-S", "seed=7", "-n", "seventh"),
+        "params": origin.run("git", "diff", "--unified=0", "params.yaml"),
+        "metrics": origin.run("dvc", "metrics", "diff", "--all", "--md"),
+    }
     origin.restore()
     return shown
 

@@ -23,10 +23,16 @@ class Repository:
         """stdout and stderr of a command that must end with exit code `code`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
         environment |= {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": "",
-            "DVC_NO_ANALYTICS": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1",
-            **{f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
-               for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))},
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": "",
+            "DVC_NO_ANALYTICS": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_NUM_THREADS": "1",
+            **{
+                f"GIT_{who}_{what}": value
+                for who in ("AUTHOR", "COMMITTER")
+                for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
+            },
         }
         done = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
@@ -43,8 +49,11 @@ class Repository:
 
     def revision(self, experiment: str) -> str:
         """The commit that DVC keeps an experiment in."""
-        (line,) = [line for line in self.run("git", "for-each-ref", "refs/exps").splitlines()
-                   if line.endswith(f"/{experiment}")]
+        (line,) = [
+            line
+            for line in self.run("git", "for-each-ref", "refs/exps").splitlines()
+            if line.endswith(f"/{experiment}")
+        ]
         return line.split()[0]
 
     def outputs(self) -> dict[str, str]:

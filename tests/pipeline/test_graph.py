@@ -35,8 +35,11 @@ def local_imports(root: Path, file: str) -> set[str]:
             parts = name.split(".")
             for depth in range(1, len(parts) + 1):
                 stem = Path(*parts[:depth])
-                found |= {str(path) for path in (stem.with_suffix(".py"), stem / "__init__.py")
-                          if parts[0] == "pipeline" and (root / path).is_file()}
+                found |= {
+                    str(path)
+                    for path in (stem.with_suffix(".py"), stem / "__init__.py")
+                    if parts[0] == "pipeline" and (root / path).is_file()
+                }
     return found
 
 
@@ -79,7 +82,8 @@ def test_the_stages_stand_in_their_order(graph: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_imported(
-        stage: str, graph: dict[str, Any], root: Path) -> None:
+    stage: str, graph: dict[str, Any], root: Path
+) -> None:
     code = [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/")]
     files = closure(root, stage)
     assert not [file for file in files - SPEECH if not any(covers(dep, file) for dep in code)]
@@ -97,8 +101,12 @@ def test_the_parameters_of_a_stage_are_those_that_its_code_reads(stage: str, gra
     """A whole section, or some of its keys. track apart: it always runs, and records every parameter."""
     named = set(graph[stage]["params"])
     assert named <= flat_keys()
-    read = {node.attr for file in closure(root, stage) for node in ast.walk(ast.parse((root / file).read_text()))
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"}
+    read = {
+        node.attr
+        for file in closure(root, stage)
+        for node in ast.walk(ast.parse((root / file).read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
     assert stage == "track" or read == {name.split(".")[0] for name in named}
 
 
@@ -112,8 +120,9 @@ def test_what_git_tracks_of_a_stage_is_a_metric_or_a_plot(graph: dict[str, Any])
 
 def test_what_dvc_caches_is_ignored_by_git_and_the_rest_is_not(graph: dict[str, Any], root: Path) -> None:
     cached = [out for stage in graph.values() for out in stage.get("outs", [])]
-    tracked = [next(iter(entry)) for stage in graph.values()
-               for entry in [*stage.get("metrics", []), *stage.get("plots", [])]]
+    tracked = [
+        next(iter(entry)) for stage in graph.values() for entry in [*stage.get("metrics", []), *stage.get("plots", [])]
+    ]
     for path, code in [*((path, 0) for path in cached), *((path, 1) for path in [*tracked, "dvc.lock"])]:
         probe = path if Path(path).suffix else f"{path}/file"
         assert subprocess.run(["git", "check-ignore", "-q", probe], cwd=root).returncode == code, path

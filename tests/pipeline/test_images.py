@@ -16,10 +16,20 @@ pytestmark = pytest.mark.slow
 
 
 def test_images_and_texts_of_the_demo_become_codes_and_nothing_runs_twice(
-        repository: Repository, tmp_path: Path) -> None:
+    repository: Repository, tmp_path: Path
+) -> None:
     model = save_qwen(tmp_path / "model")
-    repository.run("python", "-m", "pipeline", "preset", "qwen2.5-vl-7b", "--set", f"embed.model={model}",
-                   "--set", "embed.batch_tokens=4096")
+    repository.run(
+        "python",
+        "-m",
+        "pipeline",
+        "preset",
+        "qwen2.5-vl-7b",
+        "--set",
+        f"embed.model={model}",
+        "--set",
+        "embed.batch_tokens=4096",
+    )
     assert stages_run(repository.run("dvc", "repro", "quantize")) == ["embed", "quantize"]
     embedded = Embeddings.read(repository.path / "data/embeddings")
     assert embedded.encoder["images"] == embedded.encoder["items"] == len(embedded.vectors_Id)

@@ -17,9 +17,15 @@ pytestmark = pytest.mark.slow
 
 def test_the_first_repro_runs_every_stage_and_shows_the_result(repository: Repository, first_run: str) -> None:
     assert stages_run(first_run) == STAGES
-    shown = first_run[first_run.index("Running stage 'track'"):]
-    for words in ("strategy full, dataset demo, seed 42", "recall@10", "co-occurrence", "popularity",
-                  "report: reports/index.html", f"mlflow ui --backend-store-uri sqlite:///{repository.path}/mlflow.db"):
+    shown = first_run[first_run.index("Running stage 'track'") :]
+    for words in (
+        "strategy full, dataset demo, seed 42",
+        "recall@10",
+        "co-occurrence",
+        "popularity",
+        "report: reports/index.html",
+        f"mlflow ui --backend-store-uri sqlite:///{repository.path}/mlflow.db",
+    ):
         assert words in shown, words
 
 
@@ -31,13 +37,16 @@ def test_a_second_repro_runs_only_track_and_changes_nothing(repository: Reposito
 
 
 def test_an_experiment_runs_what_its_parameter_touches_and_changes_one_line(
-        repository: Repository, seventh: dict[str, str]) -> None:
+    repository: Repository, seventh: dict[str, str]
+) -> None:
     assert stages_run(seventh["output"]) == STAGES[2:]
     changed = [line for line in seventh["params"].splitlines() if line[0] in "+-" and line[1] not in "+-"]
     assert changed == ["-seed: 42", "+seed: 7"]
     assert "| recall_at_10" in seventh["metrics"]
-    (name,) = repository.query("select t.value from tags t join params p on t.run_uuid = p.run_uuid "
-                               "where t.key = 'dvc_experiment' and p.key = 'seed' and p.value = '7'")
+    (name,) = repository.query(
+        "select t.value from tags t join params p on t.run_uuid = p.run_uuid "
+        "where t.key = 'dvc_experiment' and p.key = 'seed' and p.value = '7'"
+    )
     assert name == ("seventh",)
 
 
@@ -82,15 +91,17 @@ def test_one_changed_raw_byte_runs_ingest_again(repository: Repository) -> None:
 
 def test_the_tables_and_plots_of_dvc_read_well(repository: Repository) -> None:
     (row, *_) = csv.DictReader(io.StringIO(repository.run("dvc", "exp", "show", "--csv", "--hide-workspace")))
-    assert float(row["recall_at_10"]) == json.loads((repository.path / "reports/metrics.json").read_text())[
-        "recall_at_10"]
+    assert (
+        float(row["recall_at_10"]) == json.loads((repository.path / "reports/metrics.json").read_text())["recall_at_10"]
+    )
     assert not [name for name in row if name.startswith("reports/metrics.json:")], "names are short and occur once"
     shown = json.loads(repository.run("dvc", "metrics", "show", "--json"))
     values = next(iter(shown.values()))["data"]["reports/metrics.json"]["data"].values()
     assert all(isinstance(value, int | float) for value in values)
     plots = json.loads(repository.run("dvc", "plots", "show", "--json"))["data"]
     assert {"Loss", "reports/history.csv", "reports/by_history.csv", "reports/by_popularity.csv"} <= {
-        name.removeprefix("dvc.yaml::") for name in plots}
+        name.removeprefix("dvc.yaml::") for name in plots
+    }
 
 
 def test_a_bad_value_is_told_and_two_commands_bring_everything_back(repository: Repository) -> None:
@@ -125,15 +136,18 @@ def test_a_run_holds_all_that_comparing_needs(repository: Repository) -> None:
     assert metrics.items() <= final.items()
     with (repository.path / "reports/history.csv").open() as file:
         curve = [float(row["valid_loss"]) for row in csv.DictReader(file)]
-    logged = repository.query("select value from metrics "
-                              f"where key = 'valid_loss' and run_uuid = '{key}' order by step")
+    logged = repository.query(
+        f"select value from metrics where key = 'valid_loss' and run_uuid = '{key}' order by step"
+    )
     assert [value for (value,) in logged] == curve
     tags = dict(repository.query(f"select key, value from tags where run_uuid = '{key}'"))
     assert tags["git_commit"] == repository.run("git", "rev-parse", "HEAD~1").strip()
     assert (tags["git_dirty"], tags["strategy"], tags["seed"], tags["dataset"]) == ("false", "full", "42", "demo")
     assert tags["hash_model"] + ".dir" == repository.outputs()["models/generator"]
-    (dataset,) = repository.query("select d.name, d.digest from datasets d join inputs i "
-                                  f"on d.dataset_uuid = i.source_id where i.destination_id = '{key}'")
+    (dataset,) = repository.query(
+        "select d.name, d.digest from datasets d join inputs i "
+        f"on d.dataset_uuid = i.source_id where i.destination_id = '{key}'"
+    )
     assert dataset == ("demo", repository.outputs()["data/interactions"].removesuffix(".dir"))
 
 

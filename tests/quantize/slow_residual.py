@@ -7,8 +7,9 @@ from pipeline.quantize.quantizer import Quantized
 
 def clouds(seed: int, items: int = 300, width: int = 8, centers: int = 12) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    return (3 * rng.normal(size=(centers, width))[rng.integers(0, centers, items)]
-            + rng.normal(size=(items, width))).astype(np.float32)
+    return (
+        3 * rng.normal(size=(centers, width))[rng.integers(0, centers, items)] + rng.normal(size=(items, width))
+    ).astype(np.float32)
 
 
 def follow(vector: np.ndarray, codes: list[int], quantized: Quantized, normalize: bool) -> tuple[np.ndarray, float]:

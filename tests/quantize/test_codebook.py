@@ -46,8 +46,9 @@ def test_the_rotation_trick_gives_the_code_and_turns_and_scales_the_gradient():
     passed = rotation(items, chosen)
     torch.testing.assert_close(passed.detach(), chosen)
     passed.backward(gradient)
-    for item, code, into, out in zip(items.detach().numpy(), chosen.numpy(), gradient.numpy(), items.grad.numpy(),
-                                     strict=True):
+    for item, code, into, out in zip(
+        items.detach().numpy(), chosen.numpy(), gradient.numpy(), items.grad.numpy(), strict=True
+    ):
         e, q = item / np.linalg.norm(item), code / np.linalg.norm(code)
         r = (e + q) / np.linalg.norm(e + q)
         turn = np.eye(3) - 2 * np.outer(r, r) + 2 * np.outer(q, e)

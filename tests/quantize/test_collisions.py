@@ -9,7 +9,8 @@ from pipeline.errors import UserError
 from pipeline.quantize.collisions import deduplication_digits, group_by_codes
 
 few_codes = st.integers(1, 3).flatmap(
-    lambda levels: st.lists(st.tuples(*[st.integers(0, 2)] * levels), min_size=1, max_size=30))
+    lambda levels: st.lists(st.tuples(*[st.integers(0, 2)] * levels), min_size=1, max_size=30)
+)
 
 
 @given(few_codes)

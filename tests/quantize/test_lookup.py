@@ -19,11 +19,18 @@ def sids(request, tmp_path: Path) -> Sids:
     codes = np.random.default_rng(0).integers(0, 3, (ITEMS, 2))
     digits = [codes[:item].tolist().count(codes[item].tolist()) for item in range(ITEMS)]
     columns = np.column_stack([codes, digits]) if request.param else codes
-    written = Sids(columns.astype(np.int32), (3, 3, 40)[:columns.shape[1]], {}, {}, digit=request.param)
+    written = Sids(columns.astype(np.int32), (3, 3, 40)[: columns.shape[1]], {}, {}, digit=request.param)
     written.write(tmp_path / "sids")
-    write_parquet(tmp_path / "interactions/items.parquet", pd.DataFrame({
-        "item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"v{item:02d}" for item in range(ITEMS)],
-        "title": [None if item % 3 == 0 else f"Title {item}" for item in range(ITEMS)]}))
+    write_parquet(
+        tmp_path / "interactions/items.parquet",
+        pd.DataFrame(
+            {
+                "item_id": np.arange(ITEMS, dtype=np.int32),
+                "raw_id": [f"v{item:02d}" for item in range(ITEMS)],
+                "title": [None if item % 3 == 0 else f"Title {item}" for item in range(ITEMS)],
+            }
+        ),
+    )
     return written
 
 

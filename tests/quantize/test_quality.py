@@ -23,7 +23,7 @@ def test_code_usage_equals_its_definition(counts):
     usage = code_usage(np.array(counts))
     shares = [count / sum(counts) for count in counts if count]
     assert usage["used_codes"] == len(shares)
-    assert usage["perplexity"] == pytest.approx(np.prod([share ** -share for share in shares]), abs=1e-3)
+    assert usage["perplexity"] == pytest.approx(np.prod([share**-share for share in shares]), abs=1e-3)
     assert usage["entropy_bits"] == pytest.approx(np.log2(usage["perplexity"]), abs=1e-3)
     assert usage["gini"] == pytest.approx(slow_gini(counts), abs=1e-4)
 
@@ -35,8 +35,9 @@ def test_collisions_and_prefixes_are_counted_without_the_digit():
     errors = rng.random(60)
     vectors[[3, 5, 9]] = vectors[7]
     categories = rng.integers(-1, 3, 60)
-    quality = measure(vectors, Quantized(codes, {}, errors, vectors, lambda _: errors), codes=4,
-                      categories_I=categories)
+    quality = measure(
+        vectors, Quantized(codes, {}, errors, vectors, lambda _: errors), codes=4, categories_I=categories
+    )
     groups = Counter(map(tuple, codes.tolist()))
     assert quality["unique_codes"] == len(groups)
     assert quality["largest_group"] == max(groups.values())
@@ -53,8 +54,15 @@ def test_collisions_and_prefixes_are_counted_without_the_digit():
 
 
 def test_the_table_has_a_row_per_level_and_leaves_empty_what_does_not_exist():
-    figures = {"used_codes": 8, "perplexity": 7.5, "entropy_bits": 2.9, "gini": 0.1, "prefixes": 8,
-               "neighbour_agreement": 0.5, "category_agreement": None}
+    figures = {
+        "used_codes": 8,
+        "perplexity": 7.5,
+        "entropy_bits": 2.9,
+        "gini": 0.1,
+        "prefixes": 8,
+        "neighbour_agreement": 0.5,
+        "category_agreement": None,
+    }
     table = level_table({"items": 9, "level_1": figures, "level_2": figures | {"prefixes": 60}})
     rows = list(csv.DictReader(io.StringIO(table)))
     assert [row["level"] for row in rows] == ["level 1", "level 2"]

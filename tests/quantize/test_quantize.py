@@ -28,8 +28,12 @@ def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "
     names = [f"v{item:02d}" for item in range(90)]
     items = pd.DataFrame({"item_id": np.arange(90, dtype=np.int32), "raw_id": names, **columns})
     write_parquet(folder / "interactions" / "items.parquet", items)
-    return run(Params(seed=seed, quantize=config), embeddings=folder / "embeddings",
-               interactions=folder / "interactions", output=folder / output)
+    return run(
+        Params(seed=seed, quantize=config),
+        embeddings=folder / "embeddings",
+        interactions=folder / "interactions",
+        output=folder / output,
+    )
 
 
 @pytest.mark.parametrize("method", ["rkmeans", "rqvae", "vqvae", "simvq"])
@@ -83,8 +87,11 @@ def test_categories_are_compared_where_the_log_has_them(tmp_path):
 
 
 def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"of items share their codes with another, quantize.max_collision_rate allows "
-                                        r"10.0%; the largest group has \d+ items") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"of items share their codes with another, quantize.max_collision_rate allows "
+        r"10.0%; the largest group has \d+ items",
+    ) as caught:
         run_in(tmp_path, replace(SMALL, max_collision_rate=0.1))
     assert "raise quantize.codes or quantize.levels" in caught.value.fix
     assert caught.value.fix.splitlines()[-2:] == ["  git checkout params.yaml", "  dvc checkout"]
@@ -92,14 +99,23 @@ def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_pat
 
 
 def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
-    quality = {"collision_rate": 0.6213, "largest_group": 9, "identical_vectors": 0.5,
-               "level_1": {"used_codes": 3}, "level_2": {"used_codes": 8}}
+    quality = {
+        "collision_rate": 0.6213,
+        "largest_group": 9,
+        "identical_vectors": 0.5,
+        "level_1": {"used_codes": 3},
+        "level_2": {"used_codes": 8},
+    }
     config = replace(SMALL, method="simvq", max_collision_rate=0.2, normalize_residuals=False)
     with pytest.raises(UserError) as caught:
         check_collisions(quality, config)
-    for words in ("50.0% of items have the vector of another", "a level uses 3 of its 8 codes",
-                  "another quantize.learning_rate", "switch on quantize.normalize_residuals",
-                  "quantize.max_collision_rate=0.63"):
+    for words in (
+        "50.0% of items have the vector of another",
+        "a level uses 3 of its 8 codes",
+        "another quantize.learning_rate",
+        "switch on quantize.normalize_residuals",
+        "quantize.max_collision_rate=0.63",
+    ):
         assert words in caught.value.fix
     check_collisions(quality, replace(config, max_collision_rate=0.63))
 

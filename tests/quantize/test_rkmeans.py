@@ -15,8 +15,9 @@ from pipeline.quantize.rkmeans import RKMeans, kmeans
 
 
 def rkmeans(**changes) -> RKMeans:
-    return RKMeans(**{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5,
-                      **changes})
+    return RKMeans(
+        **{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5, **changes}
+    )
 
 
 @given(st.integers(0, 1000), st.booleans())
@@ -100,13 +101,15 @@ def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads():
         faiss.omp_set_num_threads(before)
     for other in results[1:]:
         assert other.codes_IL.tobytes() == results[0].codes_IL.tobytes()
-        assert [book.tobytes() for book in other.codebooks.values()] == \
-               [book.tobytes() for book in results[0].codebooks.values()]
+        assert [book.tobytes() for book in other.codebooks.values()] == [
+            book.tobytes() for book in results[0].codebooks.values()
+        ]
     assert rkmeans(codes=64, seed=6).fit(vectors).codes_IL.tobytes() != results[0].codes_IL.tobytes()
 
 
-@pytest.mark.parametrize(("device", "gpus", "taken"), [("auto", 2, True), ("cuda", 1, True), ("cpu", 2, False),
-                                                       ("auto", 0, False)])
+@pytest.mark.parametrize(
+    ("device", "gpus", "taken"), [("auto", 2, True), ("cuda", 1, True), ("cpu", 2, False), ("auto", 0, False)]
+)
 def test_k_means_runs_on_a_gpu_where_faiss_sees_one(device, gpus, taken, monkeypatch):
     asked = []
 

@@ -11,22 +11,29 @@ from pipeline.quantize.quantizer import Quantized, build_quantizer
 from pipeline.quantize.rqvae import ResidualAutoencoder
 from pipeline.quantize.simvq import MappedCodebook
 
-KINDS = [{"method": "rqvae"}, {"method": "rqvae", "estimator": "rotation", "hidden": (12, 7)},
-         {"method": "rqvae", "encoder": "identity"}, {"method": "simvq"}, {"method": "simvq", "encoder": "identity"},
-         {"method": "simvq", "bias": False}]
+KINDS = [
+    {"method": "rqvae"},
+    {"method": "rqvae", "estimator": "rotation", "hidden": (12, 7)},
+    {"method": "rqvae", "encoder": "identity"},
+    {"method": "simvq"},
+    {"method": "simvq", "encoder": "identity"},
+    {"method": "simvq", "bias": False},
+]
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(**{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64,
-                             **changes})
+    return QuantizeConfig(
+        **{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64, **changes}
+    )
 
 
 def network(quantized: Quantized, part: str, rows: np.ndarray) -> np.ndarray:
     """Apply the layers of encoder or decoder by hand, in float64."""
     weights = sorted(name for name in quantized.codebooks if name.startswith(part) and name.endswith("weight"))
     for name in weights:
-        rows = rows @ quantized.codebooks[name].astype(np.float64).T + quantized.codebooks[
-            name.replace("weight", "bias")]
+        rows = (
+            rows @ quantized.codebooks[name].astype(np.float64).T + quantized.codebooks[name.replace("weight", "bias")]
+        )
         rows = rows if name == weights[-1] else np.maximum(rows, 0)
     return rows
 
@@ -90,8 +97,9 @@ def test_the_loss_is_the_reconstruction_and_each_levels_two_terms():
         residual = latent = model.encoder(rows)
         expected = 0.0
         for level in model.levels:
-            chosen = torch.stack([min(level.table_Ck, key=lambda code: float((row - code).square().sum()))
-                                  for row in residual])
+            chosen = torch.stack(
+                [min(level.table_Ck, key=lambda code: float((row - code).square().sum())) for row in residual]
+            )
             expected += 1.4 * float((residual - chosen).square().mean())
             residual = residual - chosen
         expected += float((model.decoder(latent - residual) - rows).square().mean())

@@ -11,8 +11,9 @@ from pipeline.quantize.vqvae import Level, plus_plus
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(**{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64,
-                             **changes})
+    return QuantizeConfig(
+        **{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64, **changes}
+    )
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -125,21 +125,34 @@ def test_the_summary_counts_targets_ties_and_short_users():
     days = [[1, 2, 3, 4, 5], [1, 2], [7], [1, 4, 4], []]
     summary = split_log(*flat(days), users=5, items=40, config=SplitConfig(max_history=9), seed=0).summary
     assert summary == {
-        "protocol": "leave_one_out", "ties": "source", "max_history": 9, "users": 5, "items": 40, "interactions": 11,
-        "train_targets": 2, "valid_targets": 2, "test_targets": 3, "users_too_short": 3,
-        "tie_share": round(1 / 3, 6), "valid_tie_share": 0.0,
+        "protocol": "leave_one_out",
+        "ties": "source",
+        "max_history": 9,
+        "users": 5,
+        "items": 40,
+        "interactions": 11,
+        "train_targets": 2,
+        "valid_targets": 2,
+        "test_targets": 3,
+        "users_too_short": 3,
+        "tie_share": round(1 / 3, 6),
+        "valid_tie_share": 0.0,
     }
 
 
 # ---------------------------------------------------------------------------------------------------- bad dates
 
-@pytest.mark.parametrize(("valid_from", "test_from", "message"), [
-    ("", "2014-02-01", "needs split.valid_from and split.test_from"),
-    ("2014-02-01", "2014-01-01", "must lie before"),
-    ("2014-01-01", "2014-01-01", "must lie before"),
-    ("1/2/2014", "2014-03-01", "split.valid_from is '1/2/2014', expected a day as YYYY-MM-DD"),
-    ("2014-01-01", "2014-02-30", "split.test_from is '2014-02-30'"),
-])
+
+@pytest.mark.parametrize(
+    ("valid_from", "test_from", "message"),
+    [
+        ("", "2014-02-01", "needs split.valid_from and split.test_from"),
+        ("2014-02-01", "2014-01-01", "must lie before"),
+        ("2014-01-01", "2014-01-01", "must lie before"),
+        ("1/2/2014", "2014-03-01", "split.valid_from is '1/2/2014', expected a day as YYYY-MM-DD"),
+        ("2014-01-01", "2014-02-30", "split.test_from is '2014-02-30'"),
+    ],
+)
 def test_a_bad_date_is_refused_when_params_are_read(valid_from, test_from, message):
     section = {"protocol": "temporal", "valid_from": valid_from, "test_from": test_from}
     with pytest.raises(UserError, match=message):
@@ -151,11 +164,14 @@ def test_a_date_without_quotes_is_a_date_too():
     assert build_params(raw).split.valid_from == "2014-01-01"
 
 
-@pytest.mark.parametrize(("valid_from", "test_from", "part"), [
-    ("1969-01-01", "1969-02-01", "train"),
-    ("1970-01-09", "2000-01-01", "test"),
-    ("1999-01-01", "2000-01-01", "valid"),
-])
+@pytest.mark.parametrize(
+    ("valid_from", "test_from", "part"),
+    [
+        ("1969-01-01", "1969-02-01", "train"),
+        ("1970-01-09", "2000-01-01", "test"),
+        ("1999-01-01", "2000-01-01", "valid"),
+    ],
+)
 def test_dates_outside_the_log_name_its_first_and_last_day(valid_from, test_from, part):
     config = SplitConfig("temporal", valid_from=valid_from, test_from=test_from)
     with pytest.raises(UserError, match=f"no {part} target") as caught:
@@ -169,6 +185,7 @@ def test_a_log_with_nothing_to_train_on_is_refused():
 
 
 # ---------------------------------------------------------------------------------------------------- the stage
+
 
 def write_log(folder: Path, users: np.ndarray, items: np.ndarray, times: np.ndarray) -> None:
     log = pd.DataFrame({"user_id": users.astype(np.int32), "item_id": items.astype(np.int32), "timestamp": times})
@@ -211,8 +228,10 @@ def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_bef
     raw["item_id"] = pd.factorize(raw["asin"])[0].astype(np.int32)
     log = raw.sort_values(["user_id", "unix_time"], kind="stable")
     columns = [log[name].to_numpy() for name in ("user_id", "item_id", "unix_time")]
-    summaries = {ties: split_log(*columns, users=22_363, items=12_101, config=SplitConfig(ties=ties), seed=42).summary
-                 for ties in ("source", "shuffled")}
+    summaries = {
+        ties: split_log(*columns, users=22_363, items=12_101, config=SplitConfig(ties=ties), seed=42).summary
+        for ties in ("source", "shuffled")
+    }
     assert summaries["source"]["tie_share"] == pytest.approx(0.436, abs=0.001)
     assert summaries["shuffled"]["tie_share"] == summaries["source"]["tie_share"]
     assert summaries["source"]["test_targets"] == summaries["source"]["valid_targets"] == 22_363

@@ -67,6 +67,7 @@ def losses(model, windows):
     """(L_rec's sum over (history, target) windows, mean over items of L_aln as `alignment_items` says)."""
     recommendation = sum(target(model, state(model, history), number) for history, number in windows)
     seen = [number for history, _ in windows for number in history]
-    counted = {"batch_distinct": sorted(set(seen)), "batch_occurrences": seen,
-               "all": range(model.catalogue.items)}[model.settings.alignment_items]
+    counted = {"batch_distinct": sorted(set(seen)), "batch_occurrences": seen, "all": range(model.catalogue.items)}[
+        model.settings.alignment_items
+    ]
     return recommendation, sum(item(model, number)[1] for number in counted) / len(counted)

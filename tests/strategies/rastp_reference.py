@@ -77,12 +77,13 @@ def choose(scores, config, levels, per_item, pad_to):
     length = pad_to // per_item * each if config.base == "padded" else len(counted)
     share = Fraction(config.keep).limit_denominator(10_000)
     if config.unit == "item":
-        totals = {item: sum(scores[p] for p in counted if p // per_item == item)
-                  for item in range(len(scores) // per_item)}
+        totals = {
+            item: sum(scores[p] for p in counted if p // per_item == item) for item in range(len(scores) // per_item)
+        }
         budget = max(int(share * (length // each)), -(-config.min_tokens // each))
         best = sorted(totals, key=lambda item: (-totals[item], item))[:budget]
         return [p for p in range(len(scores)) if p // per_item in best]
-    best = sorted(counted, key=lambda p: (-scores[p], p))[:max(int(share * length), config.min_tokens)]
+    best = sorted(counted, key=lambda p: (-scores[p], p))[: max(int(share * length), config.min_tokens)]
     items = {p // per_item for p in best}
     separators = [p for p in range(len(scores)) if p not in counted and p // per_item in items]
     return sorted([*best, *separators])
@@ -105,8 +106,11 @@ def pool(h, config, levels, per_item):
     each = levels if config.separators == "keep" else per_item
     counted = [p for p in range(len(h)) if p % per_item < each]
     whole = config.pool_unit == "item"
-    units = [[p for p in counted if p // per_item == i] for i in range(len(h) // per_item)] if whole else [
-        [p] for p in counted]
+    units = (
+        [[p for p in counted if p // per_item == i] for i in range(len(h) // per_item)]
+        if whole
+        else [[p] for p in counted]
+    )
     share = Fraction(config.keep).limit_denominator(10_000)
     least = -(-config.min_tokens // each) if whole else config.min_tokens
     pools = min(len(units), max(int(share * len(units)), least))
@@ -126,8 +130,13 @@ def pool(h, config, levels, per_item):
 def released(model, windows, pad_to, after_layer=2):
     """The authors' modeling_t5.py on a padded batch, step by step: states [W, pad_to // 3, d] and their mask."""
     per_item = model.tokens_IS.shape[1]
-    ids = torch.tensor([model.tokens_IS[torch.as_tensor(window)].flatten().tolist()
-                        + padding(model, pad_to)[len(window) * per_item:] for window in windows])
+    ids = torch.tensor(
+        [
+            model.tokens_IS[torch.as_tensor(window)].flatten().tolist()
+            + padding(model, pad_to)[len(window) * per_item :]
+            for window in windows
+        ]
+    )
     mask = torch.tensor([[p < len(window) * per_item for p in range(pad_to)] for window in windows])
     h_WPd = model.tokens.weight[ids]
     for number, block in enumerate(model.encoder, start=1):

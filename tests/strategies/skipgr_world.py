@@ -15,10 +15,21 @@ def course(users: int = 30, seed: int = 3, **options) -> Course:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
-    known = {"items_N": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32), "first_U": first_U,
-             "end_U": first_U + lengths - 2, "windows": int((lengths - 3).sum()), "samples_per_step": 16.0,
-             "passes": 12.0, "one_per_target": True, "all_targets": False, "once": False, "max_history": 6,
-             "seed": seed, "device": torch.device("cpu"), "sum": lambda tensor: tensor}
+    known = {
+        "items_N": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32),
+        "first_U": first_U,
+        "end_U": first_U + lengths - 2,
+        "windows": int((lengths - 3).sum()),
+        "samples_per_step": 16.0,
+        "passes": 12.0,
+        "one_per_target": True,
+        "all_targets": False,
+        "once": False,
+        "max_history": 6,
+        "seed": seed,
+        "device": torch.device("cpu"),
+        "sum": lambda tensor: tensor,
+    }
     return Course(**known | options)
 
 

@@ -19,11 +19,18 @@ from pipeline.train.windows import Windows
 
 ITEMS, DIGIT = 40, 9
 CASES = {
-    "the paper's": {}, "straight through": {"mix": "straight_through"}, "sum of levels": {"context": "sum"},
-    "a UID table of its own width": {"uid_dim": 5}, "occurrences": {"alignment_items": "batch_occurrences"},
-    "all": {"alignment_items": "all"}, "no teacher forcing": {"ablation": "no_teacher_forcing"},
-    "no alignment": {"ablation": "no_alignment"}, "no redistribution": {"ablation": "no_redistribution"},
-    "no sharing": {"ablation": "no_sharing"}, "on a decoder": {"backbone": "decoder"}, "on HSTU": {"backbone": "hstu"},
+    "the paper's": {},
+    "straight through": {"mix": "straight_through"},
+    "sum of levels": {"context": "sum"},
+    "a UID table of its own width": {"uid_dim": 5},
+    "occurrences": {"alignment_items": "batch_occurrences"},
+    "all": {"alignment_items": "all"},
+    "no teacher forcing": {"ablation": "no_teacher_forcing"},
+    "no alignment": {"ablation": "no_alignment"},
+    "no redistribution": {"ablation": "no_redistribution"},
+    "no sharing": {"ablation": "no_sharing"},
+    "on a decoder": {"backbone": "decoder"},
+    "on HSTU": {"backbone": "hstu"},
 }
 
 
@@ -37,8 +44,18 @@ def catalogue() -> Catalogue:
 def make(seed=0, backbone="t5", **settings) -> tuple[Intrr, RecursiveModel]:
     torch.manual_seed(seed)
     strategy = Intrr(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
-    config = BackboneConfig(backbone, encoder_layers=2, decoder_layers=2, d_model=8, heads=2, d_head=4, d_ff=16,
-                            dropout=0.0, recency_items=3, time_bias=False)
+    config = BackboneConfig(
+        backbone,
+        encoder_layers=2,
+        decoder_layers=2,
+        d_model=8,
+        heads=2,
+        d_head=4,
+        d_ff=16,
+        dropout=0.0,
+        recency_items=3,
+        time_bias=False,
+    )
     model = strategy.build_model(config, catalogue()).double()
     with torch.no_grad():  # large enough to matter
         recency = [model.backbone.recency.weight] if backbone == "t5" else []
@@ -61,10 +78,13 @@ def batches_of(strategy, model, parts=1, all_targets=False):
     total = int(step.windows.lengths_W.sum()) if all_targets else len(step.windows)
     listed = Listed(items_N, step, strategy.items, total, ITEMS)
     rows = np.array_split(np.arange(len(step.windows)), parts)
-    batches = [collate(items_N, step, own, model.catalogue.codes_IL, all_targets=all_targets, listed=listed)
-               for own in rows]
-    windows = [(items_N[a:b].tolist(), int(items_N[b]))
-               for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)]
+    batches = [
+        collate(items_N, step, own, model.catalogue.codes_IL, all_targets=all_targets, listed=listed) for own in rows
+    ]
+    windows = [
+        (items_N[a:b].tolist(), int(items_N[b]))
+        for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)
+    ]
     return step, batches, windows
 
 
@@ -91,8 +111,9 @@ def test_every_item_can_be_the_target_of_those_before_it():
     strategy, model = make(backbone="decoder")
     _, (batch,), windows = batches_of(strategy, model.train(), all_targets=True)
     batch.weights_W.fill_(1)
-    samples = [(history[:end], [*history, target][end]) for history, target in windows
-               for end in range(1, len(history) + 1)]
+    samples = [
+        (history[:end], [*history, target][end]) for history, target in windows for end in range(1, len(history) + 1)
+    ]
     recommendation, _ = reference.losses(model, samples)
     alignment = reference.losses(model, windows)[1]  # of all items of the windows
     expected = recommendation + 0.1 * len(samples) * alignment
@@ -102,8 +123,10 @@ def test_every_item_can_be_the_target_of_those_before_it():
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}, {"alignment_items": "all"}])
 def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
     strategy, model = make(**settings)
-    whole, *parts = (sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
-                     for count in (1, 2, 3))
+    whole, *parts = (
+        sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
+        for count in (1, 2, 3)
+    )
     assert parts == pytest.approx([whole, whole], rel=1e-5)
 
 
@@ -113,8 +136,10 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
     listed = Listed(items_N, step, strategy.items, len(step.windows), ITEMS)
-    batches = [collate(items_N, step, np.arange(8), model.catalogue.codes_IL, longest=5, shape=shape, listed=listed)
-               for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))]
+    batches = [
+        collate(items_N, step, np.arange(8), model.catalogue.codes_IL, longest=5, shape=shape, listed=listed)
+        for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
+    ]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
     assert not listed.counts_I[items_N[:9]].all()
     plain, filled = (strategy.loss(model, batch).item() for batch in batches)
@@ -125,8 +150,13 @@ def test_a_part_without_windows_has_no_loss():
     strategy, model = make()
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    batch = collate(items_N, step, np.zeros(0, np.int64), model.catalogue.codes_IL,
-                    listed=Listed(items_N, step, strategy.items, len(step.windows), ITEMS))
+    batch = collate(
+        items_N,
+        step,
+        np.zeros(0, np.int64),
+        model.catalogue.codes_IL,
+        listed=Listed(items_N, step, strategy.items, len(step.windows), ITEMS),
+    )
     assert strategy.loss(model, batch).item() == 0
 
 
@@ -162,7 +192,7 @@ class TestDecoding:
     @staticmethod
     def histories(windows=4):
         items_N = np.random.default_rng(3).integers(ITEMS, size=20)
-        return [items_N[i:i + 1 + i % 3].tolist() for i in range(windows)]
+        return [items_N[i : i + 1 + i % 3].tolist() for i in range(windows)]
 
     @staticmethod
     def pack(histories):
@@ -202,11 +232,13 @@ class TestDecoding:
         scores_WI = score_catalogue(model, self.pack(histories))
         torch.testing.assert_close(scores_WI.double(), expected_WI, rtol=1e-5, atol=1e-5)
         beams = beam_search(model, self.pack(histories), ITEMS)
-        torch.testing.assert_close(beams.scores_WK.double(), expected_WI.sort(1, descending=True).values,
-                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            beams.scores_WK.double(), expected_WI.sort(1, descending=True).values, rtol=1e-5, atol=1e-5
+        )
         assert torch.equal(beams.codes_WKL, model.catalogue.codes_IL[beams.items_WK])
-        torch.testing.assert_close(expected_WI.gather(1, beams.items_WK), beams.scores_WK.double(), rtol=1e-5,
-                                   atol=1e-5)
+        torch.testing.assert_close(
+            expected_WI.gather(1, beams.items_WK), beams.scores_WK.double(), rtol=1e-5, atol=1e-5
+        )
 
     @pytest.mark.parametrize("tie_break", ["digit", "uid"])
     def test_a_narrow_beam_gives_items_their_own_scores(self, tie_break):
@@ -214,8 +246,9 @@ class TestDecoding:
         packed = self.pack(self.histories(9))
         beams = beam_search(model.eval(), packed, 5)
         assert all(len(set(items_K)) == 5 for items_K in beams.items_WK.tolist())
-        torch.testing.assert_close(score_catalogue(model, packed).gather(1, beams.items_WK), beams.scores_WK,
-                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            score_catalogue(model, packed).gather(1, beams.items_WK), beams.scores_WK, rtol=1e-5, atol=1e-5
+        )
 
     def test_a_free_beam_of_full_width_holds_all_the_probability_and_marks_what_names_no_item(self):
         _, model = make()
@@ -270,8 +303,10 @@ class TestItemVectors:
         _, model = make(ablation="no_redistribution")
         vectors_Id, codes_IL = model.eval().item_vectors(), model.catalogue.codes_IL
         digits_Vd = model.ran.codebooks[-1]
-        torch.testing.assert_close(vectors_Id[first] - vectors_Id[second],
-                                   (digits_Vd[codes_IL[first, -1]] - digits_Vd[codes_IL[second, -1]]).detach())
+        torch.testing.assert_close(
+            vectors_Id[first] - vectors_Id[second],
+            (digits_Vd[codes_IL[first, -1]] - digits_Vd[codes_IL[second, -1]]).detach(),
+        )
 
     def test_weights_are_distributions_over_each_level(self):
         _, model = make()
@@ -302,8 +337,9 @@ class TestAblations:
             _, (batch,), windows = batches_of(strategy, model.eval())
             batch.weights_W.fill_(1)
             items_N = batch.histories
-            expected = -sum(score_catalogue(model, TestDecoding.pack([history]))[0, number] for history, number in
-                            windows)
+            expected = -sum(
+                score_catalogue(model, TestDecoding.pack([history]))[0, number] for history, number in windows
+            )
             plain = type(batch)(items_N, batch.targets_W, batch.codes_WL, batch.weights_W)
             assert strategy.loss(model, plain).item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -324,8 +360,11 @@ class TestTheQuantizersCodebooks:
     @pytest.mark.parametrize("width", [3, 8, 20])
     def test_keep_their_geometry_as_far_as_the_widths_allow(self, width):
         strategy, model = make(codebooks="quantizer")
-        books = {"level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
-                 "level_2": np.ones((3, width), np.float32), "encoder.weight": np.zeros((2, 2), np.float32)}
+        books = {
+            "level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
+            "level_2": np.ones((3, width), np.float32),
+            "encoder.weight": np.zeros((2, 2), np.float32),
+        }
         before = [book.detach().clone() for book in model.ran.codebooks]
         strategy.start_from(model, books)
         first, second, digit = model.ran.codebooks
@@ -385,7 +424,8 @@ def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same():
         if compiled:
             model.compiled_items, model.compiled_targets = (
                 torch.compile(side, backend="aot_eager", fullgraph=True, dynamic=True)
-                for side in (model._items, model._targets))
+                for side in (model._items, model._targets)
+            )
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             strategy.loss(model, batch).backward()

@@ -20,14 +20,28 @@ from pipeline.strategies.rastp import Pruner, Rastp, best_of_segments
 
 WIDTHS, ITEMS = (7, 6, 5, 3), 60
 CASES = {
-    "the paper's": {}, "after layer 1": {"after_layer": 1}, "after the last layer": {"after_layer": 3},
-    "half": {"keep": 0.5}, "l1": {"score": "l1"}, "l2": {"score": "l2"}, "attention": {"score": "attention"},
-    "separators compete": {"separators": "compete"}, "items": {"unit": "item"},
-    "items with separators": {"unit": "item", "separators": "compete"}, "no positions": {"keep_positions": False},
-    "at least 9": {"min_tokens": 9}, "no least": {"min_tokens": 1},
+    "the paper's": {},
+    "after layer 1": {"after_layer": 1},
+    "after the last layer": {"after_layer": 3},
+    "half": {"keep": 0.5},
+    "l1": {"score": "l1"},
+    "l2": {"score": "l2"},
+    "attention": {"score": "attention"},
+    "separators compete": {"separators": "compete"},
+    "items": {"unit": "item"},
+    "items with separators": {"unit": "item", "separators": "compete"},
+    "no positions": {"keep_positions": False},
+    "at least 9": {"min_tokens": 9},
+    "no least": {"min_tokens": 1},
 }
-RELEASED = {"min_tokens": 1, "separators": "compete", "base": "padded", "keep_positions": False,
-            "padded_queries": "count", "score_dropout": "after"}
+RELEASED = {
+    "min_tokens": 1,
+    "separators": "compete",
+    "base": "padded",
+    "keep_positions": False,
+    "padded_queries": "count",
+    "score_dropout": "after",
+}
 
 
 def catalogue():
@@ -38,8 +52,16 @@ def catalogue():
 def make_model(strategy, dtype=torch.float64, **config):
     """A small T5 whose position bias is large enough to matter, in evaluation mode."""
     torch.manual_seed(0)
-    small = {"encoder_layers": 3, "decoder_layers": 1, "d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32,
-             "dropout": 0.0, "relative_max_distance": 24}
+    small = {
+        "encoder_layers": 3,
+        "decoder_layers": 1,
+        "d_model": 16,
+        "heads": 3,
+        "d_head": 8,
+        "d_ff": 32,
+        "dropout": 0.0,
+        "relative_max_distance": 24,
+    }
     model = strategy.build_model(BackboneConfig(**small | config), catalogue())
     with torch.no_grad():
         model.encoder_bias.weight.normal_()
@@ -62,7 +84,7 @@ def rows(encoded):
     start, lengths = 0, encoded.layout.lengths_n
     places = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
     for index, room in enumerate(places):
-        yield encoded.states_Td[start:start + (room if lengths is None else int(lengths[index]))]
+        yield encoded.states_Td[start : start + (room if lengths is None else int(lengths[index]))]
         start += room
 
 
@@ -142,8 +164,7 @@ class TestAttentionMass:
     LAYOUT = Layout((Group(3, 4, 4), Group(2, 6, 6)), torch.tensor([1, 4, 3, 6, 2]))
 
     def weights(self, layout, dropout):
-        """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout always the same.
-        """
+        """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout always the same."""
         torch.manual_seed(1)
         q, k = torch.randn(2, 24, 3, 6, dtype=torch.float64)
         place_S = torch.cat([torch.arange(group.keys).repeat(group.sequences) for group in layout.groups])
@@ -152,6 +173,7 @@ class TestAttentionMass:
         def call(mass):
             torch.manual_seed(2)
             return attention(q, k, v, layout, dropout=dropout, mass=mass)
+
         return call
 
     @pytest.mark.parametrize("after_dropout", [False, True])
@@ -164,7 +186,7 @@ class TestAttentionMass:
         for group, lengths in zip(self.LAYOUT.groups, self.LAYOUT.lengths_n.split([3, 2]), strict=True):
             for real in lengths.tolist():
                 own = slice(start, start + group.keys)
-                queries = weights_TK[own][:, :group.keys]
+                queries = weights_TK[own][:, : group.keys]
                 expected = (queries if padded_queries else queries[:real]).sum(0)
                 torch.testing.assert_close(mass_S[own], expected)
                 start += group.keys
@@ -188,19 +210,19 @@ class TestAttentionMass:
 
 class TestPositions:
     def test_the_bias_after_pruning_is_that_of_the_original_positions(self):
-        layout = Layout((Group(2, 3, 3), Group(1, 5, 5)), None,
-                        torch.tensor([0, 4, 9, 1, 2, 3, 2, 3, 5, 7, 8]))
+        layout = Layout((Group(2, 3, 3), Group(1, 5, 5)), None, torch.tensor([0, 4, 9, 1, 2, 3, 2, 3, 5, 7, 8]))
         q, k, v = torch.randn(3, 11, 2, 4, dtype=torch.float64)
         bias_HQK = torch.randn(2, 10, 10, dtype=torch.float64, requires_grad=True)
         out_THD, _ = attention(q, k, v, layout, bias_HQK)
         expected, grad = [], torch.randn_like(out_THD)
         for start, length in ((0, 3), (3, 3), (6, 5)):
-            own, at = slice(start, start + length), layout.positions_S[start:start + length]
+            own, at = slice(start, start + length), layout.positions_S[start : start + length]
             alone = Layout((Group(1, length, length),))
             expected.append(attention(q[own], k[own], v[own], alone, bias_HQK[:, at][:, :, at])[0])
         torch.testing.assert_close(out_THD, torch.cat(expected))
-        torch.testing.assert_close(torch.autograd.grad(out_THD, bias_HQK, grad),
-                                   torch.autograd.grad(torch.cat(expected), bias_HQK, grad))
+        torch.testing.assert_close(
+            torch.autograd.grad(out_THD, bias_HQK, grad), torch.autograd.grad(torch.cat(expected), bias_HQK, grad)
+        )
 
     def test_without_them_later_blocks_have_no_bias(self):
         model = make_model(Rastp(RastpConfig(keep_positions=False, after_layer=1)))
@@ -211,9 +233,13 @@ class TestPositions:
         assert [bias is None for bias in seen] == [False, True, True]
 
 
-POOLS = [{"method": method, "pool_unit": unit, "separators": separators, "keep": keep}
-         for method in ("avg_pool", "max_pool") for unit in ("token", "item") for separators in ("keep", "compete")
-         for keep in (Fraction(1, 3), 0.45)]
+POOLS = [
+    {"method": method, "pool_unit": unit, "separators": separators, "keep": keep}
+    for method in ("avg_pool", "max_pool")
+    for unit in ("token", "item")
+    for separators in ("keep", "compete")
+    for keep in (Fraction(1, 3), 0.45)
+]
 
 
 class TestPooling:
@@ -263,6 +289,7 @@ class TestGradients:
                 h_Td.retain_grad()
                 seen.append(h_Td)
                 return super().__call__(h_Td, *rest)
+
         model.shortener.__class__ = Watching
         model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
         self.loss(model, histories).backward()
@@ -343,11 +370,15 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
     lengths = rng.integers(1, 12, 50)
     scores, budget = rng.integers(0, 6, lengths.sum()).astype(float), rng.integers(0, 12, 50)
     first = np.cumsum(lengths) - lengths
-    kept = best_of_segments(torch.from_numpy(scores), torch.from_numpy(np.repeat(np.arange(50), lengths)),
-                            torch.from_numpy(first), torch.from_numpy(budget))
+    kept = best_of_segments(
+        torch.from_numpy(scores),
+        torch.from_numpy(np.repeat(np.arange(50), lengths)),
+        torch.from_numpy(first),
+        torch.from_numpy(budget),
+    )
     for begin, length, many in zip(first, lengths, budget, strict=True):
         best = sorted(range(begin, begin + length), key=lambda i: (-scores[i], i))[:many]
-        assert kept[begin:begin + length].nonzero()[:, 0].tolist() == sorted(i - begin for i in best)
+        assert kept[begin : begin + length].nonzero()[:, 0].tolist() == sorted(i - begin for i in best)
 
 
 @pytest.mark.parametrize("pad_to", [0, 40])

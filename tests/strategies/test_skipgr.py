@@ -106,18 +106,21 @@ class TestLoss:
             toy.strategy.pass_index = -1
             draws.append(toy.gradient(1))
         drawn = torch.stack(draws)
-        directions = torch.nn.functional.normalize(torch.cat([full[None], torch.randn(
-            40, len(full), generator=torch.Generator().manual_seed(0))]), dim=1)
+        directions = torch.nn.functional.normalize(
+            torch.cat([full[None], torch.randn(40, len(full), generator=torch.Generator().manual_seed(0))]), dim=1
+        )
         projected, wanted = drawn @ directions.T, directions @ full
         errors = (projected.mean(0) - wanted) / (projected.std(0) / len(draws) ** 0.5)
         assert errors.abs().max() < 4
         assert errors.square().mean() < 2
         assert (projected.std(0) > 0).all()
 
-    @pytest.mark.parametrize(("apply_to", "distance", "cosine"), [
-        ("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)])
-    def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(self, apply_to, distance,
-                                                                                   cosine) -> None:
+    @pytest.mark.parametrize(
+        ("apply_to", "distance", "cosine"), [("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)]
+    )
+    def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(
+        self, apply_to, distance, cosine
+    ) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
         full = toy.gradient(0)
         toy.score(random_scores(toy.course))
@@ -232,8 +235,11 @@ class TestWhatIsComputed:
     def test_with_every_window_of_a_target_only_the_longest_scores_it(self) -> None:
         toy = Toy(SkipgrConfig(), one_per_target=False)
         first_U, max_history = toy.course.first_U.tolist(), 6
-        pairs = [(start, end) for end in toy.ends_W.tolist()
-                 for start in range(max(max(f for f in first_U if f < end), end - max_history), end)]
+        pairs = [
+            (start, end)
+            for end in toy.ends_W.tolist()
+            for start in range(max(max(f for f in first_U if f < end), end - max_history), end)
+        ]
         toy.strategy.begin_pass(0)
         slots_W = toy.strategy.select(0, *np.array(pairs).T).slots_W
         writers = [pair for pair, slot in zip(pairs, slots_W, strict=True) if slot != toy.strategy.store.nowhere]
@@ -271,8 +277,15 @@ class TestEveryItemATarget:
         found = []
         for shape in (None, Shape(60, 260)):
             toy.score(random_scores(toy.course))
-            batch = collate(toy.course.items_N, step, np.arange(len(windows)), toy.catalogue.codes_IL, longest=6,
-                            shape=shape, all_targets=True)
+            batch = collate(
+                toy.course.items_N,
+                step,
+                np.arange(len(windows)),
+                toy.catalogue.codes_IL,
+                longest=6,
+                shape=shape,
+                all_targets=True,
+            )
             found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.strategy.store.merge()))
         before, expected, skip_NL = random_scores(toy.course), 0.0, toy.strategy.decisions.skip_NL
         for start, end, weight in zip(windows.starts_W, windows.ends_W, weights_W, strict=True):
@@ -308,8 +321,9 @@ class TestComposition:
         assert batch.histories.lengths.sum() == step.items_W.sum() < step.windows.lengths_W.sum()
         kept_NS = toy.model.kept_tokens(batch.histories)
         assert len(kept_NS) == step.items_W.sum()
-        codes_W = np.add.reduceat(kept_NS[:, :LEVELS].sum(1).numpy(), np.cumsum(batch.histories.lengths)
-                                  - batch.histories.lengths)
+        codes_W = np.add.reduceat(
+            kept_NS[:, :LEVELS].sum(1).numpy(), np.cumsum(batch.histories.lengths) - batch.histories.lengths
+        )
         assert (codes_W == np.maximum(batch.histories.lengths, 2)).all()  # a third of 3 codes per item, at least 2
         toy.strategy.loss(toy.model, batch).backward()
 

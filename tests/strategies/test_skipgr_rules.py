@@ -21,8 +21,11 @@ class TestTokens:
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy"])
     def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(self, ratios, rule) -> None:
         of = course()
-        rules, scores_NL, index_M = Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS), random_scores(of), \
-            scored(of)
+        rules, scores_NL, index_M = (
+            Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS),
+            random_scores(of),
+            scored(of),
+        )
         decisions, sign = rules.decide(scores_NL, 2), -1 if rule == "high_entropy" else 1
         for level, ratio in enumerate(ratios):
             ties = rules._hash(2, TIE + level)(index_M.astype(np.uint64)).tolist()
@@ -41,9 +44,13 @@ class TestTokens:
         of = course()
         scores_NL = random_scores(of)
         scores_NL[scored(of)] = 0.5
-        times_N = sum(Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_NL[:, 0]
-                      + Rules(SkipgrConfig(token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS).decide(
-                          scores_NL, 1).skip_NL[:, 0] for p in range(200))
+        times_N = sum(
+            Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_NL[:, 0]
+            + Rules(SkipgrConfig(token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS)
+            .decide(scores_NL, 1)
+            .skip_NL[:, 0]
+            for p in range(200)
+        )
         assert times_N[scored(of)].min() > 40
         assert times_N[scored(of)].max() < 220
 
@@ -51,8 +58,10 @@ class TestTokens:
         decisions = decide(SkipgrConfig(token_ratio=0.3))
         assert (decisions.skip_NL[:, 2] == decisions.skip_NL[:, 1]).all()
         of = course()
-        for rules in (Rules(SkipgrConfig(token_ratio=0.3, include_digit=True), of, LEVELS),
-                      Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS, digit=False)):
+        for rules in (
+            Rules(SkipgrConfig(token_ratio=0.3, include_digit=True), of, LEVELS),
+            Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS, digit=False),
+        ):
             own = rules.decide(random_scores(of), 1)
             assert own.thresholds_E.shape == (3,)
             assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
@@ -75,8 +84,9 @@ class TestSequences:
         rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
         decisions, sign = rules.decide(scores_NL, 3), -1 if rule == "high_entropy" else 1
         first = of.first_U.tolist()
-        means = reference.mean_scores({int(n): (sign * scores_NL[n, :2].astype(float)).tolist() for n in scored(of)},
-                                      first, unit_)
+        means = reference.mean_scores(
+            {int(n): (sign * scores_NL[n, :2].astype(float)).tolist() for n in scored(of)}, first, unit_
+        )
         below = reference.below_mean(means)
         for position in scored(of).tolist():
             sequence = reference.sequence_of(position, first, unit_)
@@ -120,7 +130,8 @@ class TestRules:
         assert first.skip_NL[scored(of), 0].mean() == pytest.approx(0.2, abs=0.001)
         assert (first.sequence_weights_N[scored(of)] == 0).mean() == pytest.approx(0.15, abs=0.05)
         assert (first.skip_NL != decide(dataclasses.replace(config, rule="low_entropy"), 1, of).skip_NL).any() != (
-            rule in ("low_entropy", "static_low_entropy", "loss"))
+            rule in ("low_entropy", "static_low_entropy", "loss")
+        )
 
     def test_only_static_random_skips_the_same_in_every_pass(self) -> None:
         for rule in RULES:

@@ -19,7 +19,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "params.yaml").write_text("seed: 42\n")
     (tmp_path / "models/generator/model.safetensors").write_bytes(b"weights")
     (tmp_path / "data/interactions/ingest.json").write_text(
-        json.dumps({"users": 2000, "items": 1000, "interactions": 41234}))
+        json.dumps({"users": 2000, "items": 1000, "interactions": 41234})
+    )
     write_result(tmp_path, seed=1)
     return tmp_path
 

@@ -22,23 +22,39 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
             metrics |= {part + system + name: round(float(random.uniform(0.01, 0.2)), 6) for name in names}
     for name in INTERVALS:
         metrics |= {f"{name}_low": metrics[name] * 0.9, f"{name}_high": metrics[name] * 1.1}
-    metrics |= {"users": 1990, "noties_users": 1490, "tie_share": 0.25, "bucket_recall_at_10": 0.2, "invalid_rate": 0.0,
-                "train_seconds": 41.5, "wall_seconds": 50.25,
-                "windows_per_second": 6000.0, "tokens_per_second": 99000.0, "peak_memory_gib": 0.5,
-                "parameters": 250_000, "windows_trained": 250_112, "tokens_trained": 4_000_000, "best_step": 1400,
-                **changes}
+    metrics |= {
+        "users": 1990,
+        "noties_users": 1490,
+        "tie_share": 0.25,
+        "bucket_recall_at_10": 0.2,
+        "invalid_rate": 0.0,
+        "train_seconds": 41.5,
+        "wall_seconds": 50.25,
+        "windows_per_second": 6000.0,
+        "tokens_per_second": 99000.0,
+        "peak_memory_gib": 0.5,
+        "parameters": 250_000,
+        "windows_trained": 250_112,
+        "tokens_trained": 4_000_000,
+        "best_step": 1400,
+        **changes,
+    }
     (project / "reports/metrics.json").write_text(json.dumps(metrics))
-    rows = [f"{step},{step * 180},{12 - step / 200:.4f},{11 - step / 300:.4f},{step / 20000:.5f},{step / 40000:.5f}"
-            for step in range(200, 1601, 200)]
+    rows = [
+        f"{step},{step * 180},{12 - step / 200:.4f},{11 - step / 300:.4f},{step / 20000:.5f},{step / 40000:.5f}"
+        for step in range(200, 1601, 200)
+    ]
     (project / "reports/history.csv").write_text(
-        "step,windows,train_loss,valid_loss,recall_at_10,ndcg_at_10\n" + "\n".join(rows) + "\n")
+        "step,windows,train_loss,valid_loss,recall_at_10,ndcg_at_10\n" + "\n".join(rows) + "\n"
+    )
     (project / "reports/by_history.csv").write_text(BINS + " 1-5,900,.12,.05,.08,.03\n6-10,700,.1,.04,.09,.02\n")
     (project / "reports/by_popularity.csv").write_text(BINS + " 1-5,900,.12,.05,.08,0\n6-10,700,.1,.04,.09,.02\n")
     (project / "reports/kept_by_level.csv").write_text("level,kept\nlevel 1,1.0\nlevel 2,1.0\nseparator,1.0\n")
     (project / "reports/kept_by_position.csv").write_text("items_ago,kept\n0,1.0\n1,1.0\n2,1.0\n")
     (project / "data/sids/levels.csv").write_text(
         "level,used_codes,perplexity,entropy_bits,gini,prefixes,neighbour_agreement,category_agreement\n"
-        "level 1,64,57.1,5.84,.27,64,.6,.5\nlevel 2,63,42.3,5.4,.48,713,.3,\n")
+        "level 1,64,57.1,5.84,.27,64,.6,.5\nlevel 2,63,42.3,5.4,.48,713,.3,\n"
+    )
     (project / "data/sids/quality.json").write_text("{}")
     _write_lock(project, model_hash)
     return metrics
@@ -52,7 +68,9 @@ def _write_lock(project: Path, model_hash: str) -> None:
     stages = {
         "ingest": {"outs": [entry("data/interactions", "c0ffee.dir")]},
         "train": {"deps": [entry("data/sids", "51d5.dir"), entry("data/splits", "5911.dir")]},
-        "evaluate": {"deps": [entry("models/generator", f"{model_hash}.dir")],
-                     "outs": [entry("reports/metrics.json", metrics), entry("reports/ranks.parquet", "4a4c5")]},
+        "evaluate": {
+            "deps": [entry("models/generator", f"{model_hash}.dir")],
+            "outs": [entry("reports/metrics.json", metrics), entry("reports/ranks.parquet", "4a4c5")],
+        },
     }
     (project / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))

@@ -89,6 +89,8 @@ def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
     assert lines[1].split() == ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"]
     model, counting = lines[2], lines[3]
     assert len(model.split()) == 1 + 7
-    assert counting.split()[1:3] == [f"{result.metrics['cooccurrence_recall_at_10']:.4f}",
-                                     f"{result.metrics['cooccurrence_ndcg_at_10']:.4f}"]
+    assert counting.split()[1:3] == [
+        f"{result.metrics['cooccurrence_recall_at_10']:.4f}",
+        f"{result.metrics['cooccurrence_ndcg_at_10']:.4f}",
+    ]
     assert counting.index(counting.split()[1]) == model.index(model.split()[2]), "recall@10 stands under recall@10"

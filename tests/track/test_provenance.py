@@ -11,8 +11,13 @@ from pipeline.track.provenance import provenance
 @pytest.fixture
 def git(project: Path) -> Path:
     """The project as a git repository with one commit."""
-    for command in (["init", "-q"], ["config", "user.email", "test@example.org"], ["config", "user.name", "Test"],
-                    ["add", "-A"], ["commit", "-q", "-m", "Start"]):
+    for command in (
+        ["init", "-q"],
+        ["config", "user.email", "test@example.org"],
+        ["config", "user.name", "Test"],
+        ["add", "-A"],
+        ["commit", "-q", "-m", "Start"],
+    ):
         subprocess.run(["git", *command], cwd=project, check=True)
     return project
 

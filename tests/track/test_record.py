@@ -93,8 +93,13 @@ def test_a_run_holds_parameters_curves_numbers_tags_data_and_model(project: Path
     assert dataset == ("custom", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
     ((place,),) = rows(store, "select artifact_uri from runs")
     found = {str(path.relative_to(urlparse(place).path)) for path in Path(urlparse(place).path).rglob("*.*")}
-    assert {"model/model.safetensors", "report/index.html", "report/metrics.json", "pipeline/dvc.lock",
-            "pipeline/params.yaml"} <= found
+    assert {
+        "model/model.safetensors",
+        "report/index.html",
+        "report/metrics.json",
+        "pipeline/dvc.lock",
+        "pipeline/params.yaml",
+    } <= found
 
 
 def test_the_model_may_stay_out(store: Path) -> None:
@@ -104,7 +109,8 @@ def test_the_model_may_stay_out(store: Path) -> None:
 
 
 def test_a_queued_run_records_into_the_project_and_not_into_its_own_copy(
-        project: Path, store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    project: Path, store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_ROOT", str(project))
     copy = tmp_path_factory.mktemp("queue") / "copy"
     project.rename(copy)
@@ -150,8 +156,9 @@ def test_a_file_that_is_no_database_is_told(project: Path) -> None:
         track()
 
 
-def test_the_terminal_shows_the_result_and_the_way_to_all_runs(project: Path, store: Path,
-                                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_terminal_shows_the_result_and_the_way_to_all_runs(
+    project: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     track(seed=3)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "strategy full, dataset demo, seed 3"
@@ -162,8 +169,9 @@ def test_the_terminal_shows_the_result_and_the_way_to_all_runs(project: Path, st
     assert "report: reports/index.html" in lines
 
 
-def test_the_store_is_where_the_environment_says_or_in_the_project(project: Path,
-                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_where_the_environment_says_or_in_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (project / "deep/er").mkdir(parents=True)
     monkeypatch.chdir(project / "deep/er")
     assert tracking_uri() == f"sqlite:///{project}/mlflow.db"

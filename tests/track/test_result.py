@@ -20,8 +20,13 @@ def test_a_result_holds_what_the_files_hold(project: Path) -> None:
     assert result.metrics == json.loads((project / "reports/metrics.json").read_text())
     assert [row["step"] for row in result.history] == list(range(200, 1601, 200))
     assert result.history[0]["valid_loss"] == pytest.approx(11 - 200 / 300, abs=1e-4)
-    assert result.hashes == {"interactions": "c0ffee", "sids": "51d5", "splits": "5911", "model": "aa11",
-                             "ranks": "4a4c5"}
+    assert result.hashes == {
+        "interactions": "c0ffee",
+        "sids": "51d5",
+        "splits": "5911",
+        "model": "aa11",
+        "ranks": "4a4c5",
+    }
     assert result.dataset["users"] == 2000
 
 
@@ -63,8 +68,17 @@ def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None
         read()
 
 
-@pytest.mark.parametrize("name", ["reports/metrics.json", "reports/history.csv", "reports/by_history.csv",
-                                  "reports/by_popularity.csv", "reports/kept_by_level.csv", "data/sids/levels.csv"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reports/metrics.json",
+        "reports/history.csv",
+        "reports/by_history.csv",
+        "reports/by_popularity.csv",
+        "reports/kept_by_level.csv",
+        "data/sids/levels.csv",
+    ],
+)
 def test_a_missing_report_is_named(project: Path, name: str) -> None:
     (project / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not here"):

@@ -56,7 +56,8 @@ def slow_steps(passes: Passes, budget: int) -> list[int]:
 
 @pytest.mark.parametrize("chunk", [3, 17, 10_000])
 def test_steps_are_filled_in_the_order_of_the_pass_whatever_the_chunk(
-        splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
     monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
     passes = Passes(splits, "random_start", 0)
@@ -75,12 +76,13 @@ def test_a_resumed_pass_goes_on_with_the_same_steps(done: int, chunk: int) -> No
     whole = list(steps_of_pass(passes, 3, 0, 150, TOKENS))
     done = min(done, len(whole) - 1)
     rest = list(steps_of_pass(passes, 3, whole[done].last, 150, TOKENS))
-    assert [windows_of([step]) for step in rest] == [windows_of([step]) for step in whole[done + 1:]]
+    assert [windows_of([step]) for step in rest] == [windows_of([step]) for step in whole[done + 1 :]]
 
 
 @pytest.mark.parametrize("chunk", [5, 10_000])
 def test_windows_of_weight_zero_are_in_no_step_and_cost_no_budget(
-        splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
     monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
 
@@ -110,7 +112,8 @@ def test_parts_hold_each_window_once_and_are_balanced(lengths: list[int], parts:
 
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 2), (4, 5)])
 def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
-        splits: Splits, size: int, accumulate: int) -> None:
+    splits: Splits, size: int, accumulate: int
+) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
     config = TrainConfig(batch_tokens=150, accumulate=accumulate)
     passes = Passes(splits, "random_start", 0)
@@ -131,7 +134,7 @@ def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Split
     position = 0
     for row, source in enumerate(batch.histories.order + 3):
         start, end = windows.starts_W[source], windows.ends_W[source]
-        history = batch.histories.items_N[position:position + end - start]
+        history = batch.histories.items_N[position : position + end - start]
         assert history.tolist() == splits.items_N[start:end].tolist()
         assert batch.targets_W[row] == splits.items_N[end]
         assert batch.codes_WL[row].tolist() == codes_IL[splits.items_N[end]].tolist()
@@ -145,8 +148,9 @@ def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(spl
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
     times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
     batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL, times_N=times_N, all_targets=True)
-    positions = [(row, place) for row in batch.histories.order + 3
-                 for place in range(windows.starts_W[row], windows.ends_W[row])]
+    positions = [
+        (row, place) for row in batch.histories.order + 3 for place in range(windows.starts_W[row], windows.ends_W[row])
+    ]
     assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[place + 1]].tolist() for _, place in positions]
     assert batch.weights_W.tolist() == [row + 1 for row, _ in positions]
     assert batch.histories.times_N is not None
@@ -181,8 +185,18 @@ def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_it
         count, items = len(step.windows), int(step.windows.lengths_W.sum())
         offsets = np.concatenate([[0], np.cumsum(step.windows.lengths_W)])
         kept = Kept.of(rng.random((items, TOKENS - 1)) < 0.6, offsets, whole_items, True)
-        steps.append(replace(step, selected=Selected(np.zeros(count), np.ones((count, TOKENS - 1), bool),
-                                                     rng.integers(1, TOKENS, count), kept.stays_N, kept.tokens_NS)))
+        steps.append(
+            replace(
+                step,
+                selected=Selected(
+                    np.zeros(count),
+                    np.ones((count, TOKENS - 1), bool),
+                    rng.integers(1, TOKENS, count),
+                    kept.stays_N,
+                    kept.tokens_NS,
+                ),
+            )
+        )
     common = common_shape(steps[:-1], parts, passes.max_history)
     shape = fitted(common, steps[0], parts)
     assert shape.windows == common.windows
@@ -190,7 +204,9 @@ def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_it
     for step in steps[:-1]:  # the last is not full
         for rows in deal(step.windows.lengths_W, parts):
             chosen, filling = _chosen_rows(step, rows), shape.windows - len(rows)
-            used = {"positions": chosen.decoded_W, "items" if whole_items else "tokens":
-                    chosen.stays_N if whole_items else chosen.tokens_NS}
+            used = {
+                "positions": chosen.decoded_W,
+                "items" if whole_items else "tokens": chosen.stays_N if whole_items else chosen.tokens_NS,
+            }
             for name, array in used.items():
                 assert 0.85 * getattr(shape, name) < array.sum() + filling <= 1.03 * getattr(shape, name)

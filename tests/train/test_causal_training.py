@@ -23,8 +23,9 @@ FAST = {"learning_rate": 0.02, "max_windows": 2500, "validate_every": 20}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: "-".join(backbone.values()))
-def test_a_backbone_learns_is_saved_and_ranks_as_on_its_best_validation(world: TinyWorld,
-                                                                        backbone: dict[str, str]) -> None:
+def test_a_backbone_learns_is_saved_and_ranks_as_on_its_best_validation(
+    world: TinyWorld, backbone: dict[str, str]
+) -> None:
     timings = world.train(make_params(backbone=backbone, train=FAST))
     history = pd.read_csv(world.folder / "run/reports/history.csv")
     assert history["train_loss"].iloc[-1] < 0.75 * history["train_loss"].iloc[0]
@@ -39,14 +40,16 @@ def test_a_backbone_learns_is_saved_and_ranks_as_on_its_best_validation(world: T
 
 @pytest.mark.parametrize("name", ["decoder", "hstu"])
 def test_with_every_item_as_a_target_samples_are_the_items_of_the_histories(world: TinyWorld, name: str) -> None:
-    params = make_params(backbone={"name": name}, train={**FAST, "targets": "all", "windows": "sequences",
-                                                         "max_windows": 1000})
+    params = make_params(
+        backbone={"name": name}, train={**FAST, "targets": "all", "windows": "sequences", "max_windows": 1000}
+    )
     timings = world.train(params)
     per_item = world.sids.codes_IL.shape[1] + params.backbone.separators
     assert timings["samples_trained"] * per_item == timings["tokens_trained"]
     assert timings["samples_trained"] > 3 * timings["windows_trained"]
     assert timings["samples_per_second"] == pytest.approx(
-        timings["windows_per_second"] * timings["samples_trained"] / timings["windows_trained"])
+        timings["windows_per_second"] * timings["samples_trained"] / timings["windows_trained"]
+    )
     assert read_json(world.folder / "run/reports/timings.json") == timings
     history = pd.read_csv(world.folder / "run/reports/history.csv")
     assert history["train_loss"].iloc[0] < 2 * np.log(world.sids.widths).sum()  # per sample, not per window

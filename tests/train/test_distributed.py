@@ -11,8 +11,9 @@ from tiny_world import TinyWorld, make_params, train_by_torchrun
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dropout", "strategy"), [(0.0, "full"), (0.2, "full"), (0.0, "rastp"), (0.0, "intrr")])
-def test_two_processes_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path, dropout: float,
-                                                          strategy: str) -> None:
+def test_two_processes_equal_one_at_the_same_global_batch(
+    world: TinyWorld, root: Path, dropout: float, strategy: str
+) -> None:
     """With dropout the one process takes the same two parts, which draw the same dropout."""
     train = {"max_windows": 400, "ema": 0.9, "clip_norm": 0.5, "optimizer": "adam"}
     backbone = {"dropout": dropout}

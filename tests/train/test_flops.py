@@ -11,8 +11,16 @@ from pipeline.machine import peak_flops
 from pipeline.train.flops import flops_per_window
 from pipeline.train.windows import Passes
 
-BACKBONE = {"encoder_layers": 3, "decoder_layers": 2, "d_model": 24, "heads": 2, "d_head": 16, "d_ff": 40,
-            "ff_hidden_layers": 2, "separators": True}
+BACKBONE = {
+    "encoder_layers": 3,
+    "decoder_layers": 2,
+    "d_model": 24,
+    "heads": 2,
+    "d_head": 16,
+    "d_ff": 40,
+    "ff_hidden_layers": 2,
+    "separators": True,
+}
 
 
 def counted(world: TinyWorld, strategy: str, **sections: Any) -> tuple[float, np.ndarray]:
@@ -43,15 +51,17 @@ def test_pruned_tokens_are_not_counted(world: TinyWorld) -> None:
 @pytest.mark.parametrize("name", ["decoder", "hstu"])
 def test_every_backbone_is_counted_and_more_targets_cost_more(world: TinyWorld, name: str, strategy: str) -> None:
     backbone = {**BACKBONE, "name": name, "separators": False}
-    one, every = (counted(world, strategy, backbone=backbone, train={"targets": targets})[0]
-                  for targets in ("last", "all"))
+    one, every = (
+        counted(world, strategy, backbone=backbone, train={"targets": targets})[0] for targets in ("last", "all")
+    )
     assert 0 < one < every
 
 
-def test_a_sample_of_windows_says_what_all_say_unless_they_share_items(world: TinyWorld,
-                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_windows_says_what_all_say_unless_they_share_items(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (every, items_W), shared = counted(world, "full"), counted(world, "intrr")[0]
-    monkeypatch.setattr("pipeline.train.flops.SQUARES", int((items_W[:20]**2).sum()))
+    monkeypatch.setattr("pipeline.train.flops.SQUARES", int((items_W[:20] ** 2).sum()))
     sample = counted(world, "full")[0]
     assert every != sample == pytest.approx(every, rel=0.2)
     assert counted(world, "intrr")[0] == shared

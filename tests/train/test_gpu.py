@@ -37,7 +37,8 @@ def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
-        world: TinyWorld, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
     params = make_params(train={"device": "cuda", "ema": 0.9, "deterministic": True, "precision": precision})
     world.train(params, "undisturbed")
 
@@ -52,11 +53,19 @@ def test_skipped_training_equals_the_cpu(world: TinyWorld, compiled: bool) -> No
     train = {"learning_rate": 1e-4, "precision": "float32", "max_windows": 1900}
     skipgr = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both"}
     for device in ("cpu", "cuda"):
-        world.train(make_params(strategy="skipgr", skipgr=skipgr, backbone={"dropout": 0.0},
-                                train={**train, "device": device, "compile": compiled}), device)
+        world.train(
+            make_params(
+                strategy="skipgr",
+                skipgr=skipgr,
+                backbone={"dropout": 0.0},
+                train={**train, "device": device, "compile": compiled},
+            ),
+            device,
+        )
     for file in ("passes", "history"):
-        cpu, gpu = (pd.read_csv(world.folder / device / "reports" / f"{file}.csv").to_numpy()
-                    for device in ("cpu", "cuda"))
+        cpu, gpu = (
+            pd.read_csv(world.folder / device / "reports" / f"{file}.csv").to_numpy() for device in ("cpu", "cuda")
+        )
         np.testing.assert_allclose(gpu, cpu, rtol=0.02, atol=1e-2)
 
 

@@ -24,8 +24,13 @@ def trained(world: TinyWorld) -> TinyWorld:
 @pytest.mark.parametrize("settings", [{"strategy": "intrr", "intrr": {"hidden": 16}}, {"backbone": {"name": "hstu"}}])
 def test_every_strategy_and_backbone_can_be_asked(world: TinyWorld, settings: dict[str, Any]) -> None:
     world.train(make_params(train={"max_windows": 100}, **settings))
-    table = gradients(batches=1, windows=20, splits=world.folder / "splits",
-                      generator=world.folder / "run" / "generator", reports=world.folder / "reports")
+    table = gradients(
+        batches=1,
+        windows=20,
+        splits=world.folder / "splits",
+        generator=world.folder / "run" / "generator",
+        reports=world.folder / "reports",
+    )
     assert (table["gradient_norm"] > 0).all()
 
 
@@ -44,8 +49,9 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
             loaded.model.zero_grad()
             loss = -probability_V[batch.codes_WL[row, level]].log()
             loss.backward()
-            slope = torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel())
-                               for p in loaded.model.parameters()])
+            slope = torch.cat(
+                [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in loaded.model.parameters()]
+            )
             tokens.append((entropy, level, float(loss.detach()), slope))
     groups = {"all levels": tokens, "level 1": tokens[:9], "level 2": tokens[9:]}
     for name, members in groups.items():
@@ -60,8 +66,11 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
 
 
 def test_the_table_and_the_drawing_are_written(trained: TinyWorld) -> None:
-    place = {"splits": trained.folder / "splits", "generator": trained.folder / "run" / "generator",
-             "reports": trained.folder / "reports"}
+    place = {
+        "splits": trained.folder / "splits",
+        "generator": trained.folder / "run" / "generator",
+        "reports": trained.folder / "reports",
+    }
     table = gradients(batches=3, windows=20, **place)
     written = pd.read_csv(trained.folder / "reports" / "gradients.csv")
     pd.testing.assert_frame_equal(written, table, atol=1e-6, rtol=0)

@@ -34,8 +34,9 @@ def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("options", [{}, {"alignment_items": "sample", "codebooks": "quantizer"}])
-def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                options: dict[str, Any]) -> None:
+def test_a_stopped_run_ends_with_the_same_bytes(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     params = recursive(intrr=options, train={"ema": 0.9, "accumulate": 2}, backbone={"dropout": 0.1})
     world.train(params, "straight")
 
@@ -44,12 +45,19 @@ def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: p
     assert world.written("stopped") == world.written("straight")
 
 
-@pytest.mark.parametrize(("options", "backbone", "targets"), [
-    ({}, "t5", "last"), ({"tie_break": "uid", "uid_dim": 5}, "decoder", "last"), ({}, "hstu", "all"),
-    ({"ablation": "no_sharing"}, "hstu", "last"), ({"ablation": "no_redistribution", "alignment": 0.0}, "t5", "last"),
-])
-def test_the_saved_model_ranks_as_the_trained_one_did(world: TinyWorld, options: dict[str, Any], backbone: str,
-                                                      targets: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "backbone", "targets"),
+    [
+        ({}, "t5", "last"),
+        ({"tie_break": "uid", "uid_dim": 5}, "decoder", "last"),
+        ({}, "hstu", "all"),
+        ({"ablation": "no_sharing"}, "hstu", "last"),
+        ({"ablation": "no_redistribution", "alignment": 0.0}, "t5", "last"),
+    ],
+)
+def test_the_saved_model_ranks_as_the_trained_one_did(
+    world: TinyWorld, options: dict[str, Any], backbone: str, targets: str
+) -> None:
     params = recursive(intrr=options, backbone={"name": backbone}, train={"targets": targets})
     world.train(params)
     loaded = load_generator(world.folder / "run" / "generator")
@@ -77,8 +85,10 @@ def test_every_way_of_decoding_works_on_a_loaded_model(world: TinyWorld) -> None
     world.train(recursive())
     loaded = load_generator(world.folder / "run" / "generator")
     items, offsets = histories_of(world.splits, world.splits.targets("test")[1][:9])
-    found = [generate(loaded.model, loaded.catalogue, items, offsets, beam=40, decoding=decoding)
-             for decoding in ("constrained", "exact")]
+    found = [
+        generate(loaded.model, loaded.catalogue, items, offsets, beam=40, decoding=decoding)
+        for decoding in ("constrained", "exact")
+    ]
     np.testing.assert_allclose(found[0].scores_WK, found[1].scores_WK, atol=1e-4)
     free = generate(loaded.model, loaded.catalogue, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
     assert ((free.items_WK >= 0).sum(1) == 40).all()
@@ -110,15 +120,21 @@ def test_bfloat16_stays_near_float32(world: TinyWorld) -> None:
     assert not rounded["train_loss"].equals(exact["train_loss"])
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"strategy": "rastp+intrr"}, "a single token"),
-    ({"strategy": "intrr", "train": {"batching": "padded"}}, "set train.batching=packed"),
-    ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment must be 0 or more"),
-    ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden must be 1 or more"),
-    ({"strategy": "intrr", "intrr": {"tie_break": "uid"}, "quantize": {"collisions": "none"}},
-     "set quantize.collisions=digit"),
-    ({"intrr": {"mix": "hard"}}, "intrr.mix is 'hard'"),
-], ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strategy": "rastp+intrr"}, "a single token"),
+        ({"strategy": "intrr", "train": {"batching": "padded"}}, "set train.batching=packed"),
+        ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment must be 0 or more"),
+        ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden must be 1 or more"),
+        (
+            {"strategy": "intrr", "intrr": {"tie_break": "uid"}, "quantize": {"collisions": "none"}},
+            "set quantize.collisions=digit",
+        ),
+        ({"intrr": {"mix": "hard"}}, "intrr.mix is 'hard'"),
+    ],
+    ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix"],
+)
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_params(**settings)
@@ -135,8 +151,10 @@ def test_too_narrow_a_digit_is_refused_before_training(world: TinyWorld) -> None
 def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
     train = {"precision": "float32", "max_windows": 1200, "compile": True}
     for device in ("cpu", "cuda"):
-        world.train(recursive(intrr={"alignment_items": items}, backbone={"dropout": 0.0},
-                              train={**train, "device": device}), device)
+        world.train(
+            recursive(intrr={"alignment_items": items}, backbone={"dropout": 0.0}, train={**train, "device": device}),
+            device,
+        )
     cpu, gpu = (history(world, device) for device in ("cpu", "cuda"))
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_allclose(gpu[name], cpu[name], atol=0.02 if items == "sample" else 1e-3)
@@ -144,8 +162,11 @@ def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
     np.testing.assert_allclose(gpu["recall_at_10"], cpu["recall_at_10"], atol=0.06)
 
 
-@pytest.mark.parametrize("skipgr", [{}, {"apply_to": "both", "input_unit": "item", "token_ratio": 0.3}],
-                         ids=["targets and sequences", "items of the histories too"])
+@pytest.mark.parametrize(
+    "skipgr",
+    [{}, {"apply_to": "both", "input_unit": "item", "token_ratio": 0.3}],
+    ids=["targets and sequences", "items of the histories too"],
+)
 def test_skipgr_skips_around_it(world: TinyWorld, skipgr: dict[str, Any]) -> None:
     params = dataclasses.replace(recursive(skipgr=skipgr, train={"max_windows": 1500}), strategy="intrr+skipgr")
     timings = world.train(params)

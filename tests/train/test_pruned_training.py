@@ -14,8 +14,14 @@ from pipeline.ranking import histories_of, rank_targets
 from pipeline.strategies.config import RastpConfig
 
 SMALL = {"backbone": {"encoder_layers": 2, "dropout": 0.1}, "train": {"max_windows": 500, "checkpoint_every": 4}}
-RELEASED = {"min_tokens": 1, "separators": "compete", "base": "padded", "keep_positions": False,
-            "padded_queries": "count", "score_dropout": "after"}
+RELEASED = {
+    "min_tokens": 1,
+    "separators": "compete",
+    "base": "padded",
+    "keep_positions": False,
+    "padded_queries": "count",
+    "score_dropout": "after",
+}
 
 
 def pruned(padded: bool = False, strategy: str = "rastp", **rastp: Any) -> Any:
@@ -32,8 +38,9 @@ def csv(world: TinyWorld, name: str, file: str) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("options", [{}, {"score": "random", "unit": "item"}], ids=["rastp", "random"])
-def test_a_stopped_run_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                options: dict[str, Any]) -> None:
+def test_a_stopped_run_ends_with_the_same_bytes(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
     params = pruned(**options)
     world.train(params, "straight")
 
@@ -71,7 +78,8 @@ def test_what_is_kept_is_counted_by_level_and_by_age_of_the_item(world: TinyWorl
     age = torch.cat([torch.arange(length - 1, -1, -1) for length in histories.lengths_W.tolist()])
     by_position = csv(world, "run", "kept_by_position")
     assert by_position["kept"].tolist() == pytest.approx(
-        [kept_NS[age == ago].double().mean().item() for ago in by_position["items_ago"]], abs=1e-6)
+        [kept_NS[age == ago].double().mean().item() for ago in by_position["items_ago"]], abs=1e-6
+    )
     written = timings(world, "run")
     assert written["keep_rate"] == pytest.approx(kept_NS.double().mean().item())
     assert 0.2 < written["tokens_per_step_after_pruning"] / written["tokens_per_step"] < 0.9

@@ -55,7 +55,8 @@ def _interrupt(*args: Any) -> None:
 
 
 def test_kill_9_at_a_random_step_changes_no_byte_of_the_result(
-        world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    world: TinyWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
     step = random.Random(os.urandom(8)).randrange(8, 29)  # checkpoints fall on 7, 14, 21, 28; a pass has 8 steps
     kill_at(world, step, SETTINGS)
     assert len(checkpoint_files(world)) == 1
@@ -87,7 +88,8 @@ def test_a_run_that_patience_had_ended_does_not_train_on(world: TinyWorld, monke
 
 
 def test_another_parameter_starts_anew_and_leaves_the_checkpoint(
-        world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
     world.train(make_params(train={"learning_rate": 0.005}), "other")
     assert "resumed" not in capsys.readouterr().out
@@ -96,8 +98,9 @@ def test_another_parameter_starts_anew_and_leaves_the_checkpoint(
     assert "resumed at step 7" in capsys.readouterr().out
 
 
-def test_another_input_starts_anew(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_input_starts_anew(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
     (world.folder / "sids").unlink()
     replace(world.sids, codes_IL=world.sids.codes_IL[::-1]).write(world.folder / "sids")
@@ -105,8 +108,9 @@ def test_another_input_starts_anew(world: TinyWorld, monkeypatch: pytest.MonkeyP
     assert "resumed" not in capsys.readouterr().out
 
 
-def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_knobs_without_influence_keep_the_checkpoint(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
     world.train(make_params(train={"checkpoint_every": 50}))
     assert "resumed at step 7" in capsys.readouterr().out
@@ -114,8 +118,9 @@ def test_knobs_without_influence_keep_the_checkpoint(world: TinyWorld, monkeypat
     assert world.written() == world.written("undisturbed")
 
 
-def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_run_keeps_its_number_of_threads(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
     monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda numbers: 2)
     world.train(make_params(train={"threads": 0}))
@@ -123,13 +128,14 @@ def test_a_resumed_run_keeps_its_number_of_threads(world: TinyWorld, monkeypatch
 
 
 @pytest.mark.parametrize("damage", ["cut", "one bit", "empty"])
-def test_a_damaged_checkpoint_is_named_and_stays(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                 damage: str) -> None:
+def test_a_damaged_checkpoint_is_named_and_stays(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
-    path, = checkpoint_files(world)
+    (path,) = checkpoint_files(world)
     whole = path.read_bytes()
     middle = len(whole) // 2
-    one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1:]
+    one_bit = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     path.write_bytes({"cut": whole[:middle], "one bit": one_bit, "empty": b""}[damage])
     with pytest.raises(UserError, match="cannot be read") as error:
         world.train(make_params())

@@ -41,8 +41,9 @@ def skipped(world: TinyWorld, name: str = "run") -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("rule", ["low_entropy", "static_low_entropy", "random_step"])
-def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                                     rule: str) -> None:
+def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, rule: str
+) -> None:
     params = skipping(rule=rule)
     world.train(params, "straight")
     for step in (10, 17):  # both resume from a checkpoint inside a pass that skips
@@ -103,7 +104,8 @@ def test_who_was_skipped_is_told_by_level_popularity_and_history(world: TinyWorl
     by_level = csv(world, "skipped/by_level")
     assert by_level["level"].tolist() == ["level 1", "level 2", "level 3"]
     assert by_level["skipped"].tolist() == pytest.approx(
-        [passes[f"tokens_skipped_{level}"].mean() for level in (1, 2, 3)], abs=1e-5)
+        [passes[f"tokens_skipped_{level}"].mean() for level in (1, 2, 3)], abs=1e-5
+    )
     for name in ("by_popularity", "by_history"):
         bins = csv(world, f"skipped/{name}")
         assert bins["interactions"].sum() == windows * len(passes)
@@ -118,8 +120,9 @@ def test_the_store_is_written_by_flat_position(world: TinyWorld) -> None:
     world.train(skipping())
     scores_NL = load_file(world.folder / "run" / "reports" / "skipped" / "store.safetensors")["scores"]
     splits = world.splits
-    scored = np.concatenate([np.arange(first + 1, end) for first, end in zip(splits.offsets, splits.train_end,
-                                                                             strict=False)])
+    scored = np.concatenate(
+        [np.arange(first + 1, end) for first, end in zip(splits.offsets, splits.train_end, strict=False)]
+    )
     assert set(np.flatnonzero(scores_NL[:, 0] >= 0)) == set(scored)
     assert (scores_NL[scored] <= np.log([5, 4, 2]) + 1e-5).all()
 
@@ -141,14 +144,18 @@ def test_the_last_passes_can_be_full(world: TinyWorld) -> None:
     trained = csv(world, "passes")["windows"].tolist()
     last = 1900 // windows - 2
     assert [count == windows for count in trained[:-1]] == [
-        number == 0 or number >= last for number in range(len(trained) - 1)]
+        number == 0 or number >= last for number in range(len(trained) - 1)
+    ]
 
 
-def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, where a recorded step wants few shapes."""
-    params = make_params(strategy="skipgr", skipgr=MUCH, backbone={"dropout": 0.0},
-                         train={**SMALL, "learning_rate": 1e-4, "batch_tokens": 1000})
+    params = make_params(
+        strategy="skipgr",
+        skipgr=MUCH,
+        backbone={"dropout": 0.0},
+        train={**SMALL, "learning_rate": 1e-4, "batch_tokens": 1000},
+    )
     world.train(params, "plain")
     make, batches, shapes = Feed.__init__, Feed._batches, set()
 
@@ -181,9 +188,15 @@ def test_every_rule_of_windows_scores_every_target(world: TinyWorld, windows: st
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_causal_backbones_score_every_target(world: TinyWorld, name: str, targets: str) -> None:
     whole = targets == "all"
-    settings = {"backbone": {"name": name, "dropout": 0.0}, "train": {
-        **SMALL, "targets": targets, "windows": "sequences" if whole else "random_start",
-        "max_windows": 600 if whole else 1900}}
+    settings = {
+        "backbone": {"name": name, "dropout": 0.0},
+        "train": {
+            **SMALL,
+            "targets": targets,
+            "windows": "sequences" if whole else "random_start",
+            "max_windows": 600 if whole else 1900,
+        },
+    }
     skipgr = {**MUCH, "apply_to": "loss"}
     world.train(make_params(**settings), "full")
     world.train(make_params(strategy="skipgr", skipgr=skipgr, **settings), "skipgr")
@@ -196,8 +209,13 @@ def test_causal_backbones_score_every_target(world: TinyWorld, name: str, target
 
 
 def test_rastp_and_skipgr_train_together_and_the_model_is_rebuilt(world: TinyWorld) -> None:
-    params = make_params(strategy="skipgr+rastp", backbone={"encoder_layers": 2}, train=SMALL,
-                         skipgr={**MUCH, "input_unit": "item"}, rastp={"after_layer": 1})
+    params = make_params(
+        strategy="skipgr+rastp",
+        backbone={"encoder_layers": 2},
+        train=SMALL,
+        skipgr={**MUCH, "input_unit": "item"},
+        rastp={"after_layer": 1},
+    )
     world.train(params)
     written = timings(world)
     assert written["tokens_per_step_after_pruning"] < 0.7 * written["tokens_per_step"]
@@ -215,9 +233,13 @@ def test_two_processes_skip_the_same_as_one(world: TinyWorld, root: Path) -> Non
     world.train(make_params(**settings), "one")
     one, two = (pd.read_csv(folder / "reports" / "passes.csv") for folder in (world.folder / "one", world.folder))
     pd.testing.assert_frame_equal(two, one, rtol=1e-3, atol=1e-3)
-    stores = [load_file(folder / "reports" / "skipped" / "store.safetensors")["scores"]
-              for folder in (world.folder / "one", world.folder)]
+    stores = [
+        load_file(folder / "reports" / "skipped" / "store.safetensors")["scores"]
+        for folder in (world.folder / "one", world.folder)
+    ]
     np.testing.assert_allclose(stores[0], stores[1], atol=1e-3)
-    weights = [torch.from_numpy(load_file(folder / "model.safetensors")["tokens.weight"])
-               for folder in (world.folder / "one" / "generator", world.folder / "models" / "generator")]
+    weights = [
+        torch.from_numpy(load_file(folder / "model.safetensors")["tokens.weight"])
+        for folder in (world.folder / "one" / "generator", world.folder / "models" / "generator")
+    ]
     torch.testing.assert_close(*weights, rtol=0, atol=1e-3)

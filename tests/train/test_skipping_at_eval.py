@@ -35,10 +35,13 @@ KINDS: dict[str, dict[str, Any]] = {
 def skipping(kind: str = "tokens", at_eval: bool = True, **skipgr: Any) -> Params:
     made = KINDS[kind]
     return make_params(
-        strategy=made.get("strategy", "skipgr"), train={"max_windows": 900, "checkpoint_every": 4},
-        backbone={"dropout": 0.0, **made.get("backbone", {})}, rastp={"after_layer": 1},
+        strategy=made.get("strategy", "skipgr"),
+        train={"max_windows": 900, "checkpoint_every": 4},
+        backbone={"dropout": 0.0, **made.get("backbone", {})},
+        rastp={"after_layer": 1},
         evaluate={"decoding": "exact", "bootstrap_samples": 50},
-        skipgr={"token_ratio": RATIO, "apply_to": "both", **made.get("skipgr", {}), "at_eval": at_eval, **skipgr})
+        skipgr={"token_ratio": RATIO, "apply_to": "both", **made.get("skipgr", {}), "at_eval": at_eval, **skipgr},
+    )
 
 
 def cut(world: TinyWorld, skip_ML: np.ndarray, user: int, end: int) -> list[tuple[int, list[bool]]]:
@@ -53,8 +56,12 @@ def slow_scores(world: TinyWorld, loaded: Generator, left: list[tuple[int, list[
     """Log-probability of every item after a history that was cut by hand."""
     separators, positions = loaded.config["backbone"]["separators"], [position for position, _ in left]
     kept = np.array([codes if separators else codes[:-1] for _, codes in left])
-    histories = Histories.pack(world.splits.items_N[positions], np.array([0, len(left)]),
-                               times_N=world.splits.timestamps_N[positions], kept_NS=kept if kind == "tokens" else None)
+    histories = Histories.pack(
+        world.splits.items_N[positions],
+        np.array([0, len(left)]),
+        times_N=world.splits.timestamps_N[positions],
+        kept_NS=kept if kind == "tokens" else None,
+    )
     return score_catalogue(loaded.model, histories)[0].numpy()
 
 
@@ -75,8 +82,9 @@ def load(world: TinyWorld, name: str = "run") -> Generator:
 def test_the_evaluation_is_that_of_histories_cut_by_hand(world: TinyWorld, kind: str) -> None:
     params = skipping(kind)
     world.train(params)
-    stage.run(params, splits=world.folder / "splits", generator=world.folder / "run" / "generator",
-              reports=reports(world))
+    stage.run(
+        params, splits=world.folder / "splits", generator=world.folder / "run" / "generator", reports=reports(world)
+    )
     found, loaded = pd.read_parquet(reports(world) / "ranks.parquet"), load(world)
     assert loaded.unseen is not None
     users, positions = world.splits.targets("test")
@@ -96,9 +104,18 @@ def test_beams_skip_as_exact_scores_do(world: TinyWorld) -> None:
     loaded = load(world)
     for filter_seen in (False, True):
         beam, exact, whole = (
-            rank_targets(loaded.model, loaded.catalogue, world.splits, "test", beam=40, decoding=decoding,
-                         filter_seen=filter_seen, unseen=unseen).ranks_U
-            for decoding, unseen in (("constrained", loaded.unseen), ("exact", loaded.unseen), ("exact", None)))
+            rank_targets(
+                loaded.model,
+                loaded.catalogue,
+                world.splits,
+                "test",
+                beam=40,
+                decoding=decoding,
+                filter_seen=filter_seen,
+                unseen=unseen,
+            ).ranks_U
+            for decoding, unseen in (("constrained", loaded.unseen), ("exact", loaded.unseen), ("exact", None))
+        )
         np.testing.assert_array_equal(beam, exact)
         assert not np.array_equal(exact, whole)
         np.testing.assert_array_equal(exact == 0, whole == 0)  # seen items are those of the whole history
@@ -112,15 +129,16 @@ def test_the_table_is_the_rule_of_training_on_the_last_scores(world: TinyWorld) 
     assert skip_ML.dtype == bool
     for level in range(LEVELS - 1):
         surest = sorted(scored.tolist(), key=lambda place: float(scores_ML[place, level]))
-        assert np.flatnonzero(skip_ML[:, level]).tolist() == sorted(surest[:int(RATIO * len(scored) + 0.5)])
+        assert np.flatnonzero(skip_ML[:, level]).tolist() == sorted(surest[: int(RATIO * len(scored) + 0.5)])
     np.testing.assert_array_equal(skip_ML[:, LEVELS - 1], skip_ML[:, LEVELS - 2])  # the digit follows the last code
     for part in ("valid", "test"):
         assert not skip_ML[world.splits.targets(part)[1]].any()
 
 
 @pytest.mark.parametrize("kind", ["tokens", "items"])
-def test_validation_is_that_of_histories_cut_by_hand(world: TinyWorld, monkeypatch: pytest.MonkeyPatch,
-                                                     kind: str) -> None:
+def test_validation_is_that_of_histories_cut_by_hand(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     tables: list[np.ndarray] = []  # of each validation
     measure = Validation.measure
 
@@ -177,14 +195,21 @@ def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monke
 
 
 @pytest.mark.parametrize("kind", ["tokens", "items"])
-def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWorld, tmp_path: Path,
-                                                                   kind: str) -> None:
+def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWorld, tmp_path: Path, kind: str) -> None:
     world.train(skipping(kind, token_ratio=0.7))
     loaded, splits = load(world), world.splits
-    write_parquet(tmp_path / "known" / "users.parquet", pd.DataFrame(
-        {"user_id": np.arange(splits.users, dtype=np.int32), "raw_id": [f"u{user}" for user in range(splits.users)]}))
-    folders = {"interactions": tmp_path / "known", "splits": world.folder / "splits",
-               "generator": world.folder / "run" / "generator", "reports": reports(world)}
+    write_parquet(
+        tmp_path / "known" / "users.parquet",
+        pd.DataFrame(
+            {"user_id": np.arange(splits.users, dtype=np.int32), "raw_id": [f"u{user}" for user in range(splits.users)]}
+        ),
+    )
+    folders = {
+        "interactions": tmp_path / "known",
+        "splits": world.folder / "splits",
+        "generator": world.folder / "run" / "generator",
+        "reports": reports(world),
+    }
     assert loaded.unseen is not None
     differ = 0
     for user in range(12):

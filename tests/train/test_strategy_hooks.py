@@ -34,15 +34,17 @@ class Recorder(Strategy):
         self.calls = [None] * state["calls"]
 
 
-def train_with(strategy: Strategy, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run",
-               **train: Any) -> pd.DataFrame:
+def train_with(
+    strategy: Strategy, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
+) -> pd.DataFrame:
     monkeypatch.setattr("pipeline.train.stage.build_strategy", lambda *chosen: strategy)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 
 
 def test_a_pass_is_weighed_before_its_first_step_and_after_the_last_of_the_pass_before(
-        world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strategy = Recorder(1, 1)
     train_with(strategy, world, monkeypatch)
     passes = [call for call in strategy.calls if isinstance(call, int)]
@@ -53,15 +55,20 @@ def test_a_pass_is_weighed_before_its_first_step_and_after_the_last_of_the_pass_
     assert steps[0] > 2
 
 
-def test_windows_of_weight_zero_are_neither_computed_nor_counted(world: TinyWorld,
-                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_weight_zero_are_neither_computed_nor_counted(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strategy = Recorder(0, 1)
     history = train_with(strategy, world, monkeypatch)
     batches = [call for call in strategy.calls if isinstance(call, Batch)]
     assert sum(len(batch.targets_W) for batch in batches) == history["windows"].iloc[-1]
     splits = world.splits
-    odd = {int(splits.items_N[end]) for first, last in zip(splits.offsets, splits.train_end, strict=False)
-           for end in range(first + 1, last) if end % 2}
+    odd = {
+        int(splits.items_N[end])
+        for first, last in zip(splits.offsets, splits.train_end, strict=False)
+        for end in range(first + 1, last)
+        if end % 2
+    }
     assert {int(item) for batch in batches for item in batch.targets_W} <= odd
 
 

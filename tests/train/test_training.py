@@ -48,7 +48,7 @@ def slow_training(world: TinyWorld, params: Any, steps: int) -> tuple[list[float
     for _ in range(steps):
         tokens, loss, count = 0, torch.zeros(()), 0
         while tokens + (length := int(windows.lengths_W[row])) * 4 <= params.train.batch_tokens:
-            items = splits.items_N[windows.starts_W[row]:windows.ends_W[row]]
+            items = splits.items_N[windows.starts_W[row] : windows.ends_W[row]]
             target = int(splits.items_N[windows.ends_W[row]])
             logits = model(Histories.pack(items, np.array([0, len(items)])), torch.tensor([target]))
             for level, logits_1V in enumerate(logits):
@@ -62,8 +62,17 @@ def slow_training(world: TinyWorld, params: Any, steps: int) -> tuple[list[float
 
 
 def test_losses_and_weights_equal_a_slow_reference(world: TinyWorld) -> None:
-    params = make_params(backbone=STILL, train={"optimizer": "adam", "weight_decay": 0.0, "validate_every": 1,
-                                                "batch_tokens": 120, "max_windows": 40, "select": "loss"})
+    params = make_params(
+        backbone=STILL,
+        train={
+            "optimizer": "adam",
+            "weight_decay": 0.0,
+            "validate_every": 1,
+            "batch_tokens": 120,
+            "max_windows": 40,
+            "select": "loss",
+        },
+    )
     world.train(params)
     steps = len(history(world))
     losses, reference = slow_training(world, params, steps)
@@ -81,19 +90,24 @@ def test_the_loss_starts_at_a_uniform_guess_and_goes_down(world: TinyWorld) -> N
 
 
 def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
-    for name, train in {"packed": {}, "padded": {"batching": "padded"}, "wide": {"batching": "padded", "pad_to": 40},
-                        }.items():
+    for name, train in {
+        "packed": {},
+        "padded": {"batching": "padded"},
+        "wide": {"batching": "padded", "pad_to": 40},
+    }.items():
         world.train(make_params(backbone=STILL, train={"max_windows": 400, **train}), name)
     assert largest_difference(world, "packed", "padded") < 1e-5
     assert largest_difference(world, "packed", "wide") < 1e-5
-    assert history(world, "padded")["train_loss"].to_numpy() == pytest.approx(history(world, "packed")["train_loss"],
-                                                                             abs=1e-5)
+    assert history(world, "padded")["train_loss"].to_numpy() == pytest.approx(
+        history(world, "packed")["train_loss"], abs=1e-5
+    )
 
 
 def test_the_number_of_parts_changes_nothing(world: TinyWorld) -> None:
     for name, parts in {"whole": 1, "thirds": 3, "single": 30}.items():  # 30: more parts than windows
-        world.train(make_params(backbone=STILL, train={"max_windows": 150, "batch_tokens": 200, "accumulate": parts}),
-                    name)
+        world.train(
+            make_params(backbone=STILL, train={"max_windows": 150, "batch_tokens": 200, "accumulate": parts}), name
+        )
     assert largest_difference(world, "whole", "thirds") < 1e-6
     assert largest_difference(world, "whole", "single") < 1e-6
 
@@ -153,12 +167,16 @@ def scripted(monkeypatch: pytest.MonkeyPatch, scores: list[float]) -> None:
     monkeypatch.setattr(Validation, "measure", measure)
 
 
-@pytest.mark.parametrize(("select", "scores", "best"), [
-    ("recall_at_10", [0.1, 0.3, 0.2, 0.3, 0.1], 2),  # an equal score is not a better one
-    ("loss", [5.0, 4.0, 3.0, 3.5, 3.0, 4.0], 3),
-])
+@pytest.mark.parametrize(
+    ("select", "scores", "best"),
+    [
+        ("recall_at_10", [0.1, 0.3, 0.2, 0.3, 0.1], 2),  # an equal score is not a better one
+        ("loss", [5.0, 4.0, 3.0, 3.5, 3.0, 4.0], 3),
+    ],
+)
 def test_training_stops_when_patience_ends_and_keeps_the_best_weights(
-        world: TinyWorld, monkeypatch: pytest.MonkeyPatch, select: str, scores: list[float], best: int) -> None:
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, select: str, scores: list[float], best: int
+) -> None:
     train = {"max_windows": 10**6, "validate_every": 3, "patience": 3, "select": select}
     scripted(monkeypatch, scores)
     timings = world.train(make_params(train=train), "stopped")
@@ -190,10 +208,13 @@ def test_an_average_of_the_weights_is_what_is_saved(world: TinyWorld) -> None:
     assert history(world, "raw")["train_loss"].equals(history(world, "averaged")["train_loss"])
 
 
-@pytest.mark.parametrize(("params", "words"), [
-    (make_params(train={"batch_tokens": 20}), "train.batch_tokens is 20, but one history may take 24"),
-    (make_params(train={"batching": "padded", "pad_to": 23}), "train.pad_to is 23, but one history may take 24"),
-])
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        (make_params(train={"batch_tokens": 20}), "train.batch_tokens is 20, but one history may take 24"),
+        (make_params(train={"batching": "padded", "pad_to": 23}), "train.pad_to is 23, but one history may take 24"),
+    ],
+)
 def test_a_budget_below_one_history_is_refused(world: TinyWorld, params: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
         world.train(params)
@@ -206,8 +227,9 @@ def test_sids_of_another_catalogue_are_refused(world: TinyWorld) -> None:
 
 
 @pytest.mark.parametrize(("lengths", "words"), [([1, 1], "nothing to train on"), ([2, 2], "no user has a validation")])
-def test_a_log_too_short_to_learn_from_is_refused(world: TinyWorld, tmp_path: Path, lengths: list[int],
-                                                  words: str) -> None:
+def test_a_log_too_short_to_learn_from_is_refused(
+    world: TinyWorld, tmp_path: Path, lengths: list[int], words: str
+) -> None:
     (tmp_path / "splits").unlink()
     make_splits(lengths, np.random.default_rng(0)).write(tmp_path / "splits")
     with pytest.raises(UserError, match=words):

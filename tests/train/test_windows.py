@@ -55,8 +55,9 @@ def test_prefixes_hold_every_end_once_with_the_longest_history_allowed(counts: l
 
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
-def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(counts: list[int], max_history: int,
-                                                                        pass_index: int) -> None:
+def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(
+    counts: list[int], max_history: int, pass_index: int
+) -> None:
     splits = splits_of(counts, max_history)
     windows = drawn(Passes(splits, "sequences", 7), pass_index)
     assert set(windows) <= all_windows(splits)
@@ -66,8 +67,9 @@ def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(counts: 
 
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
-def test_random_start_holds_every_end_once_with_an_admissible_start(counts: list[int], max_history: int,
-                                                                    pass_index: int) -> None:
+def test_random_start_holds_every_end_once_with_an_admissible_start(
+    counts: list[int], max_history: int, pass_index: int
+) -> None:
     splits = splits_of(counts, max_history)
     windows = drawn(Passes(splits, "random_start", 7), pass_index)
     assert set(windows) <= all_windows(splits)
@@ -88,7 +90,7 @@ def test_random_starts_are_uniform_and_differ_between_passes() -> None:
 def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: str, first: int, size: int) -> None:
     passes = Passes(splits_of(counts, 4), rule, 1)  # type: ignore[arg-type]
     part = passes.take(2, first, first + size)
-    assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(passes, 2)[first:first + size]
+    assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(passes, 2)[first : first + size]
 
 
 def test_no_window_touches_a_held_out_position() -> None:

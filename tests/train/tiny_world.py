@@ -18,8 +18,15 @@ from pipeline.train.loop import Trainer
 from pipeline.train.stage import run
 
 BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
-TRAIN = {"max_windows": 1200, "batch_tokens": 400, "validate_every": 10, "checkpoint_every": 7, "threads": 1,
-         "device": "cpu", "compile": False}
+TRAIN = {
+    "max_windows": 1200,
+    "batch_tokens": 400,
+    "validate_every": 10,
+    "checkpoint_every": 7,
+    "threads": 1,
+    "device": "cpu",
+    "compile": False,
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +40,15 @@ class TinyWorld:
     def train(self, params: Params, name: str = "run") -> dict[str, Any]:
         """Train into `folder/name`."""
         out = self.folder / name
-        return run(params, interactions=self.folder / "interactions", sids=self.folder / "sids",
-                   splits=self.folder / "splits", output=out / "generator", reports=out / "reports",
-                   scratch=self.folder / "scratch")
+        return run(
+            params,
+            interactions=self.folder / "interactions",
+            sids=self.folder / "sids",
+            splits=self.folder / "splits",
+            output=out / "generator",
+            reports=out / "reports",
+            scratch=self.folder / "scratch",
+        )
 
     def written(self, name: str = "run") -> dict[str, bytes]:
         """Every file of a run that must not differ from one run to the next."""
@@ -58,16 +71,23 @@ def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, m
     items_N = (np.cumsum(steps) % items).astype(np.int32)
     held = np.asarray(lengths) >= 3
     last = offsets[1:]
-    return Splits(items_N, np.arange(offsets[-1]), offsets, np.where(held, last - 2, last),
-                  np.where(held, last - 2, -1), np.where(held, last - 1, -1),
-                  {"max_history": max_history, "items": items})
+    return Splits(
+        items_N,
+        np.arange(offsets[-1]),
+        offsets,
+        np.where(held, last - 2, last),
+        np.where(held, last - 2, -1),
+        np.where(held, last - 1, -1),
+        {"max_history": max_history, "items": items},
+    )
 
 
 def make_sids(items: int = 40) -> Sids:
     codes_IL = np.stack([np.arange(items) // 8, np.arange(items) % 4, np.arange(items) % 8 // 4], 1).astype(np.int32)
     rng = np.random.default_rng(1)
-    centroids = {f"level_{level}": rng.normal(size=(codes, 3)).astype(np.float32)
-                 for level, codes in ((1, items // 8), (2, 4))}
+    centroids = {
+        f"level_{level}": rng.normal(size=(codes, 3)).astype(np.float32) for level, codes in ((1, items // 8), (2, 4))
+    }
     return Sids(codes_IL, (items // 8, 4, 2), centroids, {})
 
 
@@ -78,8 +98,12 @@ def write_world(folder: Path) -> TinyWorld:
     splits.write(folder / "splits")
     sids.write(folder / "sids")
     names = [f"B{i:03d}" for i in range(40)]
-    write_parquet(folder / "interactions" / "items.parquet", pd.DataFrame(
-        {"item_id": np.arange(40, dtype=np.int32), "raw_id": names, "title": [f"Thing {name}" for name in names]}))
+    write_parquet(
+        folder / "interactions" / "items.parquet",
+        pd.DataFrame(
+            {"item_id": np.arange(40, dtype=np.int32), "raw_id": names, "title": [f"Thing {name}" for name in names]}
+        ),
+    )
     return TinyWorld(folder, Splits.read(folder / "splits"), sids)
 
 
@@ -109,9 +133,24 @@ def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
         (world.folder / "data").mkdir(exist_ok=True)
         (world.folder / "data" / name).symlink_to(world.folder / name)
     (world.folder / "params.yaml").write_text(yaml.safe_dump(params_to_dict(make_params(**settings))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "pipeline", "train"]
-    done = subprocess.run(command, cwd=world.folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)}, timeout=180)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "pipeline",
+        "train",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=world.folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -46,11 +46,17 @@ def generate(scenario_path: Path, seed: int, output: Path) -> Path:
 
 
 def _write_log(path: Path, log: Log, items: Items) -> None:
-    frame = pd.DataFrame({
-        "user": np.char.add("u", np.char.zfill(log.user_E.astype(str), 5)), "item": items.names_I[log.item_E],
-        "timestamp": log.timestamp_E, "click": log.click_E.astype(int), "watch_seconds": log.watch_E,
-        "like": log.like_E.astype(int), "share": log.share_E.astype(int),
-    })
+    frame = pd.DataFrame(
+        {
+            "user": np.char.add("u", np.char.zfill(log.user_E.astype(str), 5)),
+            "item": items.names_I[log.item_E],
+            "timestamp": log.timestamp_E,
+            "click": log.click_E.astype(int),
+            "watch_seconds": log.watch_E,
+            "like": log.like_E.astype(int),
+            "share": log.share_E.astype(int),
+        }
+    )
     text = frame.to_csv(index=False, lineterminator="\n")
     path.write_bytes(gzip.compress(text.encode(), compresslevel=6, mtime=0))  # mtime: equal bytes every time
 
@@ -61,7 +67,12 @@ def _write_items(output: Path, items: Items, scenario: Scenario, rng: np.random.
         image = f"images/{items.names_I[i]}.png"
         category, leaf = divmod(int(items.leaf_I[i]), scenario.leaves_used)
         (output / image).write_bytes(draw(category, leaf, rng))
-        row = {"item": str(items.names_I[i]), "title": items.titles[i], "description": items.descriptions[i],
-               "categories": items.categories[i], "image": image}
+        row = {
+            "item": str(items.names_I[i]),
+            "title": items.titles[i],
+            "description": items.descriptions[i],
+            "categories": items.categories[i],
+            "image": image,
+        }
         lines.append(json.dumps(row) + "\n")
     (output / "items.jsonl").write_text("".join(lines), encoding="utf-8")

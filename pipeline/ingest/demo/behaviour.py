@@ -48,17 +48,22 @@ def plan_sessions(scenario: Scenario, rng: np.random.Generator) -> Sessions:
     count = len(user_S)
     hour_S = rng.choice(len(HOURS), count, p=HOURS / HOURS.sum())
     start_S = rng.integers(scenario.days, size=count) * DAY + hour_S * 3_600 + rng.integers(3_600, size=count)
-    return Sessions(user_S=user_S, start_S=start_S[np.lexsort((start_S, user_S))],
-                    length_S=1 + rng.poisson(scenario.exposures - 1, count),
-                    noise_S=rng.random(count) < scenario.noise_sessions)
+    return Sessions(
+        user_S=user_S,
+        start_S=start_S[np.lexsort((start_S, user_S))],
+        length_S=1 + rng.poisson(scenario.exposures - 1, count),
+        noise_S=rng.random(count) < scenario.noise_sessions,
+    )
 
 
 def simulate(scenario: Scenario, items: Items, routes: Routes, rng: np.random.Generator) -> Log:
     """Live through all sessions, the r-th exposure of every user at once."""
     sessions = plan_sessions(scenario, rng)
     audience = Audience(scenario, items, routes, rng)
-    rounds = [audience.live(sessions.user_S[session_R], sessions.start_S[session_R], sessions.noise_S[session_R])
-              for session_R in _rounds(sessions)]
+    rounds = [
+        audience.live(sessions.user_S[session_R], sessions.start_S[session_R], sessions.noise_S[session_R])
+        for session_R in _rounds(sessions)
+    ]
     log = Log(*map(np.concatenate, zip(*rounds, strict=True)))
     order_E = np.lexsort((log.user_E, log.timestamp_E))
     return Log(*(column[order_E] for column in log))
@@ -90,8 +95,7 @@ class Feed:
         """One item of all, by the day's popularity."""
         return self._draw(day_R, np.zeros_like(day_R), np.full_like(day_R, self.items), rng)
 
-    def _draw(self, day_R: np.ndarray, first_R: np.ndarray, end_R: np.ndarray,
-              rng: np.random.Generator) -> np.ndarray:
+    def _draw(self, day_R: np.ndarray, first_R: np.ndarray, end_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         low_R, high_R = day_R * self.items + first_R, day_R * self.items + end_R
         point_R = self.sums[low_R] + rng.random(len(day_R)) * (self.sums[high_R] - self.sums[low_R])
         return np.clip(np.searchsorted(self.sums, point_R, side="right") - 1, low_R, high_R - 1) % self.items
@@ -134,8 +138,9 @@ class Audience:
         item_R = np.where(source_R < interest, of_leaf_R, np.where(source_R < trending, of_day_R, anything_R))
         return np.where(self.seen_UI[user_R, item_R], of_day_R, item_R)
 
-    def _react(self, item_R: np.ndarray, fits_R: np.ndarray,
-               noise_R: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def _react(
+        self, item_R: np.ndarray, fits_R: np.ndarray, noise_R: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """(click, watch seconds, like, share); the last three follow the click and whether the video fits."""
         knobs, rng, count = self.scenario, self.rng, len(item_R)
         chance_R = np.where(noise_R, knobs.click_noise, np.where(fits_R, knobs.click_interest, knobs.click_other))
@@ -151,5 +156,8 @@ class Audience:
         leaf_R, way_R = self.interest_U[user_R], self.rng.random(len(user_R))
         favourite_R = self.favourites_UK[user_R, self.rng.integers(self.scenario.favourites, size=len(user_R))]
         step, bridge = self.scenario.route_step, self.scenario.route_step + self.scenario.route_bridge
-        self.interest_U[user_R] = np.where(way_R < step, self.routes.step_F[leaf_R],
-                                           np.where(way_R < bridge, self.routes.bridge_F[leaf_R], favourite_R))
+        self.interest_U[user_R] = np.where(
+            way_R < step,
+            self.routes.step_F[leaf_R],
+            np.where(way_R < bridge, self.routes.bridge_F[leaf_R], favourite_R),
+        )

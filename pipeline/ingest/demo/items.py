@@ -44,13 +44,20 @@ def make_items(scenario: Scenario, rng: np.random.Generator) -> Items:
     names_I = np.array([f"v{number:05d}" for number in rng.permutation(count)])
     tail_I = np.zeros(count, dtype=bool)
     tail_I[rng.choice(count, round(scenario.long_tail * count), replace=False)] = True
-    tree = [(top, leaf, words.split()) for top, leaves in list(TREE.items())[: scenario.categories]
-            for leaf, words in list(leaves.items())[: scenario.leaves_used]]
+    tree = [
+        (top, leaf, words.split())
+        for top, leaves in list(TREE.items())[: scenario.categories]
+        for leaf, words in list(leaves.items())[: scenario.leaves_used]
+    ]
     texts = [_write(tree[leaf][2], rng) for leaf in leaf_I]
     return Items(
-        names_I=names_I, leaf_I=leaf_I, tail_I=tail_I, weight_DI=_popularity(scenario, tail_I, rng),
+        names_I=names_I,
+        leaf_I=leaf_I,
+        tail_I=tail_I,
+        weight_DI=_popularity(scenario, tail_I, rng),
         seconds_I=np.exp(rng.normal(np.log(25), 0.5, count)).clip(6, 90),
-        titles=[title for title, _ in texts], descriptions=[description for _, description in texts],
+        titles=[title for title, _ in texts],
+        descriptions=[description for _, description in texts],
         categories=[f"{tree[leaf][0]} > {tree[leaf][1]}" for leaf in leaf_I],
     )
 
@@ -85,7 +92,8 @@ def _write(words: list[str], rng: np.random.Generator) -> tuple[str, str]:
     """A title and a description from the leaf's words, no word twice."""
     first, second, *rest = (words[i] for i in rng.permutation(len(words))[:5])
     opener, closer = OPENERS[rng.integers(len(OPENERS))], CLOSERS[rng.integers(len(CLOSERS))]
-    title = (f"{opener} {first} {closer}", f"{first.capitalize()} and {second} {closer}",
-             f"{opener} {first} {second}")[rng.integers(3)]
+    title = (f"{opener} {first} {closer}", f"{first.capitalize()} and {second} {closer}", f"{opener} {first} {second}")[
+        rng.integers(3)
+    ]
     description = DESCRIPTIONS[rng.integers(len(DESCRIPTIONS))].format(*rest)
     return title, description[0].upper() + description[1:]

@@ -10,8 +10,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 48
-COLOURS = ((214, 76, 60), (52, 120, 196), (126, 82, 168), (44, 160, 120), (230, 160, 40), (190, 96, 140),
-           (120, 140, 60), (70, 90, 110))
+COLOURS = (
+    (214, 76, 60),
+    (52, 120, 196),
+    (126, 82, 168),
+    (44, 160, 120),
+    (230, 160, 40),
+    (190, 96, 140),
+    (120, 140, 60),
+    (70, 90, 110),
+)
 
 
 def draw(category: int, leaf: int, rng: np.random.Generator) -> bytes:

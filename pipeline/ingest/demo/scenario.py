@@ -11,8 +11,19 @@ from pipeline.errors import UserError, nearest
 from pipeline.ingest.demo.vocabulary import LEAVES, TREE
 
 SHARES = (
-    "noise_sessions", "long_tail", "long_tail_weight", "feed_interest", "feed_trending", "move", "route_step",
-    "route_bridge", "click_interest", "click_other", "click_noise", "like", "share",
+    "noise_sessions",
+    "long_tail",
+    "long_tail_weight",
+    "feed_interest",
+    "feed_trending",
+    "move",
+    "route_step",
+    "route_bridge",
+    "click_interest",
+    "click_other",
+    "click_noise",
+    "like",
+    "share",
 )
 
 
@@ -52,8 +63,10 @@ class Scenario:
         if self.users < 1 or self.weeks < 1 or self.sessions < 1 or self.exposures < 1 or self.favourites < 1:
             raise ValueError("users, weeks, sessions, exposures and favourites must be 1 or more")
         if self.leaf_items < 1 or self.leaves_used < 2:
-            raise ValueError(f"{self.items} items are too few: two leaves in each of {self.categories} categories with "
-                             f"{self.leaf_items} items need {2 * self.categories * self.leaf_items}")
+            raise ValueError(
+                f"{self.items} items are too few: two leaves in each of {self.categories} categories with "
+                f"{self.leaf_items} items need {2 * self.categories * self.leaf_items}"
+            )
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, found {getattr(self, name)}")
@@ -86,8 +99,11 @@ def load_scenario(path: Path) -> Scenario:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is not here", "the demo's simulator reads its settings from it",
-                        "git checkout data/demo, or set ingest.path to the folder that holds scenario.yaml") from None
+        raise UserError(
+            f"{path} is not here",
+            "the demo's simulator reads its settings from it",
+            "git checkout data/demo, or set ingest.path to the folder that holds scenario.yaml",
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {error}", fix="git checkout data/demo") from None
     if not isinstance(raw, dict):
@@ -95,8 +111,11 @@ def load_scenario(path: Path) -> Scenario:
     types = {field.name: field.type for field in dataclasses.fields(Scenario)}
     problems = [f"unknown key '{key}': {nearest(str(key), types)}" for key in raw if key not in types]
     problems += [f"missing key '{name}'" for name in types if name not in raw]
-    problems += [f"{name} is {raw[name]!r}, expected {'a whole number' if kind is int else 'a number'}"
-                 for name, kind in types.items() if name in raw and not _is_number(raw[name], kind)]
+    problems += [
+        f"{name} is {raw[name]!r}, expected {'a whole number' if kind is int else 'a number'}"
+        for name, kind in types.items()
+        if name in raw and not _is_number(raw[name], kind)
+    ]
     if not problems:
         try:
             return Scenario(**raw)
