@@ -35,4 +35,5 @@ test: setup
 
 check: setup
 	ruff check .
+	ruff format --check .
 	mypy

@@ -4,7 +4,7 @@
 
 An error is ||ours - reference|| / ||reference|| over a whole tensor: output, gradients of queries, keys, values and
 bias, attention mass per key. Inputs are random; sequence lengths within one case are ragged up to the length named.
-`tests/backbones/test_attention_triton.py` runs the same cases where there is a GPU.
+`tests/ops/test_attention_triton.py` runs the same cases where there is a GPU.
 """
 
 import sys
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.backbones.attention import Group, Layout, Mass, reference_attention
-from pipeline.backbones.attention_triton import make_spans, triton_attention
+from pipeline.ops.layout import Group, Layout, Mass, make_spans
+from pipeline.ops.reference import reference_attention
+from pipeline.ops.triton.attention import triton_attention
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
 

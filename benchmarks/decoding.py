@@ -4,8 +4,8 @@
     python benchmarks/decoding.py --batches 8,256 --beams 10,50 --backbone decoder
 
 Every number is the median of up to 12 batches of different users, end to end: ids of a history in host memory in,
-ranked items in host memory out; nothing is reused between batches. On a GPU the search is a CUDA graph (`beam.Search`),
-recorded before the clock starts. Reads data/splits and data/sids.
+ranked items in host memory out; nothing is reused between batches. On a GPU the search is a CUDA graph
+(`beam_search.Search`), recorded before the clock starts. Reads data/splits and data/sids.
 """
 
 import argparse
@@ -18,11 +18,12 @@ from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
-from pipeline.backbones.beam import Search, Stepper
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.histories import Shape, slices
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import Search, Stepper
+from pipeline.decoding.ranking import histories_of
 from pipeline.machine import pick_device
-from pipeline.ranking import histories_of
+from pipeline.packing.histories import slices
+from pipeline.packing.shape import Shape
 
 BATCHES = 12
 

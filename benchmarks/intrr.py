@@ -33,20 +33,22 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones.beam import Search
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Shape, slices
-from pipeline.backbones.ran import negative_log_likelihood
-from pipeline.backbones.recursive import RecursiveModel
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import Search
+from pipeline.packing.histories import slices
+from pipeline.packing.shape import Shape
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import IntrrConfig
-from pipeline.train.batches import Listed, Step, collate, common_shape
-from pipeline.train.config import TrainConfig
-from pipeline.train.learner import Learner, Part
-from pipeline.train.optimizer import autocast
-from pipeline.train.windows import Passes, Windows
+from pipeline.strategies.intrr.model import RecursiveModel
+from pipeline.strategies.intrr.network import negative_log_likelihood
+from pipeline.training.collate import Listed, collate, common_shape
+from pipeline.training.config import TrainConfig
+from pipeline.training.optimizer import autocast
+from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.steps import Step
+from pipeline.training.windows import Passes, Windows
 
 WIDE = BackboneConfig(
     encoder_layers=4,
@@ -137,7 +139,7 @@ def measure_training(name: str, network: str, world: World, args: argparse.Names
     device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam", compile=not args.eager)
     before = allocated(device)
     strategy, model = build(name, network, world)
-    learner, share = Learner(config, model.train(), strategy), torch.full((), 1 / args.windows, device=device)
+    learner, share = OptimizerStep(config, model.train(), strategy), torch.full((), 1 / args.windows, device=device)
     drawn, count = world.windows(args.windows * BATCHES), args.windows
     steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
     shape = common_shape(steps, 1, world.longest) if learner.records else None
@@ -308,8 +310,8 @@ def clean(device: str) -> None:
 
 def picture() -> None:
     """Two items with the same Semantic ID but the digit, those that differ most, as bars of what they made of it."""
-    from pipeline.backbones.generator import load_generator
     from pipeline.evaluate.explain import weights_of
+    from pipeline.generator import load_generator
 
     loaded = load_generator(Path("models/generator"))
     codes_IL = loaded.catalogue.codes_IL.numpy()

@@ -4,7 +4,7 @@
 
 An error is ||ours - reference|| / ||reference|| over a whole tensor: output, gradients of queries, keys, values and of
 both biases. Inputs are random; sequence lengths within one case are ragged up to the length named, and tokens that
-belong to no sequence stand at the end. `tests/backbones/test_attention_silu_triton.py` runs the same cases where there
+belong to no sequence stand at the end. `tests/ops/test_pointwise_triton.py` runs the same cases where there
 is a GPU.
 """
 
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.backbones.attention_silu import TIME_BUCKETS, Kind, PointwiseLayout, group_layout, pointwise_attention
-from pipeline.backbones.attention_triton import make_spans
-from pipeline.backbones.sequences import Times
+from pipeline.ops.layout import Times, make_spans
+from pipeline.ops.pointwise_attention import TIME_BUCKETS, Kind, PointwiseLayout, group_layout, pointwise_attention
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
 SPARE = 5  # tokens of no sequence

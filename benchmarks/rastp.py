@@ -25,18 +25,19 @@ from torch import nn
 from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones.beam import beam_search
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.histories import Histories
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import beam_search
+from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.full import Full
-from pipeline.strategies.rastp import Rastp
-from pipeline.train.batches import Step, collate, common_shape
-from pipeline.train.config import TrainConfig
-from pipeline.train.learner import Learner, Part
-from pipeline.train.optimizer import autocast
-from pipeline.train.windows import Passes, Windows
+from pipeline.strategies.rastp.strategy import Rastp
+from pipeline.training.collate import collate, common_shape
+from pipeline.training.config import TrainConfig
+from pipeline.training.optimizer import autocast
+from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.steps import Step
+from pipeline.training.windows import Passes, Windows
 
 LONGEST, BATCHES, WARM = 30, 6, 3
 RELEASED = RastpConfig(
@@ -109,7 +110,7 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     pad_to = LONGEST * per_item if way.padded else 0
     strategy, config = way.strategy(pad_to), TrainConfig(optimizer="adam", compile=not args.eager)
     model = strategy.build_model(TIGER, catalogue).train()
-    learner, count = Learner(config, model, strategy), args.windows
+    learner, count = OptimizerStep(config, model, strategy), args.windows
     drawn = windows_of(kind, splits, count * BATCHES)
     steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
     share = torch.full((), 1 / count, device=device)

@@ -288,8 +288,8 @@ def page(rows: list[Row]) -> str:
 
 def add(args: argparse.Namespace) -> list[Row]:
     """Rows of finished runs, and of each arm's paired difference to the first."""
-    from pipeline.evaluate.compare import compare, rows
-    from pipeline.evaluate.ranks import Ranks
+    from pipeline.results.compare import compare, rows
+    from pipeline.results.ranks import Ranks
 
     arms = {
         name: [Path(folder) / "reports" for folder in folders.split(",")]

@@ -20,11 +20,11 @@ from pathlib import Path
 import torch
 
 from pipeline.artifacts import Splits
-from pipeline.backbones.generator import load_generator
 from pipeline.config import Params, load_params
+from pipeline.decoding.ranking import Ranker
 from pipeline.distributed import joined
+from pipeline.generator import load_generator
 from pipeline.machine import pick_device
-from pipeline.ranking import Ranker
 from pipeline.train.stage import run
 
 

@@ -25,18 +25,19 @@ import torch
 from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.machine import pick_device
 from pipeline.strategies.base import Course, Strategy
 from pipeline.strategies.config import SkipgrConfig
 from pipeline.strategies.full import Full
-from pipeline.strategies.skipgr import Skipgr
-from pipeline.train.batches import Feed, Prepared, Step, samples_per_step
-from pipeline.train.config import TrainConfig
-from pipeline.train.learner import Learner, Part
-from pipeline.train.windows import Passes
+from pipeline.strategies.skipgr.strategy import Skipgr
+from pipeline.training.config import TrainConfig
+from pipeline.training.feed import Feed, Prepared
+from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.steps import Step, samples_per_step
+from pipeline.training.windows import Passes
 
 SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
 WARM = 5  # passes: the first that scores all, and one that scores skipped targets again
@@ -97,7 +98,7 @@ class Bench:
                 World().sum,
             )
         )
-        self.learner = Learner(self.train, self.model, self.strategy)
+        self.learner = OptimizerStep(self.train, self.model, self.strategy)
 
     def steps(self, number: int) -> Iterator[Prepared]:
         """Of a pass, up to `--places`."""
@@ -154,7 +155,7 @@ class Bench:
         share = torch.full((), 1 / self.share, device=self.device)
 
         def timed(strategy: Strategy) -> float:
-            work = Learner(self.train, self.model, strategy).gradients
+            work = OptimizerStep(self.train, self.model, strategy).gradients
             for _ in range(4):
                 work(Part(batch, share))
             self.wait()

@@ -24,16 +24,18 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import Sids, Splits
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
 from pipeline.machine import PEAKS, peak_memory_gib, pick_device
+from pipeline.packing.batch import Batch
 from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Batch
 from pipeline.strategies.config import tokens_per_item
-from pipeline.train.batches import MEASURED_STEPS, Listed, Step, beside, collate, common_shape
-from pipeline.train.config import TrainConfig
-from pipeline.train.learner import Learner, Part
-from pipeline.train.windows import Windows
+from pipeline.training.collate import Listed, collate, common_shape
+from pipeline.training.config import TrainConfig
+from pipeline.training.feed import MEASURED_STEPS, beside
+from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.steps import Step
+from pipeline.training.windows import Windows
 
 TIGER = BackboneConfig(
     encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024, ff_hidden_layers=2, dropout=0.15
@@ -121,7 +123,7 @@ def measure(
     torch.manual_seed(0)
     if device.type == "cuda":  # what a recording holds is counted while it is made
         torch.cuda.reset_peak_memory_stats()
-    learner = Learner(config, chosen.build_model(TIGER, catalogue).train(), chosen)
+    learner = OptimizerStep(config, chosen.build_model(TIGER, catalogue).train(), chosen)
     per_item = tokens_per_item(strategy, catalogue.levels, TIGER.separators)
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     source, rows = steps(windows, size), np.arange(size)

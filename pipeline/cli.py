@@ -265,8 +265,8 @@ def compare(
         typer.Argument(
             metavar="[RUN]...",
             show_default=False,
-            help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. None: "
-            "the experiments of this commit and the workspace.",
+            help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. "
+            "None: the experiments of this commit and the workspace.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
@@ -285,8 +285,8 @@ def compare(
 
       python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
     """
-    from pipeline.evaluate.compare import compare as differences
-    from pipeline.evaluate.compare import report, rows
+    from pipeline.results.compare import compare as differences
+    from pipeline.results.compare import report, rows
 
     comparisons = differences(runs or [], samples=samples)
     print(json.dumps(rows(comparisons), indent=2) if as_json else report(comparisons))
@@ -308,7 +308,7 @@ def gradients(
 
       python -m pipeline gradients --batches 100 --windows 1024
     """
-    from pipeline.train.gradients import gradients as measured
+    from pipeline.train.entropy_gradients import gradients as measured
 
     print(measured(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
 

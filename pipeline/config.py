@@ -24,7 +24,7 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
 from pipeline.strategies.config import IntrrConfig, RastpConfig, SkipgrConfig, parse_strategy
 from pipeline.track.config import TrackConfig
-from pipeline.train.config import TrainConfig
+from pipeline.training.config import TrainConfig
 
 DATASETS = (
     "demo",

@@ -19,7 +19,7 @@ from typing import Literal
 
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
-from pipeline.track.store import tracking_uri
+from pipeline.results.tracking_uri import tracking_uri
 
 TESTED = ((3, 11), (3, 12))
 MINIMUM_FREE_GIB = 2.0

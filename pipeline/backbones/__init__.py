@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from pipeline.backbones.config import BackboneConfig
 
 if TYPE_CHECKING:
-    from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.causal import CausalBackbone
     from pipeline.backbones.t5 import T5
+    from pipeline.catalogue import Catalogue
 
     Backbone: TypeAlias = T5 | CausalBackbone
 

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Layout, Mass, attend_to_ancestors, attend_to_windows, packed_attention
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout, ReluDropout
+from pipeline.ops.attention import attend_to_ancestors, attend_to_windows, packed_attention
+from pipeline.ops.dropout import Dropout, ReluDropout
+from pipeline.ops.layout import Layout, Mass
 
 KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
 Past = tuple[KeysValues, ...]  # those of beams, one of each level
@@ -40,10 +41,10 @@ def linear(
 ) -> Tensor:
     """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
     if x_Td.is_cuda and not layer.training and not torch.is_grad_enabled():
-        from pipeline.backbones import decoding_triton  # Triton comes with CUDA builds of torch only
+        from pipeline.ops.triton import decoding
 
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else layer.weight.dtype
-        return decoding_triton.linear(
+        return decoding.linear(
             x_Td,
             layer.weight,
             dtype,

@@ -18,12 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout
-from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Sequences, Times, lay_out, times_of
+from pipeline.catalogue import Catalogue
+from pipeline.ops.dropout import Dropout
+from pipeline.ops.layout import Times
+from pipeline.packing.histories import Histories
+from pipeline.packing.sequences import Sequences, lay_out, times_of
 
 KeysValues = tuple[Tensor, Tensor]
 

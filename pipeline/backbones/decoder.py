@@ -12,14 +12,15 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Group, Layout, attention
 from pipeline.backbones.blocks import FeedForward, RMSNorm, SelfAttention, linear
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Sequences, Times, spans_of
+from pipeline.catalogue import Catalogue
+from pipeline.ops.attention import attention
+from pipeline.ops.dropout import Dropout
+from pipeline.ops.layout import Group, Layout, Times
+from pipeline.packing.sequences import Sequences, spans_of
 
 
 class DecoderOnlyBlock(CausalBlock):

@@ -1,6 +1,6 @@
 """HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"), causal and packed, over Semantic IDs or item vectors.
 
-A layer (Eq. 1 to 3): U, V, Q, K = SiLU(W norm(x)); A V by pointwise attention (attention_silu.py); then
+A layer (Eq. 1 to 3): U, V, Q, K = SiLU(W norm(x)); A V by pointwise attention (ops/pointwise_attention.py); then
 x + W' (norm(A V) * U). Its bias knows relative positions, and the time between two items by its logarithm.
 What differs from the authors' research code:
 - time is counted from the query's own item. Theirs counts from the item that is to be predicted, whose time only
@@ -21,7 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention_silu import (
+from pipeline.backbones.causal import CausalBackbone, CausalBlock
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.catalogue import Catalogue
+from pipeline.ops.dropout import Dropout
+from pipeline.ops.layout import Times
+from pipeline.ops.pointwise_attention import (
     TIME_BUCKETS,
     PointwiseLayout,
     group_layout,
@@ -29,12 +35,7 @@ from pipeline.backbones.attention_silu import (
     time_buckets,
     weights_of,
 )
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.causal import CausalBackbone, CausalBlock
-from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout
-from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.sequences import Sequences, Times, spans_of
+from pipeline.packing.sequences import Sequences, spans_of
 
 STD = 0.02  # of HSTU's initialisation
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.launches import whole_tiles
+from pipeline.ops.layout import whole_tiles
 
 
 class RelativeBias(nn.Module):

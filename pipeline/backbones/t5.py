@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.attention import Group, Layout
 from pipeline.backbones.blocks import (
     CrossAttention,
     DecoderBlock,
@@ -37,14 +36,15 @@ from pipeline.backbones.blocks import (
     SelfAttention,
     linear,
 )
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.dropout import Dropout
-from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import RelativeBias
-from pipeline.backbones.rows import take_rows
-from pipeline.backbones.shortener import Packed, Shortener
-from pipeline.backbones.subset import roomy
+from pipeline.catalogue import Catalogue
+from pipeline.ops.dropout import Dropout
+from pipeline.ops.gather import gather_unique
+from pipeline.ops.layout import Group, Layout
+from pipeline.packing.histories import Histories
+from pipeline.packing.pruning import Packed, TokenPruner
+from pipeline.packing.shape import roomy
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class T5(nn.Module):
         """
         super().__init__()
         self.config, self.catalogue = config, catalogue
-        self.shortener: Shortener | None = None  # set by a strategy
+        self.shortener: TokenPruner | None = None  # set by a strategy
         self.levels = catalogue.levels
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
@@ -221,7 +221,7 @@ class T5(nn.Module):
         packed = self._packed(histories, self._shortener())
         return packed.longest, packed.pad_to, packed.size
 
-    def _packed(self, histories: Histories, shortener: Shortener | None) -> Packed:
+    def _packed(self, histories: Histories, shortener: TokenPruner | None) -> Packed:
         pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
         size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
         return Packed(
@@ -234,17 +234,17 @@ class T5(nn.Module):
             histories.tokens,
         )
 
-    def _shortener(self, shorten: bool = False) -> Shortener | None:
+    def _shortener(self, shorten: bool = False) -> TokenPruner | None:
         """What shortens this pass."""
         return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
 
-    def _encode(self, packed: Packed, shortener: Shortener | None) -> Encoded:
+    def _encode(self, packed: Packed, shortener: TokenPruner | None) -> Encoded:
         per_item, tokens = self.tokens_IS.shape[1], packed.tokens
         tokens_T = self.tokens_IS[packed.items_N].flatten()
         h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
         return self._run_encoder(h_Td, packed, per_item, shortener)
 
-    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: Shortener | None) -> Encoded:
+    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: TokenPruner | None) -> Encoded:
         """All blocks over inputs in packed order, `per_item` of each item."""
         tokens = packed.tokens
         if self.recency is not None:
@@ -359,7 +359,7 @@ def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
 
 
 def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:
-    from pipeline.backbones.attention_triton import make_spans
+    from pipeline.ops.layout import make_spans
 
     starts = F.pad(lengths_W.cumsum(0), (1, 0))
     return Layout(spans=make_spans(starts, starts, lengths_W, longest, longest))
@@ -369,7 +369,7 @@ def _equal_layout(encoder: Layout, sequences: int, length: int) -> Layout:
     """`length` decoder positions of each window, against themselves."""
     if encoder.spans is None:
         return Layout((Group(sequences, length, length),))
-    from pipeline.backbones.attention_triton import make_spans
+    from pipeline.ops.layout import make_spans
 
     starts = torch.arange(sequences + 1, device=encoder.spans.starts_k.device) * length
     return Layout(spans=make_spans(starts, starts, starts.diff(), length, length))
@@ -379,7 +379,7 @@ def _cross_layout(encoder: Layout, queries: int) -> Layout:
     """`queries` decoder positions of each window, against the encoder's positions of the window."""
     if (own := encoder.spans) is None:
         return encoder.with_queries(queries)
-    from pipeline.backbones.attention_triton import make_spans
+    from pipeline.ops.layout import make_spans
 
     starts = torch.arange(len(own.starts_k), device=own.starts_k.device) * queries
     return Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, queries, own.longest_k, own.rooms_k))
@@ -395,10 +395,10 @@ def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_
     # Nothing that counts sees padding, so its gradient is zero; to add that up, place by place, would take a GPU long.
     place_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
     place_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
-    h_Td = take_rows(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
+    h_Td = gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
     if not h_Td.is_cuda:
         return h_Td, Layout((Group(windows, pad_to, pad_to),), lengths_W)
-    from pipeline.backbones.attention_triton import make_spans
+    from pipeline.ops.layout import make_spans
 
     starts = torch.arange(windows + 1, device=h_Td.device) * pad_to
     return h_Td, Layout(spans=make_spans(starts, starts, lengths_W, pad_to, pad_to))

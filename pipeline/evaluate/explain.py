@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
-from pipeline.backbones.generator import Generator
-from pipeline.backbones.histories import Histories
-from pipeline.backbones.recursive import RecursiveModel
 from pipeline.evaluate.recommend import model_and_history
+from pipeline.generator import Generator
+from pipeline.packing.histories import Histories
+from pipeline.strategies.intrr.model import RecursiveModel
 
 DROPPED = "-"
 

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
-from pipeline.backbones.generator import Generator, load_generator
-from pipeline.backbones.subset import Kept
+from pipeline.decoding.ranking import generate
 from pipeline.errors import UserError
-from pipeline.evaluate.ranks import check_fit, check_reports
-from pipeline.names import dense_ids
-from pipeline.ranking import generate
+from pipeline.generator import Generator, load_generator
+from pipeline.packing.kept import KeptItems
+from pipeline.raw_ids import dense_ids
+from pipeline.results.ranks import check_fit, check_reports
 
 BEAM = 20  # at least; a narrower search would find worse items for a short list
 
@@ -33,7 +33,7 @@ class History:
 
     items: np.ndarray
     times: np.ndarray | None  # when they came, if the model wants to know
-    kept: Kept | None  # what the model sees of them; None: all
+    kept: KeptItems | None  # what the model sees of them; None: all
 
 
 def recommend(

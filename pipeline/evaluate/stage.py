@@ -13,18 +13,18 @@ import pandas as pd
 import torch
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, read_json, write_json
-from pipeline.backbones.generator import Generator, load_generator
+from pipeline.decoding.ranking import Ranking, rank_targets
 from pipeline.distributed import World, joined
 from pipeline.errors import UserError
-from pipeline.evaluate.baselines import baselines, training_counts
-from pipeline.evaluate.bootstrap import interval, resampled_means
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.ranks import METRICS, RANKS, Ranks, check_fit, origin_of, ranks_frame
+from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.metrics import gains, ndcg_at, recall_at, summarise
 from pipeline.progress import Progress
-from pipeline.ranking import Ranking, rank_targets
+from pipeline.results.bootstrap import interval, resampled_means
+from pipeline.results.counting import baselines, training_counts
+from pipeline.results.ranks import METRICS, RANKS, Ranks, check_fit, origin_of, ranks_frame
 
 if TYPE_CHECKING:
     from pipeline.config import Params

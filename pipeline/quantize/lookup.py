@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.artifacts import INTERACTIONS, SIDS, Interactions, Sids, read_parquet
 from pipeline.errors import UserError
-from pipeline.names import dense_ids
+from pipeline.raw_ids import dense_ids
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ def build_strategy(name: str, sections: Mapping[str, Any], pad_to: int = 0) -> "
         pad_to: encoder positions of every window of a padded run, 0 for packed.
     """
     from pipeline.strategies.full import Full
-    from pipeline.strategies.intrr import Intrr
-    from pipeline.strategies.rastp import Rastp
-    from pipeline.strategies.skipgr import skipgr
+    from pipeline.strategies.intrr.strategy import Intrr
+    from pipeline.strategies.rastp.strategy import Rastp
+    from pipeline.strategies.skipgr.strategy import skipgr
 
     settings = settings_of(name, sections)
     strategy: Strategy = Full()

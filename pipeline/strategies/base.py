@@ -9,7 +9,7 @@ U users.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones import build_backbone
+from pipeline.packing.batch import Batch, Selected
 
 if TYPE_CHECKING:
-    from pipeline.backbones.catalogue import Catalogue
     from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.histories import Distinct, Histories
-    from pipeline.backbones.subset import Unseen
+    from pipeline.catalogue import Catalogue
+    from pipeline.packing.kept import EvalSkips
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -50,89 +50,6 @@ class Course:
     sum: Callable[[Tensor], Tensor]  # over processes, on all of which it must be called
 
 
-@dataclass(frozen=True)
-class Selected:
-    """What is computed of windows, on the host; windows in the order given. None: all.
-
-    Where every item is a target, slots and counted have a row per item: of the one that follows it.
-    """
-
-    slots_W: np.ndarray  # int64: where the strategy keeps what it learns of each window's target
-    counted_WL: np.ndarray  # bool: the levels of each target that count in the loss
-    decoded_W: np.ndarray | None = None  # int64: decoder positions, the first 1 .. L
-    # Of the histories at most one of these; something stays of each
-    stays_N: np.ndarray | None = None  # bool: items that are not left out
-    tokens_NS: np.ndarray | None = None  # bool: tokens that enter the encoder
-    all_targets: bool = False
-
-    @property
-    def lost(self) -> int:
-        """Items that are left out."""
-        return 0 if self.stays_N is None else int((~self.stays_N).sum())
-
-    def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
-        """Of some windows; `index_N` are their items."""
-        targets_R = index_N if self.all_targets else rows_W
-        return Selected(
-            self.slots_W[targets_R],
-            self.counted_WL[targets_R],
-            _at(self.decoded_W, rows_W),
-            _at(self.stays_N, index_N),
-            _at(self.tokens_NS, index_N),
-            self.all_targets,
-        )
-
-    def filled(self, windows: int, items: int) -> "Selected":
-        """With more windows behind, which only fill a batch: as little of them is computed as can be."""
-        targets = items if self.all_targets else windows
-        return Selected(
-            _more(self.slots_W, targets, 0),
-            _more(self.counted_WL, targets, True),
-            _more(self.decoded_W, windows, 1),
-            _more(self.stays_N, items, True),
-            _more(
-                self.tokens_NS, items, np.arange(self.tokens_NS.shape[1]) == 0 if self.tokens_NS is not None else True
-            ),
-            self.all_targets,
-        )
-
-
-@overload
-def _more(array: np.ndarray, count: int, value: Any) -> np.ndarray: ...
-
-
-@overload
-def _more(array: None, count: int, value: Any) -> None: ...
-
-
-def _more(array: np.ndarray | None, count: int, value: Any) -> np.ndarray | None:
-    """`count` rows of `value` behind."""
-    if array is None:
-        return None
-    return np.concatenate([array, np.broadcast_to(value, (count, *array.shape[1:])).astype(array.dtype)])
-
-
-def _at(array: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
-    return None if array is None else array[index]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Windows that go through the model together; all rows in the packed order of `histories`.
-
-    Where the histories have `all_targets`, codes and weights have a row per item instead: of the item that follows it.
-    """
-
-    histories: "Histories"
-    targets_W: Tensor  # int64: item id of each window's target
-    codes_WL: Tensor  # int64: its Semantic ID
-    weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
-    distinct: "Distinct | None" = None  # in training, where the strategy asks for it
-    # What `Strategy.select` said of each window, where it said something
-    slots_W: Tensor | None = None  # int64
-    counted_WL: Tensor | None = None  # bool
-
-
 class Strategy:
     """Plain training. Subclasses override what they change.
 
@@ -152,7 +69,11 @@ class Strategy:
         return build_backbone(config, catalogue)
 
     def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
-        """Called once on a new model, before anything is trained. codebooks: the quantizer's, as data/sids holds them."""
+        """Called once on a new model, before anything is trained.
+
+        Args:
+            codebooks: the quantizer's, as data/sids holds them.
+        """
 
     def begin(self, course: Course) -> None:
         """Called once the network is there, before a stopped run's state comes back."""
@@ -204,12 +125,12 @@ class Strategy:
         """
         return items_W * tokens_per_item
 
-    def unseen(self, skip_ML: np.ndarray | None = None) -> "Unseen | None":
+    def unseen(self, skip_ML: np.ndarray | None = None) -> "EvalSkips | None":
         """What the model is evaluated without, by what is known now; None: nothing. Called on every process.
 
         Args:
-            skip_ML: what a finished run decided, `Unseen.skip_ML`, instead of what is known; then `begin` need not have
-                been called.
+            skip_ML: what a finished run decided, `EvalSkips.skip_ML`, instead of what is known; then `begin` need not
+                have been called.
         """
         return None
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from pipeline.results.identity import Result
 from pipeline.track.figures import bars, curves
-from pipeline.track.result import Result
 from pipeline.track.scoreboard import METRICS, NO_TIES_METRICS, Cell, headings, rows
 
 SERIES = {

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
+from pipeline.results.identity import read_result
+from pipeline.results.tracking_uri import how_to_see, tracking_uri
 from pipeline.track.page import render
 from pipeline.track.provenance import provenance
-from pipeline.track.result import read_result
 from pipeline.track.scoreboard import as_text
-from pipeline.track.store import how_to_see, tracking_uri
 
 if TYPE_CHECKING:
     from pipeline.config import Params
@@ -57,7 +57,7 @@ def run(
         flush=True,
     )
 
-    from pipeline.track.record import record  # here, so that the result stands in the terminal while MLflow loads
+    from pipeline.results.mlflow_store import record
 
     tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
     shown = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.backbones.catalogue import Catalogue
+from pipeline.catalogue import Catalogue
 from pipeline.strategies import build_strategy
-from pipeline.train.batches import Listed, Step, collate
+from pipeline.training.collate import Listed, collate
+from pipeline.training.steps import Step
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Sids, Splits
     from pipeline.config import Params
-    from pipeline.train.windows import Windows
+    from pipeline.training.windows import Windows
 
 WINDOWS, SQUARES = 256, 256 * 32**2  # a sample of a step: windows, and sum of their squared lengths, for memory's sake
 

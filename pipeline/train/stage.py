@@ -31,21 +31,22 @@ from pipeline.artifacts import (
     write_json,
     write_tensors,
 )
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.generator import save_generator
+from pipeline.catalogue import Catalogue
 from pipeline.distributed import World, joined
 from pipeline.errors import UserError
+from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, peak_flops, peak_memory_gib, pick_device, share_of_threads
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Course, Rows
 from pipeline.strategies.config import settings_of, tokens_per_item
-from pipeline.train.batches import Feed, samples_per_step
-from pipeline.train.checkpoint import Checkpoints
 from pipeline.train.flops import flops_per_window
-from pipeline.train.loop import State, Trainer
-from pipeline.train.survey import survey
-from pipeline.train.validate import Validation
-from pipeline.train.windows import Passes
+from pipeline.train.kept_tokens import survey
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.feed import Feed
+from pipeline.training.loop import State, Trainer
+from pipeline.training.steps import samples_per_step
+from pipeline.training.validation import Validation
+from pipeline.training.windows import Passes
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbone

@@ -5,8 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.backbones.beam import beam_search, score_catalogue
-from pipeline.backbones.histories import Histories
+from pipeline.decoding.beam_search import beam_search
+from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.packing.histories import Histories
 
 KINDS = [
     pytest.param({"name": "decoder"}, id="decoder"),

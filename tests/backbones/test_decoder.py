@@ -7,9 +7,10 @@ from torch import nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
 
-from pipeline.backbones import attention, build_backbone, dropout
-from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.ops import attention, dropout
 
 
 def as_transformers(model) -> T5Stack:

@@ -6,13 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.backbones.attention_silu import (
-    group_layout,
-    pointwise_attention,
-    reference_pointwise,
-    time_buckets,
-)
-from pipeline.backbones.sequences import Times
+from pipeline.ops.layout import Times
+from pipeline.ops.pointwise_attention import group_layout, pointwise_attention, time_buckets
+from pipeline.ops.reference import reference_pointwise
 
 GROUPS = ((3, 1), (1, 4), (5, 7))
 LENGTHS = [length for count, length in GROUPS for _ in range(count)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.backbones import build_backbone
-from pipeline.backbones.histories import Histories
+from pipeline.packing.histories import Histories
 
 CODES = (60,)  # one level: an item is a single token, so that its vector may as well come from the token table
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.backbones.histories import Histories
+from pipeline.packing.histories import Histories
 
 
 def test_each_item_gets_the_vector_of_its_place_and_far_ones_share_the_last(make_model, make_batch):

@@ -8,11 +8,12 @@ from torch import nn
 from transformers import T5Config, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from pipeline.backbones import attention, build_backbone, dropout
-from pipeline.backbones.catalogue import Catalogue
+from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Histories
 from pipeline.backbones.relative_bias import relative_buckets
+from pipeline.catalogue import Catalogue
+from pipeline.ops import attention, dropout
+from pipeline.packing.histories import Histories
 
 SHAPES = [
     pytest.param({"ff_hidden_layers": 1, "separators": False}, id="T5"),

@@ -16,9 +16,9 @@ from evaluated_world import TIMINGS, USERS, World, write_generator
 from pipeline.artifacts import MEASURED, read_json, write_json
 from pipeline.config import params_to_dict
 from pipeline.errors import UserError
-from pipeline.evaluate.ranks import Ranks, check_reports
 from pipeline.evaluate.stage import run
 from pipeline.metrics import METRICS, summarise
+from pipeline.results.ranks import Ranks, check_reports
 
 REQUIRED = {
     *METRICS,

@@ -8,10 +8,10 @@ import torch
 from evaluated_world import MAX_HISTORY, WIDTHS, World, write_generator
 
 from pipeline.artifacts import read_json, write_json
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Histories
 from pipeline.errors import UserError
 from pipeline.evaluate.explain import explain, report
+from pipeline.generator import load_generator
+from pipeline.packing.histories import Histories
 
 
 def prune(world: World, **settings) -> None:

@@ -9,13 +9,13 @@ import torch
 from evaluated_world import ITEMS, MAX_HISTORY, World, random_splits, write_generator
 
 from pipeline.artifacts import write_parquet
-from pipeline.backbones.beam import score_catalogue
-from pipeline.backbones.generator import load_generator, save_generator
-from pipeline.backbones.histories import Histories
 from pipeline.config import Params
+from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
 from pipeline.evaluate.stage import run
+from pipeline.generator import load_generator, save_generator
+from pipeline.packing.histories import Histories
 
 
 def ask(world: World, **arguments) -> list[Recommendation]:

@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from pipeline.backbones import build_backbone
-from pipeline.backbones.catalogue import Catalogue
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.histories import Histories
+from pipeline.catalogue import Catalogue
+from pipeline.packing.batch import Batch
+from pipeline.packing.histories import Histories
 from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Batch, Strategy
+from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import SETTINGS, STRATEGIES
 from pipeline.strategies.full import Full
 

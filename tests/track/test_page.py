@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Params
+from pipeline.results.identity import Result, read_result
 from pipeline.track.page import render
-from pipeline.track.result import Result, read_result
 from pipeline.track.scoreboard import as_text, rows
 from pipeline.track.stage import flatten
 

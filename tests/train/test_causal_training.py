@@ -9,14 +9,14 @@ import torch
 from tiny_world import TinyWorld, make_params
 
 from pipeline.artifacts import read_json
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Histories
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.ranking import rank_targets
 from pipeline.distributed import World
-from pipeline.ranking import rank_targets
+from pipeline.generator import load_generator
+from pipeline.packing.histories import Histories
 from pipeline.strategies import build_strategy
-from pipeline.train.batches import Feed
-from pipeline.train.windows import Passes
+from pipeline.training.feed import Feed
+from pipeline.training.windows import Passes
 
 BACKBONES = [{"name": "decoder"}, {"name": "hstu"}, {"name": "hstu", "hstu_attention": "softplus"}]
 FAST = {"learning_rate": 0.02, "max_windows": 2500, "validate_every": 20}

@@ -9,7 +9,7 @@ from tiny_world import TinyWorld, make_params
 
 from pipeline.machine import peak_flops
 from pipeline.train.flops import flops_per_window
-from pipeline.train.windows import Passes
+from pipeline.training.windows import Passes
 
 BACKBONE = {
     "encoder_layers": 3,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from tiny_world import TinyWorld, make_params
 
-from pipeline.backbones.generator import load_generator
+from pipeline.generator import load_generator
 from pipeline.strategies.full import Full
-from pipeline.train.batches import Step, collate
-from pipeline.train.gradients import gradients, quartiles
-from pipeline.train.windows import Passes
+from pipeline.train.entropy_gradients import gradients, quartiles
+from pipeline.training.collate import collate
+from pipeline.training.steps import Step
+from pipeline.training.windows import Passes
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ import pytest
 import torch
 from tiny_world import TinyWorld, interrupt, make_params
 
-from pipeline.backbones.beam import score_catalogue
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Histories
 from pipeline.config import Params
+from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.decoding.ranking import generate, histories_of, rank_targets
 from pipeline.errors import UserError
-from pipeline.ranking import generate, histories_of, rank_targets
+from pipeline.generator import load_generator
+from pipeline.packing.histories import Histories
 from pipeline.strategies.config import IntrrConfig
 
 SMALL = {"hidden": 32, "digit_width": 6}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_world import TinyWorld, interrupt, make_params
 
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Histories
-from pipeline.ranking import histories_of, rank_targets
+from pipeline.decoding.ranking import histories_of, rank_targets
+from pipeline.generator import load_generator
+from pipeline.packing.histories import Histories
 from pipeline.strategies.config import RastpConfig
 
 SMALL = {"backbone": {"encoder_layers": 2, "dropout": 0.1}, "train": {"max_windows": 500, "checkpoint_every": 4}}

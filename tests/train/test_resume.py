@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_world
 import torch
 from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
 from pipeline.errors import UserError
-from pipeline.train.checkpoint import Checkpoints
+from pipeline.training.checkpoint import Checkpoints
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
 KILLED = """
@@ -24,7 +25,7 @@ import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tiny_world import TinyWorld, make_params
-from pipeline.train import loop
+from pipeline.training import loop
 
 deadly_step, rate = int(sys.argv[4]), loop.learning_rate
 def deadly(config, step, windows):  # asked for between the gradients and the update
@@ -39,7 +40,7 @@ SETTINGS: dict[str, Any] = {"train": {"ema": 0.9, "clip_norm": 1.0, "schedule": 
 
 def kill_at(world: TinyWorld, step: int, settings: dict[str, Any]) -> None:
     """Train in a process of its own until SIGKILL strikes in optimizer step `step`."""
-    here = str(Path(__file__).parent)
+    here = str(Path(tiny_world.__file__).parent)
     command = [sys.executable, "-c", KILLED, here, str(world.folder), json.dumps(settings), str(step)]
     killed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -11,11 +11,11 @@ import torch
 from safetensors.numpy import load_file
 from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Shape
 from pipeline.config import Params
-from pipeline.train.batches import Feed
-from pipeline.train.windows import Passes
+from pipeline.generator import load_generator
+from pipeline.packing.shape import Shape
+from pipeline.training.feed import Feed
+from pipeline.training.windows import Passes
 
 SMALL = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
 MUCH = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}

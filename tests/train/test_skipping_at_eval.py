@@ -11,16 +11,16 @@ from tiny_world import TinyWorld, interrupt, make_params
 from torch import nn
 
 from pipeline.artifacts import write_parquet
-from pipeline.backbones.beam import score_catalogue
-from pipeline.backbones.generator import Generator, load_generator
-from pipeline.backbones.histories import Histories
 from pipeline.config import Params
+from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.decoding.ranking import rank_targets
 from pipeline.errors import UserError
 from pipeline.evaluate import stage
 from pipeline.evaluate.explain import ItemTokens, explain
 from pipeline.evaluate.recommend import recommend
-from pipeline.ranking import rank_targets
-from pipeline.train.validate import Validation
+from pipeline.generator import Generator, load_generator
+from pipeline.packing.histories import Histories
+from pipeline.training.validation import Validation
 
 LEVELS, MAX_HISTORY, RATIO = 3, 6, 0.4
 KINDS: dict[str, dict[str, Any]] = {

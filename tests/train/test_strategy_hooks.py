@@ -8,7 +8,8 @@ import pytest
 from tiny_world import TinyWorld, make_params, stop_at
 from torch import Tensor, nn
 
-from pipeline.strategies.base import Batch, Strategy, Weigh
+from pipeline.packing.batch import Batch
+from pipeline.strategies.base import Strategy, Weigh
 
 
 class Recorder(Strategy):

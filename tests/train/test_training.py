@@ -13,13 +13,13 @@ from tiny_world import TinyWorld, make_params, make_splits
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
-from pipeline.backbones.catalogue import Catalogue
-from pipeline.backbones.generator import load_generator
-from pipeline.backbones.histories import Histories
+from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.generator import load_generator
+from pipeline.packing.histories import Histories
 from pipeline.train import stage
-from pipeline.train.validate import Validation
-from pipeline.train.windows import Passes
+from pipeline.training.validation import Validation
+from pipeline.training.windows import Passes
 
 STILL = {"dropout": 0.0}  # different layouts draw different dropout
 

@@ -1,0 +1,194 @@
+"""From a model to ranked items: beam search over Semantic IDs, and exact scores of a whole catalogue.
+
+The score of an item is the log-probability of its codes, each from the softmax over all codes of its level, constrained
+or not: the constraint only keeps the search from spending beams on codes that name nothing. Items that share a Semantic
+ID have one score and follow each other by item id. A window is never handled alone: every step below is one operation
+over all windows and beams.
+
+Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix,
+P Semantic IDs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.catalogue import Catalogue
+from pipeline.cuda_graphs import CudaGraphed
+from pipeline.packing.histories import Histories
+from pipeline.packing.shape import Shape
+
+WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
+
+
+class Stepper(Protocol):
+    """A backbone that decodes level by level. Its states never change, so one can be continued in many ways."""
+
+    catalogue: Catalogue
+    training: bool
+    wants_times: bool  # whether histories must say when each item came
+
+    def sizes(self, histories: Histories) -> tuple[int, ...]: ...
+
+    def begin(self, histories: Histories) -> Any: ...
+
+    def step(
+        self, state: Any, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
+    ) -> tuple[Tensor, Any]: ...
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The best candidates of each window, best first; rows in input order, on the model's device."""
+
+    items_WK: Tensor  # int64; -1: the Semantic ID names no item, or there are fewer than K candidates
+    codes_WKL: Tensor  # int64; without meaning where the score is -inf
+    scores_WK: Tensor  # float32 log-probabilities; -inf: no candidate
+
+
+@torch.no_grad()
+def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bool = True) -> Beams:
+    """The items of the `beam` most probable Semantic IDs of each window, found level by level, cut to `beam` places.
+
+    Equal scores are ordered by Semantic ID (constrained) or by beam and code (free), so that results repeat exactly.
+
+    Args:
+        constrained: search among the catalogue's Semantic IDs only; otherwise among all combinations of codes.
+
+    Raises:
+        ValueError: the model is in training mode, so that dropout would make the ranking a lottery.
+    """
+    _require_eval(model)
+    catalogue = model.catalogue
+    logits_WKV, state = model.step(model.begin(histories))
+    scores_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
+    nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
+    codes_WKL = nodes_WK.new_empty(*nodes_WK.shape, 0)
+    for level in range(catalogue.levels):
+        scores_WK, ranks_WK, beams_WK = best_continuations(
+            catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained
+        )
+        if constrained:
+            new_WK, nodes_WK = catalogue.code(level)[ranks_WK], ranks_WK
+        else:
+            new_WK = ranks_WK % catalogue.widths[level]
+            nodes_WK = catalogue.child(level, nodes_WK.gather(1, beams_WK), new_WK)
+        codes_WKL = torch.cat([codes_WKL.take_along_dim(beams_WK[..., None], 1), new_WK[..., None]], -1)
+        if level + 1 < catalogue.levels:
+            logits_WKV, state = model.step(state, beams_WK, new_WK)
+    nodes_WK = torch.where(scores_WK > float("-inf"), nodes_WK, -1)
+    if catalogue.shares:
+        items_WK, beams_WK = catalogue.items_of(nodes_WK, beam)
+        scores_WK = F.pad(scores_WK, (0, 1), value=float("-inf")).gather(1, beams_WK)
+        codes_WKL = F.pad(codes_WKL, (0, 0, 0, 1)).take_along_dim(beams_WK[..., None], 1)
+    else:
+        items_WK = torch.where(nodes_WK >= 0, catalogue.item_of_leaf_I[nodes_WK], -1)
+    missing = beam - items_WK.shape[1]
+    return Beams(
+        histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
+        histories.in_input_order(F.pad(codes_WKL, (0, 0, 0, missing))),
+        histories.in_input_order(F.pad(scores_WK, (0, missing), value=float("-inf"))),
+    )
+
+
+class Search:
+    """`beam_search` of many batches.
+
+    Args:
+        shape: on a GPU, what batches are filled up to; the search is then recorded as a CUDA graph, which sees the
+            weights that the model has at each call. None: batches are searched as they come.
+        longest: bound of a window's items where `shape` is given.
+    """
+
+    def __init__(
+        self, model: Stepper, beam: int, constrained: bool = True, shape: Shape | None = None, longest: int = 0
+    ):
+        self.model, self.beam, self.constrained, self.shape, self.longest = model, beam, constrained, shape, longest
+        self._beams: Callable[[Histories], Beams] = self._search
+        if shape is not None:
+            self._beams = CudaGraphed(self._search, model.sizes)
+
+    def __call__(
+        self,
+        items_N: np.ndarray,
+        offsets: np.ndarray,
+        times_N: np.ndarray | None = None,
+        kept_NS: np.ndarray | None = None,
+    ) -> Beams:
+        """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
+        may overwrite the result.
+
+        Args:
+            kept_NS: see `Histories.pack`; only without `shape`.
+        """
+        device, windows = self.model.catalogue.codes_IL.device, len(offsets) - 1
+        if self.shape is not None:
+            filling_W = self.shape.filling(np.diff(offsets), self.longest)
+            items_N = np.pad(items_N, (0, int(filling_W.sum())))
+            times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
+            offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
+        beams = self._beams(
+            Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N, kept_NS=kept_NS)
+        )
+        return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
+
+    def _search(self, histories: Histories) -> Beams:
+        return beam_search(self.model, histories, self.beam, self.constrained)
+
+
+def best_continuations(
+    catalogue: Catalogue,
+    level: int,
+    nodes_WK: Tensor,
+    scores_WK: Tensor,
+    logits_WKV: Tensor,
+    beam: int,
+    constrained: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The `beam` best continuations of each window's beams, or all, when there are fewer; best first.
+
+    Returns:
+        [W, K] each: score; rank, which orders equal scores: the node of the next level (constrained), or beam and code
+        as one number, beam * V + code (free); the beam that is continued.
+    """
+    if logits_WKV.is_cuda and beam <= WIDEST_ON_KERNELS:
+        from pipeline.decoding import beam_triton
+
+        return beam_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
+    scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
+    if not constrained:
+        scores_WC, width = scores_WKV.flatten(1), scores_WKV.shape[2]
+        scores_WK, best_WK = top_k(scores_WC, torch.arange(scores_WC.shape[1], device=scores_WC.device), beam)
+        return scores_WK, best_WK, best_WK // width
+    # Candidates are the children of each beam's prefix, padded to the widest prefix of the level.
+    fanout, first = catalogue.fanout[level], catalogue.first_child(level)
+    place_F = torch.arange(fanout, device=nodes_WK.device)
+    begin_WK1 = first[nodes_WK][..., None]
+    exists_WKF = place_F < first[nodes_WK + 1][..., None] - begin_WK1
+    child_WKF = torch.where(exists_WKF, begin_WK1 + place_F, 0)
+    scores_WKF = scores_WKV.gather(2, catalogue.code(level)[child_WKF]).masked_fill_(~exists_WKF, float("-inf"))
+    scores_WK, best_WK = top_k(scores_WKF.flatten(1), child_WKF.flatten(1), beam)
+    return scores_WK, child_WKF.flatten(1).gather(1, best_WK), best_WK // fanout
+
+
+def top_k(scores_WC: Tensor, rank_C: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest float32 scores of each row (or all, when there are fewer) and where they are, best first.
+
+    Equal scores come in ascending order of `rank_C` (integers below 2^31): score and rank are packed into one integer,
+    because `topk` itself promises nothing about ties.
+    """
+    bits_WC = scores_WC.view(torch.int32)
+    bits_WC = bits_WC ^ ((bits_WC >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    keys_WC = (bits_WC.long() << 32) | (0x7FFFFFFF - rank_C)
+    best_WK = keys_WC.topk(min(k, scores_WC.shape[1])).indices
+    return scores_WC.gather(1, best_WK), best_WK
+
+
+def _require_eval(model: Stepper) -> None:
+    if model.training:
+        raise ValueError("call model.eval() before decoding: dropout would make the ranking a lottery")

@@ -1,0 +1,71 @@
+"""A level's choice of beams as two Triton kernels; beam_kernels.py has them.
+
+Shape legend: W windows, K beams, V codes of one level, C candidates.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_kernels import candidates_kernel, choose_kernel
+
+KEYS_AT_ONCE = 1024  # int64 that a program sorts
+
+
+def best_continuations(
+    catalogue: Catalogue,
+    level: int,
+    nodes_WK: Tensor,
+    scores_WK: Tensor,
+    logits_WKV: Tensor,
+    beam: int,
+    constrained: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `beam_search.best_continuations`: the best children of each beam first, then the best of these."""
+    windows, beams, width = logits_WKV.shape
+    first, code = catalogue.first_child(level), catalogue.code(level)
+    fanout = catalogue.fanout[level] if constrained else width
+    best, children = min(beam, beams * fanout), _padded(fanout)
+    places = _padded(beam)
+    kept = min(places, children)
+    keys_WC = torch.empty(windows, beams * kept, device=logits_WKV.device, dtype=torch.int64)
+    candidates_kernel[(windows * beams,)](
+        logits_WKV.contiguous(),
+        scores_WK,
+        nodes_WK,
+        first,
+        code,
+        keys_WC,
+        beams,
+        width,
+        FREE=not constrained,
+        KEPT=kept,
+        BV=triton.next_power_of_2(width),
+        BF=children,
+        num_warps=min(8, max(1, children // 128)),
+    )
+    scores_WK = torch.empty(windows, best, device=logits_WKV.device)
+    ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
+    choose_kernel[(windows,)](
+        keys_WC,
+        nodes_WK,
+        first,
+        scores_WK,
+        ranks_WK,
+        beams_WK,
+        beams,
+        beams * kept,
+        best,
+        width,
+        FREE=not constrained,
+        BC=max(places, KEYS_AT_ONCE),
+        BB=places,
+        num_warps=8,
+    )
+    return scores_WK, ranks_WK, beams_WK
+
+
+def _padded(size: int) -> int:
+    """What `tl.topk` takes."""
+    return max(2, triton.next_power_of_2(size))

@@ -1,0 +1,66 @@
+"""Exact scores of a whole catalogue: every Semantic ID, level by level down the prefix trie.
+
+Shape legend: W windows, K beams, I items, P Semantic IDs, C children of some nodes, V codes of one level.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import Stepper, _require_eval
+from pipeline.packing.histories import Histories
+
+SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is scored
+
+
+@torch.no_grad()
+def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
+    """Exact log-probability of every item for every window: float32 [W, I], rows in input order.
+
+    Walks the whole prefix tree, so its cost grows with the catalogue: an oracle, and exact ranking of small catalogues.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    _require_eval(model)
+    catalogue = model.catalogue
+    logits_WKV, state = model.step(model.begin(histories))
+    root_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
+    scores_WP = root_WK.new_empty(histories.windows, catalogue.prefixes[-1])
+    for leaves, scores_WC in _score_below(model, state, logits_WKV, root_WK, 0, 0, 1):
+        scores_WP[:, leaves] = scores_WC
+    return histories.in_input_order(scores_WP[:, catalogue.leaf_of_item_I])
+
+
+def _score_below(
+    model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int, stop: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`."""
+    catalogue = model.catalogue
+    offsets = catalogue.first_child(level)[first : stop + 1]
+    begin, end = int(offsets[0]), int(offsets[-1])
+    beam_C = torch.repeat_interleave(offsets.diff(), output_size=end - begin)
+    code_C = catalogue.code(level)[begin:end]
+    scores_WC = (scores_WK[..., None] + logits_WKV.float().log_softmax(-1))[:, beam_C, code_C]
+    if level + 1 == catalogue.levels:
+        yield slice(begin, end), scores_WC
+        return
+    windows = len(scores_WC)
+    for a, b in _chunks(catalogue, level + 1, begin, end, SCORING_BUDGET // (windows * max(catalogue.widths))):
+        part = slice(a - begin, b - begin)
+        logits, after = model.step(state, beam_C[part].expand(windows, -1), code_C[part].expand(windows, -1))
+        yield from _score_below(model, after, logits, scores_WC[:, part], level + 1, a, b)
+
+
+def _chunks(catalogue: Catalogue, level: int, begin: int, end: int, leaves: int) -> Iterator[tuple[int, int]]:
+    """Splits the nodes begin .. end - 1 into runs with at most `leaves` items below them (but one node at least)."""
+    before = catalogue.leaves_before[level]
+    while begin < end:
+        stop = int(np.searchsorted(before, before[begin] + leaves, side="right")) - 1
+        stop = min(max(stop, begin + 1), end)
+        yield begin, stop
+        begin = stop

@@ -1,0 +1,103 @@
+"""models/generator/: a trained model with all that is needed to rebuild it and to name items by their raw ids.
+
+The one place of this folder that knows files.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_parquet, write_tensors
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.errors import UserError
+from pipeline.packing.kept import EvalSkips
+from pipeline.strategies import build_strategy
+
+if TYPE_CHECKING:
+    from pipeline.backbones import Backbone
+
+WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
+SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What `load_generator` returns; the model is in evaluation mode."""
+
+    model: "Backbone"
+    catalogue: Catalogue
+    items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
+    config: dict[str, Any]  # backbone, widths, digit, and what training added
+    unseen: EvalSkips | None = None  # of the splits that it was trained on
+
+
+def save_generator(
+    folder: Path,
+    model: "Backbone",
+    catalogue: Catalogue,
+    items_frame: pd.DataFrame,
+    config: dict[str, Any],
+    unseen: EvalSkips | None = None,
+) -> None:
+    """Write the folder; equal weights give equal bytes.
+
+    Args:
+        items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
+        config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
+            rebuild the model; max_history, seed, dataset, fingerprints.
+        unseen: what the strategy evaluates the model without (`Strategy.unseen`).
+    """
+    codes_IL = catalogue.codes_IL.cpu().numpy()
+    codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
+    write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
+    write_parquet(folder / ITEMS, items_frame.assign(**codes))
+    write_json(
+        folder / CONFIG,
+        {
+            "backbone": dataclasses.asdict(model.config),
+            "widths": list(catalogue.widths),
+            "digit": catalogue.digit,
+            **config,
+        },
+    )
+    (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
+    if unseen is not None:
+        write_tensors(folder / SKIPS, {"skip": unseen.skip_ML})
+
+
+def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
+    """Rebuild what `save_generator` wrote.
+
+    Raises:
+        UserError: a file is missing or damaged, or the files do not belong together.
+    """
+    config = read_json(folder / CONFIG)
+    items = read_parquet(folder / ITEMS)
+    weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
+    try:
+        codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
+        catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
+        strategy = build_strategy(config["strategy"], config, config["pad_to"])
+        model = cast("Backbone", strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
+        model.load_state_dict(weights)
+        unseen = strategy.unseen(_read_skips(folder, catalogue.levels)) if strategy.skips_at_eval else None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{folder} cannot be loaded: {error}",
+            "its files are damaged or come from different runs or versions",
+            "run `dvc checkout`, or `dvc repro` to train again",
+        ) from None
+    return Generator(model.to(device).eval(), catalogue, items, config, unseen)
+
+
+def _read_skips(folder: Path, levels: int) -> np.ndarray:
+    skip_ML = read_tensors(folder / SKIPS)["skip"]
+    if skip_ML.ndim != 2 or skip_ML.shape[1] != levels:
+        raise ValueError(f"{SKIPS} has shape {list(skip_ML.shape)}, a Semantic ID {levels} levels")
+    return skip_ML

@@ -1,0 +1,79 @@
+"""The attentions said slowly, one sequence and one head at a time, in float64: the oracles of the tests.
+
+Shape legend: T query and S key positions of all sequences, H heads, D head width, Q queries and K keys of a sequence,
+B time buckets.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise_attention import EPSILON, Kind, time_buckets
+
+if TYPE_CHECKING:
+    pass
+
+from typing import TYPE_CHECKING
+
+from pipeline.ops.layout import Times
+
+if TYPE_CHECKING:
+    pass
+
+
+def reference_attention(
+    q_THD: Tensor, k_SHD: Tensor, v_SHD: Tensor, layout: Layout, bias_HQK: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
+    """`attention` without dropout, one sequence and one head at a time, in float64: the oracle."""
+    out_THD = torch.zeros(q_THD.shape, dtype=torch.float64, device=q_THD.device)
+    t = s = 0
+    for group, real_nK in zip(layout.groups, layout.real_nK(), strict=True):
+        for row in range(group.sequences):
+            real = slice(None) if real_nK is None else real_nK[row]
+            for head in range(q_THD.shape[1]):
+                q, k, v = (
+                    x[start : start + length, head].double()
+                    for x, start, length in ((q_THD, t, group.queries), (k_SHD, s, group.keys), (v_SHD, s, group.keys))
+                )
+                scores = q @ k.T
+                if bias_HQK is not None and layout.positions_S is not None:
+                    places = layout.positions_S[s : s + group.keys]
+                    scores = scores + bias_HQK[head][places][:, places].double()
+                elif bias_HQK is not None:
+                    scores = scores + bias_HQK[head, : group.queries, : group.keys].double()
+                if causal:
+                    scores = scores + torch.full_like(scores, float("-inf")).triu(1)
+                out_THD[t : t + group.queries, head] = scores[:, real].softmax(-1) @ v[real]
+            t, s = t + group.queries, s + group.keys
+    return out_THD
+
+
+def reference_pointwise(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    lengths: list[int],
+    bias_HQK: Tensor,
+    times: Times | None,
+    time_bias_BH: Tensor | None,
+    kind: Kind,
+) -> Tensor:
+    """`pointwise_attention`, one sequence, head and query at a time, in float64: the oracle."""
+    out_THD = torch.zeros(q_THD.shape, dtype=torch.float64, device=q_THD.device)
+    begin = 0
+    for length in lengths:
+        for head in range(q_THD.shape[1]):
+            for i in range(length):
+                keys = slice(begin, begin + i + 1)
+                scores = k_THD[keys, head].double() @ q_THD[begin + i, head].double() + bias_HQK[head, i, : i + 1]
+                if times is not None and time_bias_BH is not None:
+                    buckets = time_buckets(times.asked_T[begin + i] - times.happened_T[keys])
+                    scores = scores + time_bias_BH[buckets, head].double()
+                weights = scores * scores.sigmoid() / (i + 1) if kind == "silu" else (1 + scores.exp()).log()
+                if kind == "softplus":
+                    weights = weights / (weights.sum() + EPSILON)
+                out_THD[begin + i, head] = weights @ v_THD[keys, head].double()
+        begin += length
+    return out_THD

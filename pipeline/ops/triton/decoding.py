@@ -1,0 +1,170 @@
+"""Beam search as a handful of Triton kernels per layer and level; decoding_kernels.py has them.
+
+A recorded search (cuda_graphs.py) costs some microseconds per kernel, however little it does: of a small batch their
+number is the price. So the norm goes into the product behind it and the residual into the one before; the cached keys
+and values of beams stay where they were written, and are found by the rows of a beam's ancestors; and a level's choice
+of beams is two kernels.
+
+Shape legend: R rows (windows x beams), W windows, K beams, H heads, D head width, J decoder positions so far, V codes
+of one level, C candidates; T queries and S keys of all windows.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pipeline.ops.layout import Spans
+from pipeline.ops.triton.decoding_kernels import ancestors_kernel, linear_kernel, window_kernel
+
+# Of a product: rows, columns and inner columns of a tile, and warps; what measured best on an H200
+TILES = ((128, 128, 64, 8), (64, 64, 64, 4), (16, 32, 128, 4))
+ENOUGH_TILES = 64
+PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as near as one of float32 and twice as fast
+
+
+def linear(
+    x_Rd: Tensor,
+    weight_nd: Tensor,
+    dtype: torch.dtype,
+    *,
+    norm_d: Tensor | None = None,
+    relu: bool = False,
+    residual_Rn: Tensor | None = None,
+) -> Tensor:
+    """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
+
+    Args:
+        dtype: float32 or bfloat16, of the products' factors and of the result, unless a residual gives it its own.
+    """
+    rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
+    exact, stages = dtype == torch.float32, _stages(x_Rd.device)
+    bm, bn, bk, warps = _tile(rows, outputs)
+    if bm == TILES[0][0]:  # many tiles share what is done here once
+        weight_nd = weight_nd.to(dtype)
+        if exact and norm_d is not None:
+            x_Rd, norm_d = F.rms_norm(x_Rd, (width,), norm_d, 1e-6), None
+        elif norm_d is not None and stages == 3:
+            bn *= 2  # each tile norms its rows anew: fewer and wider ones
+    if exact:
+        bn, bk = min(bn, 64), bk // 2
+    out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
+    linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
+        x_Rd.contiguous(),
+        weight_nd,
+        out if norm_d is None else norm_d,
+        out if residual_Rn is None else residual_Rn,
+        out,
+        rows,
+        outputs,
+        width,
+        1e-6,
+        NORM=norm_d is not None,
+        RELU=relu,
+        RESIDUAL=residual_Rn is not None,
+        TYPE=tl.float32 if exact else tl.bfloat16,
+        PRECISION=PRECISION,
+        BM=bm,
+        BN=bn,
+        BK=bk,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+def _tile(rows: int, outputs: int) -> tuple[int, int, int, int]:
+    """The largest tile of which there are enough to keep the chip busy, else the smallest."""
+    for tile in TILES[:-1]:
+        if triton.cdiv(rows, tile[0]) * triton.cdiv(outputs, tile[1]) > ENOUGH_TILES:
+            return tile
+    return TILES[-1]
+
+
+@cache
+def _stages(device: torch.device) -> int:
+    """How many tiles of its factors a program holds at once: three where there is room, as on a Hopper."""
+    if device.type != "cuda":  # Triton's interpreter
+        return 3
+    return 3 if torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 200_000 else 2
+
+
+def attend_to_ancestors(
+    q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor, bias_HJ: Tensor
+) -> Tensor:
+    """As `attention.attend_to_ancestors`."""
+    R, H, D = q_RHD.shape
+    out = torch.empty(R, H, D, device=q_RHD.device, dtype=q_RHD.dtype)
+    ancestors_kernel[(triton.cdiv(R, 16), H)](
+        q_RHD,
+        tuple(k for k, _ in past),
+        tuple(v for _, v in past),
+        rows_RJ,
+        bias_HJ,
+        out,
+        R,
+        H,
+        q_RHD.stride(0),
+        bias_HJ.stride(0),
+        bias_HJ.stride(1),
+        J=len(past),
+        BM=16,
+        D=D,
+        BD=triton.next_power_of_2(D),
+        num_warps=4,
+    )
+    return out
+
+
+def attend(
+    q_THD: Tensor,
+    k_SHD: Tensor,
+    v_SHD: Tensor,
+    spans: Spans,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    equal: bool = False,
+) -> Tensor:
+    """As `attention.triton_attention`, only forward, and all lengths in one launch.
+
+    Args:
+        bias: [H, distances], as there.
+        equal: `spans` are those of the keys; each window has T / W queries.
+    """
+    T, H, D = q_THD.shape
+    windows = len(spans.lengths_k)
+    queries = T // windows if equal else spans.longest_q
+    rows = min(64, max(16, triton.next_power_of_2(queries)))
+    # Rows of no window must not hold noise.
+    out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
+    window_kernel[(windows, H, triton.cdiv(queries, rows))](
+        q_THD,
+        k_SHD,
+        v_SHD,
+        out,
+        out if bias is None else bias,
+        spans.starts_q,
+        spans.starts_k,
+        spans.lengths_k,
+        q_THD.stride(0),
+        k_SHD.stride(0),
+        v_SHD.stride(0),
+        queries,
+        H,
+        1 if bias is None else bias.shape[1],
+        EQUAL=equal,
+        HAS_BIAS=bias is not None,
+        CAUSAL=causal,
+        PRECISION=PRECISION,
+        BM=rows,
+        BN=32,
+        D=D,
+        BD=max(16, triton.next_power_of_2(D)),
+        num_warps=4,
+        num_stages=2,
+    )
+    return out

@@ -1,0 +1,1 @@
+"""What a batch is, on the host and on the device. Nothing here knows a network."""

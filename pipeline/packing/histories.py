@@ -1,0 +1,131 @@
+"""A batch of histories laid end to end, with no padding between them.
+
+Windows are sorted by length, so that equal lengths stand together: a run of equal lengths is a dense block of the
+packed axis that attention can view, not copy. The lengths of the runs are Python numbers, known without asking the
+device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
+each.
+
+Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.packing.shape import count_of
+from pipeline.packing.tokens import DecoderPositions, EncoderTokens
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """The items of a batch's histories, each once, in ascending order; then the last one again, at weight 0, up to a
+    round number of rows.
+    """
+
+    items_U: Tensor  # int64, on the device
+    weights_U: Tensor  # float32: of what is summed over items, see `Strategy.items`
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The model's input. Rows (windows) are sorted by length, and `order` says where they came from."""
+
+    items_N: Tensor  # int64, on the device: item ids, one window after another, oldest item first
+    lengths_W: Tensor  # int64, on the device: items of each window; ascending unless `tokens` are
+    row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
+    lengths: np.ndarray  # the same as lengths_W, on the host
+    order: np.ndarray  # int64 [W]: packed row i is input window order[i]
+    # (windows, items of each) of each run of equal lengths; empty on a GPU, or with `tokens`
+    groups: tuple[tuple[int, int], ...]
+    longest: int  # items of the longest window, or a bound of it
+    pad_to: int  # encoder positions of every window; 0: packed
+    times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
+    all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
+    tokens: EncoderTokens | None = None  # those that enter the encoder; None: all
+    prefixes: DecoderPositions | None = None  # decoder positions of each window; None: all
+
+    @classmethod
+    def pack(
+        cls,
+        items_N: np.ndarray,
+        offsets: np.ndarray,
+        device: torch.device | str = "cpu",
+        pad_to: int = 0,
+        longest: int = 0,
+        times_N: np.ndarray | None = None,
+        all_targets: bool = False,
+        kept_NS: np.ndarray | None = None,
+        decoded_W: np.ndarray | None = None,
+        levels: int = 0,
+        least: tuple[int, int] = (0, 0),
+    ) -> "Histories":
+        """Sort W windows by length (equal lengths keep their order) and move them to the device.
+
+        Args:
+            items_N: item ids of all windows, one window after another.
+            offsets: int64 [W + 1], window w owns items_N[offsets[w]:offsets[w + 1]].
+            pad_to: encoder positions (codes and separators) of every window of a padded batch; 0 packs.
+            longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
+                that of these windows.
+            times_N: int64, when each item came, in seconds, for a backbone that wants it.
+            all_targets: see the field.
+            kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
+                as if it had never been there. None: all. Not for padded batches.
+            decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
+            least: on a GPU, places for those tokens and positions; where they do not suffice, more, in few sizes.
+
+        Raises:
+            ValueError: there is no window, or one without an item: nothing could be predicted from it.
+        """
+        lengths_W = np.diff(offsets)
+        if len(lengths_W) == 0 or lengths_W.min() < 1:
+            raise ValueError("every batch needs a window, and every window at least one item of history")
+        sizes_W = lengths_W if kept_NS is None else np.add.reduceat(count_of(kept_NS), offsets[:-1])
+        if sizes_W.min() < 1:
+            raise ValueError("every window needs at least one token of history")
+        order = np.lexsort((sizes_W,) if decoded_W is None else (decoded_W, sizes_W))
+        lengths_W = lengths_W[order]
+        source_N, _ = slices(np.asarray(offsets)[order], lengths_W)
+        row_of_W = np.empty_like(order)
+        row_of_W[order] = np.arange(len(order))
+        values, counts = np.unique(lengths_W, return_counts=True)
+        device = torch.device(device)
+        # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
+        on_host = device.type != "cuda"
+        groups = () if kept_NS is not None or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
+
+        def to_device(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
+
+        tokens = None if kept_NS is None else EncoderTokens.of(kept_NS[source_N], lengths_W, device, least[0])
+        prefixes = None if decoded_W is None else DecoderPositions.of(decoded_W[order], levels, device, least[1])
+        return cls(
+            to_device(np.asarray(items_N)[source_N]),
+            to_device(lengths_W),
+            to_device(row_of_W),
+            lengths_W,
+            order,
+            groups,
+            longest or int(values[-1]),
+            pad_to,
+            None if times_N is None else to_device(np.asarray(times_N)[source_N]),
+            all_targets,
+            tokens,
+            prefixes,
+        )
+
+    @property
+    def windows(self) -> int:
+        return len(self.order)
+
+    def in_input_order(self, rows_W: Tensor) -> Tensor:
+        """Results in packed order [W, ...] -> in the order of the windows given to `pack`."""
+        return rows_W[self.row_of_W]
+
+
+def slices(begin: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices that gather the slices [begin, begin + length) one after another, and the offsets of the result."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], lengths), offsets

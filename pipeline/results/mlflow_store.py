@@ -1,0 +1,152 @@
+"""One MLflow run per result: found again by its key, so that restoring or repeating a result records nothing twice.
+
+Everything is logged in batches, with the run's start as time stamp of every value. Logging the same again therefore
+changes nothing, and a recording that was killed half-way is completed by the next.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pipeline.artifacts import SCRATCH
+from pipeline.errors import UserError
+from pipeline.results.identity import Result
+from pipeline.results.tracking_uri import ARTIFACTS, is_local, project_root, tracking_uri
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no lines about the tables of a new database
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 are four silent minutes without a server
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+KEY = "result_key"  # the tag that finds a result again
+METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The run of a result, and whether this call made it."""
+
+    run_id: str
+    experiment_id: str
+    name: str
+    new: bool
+
+
+def record(
+    result: Result, params: dict[str, Any], tags: dict[str, str], experiment: str, artifacts: dict[Path, str]
+) -> Recorded:
+    """Make sure that the store holds exactly one complete run of `result`.
+
+    Args:
+        params: every parameter, flat.
+        tags: added to the key and the content hashes.
+        experiment: name of the MLflow experiment; made when it is not there.
+        artifacts: file or folder -> folder inside the run's artifacts.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
+    name = f"{params['strategy']}-{params['seed']}-{result.key[:8]}"
+    try:
+        with _alone():
+            client = MlflowClient(tracking_uri())
+            experiment_id = _experiment(client, experiment)
+            found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
+            if found and found[0].info.status == "FINISHED":
+                _name_experiment(client, found[0], tags)
+                return Recorded(found[0].info.run_id, experiment_id, name, new=False)
+            run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={KEY: result.key})
+            _log(client, run, result, params, tags)
+            for path, folder in artifacts.items():
+                (client.log_artifacts if path.is_dir() else client.log_artifact)(run.info.run_id, str(path), folder)
+            client.set_terminated(run.info.run_id, "FINISHED")
+            return Recorded(run.info.run_id, experiment_id, name, new=True)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(
+            f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
+            "the result is complete in reports/, only its record is missing",
+            "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again",
+        ) from error
+
+
+def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
+    """Parameters, curves, final numbers, tags and the data set."""
+    run_id, at = run.info.run_id, run.info.start_time
+    curves = [
+        Metric(_curve(name), value, at, int(row["step"]))
+        for row in result.history
+        for name, value in row.items()
+        if name != "step"
+    ]
+    final = [Metric(name, value, at, 0) for name, value in result.metrics.items()]
+    for metrics in _chunks(curves + final, METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=metrics)
+    for some in _chunks([Param(key, _text(value)) for key, value in params.items()], PARAMS_PER_CALL):
+        client.log_batch(run_id, params=some)
+    all_tags = {**tags, **{f"hash_{name}": value for name, value in result.hashes.items()}}
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
+    counts = {name: result.dataset[name] for name in ("users", "items", "interactions")}
+    dataset = Dataset(
+        name=params["dataset"],
+        digest=result.hashes["interactions"],
+        source_type="local",
+        source=json.dumps({"uri": params["ingest.path"]}),
+        profile=json.dumps(counts),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+
+def _curve(name: str) -> str:
+    """Validation's recall_at_10 must not mix with the test's."""
+    return name if name in ("windows", "train_loss", "valid_loss") else f"valid_{name}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _experiment(client: MlflowClient, name: str) -> str:
+    """Its id. A new one keeps its artifacts in the project: a queued run's own folder is deleted by DVC."""
+    known: Experiment | None = client.get_experiment_by_name(name)
+    if known is None:
+        place = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
+        return client.create_experiment(name, artifact_location=place)
+    if known.lifecycle_stage != "active":
+        raise UserError(
+            f"the MLflow experiment '{name}' was deleted",
+            "runs cannot be added to it",
+            f"restore it (mlflow experiments restore -x {known.experiment_id}) or set track.experiment",
+        )
+    return known.experiment_id
+
+
+def _name_experiment(client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
+    """A result first made by `dvc repro` may be met again as an experiment; then it gets that name."""
+    for tag in ("dvc_experiment", "dvc_baseline"):
+        if tags[tag] and not run.data.tags.get(tag):
+            client.set_tag(run.info.run_id, tag, tags[tag])
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Parallel queue workers take turns: a new database, a new experiment and a run's key are made once."""
+    path = project_root() / SCRATCH / "track.lock"
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _chunks(entries: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(entries), size):
+        yield entries[start : start + size]

@@ -1,0 +1,80 @@
+"""intrr: one token per item, made and decoded by a small recursive network.
+
+Paper: Wang, Xu, Deng, Yan, Liu, Chu, "IntRR: A Framework for Integrating SID Redistribution and Length Reduction",
+2026.
+Equations: the recursive assignment network (4 to 6), item vectors (7) and alignment (8) are in network.py; the
+backbone's state of the last item (9) and the loss of its codes (10) in model.py; their sum (11) is here.
+Different on purpose:
+- both losses are means: L_rec over targets, L_aln over items, each of the sum over levels. As the paper's raw sums,
+  the weight of the alignment would change with the size of the data and of a batch;
+- of the levels above, the alignment sees what the pass that made the item's vector saw: a mixture, never the true code;
+- a backbone's recency vectors begin at zero: item vectors begin small, and would be drowned.
+The configuration that the authors ship has a weight of 0 for the alignment (`alignment: 0`), hard codes with the
+gradient of the mixture (`mix: straight_through`), a UID table of 512 (`uid_dim: 512`), and counts an item for each time
+it occurs (`alignment_items: batch_occurrences`).
+Command: dvc exp run -S strategy=intrr
+Time and score: docs/intrr.md, and benchmarks/intrr.py.
+
+Shape legend: W windows, I items of the catalogue.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.packing.batch import Batch
+from pipeline.strategies.base import Strategy
+from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.intrr.model import RecursiveModel
+
+if TYPE_CHECKING:
+    from pipeline.backbones.config import BackboneConfig
+    from pipeline.catalogue import Catalogue
+
+
+class Intrr(Strategy):
+    """Trains a `RecursiveModel`."""
+
+    whole_items = True
+
+    def __init__(self, config: IntrrConfig):
+        self.config = config
+        self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
+
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+        """Raises UserError when more items share their codes than the deduplication digit has vectors."""
+        _check_digit(catalogue, self.config.digit_width)
+        return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)
+
+    def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
+        if self.config.codebooks == "quantizer":
+            cast(RecursiveModel, model).start_from(codebooks)
+
+    def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
+        """The sum of their cross-entropy and the second is Eq. 11. When not training the alignment is 0: what remains
+        is what `full` has, the negative log-likelihood of the target.
+        """
+        logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
+        return logits, self.config.alignment * alignment
+
+    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+        return items_W
+
+
+def _check_digit(catalogue: "Catalogue", width: int) -> None:
+    digits_I = catalogue.codes_IL[:, -1]
+    if not catalogue.digit or not width or int(digits_I.max()) < width:
+        return
+    group_L = catalogue.codes_IL[digits_I.argmax(), :-1]
+    members = torch.nonzero((catalogue.codes_IL[:, :-1] == group_L).all(1)).flatten().tolist()
+    names = ", ".join(map(str, members[:5])) + (", ..." if len(members) > 5 else "")
+    raise UserError(
+        f"intrr.digit_width is {width}, but {len(members)} items share the codes {group_L.tolist()}: item_id {names}",
+        "the deduplication digit has a vector for each of them",
+        f"set intrr.digit_width to {len(members)} or more (0: as many as needed), or lower the collisions with more "
+        "quantize.codes or quantize.levels",
+    )

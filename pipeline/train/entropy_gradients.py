@@ -1,0 +1,152 @@
+"""How much the trained model would learn from tokens that it is sure of, and from those that it is not.
+
+SkipGR's Figure 2: the norm of the gradient of the mean loss of each quartile of tokens by entropy. Levels differ in
+entropy, which alone can make the picture, so that each level is shown apart too. The deduplication digit is left out.
+
+Shape legend: W windows, E levels without the digit, M tokens of a group.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
+from pipeline.backbones.causal import CausalBackbone
+from pipeline.backbones.t5 import T5
+from pipeline.generator import load_generator
+from pipeline.machine import pick_device
+from pipeline.packing.batch import Batch
+from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Strategy
+from pipeline.training.collate import collate
+from pipeline.training.steps import Step
+from pipeline.training.windows import Passes
+
+QUARTILES = 4
+ALL = "all levels"
+
+
+@dataclass(frozen=True)
+class Quartile:
+    """Of one batch: tokens of a level (or all), from the least uncertain quartile on."""
+
+    level: str
+    quartile: int
+    entropy: float  # nats, mean
+    loss: float  # nats, mean
+    gradient_norm: float
+
+
+def gradients(
+    *,
+    batches: int = 20,
+    windows: int = 256,
+    splits: Path = SPLITS,
+    generator: Path = GENERATOR,
+    reports: Path = REPORTS,
+) -> pd.DataFrame:
+    """Measure on the first windows of training, without dropout; writes reports/gradients.csv and gradients.svg.
+
+    Returns:
+        One row per level and quartile: means over batches, and the standard error of the norm's.
+
+    Raises:
+        UserError: an input is missing.
+    """
+    held = Splits.read(splits)
+    device = pick_device("auto")
+    loaded = load_generator(generator, device)
+    strategy = build_strategy(loaded.config["strategy"], loaded.config, loaded.config["pad_to"])
+    passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
+    items_N = np.asarray(held.items_N)
+    times_N = np.asarray(held.timestamps_N) if loaded.model.wants_times else None
+    found: list[Quartile] = []
+    for first in range(0, min(batches * windows, len(passes)), windows):
+        taken = passes.take(0, first, first + windows)
+        step = Step(0, 0, taken, np.ones(len(taken), np.float32))
+        batch = collate(
+            items_N,
+            step,
+            np.arange(len(taken)),
+            loaded.model.catalogue.codes_IL,
+            loaded.config["pad_to"],
+            held.max_history,
+            times_N=times_N,
+        )
+        found += quartiles(loaded.model, strategy, batch)
+    table = _summary(found)
+    write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(reports / "gradients.svg", _drawing(table))
+    return table
+
+
+def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
+    """Of one batch, over all levels together and of each level."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
+    levels = entropy_WE.shape[1]
+    groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
+    for name, columns in groups.items():
+        order_M = entropy_WE[:, columns].flatten().argsort(stable=True)
+        for number, rows_M in enumerate(order_M.tensor_split(QUARTILES), start=1):
+            loss = loss_WE[:, columns].flatten()[rows_M].mean()
+            slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            norm = torch.stack([slope.norm() for slope in slopes if slope is not None]).norm()
+            yield Quartile(
+                name, number, float(entropy_WE[:, columns].flatten()[rows_M].mean()), float(loss.detach()), float(norm)
+            )
+
+
+def _tokens(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    """Entropy (Eq. 11) and loss of each token, in nats, [W, E] each."""
+    logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits]
+    entropy_WE = torch.stack([-(logp_WV.exp() * logp_WV).sum(1) for logp_WV in logp], 1).detach()
+    loss_WE = torch.stack(
+        [-logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0] for level, logp_WV in enumerate(logp)], 1
+    )
+    return entropy_WE, loss_WE
+
+
+def _summary(found: list[Quartile]) -> pd.DataFrame:
+    grouped = pd.DataFrame([vars(row) for row in found]).groupby(["level", "quartile"], sort=False)
+    table = grouped[["entropy", "loss", "gradient_norm"]].mean().reset_index()
+    table["standard_error"] = grouped["gradient_norm"].sem().fillna(0.0).to_numpy()
+    table["batches"] = grouped.size().to_numpy()
+    return table
+
+
+def _drawing(table: pd.DataFrame) -> bytes:
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"svg.hashsalt": "sidpipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+        for level, rows in table.groupby("level", sort=False):
+            axes.errorbar(
+                rows["quartile"],
+                rows["gradient_norm"],
+                rows["standard_error"],
+                marker="o",
+                capsize=3,
+                label=str(level),
+                color="black" if level == ALL else None,
+            )
+        axes.set(
+            xlabel="quartile of tokens by entropy, the surest first",
+            ylabel="norm of the mean loss's gradient",
+            xticks=range(1, QUARTILES + 1),
+        )
+        axes.legend(frameon=False)
+        text = io.BytesIO()
+        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(figure)
+    return text.getvalue()

@@ -1,0 +1,169 @@
+"""From the windows of a step to a batch on the device.
+
+Shape legend: W windows, N items, I items of the catalogue, L code levels, U distinct items.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.packing.batch import Batch, Selected
+from pipeline.packing.histories import Distinct, Histories, slices
+from pipeline.packing.shape import Shape, roomy
+from pipeline.training.steps import Step, deal
+from pipeline.training.windows import Windows
+
+# By which steps of a pass may have more than its first one, of items, tokens and decoder positions: tokens fill a
+# budget, but the windows that they are of come in varying numbers.
+FITTED_MARGINS = (0.01, 0.015, 0.04)
+
+
+def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
+    """A shape for the batches of these steps, and for those that are a little larger."""
+    return Shape.of(
+        [step.windows.lengths_W[rows] for step in steps for rows in deal(step.windows.lengths_W, parts)],
+        longest,
+        margin=0.03,
+    )
+
+
+def fitted(shape: Shape, step: Step, parts: int) -> Shape:
+    """`shape` with no more room than batches need that lose as much as the first step of a pass."""
+    if step.selected is None:
+        return shape
+    found = []
+    for rows in deal(step.windows.lengths_W, parts):
+        chosen, filling = cast(Selected, _chosen_rows(step, rows)), max(shape.windows - len(rows), 0)
+        arrays = (chosen.stays_N, chosen.tokens_NS, chosen.decoded_W)
+        # A window that fills a batch has one of each
+        found.append(
+            [
+                0 if array is None else int((array.sum() + filling) * (1 + margin)) + 1
+                for array, margin in zip(arrays, FITTED_MARGINS, strict=True)
+            ]
+        )
+    items, tokens, positions = np.max(found, 0).tolist()
+    items, tokens, positions = roomy(items), roomy(tokens, bits=5), roomy(positions)  # tokens cost most
+    return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
+
+
+def collate(
+    items_N: np.ndarray,
+    step: Step,
+    rows_W: np.ndarray,
+    codes_IL: Tensor,
+    pad_to: int = 0,
+    longest: int = 0,
+    shape: Shape | None = None,
+    times_N: np.ndarray | None = None,
+    all_targets: bool = False,
+    listed: "Listed | None" = None,
+) -> Batch:
+    """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+
+    Args:
+        times_N: the splits' timestamps, for a backbone that wants them.
+        all_targets: every item of a window but the first is a target too.
+        listed: lists the batch's distinct items as well.
+
+    Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
+    gradients. Windows that fill it up to `shape` have weight zero too.
+    """
+    if len(rows_W) == 0:
+        rows_W, factors_W, real = np.zeros(1, np.int64), np.zeros(1, np.float32), 0
+    else:
+        real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
+        factors_W = step.weights_W[rows_W]
+    windows, device = step.windows[rows_W], codes_IL.device
+    chosen = _chosen_rows(step, rows_W)
+    if shape is not None:
+        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1), chosen.lost if chosen else 0)
+        windows += Windows(np.zeros_like(lengths_W), lengths_W)
+        factors_W = np.pad(factors_W, (0, len(lengths_W)))
+        chosen = chosen.filled(len(lengths_W), int(lengths_W.sum())) if chosen else None
+    index_N, offsets = slices(windows.starts_W, windows.lengths_W)
+    times_N = None if times_N is None else times_N[index_N]
+    if chosen is not None and (stays_N := chosen.stays_N) is not None:
+        times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
+        index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
+    histories = Histories.pack(
+        items_N[index_N],
+        offsets,
+        device,
+        pad_to,
+        longest,
+        times_N,
+        all_targets,
+        chosen.tokens_NS if chosen else None,
+        chosen.decoded_W if chosen else None,
+        codes_IL.shape[1],
+        (shape.tokens, shape.positions) if shape else (0, 0),
+    )
+
+    def to_device(array_W: np.ndarray) -> Tensor:
+        return torch.from_numpy(array_W[histories.order]).to(device)
+
+    targets_W, weights_W = to_device(items_N[windows.ends_W].astype(np.int64)), to_device(factors_W.astype(np.float32))
+    distinct = listed.of(items_N[index_N], real, device) if listed else None
+    batch = Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
+    rows_R = histories.order
+    if all_targets:
+        batch = _all_targets(batch, items_N, windows, codes_IL)
+        rows_R, _ = slices(offsets[histories.order], histories.lengths)
+    if chosen is None:
+        return batch
+    return replace(
+        batch,
+        slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
+        counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device),
+    )
+
+
+def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:
+    """The same batch, where every item is followed by a target."""
+    histories = batch.histories
+    index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
+    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(codes_IL.device)
+    weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+    return replace(batch, codes_WL=codes_IL[following_N], weights_W=weights_N)
+
+
+def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
+    if step.selected is None:
+        return None
+    lengths_W = step.windows.lengths_W
+    return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
+
+
+class Listed:
+    """Lists the distinct items of a step's batches (`Distinct`).
+
+    Args:
+        weigh: see `Strategy.items`.
+        total: what the weights of the whole step add up to.
+        items: of the catalogue. Counting all of them takes less time than sorting those of a batch.
+    """
+
+    def __init__(self, items_N: np.ndarray, step: Step, weigh: Literal["each", "occurrence"], total: int, items: int):
+        self.weigh, self.total, self.items = weigh, total, items
+        index_N, _ = slices(step.windows.starts_W, step.windows.lengths_W)
+        if step.selected is not None and step.selected.stays_N is not None:
+            index_N = index_N[step.selected.stays_N]
+        self.counts_I = np.bincount(items_N[index_N], minlength=items)
+
+    def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
+        """Those of the batch whose histories hold `items_N`; only the first `real` of these belong to the step."""
+        items_U = np.flatnonzero(np.bincount(items_N, minlength=self.items))
+        counts_U = np.bincount(items_N[:real], minlength=self.items)[items_U]
+        if self.weigh == "each":  # an item that several batches share has its weight shared by occurrences
+            distinct = np.count_nonzero(self.counts_I)
+            weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / distinct)
+        else:
+            weights_U = counts_U * (self.total / self.counts_I.sum())
+        rest = roomy(len(items_U)) - len(items_U)
+        items_U, weights_U = np.pad(items_U, (0, rest), "edge"), np.pad(weights_U, (0, rest)).astype(np.float32)
+        return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))

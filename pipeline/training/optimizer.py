@@ -1,0 +1,105 @@
+"""The update rule: optimizer, learning-rate schedule, clipping, averaged weights, mixed precision."""
+
+import copy
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.training.config import TrainConfig
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices alone.
+
+    AdamW leaves out vectors (norm gains) and the position-bias tables: pulling either towards zero means nothing.
+    On a GPU the learning rate is a tensor there, so that a CUDA graph reads it anew at each step.
+    """
+    device = next(model.parameters()).device
+    on_gpu = device.type == "cuda"
+    rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        )
+    decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name}
+    others = [p for name, p in model.named_parameters() if name not in decayed]
+    groups = [
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, rate, fused=True, capturable=on_gpu)
+
+
+def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
+    """The rate of optimizer step `step` (from 0), before which `windows` windows were trained or skipped.
+
+    The schedule runs over windows, not steps, and reaches zero at `max_windows`: a strategy that skips windows takes
+    fewer steps through them, and its schedule has just as many.
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    done = min(windows / config.max_windows, 1.0)
+    fall = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
+    return config.learning_rate * warm * fall[config.schedule]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next update."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """As `loss.backward()`, but gradients are added to those at hand all at once: one by one would be a kernel each."""
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    at_hand, more = list[Tensor](), list[Tensor]()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            at_hand.append(parameter.grad)
+            more.append(gradient)
+    torch._foreach_add_(at_hand, more)
+
+
+def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Apply the gathered gradients and clear them. On a GPU their memory stays, where a CUDA graph will find it."""
+    if config.clip_norm:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=not optimizer.defaults["capturable"])
+
+
+class Average:
+    """Exponential moving average of the weights, as a second model that is evaluated and saved.
+
+    The decay starts low, min(decay, (1 + step) / (10 + step)), so that the random first weights are soon forgotten
+    (the rule of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.weight = torch.zeros((), device=next(model.parameters()).device)  # of the model in the next update
+
+    def set_weight(self, step: int) -> None:
+        """For the update after optimizer step `step` (from 0)."""
+        self.weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the model's weights."""
+        averaged: list[Tensor] = list(self.model.parameters())
+        torch._foreach_lerp_(averaged, list[Tensor](model.parameters()), [self.weight] * len(averaged))
+
+
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
+    """bfloat16 matrix products over float32 weights where `precision` says so (auto: on a GPU)."""
+    if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

@@ -1,0 +1,94 @@
+"""Loss and ranking on the validation target of every user, divided among the processes.
+
+Shape legend: W windows, U users with a validation target.
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.artifacts import Splits
+from pipeline.decoding.ranking import Ranker, histories_of
+from pipeline.distributed import World
+from pipeline.metrics import summarise
+from pipeline.packing.batch import Batch, Selected
+from pipeline.packing.histories import slices
+from pipeline.packing.kept import EvalSkips
+from pipeline.strategies.base import Strategy
+from pipeline.training.collate import collate
+from pipeline.training.steps import Step
+from pipeline.training.windows import Windows
+
+if TYPE_CHECKING:
+    from pipeline.catalogue import Catalogue
+
+
+BATCH = {"cpu": 256, "cuda": 2048}  # windows; no gradients are kept, so that it fits where training does
+
+
+class Validation:
+    """What a model is worth on validation. Holds the users' batches, which are the same every time, but for what the
+    strategy does not show the model.
+
+    Args:
+        beam: of the ranking, constrained to the catalogue.
+        times: whether the backbone wants to know when the items of a history came.
+    """
+
+    def __init__(
+        self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int, times: bool = False
+    ):
+        self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
+        self.device, self.times = catalogue.codes_IL.device, times
+        self.users_U, positions_U = splits.targets("valid")
+        lengths_U = np.diff(histories_of(splits, positions_U)[1])
+        rows = np.argsort(lengths_U, kind="stable")
+        rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
+        self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
+        self.windows = len(self._windows)
+        self.batches = self._batches(None)  # whole histories
+        self.ranker = Ranker(
+            catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
+        )
+
+    def _batches(self, unseen: EvalSkips | None) -> list[Batch]:
+        """This process's share of the batches."""
+        windows, size = self._windows, BATCH[self.device.type]
+        step = Step(0, 0, windows, np.ones(len(windows), np.float32), self._selected(unseen) if unseen else None)
+        chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
+        items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
+        times_N = np.asarray(self.splits.timestamps_N) if self.times else None
+        batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N) for chunk in chunks[self.world.share]]
+        # All of a target counts, and nothing is learned of it
+        return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
+
+    def _selected(self, unseen: EvalSkips) -> Selected:
+        index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
+        kept, levels = unseen.kept(index_N, offsets), self.catalogue.levels
+        return Selected(
+            np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
+        )
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
+        training = model.training
+        model.eval()
+        unseen = self.strategy.unseen()
+        batches = self._batches(unseen) if unseen else self.batches
+        scores = {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, unseen))}
+        model.train(training)
+        return scores
+
+    @torch.no_grad()
+    def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for batch in batches:
+            total += self.strategy.loss(model, batch)
+        return float(self.world.sum(total)) / self.windows
+
+    def _ranks(self, model: nn.Module, unseen: EvalSkips | None) -> np.ndarray:
+        own_U = self.ranker.rank(model, unseen=unseen).ranks_U
+        return self.world.gather(own_U, len(self.users_U), self.device)

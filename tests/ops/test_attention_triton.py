@@ -1,0 +1,68 @@
+"""The GPU kernels give what the float64 reference gives. Runs where there is a GPU."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    pytest.skip("the kernels need a GPU", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from attention_kernels import BOUNDS, cases, errors
+
+
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_outputs_gradients_and_mass_equal_the_reference(case):
+    found = errors(case)
+    assert all(error <= BOUNDS[case.dtype] for error in found.values()), found
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+    from pipeline.ops.layout import make_spans
+    from pipeline.ops.triton.attention import triton_attention
+
+    lengths = torch.arange(1, 90, device="cuda")
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    q, k, v = (
+        torch.randn(int(starts[-1]), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+    )
+    bias = torch.randn(4, 201, device="cuda", requires_grad=True)
+    spans = make_spans(starts, starts, lengths, 89, 89)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        out, _ = triton_attention((q, k, v), spans, bias, dropout=0.2)
+        return [out, *torch.autograd.grad(out, [q, k, v, bias], torch.ones_like(out))]
+
+    for first, again, other in zip(run(1), run(1), run(2), strict=True):
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+def test_places_of_no_sequence_get_zeros_whatever_was_in_memory():
+    from pipeline.ops.layout import make_spans
+    from pipeline.ops.triton.attention import triton_attention
+
+    lengths = torch.tensor([3, 16, 40, 90, 140], device="cuda")
+    starts = torch.nn.functional.pad((lengths + 7).cumsum(0), (1, 0))  # padding behind each sequence
+    queries = torch.arange(6, device="cuda") * 4
+    spans = make_spans(queries, starts, lengths, 4, 140)
+    real_S = (
+        (torch.arange(int(starts[-1]) + 9, device="cuda") - starts[:-1, None])
+        .lt(lengths[:, None])
+        .logical_and(torch.arange(int(starts[-1]) + 9, device="cuda") >= starts[:-1, None])
+        .any(0)
+    )
+    q = torch.randn(20 + 9, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    kv = torch.randn(len(real_S), 2, 3, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills new memory with NaN
+    try:
+        out, _ = triton_attention((q, kv), spans, None)
+        dq, dkv = torch.autograd.grad(out, [q, kv], torch.ones_like(out))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(not x.any() for x in (out[20:], dq[20:], dkv[~real_S]))
+    assert all(x.isfinite().all() for x in (out, dq, dkv))

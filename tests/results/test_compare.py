@@ -1,0 +1,174 @@
+"""Comparisons find what is there, stay silent where nothing is, and say how small an effect they could have seen."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_runs import ranks_of, simulated, write_run
+
+from pipeline.metrics import gains, recall_at
+from pipeline.results.bootstrap import interval
+from pipeline.results.compare import Difference, compare, differences, report, rows, two_level, verdict
+
+USERS = 1000
+
+
+def chances(rng: np.random.Generator) -> np.ndarray:
+    """A few users are easy, most are hopeless: mean about 0.1, as in real logs."""
+    return rng.beta(0.3, 2.7, USERS) * 0.9
+
+
+def recall(found: list[Difference]) -> Difference:
+    return next(difference for difference in found if difference.metric == "recall_at_10")
+
+
+def repeat(times: int, **settings) -> list[Difference]:
+    """recall_at_10 of simulated comparisons with fresh users and seeds each time."""
+    found = []
+    for number in range(times):
+        rng = np.random.default_rng(number)
+        chances_U, seeds = chances(rng), settings.get("seeds", [1, 2, 3])
+        reference = simulated(rng, chances_U, seeds, seed_spread=settings.get("spread", 0.0))
+        arm = simulated(
+            rng,
+            chances_U,
+            seeds,
+            effect=settings.get("effect", 0.0),
+            seed_spread=settings.get("spread", 0.0),
+            name="other",
+        )
+        found.append(recall(differences(reference, arm, samples=200, seed=number)))
+    return found
+
+
+@pytest.mark.parametrize("settings", [{"seeds": [1]}, {}, {"spread": 0.02}, {"seeds": [1, 2, 3, 4, 5], "spread": 0.05}])
+def test_where_nothing_differs_false_alarms_are_few(settings):
+    found = repeat(120, **settings)
+    covered = np.mean([difference.low <= 0 <= difference.high for difference in found])
+    assert covered >= 0.92
+    assert np.mean([difference.verdict == "better" for difference in found]) <= 0.05
+    assert np.mean([difference.verdict == "worse" for difference in found]) <= 0.05
+
+
+def test_a_large_effect_is_found_and_its_size_is_right():
+    found = repeat(60, effect=0.6)
+    assert np.mean([difference.verdict == "better" for difference in found]) >= 0.95
+    assert np.mean([difference.relative for difference in found]) == pytest.approx(0.6, abs=0.04)
+    assert np.mean([difference.relative_low <= 0.6 <= difference.relative_high for difference in found]) >= 0.9
+
+
+def test_a_large_loss_is_called_worse():
+    assert np.mean([difference.verdict == "worse" for difference in repeat(40, effect=-0.6)]) >= 0.95
+
+
+def test_an_effect_of_the_detectable_size_is_found_in_about_four_of_five_repeats():
+    size = np.mean([difference.detectable / difference.reference for difference in repeat(40, seeds=[1])])
+    found = repeat(120, effect=float(size), seeds=[1])
+    assert 0.68 <= np.mean([difference.low > 0 for difference in found]) <= 0.92
+
+
+def test_the_two_levels_equal_a_slow_bootstrap_over_seeds_and_users():
+    rng = np.random.default_rng(0)
+    reference_SU, other_SU = rng.random((4, 50)), rng.random((4, 50)) + 0.2 + 0.3 * rng.random((4, 1))
+    _, fast = two_level(reference_SU[..., None], other_SU[..., None], paired=True, samples=20_000, seed=1)
+    change_SU = other_SU - reference_SU
+    by_seed_S, centre = change_SU.mean(1), change_SU.mean()
+    users = np.array([change_SU.mean(0)[rng.integers(0, 50, 50)].mean() for _ in range(20_000)])
+    seeds = np.array([by_seed_S[rng.integers(0, 4, 4)].mean() - centre for _ in range(20_000)]) * np.sqrt(4 / 3)
+    degrees = (users.var() + seeds.var()) ** 2 / (seeds.var() ** 2 / 3)
+    assert fast.mean() == pytest.approx(centre, abs=0.003)
+    assert fast.std() == pytest.approx((users + seeds).std() * stats.t.ppf(0.975, degrees) / 1.96, rel=0.03)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_where_only_seeds_vary_few_of_them_still_cover_95_percent(seeds):
+    rng, covered = np.random.default_rng(0), []
+    for number in range(400):
+        sides = [np.tile(rng.standard_normal((seeds, 1, 1)), (1, 4, 1)) for _ in range(2)]
+        low, high = interval(two_level(*sides, paired=True, samples=300, seed=number)[1])
+        covered.append(low[0] <= 0 <= high[0])
+    assert 0.9 <= np.mean(covered) <= 0.98
+
+
+def test_one_seed_on_a_side_leaves_the_spread_over_users_only():
+    rng = np.random.default_rng(6)
+    one, three = rng.random((1, 200, 1)), rng.random((3, 200, 1))
+    _, change = two_level(one, one[:, ::-1], paired=True, samples=4000, seed=0)
+    assert change.std() == pytest.approx((one - one[:, ::-1]).std() / np.sqrt(200), rel=0.05)
+    assert np.isfinite(two_level(one, three, paired=False, samples=50, seed=0)).all()
+
+
+def test_pairing_by_seed_takes_out_what_the_seeds_share():
+    rng = np.random.default_rng(1)
+    shared_S = rng.normal(0, 0.3, 5)[:, None]
+    reference = (rng.random((5, 100)) + shared_S)[..., None]
+    paired, unpaired = (
+        two_level(reference, reference + 0.01, paired=pair, samples=500, seed=2)[1] for pair in (True, False)
+    )
+    np.testing.assert_allclose(paired, 0.01)
+    assert unpaired.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "relative_low", "word"),
+    [
+        (0.001, 0.002, 0.01, "better"),
+        (-0.001, 0.002, -0.02, "not worse"),
+        (-0.002, -0.001, -0.02, "not worse"),
+        (-0.01, -0.001, -0.1, "worse"),
+        (-0.01, 0.01, -0.1, "unclear"),
+        (-0.01, 0.01, None, "unclear"),
+    ],
+)
+def test_the_words_follow_the_ends_of_the_intervals(low, high, relative_low, word):
+    assert verdict(low, high, relative_low) == word
+
+
+def test_values_are_means_over_seeds_of_each_runs_own_metric_with_and_without_ties():
+    rng = np.random.default_rng(3)
+    reference, arm = (simulated(rng, chances(rng), [1, 2], name=name) for name in ("full", "other"))
+    found = {difference.metric: difference for difference in differences(reference, arm, samples=50, seed=0)}
+    ranks = [run.ranks.users for run in arm.runs]
+    assert found["recall_at_10"].value == pytest.approx(np.mean([recall_at(r["rank"].to_numpy(), 10) for r in ranks]))
+    apart = [r[~r["tie"]]["rank"].to_numpy() for r in ranks]
+    assert found["noties_ndcg_at_10"].value == pytest.approx(np.mean([gains("ndcg_at_10", r).mean() for r in apart]))
+    assert found["bucket_recall_at_10"].difference == pytest.approx(
+        found["bucket_recall_at_10"].value - found["bucket_recall_at_10"].reference
+    )
+
+
+def test_too_few_hits_give_no_relative_statement(tmp_path):
+    a = write_run(tmp_path / "a", ranks_of(np.array([1] + [0] * 30)))
+    b = write_run(tmp_path / "b", ranks_of(np.array([0] * 31), strategy="other"))
+    found = recall(compare([a, b])[0].differences)
+    assert found.relative is None
+    assert found.verdict in ("unclear", "worse")
+    assert "too few hits" in report(compare([a, b]))
+
+
+def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(tmp_path):
+    rng = np.random.default_rng(4)
+    chances_U, folders = chances(rng), []
+    for name in ("full", "other"):
+        for run in simulated(rng, chances_U, [1, 2], name=name).runs:
+            folders.append(write_run(tmp_path / run.name, run.ranks))
+    comparisons = compare(folders, samples=100)
+    text = report(comparisons)
+    assert "demo: 1,000 users, beam 20, constrained, seen items kept" in text
+    assert "reference: full, 2 seeds (1, 2)" in text
+    assert "other, 2 seeds (1, 2), paired by seed" in text
+    assert json.loads(json.dumps(rows(comparisons))) == rows(comparisons)
+    assert report(compare(folders, samples=100)) == text
+
+
+def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path):
+    rng = np.random.default_rng(5)
+    runs = [
+        run
+        for seeds, name in (([1, 2], "full"), ([2, 3], "other"))
+        for run in simulated(rng, chances(rng), seeds, name=name).runs
+    ]
+    folders = [write_run(tmp_path / run.name, run.ranks) for run in runs]
+    assert "seeds differ, so they are not paired" in report(compare(folders, samples=50))
+    assert "one seed on a side" in report(compare(folders[1:], samples=50))

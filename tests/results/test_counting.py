@@ -1,0 +1,140 @@
+"""Counting baselines equal a slow reference, see training only, and are as strong as the anchor says."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.artifacts import Splits
+from pipeline.metrics import recall_at
+from pipeline.results.counting import Counts, baselines, cooccurrence, popularity_columns, rank_by_counts
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+ITEMS, MAX_HISTORY = 12, 4
+
+
+def splits_of(sequences: list[list[int]], items: int = ITEMS) -> Splits:
+    """Leave-one-out over sequences of at least three items."""
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
+    ends = offsets[1:]
+    return Splits(
+        np.concatenate(sequences).astype(np.int32),
+        np.arange(offsets[-1]),
+        offsets,
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": MAX_HISTORY, "items": items},
+    )
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9), min_size=1, max_size=8)
+
+
+def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> list[float]:
+    """Score of every item, by the words of the docstrings."""
+    counts = Counter(item for s in sequences for item in s[:-2])
+    together: Counter[tuple[int, int]] = Counter()
+    for s in sequences:
+        training = s[:-2]
+        for i, a in enumerate(training):
+            for j, b in enumerate(training):
+                if a != b and 1 <= abs(i - j) <= window:
+                    together[a, b] += 1 / abs(i - j)
+    return [
+        sum(together[h, item] / max(counts[h], 1) ** 0.5 / (k + 1) for k, h in enumerate(reversed(history)))
+        for item in range(ITEMS)
+    ]
+
+
+def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: set[int]) -> int:
+    if target in dropped:
+        return 0
+    keys = [(-round(scores[item], 9), -popularity[item], item) for item in range(ITEMS)]
+    return 1 + sum(keys[item] < keys[target] for item in range(ITEMS) if item not in dropped)
+
+
+@given(SEQUENCES, st.integers(1, 4), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_ranks_equal_the_slow_reference(sequences, window, drop_seen):
+    splits = splits_of(sequences)
+    popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
+    column_I = popularity_columns(splits)
+    order_I = np.argsort(column_I)
+    together = cooccurrence(splits, window)
+    counts = Counts(column_I, together[order_I][:, order_I])
+    for part, cut in (("test", -1), ("valid", -2)):
+        found = rank_by_counts(splits, part, counts, drop_seen=drop_seen)
+        for rank, s in zip(found, sequences, strict=True):
+            history = s[:cut][-MAX_HISTORY:]
+            dropped = set(history) if drop_seen else set()
+            assert rank == slow_rank(slow_scores(sequences, history, window), popularity, s[cut], dropped)
+
+
+@given(SEQUENCES, st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_popularity_ranks_by_training_counts_then_item_id(sequences, filter_seen):
+    found = baselines(splits_of(sequences), window=2, filter_seen=filter_seen)
+    popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
+    for rank, s in zip(found.popularity_U, sequences, strict=True):
+        dropped = set(s[:-1][-MAX_HISTORY:]) if found.drop_seen["popularity"] else set()
+        assert rank == slow_rank([0.0] * ITEMS, popularity, s[-1], dropped)
+    assert found.drop_seen["popularity"] or not filter_seen
+
+
+def test_held_out_items_are_never_counted():
+    splits = splits_of([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+    touched = set(np.flatnonzero(cooccurrence(splits, 3).sum(0)))
+    assert touched == {0, 1, 2, 5, 6, 7}
+
+
+def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation():
+    again = [[user % 6, user % 6, user % 6, user % 6, user % 6] for user in range(12)]  # the same item for ever
+    never = [[(user + step) % ITEMS for step in range(6)] for user in range(24)]
+    assert not baselines(splits_of(again), window=2).drop_seen["popularity"]
+    assert baselines(splits_of(never), window=2).drop_seen["cooccurrence"]
+    assert baselines(splits_of(again), window=2, filter_seen=True).drop_seen == {
+        "popularity": True,
+        "cooccurrence": True,
+    }
+
+
+def test_a_user_without_history_is_ranked_by_popularity():
+    splits = splits_of([[3, 3, 3, 1, 2], [3, 4, 4, 1, 2]])
+    alone = Splits(
+        np.append(splits.items_N, 4).astype(np.int32),
+        np.arange(11),
+        np.append(splits.offsets, 11),
+        np.append(splits.train_end, 10),
+        np.append(splits.valid_target, -1),
+        np.append(splits.test_target, 10),
+        splits.summary,
+    )
+    found = baselines(alone, window=2)
+    assert (found.popularity_U[-1], found.cooccurrence_U[-1]) == (2, 2)
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not beside the project")
+def test_counting_alone_is_strong_on_amazon_beauty():
+    log = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
+    log = log.sort_values(["user", "unix_time"], kind="stable")
+    items, catalogue = pd.factorize(log["asin"])
+    ends = np.cumsum(log.groupby("user", sort=True).size().to_numpy())
+    splits = Splits(
+        items.astype(np.int32),
+        log["unix_time"].to_numpy(),
+        np.concatenate([[0], ends]),
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": 20, "items": len(catalogue)},
+    )
+    found = baselines(splits, window=3)
+    assert recall_at(found.popularity_U, 10) == pytest.approx(0.0114, abs=0.0002)
+    assert 0.0702 < recall_at(found.cooccurrence_U, 10) < 0.08

@@ -1,0 +1,85 @@
+"""What names a result, and when its files do not belong together."""
+
+import json
+from pathlib import Path
+
+import pytest
+from finished_result import write_result
+
+from pipeline.artifacts import MEASURED
+from pipeline.errors import UserError
+from pipeline.results.identity import Result, read_result
+
+
+def read() -> Result:
+    return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
+
+
+def test_a_result_holds_what_the_files_hold(project: Path) -> None:
+    result = read()
+    assert result.metrics == json.loads((project / "reports/metrics.json").read_text())
+    assert [row["step"] for row in result.history] == list(range(200, 1601, 200))
+    assert result.history[0]["valid_loss"] == pytest.approx(11 - 200 / 300, abs=1e-4)
+    assert result.hashes == {
+        "interactions": "c0ffee",
+        "sids": "51d5",
+        "splits": "5911",
+        "model": "aa11",
+        "ranks": "4a4c5",
+    }
+    assert result.dataset["users"] == 2000
+
+
+@pytest.mark.parametrize("measured", sorted(MEASURED))
+def test_a_measurement_makes_no_other_result(project: Path, measured: str) -> None:
+    key = read().key
+    write_result(project, seed=1, **{measured: 123.456})
+    assert read().key == key
+
+
+def test_another_number_model_or_data_makes_another_result(project: Path) -> None:
+    keys = {read().key}
+    write_result(project, seed=1, recall_at_10=0.5)
+    keys.add(read().key)
+    write_result(project, seed=1, model_hash="bb22")
+    keys.add(read().key)
+    lock = project / "dvc.lock"
+    for old, new in (("c0ffee", "decaf"), ("51d5", "51d6"), ("5911", "5912"), ("4a4c5", "4a4c6")):
+        lock.write_text(lock.read_text().replace(old, new))
+        keys.add(read().key)
+    assert len(keys) == 7
+
+
+def test_metrics_that_dvc_did_not_write_are_refused(project: Path) -> None:
+    """A stage run by hand changes its files and not dvc.lock: the hashes would name another model."""
+    (project / "reports/metrics.json").write_text('{"recall_at_10": 0.9}')
+    with pytest.raises(UserError, match=r"not the file that dvc\.lock speaks of") as caught:
+        read()
+    assert "dvc repro" in caught.value.fix
+
+
+@pytest.mark.parametrize("content", [None, "", "stages: {}", "stages: {evaluate: {outs: []}}", "{"])
+def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None) -> None:
+    lock = project / "dvc.lock"
+    lock.unlink()
+    if content is not None:
+        lock.write_text(content)
+    with pytest.raises(UserError, match="does not tell what was evaluated"):
+        read()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reports/metrics.json",
+        "reports/history.csv",
+        "reports/by_history.csv",
+        "reports/by_popularity.csv",
+        "reports/kept_by_level.csv",
+        "data/sids/levels.csv",
+    ],
+)
+def test_a_missing_report_is_named(project: Path, name: str) -> None:
+    (project / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is not here"):
+        read()

@@ -1,0 +1,187 @@
+"""MLflow holds exactly one complete run per result, wherever and however often it is made or restored."""
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+from finished_result import write_result
+
+from pipeline.config import Params, build_params
+from pipeline.errors import UserError
+from pipeline.results.tracking_uri import project_root, tracking_uri
+from pipeline.track import stage
+
+
+def rows(store: Path, sql: str) -> list[Any]:
+    connection = sqlite3.connect(store)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def everything(store: Path) -> dict[str, list[Any]]:
+    tables = ("experiments", "runs", "tags", "params", "metrics", "latest_metrics", "datasets", "inputs")
+    return {table: rows(store, f"select * from {table}") for table in tables}
+
+
+def track(**changes: Any) -> dict[str, Any]:
+    return stage.run(build_params(changes))
+
+
+def test_the_same_result_again_changes_nothing(store: Path) -> None:
+    first = track()
+    before = everything(store)
+    again = track()
+    assert (first["new"], again["new"]) == (True, False)
+    assert again["run_id"] == first["run_id"]
+    assert everything(store) == before
+
+
+def test_a_repeat_that_took_longer_is_the_same_result(project: Path, store: Path) -> None:
+    first = track()
+    write_result(project, seed=1, train_seconds=999.0)
+    assert track()["run_id"] == first["run_id"]
+
+
+def test_another_result_is_another_run_and_coming_back_finds_the_first(project: Path, store: Path) -> None:
+    first = track()
+    write_result(project, seed=2, model_hash="bb22")
+    second = track(seed=7)
+    write_result(project, seed=1)
+    assert track()["run_id"] == first["run_id"] != second["run_id"]
+    assert (first["name"][:8], second["name"][:7]) == ("full-42-", "full-7-")
+    assert len(rows(store, "select * from runs")) == 2
+
+
+def test_a_recording_that_was_killed_is_completed_without_repeats(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", killed)
+        with pytest.raises(KeyboardInterrupt):
+            track()
+    assert rows(store, "select status from runs") == [("RUNNING",)]
+    track()
+    once = everything(store)
+    assert rows(store, "select status from runs") == [("FINISHED",)]
+    assert len(once["metrics"]) == len(set(once["metrics"]))
+    assert len(rows(store, "select * from metrics where key = 'train_loss'")) == 8
+
+
+def test_a_run_holds_parameters_curves_numbers_tags_data_and_model(project: Path, store: Path) -> None:
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    track(dataset="custom", ingest={"path": "logs", "columns": {"user": "member"}})
+    params = dict(rows(store, "select key, value from params"))
+    assert params["ingest.columns"] == '{"user": "member"}'
+    assert params["embed.template"] == '["{title}", "{categories}", "{description}"]'
+    assert params["split.valid_from"] == ""
+    latest = dict(rows(store, "select key, value from latest_metrics"))
+    assert metrics.items() <= latest.items()
+    curve = rows(store, "select step, value from metrics where key = 'valid_recall_at_10' order by step")
+    assert curve == [(step, step / 20000) for step in range(200, 1601, 200)]
+    tags = dict(rows(store, "select key, value from tags"))
+    assert tags["hash_model"] == "aa11"
+    assert (tags["dataset"], tags["strategy"], tags["seed"]) == ("custom", "full", "42")
+    (dataset,) = rows(store, "select name, digest, dataset_profile from datasets")
+    assert dataset == ("custom", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
+    ((place,),) = rows(store, "select artifact_uri from runs")
+    found = {str(path.relative_to(urlparse(place).path)) for path in Path(urlparse(place).path).rglob("*.*")}
+    assert {
+        "model/model.safetensors",
+        "report/index.html",
+        "report/metrics.json",
+        "pipeline/dvc.lock",
+        "pipeline/params.yaml",
+    } <= found
+
+
+def test_the_model_may_stay_out(store: Path) -> None:
+    track(track={"log_model": False})
+    ((place,),) = rows(store, "select artifact_uri from runs")
+    assert not (Path(urlparse(place).path) / "model").exists()
+
+
+def test_a_queued_run_records_into_the_project_and_not_into_its_own_copy(
+    project: Path, store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    copy = tmp_path_factory.mktemp("queue") / "copy"
+    project.rename(copy)
+    project.mkdir()
+    (copy / "mlflow.db").rename(store)
+    monkeypatch.chdir(copy)
+    track()
+    ((place,),) = rows(store, "select artifact_uri from runs")
+    assert Path(urlparse(place).path).is_relative_to(project / "mlartifacts")
+    assert not (copy / "mlflow.db").exists()
+
+
+def test_a_result_met_again_as_an_experiment_gets_its_name(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    track()
+    monkeypatch.setenv("DVC_EXP_NAME", "brave-hare")
+    track()
+    monkeypatch.setenv("DVC_EXP_NAME", "later-name")
+    track()
+    assert rows(store, "select value from tags where key = 'dvc_experiment'") == [("brave-hare",)]
+
+
+def test_a_deleted_experiment_is_told(store: Path) -> None:
+    track()
+    connection = sqlite3.connect(store)
+    connection.execute("update experiments set lifecycle_stage = 'deleted'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(UserError, match="the MLflow experiment 'sidpipe' was deleted"):
+        track()
+
+
+def test_a_store_that_cannot_be_used_costs_only_the_record(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    with pytest.raises(UserError, match="MLflow at nonsense://nowhere") as caught:
+        track()
+    assert "the result is complete in reports/" in caught.value.why
+    assert (project / "reports/index.html").exists()
+
+
+def test_a_file_that_is_no_database_is_told(project: Path) -> None:
+    (project / "mlflow.db").write_text("this is no database")
+    with pytest.raises(UserError, match=r"mlflow\.db: \(sqlite3\.DatabaseError\) file is not a database"):
+        track()
+
+
+def test_the_terminal_shows_the_result_and_the_way_to_all_runs(
+    project: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    track(seed=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "strategy full, dataset demo, seed 3"
+    assert lines[-2].endswith(f"/mlflow ui --backend-store-uri sqlite:///{project}/mlflow.db")
+    assert Path(lines[-2].split()[0]).is_file()
+    assert lines[-1] == "then open http://127.0.0.1:5000/#/experiments/1/runs"
+    assert any(line.startswith("co-occurrence ") for line in lines)
+    assert "report: reports/index.html" in lines
+
+
+def test_the_store_is_where_the_environment_says_or_in_the_project(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "deep/er").mkdir(parents=True)
+    monkeypatch.chdir(project / "deep/er")
+    assert tracking_uri() == f"sqlite:///{project}/mlflow.db"
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert project_root() == Path("/elsewhere")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:5000")
+    assert tracking_uri() == "http://localhost:5000"
+
+
+def test_flat_parameters_are_the_keys_of_params_yaml() -> None:
+    flat = stage.flatten(Params())
+    assert (flat["seed"], flat["train.beam"], flat["ingest.minimum"]) == (42, 10, {})
+    assert not [key for key in flat if key.count(".") > 1]

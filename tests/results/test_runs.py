@@ -1,0 +1,170 @@
+"""Runs are found under the names that users have for them, and fall into arms by all but the seed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluated_world import write_generator
+from synthetic_runs import ranks_of, write_run
+
+from pipeline.errors import UserError
+from pipeline.evaluate.stage import run
+from pipeline.results.runs import arms_of, read_run
+
+RANK = np.array([1, 0, 3, 11, 0, 2])
+
+
+def shape(arguments: list[str]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(arm.name, arm.seeds) for arm in arms_of(arguments)]
+
+
+@pytest.fixture
+def folders(tmp_path) -> dict[str, str]:
+    """Results of two strategies and of a changed recipe, over seeds."""
+    return {
+        f"{strategy}{recipe}{seed}": write_run(
+            tmp_path / f"{strategy}{recipe}{seed}",
+            ranks_of(RANK, strategy=strategy, seed=seed, recipe=strategy + recipe, model=f"{strategy}{recipe}{seed}"),
+        )
+        for strategy, recipe, seed in [
+            ("full", "", 2),
+            ("full", "", 1),
+            ("rastp", "", 1),
+            ("rastp", "", 2),
+            ("full", "slow", 1),
+        ]
+    }
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_arm(folders):
+    names = ["full2", "rastp1", "full1", "rastp2"]
+    assert shape([folders[name] for name in names]) == [("full", (1, 2)), ("rastp", (1, 2))]
+
+
+def test_one_strategy_with_two_recipes_is_two_arms_called_by_their_runs(folders):
+    assert shape([folders["full1"], folders["fullslow1"]]) == [(folders["full1"], (1,)), (folders["fullslow1"], (1,))]
+
+
+def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(folders):
+    mine = f"mine={folders['rastp1']},{folders['full2']}"
+    assert shape([mine, folders["full1"]]) == [("mine", (1, 2)), ("full", (1,))]
+    assert shape([folders["full1"], mine]) == [("full", (1,)), ("mine", (1, 2))]
+
+
+def test_a_run_is_found_as_folder_file_project_or_workspace(world, monkeypatch):
+    run(world.params, **world.paths)
+    monkeypatch.chdir(world.root)
+    same = {
+        read_run(name).ranks.origin.model
+        for name in ("reports", "reports/ranks.parquet", ".", str(world.root), "workspace")
+    }
+    assert len(same) == 1
+
+
+def test_reports_beside_another_model_are_refused(world):
+    run(world.params, **world.paths)
+    write_generator(world, seed=4)
+    with pytest.raises(UserError, match="another model"):
+        read_run(str(world.paths["reports"]))
+
+
+def test_one_arm_is_nothing_to_compare(folders):
+    with pytest.raises(UserError, match=r"only one arm: full, seed 1, 2"):
+        arms_of([folders["full1"], folders["full2"]])
+
+
+def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(folders, tmp_path):
+    again = write_run(tmp_path / "again", ranks_of(RANK, seed=1, model="elsewhere"))
+    with pytest.raises(UserError, match="same strategy, settings of training and seed") as refused:
+        arms_of([folders["full1"], again, folders["rastp1"]])
+    assert f"{again}={again}" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "other"}, "dataset"),
+        ({"decoding": "unconstrained"}, "decoding"),
+        ({"beam": 50}, "beam"),
+        ({"filter_seen": True}, "filter_seen"),
+    ],
+)
+def test_runs_evaluated_differently_are_refused(folders, tmp_path, change, message):
+    other = write_run(tmp_path / "other", ranks_of(RANK, strategy="rastp", **change))
+    with pytest.raises(UserError, match=f"has {message}"):
+        arms_of([folders["full1"], other])
+
+
+def test_other_users_or_other_test_items_are_refused(folders, tmp_path):
+    fewer = write_run(tmp_path / "fewer", ranks_of(RANK[:4], strategy="rastp"))
+    with pytest.raises(UserError, match="different users"):
+        arms_of([folders["full1"], fewer])
+    moved = ranks_of(RANK, strategy="rastp")
+    moved.users["item_id"] += 1
+    with pytest.raises(UserError, match="different test items"):
+        arms_of([folders["full1"], write_run(tmp_path / "moved", moved)])
+
+
+MAKE = """
+import sys
+import numpy as np, yaml
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from synthetic_runs import ranks_of, write_run
+params = yaml.safe_load(Path("params.yaml").read_text())
+write_run(Path("reports"), ranks_of(np.arange(9) % 5, strategy=params["strategy"], seed=params["seed"]))
+"""
+STAGE = """
+stages:
+  evaluate:
+    cmd: {python} make.py
+    params: [seed, strategy]
+    deps: [make.py]
+    outs: [reports/ranks.parquet]
+"""
+
+
+def dvc(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", *arguments, "-q"], check=True, capture_output=True)
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *arguments], check=True, capture_output=True
+    )
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> None:
+    """The working folder: a DVC repository with the commit `main` (full) and the experiment `pruned`, seed 1 both."""
+    tests = Path(__file__).resolve().parent
+    monkeypatch.chdir(tmp_path)
+    Path("make.py").write_text(MAKE.format(paths=[str(tests), str(tests.parents[1])]))
+    Path("dvc.yaml").write_text(STAGE.format(python=sys.executable))
+    Path("params.yaml").write_text("seed: 1\nstrategy: full\n")
+    git("init", "-b", "main")
+    dvc("init")
+    dvc("repro")
+    git("add", ".")
+    git("commit", "-m", "first")
+    dvc("exp", "run", "-n", "pruned", "-S", "strategy=rastp")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("repository")
+def test_experiments_commits_and_the_workspace_are_read_from_dvc():
+    assert shape(["main", "pruned"]) == shape(["main", "workspace"]) == [("full", (1,)), ("rastp", (1,))]
+    with pytest.raises(UserError, match="only one arm"):
+        arms_of([])  # the workspace still holds the experiment, which counts once
+    write_run(Path("reports"), ranks_of(np.arange(9) % 5, seed=3))
+    assert shape([]) == [("full", (3,)), ("rastp", (1,))]
+    with pytest.raises(UserError, match="no run is called 'prund'"):
+        arms_of(["main", "prund"])
+
+
+def test_outside_of_a_repository_the_experiments_cannot_be_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="cannot be listed"):
+        arms_of([])

@@ -1,0 +1,73 @@
+"""IntRR's equations, one item and one window at a time. Slow on purpose; the oracle of pipeline/backbones/ran.py."""
+
+import torch
+
+from pipeline.packing.histories import Histories
+
+
+def level_query(ran, level, signal_d, passed):
+    """Eq. 4: what level `level` asks its codebook, given what the levels above passed on."""
+    if level == 0:
+        return signal_d
+    fusion = ran.fusions[level - 1]
+    context_d = passed[-1] if ran.context == "last" else torch.stack(passed).sum(0)
+    weight = torch.cat([fusion.signal.weight, fusion.context.weight], 1)
+    hidden = torch.relu(weight @ torch.cat([signal_d, context_d]) + fusion.signal.bias)
+    return fusion.out.weight @ hidden + fusion.out.bias
+
+
+def walk(ran, signal_d, codes=None):
+    """(distribution of each level, what each passed on): teacher-forced where `codes` are given, else Eq. 6."""
+    distributions, passed = [], []
+    for level in range(ran.levels):
+        codebook = ran.codebooks[level]
+        scores = torch.stack([level_query(ran, level, signal_d, passed) @ vector_d for vector_d in codebook])
+        p = scores.exp() / scores.exp().sum()  # Eq. 5
+        distributions.append(p)
+        if codes is not None:
+            passed.append(codebook[codes[level]])
+            continue
+        if ran.mix == "straight_through":
+            p = torch.eye(len(p), dtype=p.dtype)[p.argmax()] + p - p.detach()
+        passed.append(sum(weight * vector_d for weight, vector_d in zip(p, codebook, strict=True)))
+    return distributions, passed
+
+
+def cost(distributions, codes):
+    """The inner sum of Eq. 8 and 10."""
+    return -sum(p[code].log() for p, code in zip(distributions, codes, strict=True))
+
+
+def item(model, number):
+    """(Eq. 7's vector of an item, its term of Eq. 8)."""
+    ran = model.items_ran if model.items_ran is not None else model.ran
+    codes = model.catalogue.codes_IL[number].tolist()
+    signal_d = model.uid.weight[number]
+    if model.settings.uid_dim:
+        signal_d = model.uid_out.weight @ signal_d
+    forced = codes if model.settings.ablation == "no_redistribution" else None
+    distributions, passed = walk(ran, signal_d, forced)
+    return torch.stack(passed).sum(0), cost(distributions, codes)
+
+
+def state(model, history):
+    """Eq. 9, of one window."""
+    vectors = torch.stack([item(model, number)[0] for number in history])
+    return model.backbone.read(vectors, Histories.pack(torch.tensor(history).numpy(), [0, len(history)]))[0]
+
+
+def target(model, state_d, number):
+    """The target's term of Eq. 10."""
+    codes = model.catalogue.codes_IL[number].tolist()
+    forced = None if model.training and model.settings.ablation == "no_teacher_forcing" else codes
+    return cost(walk(model.ran, state_d, forced)[0], codes)
+
+
+def losses(model, windows):
+    """(L_rec's sum over (history, target) windows, mean over items of L_aln as `alignment_items` says)."""
+    recommendation = sum(target(model, state(model, history), number) for history, number in windows)
+    seen = [number for history, _ in windows for number in history]
+    counted = {"batch_distinct": sorted(set(seen)), "batch_occurrences": seen, "all": range(model.catalogue.items)}[
+        model.settings.alignment_items
+    ]
+    return recommendation, sum(item(model, number)[1] for number in counted) / len(counted)

@@ -1,0 +1,436 @@
+"""IntRR against its equations, written slowly, on random batches of ragged windows."""
+
+import intrr_reference as reference
+import numpy as np
+import pytest
+import torch
+
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import beam_search
+from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.errors import UserError
+from pipeline.packing.histories import Histories
+from pipeline.packing.shape import Shape
+from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.intrr.model import RecursiveModel
+from pipeline.strategies.intrr.network import negative_log_likelihood
+from pipeline.strategies.intrr.strategy import Intrr
+from pipeline.training.collate import Listed, collate
+from pipeline.training.steps import Step
+from pipeline.training.windows import Windows
+
+ITEMS, DIGIT = 40, 9
+CASES = {
+    "the paper's": {},
+    "straight through": {"mix": "straight_through"},
+    "sum of levels": {"context": "sum"},
+    "a UID table of its own width": {"uid_dim": 5},
+    "occurrences": {"alignment_items": "batch_occurrences"},
+    "all": {"alignment_items": "all"},
+    "no teacher forcing": {"ablation": "no_teacher_forcing"},
+    "no alignment": {"ablation": "no_alignment"},
+    "no redistribution": {"ablation": "no_redistribution"},
+    "no sharing": {"ablation": "no_sharing"},
+    "on a decoder": {"backbone": "decoder"},
+    "on HSTU": {"backbone": "hstu"},
+}
+
+
+def catalogue() -> Catalogue:
+    """40 items in 12 buckets, told apart by a digit."""
+    codes_IL = np.random.default_rng(0).integers(0, (4, 3), (ITEMS, 2))
+    digits_I = [int((codes_IL[:item] == codes_IL[item]).all(1).sum()) for item in range(ITEMS)]
+    return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
+
+
+def make(seed=0, backbone="t5", **settings) -> tuple[Intrr, RecursiveModel]:
+    torch.manual_seed(seed)
+    strategy = Intrr(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
+    config = BackboneConfig(
+        backbone,
+        encoder_layers=2,
+        decoder_layers=2,
+        d_model=8,
+        heads=2,
+        d_head=4,
+        d_ff=16,
+        dropout=0.0,
+        recency_items=3,
+        time_bias=False,
+    )
+    model = strategy.build_model(config, catalogue()).double()
+    with torch.no_grad():  # large enough to matter
+        recency = [model.backbone.recency.weight] if backbone == "t5" else []
+        for parameter in (*model.ran.codebooks.parameters(), *recency):
+            parameter.normal_()
+    return strategy, model
+
+
+def step_of(items_N, windows=8, longest=5) -> Step:
+    rng = np.random.default_rng(1)
+    ends_W = rng.integers(longest + 1, len(items_N), windows)
+    weights_W = rng.random(windows).astype(np.float32) * 2
+    return Step(0, 0, Windows(ends_W - rng.integers(1, longest + 1, windows), ends_W), weights_W)
+
+
+def batches_of(strategy, model, parts=1, all_targets=False):
+    """(the step, its parts as batches, its windows as (history, target))."""
+    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
+    step = step_of(items_N)
+    total = int(step.windows.lengths_W.sum()) if all_targets else len(step.windows)
+    listed = Listed(items_N, step, strategy.items, total, ITEMS)
+    rows = np.array_split(np.arange(len(step.windows)), parts)
+    batches = [
+        collate(items_N, step, own, model.catalogue.codes_IL, all_targets=all_targets, listed=listed) for own in rows
+    ]
+    windows = [
+        (items_N[a:b].tolist(), int(items_N[b]))
+        for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)
+    ]
+    return step, batches, windows
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_loss_and_gradients_equal_the_equations(settings):
+    strategy, model = make(**settings)
+    model.train()
+    _, (batch,), windows = batches_of(strategy, model)
+    batch.weights_W.fill_(1)
+    strategy.loss(model, batch).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    recommendation, alignment = reference.losses(model, windows)
+    weight = 0 if settings.get("ablation") == "no_alignment" else 0.1
+    expected = recommendation / len(windows) + weight * alignment  # Eq. 11, of means
+    torch.testing.assert_close(strategy.loss(model, batch).double() / len(windows), expected, rtol=1e-5, atol=1e-5)
+    (len(windows) * expected).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().max() > 0, name
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_every_item_can_be_the_target_of_those_before_it():
+    strategy, model = make(backbone="decoder")
+    _, (batch,), windows = batches_of(strategy, model.train(), all_targets=True)
+    batch.weights_W.fill_(1)
+    samples = [
+        (history[:end], [*history, target][end]) for history, target in windows for end in range(1, len(history) + 1)
+    ]
+    recommendation, _ = reference.losses(model, samples)
+    alignment = reference.losses(model, windows)[1]  # of all items of the windows
+    expected = recommendation + 0.1 * len(samples) * alignment
+    torch.testing.assert_close(strategy.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}, {"alignment_items": "all"}])
+def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
+    strategy, model = make(**settings)
+    whole, *parts = (
+        sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
+        for count in (1, 2, 3)
+    )
+    assert parts == pytest.approx([whole, whole], rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}])
+def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
+    strategy, model = make(**settings)
+    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
+    step = step_of(items_N)
+    listed = Listed(items_N, step, strategy.items, len(step.windows), ITEMS)
+    batches = [
+        collate(items_N, step, np.arange(8), model.catalogue.codes_IL, longest=5, shape=shape, listed=listed)
+        for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
+    ]
+    assert [len(batch.targets_W) for batch in batches] == [8, 12]
+    assert not listed.counts_I[items_N[:9]].all()
+    plain, filled = (strategy.loss(model, batch).item() for batch in batches)
+    assert filled == pytest.approx(plain, rel=1e-6)
+
+
+def test_a_part_without_windows_has_no_loss():
+    strategy, model = make()
+    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
+    step = step_of(items_N)
+    batch = collate(
+        items_N,
+        step,
+        np.zeros(0, np.int64),
+        model.catalogue.codes_IL,
+        listed=Listed(items_N, step, strategy.items, len(step.windows), ITEMS),
+    )
+    assert strategy.loss(model, batch).item() == 0
+
+
+def test_weights_of_windows_do_not_touch_the_alignment():
+    strategy, model = make()
+    _, (batch,), _ = batches_of(strategy, model)
+    logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
+    loss_W = negative_log_likelihood(logits, batch.codes_WL)
+    expected = (loss_W * batch.weights_W).sum() + 0.1 * alignment
+    torch.testing.assert_close(strategy.loss(model, batch), expected)
+
+
+def test_a_sample_aligns_items_of_the_whole_catalogue():
+    strategy, model = make(alignment_items="sample", alignment_sample=4000)
+    step, (batch,), _ = batches_of(strategy, model)
+    costs = torch.stack([reference.item(model, number)[1] for number in range(ITEMS)])
+    _, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
+    assert alignment.item() / len(step.windows) == pytest.approx(costs.mean().item(), rel=0.03)
+
+
+def test_the_loss_is_float32_under_autocast():
+    strategy, model = make()
+    model = model.float().train()
+    _, (batch,), _ = batches_of(strategy, model)
+    exact = strategy.loss(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = strategy.loss(model, batch)
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+class TestDecoding:
+    @staticmethod
+    def histories(windows=4):
+        items_N = np.random.default_rng(3).integers(ITEMS, size=20)
+        return [items_N[i : i + 1 + i % 3].tolist() for i in range(windows)]
+
+    @staticmethod
+    def pack(histories):
+        return Histories.pack(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
+
+    @staticmethod
+    @torch.no_grad()
+    def brute_force(model, histories):
+        """[W, I]: each item's log-probability after each history, by the reference."""
+        rows = []
+        for history in histories:
+            state_d = reference.state(model, history)
+            scores = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
+            if model.settings.tie_break == "uid":
+                scores = TestDecoding.by_uid(model, state_d)
+            rows.append(scores)
+        return torch.stack(rows)
+
+    @staticmethod
+    def by_uid(model, state_d):
+        """The bucket's probability, shared among its items by state x vector."""
+        codes_IL, scores = model.catalogue.codes_IL, []
+        products_I = torch.stack([reference.item(model, number)[0] @ state_d for number in range(ITEMS)])
+        for number in range(ITEMS):
+            bucket_I = (codes_IL[:, :-1] == codes_IL[number, :-1]).all(1)
+            distributions = reference.walk(model.ran, state_d, codes_IL[number].tolist())[0]
+            known = sum(p[code].log() for p, code in zip(distributions[:-1], codes_IL[number], strict=False))
+            scores.append(known + products_I[number] - products_I[bucket_I].logsumexp(0))
+        return torch.stack(scores)
+
+    @pytest.mark.parametrize("settings", [{}, {"context": "sum"}, {"tie_break": "uid"}], ids=["paper", "sum", "uid"])
+    def test_a_beam_of_full_width_and_exact_scores_equal_brute_force(self, settings):
+        _, model = make(**settings)
+        model.eval()
+        histories = self.histories()
+        expected_WI = self.brute_force(model, histories)
+        scores_WI = score_catalogue(model, self.pack(histories))
+        torch.testing.assert_close(scores_WI.double(), expected_WI, rtol=1e-5, atol=1e-5)
+        beams = beam_search(model, self.pack(histories), ITEMS)
+        torch.testing.assert_close(
+            beams.scores_WK.double(), expected_WI.sort(1, descending=True).values, rtol=1e-5, atol=1e-5
+        )
+        assert torch.equal(beams.codes_WKL, model.catalogue.codes_IL[beams.items_WK])
+        torch.testing.assert_close(
+            expected_WI.gather(1, beams.items_WK), beams.scores_WK.double(), rtol=1e-5, atol=1e-5
+        )
+
+    @pytest.mark.parametrize("tie_break", ["digit", "uid"])
+    def test_a_narrow_beam_gives_items_their_own_scores(self, tie_break):
+        _, model = make(tie_break=tie_break)
+        packed = self.pack(self.histories(9))
+        beams = beam_search(model.eval(), packed, 5)
+        assert all(len(set(items_K)) == 5 for items_K in beams.items_WK.tolist())
+        torch.testing.assert_close(
+            score_catalogue(model, packed).gather(1, beams.items_WK), beams.scores_WK, rtol=1e-5, atol=1e-5
+        )
+
+    def test_a_free_beam_of_full_width_holds_all_the_probability_and_marks_what_names_no_item(self):
+        _, model = make()
+        beams = beam_search(model.eval(), self.pack(self.histories()), 4 * 3 * DIGIT, constrained=False)
+        torch.testing.assert_close(beams.scores_WK.exp().sum(1), torch.ones(4))
+        assert ((beams.items_WK >= 0).sum(1) == ITEMS).all()
+
+    def test_a_free_beam_by_uid_names_every_item_and_stays_finite(self):
+        _, model = make(tie_break="uid")
+        beams = beam_search(model.eval(), self.pack(self.histories()), 4 * 3 * DIGIT, constrained=False)
+        assert not beams.scores_WK.isnan().any()
+        found_W = [sorted(items_K[items_K >= 0].tolist()) for items_K in beams.items_WK]
+        assert found_W == [list(range(ITEMS))] * 4
+
+    def test_the_backbone_runs_once_whatever_the_beam(self, monkeypatch):
+        _, model = make()
+        calls, read = [], model.backbone.read
+        monkeypatch.setattr(model.backbone, "read", lambda *args: calls.append(args) or read(*args))
+        beam_search(model.eval(), self.pack(self.histories()), 30)
+        assert len(calls) == 1
+
+
+class TestItemVectors:
+    def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(self, monkeypatch):
+        _, model = make()
+        redistribute, calls = model._redistribute, []
+        monkeypatch.setattr(model, "_redistribute", lambda items: calls.append(items) or redistribute(items))
+        before_Id = model.eval().item_vectors().clone()
+        kept_Id = model.item_vectors()
+        assert len(calls) == 1
+        expected_Id = torch.stack([reference.item(model, number)[0] for number in range(ITEMS)])
+        torch.testing.assert_close(before_Id, expected_Id.detach())
+        model.train()
+        with torch.no_grad():
+            model.uid.weight.neg_()
+        model.eval().sizes(TestDecoding.pack([[1]]))  # as a recorded search does, which goes on reading the same place
+        assert not torch.allclose(kept_Id, before_Id)
+        assert model.item_vectors() is kept_Id
+        assert len(calls) == 2
+
+    def test_training_refuses_the_vectors_of_another_step(self):
+        strategy, model = make()
+        _, (batch,), _ = batches_of(strategy, model)
+        with pytest.raises(ValueError, match="distinct items"):
+            model.train()(batch.histories, batch.codes_WL)
+
+    def test_items_of_one_semantic_id_differ_by_their_uid_alone(self):
+        """All codes but the digit; without redistribution they differ by the digit's vector alone."""
+        first, second = bucket_mates()
+        _, model = make()
+        assert not torch.allclose(*model.eval().item_vectors()[[first, second]])
+        _, model = make(ablation="no_redistribution")
+        vectors_Id, codes_IL = model.eval().item_vectors(), model.catalogue.codes_IL
+        digits_Vd = model.ran.codebooks[-1]
+        torch.testing.assert_close(
+            vectors_Id[first] - vectors_Id[second],
+            (digits_Vd[codes_IL[first, -1]] - digits_Vd[codes_IL[second, -1]]).detach(),
+        )
+
+    def test_weights_are_distributions_over_each_level(self):
+        _, model = make()
+        weights = model.eval().weights_of(torch.arange(ITEMS))
+        assert [w.shape[1] for w in weights] == [4, 3, DIGIT]
+        for level, w in enumerate(weights):
+            expected = torch.stack([reference.walk(model.ran, model.uid.weight[i])[0][level] for i in range(ITEMS)])
+            torch.testing.assert_close(w, expected.detach())
+
+
+def bucket_mates() -> tuple[int, int]:
+    codes_IL = catalogue().codes_IL
+    second = int(codes_IL[:, -1].argmax())
+    return int((codes_IL[:, :-1] == codes_IL[second, :-1]).all(1).nonzero()[0]), second
+
+
+class TestAblations:
+    def test_without_alignment_equals_a_weight_of_zero(self):
+        losses = []
+        for settings in ({"ablation": "no_alignment"}, {"alignment": 0.0}):
+            strategy, model = make(**settings)
+            losses.append(strategy.loss(model.train(), batches_of(strategy, model)[1][0]).item())
+        assert losses[0] == losses[1]
+
+    def test_validation_is_teacher_forced_and_knows_no_alignment_under_every_ablation(self):
+        for ablation in ("none", "no_teacher_forcing", "no_redistribution", "no_sharing"):
+            strategy, model = make(ablation=ablation)
+            _, (batch,), windows = batches_of(strategy, model.eval())
+            batch.weights_W.fill_(1)
+            items_N = batch.histories
+            expected = -sum(
+                score_catalogue(model, TestDecoding.pack([history]))[0, number] for history, number in windows
+            )
+            plain = type(batch)(items_N, batch.targets_W, batch.codes_WL, batch.weights_W)
+            assert strategy.loss(model, plain).item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_a_uid_table_that_nothing_reads_does_not_exist(self):
+        _, model = make(ablation="no_redistribution", alignment=0.0)
+        assert not [name for name in model.state_dict() if name.startswith("uid")]
+
+    def test_the_two_sides_share_nothing_but_the_backbone_without_sharing(self):
+        strategy, model = make(ablation="no_sharing", alignment=0.0)
+        _, (batch,), _ = batches_of(strategy, model.train())
+        states_Wd = torch.randn(len(batch.targets_W), 8, dtype=torch.float64)
+        torch.cat(model._targets(states_Wd, batch.codes_WL), 1).square().sum().backward()
+        assert all(parameter.grad is None for parameter in model.items_ran.parameters())
+        assert all(parameter.grad is not None for parameter in model.ran.parameters())
+
+
+class TestTheQuantizersCodebooks:
+    @pytest.mark.parametrize("width", [3, 8, 20])
+    def test_keep_their_geometry_as_far_as_the_widths_allow(self, width):
+        strategy, model = make(codebooks="quantizer")
+        books = {
+            "level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
+            "level_2": np.ones((3, width), np.float32),
+            "encoder.weight": np.zeros((2, 2), np.float32),
+        }
+        before = [book.detach().clone() for book in model.ran.codebooks]
+        strategy.start_from(model, books)
+        first, second, digit = model.ran.codebooks
+        assert first.square().mean().sqrt().item() == pytest.approx(8**-0.5)
+        if width <= 8:
+            theirs = torch.pdist(torch.from_numpy(books["level_1"]).double())
+            ratio = torch.pdist(first) / theirs
+            torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(second, before[1], msg="centroids without spread")
+        torch.testing.assert_close(digit, before[2])
+
+    def test_are_not_looked_at_by_default(self):
+        strategy, model = make()
+        before = [book.detach().clone() for book in model.ran.codebooks]
+        strategy.start_from(model, {"level_1": np.ones((4, 3), np.float32)})
+        torch.testing.assert_close(list(model.ran.codebooks), before)
+
+
+class TestTheDigit:
+    def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
+        codes_IL = catalogue().codes_IL[:, :-1]
+        torch.manual_seed(0)
+        strategy = Intrr(IntrrConfig(hidden=12))
+        config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
+        model = strategy.build_model(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
+        assert [len(book) for book in model.ran.codebooks] == [4, 3]
+        beams = beam_search(model, TestDecoding.pack([[1, 2], [3]]), ITEMS)
+        assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2
+        with torch.no_grad():
+            state_d = reference.state(model, [3])
+            expected_I = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
+        torch.testing.assert_close(beams.scores_WK[1].double(), expected_I[beams.items_WK[1]], rtol=1e-5, atol=1e-5)
+
+    def test_has_a_width_of_its_own(self):
+        _, model = make()
+        assert [len(book) for book in model.ran.codebooks] == [4, 3, DIGIT]
+        _, model = make(digit_width=0)
+        assert [len(book) for book in model.ran.codebooks] == list(catalogue().widths)
+
+    def test_that_cannot_tell_a_group_apart_is_refused_by_the_group_s_name(self):
+        largest = catalogue().widths[-1]
+        with pytest.raises(UserError) as refused:
+            make(digit_width=largest - 1)
+        first, _ = bucket_mates()
+        codes = catalogue().codes_IL[first, :-1].tolist()
+        assert f"{largest} items share the codes {codes}: item_id {first}, " in str(refused.value)
+        assert f"set intrr.digit_width to {largest} or more" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same():
+    """By a backend that traces both passes but generates no code, so that it runs anywhere."""
+    strategy, model = make(mix="straight_through")
+    _, (batch,), _ = batches_of(strategy, model.float().train())
+    gradients = []
+    for compiled in (False, True):
+        if compiled:
+            model.compiled_items, model.compiled_targets = (
+                torch.compile(side, backend="aot_eager", fullgraph=True, dynamic=True)
+                for side in (model._items, model._targets)
+            )
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            strategy.loss(model, batch).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)

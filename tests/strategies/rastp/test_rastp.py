@@ -1,0 +1,403 @@
+"""RASTP against its equations and against the authors' code, both written slowly, on ragged random batches."""
+
+import dataclasses
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import rastp_reference as reference
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import beam_search
+from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.ops.attention import attention
+from pipeline.ops.layout import Group, Layout, Mass
+from pipeline.packing.histories import Histories
+from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.full import Full
+from pipeline.strategies.rastp.pruner import Pruner, best_of_segments
+from pipeline.strategies.rastp.strategy import Rastp
+
+WIDTHS, ITEMS = (7, 6, 5, 3), 60
+CASES = {
+    "the paper's": {},
+    "after layer 1": {"after_layer": 1},
+    "after the last layer": {"after_layer": 3},
+    "half": {"keep": 0.5},
+    "l1": {"score": "l1"},
+    "l2": {"score": "l2"},
+    "attention": {"score": "attention"},
+    "separators compete": {"separators": "compete"},
+    "items": {"unit": "item"},
+    "items with separators": {"unit": "item", "separators": "compete"},
+    "no positions": {"keep_positions": False},
+    "at least 9": {"min_tokens": 9},
+    "no least": {"min_tokens": 1},
+}
+RELEASED = {
+    "min_tokens": 1,
+    "separators": "compete",
+    "base": "padded",
+    "keep_positions": False,
+    "padded_queries": "count",
+    "score_dropout": "after",
+}
+
+
+def catalogue():
+    rng = np.random.default_rng(0)
+    return Catalogue(rng.permutation(np.unique(rng.integers(0, WIDTHS, (4 * ITEMS, 4)), axis=0))[:ITEMS], WIDTHS)
+
+
+def make_model(strategy, dtype=torch.float64, **config):
+    """A small T5 whose position bias is large enough to matter, in evaluation mode."""
+    torch.manual_seed(0)
+    small = {
+        "encoder_layers": 3,
+        "decoder_layers": 1,
+        "d_model": 16,
+        "heads": 3,
+        "d_head": 8,
+        "d_ff": 32,
+        "dropout": 0.0,
+        "relative_max_distance": 24,
+    }
+    model = strategy.build_model(BackboneConfig(**small | config), catalogue())
+    with torch.no_grad():
+        model.encoder_bias.weight.normal_()
+    return model.to(dtype).eval()
+
+
+def ragged(count=9, longest=8, seed=0):
+    """Histories of many lengths, the shortest a single item."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, ITEMS, length).tolist() for length in [1, 2, longest, *rng.integers(1, longest, count - 3)]]
+
+
+def pack(windows, pad_to=0):
+    offsets = np.concatenate([[0], np.cumsum([len(window) for window in windows])])
+    return Histories.pack(np.concatenate(windows).astype(np.int64), offsets, pad_to=pad_to)
+
+
+def rows(encoded):
+    """The real states of each window, in packed order."""
+    start, lengths = 0, encoded.layout.lengths_n
+    places = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
+    for index, room in enumerate(places):
+        yield encoded.states_Td[start : start + (room if lengths is None else int(lengths[index]))]
+        start += room
+
+
+def kept_positions(encoded, histories):
+    flat = encoded.kept_NS.split(histories.lengths_W.tolist())
+    return [torch.flatten(kept).nonzero()[:, 0].tolist() for kept in flat]
+
+
+@pytest.mark.parametrize("pad_to", [0, 40, 43], ids=["packed", "padded", "padded to no whole item"])
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_kept_tokens_and_outputs_are_those_of_the_equations(options, pad_to):
+    config = RastpConfig(**options)
+    model, windows = make_model(Rastp(config)), ragged()
+    histories = pack(windows, pad_to)
+    encoded = model.encode(histories)
+    for index, states, kept in zip(histories.order, rows(encoded), kept_positions(encoded, histories), strict=True):
+        expected, positions, _ = reference.encode(model, windows[index], config)
+        assert kept == positions
+        torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_without_separators_every_token_is_scored():
+    config = RastpConfig(keep=0.4)
+    model, windows = make_model(Rastp(config), separators=False), ragged()
+    histories = pack(windows)
+    encoded = model.encode(histories)
+    for index, states in zip(histories.order, rows(encoded), strict=True):
+        expected, _, _ = reference.encode(model, windows[index], config)
+        torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_score_is_attention_mass_times_l1_norm():
+    config = RastpConfig()
+    model, windows = make_model(Rastp(config)), ragged()
+    histories, seen = pack(windows), []
+    original = model.shortener._importance
+    model.shortener._importance = lambda *args: seen.append(original(*args)) or seen[-1]
+    model.encode(histories)
+    expected = [score for index in histories.order for score in reference.encode(model, windows[index], config)[2]]
+    torch.testing.assert_close(seen[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=0)
+
+
+class TestTheReleasedCode:
+    @pytest.mark.parametrize("packed", [False, True], ids=["padded batch", "packed batch"])
+    def test_is_reproduced_exactly(self, packed):
+        """Whoever packed the batch: where padding counts, the model pads for itself."""
+        model, windows = make_model(Rastp(RastpConfig(**RELEASED), pad_to=40)), ragged()
+        histories = pack(windows, 0 if packed else 40)
+        encoded = model.encode(histories)
+        assert encoded.layout.groups == (Group(len(windows), 13, 13),)
+        expected_WPd, mask_WP = reference.released(model, [windows[i] for i in histories.order], 40)
+        for states, expected_Pd, mask_P in zip(rows(encoded), expected_WPd, mask_WP, strict=True):
+            torch.testing.assert_close(states, expected_Pd[mask_P], rtol=1e-9, atol=1e-9)
+
+    def test_differs_from_the_paper_in_what_it_keeps(self):
+        kept = []
+        for options in ({}, RELEASED):
+            histories = pack(ragged(), 40)
+            kept.append(make_model(Rastp(RastpConfig(**options), pad_to=40)).encode(histories).kept_NS)
+        assert not torch.equal(*kept)
+
+    def test_prunes_nothing_from_a_window_that_fits_a_third_of_the_padding(self):
+        histories = pack(ragged(), 40)
+        kept_NS = make_model(Rastp(RastpConfig(**RELEASED), pad_to=40)).encode(histories).kept_NS
+        for items, kept in zip(histories.lengths_W.tolist(), kept_NS.split(histories.lengths_W.tolist()), strict=True):
+            assert int(kept.sum()) == min(5 * items, 13)
+
+    def test_dropout_makes_its_score_random_in_training(self):
+        model = make_model(Rastp(RastpConfig(**RELEASED), pad_to=40), torch.float32, dropout=0.3).train()
+        kept = [model.encode(pack(ragged(), 40)).kept_NS for _ in range(2)]
+        assert not torch.equal(*kept)
+
+
+class TestAttentionMass:
+    """The mass comes out of the attention call itself. With one-hot values, the output is the weights."""
+
+    LAYOUT = Layout((Group(3, 4, 4), Group(2, 6, 6)), torch.tensor([1, 4, 3, 6, 2]))
+
+    def weights(self, layout, dropout):
+        """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout repeats."""
+        torch.manual_seed(1)
+        q, k = torch.randn(2, 24, 3, 6, dtype=torch.float64)
+        place_S = torch.cat([torch.arange(group.keys).repeat(group.sequences) for group in layout.groups])
+        v = torch.nn.functional.one_hot(place_S, 6).double()[:, None].expand(-1, 3, -1)
+
+        def call(mass):
+            torch.manual_seed(2)
+            return attention(q, k, v, layout, dropout=dropout, mass=mass)
+
+        return call
+
+    @pytest.mark.parametrize("after_dropout", [False, True])
+    @pytest.mark.parametrize("padded_queries", [False, True])
+    def test_is_the_sum_of_weights_over_heads_and_queries(self, after_dropout, padded_queries):
+        dropped_THK, mass_S = self.weights(self.LAYOUT, 0.4)(Mass(after_dropout, padded_queries))
+        whole_THK, _ = self.weights(self.LAYOUT, 0.0)(Mass())
+        weights_TK = (dropped_THK if after_dropout else whole_THK).sum(1)
+        start = 0
+        for group, lengths in zip(self.LAYOUT.groups, self.LAYOUT.lengths_n.split([3, 2]), strict=True):
+            for real in lengths.tolist():
+                own = slice(start, start + group.keys)
+                queries = weights_TK[own][:, : group.keys]
+                expected = (queries if padded_queries else queries[:real]).sum(0)
+                torch.testing.assert_close(mass_S[own], expected)
+                start += group.keys
+
+    def test_asking_for_it_changes_no_output_and_costs_no_product(self):
+        outputs, flops = [], []
+        for mass in (None, Mass()):
+            with FlopCounterMode(display=False) as counter:
+                result = self.weights(self.LAYOUT, 0.2)(mass)
+            outputs.append(result[0])
+            flops.append(counter.get_total_flops())
+        assert torch.equal(*outputs)
+        assert flops[0] == flops[1] > 0
+
+    def test_carries_no_gradient(self):
+        q, k, v = torch.randn(3, 24, 3, 5, requires_grad=True)
+        out, mass = attention(q, k, v, self.LAYOUT, mass=Mass())
+        assert out.requires_grad
+        assert not mass.requires_grad
+
+
+class TestPositions:
+    def test_the_bias_after_pruning_is_that_of_the_original_positions(self):
+        layout = Layout((Group(2, 3, 3), Group(1, 5, 5)), None, torch.tensor([0, 4, 9, 1, 2, 3, 2, 3, 5, 7, 8]))
+        q, k, v = torch.randn(3, 11, 2, 4, dtype=torch.float64)
+        bias_HQK = torch.randn(2, 10, 10, dtype=torch.float64, requires_grad=True)
+        out_THD, _ = attention(q, k, v, layout, bias_HQK)
+        expected, grad = [], torch.randn_like(out_THD)
+        for start, length in ((0, 3), (3, 3), (6, 5)):
+            own, at = slice(start, start + length), layout.positions_S[start : start + length]
+            alone = Layout((Group(1, length, length),))
+            expected.append(attention(q[own], k[own], v[own], alone, bias_HQK[:, at][:, :, at])[0])
+        torch.testing.assert_close(out_THD, torch.cat(expected))
+        torch.testing.assert_close(
+            torch.autograd.grad(out_THD, bias_HQK, grad), torch.autograd.grad(torch.cat(expected), bias_HQK, grad)
+        )
+
+    def test_without_them_later_blocks_have_no_bias(self):
+        model = make_model(Rastp(RastpConfig(keep_positions=False, after_layer=1)))
+        seen = []
+        for block in model.encoder:
+            block.attention.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+        model.encode(pack(ragged()))
+        assert [bias is None for bias in seen] == [False, True, True]
+
+
+POOLS = [
+    {"method": method, "pool_unit": unit, "separators": separators, "keep": keep}
+    for method in ("avg_pool", "max_pool")
+    for unit in ("token", "item")
+    for separators in ("keep", "compete")
+    for keep in (Fraction(1, 3), 0.45)
+]
+
+
+class TestPooling:
+    @pytest.mark.parametrize("options", POOLS, ids=lambda options: " ".join(map(str, options.values())))
+    def test_pools_are_those_of_the_reference(self, options):
+        config = RastpConfig(**options | {"keep": float(options["keep"])})
+        model, windows = make_model(Rastp(config)), ragged()
+        histories = pack(windows)
+        encoded = model.encode(histories)
+        for index, states, kept in zip(histories.order, rows(encoded), kept_positions(encoded, histories), strict=True):
+            expected, positions = reference.pooled(model, windows[index], config)
+            assert kept == positions
+            torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
+
+    def test_a_third_makes_pools_of_three(self):
+        model = make_model(Rastp(RastpConfig(method="avg_pool", separators="compete")))
+        encoded = model.encode(pack([[1, 2, 3]]))
+        assert kept_positions(encoded, pack([[1, 2, 3]])) == [[0, 3, 6, 9, 12]]
+
+
+class TestGradients:
+    def loss(self, model, histories):
+        torch.manual_seed(3)
+        targets_W = torch.randint(ITEMS, (histories.windows,))
+        return sum(logits.square().sum() for logits in model(histories, targets_W))
+
+    @pytest.mark.parametrize("options", [{}, {"method": "avg_pool"}, {"method": "max_pool", "pool_unit": "item"}])
+    def test_are_the_derivatives_of_the_loss_in_every_parameter(self, options):
+        model, histories = make_model(Rastp(RastpConfig(**options))), pack(ragged())
+        self.loss(model, histories).backward()
+        for name, parameter in model.named_parameters():
+            direction = torch.randn_like(parameter)
+            slopes = []
+            for step in (1e-6, -1e-6):
+                with torch.no_grad():
+                    parameter += step * direction
+                    slopes.append(float(self.loss(model, histories)))
+                    parameter -= step * direction
+            slope = (slopes[0] - slopes[1]) / 2e-6
+            assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-4), name
+
+    def test_reach_kept_tokens_only_and_through_them_every_token_of_the_blocks_before(self):
+        model, histories, seen, embedded = make_model(Rastp(RastpConfig(after_layer=2))), pack(ragged()), [], []
+
+        class Watching(Pruner):
+            def __call__(self, h_Td, *rest):
+                h_Td.retain_grad()
+                seen.append(h_Td)
+                return super().__call__(h_Td, *rest)
+
+        model.shortener.__class__ = Watching
+        model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
+        self.loss(model, histories).backward()
+        kept = model.encode(histories).kept_NS.flatten()
+        reached = seen[0].grad.abs().sum(1) > 0
+        assert torch.equal(reached, kept)
+        assert 0 < int(kept.sum()) < len(kept)
+        assert (embedded[0].grad.abs().sum(1) > 0).all()
+
+
+class TestCost:
+    def test_operations_of_the_forward_fall_with_keep(self):
+        flops = {}
+        for keep in (1.0, 0.5, 1 / 3):
+            for after in (1, 2, 3):
+                model = make_model(Rastp(RastpConfig(keep=keep, after_layer=after)), torch.float32)
+                with FlopCounterMode(display=False) as counter, torch.no_grad():
+                    model(pack(ragged()), torch.arange(9))
+                flops[keep, after] = counter.get_total_flops()
+        assert flops[1.0, 1] == flops[1.0, 2] == flops[1.0, 3]
+        for after in (1, 2, 3):
+            assert flops[1.0, after] > flops[0.5, after] > flops[1 / 3, after]
+        assert flops[1 / 3, 1] < flops[1 / 3, 2] < flops[1 / 3, 3]
+
+    @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"unit": "item"}, {"method": "avg_pool"}])
+    def test_later_blocks_have_the_places_that_are_announced(self, options):
+        strategy, windows = Rastp(RastpConfig(**options)), ragged()
+        layout = make_model(strategy).encode(pack(windows)).layout
+        announced = strategy.tokens_kept(np.array([len(window) for window in windows]), 5)
+        assert sum(group.sequences * group.keys for group in layout.groups) == announced.sum()
+        if options == {"separators": "compete"}:
+            assert announced.tolist() == [max(len(window) * 5 // 3, 4) for window in windows]
+
+    def test_keep_1_is_full(self):
+        pruned, full = make_model(Rastp(RastpConfig(keep=1.0))), make_model(Full())
+        assert pruned.shortener is None
+        histories = pack(ragged())
+        assert torch.equal(pruned.encode(histories).states_Td, full.encode(histories).states_Td)
+        assert Rastp(RastpConfig(keep=1.0)).tokens_kept(np.array([3]), 5) == [15]
+
+
+class TestInUse:
+    def test_evaluation_may_see_all_tokens(self):
+        histories, config = pack(ragged()), RastpConfig(at_eval=False)
+        model = make_model(Rastp(config))
+        assert torch.equal(model.encode(histories).states_Td, make_model(Full()).encode(histories).states_Td)
+        assert len(model.train().encode(histories).states_Td) < len(model.eval().encode(histories).states_Td)
+
+    @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"score": "random"}])
+    def test_a_window_is_pruned_alike_in_every_batch(self, options):
+        model, windows = make_model(Rastp(RastpConfig(**options))), ragged()
+        together = score_catalogue(model, pack(windows))
+        alone = torch.cat([score_catalogue(model, pack([window])) for window in windows])
+        torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
+
+    def test_the_beam_finds_what_exact_scoring_finds(self):
+        model, histories = make_model(Rastp(RastpConfig())), pack(ragged())
+        best = score_catalogue(model, histories).argmax(1)
+        assert torch.equal(beam_search(model, histories, beam=ITEMS).items_WK[:, 0], best)
+
+    def test_random_scores_differ_from_step_to_step_but_not_between_evaluations(self):
+        model, histories = make_model(Rastp(RastpConfig(score="random"))), pack(ragged())
+        assert torch.equal(model.encode(histories).kept_NS, model.encode(histories).kept_NS)
+        model.train()
+        assert not torch.equal(model.encode(histories).kept_NS, model.encode(histories).kept_NS)
+
+    def test_bfloat16_keeps_nearly_the_same_tokens(self):
+        model, histories = make_model(Rastp(RastpConfig()), torch.float32), pack(ragged(40))
+        exact = model.encode(histories).kept_NS
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model.encode(histories)
+        assert (rounded.kept_NS == exact).float().mean() > 0.9
+        assert rounded.states_Td.dtype == torch.float32
+
+
+def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 12, 50)
+    scores, budget = rng.integers(0, 6, lengths.sum()).astype(float), rng.integers(0, 12, 50)
+    first = np.cumsum(lengths) - lengths
+    kept = best_of_segments(
+        torch.from_numpy(scores),
+        torch.from_numpy(np.repeat(np.arange(50), lengths)),
+        torch.from_numpy(first),
+        torch.from_numpy(budget),
+    )
+    for begin, length, many in zip(first, lengths, budget, strict=True):
+        best = sorted(range(begin, begin + length), key=lambda i: (-scores[i], i))[:many]
+        assert kept[begin : begin + length].nonzero()[:, 0].tolist() == sorted(i - begin for i in best)
+
+
+@pytest.mark.parametrize("pad_to", [0, 40])
+def test_each_kept_token_has_one_place_and_each_dropped_one_none(pad_to):
+    model, histories, seen = make_model(Rastp(RastpConfig())), pack(ragged(), pad_to), []
+    original = model.shortener._choice
+    model.shortener._choice = lambda *args: seen.append(original(*args)) or seen[-1]
+    model.encode(histories)
+    (choice,) = seen
+    kept_T = (choice.place_T >= 0).nonzero()[:, 0]
+    assert len(kept_T) == int(choice.kept_NS.sum()) == int(choice.taken_W.sum())
+    assert torch.equal(choice.source_O[choice.place_T[kept_T]], kept_T)
+    assert len(set(choice.place_T[kept_T].tolist())) == len(kept_T)
+
+
+@pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])
+def test_what_makes_no_sense_is_refused(change):
+    with pytest.raises(ValueError, match=f"rastp.{next(iter(change))}"):
+        dataclasses.replace(RastpConfig(), **change)

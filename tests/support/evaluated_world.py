@@ -1,0 +1,101 @@
+"""A tiny world for the evaluate stage, on disk: splits, an untrained generator, timings, raw user ids."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.config import Params
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.generator import save_generator
+from pipeline.strategies import build_strategy
+from pipeline.training.config import TrainConfig
+
+WIDTHS, ITEMS, USERS, MAX_HISTORY = (4, 4, 3), 20, 40, 5
+TIMINGS = {"train_seconds": 1.5, "windows_per_second": 100.0, "parameters": 1000, "best_step": 7}
+
+
+@dataclass(frozen=True)
+class World:
+    """Folders as the stages lay them out, and what is in them."""
+
+    root: Path
+    splits: Splits
+    params: Params
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        return {
+            "splits": self.root / "data/splits",
+            "generator": self.root / "models/generator",
+            "reports": self.root / "reports",
+        }
+
+
+def random_splits(rng: np.random.Generator) -> Splits:
+    """Leave-one-out sequences of 3 to 9 items; about half of the targets share their timestamp with the item before."""
+    lengths = rng.integers(3, 10, USERS)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ends = offsets[1:]
+    times = 1000 + np.cumsum(rng.integers(0, 2, offsets[-1]))
+    return Splits(
+        rng.integers(0, ITEMS, offsets[-1]).astype(np.int32),
+        times,
+        offsets,
+        ends - 2,
+        ends - 2,
+        ends - 1,
+        {"max_history": MAX_HISTORY, "items": ITEMS},
+    )
+
+
+def write_generator(
+    world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS, backbone: str = "t5"
+) -> None:
+    rng = np.random.default_rng(seed)
+    codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)
+    catalogue = Catalogue(codes, WIDTHS)
+    torch.manual_seed(seed)
+    config = BackboneConfig(name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
+    frame = pd.DataFrame(
+        {
+            "item_id": np.arange(items, dtype=np.int32),
+            "raw_id": [f"item-{i}" for i in range(items)],
+            "title": [f"Title {i}" if i % 4 else None for i in range(items)],
+        }
+    )
+    sections: dict[str, Any] = {"rastp": {}, "intrr": {}}
+    model = build_strategy(strategy, sections).build_model(config, catalogue)
+    save_generator(
+        world.paths["generator"],
+        model,
+        catalogue,
+        frame,
+        {
+            "strategy": strategy,
+            **sections,
+            "pad_to": 0,
+            "max_history": MAX_HISTORY,
+            "seed": seed,
+            "dataset": "demo",
+            "train": {},
+            "fingerprints": {"splits": fingerprint(world.paths["splits"])},
+        },
+    )
+
+
+def make_world(root: Path) -> World:
+    params = replace(Params(), evaluate=EvaluateConfig(beam=10, bootstrap_samples=50), train=TrainConfig(threads=1))
+    world = World(root, random_splits(np.random.default_rng(1)), params)
+    world.splits.write(world.paths["splits"])
+    write_generator(world)
+    write_json(world.paths["reports"] / "timings.json", TIMINGS)
+    users = pd.DataFrame({"user_id": np.arange(USERS, dtype=np.int32), "raw_id": [f"user-{u}" for u in range(USERS)]})
+    write_parquet(root / "data/interactions/users.parquet", users)
+    return world

@@ -1,0 +1,104 @@
+"""Random catalogues, windows and models, small enough for slow references."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.backbones import build_backbone
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.packing.histories import Histories
+
+
+def _random_codes(items: int, widths: tuple[int, ...], seed: int = 0) -> np.ndarray:
+    """`items` distinct Semantic IDs in no order, int64 [items, levels]."""
+    rng = np.random.default_rng(seed)
+    codes = np.unique(rng.integers(0, widths, (4 * items, len(widths))), axis=0)
+    return rng.permutation(codes)[:items]
+
+
+def _random_windows(
+    count: int, items: int, longest: int = 9, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(items of all windows, offsets, target of each window); lengths from 1 on, several of them equal."""
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], rng.integers(1, longest + 1, count).cumsum()])
+    return rng.integers(0, items, offsets[-1]), offsets, rng.integers(0, items, count)
+
+
+@pytest.fixture
+def random_codes():
+    return _random_codes
+
+
+@pytest.fixture
+def random_windows():
+    return _random_windows
+
+
+@pytest.fixture
+def make_model():
+    def make(items: int = 60, widths: tuple[int, ...] = (7, 6, 5, 3), seed: int = 0, **config):
+        """A small T5 in evaluation mode, whose biases are large enough to matter."""
+        torch.manual_seed(seed)
+        small = {"d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32, "dropout": 0.0, "relative_max_distance": 24}
+        model = build_backbone(BackboneConfig(**small | config), Catalogue(_random_codes(items, widths, seed), widths))
+        with torch.no_grad():
+            model.encoder_bias.weight.normal_()
+            model.decoder_bias.weight.normal_()
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture
+def make_causal():
+    def make(
+        name: str,
+        items: int = 60,
+        widths: tuple[int, ...] = (7, 6, 5, 3),
+        seed: int = 0,
+        vectors_only: bool = False,
+        **config,
+    ):
+        """A small causal backbone in evaluation mode, all of whose weights are large enough to matter."""
+        torch.manual_seed(seed)
+        small = {"d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32, "dropout": 0.0, "relative_max_distance": 24}
+        model = build_backbone(
+            BackboneConfig(name=name, **small | config),
+            Catalogue(_random_codes(items, widths, seed), widths),
+            vectors_only,
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.3)
+        return model.eval()
+
+    return make
+
+
+def _random_times(offsets: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Seconds of the items of windows, ascending within each; from no time to years between two."""
+    rng = np.random.default_rng(seed)
+    steps = np.exp(rng.uniform(-2, 19, offsets[-1])).astype(np.int64)
+    return np.concatenate([10**9 + steps[a:b].cumsum() for a, b in itertools.pairwise(offsets)])
+
+
+@pytest.fixture
+def random_times():
+    return _random_times
+
+
+@pytest.fixture
+def make_batch():
+    def make(model, count: int = 12, longest: int = 9, seed: int = 0, pad_to: int = 0, all_targets: bool = False):
+        """(histories, targets in packed order)."""
+        items_N, offsets, targets_W = _random_windows(count, model.catalogue.items, longest, seed)
+        histories = Histories.pack(
+            items_N, offsets, pad_to=pad_to, times_N=_random_times(offsets, seed), all_targets=all_targets
+        )
+        return histories, torch.from_numpy(targets_W[histories.order])
+
+    return make

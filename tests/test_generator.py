@@ -1,0 +1,129 @@
+"""A saved model comes back exactly, and a damaged one is named."""
+
+import json
+
+import pandas as pd
+import pytest
+import torch
+
+from pipeline.backbones import build_backbone
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.beam_search import beam_search
+from pipeline.errors import UserError
+from pipeline.generator import load_generator, save_generator
+
+EXTRA = {
+    "strategy": "full",
+    "pad_to": 0,
+    "max_history": 20,
+    "seed": 7,
+    "dataset": "demo",
+    "fingerprints": {"sids": "abc"},
+}
+
+
+@pytest.fixture
+def saved(make_model, tmp_path):
+    """(model, folder it was saved to)."""
+    model = make_model(separators=False, ff_hidden_layers=2)
+    items = model.catalogue.items
+    frame = pd.DataFrame(
+        {
+            "item_id": range(items),
+            "raw_id": [f"B{item:03}" for item in range(items)],
+            "title": [None, *(f"title {item}" for item in range(1, items))],
+        }
+    )
+    save_generator(tmp_path / "generator", model, model.catalogue, frame, EXTRA)
+    return model, tmp_path / "generator"
+
+
+def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
+    model, folder = saved
+    generator = load_generator(folder)
+    histories, _ = make_batch(model)
+    ours, theirs = (beam_search(m, histories, 10) for m in (model, generator.model))
+    assert torch.equal(ours.items_WK, theirs.items_WK)
+    assert torch.equal(ours.scores_WK, theirs.scores_WK)
+    assert not generator.model.training
+    assert generator.model.catalogue is generator.catalogue
+
+
+@pytest.mark.parametrize("name", ["decoder", "hstu"])
+def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, name):
+    model = make_causal(name)
+    frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
+    save_generator(tmp_path, model, model.catalogue, frame, EXTRA)
+    loaded = load_generator(tmp_path).model
+    assert type(loaded) is type(model)
+    histories, _ = make_batch(model)
+    assert torch.equal(beam_search(loaded, histories, 10).scores_WK, beam_search(model, histories, 10).scores_WK)
+
+
+def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved):
+    model, folder = saved
+    generator = load_generator(folder)
+    assert generator.config == {**generator.config, **EXTRA}
+    assert generator.config["backbone"]["ff_hidden_layers"] == 2
+    assert generator.config["widths"] == [7, 6, 5, 3]
+    assert generator.items["raw_id"].tolist()[:2] == ["B000", "B001"]
+    codes = generator.items[["code_1", "code_2", "code_3", "code_4"]].to_numpy()
+    assert codes.tolist() == model.catalogue.codes_IL.tolist()
+
+
+def test_equal_models_give_equal_bytes(saved, tmp_path):
+    _, folder = saved
+    generator = load_generator(folder)
+    names = ["item_id", "raw_id", "title"]
+    save_generator(tmp_path / "again", generator.model, generator.catalogue, generator.items[names], EXTRA)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_path):
+    model = make_model(separators=False)
+    shared = Catalogue(model.catalogue.codes_IL[torch.arange(60) // 2], model.catalogue.widths, digit=False)
+    frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
+    save_generator(tmp_path, build_backbone(model.config, shared), shared, frame, EXTRA)
+    loaded = load_generator(tmp_path).catalogue
+    assert (loaded.digit, loaded.shares) == (False, True)
+    assert torch.equal(loaded.leaf_of_item_I, shared.leaf_of_item_I)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
+def test_a_missing_file_is_named(saved, name):
+    _, folder = saved
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
+def test_a_file_that_was_cut_short_is_named(saved, name):
+    _, folder = saved
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=name):
+        load_generator(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"widths": [7, 6, 5, 4]},
+        {"widths": [7, 6, 5]},
+        {"widths": [7, 6, 5, 2]},
+        {"backbone": {"d_model": 32}},
+        {"backbone": {"from_the_future": 1}},
+        {"backbone": None},
+        {"widths": None},
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(saved, change):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = {**config[key], **value} if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="dvc checkout"):
+        load_generator(folder)

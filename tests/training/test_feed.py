@@ -1,0 +1,204 @@
+"""How a pass becomes optimizer steps and each process's batches."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_world import make_sids, make_splits
+
+from pipeline.artifacts import Splits
+from pipeline.distributed import World
+from pipeline.packing.batch import Selected
+from pipeline.packing.kept import KeptItems
+from pipeline.training import steps as batches
+from pipeline.training.collate import _chosen_rows, collate, common_shape, fitted
+from pipeline.training.config import TrainConfig
+from pipeline.training.feed import Feed, ahead
+from pipeline.training.steps import Step, deal, steps_of_pass
+from pipeline.training.windows import Passes
+
+TOKENS = 4  # positions of one item: three codes and a separator
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    rng = np.random.default_rng(1)
+    return make_splits(rng.integers(2, 15, size=50).tolist(), rng)
+
+
+def windows_of(steps: list[Step]) -> list[tuple[int, int]]:
+    return [pair for step in steps for pair in zip(step.windows.starts_W, step.windows.ends_W, strict=True)]
+
+
+def slow_steps(passes: Passes, budget: int) -> list[int]:
+    """Windows per step, filled one window at a time."""
+    sizes, tokens = [0], 0
+    for length in passes.take(0, 0, len(passes)).lengths_W:
+        if tokens + length * TOKENS > budget:
+            sizes, tokens = [*sizes, 0], 0
+        sizes[-1], tokens = sizes[-1] + 1, tokens + length * TOKENS
+    return sizes
+
+
+@pytest.mark.parametrize("chunk", [3, 17, 10_000])
+def test_steps_are_filled_in_the_order_of_the_pass_whatever_the_chunk(
+    splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
+    monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
+    passes = Passes(splits, "random_start", 0)
+    steps = list(steps_of_pass(passes, 0, 0, 150, TOKENS))
+    assert [len(step.windows) for step in steps] == slow_steps(passes, 150)
+    whole = passes.take(0, 0, len(passes))
+    assert windows_of(steps) == list(zip(whole.starts_W, whole.ends_W, strict=True))
+    assert steps[-1].last == len(passes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 20), st.integers(2, 50))
+def test_a_resumed_pass_goes_on_with_the_same_steps(done: int, chunk: int) -> None:
+    rng = np.random.default_rng(1)
+    passes = Passes(make_splits(rng.integers(2, 15, size=50).tolist(), rng), "random_start", 0)
+    whole = list(steps_of_pass(passes, 3, 0, 150, TOKENS))
+    done = min(done, len(whole) - 1)
+    rest = list(steps_of_pass(passes, 3, whole[done].last, 150, TOKENS))
+    assert [windows_of([step]) for step in rest] == [windows_of([step]) for step in whole[done + 1 :]]
+
+
+@pytest.mark.parametrize("chunk", [5, 10_000])
+def test_windows_of_weight_zero_are_in_no_step_and_cost_no_budget(
+    splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
+    monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
+
+    def weigh(starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
+        return np.where(ends_W % 3 == 0, 2.0, 0.0).astype(np.float32)
+
+    passes = Passes(splits, "random_start", 0)
+    steps = list(steps_of_pass(passes, 0, 0, 150, TOKENS, weigh))
+    whole = passes.take(0, 0, len(passes))
+    kept = whole[whole.ends_W % 3 == 0]
+    assert windows_of(steps) == list(zip(kept.starts_W, kept.ends_W, strict=True))
+    assert all((step.weights_W == 2.0).all() for step in steps)
+    assert all(step.windows.lengths_W.sum() * TOKENS > 150 - 6 * TOKENS for step in steps[:-1])
+    after = list(steps_of_pass(passes, 0, steps[1].last, 150, TOKENS, weigh))
+    assert windows_of(after) == windows_of(steps[2:])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(1, 7))
+def test_parts_hold_each_window_once_and_are_balanced(lengths: list[int], parts: int) -> None:
+    lengths_W = np.array(lengths)
+    dealt = deal(lengths_W, parts)
+    assert Counter(np.concatenate(dealt).tolist()) == Counter(range(len(lengths)))
+    sums = [lengths_W[rows].sum() for rows in dealt]
+    assert max(sums) - min(sums) <= max(lengths)
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 1), (1, 3), (2, 1), (2, 2), (4, 5)])
+def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
+    splits: Splits, size: int, accumulate: int
+) -> None:
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    config = TrainConfig(batch_tokens=150, accumulate=accumulate)
+    passes = Passes(splits, "random_start", 0)
+    feeds = [Feed(passes, splits.items_N, codes_IL, config, World(rank, size), TOKENS) for rank in range(size)]
+    for shares in zip(*(feed.rest_of_pass(0, 0, None) for feed in feeds), strict=True):
+        step = shares[0][0]
+        dealt = [batch for _, parts in shares for batch in parts]
+        assert len(dealt) == size * accumulate
+        trained = [int(item) for batch in dealt for item in batch.targets_W[batch.weights_W > 0]]
+        assert Counter(trained) == Counter(splits.items_N[step.windows.ends_W].tolist())
+
+
+def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Splits) -> None:
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
+    step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
+    batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL)
+    position = 0
+    for row, source in enumerate(batch.histories.order + 3):
+        start, end = windows.starts_W[source], windows.ends_W[source]
+        history = batch.histories.items_N[position : position + end - start]
+        assert history.tolist() == splits.items_N[start:end].tolist()
+        assert batch.targets_W[row] == splits.items_N[end]
+        assert batch.codes_WL[row].tolist() == codes_IL[splits.items_N[end]].tolist()
+        assert batch.weights_W[row] == source + 1
+        position += end - start
+
+
+def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(splits: Splits) -> None:
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
+    step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
+    times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
+    batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL, times_N=times_N, all_targets=True)
+    positions = [
+        (row, place) for row in batch.histories.order + 3 for place in range(windows.starts_W[row], windows.ends_W[row])
+    ]
+    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[place + 1]].tolist() for _, place in positions]
+    assert batch.weights_W.tolist() == [row + 1 for row, _ in positions]
+    assert batch.histories.times_N is not None
+    assert batch.histories.times_N.tolist() == [times_N[place] for _, place in positions]
+    assert batch.targets_W.tolist() == splits.items_N[windows.ends_W[batch.histories.order + 3]].tolist()
+
+
+def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
+    threads = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(5):
+            threads.append(threading.current_thread())
+            yield i
+        raise RuntimeError("the end")
+
+    prepared = ahead(numbers())
+    assert [next(prepared) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(RuntimeError, match="the end"):
+        next(prepared)
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("whole_items", [True, False])
+def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_items: bool, parts: int) -> None:
+    """Tokens, decoder positions and items, those of windows that fill a batch included."""
+    rng = np.random.default_rng(2)
+    passes = Passes(make_splits(rng.integers(2, 15, size=900).tolist(), rng), "random_start", 0)
+    steps = []
+    for step in steps_of_pass(passes, 0, 0, 3000 * parts, TOKENS):
+        count, items = len(step.windows), int(step.windows.lengths_W.sum())
+        offsets = np.concatenate([[0], np.cumsum(step.windows.lengths_W)])
+        kept = KeptItems.of(rng.random((items, TOKENS - 1)) < 0.6, offsets, whole_items, True)
+        steps.append(
+            replace(
+                step,
+                selected=Selected(
+                    np.zeros(count),
+                    np.ones((count, TOKENS - 1), bool),
+                    rng.integers(1, TOKENS, count),
+                    kept.stays_N,
+                    kept.tokens_NS,
+                ),
+            )
+        )
+    common = common_shape(steps[:-1], parts, passes.max_history)
+    shape = fitted(common, steps[0], parts)
+    assert shape.windows == common.windows
+    assert (shape.items < common.items) == whole_items
+    for step in steps[:-1]:  # the last is not full
+        for rows in deal(step.windows.lengths_W, parts):
+            chosen, filling = _chosen_rows(step, rows), shape.windows - len(rows)
+            used = {
+                "positions": chosen.decoded_W,
+                "items" if whole_items else "tokens": chosen.stays_N if whole_items else chosen.tokens_NS,
+            }
+            for name, array in used.items():
+                assert 0.85 * getattr(shape, name) < array.sum() + filling <= 1.03 * getattr(shape, name)
