@@ -134,7 +134,7 @@ class Ranker:
         ranks_U, bucket_ranks_U = np.zeros_like(self.positions_U), np.zeros_like(self.positions_U)
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
         invalid = generated = 0
-        with _evaluating(model):
+        with evaluating(model):
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
                 outputs = self._generate(model, index, offsets, unseen)
@@ -263,7 +263,8 @@ def _first(hits_WK: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """The model is in evaluation mode within the block, and afterwards in the mode that it was in."""
     training = model.training
     model.eval()
     try:

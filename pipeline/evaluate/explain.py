@@ -16,6 +16,7 @@ from pipeline.evaluate.recommend import model_and_history
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.strategies.intrr.model import RecursiveModel
+from pipeline.strategies.registry import choose
 
 DROPPED = "-"
 
@@ -59,7 +60,7 @@ def explain(
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
     return loaded, (
         weights_of(loaded, items)
-        if isinstance(loaded.model, RecursiveModel)
+        if choose(loaded.config["strategy"], loaded.config).explains == "code_shares"
         else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
     )
 

@@ -76,7 +76,8 @@ def run(
 def flatten(params: Any) -> dict[str, Any]:
     """`{"train.beam": 10, ...}`: every parameter under its dotted name."""
     flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(params).items():
+    sections = dataclasses.asdict(params)
+    for name, value in {**sections, **sections.pop("strategies", {})}.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:

@@ -23,9 +23,9 @@ from pipeline.backbones.t5 import T5
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
 from pipeline.packing.batch import Batch
-from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Strategy
-from pipeline.training.collate import collate
+from pipeline.strategies.base import Network
+from pipeline.strategies.registry import choose
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes
 
@@ -63,34 +63,30 @@ def gradients(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
-    strategy = build_strategy(loaded.config["strategy"], loaded.config, loaded.config["pad_to"])
+    network = choose(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
     passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
-    items_N = np.asarray(held.items_N)
-    times_N = np.asarray(held.timestamps_N) if loaded.model.wants_times else None
+    collate = Collator(
+        np.asarray(held.items_N),
+        loaded.model.catalogue.codes_IL,
+        times_N=np.asarray(held.timestamps_N) if loaded.model.wants_times else None,
+        pad_to=loaded.config["pad_to"],
+        longest=held.max_history,
+    )
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(passes)), windows):
         taken = passes.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
-        batch = collate(
-            items_N,
-            step,
-            np.arange(len(taken)),
-            loaded.model.catalogue.codes_IL,
-            loaded.config["pad_to"],
-            held.max_history,
-            times_N=times_N,
-        )
-        found += quartiles(loaded.model, strategy, batch)
+        found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
     table = _summary(found)
     write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
     write_bytes(reports / "gradients.svg", _drawing(table))
     return table
 
 
-def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: T5 | CausalBackbone, network: Network, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
+    entropy_WE, loss_WE = _tokens(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():

@@ -22,7 +22,7 @@ from torch import Tensor
 from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Group, Layout, Mass
 from pipeline.packing.pruning import Packed, PrunedTokens
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.rastp.config import RastpConfig
 
 if TYPE_CHECKING:
     pass

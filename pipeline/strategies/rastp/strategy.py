@@ -15,24 +15,20 @@ Command: dvc exp run -S strategy=rastp
 Time and score: docs/rastp.md, and benchmarks/rastp.py.
 """
 
-from typing import TYPE_CHECKING, cast
-
 import numpy as np
 import torch
 from torch import nn
 
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import RastpConfig
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.t5 import T5
+from pipeline.catalogue import Catalogue
+from pipeline.strategies.base import Network
+from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
 
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.t5 import T5
-    from pipeline.catalogue import Catalogue
 
-
-class Rastp(Strategy):
-    """Puts a `Pruner` between two encoder blocks; with `keep: 1` nothing, which is `full`.
+class PrunedNetwork(Network):
+    """A T5 with a `Pruner` between two encoder blocks; with `keep: 1` without one, which is plain training.
 
     Args:
         pad_to: encoder positions of every window of a padded run, 0 for packed.
@@ -42,9 +38,10 @@ class Rastp(Strategy):
         self.config, self.pad_to = config, pad_to
         self.pruner: Pruner | None = None
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
-        model = cast("T5", super().build_model(config, catalogue))
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> nn.Module:
+        model = super().build(config, catalogue)
         if self.config.keep < 1:
+            assert isinstance(model, T5)
             self.pruner = Pruner(self.config, catalogue.levels, config.separators, self.pad_to)
             model.shortener = self.pruner
         return model

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.packing.pruning import Packed
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Choice, Pruner
 
 pytest.importorskip("triton")
