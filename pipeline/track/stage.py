@@ -77,7 +77,8 @@ def flatten(params: Any) -> dict[str, Any]:
     """`{"train.beam": 10, ...}`: every parameter under its dotted name."""
     flat: dict[str, Any] = {}
     sections = dataclasses.asdict(params)
-    for name, value in {**sections, **sections.pop("strategies", {})}.items():
+    strategies = sections.pop("strategies", {})  # in params.yaml they stand beside the others
+    for name, value in (sections | strategies).items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
