@@ -1,4 +1,4 @@
-"""What training leaves in reports/: the figures of timings.json, tables as CSV, and what the strategy skipped."""
+"""What training says and what it leaves in reports/: figures, tables as CSV, and what the strategy skipped."""
 
 import csv
 import io
@@ -14,17 +14,41 @@ from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
 from pipeline.strategies.base import Rows
 from pipeline.train.kept_tokens import Kept
-from pipeline.training.loop import State, Trainer
+from pipeline.training.loop import Trainer
 
 
-def timings_of(trainer: Trainer, state: State, device: torch.device, flops: float) -> dict[str, Any]:
+def announce(trainer: Trainer) -> None:
+    """Print one line before training."""
+    device = trainer.device
+    where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
+    resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
+    windows = f"{len(trainer.feed.passes):,} windows a pass"
+    print(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}", flush=True)
+
+
+def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
+    """Print one line after training."""
+    state, config = trainer.state, trainer.config
+    targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
+    print(
+        f"train: best at step {state.best_step} of {state.step}, {config.select} "
+        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}"
+    )
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.model.parameters())
+
+
+def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     """The figures of a finished run. Training seconds are those of optimizer steps without compilation; wall seconds
     count everything.
 
     Args:
         flops: of a window, forward and backward.
     """
-    pad_to = trainer.feed.collator.pad_to
+    state, device, pad_to = trainer.state, trainer.device, trainer.feed.collator.pad_to
     positions = state.windows * pad_to if pad_to else state.tokens
     rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
     shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
@@ -45,7 +69,7 @@ def timings_of(trainer: Trainer, state: State, device: torch.device, flops: floa
         "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step,
         "tokens_per_step_after_pruning": state.tokens_kept / state.step,
-        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
     }
 
