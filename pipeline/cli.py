@@ -81,6 +81,22 @@ def _run(stage: str) -> None:
 
 
 @app.command(rich_help_panel=STAGES)
+def check() -> None:
+    """Refuse a bad value in params.yaml before DVC removes any output.
+
+    Every other stage depends on it. Reads the whole of params.yaml, writes data/checked.txt, a line that never changes:
+    a new value runs this stage, and of the others only those that read the value.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline check
+
+      dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
+    """
+    _run("check")
+
+
+@app.command(rich_help_panel=STAGES)
 def ingest() -> None:
     """Clean the raw log, and number its users and items.
 

@@ -21,10 +21,10 @@ def graph(root: Path) -> dict[str, Any]:
     return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
 
 
-def local_imports(root: Path, file: str) -> set[str]:
-    """Files of this project that `file` imports, also inside functions; not those for the type checker only."""
+def local_imports(root: Path, file: str, lazy: bool = True) -> set[str]:
+    """Files of this project that `file` imports; not those for the type checker only. lazy: inside functions too."""
     found = set()
-    for node in walk_without_type_checking(ast.parse((root / file).read_text())):
+    for node in walk_without_type_checking(ast.parse((root / file).read_text()), lazy):
         if isinstance(node, ast.ImportFrom):
             names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
@@ -43,21 +43,33 @@ def local_imports(root: Path, file: str) -> set[str]:
     return found
 
 
-def walk_without_type_checking(node: ast.AST) -> Any:
+def walk_without_type_checking(node: ast.AST, functions: bool) -> Any:
     yield node
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield from walk_without_type_checking(child)
+        for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not for_types and (functions or not isinstance(child, ast.FunctionDef)):
+            yield from walk_without_type_checking(child, functions)
 
 
-def closure(root: Path, stage: str) -> set[str]:
-    """All files that a run of the stage imports, in any number of steps."""
-    seen, waiting = set(), {f"pipeline/{stage}/stage.py"}
+def closure(root: Path, file: str, lazy: bool = True) -> set[str]:
+    """All files that this one imports, in any number of steps, and itself."""
+    seen, waiting = set(), {file}
     while waiting:
         file = waiting.pop()
         seen.add(file)
-        waiting |= local_imports(root, file) - seen
+        waiting |= local_imports(root, file, lazy) - seen
     return seen
+
+
+def stage_file(stage: str) -> str:
+    return f"pipeline/{stage}/stage.py"
+
+
+def code_of(root: Path, stage: str) -> set[str]:
+    """All files that a run of the stage imports; of `check` those that check params.yaml, which load what they need."""
+    if stage == "check":
+        return {stage_file(stage)} | closure(root, "pipeline/config.py", lazy=False)
+    return closure(root, stage_file(stage))
 
 
 def only_speaks(root: Path, file: str) -> bool:
@@ -80,6 +92,27 @@ def flat_keys() -> set[str]:
     return keys
 
 
+def declared(root: Path, stage: str) -> set[str]:
+    """Members of the Protocol that says what the stage reads of params.yaml, such as `IngestParams`."""
+    return {
+        member.name
+        for node in ast.parse((root / stage_file(stage)).read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == f"{stage.capitalize()}Params"
+        for member in node.body
+        if isinstance(member, ast.FunctionDef)
+    }
+
+
+def named_in_code(root: Path, stage: str) -> set[str]:
+    """Of a stage without a Protocol: attributes of whatever is called `params`."""
+    return {
+        node.attr
+        for file in closure(root, stage_file(stage))
+        for node in ast.walk(ast.parse((root / file).read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
+    }
+
+
 def test_the_stages_stand_in_their_order(graph: dict[str, Any]) -> None:
     assert list(graph) == STAGES
     assert [stage["cmd"] for stage in graph.values()] == [f"python -m pipeline {stage}" for stage in STAGES]
@@ -90,7 +123,7 @@ def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_im
     stage: str, graph: dict[str, Any], root: Path
 ) -> None:
     code = [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/")]
-    files = closure(root, stage)
+    files = code_of(root, stage)
     assert not [file for file in files if not only_speaks(root, file) and not any(covers(dep, file) for dep in code)]
     assert not [dep for dep in code if not any(covers(dep, file) for file in files)]
 
@@ -98,21 +131,27 @@ def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_im
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another(stage: str, root: Path) -> None:
     others = [f"pipeline/{other}" for other in STAGES if other != stage]
-    assert not [file for file in closure(root, stage) if any(covers(other, file) for other in others)]
+    assert not [file for file in closure(root, stage_file(stage)) if any(covers(other, file) for other in others)]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_parameters_of_a_stage_are_those_that_its_code_reads(stage: str, graph: dict[str, Any], root: Path) -> None:
-    """A whole section, or some of its keys. track apart: it always runs, and records every parameter."""
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("check", "track")])
+def test_the_parameters_of_a_stage_are_those_that_it_declares(stage: str, graph: dict[str, Any], root: Path) -> None:
+    """A whole section, or some of its keys. mypy holds the code to the declaration: the stage sees nothing else."""
     named = set(graph[stage]["params"])
     assert named <= flat_keys()
-    read = {
-        node.attr
-        for file in closure(root, stage)
-        for node in ast.walk(ast.parse((root / file).read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-    }
-    assert stage == "track" or read == {name.split(".")[0] for name in named}
+    read = declared(root, stage) or named_in_code(root, stage)
+    assert read == {name.split(".")[0] for name in named}
+
+
+def test_check_and_track_know_every_parameter(graph: dict[str, Any]) -> None:
+    """check watches the whole file; track, which always runs, records all of it."""
+    assert graph["check"]["params"] == [{"params.yaml": None}]
+    assert graph["track"]["always_changed"]
+
+
+def test_every_stage_waits_for_the_check(graph: dict[str, Any]) -> None:
+    (checked,) = graph["check"]["outs"]
+    assert not [stage for stage in STAGES[1:] if checked not in graph[stage]["deps"]]
 
 
 def test_what_git_tracks_of_a_stage_is_a_metric_or_a_plot(graph: dict[str, Any]) -> None:
