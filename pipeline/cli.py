@@ -5,16 +5,18 @@ mlflow. `main` is where errors meant for the user become three plain lines and e
 """
 
 import errno
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
 
 STAGES, EXPERIMENTS, CHECKS, SERVE = "Stages", "Experiments", "Checks", "Serve"
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -72,12 +74,11 @@ def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the tracebac
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-def _run(stage: str) -> None:
-    """Check the whole of params.yaml, then run one stage on it."""
+def _params() -> "Params":
+    """All of params.yaml, checked before the libraries of a stage are loaded."""
     from pipeline.config import load_params
 
-    params = load_params()
-    importlib.import_module(f"pipeline.{stage}.stage").run(params)
+    return load_params()
 
 
 @app.command(rich_help_panel=STAGES)
@@ -93,7 +94,10 @@ def check() -> None:
 
       dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
     """
-    _run("check")
+    params = _params()
+    from pipeline.check.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -109,7 +113,10 @@ def ingest() -> None:
 
       dvc exp run -S dataset=custom -S ingest.path=logs
     """
-    _run("ingest")
+    params = _params()
+    from pipeline.ingest.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -126,7 +133,10 @@ def embed() -> None:
 
       dvc exp run -S embed.encoder=precomputed -S embed.path=vectors.npy
     """
-    _run("embed")
+    params = _params()
+    from pipeline.embed.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -142,7 +152,10 @@ def quantize() -> None:
 
       dvc exp run -S quantize.method=rqvae -S quantize.codes=256
     """
-    _run("quantize")
+    params = _params()
+    from pipeline.quantize.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -157,7 +170,10 @@ def split() -> None:
 
       dvc exp run -S split.max_history=50
     """
-    _run("split")
+    params = _params()
+    from pipeline.split.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -175,7 +191,10 @@ def train() -> None:
 
       dvc exp run -S train.learning_rate=3e-4 -S train.max_windows=1000000
     """
-    _run("train")
+    params = _params()
+    from pipeline.train.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -192,7 +211,10 @@ def evaluate() -> None:
 
       dvc exp run -S evaluate.beam=50
     """
-    _run("evaluate")
+    params = _params()
+    from pipeline.evaluate.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -209,7 +231,10 @@ def track() -> None:
 
       MLFLOW_TRACKING_URI=http://localhost:5000 python -m pipeline track
     """
-    _run("track")
+    params = _params()
+    from pipeline.track.stage import run
+
+    run(params)
 
 
 @app.command(rich_help_panel=STAGES)
@@ -231,10 +256,9 @@ def fetch(
 
       python -m pipeline fetch https://example.org/interactions.csv.gz
     """
-    from pipeline.config import load_params
     from pipeline.ingest.fetch import fetch as download
 
-    folder = download(load_params().dataset, urls=urls)[0].parent
+    folder = download(_params().dataset, urls=urls)[0].parent
     print(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")
 
 

@@ -8,7 +8,7 @@ Shape legend: I items, L code levels, d embedding width.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,12 +28,19 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quality import collision_rate, level_table, measure
 from pipeline.quantize.quantizer import build_quantizer, unit_rows
 
-if TYPE_CHECKING:
-    from pipeline.config import Params
+
+class QuantizeParams(Protocol):
+    """What the stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def quantize(self) -> QuantizeConfig: ...
 
 
 def run(
-    params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
+    params: QuantizeParams, *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
 ) -> dict[str, Any]:
     """Write data/sids/ and return what quality.json holds.
 

@@ -5,17 +5,15 @@ Runs on every `dvc repro`, also when everything else came from the cache, and th
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
 from pipeline.results.identity import read_result
 from pipeline.results.tracking_uri import how_to_see, tracking_uri
+from pipeline.track.config import TrackConfig
 from pipeline.track.page import render
 from pipeline.track.provenance import provenance
 from pipeline.track.scoreboard import as_text
-
-if TYPE_CHECKING:
-    from pipeline.config import Params
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
 REPORT_FILES = (
@@ -29,8 +27,24 @@ REPORT_FILES = (
 )
 
 
+class TrackParams(Protocol):
+    """What the stage reads of params.yaml by name; it records all of it."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def track(self) -> TrackConfig: ...
+
+
 def run(
-    params: "Params",
+    params: TrackParams,
     *,
     reports: Path = REPORTS,
     generator: Path = GENERATOR,

@@ -104,7 +104,8 @@ def declared(root: Path, stage: str) -> set[str]:
 
 
 def named_in_code(root: Path, stage: str) -> set[str]:
-    """Of a stage without a Protocol: attributes of whatever is called `params`."""
+    """TO REMOVE once train and evaluate have a Protocol: attributes of whatever is called `params`."""
+    assert stage in ("train", "evaluate")
     return {
         node.attr
         for file in closure(root, stage_file(stage))
