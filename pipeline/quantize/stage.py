@@ -23,10 +23,11 @@ from pipeline.artifacts import (
     write_bytes,
 )
 from pipeline.errors import RESTORE, UserError
+from pipeline.quantize import build_quantizer
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quality import collision_rate, level_table, measure
-from pipeline.quantize.quantizer import build_quantizer, unit_rows
+from pipeline.quantize.quantizer import unit_rows
 
 
 class QuantizeParams(Protocol):
