@@ -348,7 +348,7 @@ def gradients(
 
       python -m pipeline gradients --batches 100 --windows 1024
     """
-    from pipeline.train.entropy_gradients import gradients as measured
+    from pipeline.evaluate.entropy_gradients import gradients as measured
 
     print(measured(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
 
