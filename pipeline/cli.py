@@ -6,7 +6,6 @@ mlflow. `main` is where errors meant for the user become three plain lines and e
 
 import errno
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,8 +32,6 @@ app = typer.Typer(
 def main() -> None:
     """A UserError or a full disk ends with exit code 1 and no traceback, unless --debug is given."""
     debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to what failed
-    # Threads that wait sleep: spinning ones slow a training down eightfold on cores that another process uses too.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except UserError as error:
