@@ -1,4 +1,4 @@
-"""Stage check refuses a params.yaml with a mistake while the outputs of all other stages are still there.
+"""Stage check: a mistake in params.yaml is refused while the outputs of all other stages are still there.
 
 DVC removes what a stage wrote before it runs the stage again. A mistake that a later stage found would therefore cost
 results that took hours. So `check` reads the whole of params.yaml, and every other stage depends on the file that it

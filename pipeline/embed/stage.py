@@ -1,4 +1,4 @@
-"""Stage 2: every item gets a vector.
+"""Stage embed: every item gets a vector.
 
 Reads data/interactions/items.parquet (and images), writes data/embeddings/. An item that has nothing to embed gets a
 vector of zeros and is counted: it shares its codes with the other such items, and the deduplication digit tells them

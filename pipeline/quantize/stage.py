@@ -1,4 +1,4 @@
-"""Stage 3: item vectors become Semantic IDs.
+"""Stage quantize: item vectors become Semantic IDs.
 
 Reads data/embeddings/ and the items' categories, writes data/sids/ (the codes of each item with the deduplication digit
 last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's plot).

@@ -1,4 +1,4 @@
-"""Stage 4: sequences, and which of their positions are training, validation and test.
+"""Stage split: sequences, and which of their positions are training, validation and test.
 
 Reads data/interactions/, writes data/splits/. Nothing is copied per window: a window is a pair of flat indices, so the
 split of ten million interactions is a handful of arrays that later stages map into memory.

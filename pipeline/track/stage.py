@@ -1,4 +1,4 @@
-"""Stage 7: the finished result as a page, as lines in the terminal, and as one run in MLflow.
+"""Stage track: the finished result as a page, as lines in the terminal, and as one run in MLflow.
 
 Runs on every `dvc repro`, also when everything else came from the cache, and then changes nothing.
 """
