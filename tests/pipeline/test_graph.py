@@ -129,6 +129,15 @@ def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_im
     assert not [dep for dep in code if not any(covers(dep, file) for file in files)]
 
 
+def test_only_track_depends_on_the_store_of_mlflow_and_training_on_no_result(graph: dict[str, Any]) -> None:
+    """A change of how results are shown must not train again. So dvc.yaml names the files of results/ one by one."""
+    used = {stage: [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/results")] for stage in STAGES}
+    assert all(dep.endswith(".py") for deps in used.values() for dep in deps)
+    for store in ("pipeline/results/mlflow_store.py", "pipeline/results/tracking_uri.py"):
+        assert [stage for stage in STAGES if store in used[stage]] == ["track"]
+    assert [stage for stage in STAGES if used[stage]] == ["evaluate", "track"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another(stage: str, root: Path) -> None:
     others = [f"pipeline/{other}" for other in STAGES if other != stage]
