@@ -174,7 +174,7 @@ def test_without_a_name_presets_are_listed_with_what_they_are(project: Path, run
     assert all(len(line.split()) > 4 for line in lines)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(cli.__file__).parents[1] / "presets").iterdir()))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[1] / "presets").iterdir()))
 def test_each_preset_is_valid_and_demo_brings_everything_back(name: str, project: Path) -> None:
     before = (project / "params.yaml").read_text()
     apply_preset(name, ["train.learning_rate=1e-5", "ingest.columns={user: member}", "embed.template=['{title}']"])
