@@ -103,7 +103,7 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
     """Check a parsed mapping against the dataclasses.
 
     Raises:
-        UserError: listing every unknown key and bad value, and how to restore the outputs of an interrupted run.
+        UserError: listing every unknown key and bad value, and how to go on.
     """
     problems: list[str] = []
     params = _build(Params, raw if raw is not None else {}, "", problems)

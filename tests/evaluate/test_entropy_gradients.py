@@ -1,19 +1,26 @@
 """Gradient norms by entropy, against one token at a time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, write_world
 
+from pipeline.evaluate.entropy_gradients import gradients, quartiles
 from pipeline.generator import load_generator
 from pipeline.strategies.base import Network
-from pipeline.train.entropy_gradients import gradients, quartiles
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes
+
+
+@pytest.fixture
+def world(tmp_path: Path, torch_settings_given_back: None) -> TinyWorld:
+    """Inputs to train on, instead of the untrained generator of this folder's other tests."""
+    return write_world(tmp_path)
 
 
 @pytest.fixture

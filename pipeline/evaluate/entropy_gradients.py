@@ -6,7 +6,6 @@ entropy, which alone can make the picture, so that each level is shown apart too
 Shape legend: W windows, E levels without the digit, M tokens of a group.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
 from pipeline.backbones.causal import CausalBackbone
 from pipeline.backbones.t5 import T5
+from pipeline.figures import drawing, svg
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
 from pipeline.packing.batch import Batch
@@ -119,13 +119,8 @@ def _summary(found: list[Quartile]) -> pd.DataFrame:
 
 
 def _drawing(table: pd.DataFrame) -> bytes:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "sidpipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+    """One line per level over the quartiles, with standard errors."""
+    with drawing() as axes:
         for level, rows in table.groupby("level", sort=False):
             axes.errorbar(
                 rows["quartile"],
@@ -142,7 +137,4 @@ def _drawing(table: pd.DataFrame) -> bytes:
             xticks=range(1, QUARTILES + 1),
         )
         axes.legend(frameon=False)
-        text = io.BytesIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        plt.close(figure)
-    return text.getvalue()
+        return svg(axes).encode()
