@@ -6,7 +6,7 @@ The one place of this folder that knows files.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,9 @@ from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
 from pipeline.strategies import build_strategy
-
-if TYPE_CHECKING:
-    from pipeline.backbones import Backbone
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
@@ -30,7 +28,7 @@ SKIPS = "skips.safetensors"  # only of a model that is evaluated without some to
 class Generator:
     """What `load_generator` returns; the model is in evaluation mode."""
 
-    model: "Backbone"
+    model: Backbone
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
     config: dict[str, Any]  # backbone, widths, digit, and what training added
@@ -39,7 +37,7 @@ class Generator:
 
 def save_generator(
     folder: Path,
-    model: "Backbone",
+    model: Backbone,
     catalogue: Catalogue,
     items_frame: pd.DataFrame,
     config: dict[str, Any],
@@ -84,7 +82,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
         strategy = build_strategy(config["strategy"], config, config["pad_to"])
-        model = cast("Backbone", strategy.build_model(BackboneConfig(**config["backbone"]), catalogue))
+        model = strategy.build_model(BackboneConfig(**config["backbone"]), catalogue)
         model.load_state_dict(weights)
         unseen = strategy.unseen(_read_skips(folder, catalogue.levels)) if strategy.skips_at_eval else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

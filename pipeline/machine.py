@@ -77,6 +77,12 @@ def make_repeatable(device: torch.device, deterministic: bool) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no kernel here reads what it has not written
 
 
+def wait_for(device: torch.device) -> None:
+    """Return once a GPU has done what it was given, so that a clock read now counts it. A CPU is never behind."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def peak_flops(device: torch.device) -> float | None:
     """FLOP/s of dense bfloat16 at most; None where it is not known."""
     if device.type != "cuda":

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones import build_backbone
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Strategy:
     whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
     skips_at_eval = False  # whether a trained model is evaluated without some tokens of the histories; see `unseen`
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
         follow torch's seed.
         """

@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
-from pipeline.backbones.causal import CausalBackbone
-from pipeline.backbones.t5 import T5
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies import build_strategy
 from pipeline.strategies.base import Strategy
@@ -87,7 +86,7 @@ def gradients(
     return table
 
 
-def quartiles(model: T5 | CausalBackbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: Backbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)

@@ -9,7 +9,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -49,7 +49,6 @@ from pipeline.training.validation import Validation
 from pipeline.training.windows import Passes
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbone
     from pipeline.config import Params
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
@@ -110,7 +109,7 @@ def run(
                 "train": _influences(params)["train"],
                 "fingerprints": inputs,
             }
-            save_generator(output, cast("Backbone", trainer.evaluated), catalogue, _named(items), extra, unseen)
+            save_generator(output, trainer.evaluated, catalogue, _named(items), extra, unseen)
             write_json(reports / "timings.json", timings)
             write_bytes(reports / "history.csv", _csv(state.history))
             write_bytes(reports / "kept_by_level.csv", _csv(kept.by_level()))

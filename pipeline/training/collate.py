@@ -94,14 +94,14 @@ def collate(
         items_N[index_N],
         offsets,
         device,
-        pad_to,
-        longest,
-        times_N,
-        all_targets,
-        chosen.tokens_NS if chosen else None,
-        chosen.decoded_W if chosen else None,
-        codes_IL.shape[1],
-        (shape.tokens, shape.positions) if shape else (0, 0),
+        pad_to=pad_to,
+        longest=longest,
+        times_N=times_N,
+        all_targets=all_targets,
+        kept_NS=chosen.tokens_NS if chosen else None,
+        decoded_W=chosen.decoded_W if chosen else None,
+        levels=codes_IL.shape[1],
+        least=(shape.tokens, shape.positions) if shape else (0, 0),
     )
 
     def to_device(array_W: np.ndarray) -> Tensor:

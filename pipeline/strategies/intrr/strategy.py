@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import IntrrConfig
@@ -45,7 +46,7 @@ class Intrr(Strategy):
         self.config = config
         self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
         """Raises UserError when more items share their codes than the deduplication digit has vectors."""
         _check_digit(catalogue, self.config.digit_width)
         return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)

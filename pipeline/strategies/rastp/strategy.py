@@ -15,19 +15,18 @@ Command: dvc exp run -S strategy=rastp
 Time and score: docs/rastp.md, and benchmarks/rastp.py.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
+from pipeline.packing.backbone import Backbone
 from pipeline.strategies.base import Strategy
 from pipeline.strategies.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
 
 if TYPE_CHECKING:
     from pipeline.backbones.config import BackboneConfig
-    from pipeline.backbones.t5 import T5
     from pipeline.catalogue import Catalogue
 
 
@@ -42,11 +41,11 @@ class Rastp(Strategy):
         self.config, self.pad_to = config, pad_to
         self.pruner: Pruner | None = None
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
-        model = cast("T5", super().build_model(config, catalogue))
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
+        model = super().build_model(config, catalogue)
         if self.config.keep < 1:
             self.pruner = Pruner(self.config, catalogue.levels, config.separators, self.pad_to)
-            model.shortener = self.pruner
+            model.pruner = self.pruner
         return model
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

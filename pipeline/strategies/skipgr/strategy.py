@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import WITH_ENCODER
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips, KeptItems
@@ -68,7 +69,7 @@ class Skipgr(Strategy):
         self.skips_at_eval = config.at_eval and config.skips_inputs
         self.seconds = 0.0  # spent on decisions
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> nn.Module:
+    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
         self.widths, self.levels, self.separators = catalogue.widths, catalogue.levels, config.separators
         self.digit = catalogue.digit
         # Elsewhere a target's last tokens leave the loss alone
