@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.ops.layout import Group, Layout, Mass, make_spans
+from pipeline.ops.layout import Layout, Mass
 from pipeline.ops.reference import reference_attention
 from pipeline.ops.triton.attention import triton_attention
 
@@ -63,24 +63,8 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     lengths[-1] = case.longest
     sizes = torch.full_like(lengths, case.pad_to) if case.pad_to else lengths
     queries = torch.full_like(lengths, case.queries) if case.queries else sizes
-    starts_k = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).cuda()
-    starts_q = torch.nn.functional.pad(queries.cumsum(0), (1, 0)).cuda() if case.queries else starts_k
     longest = case.pad_to or case.longest
     positions = _kept_places(lengths, case.reach, generator) if case.reach else None
-    spans = make_spans(
-        starts_q,
-        starts_k,
-        lengths.cuda(),
-        case.queries or longest,
-        longest,
-        positions=None if positions is None else positions.cuda(),
-        reach=case.reach,
-    )
-    groups = (
-        (Group(sequences, longest, longest),)
-        if case.pad_to
-        else tuple(Group(1, int(q), int(k)) for q, k in zip(queries, lengths, strict=True))
-    )
 
     def normal(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) * 0.4).to("cuda", case.dtype).requires_grad_()
@@ -95,14 +79,18 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
         qkv: tuple[Tensor, ...] = q, k, v
     else:
         qkv = (q, torch.stack([k, v], 1)) if case.queries else (torch.stack([q, k, v], 1),)
+    spans = _layout(case, lengths.cuda(), None if positions is None else positions.cuda()).spans
+    assert spans is not None
     out, mass = triton_attention(qkv, spans, bias, causal=case.causal, mass=Mass(padded_queries=True))
     wanted = [x for x in (q, k, v, bias) if x is not None]
     grad = torch.randn(out.shape, generator=generator).to(out)
     ours = [out, *torch.autograd.grad(out, wanted, grad)]
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
-    layout = Layout(groups, lengths if case.pad_to else None, positions)
     expected_out = reference_attention(
-        *exact[:3], layout, _square(exact[3], reach) if case.bias else None, causal=case.causal
+        *exact[:3],
+        _layout(case, lengths, positions),
+        _square(exact[3], reach) if case.bias else None,
+        causal=case.causal,
     )
     expected = [expected_out, *torch.autograd.grad(expected_out, exact, grad.double().cpu())]
     names = ["output", "d_query", "d_key", "d_value", "d_bias"]
@@ -110,6 +98,16 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     assert mass is not None
     total = heads * float(queries.sum())  # every query spreads a weight of one
     return {**found, "mass": abs(float(mass.detach().sum()) - total) / total}
+
+
+def _layout(case: Case, lengths: Tensor, positions: Tensor | None) -> Layout:
+    """The layout of a case on the device of `lengths`: spans on a GPU, groups on a CPU."""
+    layout = (
+        Layout.padded(lengths, case.pad_to)
+        if case.pad_to
+        else Layout.packed(lengths, case.longest, positions_S=positions, reach=case.reach)
+    )
+    return layout.cross(Layout.equal(len(lengths), case.queries, lengths.device)) if case.queries else layout
 
 
 def _kept_places(lengths: Tensor, reach: int, generator: torch.Generator) -> Tensor:

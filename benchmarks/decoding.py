@@ -19,9 +19,10 @@ from training import TIGER
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones import build_backbone
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.beam_search import Search, Stepper
+from pipeline.decoding.beam_search import Search
 from pipeline.decoding.ranking import histories_of
 from pipeline.machine import pick_device
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import slices
 from pipeline.packing.shape import Shape
 
@@ -29,7 +30,7 @@ BATCHES = 12
 
 
 def measure(
-    model: Stepper,
+    model: Backbone,
     items: np.ndarray,
     offsets: np.ndarray,
     batch: int,
@@ -42,7 +43,7 @@ def measure(
     count = min(BATCHES, len(lengths) // batch)
     rows = np.random.default_rng(0).permutation(len(lengths))[: batch * count].reshape(count, batch)
     shape = Shape.of([lengths[row] for row in rows], int(lengths.max())) if device.type == "cuda" else None
-    search, seconds = Search(model, beam, constrained, shape, int(lengths.max())), []
+    search, seconds = Search(model, beam, constrained=constrained, shape=shape, longest=int(lengths.max())), []
     for number in range(-4, 3 * count):  # the first ones compile and record
         index, own = slices(offsets[rows[number % count]], lengths[rows[number % count]])
         began = time.perf_counter()

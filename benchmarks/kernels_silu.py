@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.ops.layout import Times, make_spans
-from pipeline.ops.pointwise_attention import TIME_BUCKETS, Kind, PointwiseLayout, group_layout, pointwise_attention
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times
+from pipeline.ops.pointwise_attention import pointwise_attention
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
 SPARE = 5  # tokens of no sequence
@@ -88,19 +89,19 @@ def silu_errors(
     # Whole minutes of two weeks: of no such time would a GPU's less exact logarithm choose another bucket.
     times = Times(*(torch.randint(20_000, (total,), generator=generator) * 60 for _ in range(2)))
     on_device = Times(times.asked_T.to(device), times.happened_T.to(device)) if case.timed else None
-    spans = make_spans(*[starts.to(device)] * 2, lengths.to(device), longest, longest)
+    own = lengths.to(device)
+    layout = Layout.padded(own, longest) if case.pad_to else Layout.packed(own, longest)
     attend = torch.compile(pointwise_attention, dynamic=True) if case.compiled else pointwise_attention
-    out = attend(q, k, v, PointwiseLayout(spans=spans, times=on_device), bias, time_bias, case.kind)
+    out = attend(q, k, v, layout.timed(on_device), bias, time_bias, case.kind)
     wanted = [x for x in (q, k, v, bias, time_bias) if x is not None]
     grad = torch.randn(out.shape, generator=generator).mul_(real[:, None, None]).to(out)
     ours = [out * real[:, None, None].to(device), *torch.autograd.grad(out, wanted, grad)]
 
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
-    groups = tuple((1, length) for length in lengths.tolist())
     packed = Times(times.asked_T[real], times.happened_T[real]) if case.timed else None
     expected_out = pointwise_attention(
         *(x[real] for x in exact[:3]),
-        group_layout(groups, packed),
+        Layout.packed(lengths, longest).timed(packed),
         _square(exact[3], longest),
         exact[4] if case.timed else None,
         case.kind,

@@ -179,7 +179,7 @@ def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, s
         after_W = strategy.network.tokens_kept(items_W, per_item)
         if pad_to:
             after_W = (
-                np.full(len(items_W), model.shortener.size(items_W, LONGEST, pad_to) // len(items_W))
+                np.full(len(items_W), model.pruner.size(items_W, LONGEST, pad_to) // len(items_W))
                 if way.config
                 else before_W
             )

@@ -6,7 +6,7 @@ Above strategies, because a network is rebuilt by the strategy that trained it; 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,10 @@ from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
 from pipeline.strategies.base import Traits
 from pipeline.strategies.registry import choose
-
-if TYPE_CHECKING:
-    from pipeline.backbones import Backbone
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
@@ -31,7 +29,7 @@ SKIPS = "skips.safetensors"  # only of a model that is evaluated without some to
 class Generator:
     """What `load_generator` returns; the model is in evaluation mode."""
 
-    model: "Backbone"
+    model: Backbone
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
     config: dict[str, Any]  # backbone, widths, digit, and what training added
@@ -40,7 +38,7 @@ class Generator:
 
 def save_generator(
     folder: Path,
-    model: "Backbone",
+    model: Backbone,
     catalogue: Catalogue,
     items_frame: pd.DataFrame,
     config: dict[str, Any],
@@ -86,7 +84,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
         chosen, backbone = choose(config["strategy"], config), BackboneConfig(**config["backbone"])
         network = chosen.network(config["pad_to"])
-        model = cast("Backbone", network.build(backbone, catalogue))
+        model = network.build(backbone, catalogue)
         model.load_state_dict(weights)
         rule = chosen.eval_rule(Traits.of(network, backbone, catalogue))
         unseen = rule(_read_skips(folder, catalogue.levels)) if rule else None

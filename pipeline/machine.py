@@ -78,7 +78,7 @@ def make_repeatable(device: torch.device, deterministic: bool) -> None:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that it was given. A CPU always has."""
+    """Return once a GPU has done what it was given, so that a clock read now counts it. A CPU is never behind."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

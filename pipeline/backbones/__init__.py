@@ -1,18 +1,15 @@
-"""Backbones: the networks, the packed attention they share, and how items are decoded from them."""
+"""Backbones: the networks over Semantic IDs. None of them knows how items are decoded from it."""
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from pipeline.backbones.config import BackboneConfig
 
 if TYPE_CHECKING:
-    from pipeline.backbones.causal import CausalBackbone
-    from pipeline.backbones.t5 import T5
+    from pipeline.backbones.sid_tokens import SidBackbone
     from pipeline.catalogue import Catalogue
 
-    Backbone: TypeAlias = T5 | CausalBackbone
 
-
-def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only: bool = False) -> "Backbone":
+def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only: bool = False) -> "SidBackbone":
     """The network that `config.name` names, on the catalogue's device.
 
     Args:
@@ -25,7 +22,5 @@ def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only:
     from pipeline.backbones.hstu import Hstu
     from pipeline.backbones.t5 import T5
 
-    if config.name == "t5":
-        return T5(config, catalogue, vectors_only).to(catalogue.codes_IL.device)
-    causal: dict[str, type[CausalBackbone]] = {"decoder": Decoder, "hstu": Hstu}
-    return causal[config.name](config, catalogue, vectors_only).to(catalogue.codes_IL.device)
+    networks: dict[str, type[T5 | Decoder | Hstu]] = {"t5": T5, "decoder": Decoder, "hstu": Hstu}
+    return networks[config.name](config, catalogue, vectors_only).to(catalogue.codes_IL.device)

@@ -11,6 +11,7 @@ Shape legend: W windows, N items, T tokens of all sequences, R rows that are rea
 model width, H heads, D head width, K beams, P history places of the longest window, J own tokens of a beam, V codes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,24 +21,26 @@ from torch import Tensor, nn
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.backbones.sid_tokens import SidBackbone
 from pipeline.catalogue import Catalogue
 from pipeline.ops.dropout import Dropout
-from pipeline.ops.layout import Times
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise import Times
 from pipeline.packing.histories import Histories
 from pipeline.packing.sequences import Sequences, lay_out, times_of
 
 KeysValues = tuple[Tensor, Tensor]
 
 
-class CausalBlock(nn.Module):
-    """One layer. `gate` is whatever it wants back after attention."""
+class CausalBlock(nn.Module, ABC):
+    """One layer. What `project` returns as the gate, `finish` gets back after attention (HSTU's U, T5's input)."""
 
-    def forward(self, h_Td: Tensor, layout: Any, bias: Tensor, rows_R: Tensor | None = None) -> Tensor:
+    def forward(self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None) -> Tensor:
         """The layer's output, [T, d]; or of some rows alone, [R, d], where no one reads the others."""
         return self.keeping(h_Td, layout, bias, rows_R)[0]
 
     def keeping(
-        self, h_Td: Tensor, layout: Any, bias: Tensor, rows_R: Tensor | None = None
+        self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
         """As `forward`, and the keys and values of all tokens, [T, H, D] each."""
         q_THD, k_THD, v_THD, gate = self.project(h_Td)
@@ -46,24 +49,28 @@ class CausalBlock(nn.Module):
             h_Td, mixed_THD, gate = (x.index_select(0, rows_R) for x in (h_Td, mixed_THD, gate))
         return self.finish(h_Td, mixed_THD, gate), (k_THD, v_THD)
 
+    @abstractmethod
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values [T, H, D] and the gate [T, ...]."""
-        raise NotImplementedError
 
-    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Any, bias: Tensor) -> Tensor:
+    @abstractmethod
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         """Attention of every token to itself and those before it in its sequence, [T, H, D]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
         """Attention weights from biased scores over all keys of a query (the last axis), 0 where `seen` is False."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
         """The layer's output from its input and what attention brought."""
-        raise NotImplementedError
+
+    def bias_of_times(self, passed: Tensor) -> Tensor:
+        """The bias for times in seconds [...], [..., H]. A layer that knows no times adds nothing, [..., 1]."""
+        return torch.zeros((*passed.shape, 1), device=passed.device)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """What the next step of incremental decoding needs. Never changed: a step returns a new one.
 
@@ -78,42 +85,24 @@ class Decoding:
     past: tuple[KeysValues, ...] = ()  # per layer: the beams' own [W, K, H, J, D]
 
 
-class CausalBackbone(nn.Module):
+class CausalBackbone(SidBackbone):
     """A stack of causal blocks over packed sequences; subclasses bring the blocks.
 
     Args:
         vectors_only: for `read` alone: no tokens and no heads.
     """
 
-    shortener = None  # there is no encoder to shorten
-    tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     blocks: Iterable[CausalBlock]
     norm: nn.Module
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
-        super().__init__()
-        self.config, self.catalogue, self.levels = config, catalogue, catalogue.levels
+        super().__init__(config, catalogue)
         self.dropout = Dropout(config.dropout)
         if not vectors_only:
-            self._add_tokens()
-
-    def _add_tokens(self) -> None:
-        widths, device = self.catalogue.widths, self.catalogue.codes_IL.device
-        self.first_token = [sum(widths[:level]) for level in range(self.levels)]  # of each level
-        tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=device)
-        parts = [tokens_IL]
-        if self.config.separators:
-            parts.append(torch.full_like(tokens_IL[:, :1], sum(widths)))
-        self.register_buffer("tokens_IS", torch.cat(parts, 1), persistent=False)
-        self.tokens = nn.Embedding(sum(widths) + self.config.separators, self.config.d_model)
-        self.heads = nn.ModuleList(nn.Linear(self.config.d_model, width, bias=False) for width in widths)
-        for weight in self.heads.parameters():
-            nn.init.normal_(weight, std=self.config.d_model**-0.5)
-
-    @property
-    def wants_times(self) -> bool:
-        """Whether histories must carry times."""
-        return self.config.wants_times
+            self._add_tokens(int(config.separators))
+            self._add_heads()
+            for head in self.heads:
+                nn.init.normal_(head.weight, std=config.d_model**-0.5)
 
     # ------------------------------------------------------------------------------------------ of the subclass
 
@@ -121,17 +110,9 @@ class CausalBackbone(nn.Module):
         """Input vectors of token ids, [T, d]."""
         return self.tokens(tokens_T)
 
-    def layout(self, sequences: Sequences, times: Times | None) -> Any:
-        """How tokens fall into sequences, as the blocks want it."""
-        raise NotImplementedError
-
+    @abstractmethod
     def position_bias(self, block: Any) -> RelativeBias:
         """The block's bias of relative positions."""
-        raise NotImplementedError
-
-    def time_bias(self, block: Any, passed: Tensor) -> Tensor:
-        """The block's bias for times in seconds [...], [..., H]. Only asked of a backbone that wants times."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -164,12 +145,7 @@ class CausalBackbone(nn.Module):
         return [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
-        """States behind one vector per item: [W, d] behind the last item of each window, rows in packed order, or
-        [N, d] behind every item with `all_targets`.
-
-        Args:
-            vectors_Nd: one row for each of `histories.items_N`.
-        """
+        """As `SidBackbone.read`; with `all_targets` [N, d], behind every item."""
         sequences = lay_out(histories, 1, 0)
         times = self._times(histories, sequences, 1)
         if histories.pad_to:
@@ -185,12 +161,12 @@ class CausalBackbone(nn.Module):
         kept: list[KeysValues] | None = None,
     ) -> Tensor:
         """All blocks; normed states [R, d] of the rows that are read. `kept` takes each layer's keys and values."""
-        h_Td, layout, longest = self.dropout(h_Td), self.layout(sequences, times), sequences.longest
+        h_Td, layout = self.dropout(h_Td), sequences.layout(times)
         biases: dict[RelativeBias, Tensor] = {}  # blocks may share one
         for number, block in enumerate(self.blocks, start=1):
             table = self.position_bias(block)
             if table not in biases:
-                biases[table] = table(range(longest), longest) if sequences.groups else table.by_distance(longest)
+                biases[table] = table.for_layout(layout, sequences.longest)
             rows = rows_R if number == self.config.decoder_layers else None  # what no one reads is not computed
             if kept is None:  # only training runs what is compiled
                 h_Td = (block if self.training else block.forward)(h_Td, layout, biases[table], rows)
@@ -205,15 +181,6 @@ class CausalBackbone(nn.Module):
         if histories.times_N is None:
             raise ValueError("this backbone reads times: pack histories with times_N, or set backbone.time_bias false")
         return times_of(histories.times_N, histories.lengths_W, sequences, levels)
-
-    @property
-    def token_names(self) -> list[str]:
-        """Names of an item's tokens in a history."""
-        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
-
-    def kept_tokens(self, histories: Histories) -> Tensor:
-        """bool [N, S]: all tokens of the histories are seen by the last block."""
-        return torch.ones_like(self.tokens_IS[histories.items_N], dtype=torch.bool)
 
     # ------------------------------------------------------------------------------------------ decoding
 
@@ -232,7 +199,7 @@ class CausalBackbone(nn.Module):
         passed_WP = None
         if times is not None:
             passed_WP = times.asked_T[last_W, None] - times.happened_T[place_WP]
-        return Decoding(states_Wd, memory, seen_WP, passed_WP)
+        return Decoding(states_Wd=states_Wd, memory=memory, seen_WP=seen_WP, passed_WP=passed_WP)
 
     def step(
         self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
@@ -280,16 +247,11 @@ class CausalBackbone(nn.Module):
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_HC
         if state.passed_WP is not None:
             passed_WC = nn.functional.pad(state.passed_WP, (0, extra))  # its own codes: no time has passed
-            scores = scores + self.time_bias(block, passed_WC).transpose(1, 2)[:, None]
+            scores = scores + block.bias_of_times(passed_WC).transpose(1, 2)[:, None]
         seen_WC = nn.functional.pad(state.seen_WP, (0, extra), value=True)
         weights = block.weigh(scores, seen_WC[:, None, None, :]).to(v_WHPD.dtype)
         from_history = (weights[..., :history].transpose(1, 2) @ v_WHPD).transpose(1, 2)
         return from_history + (weights[..., None, history:] @ v_WKHJD)[..., 0, :]
-
-    def _logits(self, h_Rd: Tensor, level: int) -> Tensor:
-        """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
-        with torch.autocast(h_Rd.device.type, enabled=False):
-            return self.heads[level](h_Rd.to(self.tokens.weight.dtype))
 
 
 def _read_rows(histories: Histories, sequences: Sequences) -> Tensor:

@@ -9,18 +9,17 @@ Shape legend: T tokens of all sequences, d model width, H heads, D head width.
 from collections.abc import Iterable
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.blocks import FeedForward, RMSNorm, SelfAttention, linear
+from pipeline.backbones.blocks import FeedForward, SelfAttention
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.catalogue import Catalogue
 from pipeline.ops.attention import attention
 from pipeline.ops.dropout import Dropout
-from pipeline.ops.layout import Group, Layout, Times
-from pipeline.packing.sequences import Sequences, spans_of
+from pipeline.ops.layout import Layout
+from pipeline.ops.linear import RMSNorm, linear
 
 
 class DecoderOnlyBlock(CausalBlock):
@@ -56,29 +55,7 @@ class Decoder(CausalBackbone):
             Iterable[CausalBlock], nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers))
         )
         self.norm = nn.Sequential(RMSNorm(config.d_model), Dropout(config.dropout))
-        self._initialise()
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """As in t5.py: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings
-        as `embedding_std` says.
-        """
-        config = self.config
-        for table in self.modules():
-            if isinstance(table, nn.Embedding):  # drawn with std 1
-                table.weight.mul_(config.embedding_std)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.normal_(std=module.in_features**-0.5)
-        for module in self.modules():
-            if isinstance(module, SelfAttention):
-                queries = module.qkv.weight[: config.heads * config.d_head]
-                queries.normal_(std=(config.d_model * config.d_head) ** -0.5)
-
-    def layout(self, sequences: Sequences, times: Times | None) -> Layout:
-        if sequences.groups:
-            return Layout(tuple(Group(count, size, size) for count, size in sequences.groups))
-        return Layout(spans=spans_of(sequences))
+        self._initialise_as_t5()
 
     def position_bias(self, block: CausalBlock) -> RelativeBias:
         return self.bias

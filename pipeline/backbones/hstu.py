@@ -26,16 +26,9 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.catalogue import Catalogue
 from pipeline.ops.dropout import Dropout
-from pipeline.ops.layout import Times
-from pipeline.ops.pointwise_attention import (
-    TIME_BUCKETS,
-    PointwiseLayout,
-    group_layout,
-    pointwise_attention,
-    time_buckets,
-    weights_of,
-)
-from pipeline.packing.sequences import Sequences, spans_of
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise import TIME_BUCKETS, time_buckets
+from pipeline.ops.pointwise_attention import pointwise_attention, weights_of
 
 STD = 0.02  # of HSTU's initialisation
 
@@ -63,11 +56,14 @@ class HstuBlock(CausalBlock):
         u, v, q, k = F.silu(self.uvqk(self.norm(h_Td))).unflatten(1, (4, self.heads, -1)).unbind(1)
         return q, k, v, u
 
-    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: PointwiseLayout, bias: Tensor) -> Tensor:
+    def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         return pointwise_attention(q_THD, k_THD, v_THD, layout, bias, self.time_bias, self.kind)
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
         return weights_of(scores, seen, self.kind)
+
+    def bias_of_times(self, passed: Tensor) -> Tensor:
+        return F.embedding(time_buckets(passed), cast(Tensor, self.time_bias))
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
         return h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))
@@ -106,13 +102,5 @@ class Hstu(CausalBackbone):
     def embed(self, tokens_T: Tensor) -> Tensor:
         return self.tokens(tokens_T) * self.config.d_model**0.5
 
-    def layout(self, sequences: Sequences, times: Times | None) -> PointwiseLayout:
-        if sequences.groups:
-            return group_layout(sequences.groups, times)
-        return PointwiseLayout(spans=spans_of(sequences), times=times)
-
     def position_bias(self, block: HstuBlock) -> RelativeBias:
         return block.bias
-
-    def time_bias(self, block: HstuBlock, passed: Tensor) -> Tensor:
-        return F.embedding(time_buckets(passed), cast(Tensor, block.time_bias))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.config import BackboneConfig
-from pipeline.ops.layout import whole_tiles
+from pipeline.ops.layout import Layout, whole_tiles
 
 
 class RelativeBias(nn.Module):
@@ -34,6 +34,10 @@ class RelativeBias(nn.Module):
         )
         buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
         return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
+
+    def for_layout(self, layout: Layout, longest: int) -> Tensor:
+        """The bias of a self-attention, in the form that its layout takes; `longest` bounds the positions."""
+        return self.by_distance(longest) if layout.bias_by_distance else self(range(longest), longest)
 
     def by_distance(self, length: int) -> Tensor:
         """[H, R]: column R // 2 + d is the bias of key position minus query position d, for sequences of `length` and

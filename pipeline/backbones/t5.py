@@ -18,33 +18,25 @@ Shape legend: W windows, N items, T encoder tokens, d model width, H heads, D he
 R rows of a decoding step (W * K), J levels before it (and its own, of a bias), V codes of one level.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.blocks import (
-    CrossAttention,
-    DecoderBlock,
-    EncoderBlock,
-    KeysValues,
-    Past,
-    RMSNorm,
-    SelfAttention,
-    linear,
-)
+from pipeline.backbones.blocks import DecoderBlock, EncoderBlock, KeysValues, Past
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
+from pipeline.backbones.sid_tokens import SidBackbone
 from pipeline.catalogue import Catalogue
 from pipeline.ops.dropout import Dropout
 from pipeline.ops.gather import gather_unique
-from pipeline.ops.layout import Group, Layout
+from pipeline.ops.layout import Layout
+from pipeline.ops.linear import RMSNorm, linear
 from pipeline.packing.histories import Histories
-from pipeline.packing.pruning import Packed, TokenPruner
-from pipeline.packing.shape import roomy
+from pipeline.packing.pruning import TokenPruner
+from pipeline.packing.shape import places_on
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,7 @@ class Encoded:
     kept_NS: Tensor | None = None  # of each item's tokens, which are still there; None: all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decoding:
     """What the next step of incremental decoding needs. Never changed: a step returns a new one."""
 
@@ -69,29 +61,21 @@ class Decoding:
     level: int = 0  # levels decoded so far
 
 
-class T5(nn.Module):
+class T5(SidBackbone):
     """Next-item model: a history of items in, logits over the codes of each level of the next item out."""
 
-    wants_times = False
-    tokens_IS: Tensor  # int64: the token ids of each item in a history, separator included
     encoder: Iterable[EncoderBlock]
     decoder: Iterable[DecoderBlock]
-    heads: Sequence[nn.Linear]
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         """
         Args:
             vectors_only: only the encoder, for `read`: no token table, no decoder, no heads.
         """
-        super().__init__()
-        self.config, self.catalogue = config, catalogue
-        self.shortener: TokenPruner | None = None  # set by a strategy
-        self.levels = catalogue.levels
-        self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
-        self.separator = sum(catalogue.widths)
+        super().__init__(config, catalogue)
         self.start = self.separator + 1
         if not vectors_only:
-            self.tokens = nn.Embedding(self.start + 1, config.d_model)
+            self._add_tokens(more=2)  # the separator, needed or not, and the start token
         self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = cast(
@@ -105,8 +89,7 @@ class T5(nn.Module):
                 self.recency.weight.data.zero_()  # it must not drown vectors that begin small
         else:
             self._build_decoder()
-            self._register_tokens()
-        self._initialise()
+        self._initialise_as_t5()
 
     def _build_decoder(self) -> None:
         config = self.config
@@ -115,36 +98,7 @@ class T5(nn.Module):
             Iterable[DecoderBlock], nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder_layers))
         )
         self.decoder_norm = RMSNorm(config.d_model)
-        self.heads = cast(
-            Sequence[nn.Linear],
-            nn.ModuleList(nn.Linear(config.d_model, width, bias=False) for width in self.catalogue.widths),
-        )
-
-    def _register_tokens(self) -> None:
-        tokens_IL = self.catalogue.codes_IL + torch.tensor(self.first_token, device=self.catalogue.codes_IL.device)
-        parts = [tokens_IL]
-        if self.config.separators:
-            parts.append(torch.full_like(tokens_IL[:, :1], self.separator))
-        self.register_buffer("tokens_IS", torch.cat(parts, 1), persistent=False)
-
-    @torch.no_grad()
-    def _initialise(self) -> None:
-        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings as
-        `embedding_std` says, which T5 has at 1.
-        """
-        for table in self.modules():
-            if isinstance(table, nn.Embedding):  # drawn with std 1
-                table.weight.mul_(self.config.embedding_std)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                module.weight.normal_(std=module.in_features**-0.5)
-        queries = (self.config.d_model * self.config.d_head) ** -0.5
-        inner = self.config.heads * self.config.d_head
-        for module in self.modules():
-            if isinstance(module, SelfAttention):
-                module.qkv.weight[:inner].normal_(std=queries)
-            elif isinstance(module, CrossAttention):
-                module.q.weight.normal_(std=queries)
+        self._add_heads()
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -162,20 +116,17 @@ class T5(nn.Module):
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        prefixes = histories.prefixes
-        windows, levels = len(targets_W), self.levels
+        prefixes, windows, levels = histories.prefixes, len(targets_W), self.levels
         encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, : levels - 1]], 1)
         inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.place_P]
         h_Td = self.dropout(self.tokens(inputs_P))
-        layout, cross = (
-            prefixes.layouts(encoded.layout)
-            if prefixes is not None
-            else (_equal_layout(encoded.layout, windows, levels), _cross_layout(encoded.layout, levels))
-        )
-        bias = (
-            self.decoder_bias(range(levels), levels) if layout.spans is None else self.decoder_bias.by_distance(levels)
-        )
+        if prefixes is None:
+            layout = Layout.equal(windows, levels, h_Td.device)
+            cross = encoded.layout.cross(layout)
+        else:
+            layout, cross = prefixes.layouts(encoded.layout)
+        bias = self.decoder_bias.for_layout(layout, levels)
         states_Td = encoded.states_Td
         if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
             states_Td = states_Td.to(torch.get_autocast_dtype(states_Td.device.type))
@@ -185,104 +136,88 @@ class T5(nn.Module):
         h_WLd = h_Td.unflatten(0, (windows, levels)) if prefixes is None else prefixes.by_level(h_Td)
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
-    @property
-    def token_names(self) -> list[str]:
-        """Names of an item's tokens in a history."""
-        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+    def kept_tokens(self, histories: Histories, on_prune: Callable[[], None] | None = None) -> Tensor:
+        kept_NS = self.encode(histories, prune=True, on_prune=on_prune).kept_NS
+        return super().kept_tokens(histories) if kept_NS is None else kept_NS
 
-    def kept_tokens(self, histories: Histories) -> Tensor:
-        """bool [N, S]: which tokens of each item of the histories the last encoder block sees when the model trains."""
-        kept_NS = self.encode(histories, shorten=True).kept_NS
-        return torch.ones_like(self.tokens_IS[histories.items_N], dtype=torch.bool) if kept_NS is None else kept_NS
-
-    def encode(self, histories: Histories, shorten: bool = False) -> Encoded:
+    def encode(
+        self, histories: Histories, *, prune: bool = False, on_prune: Callable[[], None] | None = None
+    ) -> Encoded:
         """Run the encoder over all windows.
 
         Args:
-            shorten: let the strategy shorten the sequences as in training, also where it does not in evaluation.
+            prune: let the strategy prune tokens as in training, also where it does not in evaluation.
+            on_prune: called where it does, just before.
 
         Raises:
             ValueError: a padded batch has a window longer than `pad_to`.
         """
-        shortener = self._shortener(shorten)
-        return self._encode(self._packed(histories, shortener), shortener)
+        tokens = histories.tokens
+        tokens_T = self.tokens_IS[histories.items_N].flatten()
+        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
+        return self._run_encoder(h_Td, histories, self.tokens_IS.shape[1], self._pruner(prune), on_prune)
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
-        """The state [W, d] of the last item of each window, rows in packed order.
-
-        Args:
-            vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
-        """
-        encoded = self._run_encoder(vectors_Nd, self._packed(histories, None), 1, None)
+        encoded = self._run_encoder(vectors_Nd, histories, 1)
         return encoded.states_Td[histories.lengths_W.cumsum(0) - 1]
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
-        """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
-        packed = self._packed(histories, self._shortener())
-        return packed.longest, packed.pad_to, packed.size
+        pruner = self._pruner()
+        histories = _padded_for(pruner, histories)
+        return histories.longest, histories.pad_to, _places_after(pruner, histories)
 
-    def _packed(self, histories: Histories, shortener: TokenPruner | None) -> Packed:
-        pad_to = histories.pad_to or (shortener.pad_to if shortener else 0)
-        size = shortener.size(histories.lengths, histories.longest, pad_to) if shortener else 0
-        return Packed(
-            histories.items_N,
-            histories.lengths_W,
-            histories.groups,
-            histories.longest,
-            pad_to,
-            roomy(size) if histories.items_N.is_cuda else size,
-            histories.tokens,
-        )
+    def _pruner(self, prune: bool = False) -> TokenPruner | None:
+        """What prunes tokens in this pass."""
+        return self.pruner if self.pruner and (self.training or prune or self.pruner.at_eval) else None
 
-    def _shortener(self, shorten: bool = False) -> TokenPruner | None:
-        """What shortens this pass."""
-        return self.shortener if self.shortener and (self.training or shorten or self.shortener.at_eval) else None
-
-    def _encode(self, packed: Packed, shortener: TokenPruner | None) -> Encoded:
-        per_item, tokens = self.tokens_IS.shape[1], packed.tokens
-        tokens_T = self.tokens_IS[packed.items_N].flatten()
-        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
-        return self._run_encoder(h_Td, packed, per_item, shortener)
-
-    def _run_encoder(self, h_Td: Tensor, packed: Packed, per_item: int, shortener: TokenPruner | None) -> Encoded:
+    def _run_encoder(
+        self,
+        h_Td: Tensor,
+        histories: Histories,
+        per_item: int,
+        pruner: TokenPruner | None = None,
+        on_prune: Callable[[], None] | None = None,
+    ) -> Encoded:
         """All blocks over inputs in packed order, `per_item` of each item."""
-        tokens = packed.tokens
+        histories = _padded_for(pruner, histories)
+        size = _places_after(pruner, histories)
         if self.recency is not None:
-            places = self.recency.num_embeddings
-            if tokens is None:
-                places_N = _places(packed.items_N, packed.lengths_W, places)
-                h_Td = h_Td + self.recency(places_N).repeat_interleave(per_item, 0)
-            else:
-                h_Td = h_Td + self.recency(tokens.age_T.clamp(max=places - 1))
-        lengths_W, longest = packed.lengths_W * per_item, packed.longest * per_item
-        if tokens is not None:
-            layout = tokens.layout(longest)
-        elif packed.pad_to:
-            h_Td, layout = _pad(h_Td, self.tokens(self._padding_S()), lengths_W, longest, packed.pad_to)
-            longest = packed.pad_to
-        elif h_Td.is_cuda:
-            layout = _packed_spans(lengths_W, longest)
-        else:
-            layout = Layout(
-                tuple(Group(windows, items * per_item, items * per_item) for windows, items in packed.groups)
-            )
+            h_Td = h_Td + self._recency(histories, per_item)
+        h_Td, layout, longest = self._lay_out(h_Td, histories, per_item)
         h_Td = self.dropout(h_Td)
-        bias: Tensor | None = (
-            self.encoder_bias(range(longest), longest)
-            if layout.spans is None
-            else self.encoder_bias.by_distance(longest)
-        )
+        bias: Tensor | None = self.encoder_bias.for_layout(layout, longest)
         kept_NS = None
         for number, block in enumerate(self.encoder, start=1):
-            here = shortener if shortener and number == shortener.after_layer else None
+            here = pruner if pruner and number == pruner.after_layer else None
             h_Td, mass_T = _run(block)(h_Td, layout, bias, here.mass if here else None)
             if here is None:
                 continue
-            shortened = here(h_Td, mass_T, packed, self.training)
-            h_Td, layout, kept_NS = shortened.h_Td, shortened.layout, shortened.kept_NS
+            if on_prune is not None:
+                on_prune()
+            h_Td, pruned = here(h_Td, mass_T, histories, size=size, training=self.training)
+            layout, kept_NS = pruned.layout(), pruned.kept_NS
             if not here.keep_positions:
                 bias = None
         return Encoded(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
+
+    def _recency(self, histories: Histories, per_item: int) -> Tensor:
+        """The learned vector of each input's place in line, counted from the last item: [T, d]."""
+        assert self.recency is not None
+        places, tokens = self.recency.num_embeddings, histories.tokens
+        if tokens is not None:
+            return self.recency(tokens.age_T.clamp(max=places - 1))
+        places_N = _places(histories.items_N, histories.lengths_W, places)
+        return self.recency(places_N).repeat_interleave(per_item, 0)
+
+    def _lay_out(self, h_Td: Tensor, histories: Histories, per_item: int) -> tuple[Tensor, Layout, int]:
+        """(the inputs, padded where the histories are; their layout; a bound of a window's positions)."""
+        lengths_W, longest = histories.lengths_W * per_item, histories.longest * per_item
+        if histories.tokens is not None:
+            return h_Td, histories.tokens.layout(longest), longest
+        if not histories.pad_to:
+            return h_Td, Layout.packed(lengths_W, longest), longest
+        h_Td = _pad(h_Td, self.tokens(self._padding_S()), lengths_W, longest, histories.pad_to)
+        return h_Td, Layout.padded(lengths_W, histories.pad_to), histories.pad_to
 
     def _padding_S(self) -> Tensor:
         """GRID's padding: items of the first token of all, with a true separator."""
@@ -291,16 +226,14 @@ class T5(nn.Module):
     # -------------------------------------------------------------------------------------------------- decoding
 
     def begin(self, histories: Histories) -> Decoding:
-        """Encode once, for all levels and beams."""
         encoded = self.encode(histories)
-        memory = tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder)
         return Decoding(
-            memory,
-            encoded.layout,
-            histories.windows,
-            self.decoder_bias(range(self.levels), self.levels),
-            ((),) * self.config.decoder_layers,
-            histories.lengths_W.new_empty(histories.windows, 0),
+            memory=tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder),
+            encoder=encoded.layout,
+            windows=histories.windows,
+            bias_HLL=self.decoder_bias(range(self.levels), self.levels),
+            past=((),) * self.config.decoder_layers,
+            rows_RJ=histories.lengths_W.new_empty(histories.windows, 0),
         )
 
     def step(
@@ -309,12 +242,6 @@ class T5(nn.Module):
         beams_WK: Tensor | None = None,
         codes_WK: Tensor | None = None,
     ) -> tuple[Tensor, Decoding]:
-        """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
-
-        Args:
-            beams_WK: int64, which of the previous step's beams each beam continues.
-            codes_WK: int64, the code that it appends.
-        """
         level, windows, rows_RJ = state.level, state.windows, state.rows_RJ
         if beams_WK is None or codes_WK is None:
             tokens_WK = self._start_WK(windows, 1)
@@ -330,10 +257,8 @@ class T5(nn.Module):
         logits_WKV = self._logits(h_Rd, level, self.decoder_norm).unflatten(0, tokens_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(kept), rows_RJ=rows_RJ)
 
-    def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
-        """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
-        with torch.autocast(h_Td.device.type, enabled=False):
-            return linear(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm=norm)
+    def _head(self, head: nn.Linear, h_Td: Tensor, norm: RMSNorm | None) -> Tensor:
+        return linear(head, h_Td, norm=norm)  # one kernel where a GPU only reads the model
 
     def _start_WK(self, windows: int, beams: int) -> Tensor:
         return self.tokens_IS.new_full((windows, beams), self.start)
@@ -358,47 +283,25 @@ def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
     return (ends_N - 1 - place_N).clamp_(max=places - 1)
 
 
-def _packed_spans(lengths_W: Tensor, longest: int) -> Layout:
-    from pipeline.ops.layout import make_spans
-
-    starts = F.pad(lengths_W.cumsum(0), (1, 0))
-    return Layout(spans=make_spans(starts, starts, lengths_W, longest, longest))
+def _padded_for(pruner: TokenPruner | None, histories: Histories) -> Histories:
+    """The same histories; where padding matters to what prunes them, packed ones are padded too."""
+    return replace(histories, pad_to=histories.pad_to or pruner.pad_to) if pruner else histories
 
 
-def _equal_layout(encoder: Layout, sequences: int, length: int) -> Layout:
-    """`length` decoder positions of each window, against themselves."""
-    if encoder.spans is None:
-        return Layout((Group(sequences, length, length),))
-    from pipeline.ops.layout import make_spans
-
-    starts = torch.arange(sequences + 1, device=encoder.spans.starts_k.device) * length
-    return Layout(spans=make_spans(starts, starts, starts.diff(), length, length))
+def _places_after(pruner: TokenPruner | None, histories: Histories) -> int:
+    """Places that the pruner leaves, of all windows; 0: there is none."""
+    size = pruner.size(histories.lengths, histories.longest, histories.pad_to) if pruner else 0
+    return places_on(histories.items_N.device, size)
 
 
-def _cross_layout(encoder: Layout, queries: int) -> Layout:
-    """`queries` decoder positions of each window, against the encoder's positions of the window."""
-    if (own := encoder.spans) is None:
-        return encoder.with_queries(queries)
-    from pipeline.ops.layout import make_spans
-
-    starts = torch.arange(len(own.starts_k), device=own.starts_k.device) * queries
-    return Layout(spans=make_spans(starts, own.starts_k, own.lengths_k, queries, own.longest_k, own.rooms_k))
-
-
-def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_to: int) -> tuple[Tensor, Layout]:
-    """Packed tokens -> `pad_to` positions per window. Padding repeats `padding_Sd`, and is masked as a key."""
+def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_to: int) -> Tensor:
+    """Packed tokens -> `pad_to` positions per window. Padding repeats `padding_Sd`; as a key it is to be masked."""
     if longest > pad_to:
         raise ValueError(f"a window of {longest} encoder positions does not fit train.pad_to ({pad_to})")
-    windows, tokens, position_P = len(lengths_W), len(h_Td), torch.arange(pad_to, device=h_Td.device)
+    tokens, position_P = len(h_Td), torch.arange(pad_to, device=h_Td.device)
     first_W, real_WP = lengths_W.cumsum(0) - lengths_W, position_P < lengths_W[:, None]
     source_WP = torch.where(real_WP, first_W[:, None] + position_P, tokens + position_P % len(padding_Sd))
     # Nothing that counts sees padding, so its gradient is zero; to add that up, place by place, would take a GPU long.
     place_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
     place_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
-    h_Td = gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
-    if not h_Td.is_cuda:
-        return h_Td, Layout((Group(windows, pad_to, pad_to),), lengths_W)
-    from pipeline.ops.layout import make_spans
-
-    starts = torch.arange(windows + 1, device=h_Td.device) * pad_to
-    return h_Td, Layout(spans=make_spans(starts, starts, lengths_W, pad_to, pad_to))
+    return gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)

@@ -11,7 +11,6 @@ P Semantic IDs.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,26 +19,12 @@ from torch import Tensor
 
 from pipeline.catalogue import Catalogue
 from pipeline.cuda_graphs import CudaGraphed
+from pipeline.ops.layout import uses_kernels
+from pipeline.packing.backbone import Backbone, require_eval
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
 
 WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
-
-
-class Stepper(Protocol):
-    """A backbone that decodes level by level. Its states never change, so one can be continued in many ways."""
-
-    catalogue: Catalogue
-    training: bool
-    wants_times: bool  # whether histories must say when each item came
-
-    def sizes(self, histories: Histories) -> tuple[int, ...]: ...
-
-    def begin(self, histories: Histories) -> Any: ...
-
-    def step(
-        self, state: Any, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
-    ) -> tuple[Tensor, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +37,7 @@ class Beams:
 
 
 @torch.no_grad()
-def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bool = True) -> Beams:
+def beam_search(model: Backbone, histories: Histories, beam: int, constrained: bool = True) -> Beams:
     """The items of the `beam` most probable Semantic IDs of each window, found level by level, cut to `beam` places.
 
     Equal scores are ordered by Semantic ID (constrained) or by beam and code (free), so that results repeat exactly.
@@ -63,7 +48,7 @@ def beam_search(model: Stepper, histories: Histories, beam: int, constrained: bo
     Raises:
         ValueError: the model is in training mode, so that dropout would make the ranking a lottery.
     """
-    _require_eval(model)
+    require_eval(model)
     catalogue = model.catalogue
     logits_WKV, state = model.step(model.begin(histories))
     scores_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
@@ -100,13 +85,13 @@ class Search:
     """`beam_search` of many batches.
 
     Args:
-        shape: on a GPU, what batches are filled up to; the search is then recorded as a CUDA graph, which sees the
-            weights that the model has at each call. None: batches are searched as they come.
+        shape: where kernels run, what batches are filled up to; the search is then recorded as a CUDA graph, which sees
+            the weights that the model has at each call. None: batches are searched as they come.
         longest: bound of a window's items where `shape` is given.
     """
 
     def __init__(
-        self, model: Stepper, beam: int, constrained: bool = True, shape: Shape | None = None, longest: int = 0
+        self, model: Backbone, beam: int, *, constrained: bool = True, shape: Shape | None = None, longest: int = 0
     ):
         self.model, self.beam, self.constrained, self.shape, self.longest = model, beam, constrained, shape, longest
         self._beams: Callable[[Histories], Beams] = self._search
@@ -156,7 +141,7 @@ def best_continuations(
         [W, K] each: score; rank, which orders equal scores: the node of the next level (constrained), or beam and code
         as one number, beam * V + code (free); the beam that is continued.
     """
-    if logits_WKV.is_cuda and beam <= WIDEST_ON_KERNELS:
+    if uses_kernels(logits_WKV.device) and beam <= WIDEST_ON_KERNELS:
         from pipeline.decoding import beam_triton
 
         return beam_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
@@ -187,8 +172,3 @@ def top_k(scores_WC: Tensor, rank_C: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keys_WC = (bits_WC.long() << 32) | (0x7FFFFFFF - rank_C)
     best_WK = keys_WC.topk(min(k, scores_WC.shape[1])).indices
     return scores_WC.gather(1, best_WK), best_WK
-
-
-def _require_eval(model: Stepper) -> None:
-    if model.training:
-        raise ValueError("call model.eval() before decoding: dropout would make the ranking a lottery")

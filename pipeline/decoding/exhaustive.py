@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.beam_search import Stepper, _require_eval
+from pipeline.packing.backbone import Backbone, require_eval
 from pipeline.packing.histories import Histories
 
 SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is scored
 
 
 @torch.no_grad()
-def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
+def score_catalogue(model: Backbone, histories: Histories) -> Tensor:
     """Exact log-probability of every item for every window: float32 [W, I], rows in input order.
 
     Walks the whole prefix tree, so its cost grows with the catalogue: an oracle, and exact ranking of small catalogues.
@@ -26,7 +26,7 @@ def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
     Raises:
         ValueError: the model is in training mode.
     """
-    _require_eval(model)
+    require_eval(model)
     catalogue = model.catalogue
     logits_WKV, state = model.step(model.begin(histories))
     root_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
@@ -37,7 +37,7 @@ def score_catalogue(model: Stepper, histories: Histories) -> Tensor:
 
 
 def _score_below(
-    model: Stepper, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int, stop: int
+    model: Backbone, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int, stop: int
 ) -> Iterator[tuple[slice, Tensor]]:
     """Scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`."""
     catalogue = model.catalogue

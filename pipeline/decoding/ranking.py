@@ -7,17 +7,17 @@ Shape legend: U users ranked, W users of one batch, K places of the beam, L code
 the longest history of a batch, I items of the catalogue.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from pipeline.artifacts import Splits
-from pipeline.decoding.beam_search import Search, Stepper
+from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.ops.layout import uses_kernels
+from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.histories import Histories, slices
 from pipeline.packing.kept import EvalSkips, KeptItems
 from pipeline.packing.shape import Shape
@@ -116,16 +116,15 @@ class Ranker:
         self.items_N = np.asarray(splits.items_N)[self.index_N]
         self.times_N = np.asarray(splits.timestamps_N)[self.index_N]
         self.lengths_U, self.targets_U = np.diff(self.offsets), np.asarray(splits.items_N)[self.positions_U]
-        self.on_gpu = catalogue.codes_IL.is_cuda
-        # On a CPU equal lengths in one batch: nothing is spent on padding. A GPU takes any, and wants one shape.
-        rows = np.argsort(self.lengths_U, kind="stable") if not self.on_gpu else np.arange(len(self.lengths_U))
+        # Kernels take any lengths, and a recorded search wants one shape; else equal lengths in one batch, which then
+        # is one group.
+        self.records = uses_kernels(catalogue.codes_IL.device)
+        rows = np.arange(len(self.lengths_U)) if self.records else np.argsort(self.lengths_U, kind="stable")
         rows = rows[self.lengths_U[rows] > 0]
         self.batches = [rows[i : i + batch_users] for i in range(0, len(rows), batch_users)]
         self._search: Search | None = None
 
-    def rank(
-        self, model: torch.nn.Module, progress: "Progress | None" = None, unseen: EvalSkips | None = None
-    ) -> Ranking:
+    def rank(self, model: Backbone, progress: "Progress | None" = None, unseen: EvalSkips | None = None) -> Ranking:
         """The model is put into evaluation mode for the while and left in the mode it was in.
 
         Args:
@@ -147,12 +146,10 @@ class Ranker:
                     progress.update(len(rows))
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
 
-    def _generate(
-        self, model: torch.nn.Module, index: np.ndarray, offsets: np.ndarray, unseen: EvalSkips | None
-    ) -> Outputs:
-        times = self.times_N[index] if cast(Stepper, model).wants_times else None
+    def _generate(self, model: Backbone, index: np.ndarray, offsets: np.ndarray, unseen: EvalSkips | None) -> Outputs:
+        times = self.times_N[index] if model.wants_times else None
         if unseen is not None:
-            # Not recorded, on a GPU either: what is left of a batch changes with the table, and with it the shapes.
+            # Never recorded: what is left of a batch changes with the table, and with it the shapes.
             return generate(
                 model,
                 self.catalogue,
@@ -164,10 +161,14 @@ class Ranker:
                 times=times,
                 kept=unseen.kept(self.index_N[index], offsets),
             )
-        if self.on_gpu and (self._search is None or self._search.model is not model):
+        if self.records and (self._search is None or self._search.model is not model):
             shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
             self._search = Search(
-                cast(Stepper, model), self.beam + self.drop_seen, self.decoding == "constrained", shape, self.longest
+                model,
+                self.beam + self.drop_seen,
+                constrained=self.decoding == "constrained",
+                shape=shape,
+                longest=self.longest,
             )
         return generate(
             model,
@@ -183,7 +184,7 @@ class Ranker:
 
 
 def rank_targets(
-    model: torch.nn.Module,
+    model: Backbone,
     catalogue: "Catalogue",
     splits: Splits,
     part: str,
@@ -198,7 +199,7 @@ def rank_targets(
 
 @torch.no_grad()
 def generate(
-    model: torch.nn.Module,
+    model: Backbone,
     catalogue: "Catalogue",
     items: np.ndarray,
     offsets: np.ndarray,
@@ -218,17 +219,18 @@ def generate(
         times: seconds, when each of the items came; for a model that wants it.
         kept: what the model sees of the histories; None: all.
     """
-    stepper, width = cast(Stepper, model), beam + drop_seen
+    width = beam + drop_seen
     kept_NS = kept.tokens_NS if kept else None
     seen_N, starts, times_N = kept.items(items, offsets, times) if kept else (items, offsets, times)
     if decoding == "exact":
         histories = Histories.pack(seen_N, starts, catalogue.codes_IL.device, times_N=times_N, kept_NS=kept_NS)
-        scores_WI = score_catalogue(stepper, histories)
+        scores_WI = score_catalogue(model, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
         outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
     else:
-        beams = (search or Search(stepper, width, decoding == "constrained"))(seen_N, starts, times_N, kept_NS)
+        search = search or Search(model, width, constrained=decoding == "constrained")
+        beams = search(seen_N, starts, times_N, kept_NS)
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)
@@ -260,14 +262,3 @@ def places(
 
 def _first(hits_WK: np.ndarray) -> np.ndarray:
     return np.where(hits_WK.any(1), hits_WK.argmax(1) + 1, 0)
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model is in evaluation mode within the block, and afterwards in the mode that it was in."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

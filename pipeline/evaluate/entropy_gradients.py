@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
-from pipeline.backbones.causal import CausalBackbone
-from pipeline.backbones.t5 import T5
 from pipeline.figures import drawing, svg
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import choose
@@ -83,7 +82,7 @@ def gradients(
     return table
 
 
-def quartiles(model: T5 | CausalBackbone, network: Network, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: Backbone, network: Network, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     entropy_WE, loss_WE = _tokens(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)

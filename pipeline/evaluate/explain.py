@@ -117,11 +117,11 @@ def _share(code: int, weights: list[float]) -> str:
 
 def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
     """A dropped code as a dash; after the last code `|` where the separator stays."""
-    strategy, shortener = loaded.config["strategy"], loaded.model.shortener
+    strategy, pruner = loaded.config["strategy"], loaded.model.pruner
     kept, tokens = sum(sum(row.kept) for row in rows), sum(len(row.kept) for row in rows)
     lines = [f"{strategy}: {kept} of {tokens} tokens of {len(rows)} items are kept"]
-    if shortener is not None:
-        lines[0] += f" after encoder block {shortener.after_layer}" + ("" if shortener.at_eval else ", in training")
+    if pruner is not None:
+        lines[0] += f" after encoder block {pruner.after_layer}" + ("" if pruner.at_eval else ", in training")
     name = max(len(row.item) for row in rows)
     width = max(len(str(code)) for row in rows for code in row.codes)
     for row in rows:

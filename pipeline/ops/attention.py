@@ -10,16 +10,14 @@ Q queries and K keys of each of its sequences; R queries (windows x beams) and J
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.ops.dropout import dropout_factors
-from pipeline.ops.layout import Group, Layout, Mass
-
-if TYPE_CHECKING:
-    pass
+from pipeline.ops.layout import Group, Layout, Mass, separate, uses_kernels
 
 
 def attention(
@@ -37,8 +35,8 @@ def attention(
 
     Args:
         bias_HQK: added to the scores; made for the longest sequence, a shorter one takes the top left corner, and
-            pruned ones the rows and columns `layout.positions_S`. float32. Where the layout has spans it is [H, R] by
-            relative distance, as `RelativeBias.by_distance` gives it.
+            pruned ones the rows and columns `layout.positions_S`. float32. Where `layout.bias_by_distance`, it is
+            [H, R] by relative distance. `RelativeBias.for_layout` gives what the layout asks for.
         causal: query i sees the keys 0 .. i.
         dropout: share of attention weights dropped (0 when not training).
         mass: also return what each key receives, summed over heads and queries.
@@ -65,7 +63,7 @@ def packed_attention(
         qkv: queries, keys and values [T, 3, H, D]; or queries [T, H, D], and keys and values [S, 2, H, D]; or all three
             apart, as `attention` takes them.
     """
-    if (spans := layout.spans) is not None:  # Triton comes with CUDA builds of torch only
+    if (spans := layout.spans) is not None:
         if not torch.is_grad_enabled() and dropout == 0 and mass is None and spans.positions is None:
             from pipeline.ops.triton.decoding import attend
 
@@ -76,13 +74,8 @@ def packed_attention(
     q_THD, k_SHD, v_SHD = separate(qkv)
     if causal:
         bias_HQK = _with_causal_mask(bias_HQK, q_THD, layout)
+        layout = replace(layout, lengths_n=None)  # padding comes later than every token, so that none sees it
     return _GroupedAttention.apply(q_THD, k_SHD, v_SHD, bias_HQK, layout, dropout, mass)
-
-
-def separate(qkv: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Views of the queries, keys and values that lie in one, two or three tensors, as `packed_attention` takes them."""
-    q_THD, k_SHD, v_SHD = (part for x in qkv for part in (x.unbind(1) if x.ndim == 4 else (x,)))
-    return q_THD, k_SHD, v_SHD
 
 
 def _with_causal_mask(bias_HQK: Tensor | None, q_THD: Tensor, layout: Layout) -> Tensor:
@@ -261,7 +254,7 @@ def attend_to_ancestors(
         rows_RJ: int64 [R, J - 1], of each query the row of its ancestor in each earlier level.
         bias_HJ: float32, added to the scores.
     """
-    if q_RHD.is_cuda:
+    if uses_kernels(q_RHD.device):
         from pipeline.ops.triton import decoding
 
         return decoding.attend_to_ancestors(q_RHD, past, rows_RJ, bias_HJ)
@@ -284,5 +277,6 @@ def attend_to_windows(q_RHD: Tensor, k_SHD: Tensor, v_SHD: Tensor, encoder: Layo
         from pipeline.ops.triton import decoding
 
         return decoding.attend(q_RHD, k_SHD, v_SHD, encoder.spans, equal=True)
-    queries = len(q_RHD) // sum(group.sequences for group in encoder.groups)
-    return attention(q_RHD, k_SHD, v_SHD, encoder.with_queries(queries))[0]
+    windows = encoder.sequences
+    beams = Layout.equal(windows, len(q_RHD) // windows, q_RHD.device)
+    return attention(q_RHD, k_SHD, v_SHD, encoder.cross(beams))[0]

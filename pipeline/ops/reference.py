@@ -4,23 +4,11 @@ Shape legend: T query and S key positions of all sequences, H heads, D head widt
 B time buckets.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pipeline.ops.layout import Layout
-from pipeline.ops.pointwise_attention import EPSILON, Kind, time_buckets
-
-if TYPE_CHECKING:
-    pass
-
-from typing import TYPE_CHECKING
-
-from pipeline.ops.layout import Times
-
-if TYPE_CHECKING:
-    pass
+from pipeline.ops.pointwise import EPSILON, Kind, Times, time_buckets
 
 
 def reference_attention(

@@ -4,13 +4,12 @@ Shape legend: W windows, N items of all histories, S tokens of one item (L codes
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pipeline.packing.histories import Distinct, Histories
+from pipeline.packing.histories import Distinct, Histories
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ class Batch:
     Where the histories have `all_targets`, codes and weights have a row per item instead: of the item that follows it.
     """
 
-    histories: "Histories"
+    histories: Histories
     targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
-    distinct: "Distinct | None" = None  # in training, where the strategy asks for it
+    distinct: Distinct | None = None  # in training, where the strategy asks for it
     # What `Strategy.select` said of each window, where it said something
     slots_W: Tensor | None = None  # int64
     counted_WL: Tensor | None = None  # bool

@@ -1,9 +1,8 @@
 """A batch of histories laid end to end, with no padding between them.
 
 Windows are sorted by length, so that equal lengths stand together: a run of equal lengths is a dense block of the
-packed axis that attention can view, not copy. The lengths of the runs are Python numbers, known without asking the
-device. Padded batches exist to check the papers' tables: same windows, same order, same kernels, `pad_to` positions
-each.
+packed axis that attention can view, not copy. Padded batches exist to check the papers' tables: same windows, same
+order, same kernels, `pad_to` positions each.
 
 Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item.
 """
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.packing.shape import count_of
-from pipeline.packing.tokens import DecoderPositions, EncoderTokens
+from pipeline.packing.tokens import DecoderPositions, EncoderTokens, to_device
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Distinct:
     weights_U: Tensor  # float32: of what is summed over items, see `Strategy.items`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Histories:
     """The model's input. Rows (windows) are sorted by length, and `order` says where they came from."""
 
@@ -37,8 +36,6 @@ class Histories:
     row_of_W: Tensor  # int64, on the device: packed row of each input window (the inverse of `order`)
     lengths: np.ndarray  # the same as lengths_W, on the host
     order: np.ndarray  # int64 [W]: packed row i is input window order[i]
-    # (windows, items of each) of each run of equal lengths; empty on a GPU, or with `tokens`
-    groups: tuple[tuple[int, int], ...]
     longest: int  # items of the longest window, or a bound of it
     pad_to: int  # encoder positions of every window; 0: packed
     times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
@@ -52,6 +49,7 @@ class Histories:
         items_N: np.ndarray,
         offsets: np.ndarray,
         device: torch.device | str = "cpu",
+        *,
         pad_to: int = 0,
         longest: int = 0,
         times_N: np.ndarray | None = None,
@@ -74,7 +72,8 @@ class Histories:
             kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
                 as if it had never been there. None: all. Not for padded batches.
             decoded_W: decoder positions of each window, 1 .. `levels`; None: all have `levels`.
-            least: on a GPU, places for those tokens and positions; where they do not suffice, more, in few sizes.
+            least: where kernels run, places for those tokens and positions; more, in few sizes, where they do not
+                suffice.
 
         Raises:
             ValueError: there is no window, or one without an item: nothing could be predicted from it.
@@ -90,30 +89,19 @@ class Histories:
         source_N, _ = slices(np.asarray(offsets)[order], lengths_W)
         row_of_W = np.empty_like(order)
         row_of_W[order] = np.arange(len(order))
-        values, counts = np.unique(lengths_W, return_counts=True)
         device = torch.device(device)
-        # Kernels read lengths on the device; numbers on the host would only make a compiled model depend on them.
-        on_host = device.type != "cuda"
-        groups = () if kept_NS is not None or not on_host else tuple(zip(counts.tolist(), values.tolist(), strict=True))
-
-        def to_device(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device, non_blocking=True)
-
-        tokens = None if kept_NS is None else EncoderTokens.of(kept_NS[source_N], lengths_W, device, least[0])
-        prefixes = None if decoded_W is None else DecoderPositions.of(decoded_W[order], levels, device, least[1])
         return cls(
-            to_device(np.asarray(items_N)[source_N]),
-            to_device(lengths_W),
-            to_device(row_of_W),
-            lengths_W,
-            order,
-            groups,
-            longest or int(values[-1]),
-            pad_to,
-            None if times_N is None else to_device(np.asarray(times_N)[source_N]),
-            all_targets,
-            tokens,
-            prefixes,
+            items_N=to_device(np.asarray(items_N)[source_N], device),
+            lengths_W=to_device(lengths_W, device),
+            row_of_W=to_device(row_of_W, device),
+            lengths=lengths_W,
+            order=order,
+            longest=longest or int(lengths_W.max()),
+            pad_to=pad_to,
+            times_N=None if times_N is None else to_device(np.asarray(times_N)[source_N], device),
+            all_targets=all_targets,
+            tokens=None if kept_NS is None else EncoderTokens.of(kept_NS[source_N], lengths_W, device, least[0]),
+            prefixes=None if decoded_W is None else DecoderPositions.of(decoded_W[order], levels, device, least[1]),
         )
 
     @property

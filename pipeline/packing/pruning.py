@@ -1,7 +1,7 @@
 """What a strategy may put between two blocks of an encoder, to make the sequences shorter from there on.
 
-Shape legend: W windows, N items of all windows, S tokens of one item (separator included), T tokens before, d model
-width.
+Shape legend: W windows, N items of all windows, S tokens of one item (separator included), T tokens before, O places
+after, d model width.
 """
 
 from dataclasses import dataclass
@@ -11,29 +11,27 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.ops.layout import Layout, Mass
-from pipeline.packing.tokens import EncoderTokens
+from pipeline.packing.histories import Histories
 
 
-@dataclass(frozen=True)
-class Packed:
-    """The parts of `Histories` that a compiled encoder takes."""
-
-    items_N: Tensor
-    lengths_W: Tensor  # ascending where all tokens enter
-    groups: tuple[tuple[int, int], ...]  # empty on a GPU
-    longest: int  # items of the longest window, or a bound of it
-    pad_to: int
-    size: int  # places that a shortener leaves, of all windows; 0: there is none
-    tokens: EncoderTokens | None = None  # those that enter the encoder; None: all
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrunedTokens:
-    """What a `TokenPruner` leaves of the tokens."""
+    """Which tokens go on, and where they lie afterwards."""
 
-    h_Td: Tensor
-    layout: Layout
-    kept_NS: Tensor  # bool, per item and token of the histories: whether it goes on; packed order
+    source_O: Tensor  # int64: the token that each place takes; where the place is empty, any
+    place_T: Tensor  # int64: the place of each token; -1: it is dropped
+    position_O: Tensor | None  # each place's position in its window before (any where it is empty); None: forgotten
+    taken_W: Tensor  # int64: places that each window takes
+    room_W: Tensor  # int64: places that each window has
+    kept_NS: Tensor  # bool: whether each token of the histories goes on; packed order
+    longest: int  # places of the longest window, or a bound of it
+    reach: int  # positions of the longest window before, or a bound of it
+
+    def layout(self) -> Layout:
+        """The self-attention of what goes on."""
+        return Layout.packed(
+            self.taken_W, self.longest, rooms_W=self.room_W, positions_S=self.position_O, reach=self.reach
+        )
 
 
 class TokenPruner(Protocol):
@@ -49,6 +47,14 @@ class TokenPruner(Protocol):
         """Places of all windows afterwards, told on the host so that nothing waits for the device."""
         ...
 
-    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> PrunedTokens:
-        """Shorten; `mass_T` as asked for."""
+    def __call__(
+        self, h_Td: Tensor, mass_T: Tensor | None, histories: Histories, *, size: int, training: bool
+    ) -> tuple[Tensor, PrunedTokens]:
+        """The states that go on, [O, d], and which they are.
+
+        Args:
+            mass_T: as `mass` asks for it.
+            histories: their `pad_to` is what the encoder pads to.
+            size: O, as `size` tells it or more.
+        """
         ...

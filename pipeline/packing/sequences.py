@@ -12,19 +12,16 @@ Shape legend: W windows, N items, T tokens of all sequences, S tokens of an item
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pipeline.ops.layout import Times
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise import Times
 from pipeline.packing.histories import Histories
 
-if TYPE_CHECKING:
-    from pipeline.ops.layout import Spans
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sequences:
     """Where each window's sequence lies on the packed axis."""
 
@@ -34,7 +31,6 @@ class Sequences:
     source_T: Tensor  # int64: which of the N * S history tokens, then W * E target tokens, stands here; padding: any
     per_item: int  # S
     fed: int  # E
-    groups: tuple[tuple[int, int], ...]  # (sequences, places of each) of each run of equal lengths; empty on a GPU
     longest: int  # places of the longest sequence, or a bound of it
     room: int  # places of every sequence of a padded batch; 0: packed
 
@@ -42,11 +38,11 @@ class Sequences:
     def lengths_W(self) -> Tensor:
         return self.history_W + self.fed
 
-    @property
-    def bounds(self) -> Tensor:
-        """int64 [W + 1]: the places where sequences, padding included, begin and the last one ends."""
-        end = self.starts_W[-1:] + (self.room or self.lengths_W[-1:])
-        return torch.cat([self.starts_W, end])
+    def layout(self, times: Times | None = None) -> Layout:
+        """How the axis falls into sequences, with the tokens' times where the backbone wants them."""
+        if self.room:
+            return Layout.padded(self.lengths_W, self.room).timed(times)
+        return Layout.packed(self.lengths_W, self.longest).timed(times)
 
     def last_rows_W(self) -> Tensor:
         """The place of each history's last token."""
@@ -79,11 +75,9 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     room = histories.pad_to + fed if histories.pad_to else 0
     if room:
         starts_W, size, longest = order_W * room, windows * room, room
-        groups: tuple[tuple[int, int], ...] = ((windows, room),) if histories.groups else ()
     else:
         starts_W, size = first_item_W * per_item + order_W * fed, len(histories.items_N) * per_item + windows * fed
         longest = histories.longest * per_item + fed
-        groups = tuple((count, items * per_item + fed) for count, items in histories.groups)
     place_T = torch.arange(size, device=device)
     window_T = torch.searchsorted(starts_W, place_T, right=True) - 1
     within_T = place_T - starts_W[window_T]
@@ -92,15 +86,16 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     source_T = torch.where(
         after_T < 0, first_item_W[window_T] * per_item + within_T, all_history + window_T * fed + after_T
     ).clamp_(max=all_history + windows * fed - 1)
-    return Sequences(starts_W, history_W, first_item_W, source_T, per_item, fed, groups, longest, room)
-
-
-def spans_of(sequences: Sequences) -> "Spans":
-    """The sequences as the kernels of a GPU want them."""
-    from pipeline.ops.layout import make_spans
-
-    bounds = sequences.bounds
-    return make_spans(bounds, bounds, sequences.lengths_W, sequences.longest, sequences.longest)
+    return Sequences(
+        starts_W=starts_W,
+        history_W=history_W,
+        first_item_W=first_item_W,
+        source_T=source_T,
+        per_item=per_item,
+        fed=fed,
+        longest=longest,
+        room=room,
+    )
 
 
 def times_of(times_N: Tensor, lengths_W: Tensor, sequences: Sequences, levels: int) -> Times:

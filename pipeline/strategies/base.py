@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.kept import EvalSkips
 
@@ -81,7 +82,7 @@ class Network:
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
     whole_items = False  # an item is a single token
 
-    def build(self, config: BackboneConfig, catalogue: Catalogue) -> nn.Module:
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
         follow torch's seed.
         """

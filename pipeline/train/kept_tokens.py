@@ -7,16 +7,14 @@ latest of its history.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.distributed import World
+from pipeline.machine import wait_for
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
-
-if TYPE_CHECKING:
-    from pipeline.backbones import Backbone
 
 
 @dataclass(frozen=True)
@@ -53,19 +51,34 @@ class Kept:
 
 
 @torch.no_grad()
-def survey(model: nn.Module, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
+def survey(model: Backbone, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
-    backbone = cast("Backbone", model.eval())
-    kept_AS = torch.zeros(
-        max_history, len(backbone.token_names), dtype=torch.int64, device=backbone.catalogue.codes_IL.device
-    )
-    all_AS, clock = torch.zeros_like(kept_AS), _Clock(backbone)
+    model.eval()
+    names, device = model.token_names, model.catalogue.codes_IL.device
+    kept_AS = torch.zeros(max_history, len(names), dtype=torch.int64, device=device)
+    all_AS, before, after = torch.zeros_like(kept_AS), 0.0, 0.0
     for batch in batches:
-        kept_NS = clock.time(backbone, batch)
+        kept_NS, seconds = _timed(model, batch)
+        before, after = before + seconds[0], after + seconds[1]
         age_N = _ages(batch.histories.lengths_W, len(kept_NS))
         kept_AS.index_add_(0, age_N, kept_NS.long())
         all_AS.index_add_(0, age_N, torch.ones_like(kept_NS, dtype=torch.int64))
-    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), backbone.token_names, clock.seconds)
+    clock = None if model.pruner is None else (before, after)
+    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), names, clock)
+
+
+def _timed(model: Backbone, batch: Batch) -> tuple[Tensor, tuple[float, float]]:
+    """`Backbone.kept_tokens`, and the encoder's seconds before and after it drops tokens; after: 0 if it never does."""
+    device, marks = model.catalogue.codes_IL.device, list[float]()
+
+    def mark() -> None:
+        wait_for(device)
+        marks.append(time.perf_counter())
+
+    mark()
+    kept_NS = model.kept_tokens(batch.histories, mark)
+    mark()
+    return kept_NS, (marks[1] - marks[0], marks[-1] - marks[1])
 
 
 def _ages(lengths_W: Tensor, items: int) -> Tensor:
@@ -74,45 +87,3 @@ def _ages(lengths_W: Tensor, items: int) -> Tensor:
     return (
         torch.repeat_interleave(ends_W, lengths_W, output_size=items) - 1 - torch.arange(items, device=lengths_W.device)
     )
-
-
-class _Clock:
-    """Seconds of the encoder up to the point where tokens are dropped, and from there on."""
-
-    def __init__(self, model: "Backbone"):
-        self.seconds: tuple[float, float] | None = (0.0, 0.0) if model.shortener else None
-        self.device = model.catalogue.codes_IL.device
-
-    def time(self, model: "Backbone", batch: Batch) -> Tensor:
-        """`model.kept_tokens`, timed."""
-        original = model.shortener
-        if original is None or self.seconds is None:
-            return model.kept_tokens(batch.histories)
-        marks = [self._now()]
-        model.shortener = cast(Any, _Marking(original, lambda: marks.append(self._now())))
-        try:
-            kept_NS = model.kept_tokens(batch.histories)
-        finally:
-            model.shortener = original
-        marks.append(self._now())
-        self.seconds = (self.seconds[0] + marks[1] - marks[0], self.seconds[1] + marks[2] - marks[1])
-        return kept_NS
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-class _Marking:
-    """A shortener that takes the time when it is reached."""
-
-    def __init__(self, original: Any, mark: Any):
-        self.original, self.mark = original, mark
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.original, name)
-
-    def __call__(self, *args: Any) -> Any:
-        self.mark()
-        return self.original(*args)

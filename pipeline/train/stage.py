@@ -5,7 +5,7 @@ Runs in one process, or in several under `torchrun --nproc-per-node N -m pipelin
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -34,7 +34,7 @@ from pipeline.train.recipe import Recipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
 
 if TYPE_CHECKING:
-    from pipeline.backbones import Backbone
+    pass
 
 
 def run(
@@ -76,7 +76,7 @@ def run(
         flops = flops_per_window(recipe, held, read_sids, trainer.feed.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         if world.leads:
-            model, catalogue = cast("Backbone", trainer.evaluated), trainer.validation.catalogue
+            model, catalogue = trainer.evaluated, trainer.validation.catalogue
             items = _named(read_parquet(Interactions(interactions).items))
             save_generator(output, model, catalogue, items, recipe.model_config(inputs), eval_skips)
             tables = report.tables(state.pass_index + 1, catalogue.levels)

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.distributed import World
 from pipeline.errors import UserError
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.progress import Progress
 from pipeline.strategies.base import Strategy
@@ -64,7 +65,7 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         *,
-        model: nn.Module,
+        model: Backbone,
         strategy: Strategy,
         feed: Feed,
         validation: Validation,

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from pipeline.packing.backbone import Backbone
 from pipeline.training.config import TrainConfig
 
 
@@ -82,7 +83,7 @@ class Average:
     (the rule of TensorFlow's ExponentialMovingAverage).
     """
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: Backbone, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.weight = torch.zeros((), device=next(model.parameters()).device)  # of the model in the next update

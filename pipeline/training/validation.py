@@ -14,6 +14,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.decoding.ranking import Ranker, evaluating, histories_of
 from pipeline.distributed import World
 from pipeline.metrics import summarise
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips
@@ -75,7 +76,7 @@ class Validation:
             np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
         )
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
+    def measure(self, model: Backbone) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
         unseen = self.strategy.sampler.eval_skips()
         batches = self._batches(unseen) if unseen else self.batches
@@ -89,6 +90,6 @@ class Validation:
             total += self.strategy.loss(model, batch)
         return float(self.world.sum(total)) / self.windows
 
-    def _ranks(self, model: nn.Module, unseen: EvalSkips | None) -> np.ndarray:
+    def _ranks(self, model: Backbone, unseen: EvalSkips | None) -> np.ndarray:
         own_U = self.ranker.rank(model, unseen=unseen).ranks_U
         return self.world.gather(own_U, len(self.users_U), self.device)

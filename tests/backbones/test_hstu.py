@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.ops.layout import Times
-from pipeline.ops.pointwise_attention import group_layout, pointwise_attention, time_buckets
+from pipeline.ops.layout import Layout
+from pipeline.ops.pointwise import Times, time_buckets
+from pipeline.ops.pointwise_attention import pointwise_attention
 from pipeline.ops.reference import reference_pointwise
 
-GROUPS = ((3, 1), (1, 4), (5, 7))
-LENGTHS = [length for count, length in GROUPS for _ in range(count)]
+LENGTHS = [1, 1, 1, 4, 7, 7, 7, 7, 7]
+LAYOUT = Layout.packed(torch.tensor(LENGTHS), 7)
 
 
 def make_inputs(dtype=torch.float64, heads=3, width=4):
@@ -36,7 +37,7 @@ class TestEqualsTheReference:
     def test_outputs(self, kind, timed, dtype, tolerance):
         (*inputs, time_bias), times = make_inputs(dtype)
         times, time_bias = (times, time_bias) if timed else (None, None)
-        out = pointwise_attention(*inputs[:3], group_layout(GROUPS, times), inputs[3], time_bias, kind)
+        out = pointwise_attention(*inputs[:3], LAYOUT.timed(times), inputs[3], time_bias, kind)
         assert out.dtype == dtype
         expected = reference_pointwise(*inputs[:3], LENGTHS, inputs[3], times, time_bias, kind)
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
@@ -47,7 +48,7 @@ class TestEqualsTheReference:
         wanted = [x for x in (*inputs, time_bias) if x is not None]
         grad = torch.randn(inputs[0].shape, dtype=torch.float64)
         ours = torch.autograd.grad(
-            pointwise_attention(*inputs[:3], group_layout(GROUPS, times), inputs[3], time_bias, kind), wanted, grad
+            pointwise_attention(*inputs[:3], LAYOUT.timed(times), inputs[3], time_bias, kind), wanted, grad
         )
         expected = torch.autograd.grad(
             reference_pointwise(*inputs[:3], LENGTHS, inputs[3], times, time_bias, kind), wanted, grad
@@ -128,6 +129,6 @@ def test_the_variant_of_intrrs_code_weighs_by_softplus_that_sums_to_one(make_cau
 @pytest.mark.parametrize("kind", ["silu", "softplus"])
 def test_scores_far_below_zero_leave_outputs_and_gradients_finite(kind):
     (q, k, v, bias, _), _ = make_inputs(torch.float32)
-    out = pointwise_attention(q, k, v, group_layout(GROUPS, None), bias - 500, None, kind)
+    out = pointwise_attention(q, k, v, LAYOUT, bias - 500, None, kind)
     gradients = torch.autograd.grad(out.sum(), [q, k, v, bias])
     assert all(x.isfinite().all() for x in (out, *gradients))

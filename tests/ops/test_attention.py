@@ -4,14 +4,15 @@ import pytest
 import torch
 
 from pipeline.ops.attention import attention, packed_attention
-from pipeline.ops.layout import Group, Layout
+from pipeline.ops.layout import Layout
 from pipeline.ops.reference import reference_attention
 
-SELF = Layout((Group(3, 1, 1), Group(1, 4, 4), Group(5, 7, 7)))
-CROSS = Layout((Group(2, 4, 1), Group(3, 4, 6), Group(1, 4, 9)))
-ONE_QUERY = Layout((Group(6, 1, 3),))
-PADDED = Layout((Group(4, 5, 5),), torch.tensor([1, 3, 5, 5]))
-PADDED_CROSS = Layout((Group(4, 2, 5),), PADDED.lengths_n)
+CPU = torch.device("cpu")
+SELF = Layout.packed(torch.tensor([1, 1, 1, 4, 7, 7, 7, 7, 7]), 7)
+CROSS = Layout.packed(torch.tensor([1, 1, 6, 6, 6, 9]), 9).cross(Layout.equal(6, 4, CPU))
+ONE_QUERY = Layout.equal(6, 3, CPU).cross(Layout.equal(6, 1, CPU))
+PADDED = Layout.padded(torch.tensor([1, 3, 5, 5]), 5)
+PADDED_CROSS = PADDED.cross(Layout.equal(4, 2, CPU))
 
 
 def make_inputs(layout, dtype=torch.float64, bias=True, heads=3, width=4):
@@ -79,7 +80,7 @@ def test_gradients_with_dropout_are_those_of_the_weights_that_were_kept(layout):
 
 
 def test_dropout_drops_weights_and_keeps_their_mean():
-    layout = Layout((Group(1, 1, 50),))
+    layout = Layout.equal(1, 50, CPU).cross(Layout.equal(1, 1, CPU))
     q, k, v, _ = make_inputs(layout, bias=False)
     torch.manual_seed(0)
     draws = torch.stack([attention(q, k, v, layout, dropout=0.3)[0] for _ in range(4000)])
@@ -88,8 +89,7 @@ def test_dropout_drops_weights_and_keeps_their_mean():
 
 
 def test_strided_queries_keys_and_values_of_one_projection_are_taken_as_they_are():
-    length = sum(group.sequences * group.queries for group in SELF.groups)
-    q, k, v = torch.randn(length, 3, 2, 4).unbind(1)
+    q, k, v = torch.randn(3 + 4 + 35, 3, 2, 4).unbind(1)
     expected, _ = attention(q.contiguous(), k.contiguous(), v.contiguous(), SELF)
     torch.testing.assert_close(attention(q, k, v, SELF)[0], expected)
 

@@ -21,16 +21,16 @@ def test_outputs_gradients_and_mass_equal_the_reference(case):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
-    from pipeline.ops.layout import make_spans
+    from pipeline.ops.layout import Layout
     from pipeline.ops.triton.attention import triton_attention
 
     lengths = torch.arange(1, 90, device="cuda")
-    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
     q, k, v = (
-        torch.randn(int(starts[-1]), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+        torch.randn(int(lengths.sum()), 4, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        for _ in range(3)
     )
     bias = torch.randn(4, 201, device="cuda", requires_grad=True)
-    spans = make_spans(starts, starts, lengths, 89, 89)
+    spans = Layout.packed(lengths, 89).spans
 
     def run(seed):
         torch.manual_seed(seed)
@@ -49,7 +49,7 @@ def test_places_of_no_sequence_get_zeros_whatever_was_in_memory():
     lengths = torch.tensor([3, 16, 40, 90, 140], device="cuda")
     starts = torch.nn.functional.pad((lengths + 7).cumsum(0), (1, 0))  # padding behind each sequence
     queries = torch.arange(6, device="cuda") * 4
-    spans = make_spans(queries, starts, lengths, 4, 140)
+    spans = make_spans(queries, starts, lengths, longest_q=4, longest_k=140)
     real_S = (
         (torch.arange(int(starts[-1]) + 9, device="cuda") - starts[:-1, None])
         .lt(lengths[:, None])

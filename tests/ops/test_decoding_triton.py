@@ -13,7 +13,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.decoding import beam_search as beam_module
 from pipeline.decoding.beam_search import beam_search, best_continuations
 from pipeline.ops.attention import attend_to_ancestors
-from pipeline.ops.layout import Group, Layout, make_spans
+from pipeline.ops.layout import Layout, make_spans
 from pipeline.ops.reference import reference_attention
 from pipeline.packing.histories import Histories
 
@@ -88,7 +88,7 @@ def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal,
     heads, width, lengths = 2, 24, torch.tensor([1, 3, 40, 41, 100])
     sizes = torch.full_like(lengths, queries) if queries else lengths
     starts = F.pad(lengths.cumsum(0), (1, 0)).to(DEVICE)
-    spans = make_spans(starts, starts, lengths.to(DEVICE), 100, 100)
+    spans = make_spans(starts, starts, lengths.to(DEVICE), longest_q=100, longest_k=100)
     q, k, v = (random(int(total), heads, width, dtype=dtype) for total in (sizes.sum(), lengths.sum(), lengths.sum()))
     table = torch.randn(heads, 199) if bias else None
     ours = decoding_triton.attend(
@@ -102,7 +102,7 @@ def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal,
     )
     place = torch.arange(100)
     square = None if table is None else table[:, place - place[:, None] + 99]
-    layout = Layout(tuple(Group(1, int(a), int(b)) for a, b in zip(sizes, lengths, strict=True)))
+    layout = Layout.packed(lengths, 100).cross(Layout.packed(sizes, 100))
     assert relative(ours, reference_attention(q, k, v, layout, square, causal=causal)) < BOUNDS[dtype]
 
 

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.ops.layout import Layout
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
 
@@ -33,10 +34,11 @@ def test_rows_are_sorted_by_length_and_equal_lengths_keep_their_order(rows):
 @given(windows)
 def test_groups_are_the_runs_of_equal_lengths(rows):
     histories = pack(rows)
-    expanded = [length for count, length in histories.groups for _ in range(count)]
+    groups = Layout.packed(histories.lengths_W, histories.longest).groups
+    expanded = [group.keys for group in groups for _ in range(group.sequences)]
     assert expanded == histories.lengths_W.tolist()
-    assert len({length for _, length in histories.groups}) == len(histories.groups)
-    assert all(type(number) is int for group in histories.groups for number in group)
+    assert len({group.keys for group in groups}) == len(groups)
+    assert all(type(number) is int for group in groups for number in (group.sequences, group.queries, group.keys))
 
 
 @settings(max_examples=60, deadline=None)

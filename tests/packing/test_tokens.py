@@ -151,7 +151,7 @@ def test_what_is_left_out_is_not_computed(make_model) -> None:
 @pytest.mark.parametrize("pad_to", [0, 30])
 def test_prefixes_go_with_pruned_and_padded_encoders(make_model, pad_to: int) -> None:
     model = make_model(encoder_layers=2)
-    model.shortener = None
+    model.pruner = None
     pruned = PrunedNetwork(RastpConfig(after_layer=1)).build(model.config, model.catalogue)
     pruned.load_state_dict(model.state_dict())
     items, _, decoded_W, targets_W = ragged(model)

@@ -221,7 +221,7 @@ def test_rastp_and_skipgr_train_together_and_the_model_is_rebuilt(world: TinyWor
     assert written["tokens_per_step_after_pruning"] < 0.7 * written["tokens_per_step"]
     assert csv(world, "passes")["tokens_skipped"].max() > 0.2
     loaded = load_generator(world.folder / "run" / "generator")
-    assert loaded.model.shortener is not None
+    assert loaded.model.pruner is not None
     assert loaded.config["strategy"] == "skipgr+rastp"
 
 

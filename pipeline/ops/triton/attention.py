@@ -19,8 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.ops.attention import separate
-from pipeline.ops.layout import Mass, Spans
+from pipeline.ops.layout import Mass, Spans, separate
 from pipeline.ops.triton.attention_kernels import backward_kernel, forward_kernel
 from pipeline.ops.triton.launch import Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
 

@@ -19,8 +19,8 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.ops.layout import Spans, Times
-from pipeline.ops.pointwise_attention import TIME_BUCKETS, Kind
+from pipeline.ops.layout import Spans
+from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times
 from pipeline.ops.triton.launch import Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
 from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kernel
 

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from pipeline.ops.pointwise_attention import BUCKET_WIDTH, EPSILON, TIME_BUCKETS
+from pipeline.ops.pointwise import BUCKET_WIDTH, EPSILON, TIME_BUCKETS
 from pipeline.ops.triton.attention_kernels import dot
 
 WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Distinct, Histories
 from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.network import Ran, negative_log_likelihood
@@ -37,15 +38,14 @@ class Walk:
     node_WK: Tensor | None = None  # of the catalogue's prefix tree, -1 outside of it
 
 
-class RecursiveModel(nn.Module):
-    """Backbone, UID table and network. A `decoding.beam_search.Stepper`.
+class RecursiveModel(Backbone):
+    """Backbone, UID table and network.
 
     Args:
         catalogue: its deduplication digit, if it has one, may be narrower than the model's, `settings.digit_width`.
         settings: `intrr` of params.yaml.
     """
 
-    shortener = None
     token_names = ("item",)
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, settings: IntrrConfig):
@@ -114,11 +114,6 @@ class RecursiveModel(nn.Module):
         states_Wd = self.backbone.read(vectors_Nd, histories)
         targets = self.compiled_targets if self.training and self.compiled_targets else self._targets
         return targets(states_Wd, codes_WL), alignment
-
-    @property
-    def wants_times(self) -> bool:
-        """Whether histories must carry times."""
-        return self.backbone.wants_times
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """As the backbone's. Asked before each use of a recorded search, which reads the catalogue's vectors but cannot
@@ -197,10 +192,6 @@ class RecursiveModel(nn.Module):
     def weights_of(self, items_U: Tensor) -> list[Tensor]:
         """How items distribute themselves over the codes of each level: L tensors [U, V], rows sum to 1."""
         return [logits_UV.softmax(-1) for logits_UV in self._redistribute(items_U)[1]]
-
-    def kept_tokens(self, histories: Histories) -> Tensor:
-        """bool [N, 1]: every item goes on."""
-        return torch.ones_like(histories.items_N[:, None], dtype=torch.bool)
 
     def begin(self, histories: Histories) -> Walk:
         """Run the backbone, once for all levels and beams."""

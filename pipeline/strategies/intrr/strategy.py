@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Network
 from pipeline.strategies.intrr.config import IntrrConfig
@@ -43,7 +44,7 @@ class RecursiveNetwork(Network):
         self.config = config
         self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
 
-    def build(self, config: BackboneConfig, catalogue: Catalogue) -> nn.Module:
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         """Raises UserError when more items share their codes than the deduplication digit has vectors."""
         _check_digit(catalogue, self.config.digit_width)
         return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)

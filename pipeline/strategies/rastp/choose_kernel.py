@@ -1,4 +1,4 @@
-"""rastp's choice of tokens on a GPU: one Triton program per window, one launch.
+"""rastp's choice of tokens as a Triton kernel: one program per window, one launch.
 
 A window has a few hundred tokens at most, so a program ranks each by comparing it with all others: no sort, nothing
 leaves the chip between ranking and writing. What `pruner.Pruner` does in torch (`_best`, `_spread`, `_compact`) is the
@@ -82,6 +82,7 @@ def choose(
     items: int,
     budget_W: Tensor,
     rooms: Tensor,
+    *,
     size: int,
     pad_to: int,
     tokens_per_item: int,
@@ -93,7 +94,7 @@ def choose(
         items: N.
         rooms: int64 [W + 1], where the places of each window begin, and the end.
         size: O; places that nothing takes are filled with the first token.
-        pad_to: as `Packed.pad_to`.
+        pad_to: as `Histories.pad_to`.
         scored: E; the token after them, if there is one, is a separator that follows its item.
 
     Returns:

@@ -1,18 +1,16 @@
 """rastp's pruner: how many tokens of a window go on, which ones, and where they lie afterwards.
 
-On a GPU single tokens are chosen by one Triton kernel (choose_kernel.py), whatever their score but `random`; whole
-items and pools, and everything on a CPU, are torch. `Pruner._choice` says which.
+Where kernels run, single tokens are chosen by one of them (choose_kernel.py), whatever their score but `random`; whole
+items and pools, and everything elsewhere, are torch. `Pruner._choose` says which.
 
 Shape legend: W windows, N items of all windows, S tokens of one item (L codes, then the separator), E of them that are
 scored, T tokens before, O places after, U units that are kept or dropped as one (tokens or items), G units of the
 largest pool, d model width.
 """
 
-import itertools
 import math
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,26 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.ops.gather import gather_unique
-from pipeline.ops.layout import Group, Layout, Mass
-from pipeline.packing.pruning import Packed, PrunedTokens
+from pipeline.ops.layout import Mass, uses_kernels
+from pipeline.packing.histories import Histories
+from pipeline.packing.pruning import PrunedTokens
 from pipeline.strategies.rastp.config import RastpConfig
 
-if TYPE_CHECKING:
-    pass
-
 Count = TypeVar("Count", int, Tensor)  # of one window, known on the host, or of many
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which tokens go on, and where."""
-
-    source_O: Tensor  # int64: the token that each place takes; where it is empty, any
-    place_T: Tensor  # int64: the place of each token; -1: it is dropped
-    position_O: Tensor  # each place's position in its window before; where it is empty, any
-    taken_W: Tensor  # int64: the places that each window takes, and has
-    room_W: Tensor
-    kept_NS: Tensor  # bool
 
 
 class Pruner:
@@ -105,48 +89,79 @@ class Pruner:
 
     # ------------------------------------------------------------------------------------------------ which
 
-    def __call__(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> PrunedTokens:
-        choice = self._choice(h_Td, mass_T, packed, training)
-        h_Od = (
-            gather_unique(h_Td, choice.source_O, choice.place_T)
-            if self.config.method == "prune"
-            else self._pool(h_Td, choice, packed)
-        )
-        return PrunedTokens(h_Od, self._layout(packed, choice), choice.kept_NS)
+    def __call__(
+        self, h_Td: Tensor, mass_T: Tensor | None, histories: Histories, *, size: int, training: bool
+    ) -> tuple[Tensor, PrunedTokens]:
+        pruned = self._choose(h_Td, mass_T, histories, size, training)
+        if self.config.method == "prune":
+            return gather_unique(h_Td, pruned.source_O, pruned.place_T), pruned
+        return self._pool(h_Td, pruned, histories), pruned
 
-    def _choice(self, h_Td: Tensor, mass_T: Tensor | None, packed: Packed, training: bool) -> Choice:
-        one_kernel = self.config.method == "prune" and not self.whole_items and self.config.score != "random"
-        room_W = self.places(packed.lengths_W)
-        if packed.pad_to:
-            room_W = torch.full_like(room_W, self._room(packed.longest, packed.pad_to))
-        if h_Td.is_cuda and one_kernel:
-            return self._choose_at_once(self._importance(h_Td, mass_T), room_W, packed)
-        items = Items(packed, self.tokens_per_item)
-        if self.config.method != "prune":
-            return self._compact(self._spread(self._first_of_pools(items)), room_W, items, packed, len(h_Td))
-        scores_T = (
-            _random(items, packed, h_Td, training) if self.config.score == "random" else self._importance(h_Td, mass_T)
-        )
-        return self._compact(
-            self._spread(self._best(scores_T[items.place_NS], items)), room_W, items, packed, len(h_Td)
-        )
+    def _choose(
+        self, h_Td: Tensor, mass_T: Tensor | None, histories: Histories, size: int, training: bool
+    ) -> PrunedTokens:
+        pools, random = self.config.method != "prune", self.config.score == "random"
+        room_W = self.places(histories.lengths_W)
+        if histories.pad_to:
+            room_W = torch.full_like(room_W, self._room(histories.longest, histories.pad_to))
+        if uses_kernels(h_Td.device) and not (pools or random or self.whole_items):
+            return self._choose_at_once(self._importance(h_Td, mass_T), room_W, histories, size)
+        items = Items(histories, self.tokens_per_item)
+        if pools:
+            kept_U = self._first_of_pools(items)
+        else:
+            scores_T = _random(items, histories, h_Td, training) if random else self._importance(h_Td, mass_T)
+            kept_U = self._best(scores_T[items.place_NS], items)
+        return self._compact(self._spread(kept_U), room_W, items, histories, size, tokens=len(h_Td))
 
-    def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, packed: Packed) -> Choice:
+    def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
         from pipeline.strategies.rastp.choose_kernel import choose
 
         source_O, place_T, position_O, kept_NS, taken_W = choose(
             scores_T,
-            packed.lengths_W,
-            len(packed.items_N),
-            self.budget(packed.lengths_W),
+            histories.lengths_W,
+            len(histories.items_N),
+            self.budget(histories.lengths_W),
             F.pad(room_W.cumsum(0), (1, 0)),
-            packed.size,
-            packed.pad_to,
-            self.tokens_per_item,
-            self.scored,
+            size=size,
+            pad_to=histories.pad_to,
+            tokens_per_item=self.tokens_per_item,
+            scored=self.scored,
         )
-        return Choice(source_O, place_T, position_O, taken_W, room_W, kept_NS)
+        return self._pruned(
+            histories,
+            source_O=source_O,
+            place_T=place_T,
+            position_O=position_O,
+            taken_W=taken_W,
+            room_W=room_W,
+            kept_NS=kept_NS,
+        )
+
+    def _pruned(
+        self,
+        histories: Histories,
+        *,
+        source_O: Tensor,
+        place_T: Tensor,
+        position_O: Tensor,
+        taken_W: Tensor,
+        room_W: Tensor,
+        kept_NS: Tensor,
+    ) -> PrunedTokens:
+        """With the bounds that hold for every window, known on the host."""
+        reach = histories.pad_to or histories.longest * self.tokens_per_item
+        return PrunedTokens(
+            source_O=source_O,
+            place_T=place_T,
+            position_O=position_O if self.keep_positions else None,
+            taken_W=taken_W,
+            room_W=room_W,
+            kept_NS=kept_NS,
+            longest=self._room(histories.longest, reach),
+            reach=reach,
+        )
 
     def _importance(self, h_Td: Tensor, mass_T: Tensor | None) -> Tensor:
         """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
@@ -170,50 +185,36 @@ class Pruner:
         kept_NE = kept_U.view(-1, self.scored)
         return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
 
-    def _compact(self, kept_NS: Tensor, room_W: Tensor, items: "Items", packed: Packed, tokens: int) -> Choice:
-        """Give each kept token its place: windows one after another, each with its room."""
+    def _compact(
+        self, kept_NS: Tensor, room_W: Tensor, items: "Items", histories: Histories, size: int, *, tokens: int
+    ) -> PrunedTokens:
+        """Give each kept token its place: windows one after another, each with its room.
+
+        Two windows of two and one items with two tokens each, kept 10 11, 01, rooms 3 and 2:
+        places 0 . 1 2, . 3; taken 3, 1; source 0 2 3 5 0
+        """
+        # How many are kept up to each token and up to each window's end: 1 1 2 3, 3 4 and 3, 4
         before_F, token_F = kept_NS.flatten().cumsum(0), items.place_NS.flatten()
         ends_W = before_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
         taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))
+        # A kept token's place: where its window's room begins (0, 3), and its rank within the window from there.
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
         place_F = (room_W.cumsum(0) - room_W - ends_W + taken_W)[window_F] + before_F - 1
-        source_O = torch.zeros(packed.size + 1, dtype=torch.int64, device=kept_NS.device)  # the last is for the dropped
-        source_O.scatter_(
-            0, place_F.where(kept_NS.flatten(), packed.size), torch.arange(len(before_F), device=kept_NS.device)
-        )
-        source_O = source_O[:-1]
+        # Turned round: what stands at each place. Dropped tokens all go to one place behind the last, which is cut off.
+        source_O = torch.zeros(size + 1, dtype=torch.int64, device=kept_NS.device)
+        numbers_F = torch.arange(len(before_F), device=kept_NS.device)
+        source_O = source_O.scatter_(0, place_F.where(kept_NS.flatten(), size), numbers_F)[:-1]
+        # In a padded batch the encoder's axis has positions that are no token of an item: they stay at -1.
         place_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, place_F.where(kept_NS.flatten(), -1))
-        return Choice(token_F[source_O], place_T, items.position_NS.flatten()[source_O], taken_W, room_W, kept_NS)
-
-    def _layout(self, packed: Packed, choice: Choice) -> Layout:
-        """How the places fall into windows."""
-        taken_W, room_W = choice.taken_W, choice.room_W
-        position_O = choice.position_O if self.keep_positions else None
-        longest = self._room(packed.longest, packed.pad_to or packed.longest * self.tokens_per_item)
-        if room_W.is_cuda:
-            from pipeline.ops.layout import make_spans
-
-            starts = F.pad(room_W.cumsum(0), (1, 0))
-            return Layout(
-                spans=make_spans(
-                    starts,
-                    starts,
-                    taken_W,
-                    longest,
-                    longest,
-                    room_W,
-                    position_O,
-                    packed.pad_to or packed.longest * self.tokens_per_item,
-                )
-            )
-        if packed.pad_to:
-            return Layout((Group(len(room_W), longest, longest),), taken_W, position_O)
-        rooms = [(self.places(items), windows) for windows, items in packed.groups]
-        groups = tuple(
-            Group(sum(windows for _, windows in run), room, room)
-            for room, run in itertools.groupby(rooms, key=lambda pair: pair[0])
+        return self._pruned(
+            histories,
+            source_O=token_F[source_O],
+            place_T=place_T,
+            position_O=items.position_NS.flatten()[source_O],
+            taken_W=taken_W,
+            room_W=room_W,
+            kept_NS=kept_NS,
         )
-        return Layout(groups, taken_W if self._separators_follow else None, position_O)
 
     # ------------------------------------------------------------------------------------------------ pooling
 
@@ -229,43 +230,50 @@ class Pruner:
         unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
         return unit_U, self.budget(items.lengths_W)[window_U], (items.lengths_W * self.units_per_item)[window_U]
 
-    def _pool(self, h_Td: Tensor, choice: Choice, packed: Packed) -> Tensor:
+    def _pool(self, h_Td: Tensor, pruned: PrunedTokens, histories: Histories) -> Tensor:
         """Mean or maximum over the pool that begins at each token; of items level by level. A separator stays itself.
 
         A pool has ceil(1 / keep) units, give or take one; more only in histories so short that flooring the budget
         takes most of it: fewer than 2 / keep, where one pool is left.
+
+        One window of five tokens, no separators, two pools -> runs 0 0 0 1 1: places 0 and 3, sizes 3 and 2
         """
-        items, source_O = Items(packed, self.tokens_per_item), choice.source_O
-        if packed.pad_to:  # without padding
-            source_O = (items.first_W * self.tokens_per_item)[source_O // packed.pad_to] + source_O % packed.pad_to
+        items, source_O = Items(histories, self.tokens_per_item), pruned.source_O
+        # The token that begins each pool, counted without padding: its item, and which of the item's tokens it is.
+        if histories.pad_to:
+            first_W = items.first_W * self.tokens_per_item
+            source_O = first_W[source_O // histories.pad_to] + source_O % histories.pad_to
         item_O, token_O = source_O // self.tokens_per_item, source_O % self.tokens_per_item
+        # The size of each pool: from its first unit to where the next run begins; a separator is alone.
         unit_U, pools_U, units_U = self._runs(items)
         pool_U = unit_U * pools_U // units_U
         size_U = -((pool_U + 1) * -units_U // pools_U) - unit_U  # right for the unit that begins the pool
         first_O = item_O if self.whole_items else item_O * self.scored + token_O.clamp(max=self.scored - 1)
         size_O = size_U[first_O].where(token_O < self.scored, 1)
+        # The units of each pool, with room for the largest; behind a smaller pool's own, its first unit again.
         step_G = torch.arange(self.largest_pool, device=source_O.device)
         real_OG = step_G < size_O[:, None]
         unit_OG = (first_O[:, None] + step_G * real_OG).clamp(max=len(unit_U) - 1)
+        # Units -> tokens: the same level of each item, or the unit's own token.
         if self.whole_items:
             place_OG = items.place_NS[unit_OG, token_O[:, None]]
         else:
             place_OG = items.place_NS[unit_OG // self.scored, unit_OG % self.scored]
             own_O1 = items.place_NS[item_O, token_O][:, None]
             place_OG = torch.where(token_O[:, None] < self.scored, place_OG, own_O1)
-        h_OGd = gather_unique(h_Td, place_OG.flatten(), _slots(place_OG, real_OG, choice)).view(*place_OG.shape, -1)
+        h_OGd = gather_unique(h_Td, place_OG.flatten(), _slots(place_OG, real_OG, pruned)).view(*place_OG.shape, -1)
         if self.config.method == "max_pool":
             return h_OGd.masked_fill(~real_OG[..., None], -math.inf).amax(1)
         return (h_OGd * real_OG[..., None]).sum(1) / size_O[:, None]
 
 
-def _slots(place_OG: Tensor, real_OG: Tensor, choice: Choice) -> Tensor:
+def _slots(place_OG: Tensor, real_OG: Tensor, pruned: PrunedTokens) -> Tensor:
     """Where in [O * G] each token of a pool is, int64 [T]; -1: in none."""
-    dropped = len(choice.place_T)
+    dropped = len(pruned.place_T)
     taken_O = torch.zeros(len(place_OG) + 1, dtype=torch.bool, device=place_OG.device).index_fill_(
-        0, choice.place_T.where(choice.place_T >= 0, len(place_OG)), True
+        0, pruned.place_T.where(pruned.place_T >= 0, len(place_OG)), True
     )[:-1]
-    slot_T = choice.place_T.new_full((dropped + 1,), -1)
+    slot_T = pruned.place_T.new_full((dropped + 1,), -1)
     slot_T.scatter_(
         0,
         place_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
@@ -285,14 +293,16 @@ def _larger(a: Count, b: Count) -> Count:
 class Items:
     """Where the items of a batch and their tokens are, all on the device."""
 
-    def __init__(self, packed: Packed, tokens_per_item: int):
-        self.lengths_W, count = packed.lengths_W, len(packed.items_N)
+    def __init__(self, histories: Histories, tokens_per_item: int):
+        self.lengths_W, count = histories.lengths_W, len(histories.items_N)
         self.first_W = self.lengths_W.cumsum(0) - self.lengths_W  # each window's first item
         self.window_N = torch.repeat_interleave(self.lengths_W, output_size=count)
         token_S = torch.arange(tokens_per_item, device=self.lengths_W.device)
         item_N = torch.arange(count, device=self.lengths_W.device)
         self.position_NS = (item_N - self.first_W[self.window_N])[:, None] * tokens_per_item + token_S
-        start_N = self.window_N * packed.pad_to if packed.pad_to else self.first_W[self.window_N] * tokens_per_item
+        start_N = (
+            self.window_N * histories.pad_to if histories.pad_to else self.first_W[self.window_N] * tokens_per_item
+        )
         self.place_NS = start_N[:, None] + self.position_NS
 
 
@@ -309,12 +319,12 @@ def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budge
     return torch.empty_like(order_U, dtype=torch.bool).scatter_(0, order_U, rank_U < budget_W[segment_U])
 
 
-def _random(items: Items, packed: Packed, h_Td: Tensor, training: bool) -> Tensor:
+def _random(items: Items, histories: Histories, h_Td: Tensor, training: bool) -> Tensor:
     """Uniform scores [T]; outside of training a hash of item and position, so that evaluations repeat."""
     if training:
         return torch.rand(len(h_Td), device=h_Td.device)
     scores_T = torch.zeros(len(h_Td), device=h_Td.device)
-    mixed_NS = (packed.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
+    mixed_NS = (histories.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
     for factor in (0x45D9F3B, 0x2C1B3C6D):
         mixed_NS = ((mixed_NS ^ (mixed_NS >> 16)) * factor) & 0xFFFFFFFF
     return scores_T.scatter_(0, items.place_NS.flatten(), (mixed_NS ^ (mixed_NS >> 16)).flatten() / 2**32)

@@ -17,11 +17,10 @@ Time and score: docs/rastp.md, and benchmarks/rastp.py.
 
 import numpy as np
 import torch
-from torch import nn
 
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
+from pipeline.packing.backbone import Backbone
 from pipeline.strategies.base import Network
 from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
@@ -38,12 +37,11 @@ class PrunedNetwork(Network):
         self.config, self.pad_to = config, pad_to
         self.pruner: Pruner | None = None
 
-    def build(self, config: BackboneConfig, catalogue: Catalogue) -> nn.Module:
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         model = super().build(config, catalogue)
         if self.config.keep < 1:
-            assert isinstance(model, T5)
             self.pruner = Pruner(self.config, catalogue.levels, config.separators, self.pad_to)
-            model.shortener = self.pruner
+            model.pruner = self.pruner
         return model
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:

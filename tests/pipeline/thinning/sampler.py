@@ -4,10 +4,10 @@ Shape legend: W windows.
 """
 
 import numpy as np
+from pipeline.strategies.thinning import ThinningConfig
 
 from pipeline.hashing import hasher, unit
 from pipeline.strategies.base import Course, Sampler, Weigh
-from pipeline.strategies.thinning import ThinningConfig
 
 
 class ThinningSampler(Sampler):

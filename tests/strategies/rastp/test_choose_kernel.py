@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.packing.pruning import Packed
+from pipeline.packing.histories import Histories
+from pipeline.packing.pruning import PrunedTokens
 from pipeline.strategies.rastp.config import RastpConfig
-from pipeline.strategies.rastp.pruner import Choice, Pruner
+from pipeline.strategies.rastp.pruner import Pruner
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available():
@@ -24,14 +25,13 @@ CASES = (
 ITEMS = ((4, True), (4, False), (3, True))  # levels, separators
 
 
-def batch(pruner: Pruner, pad_to: int, device: str) -> tuple[Packed, int]:
-    """Windows of 1 to 30 items, with some places too many where nothing is padded; and how many tokens they are."""
+def batch(pruner: Pruner, pad_to: int, device: str) -> tuple[Histories, int, int]:
+    """Windows of 1 to 30 items; their places after, some too many where nothing is padded; how many tokens they are."""
     lengths_W = np.sort(np.concatenate([[1, 1, 2, 30], np.random.default_rng(0).integers(1, 31, 300)]))
     size = pruner.size(lengths_W, 30, pad_to) + (0 if pad_to else 5)
-    packed = Packed(
-        torch.arange(lengths_W.sum(), device=device), torch.from_numpy(lengths_W).to(device), (), 30, pad_to, size
-    )
-    return packed, len(lengths_W) * pad_to or int(lengths_W.sum()) * pruner.tokens_per_item
+    offsets = np.concatenate([[0], lengths_W.cumsum()])
+    histories = Histories.pack(np.arange(lengths_W.sum()), offsets, device, longest=30, pad_to=pad_to)
+    return histories, size, len(lengths_W) * pad_to or int(lengths_W.sum()) * pruner.tokens_per_item
 
 
 @pytest.mark.parametrize("pad_to", [0, 160])
@@ -41,24 +41,24 @@ def test_the_choice_is_that_of_torch_with_and_without_equal_scores(options, item
         pytest.skip("there is no padded length")
     pruner = Pruner(RastpConfig(**options), *item, pad_to)
     for ties in (True, False):
-        found: list[Choice] = []
+        found: list[PrunedTokens] = []
         for device in ("cpu", "cuda"):
-            packed, tokens = batch(pruner, pad_to, device)
+            histories, size, tokens = batch(pruner, pad_to, device)
             torch.manual_seed(0)
             h_Td, mass_T = torch.ones(tokens, 8), torch.randint(3, (tokens,)).float()
             if not ties:
                 h_Td, mass_T = torch.randint(-9, 9, (tokens, 8)).float(), torch.rand(tokens)
-            found.append(pruner._choice(h_Td.to(device), mass_T.to(device), packed, True))
+            found.append(pruner._choose(h_Td.to(device), mass_T.to(device), histories, size, True))
         for name in ("source_O", "place_T", "position_O", "taken_W", "room_W", "kept_NS"):
-            expected, own = (getattr(choice, name).cpu() for choice in found)
+            expected, own = (getattr(pruned, name).cpu() for pruned in found)
             assert torch.equal(own.to(expected.dtype), expected), name
 
 
 def test_scores_that_are_no_numbers_do_not_pass_a_windows_room() -> None:
     pruner = Pruner(RastpConfig(), 4, True, 0)
-    packed, tokens = batch(pruner, 0, "cuda")
-    choice = pruner._choice(
-        torch.full((tokens, 8), float("nan"), device="cuda"), torch.ones(tokens, device="cuda"), packed, True
+    histories, size, tokens = batch(pruner, 0, "cuda")
+    pruned = pruner._choose(
+        torch.full((tokens, 8), float("nan"), device="cuda"), torch.ones(tokens, device="cuda"), histories, size, True
     )
-    assert (choice.taken_W <= choice.room_W).all()
-    assert choice.place_T.max() < packed.size
+    assert (pruned.taken_W <= pruned.room_W).all()
+    assert pruned.place_T.max() < size

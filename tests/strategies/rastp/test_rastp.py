@@ -123,8 +123,8 @@ def test_the_score_is_attention_mass_times_l1_norm():
     config = RastpConfig()
     model, windows = make_model(PrunedNetwork(config)), ragged()
     histories, seen = pack(windows), []
-    original = model.shortener._importance
-    model.shortener._importance = lambda *args: seen.append(original(*args)) or seen[-1]
+    original = model.pruner._importance
+    model.pruner._importance = lambda *args: seen.append(original(*args)) or seen[-1]
     model.encode(histories)
     expected = [score for index in histories.order for score in reference.encode(model, windows[index], config)[2]]
     torch.testing.assert_close(seen[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=0)
@@ -164,7 +164,7 @@ class TestTheReleasedCode:
 class TestAttentionMass:
     """The mass comes out of the attention call itself. With one-hot values, the output is the weights."""
 
-    LAYOUT = Layout((Group(3, 4, 4), Group(2, 6, 6)), torch.tensor([1, 4, 3, 6, 2]))
+    LAYOUT = Layout.packed(torch.tensor([1, 4, 3, 6, 2]), 6, rooms_W=torch.tensor([4, 4, 4, 6, 6]))
 
     def weights(self, layout, dropout):
         """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout repeats."""
@@ -213,14 +213,16 @@ class TestAttentionMass:
 
 class TestPositions:
     def test_the_bias_after_pruning_is_that_of_the_original_positions(self):
-        layout = Layout((Group(2, 3, 3), Group(1, 5, 5)), None, torch.tensor([0, 4, 9, 1, 2, 3, 2, 3, 5, 7, 8]))
+        layout = Layout.packed(
+            torch.tensor([3, 3, 5]), 5, positions_S=torch.tensor([0, 4, 9, 1, 2, 3, 2, 3, 5, 7, 8]), reach=10
+        )
         q, k, v = torch.randn(3, 11, 2, 4, dtype=torch.float64)
         bias_HQK = torch.randn(2, 10, 10, dtype=torch.float64, requires_grad=True)
         out_THD, _ = attention(q, k, v, layout, bias_HQK)
         expected, grad = [], torch.randn_like(out_THD)
         for start, length in ((0, 3), (3, 3), (6, 5)):
             own, at = slice(start, start + length), layout.positions_S[start : start + length]
-            alone = Layout((Group(1, length, length),))
+            alone = Layout.equal(1, length, q.device)
             expected.append(attention(q[own], k[own], v[own], alone, bias_HQK[:, at][:, :, at])[0])
         torch.testing.assert_close(out_THD, torch.cat(expected))
         torch.testing.assert_close(
@@ -288,12 +290,12 @@ class TestGradients:
         model, histories, seen, embedded = make_model(PrunedNetwork(RastpConfig(after_layer=2))), pack(ragged()), [], []
 
         class Watching(Pruner):
-            def __call__(self, h_Td, *rest):
+            def __call__(self, h_Td, *rest, **options):
                 h_Td.retain_grad()
                 seen.append(h_Td)
-                return super().__call__(h_Td, *rest)
+                return super().__call__(h_Td, *rest, **options)
 
-        model.shortener.__class__ = Watching
+        model.pruner.__class__ = Watching
         model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
         self.loss(model, histories).backward()
         kept = model.encode(histories).kept_NS.flatten()
@@ -328,7 +330,7 @@ class TestCost:
 
     def test_keep_1_is_full(self):
         pruned, full = make_model(PrunedNetwork(RastpConfig(keep=1.0))), make_model(Network())
-        assert pruned.shortener is None
+        assert pruned.pruner is None
         histories = pack(ragged())
         assert torch.equal(pruned.encode(histories).states_Td, full.encode(histories).states_Td)
         assert PrunedNetwork(RastpConfig(keep=1.0)).tokens_kept(np.array([3]), 5) == [15]
@@ -387,8 +389,8 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
 @pytest.mark.parametrize("pad_to", [0, 40])
 def test_each_kept_token_has_one_place_and_each_dropped_one_none(pad_to):
     model, histories, seen = make_model(PrunedNetwork(RastpConfig())), pack(ragged(), pad_to), []
-    original = model.shortener._choice
-    model.shortener._choice = lambda *args: seen.append(original(*args)) or seen[-1]
+    original = model.pruner._choose
+    model.pruner._choose = lambda *args: seen.append(original(*args)) or seen[-1]
     model.encode(histories)
     (choice,) = seen
     kept_T = (choice.place_T >= 0).nonzero()[:, 0]

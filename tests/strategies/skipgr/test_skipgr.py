@@ -316,7 +316,7 @@ class TestComposition:
         toy = Toy(config, PrunedNetwork(RastpConfig(after_layer=1, min_tokens=2)))
         toy.score(random_scores(toy.course))
         batch, step = toy.batch(1)
-        assert toy.model.shortener is not None
+        assert toy.model.pruner is not None
         assert batch.histories.lengths.sum() == step.items_W.sum() < step.windows.lengths_W.sum()
         kept_NS = toy.model.kept_tokens(batch.histories)
         assert len(kept_NS) == step.items_W.sum()
