@@ -38,15 +38,15 @@ from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import Search
 from pipeline.packing.histories import slices
 from pipeline.packing.shape import Shape
-from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.base import Sampler, Strategy
+from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
-from pipeline.training.collate import Listed, collate, common_shape
+from pipeline.strategies.registry import choose
+from pipeline.training.collate import Collator, common_shape
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import autocast
-from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes, Windows
 
@@ -127,8 +127,8 @@ def beauty(device: str) -> World:
 def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
     """The strategy, and its model with random weights."""
     torch.manual_seed(0)
-    strategy = build_strategy(name, {"intrr": IntrrConfig(digit_width=0)})  # the catalogue's digit is as wide already
-    return strategy, strategy.build_model(NETWORKS[network], world.catalogue)
+    own = choose(name, {"intrr": IntrrConfig(digit_width=0)}).network()  # the catalogue's digit is as wide already
+    return Strategy(own, Sampler()), own.build(NETWORKS[network], world.catalogue)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -139,19 +139,24 @@ def measure_training(name: str, network: str, world: World, args: argparse.Names
     device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam", compile=not args.eager)
     before = allocated(device)
     strategy, model = build(name, network, world)
-    learner, share = OptimizerStep(config, model.train(), strategy), torch.full((), 1 / args.windows, device=device)
+    optimizer_step, share = (
+        OptimizerStep(config, model.train(), strategy),
+        torch.full((), 1 / args.windows, device=device),
+    )
     drawn, count = world.windows(args.windows * BATCHES), args.windows
     steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
-    shape = common_shape(steps, 1, world.longest) if learner.records else None
+    shape = common_shape(steps, 1, world.longest) if optimizer_step.records else None
     batches = [batch_of(strategy, step, world, NETWORKS[network].wants_times, shape) for step in steps]
 
     def train(i: int) -> None:
-        learner.gradients(Part(batches[i % BATCHES], share))
-        learner.update()
+        optimizer_step.gradients(batches[i % BATCHES], share)
+        optimizer_step.update()
 
     # Batches may have a few sizes, and a recording follows the second call of each.
     seconds = timed(train, args.steps, device, warm=WARM * BATCHES if device.type == "cuda" else 1)
-    state = sum(t.numel() * t.element_size() for values in learner.optimizer.state.values() for t in values.values())
+    state = sum(
+        t.numel() * t.element_size() for values in optimizer_step.optimizer.state.values() for t in values.values()
+    )
     stays = (state + 2 * sum(p.numel() * p.element_size() for p in model.parameters())) / 2**30
     # The peak was reached while the graphs were recorded; replaying them allocates nothing.
     return count / seconds, allocated(device, peak=True) - before - stays, stays
@@ -166,20 +171,14 @@ def allocated(device: torch.device, peak: bool = False) -> float:
 
 def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: Shape | None = None) -> Any:
     """All windows of a step."""
-    listed = None
-    if strategy.items != "unlisted":
-        listed = Listed(world.items_N, step, strategy.items, len(step.windows), world.catalogue.items)
-    return collate(
+    collate = Collator(
         world.items_N,
-        step,
-        np.arange(len(step.windows)),
         world.catalogue.codes_IL,
-        0,
-        world.longest,
-        shape,
-        world.times_N if times else None,
-        listed=listed,
+        times_N=world.times_N if times else None,
+        longest=world.longest,
+        weigh_items=strategy.network.items,
     )
+    return collate(step, np.arange(len(step.windows)), shape=shape, listed=collate.listed(step))
 
 
 def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[float]:

@@ -28,14 +28,13 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.packing.histories import Histories
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import RastpConfig
-from pipeline.strategies.full import Full
-from pipeline.strategies.rastp.strategy import Rastp
-from pipeline.training.collate import collate, common_shape
+from pipeline.strategies.base import Network, Sampler, Strategy
+from pipeline.strategies.rastp.config import RastpConfig
+from pipeline.strategies.rastp.strategy import PrunedNetwork
+from pipeline.training.collate import Collator, common_shape
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import autocast
-from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes, Windows
 
@@ -59,7 +58,7 @@ class Way:
     config: RastpConfig | None = None
 
     def strategy(self, pad_to: int) -> Strategy:
-        return Rastp(self.config, pad_to) if self.config else Full()
+        return Strategy(PrunedNetwork(self.config, pad_to) if self.config else Network(), Sampler())
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,20 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     torch.manual_seed(0)
     pad_to = LONGEST * per_item if way.padded else 0
     strategy, config = way.strategy(pad_to), TrainConfig(optimizer="adam", compile=not args.eager)
-    model = strategy.build_model(TIGER, catalogue).train()
-    learner, count = OptimizerStep(config, model, strategy), args.windows
+    model = strategy.network.build(TIGER, catalogue).train()
+    optimizer_step, count = OptimizerStep(config, model, strategy), args.windows
     drawn = windows_of(kind, splits, count * BATCHES)
     steps = [Step(0, 0, drawn[i * count : (i + 1) * count], np.ones(count, np.float32)) for i in range(BATCHES)]
     share = torch.full((), 1 / count, device=device)
-    shape = common_shape(steps, 1, LONGEST) if learner.records else None
+    shape = common_shape(steps, 1, LONGEST) if optimizer_step.records else None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    batches = [
-        collate(np.asarray(splits.items_N), step, np.arange(count), catalogue.codes_IL, pad_to, LONGEST, shape)
-        for step in steps
-    ]
+    collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, pad_to=pad_to, longest=LONGEST)
+    batches = [collate(step, np.arange(count), shape=shape) for step in steps]
 
     def train(number: int) -> None:
-        learner.gradients(Part(batches[number % BATCHES], share))
-        learner.update()
+        optimizer_step.gradients(batches[number % BATCHES], share)
+        optimizer_step.update()
 
     warm = 2 * BATCHES + WARM if device.type == "cuda" else 1  # on a GPU one recording per shape
     step_seconds = _timed(train, range(args.steps), device, warm)
@@ -179,7 +176,7 @@ def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, s
     total, layers = 0.0, TIGER.encoder_layers
     for items_W in lengths:
         before_W = np.full(len(items_W), pad_to) if pad_to else items_W * per_item
-        after_W = strategy.tokens_kept(items_W, per_item)
+        after_W = strategy.network.tokens_kept(items_W, per_item)
         if pad_to:
             after_W = (
                 np.full(len(items_W), model.pruner.size(items_W, LONGEST, pad_to) // len(items_W))

@@ -29,13 +29,13 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.machine import pick_device
-from pipeline.strategies.base import Course, Strategy
-from pipeline.strategies.config import SkipgrConfig
-from pipeline.strategies.full import Full
-from pipeline.strategies.skipgr.strategy import Skipgr
+from pipeline.strategies.base import Course, Network, Sampler, Strategy, Traits
+from pipeline.strategies.skipgr.config import SkipgrConfig
+from pipeline.strategies.skipgr.strategy import SkippingSampler
+from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
 from pipeline.training.feed import Feed, Prepared
-from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.optimizer_step import OptimizerStep, records
 from pipeline.training.steps import Step, samples_per_step
 from pipeline.training.windows import Passes
 
@@ -76,44 +76,52 @@ class Bench:
         self.train = TrainConfig(optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
         self.device, self.per_item = catalogue.codes_IL.device, catalogue.levels + self.backbone.separators
         torch.manual_seed(0)
-        self.strategy: Strategy = Skipgr(config, Full()) if config else Full()
-        self.model: Any = self.strategy.build_model(self.backbone, catalogue).train()
+        network = Network()
+        self.model: Any = network.build(self.backbone, catalogue).train()
         passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
-        self.feed = Feed(passes, items_N, catalogue.codes_IL, self.train, World(), self.per_item)
-        self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
-        self.strategy.begin(
-            Course(
-                items_N,
-                np.asarray(splits.offsets[:-1]),
-                np.asarray(splits.train_end),
-                len(passes),
-                self.share,
-                1e9,
-                True,
-                False,
-                False,
-                splits.max_history,
-                0,
-                self.device,
-                World().sum,
-            )
+        self.feed = Feed(
+            passes,
+            Collator(items_N, catalogue.codes_IL, longest=splits.max_history),
+            World(),
+            budget=args.batch_tokens,
+            tokens_per_item=self.per_item,
+            fill=records(self.train, self.device),
         )
-        self.learner = OptimizerStep(self.train, self.model, self.strategy)
+        self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
+        course = Course(
+            items_N=items_N,
+            first_U=np.asarray(splits.offsets[:-1]),
+            end_U=np.asarray(splits.train_end),
+            windows=len(passes),
+            samples_per_step=self.share,
+            passes=1e9,
+            one_per_target=True,
+            all_targets=False,
+            once=False,
+            max_history=splits.max_history,
+            seed=0,
+            device=self.device,
+            sum=World().sum,
+        )
+        traits = Traits.of(network, self.backbone, catalogue)
+        self.sampler = SkippingSampler(config, course, traits) if config else Sampler()
+        self.strategy = Strategy(network, self.sampler)
+        self.optimizer_step = OptimizerStep(self.train, self.model, self.strategy)
 
     def steps(self, number: int) -> Iterator[Prepared]:
         """Of a pass, up to `--places`."""
-        weigh = self.strategy.begin_pass(number)
-        steps = self.feed.rest_of_pass(number, 0, weigh, self.strategy.select)
+        weigh = self.sampler.begin_pass(number)
+        steps = self.feed.rest_of_pass(number, 0, weigh, self.sampler.select)
         return itertools.takewhile(lambda pair: not self.args.places or pair[0].last <= self.args.places, steps)
 
     def run(self, number: int) -> list[Step]:
         """Train on a pass."""
         done = []
         for step, (batch,) in self.steps(number):
-            share = torch.full((), 1 / self.strategy.divisor(len(step.windows), step.selected), device=self.device)
-            self.learner.gradients(Part(batch, share))
-            self.learner.update()
-            self.strategy.end_step(step.weights_W, step.tokens(self.per_item), step.selected)
+            share = torch.full((), 1 / self.sampler.divisor(len(step.windows), step.selected), device=self.device)
+            self.optimizer_step.gradients(batch, share)
+            self.optimizer_step.update()
+            self.sampler.end_step(step.weights_W, step.tokens(self.per_item), step.selected)
             done.append(step)
         return done
 
@@ -125,17 +133,17 @@ class Bench:
         """Warm up, then time passes."""
         for number in range(WARM):
             self.run(number)
-        before = self.strategy.figures().get("bookkeeping_seconds", 0.0)
+        before = self.sampler.report.figures().get("bookkeeping_seconds", 0.0)
         self.wait()
         began = time.perf_counter()
         passes = [self.run(WARM + number) for number in range(self.args.passes)]
         self.wait()
         seconds = time.perf_counter() - began
-        decided = self.strategy.figures().get("bookkeeping_seconds", 0.0) - before
+        decided = self.sampler.report.figures().get("bookkeeping_seconds", 0.0) - before
         steps = [step for done in passes for step in done]
         count = self.args.passes
         scoring = self.scoring_seconds() * len(steps)
-        rows = self.strategy.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
+        rows = self.sampler.report.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
         return Measured(
             seconds / count,
             sum(len(step.windows) for step in steps) / count,
@@ -149,7 +157,7 @@ class Bench:
 
     def scoring_seconds(self) -> float:
         """What the strategy's loss takes longer than full's, on one batch in which nothing is skipped."""
-        if isinstance(self.strategy, Full):
+        if type(self.sampler) is Sampler:
             return 0.0
         (_, (batch,)) = next(iter(self.steps(0)))
         share = torch.full((), 1 / self.share, device=self.device)
@@ -157,15 +165,15 @@ class Bench:
         def timed(strategy: Strategy) -> float:
             work = OptimizerStep(self.train, self.model, strategy).gradients
             for _ in range(4):
-                work(Part(batch, share))
+                work(batch, share)
             self.wait()
             began = time.perf_counter()
             for _ in range(self.args.repeats):
-                work(Part(batch, share))
+                work(batch, share)
             self.wait()
             return (time.perf_counter() - began) / self.args.repeats
 
-        return max(timed(self.strategy) - timed(Full()), 0.0)
+        return max(timed(self.strategy) - timed(Strategy(self.strategy.network, Sampler())), 0.0)
 
     def decoded(self, step: Step) -> np.ndarray:
         chosen = step.selected.decoded_W if step.selected else None

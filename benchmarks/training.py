@@ -28,12 +28,12 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.machine import PEAKS, peak_memory_gib, pick_device
 from pipeline.packing.batch import Batch
-from pipeline.strategies import build_strategy
-from pipeline.strategies.config import tokens_per_item
-from pipeline.training.collate import Listed, collate, common_shape
+from pipeline.strategies.base import Sampler, Strategy
+from pipeline.strategies.registry import choose
+from pipeline.training.collate import Collator, common_shape
 from pipeline.training.config import TrainConfig
 from pipeline.training.feed import MEASURED_STEPS, beside
-from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -119,22 +119,24 @@ def measure(
 ) -> Row:
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
-    chosen = build_strategy(strategy, {"rastp": {}, "intrr": {}})
+    chosen = choose(strategy, {"rastp": {}, "intrr": {}})
+    per_item = chosen.tokens_per_item(catalogue.levels, TIGER.separators)
+    pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
+    network = chosen.network()
     torch.manual_seed(0)
     if device.type == "cuda":  # what a recording holds is counted while it is made
         torch.cuda.reset_peak_memory_stats()
-    learner = OptimizerStep(config, chosen.build_model(TIGER, catalogue).train(), chosen)
-    per_item = tokens_per_item(strategy, catalogue.levels, TIGER.separators)
-    pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
+    optimizer_step = OptimizerStep(config, network.build(TIGER, catalogue).train(), Strategy(network, Sampler()))
     source, rows = steps(windows, size), np.arange(size)
     drawn = [next(source) for _ in range(12)]
     share, shape = torch.full((), 1 / size, device=device), None
-    if learner.records:  # room for nearly all steps, as `Feed` measures it: each further shape is recorded anew
+    if optimizer_step.records:  # room for nearly all steps, as `Feed` measures it: each further shape is recorded anew
         shape = common_shape(itertools.islice(steps(windows, size), MEASURED_STEPS), 1, LONGEST)
 
+    collate = Collator(items, catalogue.codes_IL, pad_to=pad_to, longest=LONGEST, weigh_items=network.items)
+
     def batch_of(step: Step) -> Batch:
-        listed = None if chosen.items == "unlisted" else Listed(items, step, chosen.items, size, catalogue.items)
-        return collate(items, step, rows, catalogue.codes_IL, pad_to, LONGEST, shape, listed=listed)
+        return collate(step, rows, shape=shape, listed=collate.listed(step))
 
     ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
     made = ((step, [batch_of(step)]) for step in source) if fed else ready
@@ -143,8 +145,8 @@ def measure(
 
     def train() -> None:
         _, (batch,) = next(made)
-        learner.gradients(Part(batch, share))
-        learner.update()
+        optimizer_step.gradients(batch, share)
+        optimizer_step.update()
 
     began = time.perf_counter()
     for _ in range(4):

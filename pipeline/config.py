@@ -7,6 +7,7 @@ definition re-runs only the stages that read it; this file puts them together.
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from fractions import Fraction
@@ -15,14 +16,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from pipeline.backbones.config import CAUSAL, WITH_ENCODER, BackboneConfig
+from pipeline.backbones.config import CAUSAL, BackboneConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.config import IntrrConfig, RastpConfig, SkipgrConfig, parse_strategy
+from pipeline.strategies.registry import choose, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
 
@@ -41,7 +42,11 @@ DATASETS = (
 
 @dataclass(frozen=True)
 class Params:
-    """The whole of params.yaml; one field per section, in the order of the graph."""
+    """The whole of params.yaml; one field per section, in the order of the graph.
+
+    strategies: the section of each strategy that has settings, by its name. In params.yaml these sections stand beside
+        the others.
+    """
 
     seed: int = 42
     strategy: str = "full"
@@ -52,19 +57,14 @@ class Params:
     split: SplitConfig = field(default_factory=SplitConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    rastp: RastpConfig = field(default_factory=RastpConfig)
-    intrr: IntrrConfig = field(default_factory=IntrrConfig)
-    skipgr: SkipgrConfig = field(default_factory=SkipgrConfig)
+    strategies: Mapping[str, Any] = field(default_factory=dict)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
-        if "rastp" in parse_strategy(self.strategy):
-            self._check_rastp()
-        if "intrr" in parse_strategy(self.strategy):
-            self._check_intrr()
-        if "skipgr" in parse_strategy(self.strategy):
-            self._check_skipgr()
+        defaults = {name: settings() for name, settings in settings_types().items()}
+        object.__setattr__(self, "strategies", defaults | dict(self.strategies))  # frozen, and this completes it
+        choose(self.strategy, self.strategies).check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
                 f"train.targets all needs a backbone where no item sees a later one, and "
@@ -76,61 +76,6 @@ class Params:
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
-
-    def _check_intrr(self) -> None:
-        if self.train.batching == "padded":
-            raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
-        if self.intrr.tie_break == "uid" and self.quantize.collisions != "digit":
-            raise ValueError(
-                "intrr.tie_break uid takes the place of the deduplication digit: set "
-                "quantize.collisions=digit, or leave intrr.tie_break at digit"
-            )
-
-    def _check_rastp(self) -> None:
-        if self.backbone.name not in WITH_ENCODER:
-            raise ValueError(
-                f"strategy rastp prunes the tokens of an encoder, and backbone {self.backbone.name} has "
-                f"none: set backbone.name to {' or '.join(WITH_ENCODER)}, or choose another strategy"
-            )
-        if self.rastp.after_layer > self.backbone.encoder_layers:
-            raise ValueError(
-                f"rastp.after_layer is {self.rastp.after_layer}, and backbone.encoder_layers only "
-                f"{self.backbone.encoder_layers}"
-            )
-        if self.rastp.counts_padding and self.train.batching != "padded":
-            raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
-
-    def _check_skipgr(self) -> None:
-        if self.train.targets == "all" and (self.skipgr.skips_inputs or self.skipgr.sequence_unit == "window"):
-            raise ValueError(
-                "with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
-                "and skipgr.sequence_unit=user"
-            )
-        levels = self.quantize.levels + (self.skipgr.include_digit and self.quantize.collisions == "digit")
-        if self.skipgr.level_ratios and len(self.skipgr.level_ratios) != levels:
-            raise ValueError(
-                f"skipgr.level_ratios has {len(self.skipgr.level_ratios)} entries for {levels} levels "
-                "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)"
-            )
-        if not self.skipgr.skips_inputs or self.skipgr.input_unit == "item":
-            return
-        others = [name for name in parse_strategy(self.strategy) if name != "skipgr"]
-        if others:
-            raise ValueError(
-                f"strategy {self.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
-                f"single tokens of it (skipgr.apply_to {self.skipgr.apply_to}, skipgr.input_unit token): "
-                "set skipgr.input_unit=item, or skipgr.apply_to=loss"
-            )
-        if self.backbone.name not in WITH_ENCODER:
-            raise ValueError(
-                f"skipgr.input_unit token needs an encoder, and backbone {self.backbone.name} has none: "
-                "set skipgr.input_unit=item, or skipgr.apply_to=loss"
-            )
-        if self.train.batching == "padded":
-            raise ValueError(
-                "skipgr.input_unit token drops tokens that padding would fill again: set "
-                "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss"
-            )
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -158,7 +103,7 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
     """Check a parsed mapping against the dataclasses.
 
     Raises:
-        UserError: listing every unknown key and bad value, and how to restore the outputs of an interrupted run.
+        UserError: listing every unknown key and bad value, and how to go on.
     """
     problems: list[str] = []
     params = _build(Params, raw if raw is not None else {}, "", problems)
@@ -168,21 +113,24 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
 
 
 def params_to_dict(params: Any) -> dict[str, Any]:
-    """The dataclass tree as plain YAML values."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in _items(params)}
-
-
-def _items(params: Any) -> typing.Iterator[tuple[str, Any]]:
+    """The dataclass tree as plain YAML values, laid out as params.yaml is."""
+    plain: dict[str, Any] = {}
     for f in dataclasses.fields(params):
         value = getattr(params, f.name)
-        yield f.name, params_to_dict(value) if dataclasses.is_dataclass(value) else value
+        if isinstance(params, Params) and f.name == "strategies":
+            plain |= {name: params_to_dict(section) for name, section in value.items()}
+        elif dataclasses.is_dataclass(value):
+            plain[f.name] = params_to_dict(value)
+        else:
+            plain[f.name] = list(value) if isinstance(value, tuple) else value
+    return plain
 
 
 def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
     if not isinstance(raw, dict):
         problems.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of names to values, found {raw!r}")
         return None
-    hints = typing.get_type_hints(cls)
+    hints = _types_of(cls)
     values, before = {}, len(problems)
     for key, value in raw.items():
         if key not in hints:
@@ -193,11 +141,22 @@ def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
             values[key] = _convert(value, hints[key], f"{prefix}{key}", problems)
     if len(problems) > before:
         return None
+    if cls is Params:  # the sections of strategies move into a mapping of their own
+        values["strategies"] = {name: values.pop(name) for name in settings_types() if name in values}
     try:
         return cls(**values)
     except ValueError as error:
         problems.append(str(error))
         return None
+
+
+def _types_of(cls: type) -> dict[str, Any]:
+    """The type of each key of a section; at the top, the sections of strategies stand for the field `strategies`."""
+    hints = typing.get_type_hints(cls)
+    if cls is Params:
+        del hints["strategies"]
+        hints |= settings_types()
+    return hints
 
 
 def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:

@@ -3,11 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-RESTORE = (
-    "DVC removes a stage's outputs before it runs; these two commands bring everything back:\n"
-    "  git checkout params.yaml\n"
-    "  dvc checkout"
-)
+RESTORE = "mend the value, then `dvc repro`; what DVC removed comes back from its cache"
 
 
 class UserError(Exception):

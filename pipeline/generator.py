@@ -1,6 +1,6 @@
 """models/generator/: a trained model with all that is needed to rebuild it and to name items by their raw ids.
 
-The one place of this folder that knows files.
+Above strategies, because a network is rebuilt by the strategy that trained it; below all that trains or evaluates.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
-from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Traits
+from pipeline.strategies.registry import choose
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
@@ -49,7 +50,7 @@ def save_generator(
         items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
-        unseen: what the strategy evaluates the model without (`Strategy.unseen`).
+        unseen: what the strategy evaluates the model without (`Sampler.eval_skips`).
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
@@ -81,10 +82,12 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
-        strategy = build_strategy(config["strategy"], config, config["pad_to"])
-        model = strategy.build_model(BackboneConfig(**config["backbone"]), catalogue)
+        chosen, backbone = choose(config["strategy"], config), BackboneConfig(**config["backbone"])
+        network = chosen.network(config["pad_to"])
+        model = network.build(backbone, catalogue)
         model.load_state_dict(weights)
-        unseen = strategy.unseen(_read_skips(folder, catalogue.levels)) if strategy.skips_at_eval else None
+        rule = chosen.eval_rule(Traits.of(network, backbone, catalogue))
+        unseen = rule(_read_skips(folder, catalogue.levels)) if rule else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} cannot be loaded: {error}",

@@ -46,11 +46,6 @@ def ndcg_at(ranks_U: np.ndarray, k: int) -> float:
     return _mean(ndcg_gains(ranks_U, k))
 
 
-def mrr_at(ranks_U: np.ndarray, k: int) -> float:
-    """Mean of `mrr_gains`."""
-    return _mean(mrr_gains(ranks_U, k))
-
-
 def summarise(ranks_U: np.ndarray) -> dict[str, float]:
     """All of METRICS over these users; 0 for each when there are no users."""
     return {metric: _mean(gains(metric, ranks_U)) for metric in METRICS}

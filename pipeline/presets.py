@@ -71,7 +71,7 @@ def _load(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} is not here", "presets are written onto it", "run from the project's folder") from None
     except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"git checkout {path}") from None
+        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
 
 
 def _dump(document: Any) -> str:

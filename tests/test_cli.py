@@ -20,7 +20,7 @@ from pipeline.doctor import check_raw_log
 from pipeline.errors import UserError
 from pipeline.presets import apply_preset, describe
 
-STAGES = ("ingest", "embed", "quantize", "split", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
@@ -118,7 +118,7 @@ def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: P
     lines = done.err.splitlines()
     assert lines[0].startswith("error: unknown key 'train.max_window': did you mean 'max_windows'?")
     assert "evaluate.beam must be 10 or more" in lines[1]
-    assert [line.strip() for line in lines[-2:]] == ["git checkout params.yaml", "dvc checkout"]
+    assert lines[-1].strip().startswith("mend the value, then `dvc repro`")
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(
@@ -174,7 +174,7 @@ def test_without_a_name_presets_are_listed_with_what_they_are(project: Path, run
     assert all(len(line.split()) > 4 for line in lines)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(cli.__file__).parents[1] / "presets").iterdir()))
+@pytest.mark.parametrize("name", sorted(path.stem for path in (Path(__file__).parents[1] / "presets").iterdir()))
 def test_each_preset_is_valid_and_demo_brings_everything_back(name: str, project: Path) -> None:
     before = (project / "params.yaml").read_text()
     apply_preset(name, ["train.learning_rate=1e-5", "ingest.columns={user: member}", "embed.template=['{title}']"])

@@ -38,8 +38,10 @@ def test_every_problem_is_listed_at_once() -> None:
     assert all(word in text for word in ("'sed'", "'train.beem'", "train.max_windows is 'many'", "codes >= 2"))
 
 
-def test_a_refusal_ends_with_the_two_commands_that_bring_everything_back() -> None:
-    assert refusal({"seed": "x"}).splitlines()[-2:] == ["  git checkout params.yaml", "  dvc checkout"]
+def test_a_refusal_ends_with_what_to_do_and_discards_no_settings() -> None:
+    said = refusal({"seed": "x"})
+    assert said.splitlines()[-1].startswith("mend the value, then `dvc repro`")
+    assert "checkout" not in said
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("0.001", 0.001), ("1", 1.0), ("'3e-4'", 0.0003)])
@@ -79,7 +81,7 @@ def test_values_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_share_may_be_written_as_a_fraction() -> None:
-    assert build_params({"rastp": {"keep": "1/3"}}).rastp.keep == 1 / 3
+    assert build_params({"rastp": {"keep": "1/3"}}).strategies["rastp"].keep == 1 / 3
     assert "rastp.keep is 'a third', expected float" in refusal({"rastp": {"keep": "a third"}})
     assert "rastp.keep is '1/0', expected float" in refusal({"rastp": {"keep": "1/0"}})
 
@@ -114,7 +116,7 @@ class TestSkipgr:
             assert "the items of a history are targets too" in refusal({**raw, "skipgr": skipgr})
 
     def test_single_tokens_leave_an_encoder_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))
+        monkeypatch.setattr("pipeline.strategies.skipgr.WITH_ENCODER", ("other",))
         assert "backbone t5 has none" in refusal({"strategy": "skipgr", "skipgr": {"apply_to": "both"}})
         build_params({"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}})
 
@@ -126,14 +128,14 @@ class TestSkipgr:
 
 class TestRastp:
     def test_needs_an_encoder(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("pipeline.config.WITH_ENCODER", ("other",))
+        monkeypatch.setattr("pipeline.strategies.rastp.WITH_ENCODER", ("other",))
         assert "backbone t5 has none: set backbone.name to other" in refusal({"strategy": "rastp"})
 
     def test_needs_as_many_blocks_as_it_waits_for(self) -> None:
         raw = {"strategy": "rastp", "backbone": {"encoder_layers": 2}, "rastp": {"after_layer": 3}}
         assert "rastp.after_layer is 3, and backbone.encoder_layers only 2" in refusal(raw)
-        assert build_params({**raw, "rastp": {"after_layer": 2}}).rastp.after_layer == 2
-        assert build_params({**raw, "strategy": "full"}).rastp.after_layer == 3
+        assert build_params({**raw, "rastp": {"after_layer": 2}}).strategies["rastp"].after_layer == 2
+        assert build_params({**raw, "strategy": "full"}).strategies["rastp"].after_layer == 3
 
     def test_is_refused_on_backbones_without_an_encoder(self) -> None:
         for name in ("decoder", "hstu"):

@@ -1,4 +1,4 @@
-"""Stage 2: every item gets a vector.
+"""Stage embed: every item gets a vector.
 
 Reads data/interactions/items.parquet (and images), writes data/embeddings/. An item that has nothing to embed gets a
 vector of zeros and is counted: it shares its codes with the other such items, and the deduplication digit tells them
@@ -10,7 +10,7 @@ Shape legend: I items, d embedding width.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,12 +23,18 @@ from pipeline.embed.template import fields_of, render
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.config import Params
     from pipeline.embed.shards import Encoded
 
 
+class EmbedParams(Protocol):
+    """What the stage reads of params.yaml."""
+
+    @property
+    def embed(self) -> EmbedConfig: ...
+
+
 def run(
-    params: "Params", *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS, scratch: Path = SCRATCH
+    params: EmbedParams, *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS, scratch: Path = SCRATCH
 ) -> dict[str, Any]:
     """Write data/embeddings/ and return what embeddings.json holds.
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
-import pandas as pd
 import torch
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
-from pipeline.evaluate.recommend import model_and_history
+from pipeline.evaluate.recommend import model_and_history, names_of
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.strategies.intrr.model import RecursiveModel
+from pipeline.strategies.registry import choose
 
 DROPPED = "-"
 
@@ -59,7 +59,7 @@ def explain(
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
     return loaded, (
         weights_of(loaded, items)
-        if isinstance(loaded.model, RecursiveModel)
+        if choose(loaded.config["strategy"], loaded.config).explains == "code_shares"
         else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
     )
 
@@ -83,10 +83,9 @@ def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights]:
 
 def _named(loaded: Generator, items: np.ndarray) -> Iterator[tuple[str, str, list[int]]]:
     """(raw id, title, Semantic ID) of each."""
-    titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     codes_NL = loaded.catalogue.codes_IL[torch.from_numpy(items.astype(np.int64))].tolist()
-    for item, codes in zip(items, codes_NL, strict=True):
-        yield str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]), codes
+    for name, codes in zip(names_of(loaded, items), codes_NL, strict=True):
+        yield *name, codes
 
 
 def report(loaded: Generator, rows: Rows) -> str:

@@ -1,6 +1,6 @@
 """What a trained model would show next: to a user of the log, or after any list of items."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,16 +104,18 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
         times=history.times,
         kept=history.kept,
     )
-    titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
     if not found:
         raise UserError("every item is in the history", "nothing is left to recommend", "keep seen items")
-    return [
-        Recommendation(
-            str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item]), float(score)
-        )
-        for item, score in found[:k]
-    ]
+    best = found[:k]
+    names = names_of(loaded, [item for item, _ in best])
+    return [Recommendation(*name, float(score)) for name, (_, score) in zip(names, best, strict=True)]
+
+
+def names_of(loaded: Generator, items: Iterable[int]) -> list[tuple[str, str]]:
+    """(raw id, title) of each item id; a title is empty where the log has none."""
+    titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
+    return [(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item])) for item in items]
 
 
 def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, generator: Path) -> History:

@@ -6,7 +6,7 @@ against each other user by user without generating anything again. Under torchru
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -26,14 +26,37 @@ from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
 from pipeline.results.ranks import METRICS, RANKS, Ranks, check_fit, origin_of, ranks_frame
 
-if TYPE_CHECKING:
-    from pipeline.config import Params
-
 INTERVALS = ("recall_at_10", "ndcg_at_10")
 
 
+class MachineView(Protocol):
+    """The keys of `train:` that say how the machine is used."""
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def deterministic(self) -> bool: ...
+
+    @property
+    def threads(self) -> int: ...
+
+
+class EvaluateParams(Protocol):
+    """What this stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def evaluate(self) -> EvaluateConfig: ...
+
+    @property
+    def train(self) -> MachineView: ...
+
+
 def run(
-    params: "Params", *, splits: Path = SPLITS, generator: Path = GENERATOR, reports: Path = REPORTS
+    params: EvaluateParams, *, splits: Path = SPLITS, generator: Path = GENERATOR, reports: Path = REPORTS
 ) -> dict[str, float]:
     """Rank every test user's item and write ranks.parquet, metrics.json and the two breakdowns.
 
@@ -51,7 +74,7 @@ def run(
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
     with joined(device) as world:
-        ranking = _rank(params, loaded, held_out, device, world)
+        ranking = _rank(config, loaded, held_out, device, world)
     if not world.leads:
         return {}
     counted = baselines(held_out, window=config.cooccurrence_window, filter_seen=config.filter_seen)
@@ -126,9 +149,9 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     return "\n".join(lines)
 
 
-def _rank(params: "Params", generator: Generator, splits: Splits, device: torch.device, world: World) -> Ranking:
+def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: torch.device, world: World) -> Ranking:
     """All test users, each ranked by one of the processes."""
-    config, (users_U, positions_U) = params.evaluate, splits.targets("test")
+    users_U, positions_U = splits.targets("test")
     if not len(users_U):
         raise UserError(
             "no user has a test item",

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,7 @@ from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json, 
 from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
+from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
@@ -24,14 +25,21 @@ from pipeline.ingest.sources import Source, find_source
 from pipeline.ingest.staging import StagedItems, StagedLog, stage_items, stage_log
 from pipeline.ingest.vectors import read_vectors, vector_column
 
-if TYPE_CHECKING:
-    from pipeline.config import Params
-
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
 TICKS = {"s": 1, "ms": 1000}  # in a second
 
 
-def run(params: "Params", *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
+class IngestParams(Protocol):
+    """What the stage reads of params.yaml."""
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def ingest(self) -> IngestConfig: ...
+
+
+def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
     """Read the raw log of `params.dataset` and write `output`; nothing there changes unless all of it succeeds.
 
     Returns:
@@ -67,7 +75,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _raw_path(params: "Params", output: Path) -> str:
+def _raw_path(params: IngestParams, output: Path) -> str:
     """`ingest.path` with `ingest.files`; the demo is first simulated, into the folder `raw` of the output."""
     if params.dataset != "demo":
         return str(Path(params.ingest.path, params.ingest.files))
@@ -77,7 +85,7 @@ def _raw_path(params: "Params", output: Path) -> str:
 
 
 def _stage(
-    params: "Params", source: Source, work: Path, kept_rejects: Path
+    params: IngestParams, source: Source, work: Path, kept_rejects: Path
 ) -> tuple[StagedLog, StagedItems | None, Rejects]:
     """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
     config, recipe = params.ingest, RECIPES.get(params.dataset)
@@ -112,7 +120,7 @@ def _stage(
 
 
 def _clean_and_write(
-    params: "Params",
+    params: IngestParams,
     source: Source,
     log: StagedLog,
     items: StagedItems | None,
@@ -162,12 +170,12 @@ def _counts(cleaned: Cleaned) -> dict[str, int]:
     }
 
 
-def _k_core(params: "Params") -> int:
+def _k_core(params: IngestParams) -> int:
     recipe = RECIPES.get(params.dataset)
     return (recipe.k_core if recipe else K_CORE) if params.ingest.k_core == "recipe" else params.ingest.k_core
 
 
-def _minimum(params: "Params") -> dict[str, float]:
+def _minimum(params: IngestParams) -> dict[str, float]:
     return params.ingest.minimum or MINIMUM.get(params.dataset, {})
 
 

@@ -1,0 +1,31 @@
+"""Quantizers: each turns item vectors into codes, in a file of its own; `quantizer.Quantizer` is what they promise."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.quantize.config import QuantizeConfig
+
+if TYPE_CHECKING:
+    from pipeline.quantize.quantizer import Quantizer
+
+
+def build_quantizer(config: QuantizeConfig, seed: int) -> "Quantizer":
+    """The quantizer that `config.method` names; its libraries are loaded here, not when params.yaml is checked."""
+    if config.method == "rkmeans":
+        from pipeline.quantize.rkmeans import RKMeans
+
+        return RKMeans(
+            levels=config.levels,
+            codes=config.codes,
+            normalize_residuals=config.normalize_residuals,
+            iterations=config.iterations,
+            restarts=config.restarts,
+            seed=seed,
+            device=config.device,
+        )
+    if config.method == "vqvae":
+        from pipeline.quantize.vqvae import VQVAE
+
+        return VQVAE(config, seed)
+    from pipeline.quantize.rqvae import RQVAE
+
+    return RQVAE(config, seed)

@@ -1,7 +1,8 @@
-"""What every quantizer promises, and which one `quantize.method` names.
+"""What every quantizer promises, and what several of them need.
 
-A new method is one file with a class that has `fit`, one line in `build_quantizer`, and its name in `QuantizeConfig`.
-The stage normalises the input, settles collisions and measures; a quantizer only turns vectors into codes.
+A new method is one file with a class that has `fit`, one line in `build_quantizer` (`pipeline/quantize/__init__.py`),
+and its name in `QuantizeConfig`. The stage normalises the input, settles collisions and measures; a quantizer only
+turns vectors into codes.
 
 Shape legend: I items, L code levels, C codes of a level, d embedding width, k width of what the last level quantizes.
 """
@@ -13,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.quantize.config import QuantizeConfig
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,6 @@ class Quantizer(Protocol):
     def fit(self, vectors_Id: np.ndarray) -> Quantized:
         """vectors_Id: float32 [I, d], finite."""
         ...
-
-
-def build_quantizer(config: QuantizeConfig, seed: int) -> Quantizer:
-    """The quantizer that `config.method` names; its libraries are loaded only here."""
-    if config.method == "rkmeans":
-        from pipeline.quantize.rkmeans import RKMeans
-
-        return RKMeans(
-            levels=config.levels,
-            codes=config.codes,
-            normalize_residuals=config.normalize_residuals,
-            iterations=config.iterations,
-            restarts=config.restarts,
-            seed=seed,
-            device=config.device,
-        )
-    if config.method == "vqvae":
-        from pipeline.quantize.vqvae import VQVAE
-
-        return VQVAE(config, seed)
-    from pipeline.quantize.rqvae import RQVAE
-
-    return RQVAE(config, seed)
 
 
 def require_items(codes: int, items: int) -> None:

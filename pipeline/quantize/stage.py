@@ -1,4 +1,4 @@
-"""Stage 3: item vectors become Semantic IDs.
+"""Stage quantize: item vectors become Semantic IDs.
 
 Reads data/embeddings/ and the items' categories, writes data/sids/ (the codes of each item with the deduplication digit
 last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's plot).
@@ -8,7 +8,7 @@ Shape legend: I items, L code levels, d embedding width.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,17 +23,25 @@ from pipeline.artifacts import (
     write_bytes,
 )
 from pipeline.errors import RESTORE, UserError
+from pipeline.quantize import build_quantizer
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quality import collision_rate, level_table, measure
-from pipeline.quantize.quantizer import build_quantizer, unit_rows
+from pipeline.quantize.quantizer import unit_rows
 
-if TYPE_CHECKING:
-    from pipeline.config import Params
+
+class QuantizeParams(Protocol):
+    """What the stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def quantize(self) -> QuantizeConfig: ...
 
 
 def run(
-    params: "Params", *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
+    params: QuantizeParams, *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
 ) -> dict[str, Any]:
     """Write data/sids/ and return what quality.json holds.
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pipeline.artifacts import SCRATCH
 from pipeline.errors import UserError
 from pipeline.results.identity import Result
+from pipeline.results.parameters import value_text
 from pipeline.results.tracking_uri import ARTIFACTS, is_local, project_root, tracking_uri
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -91,7 +92,7 @@ def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any],
     final = [Metric(name, value, at, 0) for name, value in result.metrics.items()]
     for metrics in _chunks(curves + final, METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics)
-    for some in _chunks([Param(key, _text(value)) for key, value in params.items()], PARAMS_PER_CALL):
+    for some in _chunks([Param(key, value_text(value)) for key, value in params.items()], PARAMS_PER_CALL):
         client.log_batch(run_id, params=some)
     all_tags = {**tags, **{f"hash_{name}": value for name, value in result.hashes.items()}}
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
@@ -109,10 +110,6 @@ def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any],
 def _curve(name: str) -> str:
     """Validation's recall_at_10 must not mix with the test's."""
     return name if name in ("windows", "train_loss", "valid_loss") else f"valid_{name}"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _experiment(client: MlflowClient, name: str) -> str:

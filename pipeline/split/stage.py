@@ -1,4 +1,4 @@
-"""Stage 4: sequences, and which of their positions are training, validation and test.
+"""Stage split: sequences, and which of their positions are training, validation and test.
 
 Reads data/interactions/, writes data/splits/. Nothing is copied per window: a window is a pair of flat indices, so the
 split of ten million interactions is a handful of arrays that later stages map into memory.
@@ -9,7 +9,7 @@ Shape legend: U users, N interactions.
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,11 +19,18 @@ from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.ties import shuffle_ties
 
-if TYPE_CHECKING:
-    from pipeline.config import Params
+
+class SplitParams(Protocol):
+    """What the stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def split(self) -> SplitConfig: ...
 
 
-def run(params: "Params", *, interactions: Path = INTERACTIONS, output: Path = SPLITS) -> dict[str, Any]:
+def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path = SPLITS) -> dict[str, Any]:
     """Write data/splits/ and return its summary.
 
     Raises:

@@ -1,15 +1,16 @@
-"""What a strategy may change about training, and what happens where it changes nothing.
+"""The two parts of a strategy, and plain training, which is what happens where a strategy changes nothing.
 
-The trainer calls every method below; a strategy overrides the few that make its difference. It knows nothing of files,
+A `Network` says what is trained, a `Sampler` which windows and tokens of a pass are computed and how they count, and a
+`Report` what is told of it afterwards. A `Strategy` is a pair of a network and a sampler. No part knows of files,
 devices, processes or schedules.
 
-Shape legend: W windows, N items of all histories, S tokens of one item (L codes, then the separator), L code levels,
-U users.
+Shape legend: W windows, N items of all histories, M interactions of the splits, S tokens of one item (L codes, then the
+separator), L code levels, V codes of one level, U users.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,24 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones import build_backbone
+from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
+from pipeline.catalogue import Catalogue
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
-
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.catalogue import Catalogue
-    from pipeline.packing.kept import EvalSkips
+from pipeline.packing.kept import EvalSkips
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
 Rows = list[dict[str, float | str]]  # of a table; every row has the same keys
+EvalRule = Callable[[np.ndarray], EvalSkips]  # skip_ML of a finished run -> what its model is evaluated without
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Course:
-    """What a strategy may know of the run that it takes part in."""
+    """What a sampler may know of the run that it takes part in."""
 
     items_N: np.ndarray  # the splits' items; windows are flat positions in it
     first_U: np.ndarray  # each user's first position, and one past the last one for training
@@ -42,17 +40,39 @@ class Course:
     windows: int  # of a pass
     samples_per_step: float  # (history, target) pairs of a step of `full`
     passes: float  # that the run takes
-    one_per_target: bool  # whether each window ends at another target; else all those of up to max_history items
+    one_per_target: bool  # True: one window per target. False: every window of up to max_history items
     all_targets: bool  # every item of a window but the first is a target too
-    once: bool  # and no item is one twice in a pass
+    once: bool  # each item is a target at most once per pass
     max_history: int
     seed: int
     device: torch.device
     sum: Callable[[Tensor], Tensor]  # over processes, on all of which it must be called
 
 
-class Strategy:
-    """Plain training. Subclasses override what they change.
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a sampler may know of the network and of the Semantic IDs that it reads."""
+
+    widths: tuple[int, ...]  # codes of each level
+    digit: bool  # the last level is the deduplication digit
+    separators: bool  # a separator follows the codes of an item
+    whole_items: bool  # an item is one token, so that only whole items can leave a history
+    shortens_targets: bool  # the last tokens of a target can leave the computation, and not only the loss
+
+    @classmethod
+    def of(cls, network: "Network", config: BackboneConfig, catalogue: Catalogue) -> "Traits":
+        """The traits of a network that `network` builds."""
+        return cls(
+            widths=catalogue.widths,
+            digit=catalogue.digit,
+            separators=config.separators,
+            whole_items=network.whole_items,
+            shortens_targets=config.name in WITH_ENCODER and not network.whole_items,
+        )
+
+
+class Network:
+    """The backbone as it is. Subclasses override what they change of it.
 
     items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
         many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
@@ -60,65 +80,26 @@ class Strategy:
     """
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
-    whole_items = False  # one that gives an item a single token: another strategy may then only leave out whole items
-    skips_at_eval = False  # whether a trained model is evaluated without some tokens of the histories; see `unseen`
+    whole_items = False  # an item is a single token
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
         follow torch's seed.
         """
         return build_backbone(config, catalogue)
 
     def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
-        """Called once on a new model, before anything is trained.
+        """Prepare a new model, before anything is trained.
 
         Args:
             codebooks: the quantizer's, as data/sids holds them.
         """
 
-    def begin(self, course: Course) -> None:
-        """Called once the network is there, before a stopped run's state comes back."""
-
-    def begin_pass(self, pass_index: int) -> Weigh | None:
-        """Called before the first window of a pass is drawn, when every step before it is done (and again when a
-        stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
-        """
-        return None
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Weighted sum over the batch's windows of the cross-entropy summed over levels (digit included), float32.
-
-        The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
-        """
-        logits, penalty = self.logits(model, batch)
-        loss_W = sum(
-            F.cross_entropy(logits_WK.float(), batch.codes_WL[:, level], reduction="none")
-            for level, logits_WK in enumerate(logits)
-        )
-        return (loss_W * batch.weights_W).sum() + penalty
-
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
-        """Of every level, [W, codes]; those of positions that `batch.histories.prefixes` leave out mean nothing. And
-        what the batch adds to the loss, beside the cross-entropy.
+        """The logits [W, V] of every level, and what the batch adds to the loss beside their cross-entropy. Logits of
+        positions that `batch.histories.prefixes` leave out mean nothing.
         """
         return model(batch.histories, batch.targets_W), 0.0
-
-    def divisor(self, windows: int, selected: Selected | None) -> float:
-        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or
-        targets, where every item is one).
-        """
-        return windows
-
-    def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
-        """What is computed of the windows of a step (those of weight 0 are not among them); None: everything. May be
-        asked for a step ahead of the one that is trained, within the pass.
-        """
-        return None
-
-    def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
-        """Called after each optimizer step with the weights of its windows, the tokens of them that entered the
-        encoder, and what `select` said.
-        """
 
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
@@ -126,21 +107,9 @@ class Strategy:
         """
         return items_W * tokens_per_item
 
-    def unseen(self, skip_ML: np.ndarray | None = None) -> "EvalSkips | None":
-        """What the model is evaluated without, by what is known now; None: nothing. Called on every process.
 
-        Args:
-            skip_ML: what a finished run decided, `EvalSkips.skip_ML`, instead of what is known; then `begin` need not
-                have been called.
-        """
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors, numbers and text only. Called on every process."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+class Report:
+    """What is told of a run where nothing was skipped."""
 
     def tables(self, passes: int, levels: int) -> dict[str, Rows]:
         """What was skipped, once training is over: `passes`, a row for each, and `by_level`, a row for each level."""
@@ -150,9 +119,80 @@ class Strategy:
         }
 
     def learned(self) -> dict[str, np.ndarray]:
-        """Arrays by name that belong to the result beside the network."""
+        """Arrays by name that belong to the result beside the network. Called on every process."""
         return {}
 
     def figures(self) -> dict[str, float]:
-        """Keys of timings.json of its own; those that are measured stand in `artifacts.MEASURED`."""
+        """More keys of timings.json; those that are measured stand in `artifacts.MEASURED`."""
         return {}
+
+
+class Sampler:
+    """Every window and every token, all alike. Subclasses override what they change; one is made for each run."""
+
+    def begin_pass(self, pass_index: int) -> Weigh | None:
+        """Called before the first window of a pass is drawn, when every step before it is done (and again when a
+        stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
+        """
+        return None
+
+    def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
+        """What is computed of the windows of a step (those of weight 0 are not among them); None: everything. May be
+        asked for a step ahead of the one that is trained, within the pass.
+        """
+        return None
+
+    def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
+        """Weighted sum over the batch's windows of the cross-entropy summed over levels (digit included), float32, and
+        the penalty.
+
+        The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
+
+        Args:
+            logits, penalty: as `Network.logits` gives them.
+        """
+        loss_W = sum(
+            F.cross_entropy(logits_WV.float(), batch.codes_WL[:, level], reduction="none")
+            for level, logits_WV in enumerate(logits)
+        )
+        return (loss_W * batch.weights_W).sum() + penalty
+
+    def divisor(self, windows: int, selected: Selected | None) -> float:
+        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or
+        targets, where every item is one).
+        """
+        return windows
+
+    def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
+        """Called after each optimizer step with the weights of its windows, the tokens of them that entered the
+        encoder, and what `select` said.
+        """
+
+    def eval_skips(self) -> EvalSkips | None:
+        """What the model is evaluated without, by what is known now; None: nothing. Called on every process."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors, numbers and text only. Called on every process."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+
+    @property
+    def report(self) -> Report:
+        """What is told of the run."""
+        return Report()
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A network and a sampler, as training sees them together."""
+
+    network: Network
+    sampler: Sampler
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of a batch, summed over its windows; see `Sampler.loss`."""
+        logits, penalty = self.network.logits(model, batch)
+        return self.sampler.loss(logits, penalty, batch)

@@ -1,11 +1,11 @@
 """reports/index.html: one self-contained page about one result. Equal results give equal bytes."""
 
-import json
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from pipeline.results.identity import Result
+from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
 from pipeline.track.scoreboard import METRICS, NO_TIES_METRICS, Cell, headings, rows
 
@@ -52,7 +52,7 @@ def render(result: Result, params: dict[str, Any]) -> str:
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
-        _details("Parameters", ((key, _text(value)) for key, value in params.items())),
+        _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
         _details("Content hashes", (("this result", result.key), *result.hashes.items())),
     ]
     return (
@@ -184,7 +184,3 @@ def _details(title: str, pairs: Iterable[tuple[str, str]]) -> str:
         f"<tr><td><code>{escape(key)}</code></td><td><code>{escape(value)}</code></td></tr>" for key, value in pairs
     )
     return f"<section><details><summary>{escape(title)}</summary><table>{lines}</table></details></section>"
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,21 +1,19 @@
-"""Stage 7: the finished result as a page, as lines in the terminal, and as one run in MLflow.
+"""Stage track: the finished result as a page, as lines in the terminal, and as one run in MLflow.
 
 Runs on every `dvc repro`, also when everything else came from the cache, and then changes nothing.
 """
 
-import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
 from pipeline.results.identity import read_result
+from pipeline.results.parameters import flatten
 from pipeline.results.tracking_uri import how_to_see, tracking_uri
+from pipeline.track.config import TrackConfig
 from pipeline.track.page import render
 from pipeline.track.provenance import provenance
 from pipeline.track.scoreboard import as_text
-
-if TYPE_CHECKING:
-    from pipeline.config import Params
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
 REPORT_FILES = (
@@ -29,8 +27,24 @@ REPORT_FILES = (
 )
 
 
+class TrackParams(Protocol):
+    """What the stage reads of params.yaml by name; it records all of it."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def track(self) -> TrackConfig: ...
+
+
 def run(
-    params: "Params",
+    params: TrackParams,
     *,
     reports: Path = REPORTS,
     generator: Path = GENERATOR,
@@ -71,14 +85,3 @@ def run(
         sep="\n",
     )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}
-
-
-def flatten(params: Any) -> dict[str, Any]:
-    """`{"train.beam": 10, ...}`: every parameter under its dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(params).items():
-        if isinstance(value, dict):
-            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
-        else:
-            flat[name] = value
-    return flat

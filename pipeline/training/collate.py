@@ -20,6 +20,7 @@ from pipeline.training.windows import Windows
 # By which steps of a pass may have more than its first one, of items, tokens and decoder positions: tokens fill a
 # budget, but the windows that they are of come in varying numbers.
 FITTED_MARGINS = (0.01, 0.015, 0.04)
+WeighItems = Literal["unlisted", "each", "occurrence"]
 
 
 def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
@@ -51,85 +52,128 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
     return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
 
 
-def collate(
-    items_N: np.ndarray,
-    step: Step,
-    rows_W: np.ndarray,
-    codes_IL: Tensor,
-    pad_to: int = 0,
-    longest: int = 0,
-    shape: Shape | None = None,
-    times_N: np.ndarray | None = None,
-    all_targets: bool = False,
-    listed: "Listed | None" = None,
-) -> Batch:
-    """The windows `rows_W` of a step as a batch on the device of `codes_IL`.
+class Collator:
+    """Makes batches of the windows of a step, on the device of `codes_IL`.
 
     Args:
+        items_N: the splits' items; windows point into it.
+        codes_IL: the catalogue's.
         times_N: the splits' timestamps, for a backbone that wants them.
+        pad_to: encoder positions of every window of a padded batch, 0 for packed.
+        longest: bound of a window's items; 0: that of each batch.
         all_targets: every item of a window but the first is a target too.
-        listed: lists the batch's distinct items as well.
-
-    Without rows the batch is the step's first window at weight zero: every process must take part in each exchange of
-    gradients. Windows that fill it up to `shape` have weight zero too.
+        weigh_items: see `Network.items`.
     """
-    if len(rows_W) == 0:
-        rows_W, factors_W, real = np.zeros(1, np.int64), np.zeros(1, np.float32), 0
-    else:
-        real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
-        factors_W = step.weights_W[rows_W]
-    windows, device = step.windows[rows_W], codes_IL.device
-    chosen = _chosen_rows(step, rows_W)
-    if shape is not None:
-        lengths_W = shape.filling(windows.lengths_W, min(longest, len(items_N) - 1), chosen.lost if chosen else 0)
+
+    def __init__(
+        self,
+        items_N: np.ndarray,
+        codes_IL: Tensor,
+        *,
+        times_N: np.ndarray | None = None,
+        pad_to: int = 0,
+        longest: int = 0,
+        all_targets: bool = False,
+        weigh_items: WeighItems = "unlisted",
+    ):
+        self.items_N, self.codes_IL, self.times_N = items_N, codes_IL, times_N
+        self.pad_to, self.longest = pad_to, longest
+        self.all_targets, self.weigh_items = all_targets, weigh_items
+
+    def samples(self, step: Step) -> int:
+        """(history, target) pairs of a step."""
+        return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
+
+    def listed(self, step: Step) -> "Listed | None":
+        """What lists the distinct items of the step's batches, where the network asks for them."""
+        if self.weigh_items == "unlisted":
+            return None
+        return Listed(self.items_N, step, self.weigh_items, self.samples(step), len(self.codes_IL))
+
+    def __call__(
+        self, step: Step, rows_W: np.ndarray, *, shape: Shape | None = None, listed: "Listed | None" = None
+    ) -> Batch:
+        """The windows `rows_W` of a step as a batch.
+
+        Without rows the batch is the step's first window at weight zero: every process must take part in each exchange
+        of gradients. Windows that fill the batch up to `shape` have weight zero too.
+        """
+        if len(rows_W) == 0:
+            rows_W, factors_W, real = np.zeros(1, np.int64), np.zeros(1, np.float32), 0
+        else:
+            real = int(step.windows.lengths_W[rows_W].sum())  # items, but for those of windows that only fill
+            factors_W = step.weights_W[rows_W]
+        windows, chosen = step.windows[rows_W], _chosen_rows(step, rows_W)
+        if shape is not None:
+            windows, factors_W, chosen = self._filled(shape, windows, factors_W, chosen)
+        index_N, offsets = slices(windows.starts_W, windows.lengths_W)
+        times_N = None if self.times_N is None else self.times_N[index_N]
+        if chosen is not None and (stays_N := chosen.stays_N) is not None:
+            times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
+            index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
+        histories = Histories.pack(
+            self.items_N[index_N],
+            offsets,
+            self.codes_IL.device,
+            pad_to=self.pad_to,
+            longest=self.longest,
+            times_N=times_N,
+            all_targets=self.all_targets,
+            kept_NS=chosen.tokens_NS if chosen else None,
+            decoded_W=chosen.decoded_W if chosen else None,
+            levels=self.codes_IL.shape[1],
+            least=(shape.tokens, shape.positions) if shape else (0, 0),
+        )
+        distinct = listed.of(self.items_N[index_N], real, self.codes_IL.device) if listed else None
+        return self._batch(histories, windows, offsets, factors_W, chosen, distinct)
+
+    def _filled(
+        self, shape: Shape, windows: Windows, factors_W: np.ndarray, chosen: Selected | None
+    ) -> tuple[Windows, np.ndarray, Selected | None]:
+        """The windows and, behind them, those that fill the batch up; their weights; what is computed of them."""
+        longest = min(self.longest, len(self.items_N) - 1)
+        lengths_W = shape.filling(windows.lengths_W, longest, chosen.lost if chosen else 0)
         windows += Windows(np.zeros_like(lengths_W), lengths_W)
-        factors_W = np.pad(factors_W, (0, len(lengths_W)))
         chosen = chosen.filled(len(lengths_W), int(lengths_W.sum())) if chosen else None
-    index_N, offsets = slices(windows.starts_W, windows.lengths_W)
-    times_N = None if times_N is None else times_N[index_N]
-    if chosen is not None and (stays_N := chosen.stays_N) is not None:
-        times_N, real = None if times_N is None else times_N[stays_N], int(stays_N[:real].sum())
-        index_N, offsets = index_N[stays_N], np.concatenate([[0], np.cumsum(stays_N)])[offsets]
-    histories = Histories.pack(
-        items_N[index_N],
-        offsets,
-        device,
-        pad_to=pad_to,
-        longest=longest,
-        times_N=times_N,
-        all_targets=all_targets,
-        kept_NS=chosen.tokens_NS if chosen else None,
-        decoded_W=chosen.decoded_W if chosen else None,
-        levels=codes_IL.shape[1],
-        least=(shape.tokens, shape.positions) if shape else (0, 0),
-    )
+        return windows, np.pad(factors_W, (0, len(lengths_W))), chosen
 
-    def to_device(array_W: np.ndarray) -> Tensor:
-        return torch.from_numpy(array_W[histories.order]).to(device)
+    def _batch(
+        self,
+        histories: Histories,
+        windows: Windows,
+        offsets: np.ndarray,
+        factors_W: np.ndarray,
+        chosen: Selected | None,
+        distinct: Distinct | None,
+    ) -> Batch:
+        """The histories with their targets, in packed order."""
+        device = self.codes_IL.device
 
-    targets_W, weights_W = to_device(items_N[windows.ends_W].astype(np.int64)), to_device(factors_W.astype(np.float32))
-    distinct = listed.of(items_N[index_N], real, device) if listed else None
-    batch = Batch(histories, targets_W, codes_IL[targets_W], weights_W, distinct)
-    rows_R = histories.order
-    if all_targets:
-        batch = _all_targets(batch, items_N, windows, codes_IL)
-        rows_R, _ = slices(offsets[histories.order], histories.lengths)
-    if chosen is None:
-        return batch
-    return replace(
-        batch,
-        slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
-        counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device),
-    )
+        def to_device(array_W: np.ndarray) -> Tensor:
+            return torch.from_numpy(array_W[histories.order]).to(device)
 
+        targets_W = to_device(self.items_N[windows.ends_W].astype(np.int64))
+        weights_W = to_device(factors_W.astype(np.float32))
+        batch = Batch(histories, targets_W, self.codes_IL[targets_W], weights_W, distinct)
+        rows_R = histories.order
+        if self.all_targets:
+            batch = self._every_item_a_target(batch, windows)
+            rows_R, _ = slices(offsets[histories.order], histories.lengths)
+        if chosen is None:
+            return batch
+        return replace(
+            batch,
+            slots_W=torch.from_numpy(chosen.slots_W[rows_R]).to(device),
+            counted_WL=torch.from_numpy(chosen.counted_WL[rows_R]).to(device),
+        )
 
-def _all_targets(batch: Batch, items_N: np.ndarray, windows: Windows, codes_IL: Tensor) -> Batch:
-    """The same batch, where every item is followed by a target."""
-    histories = batch.histories
-    index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
-    following_N = torch.from_numpy(items_N[index_N + 1].astype(np.int64)).to(codes_IL.device)
-    weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
-    return replace(batch, codes_WL=codes_IL[following_N], weights_W=weights_N)
+    def _every_item_a_target(self, batch: Batch, windows: Windows) -> Batch:
+        """The same batch, where every item is followed by a target."""
+        histories = batch.histories
+        index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
+        following_N = torch.from_numpy(self.items_N[index_N + 1].astype(np.int64)).to(self.codes_IL.device)
+        weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
+        return replace(batch, codes_WL=self.codes_IL[following_N], weights_W=weights_N)
 
 
 def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
@@ -143,7 +187,7 @@ class Listed:
     """Lists the distinct items of a step's batches (`Distinct`).
 
     Args:
-        weigh: see `Strategy.items`.
+        weigh: see `Network.items`.
         total: what the weights of the whole step add up to.
         items: of the catalogue. Counting all of them takes less time than sorting those of a batch.
     """

@@ -4,19 +4,17 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pipeline.cuda_graphs import tensors_of
 from pipeline.distributed import World
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Weigh
-from pipeline.training.collate import Listed, collate, common_shape, fitted
-from pipeline.training.config import TrainConfig
+from pipeline.training.collate import Collator, common_shape, fitted
 from pipeline.training.steps import Step, deal, steps_of_pass
 from pipeline.training.windows import Passes, Windows
 
@@ -33,34 +31,31 @@ class Feed:
     """This process's batches of every step, in the order of training.
 
     Args:
-        items_N: the splits' items; windows point into it.
-        codes_IL: the catalogue's, on the device that trains.
+        budget: encoder positions of a step, by what a whole history takes in the backbone.
         tokens_per_item: encoder positions of one item, its separator included.
-        pad_to: encoder positions of every window of a padded run, 0 for packed.
-        times_N: the splits' timestamps, for a backbone that wants them.
-        items: see `Strategy.items`.
+        accumulate: parts that each process splits a step into.
+        fill: batches are filled up to few shapes, for a step that is recorded.
     """
 
     def __init__(
         self,
         passes: Passes,
-        items_N: np.ndarray,
-        codes_IL: Tensor,
-        config: TrainConfig,
+        collator: Collator,
         world: World,
+        *,
+        budget: int,
         tokens_per_item: int,
-        pad_to: int = 0,
-        times_N: np.ndarray | None = None,
-        items: Literal["unlisted", "each", "occurrence"] = "unlisted",
+        accumulate: int = 1,
+        fill: bool = False,
     ):
-        self.passes, self.items_N, self.codes_IL, self.budget = passes, items_N, codes_IL, config.batch_tokens
-        self.tokens_per_item, self.pad_to, self.items = tokens_per_item, pad_to, items
-        self.times_N, self.all_targets = times_N, config.targets == "all"
-        self.parts = world.size * config.accumulate
-        self.own = range(world.rank * config.accumulate, (world.rank + 1) * config.accumulate)  # parts of this process
+        self.passes, self.collator = passes, collator
+        self.budget, self.tokens_per_item = budget, tokens_per_item
+        self.device = collator.codes_IL.device
+        self.parts = world.size * accumulate
+        self.own = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # parts of this process
         self.shape: Shape | None = None
-        if codes_IL.is_cuda and config.compile:
-            steps = steps_of_pass(passes, 0, 0, self.budget, tokens_per_item)
+        if fill:
+            steps = steps_of_pass(passes, 0, 0, budget, tokens_per_item)
             self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, passes.max_history)
 
     def rest_of_pass(
@@ -68,55 +63,31 @@ class Feed:
     ) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         batches = self._prepared(pass_index, first, weigh, select)
-        return beside(batches, self.codes_IL.device) if self.codes_IL.is_cuda else batches
+        return beside(batches, self.device) if self.collator.codes_IL.is_cuda else batches
 
     def _prepared(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Prepared]:
         shape: Shape | None = None
         for step in self._chosen(pass_index, first, weigh, select):
             if shape is None and self.shape is not None:
-                # That of the whole pass, wherever in it a run goes on: how sums are rounded may depend on sizes
+                # Always sized from the pass's first step, also after a resume: rounding depends on tensor sizes.
                 whole = step if first == 0 else next(self._chosen(pass_index, 0, weigh, select))
                 shape = fitted(self.shape, whole, self.parts)
             yield step, self._batches(step, shape)
 
     def _chosen(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
         for step in steps_of_pass(self.passes, pass_index, first, self.budget, self.tokens_per_item, weigh):
-            yield (
-                step
-                if select is None
-                else replace(step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
-            )
+            if select is None:
+                yield step
+            else:
+                yield replace(step, selected=select(pass_index, step.windows.starts_W, step.windows.ends_W))
 
     def first_windows(self) -> Windows:
-        """Of a run's first step, over all processes, where nothing is skipped."""
+        """The windows of a run's first step, over all processes, where nothing is skipped."""
         return next(steps_of_pass(self.passes, 0, 0, self.budget, self.tokens_per_item)).windows
 
-    def samples(self, step: Step) -> int:
-        """(history, target) pairs of a step."""
-        return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
-
     def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
-        parts = deal(step.windows.lengths_W, self.parts)
-        listed = (
-            None
-            if self.items == "unlisted"
-            else Listed(self.items_N, step, self.items, self.samples(step), len(self.codes_IL))
-        )
-        return [
-            collate(
-                self.items_N,
-                step,
-                parts[part],
-                self.codes_IL,
-                self.pad_to,
-                self.passes.max_history,
-                shape,
-                self.times_N,
-                self.all_targets,
-                listed,
-            )
-            for part in self.own
-        ]
+        parts, listed = deal(step.windows.lengths_W, self.parts), self.collator.listed(step)
+        return [self.collator(step, parts[part], shape=shape, listed=listed) for part in self.own]
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:

@@ -24,7 +24,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.config import TrainConfig
 from pipeline.training.feed import Feed
 from pipeline.training.optimizer import Average, learning_rate, set_rate
-from pipeline.training.optimizer_step import OptimizerStep, Part
+from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
 
@@ -64,6 +64,7 @@ class Trainer:
         self,
         config: TrainConfig,
         seed: int,
+        *,
         model: Backbone,
         strategy: Strategy,
         feed: Feed,
@@ -74,13 +75,13 @@ class Trainer:
     ):
         self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
         self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
-        self.device = feed.codes_IL.device
+        self.device = feed.device
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
         self.state = State()
         self.best: dict[str, Tensor] = {}
-        # After the average has copied the plain model: on a GPU the learner compiles this one.
-        self.learner = OptimizerStep(config, model.train(), strategy, self.average)
+        # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
+        self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
         if resume:
             self._restore(resume)
         self._losses: list[tuple[int, int, Tensor]] = []  # (windows, samples, loss sum) of steps not yet looked at
@@ -98,13 +99,13 @@ class Trainer:
         return self.state
 
     def _run(self) -> None:
-        state = self.state
+        state, sampler = self.state, self.strategy.sampler
         self._shown = self.passed
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
-                weigh = self.strategy.begin_pass(state.pass_index)
-                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh, self.strategy.select):
+                weigh, select = sampler.begin_pass(state.pass_index), sampler.select
+                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh, select):
                     self._train(step, batches)
                     self._after_step()
                     if self.finished:
@@ -125,25 +126,25 @@ class Trainer:
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
         """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
-        state, windows, samples = self.state, len(step.windows), self.feed.samples(step)
+        state, windows, samples = self.state, len(step.windows), self.feed.collator.samples(step)
         total = torch.zeros((), device=self.device)
-        share = torch.full((), 1 / self.strategy.divisor(samples, step.selected), device=self.device)
+        share = torch.full((), 1 / self.strategy.sampler.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.feed.own[i])
-            total += self.learner.gradients(Part(batch, share))
-        set_rate(self.learner.optimizer, learning_rate(self.config, state.step, self.passed))
+            total += self.optimizer_step.gradients(batch, share)
+        set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.passed))
         if self.average:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
-        self.learner.update()
+        self.optimizer_step.update()
         self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
         tokens, items_W, per_item = step.tokens(self.feed.tokens_per_item), step.items_W, self.feed.tokens_per_item
         state.tokens += tokens
-        pruned = int(items_W.sum()) * per_item - int(self.strategy.tokens_kept(items_W, per_item).sum())
+        pruned = int(items_W.sum()) * per_item - int(self.strategy.network.tokens_kept(items_W, per_item).sum())
         state.tokens_kept += tokens - pruned
-        self.strategy.end_step(step.weights_W, tokens, step.selected)
+        self.strategy.sampler.end_step(step.weights_W, tokens, step.selected)
 
     def _reseed(self, part: int) -> None:
         """Dropout of a part depends on nothing but (seed, step, part)."""
@@ -174,7 +175,7 @@ class Trainer:
                 self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
             self._shown = self.passed
             self._losses.clear()
-        now, warm = time.perf_counter(), self.learner.warm_seconds
+        now, warm = time.perf_counter(), self.optimizer_step.warm_seconds
         self.state.train_seconds += now - self._mark - (warm - self._warm)
         self.state.compile_seconds += warm - self._warm
         self._mark, self._warm = now, warm
@@ -200,7 +201,7 @@ class Trainer:
     def _save(self) -> None:
         now = time.perf_counter()
         self.state.wall_seconds, self._began = self.state.wall_seconds + now - self._began, now
-        strategy = self.strategy.state_dict()
+        strategy = self.strategy.sampler.state_dict()
         if self.world.leads:
             self.checkpoints.save(
                 {
@@ -208,7 +209,7 @@ class Trainer:
                     "model": self.model.state_dict(),
                     "best": self.best,
                     "average": self.average.model.state_dict() if self.average else {},
-                    "optimizer": self.learner.optimizer.state_dict(),
+                    "optimizer": self.optimizer_step.optimizer.state_dict(),
                     "strategy": strategy,
                     "threads": torch.get_num_threads(),
                 }
@@ -218,8 +219,8 @@ class Trainer:
     def _restore(self, saved: dict[str, Any]) -> None:
         self.state, self.best = State(**saved["state"]), saved["best"]
         self.model.load_state_dict(saved["model"])
-        self.learner.optimizer.load_state_dict(saved["optimizer"])
-        self.strategy.load_state_dict(saved["strategy"])
+        self.optimizer_step.optimizer.load_state_dict(saved["optimizer"])
+        self.strategy.sampler.load_state_dict(saved["strategy"])
         if self.average:
             self.average.model.load_state_dict(saved["average"])
 

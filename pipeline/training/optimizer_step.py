@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.cuda_graphs import CudaGraphed
@@ -17,11 +18,16 @@ from pipeline.training.optimizer import Average, autocast, backward, build_optim
 
 
 @dataclass(frozen=True)
-class Part:
-    """What one process learns from at once."""
+class MicroBatch:
+    """What one process computes gradients of at once: the argument of the recorded function."""
 
     batch: Batch
     share: Tensor  # of a sample's loss in the step's
+
+
+def records(config: TrainConfig, device: torch.device) -> bool:
+    """Whether steps are compiled and recorded as CUDA graphs."""
+    return config.compile and device.type == "cuda"
 
 
 class OptimizerStep:
@@ -35,8 +41,8 @@ class OptimizerStep:
         self.config, self.model, self.strategy, self.average = config, model, strategy, average
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, config)
-        self.records = self.device.type == "cuda" and config.compile
-        self._gradients_of: Callable[[Part], Tensor] = self._gradients
+        self.records = records(config, self.device)
+        self._gradients_of: Callable[[MicroBatch], Tensor] = self._gradients
         self._update_all: Callable[[None], None] = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._recorded: list[CudaGraphed] = []
@@ -47,11 +53,16 @@ class OptimizerStep:
             self._update_all = CudaGraphed(self._update)
             self._recorded = [self._gradients_of, self._update_all]
 
-    def gradients(self, part: Part) -> Tensor:
-        """Add the gradients of one part of a step to those at hand; its loss, summed over samples, which the next call
-        may overwrite.
+    def gradients(self, batch: Batch, share: Tensor) -> Tensor:
+        """Add the gradients of one part of a step to those at hand.
+
+        Args:
+            share: a number, the share of a sample's loss in the step's.
+
+        Returns:
+            The loss of the part, summed over samples; the next call may overwrite it.
         """
-        return self._gradients_of(part)
+        return self._gradients_of(MicroBatch(batch, share))
 
     def update(self) -> None:
         """Apply the gathered gradients and clear them."""
@@ -62,7 +73,7 @@ class OptimizerStep:
         """Spent so far on calls that compiled or recorded."""
         return sum(recorded.warm_seconds for recorded in self._recorded)
 
-    def _gradients(self, part: Part) -> Tensor:
+    def _gradients(self, part: MicroBatch) -> Tensor:
         with autocast(self.config, self.device):
             loss = self.strategy.loss(self.model, part.batch)
         backward(loss * part.share, self._parameters)

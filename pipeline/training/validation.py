@@ -4,14 +4,14 @@ Shape legend: W windows, U users with a validation target.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from pipeline.artifacts import Splits
-from pipeline.decoding.ranking import Ranker, histories_of
+from pipeline.catalogue import Catalogue
+from pipeline.decoding.ranking import Ranker, evaluating, histories_of
 from pipeline.distributed import World
 from pipeline.metrics import summarise
 from pipeline.packing.backbone import Backbone
@@ -19,13 +19,9 @@ from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips
 from pipeline.strategies.base import Strategy
-from pipeline.training.collate import collate
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
-
-if TYPE_CHECKING:
-    from pipeline.catalogue import Catalogue
-
 
 BATCH = {"cpu": 256, "cuda": 2048}  # windows; no gradients are kept, so that it fits where training does
 
@@ -40,7 +36,14 @@ class Validation:
     """
 
     def __init__(
-        self, splits: Splits, strategy: Strategy, catalogue: "Catalogue", world: World, beam: int, times: bool = False
+        self,
+        splits: Splits,
+        strategy: Strategy,
+        catalogue: Catalogue,
+        world: World,
+        *,
+        beam: int,
+        times: bool = False,
     ):
         self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
         self.device, self.times = catalogue.codes_IL.device, times
@@ -60,9 +63,9 @@ class Validation:
         windows, size = self._windows, BATCH[self.device.type]
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), self._selected(unseen) if unseen else None)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
-        items_N, codes_IL = np.asarray(self.splits.items_N), self.catalogue.codes_IL
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
-        batches = [collate(items_N, step, chunk, codes_IL, times_N=times_N) for chunk in chunks[self.world.share]]
+        collate = Collator(np.asarray(self.splits.items_N), self.catalogue.codes_IL, times_N=times_N)
+        batches = [collate(step, chunk) for chunk in chunks[self.world.share]]
         # All of a target counts, and nothing is learned of it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 
@@ -75,13 +78,10 @@ class Validation:
 
     def measure(self, model: Backbone) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
-        training = model.training
-        model.eval()
-        unseen = self.strategy.unseen()
+        unseen = self.strategy.sampler.eval_skips()
         batches = self._batches(unseen) if unseen else self.batches
-        scores = {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, unseen))}
-        model.train(training)
-        return scores
+        with evaluating(model):
+            return {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, unseen))}
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, batches: list[Batch]) -> float:

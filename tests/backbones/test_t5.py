@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import T5Config, T5Model
 from transformers.models.t5.modeling_t5 import T5Attention
+from transformers_t5 import as_transformers, decoder_ids, gradients, sum_of_losses
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
@@ -20,69 +20,6 @@ SHAPES = [
     pytest.param({"ff_hidden_layers": 1, "separators": True}, id="T5 with separators"),
     pytest.param({"ff_hidden_layers": 2, "separators": True, "encoder_layers": 3, "decoder_layers": 1}, id="GRID"),
 ]
-
-
-class ManyLayers(nn.Module):
-    """GRID's feed-forward, to be put in the place of `transformers`'."""
-
-    def __init__(self, ff):
-        super().__init__()
-        self.layers = nn.ModuleList([ff.wi, *ff.hidden])
-        self.wo, self.p = ff.wo, ff.dropout.p
-
-    def forward(self, h):
-        for layer in self.layers:
-            h = F.dropout(F.relu(layer(h)), self.p, self.training)
-        return self.wo(h)
-
-
-def as_transformers(model) -> T5Model:
-    """`transformers`' T5 holding our weights; gradients of the feed-forward and the norms flow to ours."""
-    config = model.config
-    oracle = T5Model(
-        T5Config(
-            vocab_size=model.tokens.num_embeddings,
-            d_model=config.d_model,
-            d_kv=config.d_head,
-            d_ff=config.d_ff,
-            num_layers=config.encoder_layers,
-            num_decoder_layers=config.decoder_layers,
-            num_heads=config.heads,
-            relative_attention_num_buckets=config.relative_buckets,
-            dropout_rate=config.dropout,
-            relative_attention_max_distance=config.relative_max_distance,
-            feed_forward_proj="relu",
-            attn_implementation="eager",
-        )
-    ).eval()
-    oracle.shared.weight = oracle.encoder.embed_tokens.weight = oracle.decoder.embed_tokens.weight = model.tokens.weight
-    for stack, blocks, bias, norm in (
-        (oracle.encoder, model.encoder, model.encoder_bias, model.encoder_norm),
-        (oracle.decoder, model.decoder, model.decoder_bias, model.decoder_norm),
-    ):
-        for theirs, ours in zip(stack.block, blocks, strict=True):
-            first, feed_forward = theirs.layer[0], theirs.layer[-1]
-            copy_weights(first.SelfAttention, *ours.attention.qkv.weight.chunk(3), ours.attention.o.weight)
-            first.layer_norm.weight = ours.attention.norm.weight
-            if len(theirs.layer) == 3:
-                copy_weights(
-                    theirs.layer[1].EncDecAttention,
-                    ours.cross.q.weight,
-                    *ours.cross.kv.weight.chunk(2),
-                    ours.cross.o.weight,
-                )
-                theirs.layer[1].layer_norm.weight = ours.cross.norm.weight
-            feed_forward.DenseReluDense = ManyLayers(ours.ff)
-            feed_forward.layer_norm.weight = ours.ff.norm.weight
-        stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight = bias.weight
-        stack.final_layer_norm.weight = norm.weight
-    return oracle
-
-
-@torch.no_grad()
-def copy_weights(theirs, *weights):
-    for name, weight in zip("qkvo", weights, strict=True):
-        getattr(theirs, name).weight.copy_(weight)
 
 
 def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,29 +36,6 @@ def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
     ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     return ids, mask
-
-
-def decoder_ids(model, targets_W) -> torch.Tensor:
-    """Start token, then the codes of all levels but the last."""
-    widths = model.catalogue.widths
-    rows = [
-        [sum(widths) + 1] + [sum(widths[:level]) + code for level, code in enumerate(codes[:-1])]
-        for codes in model.catalogue.codes_IL[targets_W].tolist()
-    ]
-    return torch.tensor(rows)
-
-
-def sum_of_losses(model, logits, targets_W) -> torch.Tensor:
-    codes_WL = model.catalogue.codes_IL[targets_W]
-    return sum(
-        F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum") for level, logits_WV in enumerate(logits)
-    )
-
-
-def gradients(model, logits, targets_W) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    sum_of_losses(model, logits, targets_W).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
 def assert_same(ours, expected, tolerance=1e-5):

@@ -5,14 +5,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from test_t5 import as_transformers, decoder_ids, gradients
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers_t5 import as_transformers, decoder_ids, gradients
 
 from pipeline.packing.histories import Histories
 from pipeline.packing.kept import KeptItems
-from pipeline.strategies.config import RastpConfig
-from pipeline.strategies.rastp.strategy import Rastp
+from pipeline.strategies.rastp.config import RastpConfig
+from pipeline.strategies.rastp.strategy import PrunedNetwork
 
 
 def ragged(model, seed: int = 0, count: int = 14, longest: int = 6, share: float = 0.7):
@@ -152,7 +152,7 @@ def test_what_is_left_out_is_not_computed(make_model) -> None:
 def test_prefixes_go_with_pruned_and_padded_encoders(make_model, pad_to: int) -> None:
     model = make_model(encoder_layers=2)
     model.pruner = None
-    pruned = Rastp(RastpConfig(after_layer=1)).build_model(model.config, model.catalogue)
+    pruned = PrunedNetwork(RastpConfig(after_layer=1)).build(model.config, model.catalogue)
     pruned.load_state_dict(model.state_dict())
     items, _, decoded_W, targets_W = ragged(model)
     for network in (model, pruned.eval()):

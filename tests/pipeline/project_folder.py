@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-STAGES = ["ingest", "embed", "quantize", "split", "train", "evaluate", "track"]
+STAGES = ["check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,12 @@ class Repository:
         """Path -> content hash of every output, as dvc.lock has it."""
         stages = yaml.safe_load((self.path / "dvc.lock").read_text())["stages"]
         return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+
+    def files(self) -> dict[str, bytes]:
+        """Every file that stages wrote, but the one of `check`, which DVC removes and makes at every change."""
+        folders = ("data/interactions", "data/embeddings", "data/sids", "data/splits", "models", "reports")
+        found = [path for folder in folders for path in (self.path / folder).rglob("*") if path.is_file()]
+        return {str(path): path.read_bytes() for path in found}
 
     def query(self, sql: str) -> list[Any]:
         """Rows of the MLflow store; SQL, because importing mlflow takes seconds."""

@@ -1,7 +1,6 @@
 """dvc.yaml against the code: DVC follows no imports and reads no dataclasses, so what a stage names must be checked."""
 
 import ast
-import dataclasses
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import pytest
 import yaml
 from project_folder import STAGES
 
-from pipeline.config import Params
+from pipeline.config import Params, params_to_dict
+from pipeline.strategies.registry import settings_types
 
 # They speak to the user and change no output: a new wording must not train anything again.
 SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
@@ -21,10 +21,10 @@ def graph(root: Path) -> dict[str, Any]:
     return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
 
 
-def local_imports(root: Path, file: str) -> set[str]:
-    """Files of this project that `file` imports, also inside functions; not those for the type checker only."""
-    found = set()
-    for node in walk_without_type_checking(ast.parse((root / file).read_text())):
+def local_imports(root: Path, file: str, lazy: bool = True) -> set[str]:
+    """Files of this project that `file` imports; not those for the type checker only. lazy: inside functions too."""
+    found = strategy_folders(root) if file == "pipeline/strategies/registry.py" else set()
+    for node in walk_without_type_checking(ast.parse((root / file).read_text()), lazy):
         if isinstance(node, ast.ImportFrom):
             names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
@@ -43,21 +43,38 @@ def local_imports(root: Path, file: str) -> set[str]:
     return found
 
 
-def walk_without_type_checking(node: ast.AST) -> Any:
+def strategy_folders(root: Path) -> set[str]:
+    """What registry.py imports by looking into its folder, where no import statement names it."""
+    return {str(path.relative_to(root)) for path in (root / "pipeline/strategies").glob("*/__init__.py")}
+
+
+def walk_without_type_checking(node: ast.AST, functions: bool) -> Any:
     yield node
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
-            yield from walk_without_type_checking(child)
+        for_types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not for_types and (functions or not isinstance(child, ast.FunctionDef)):
+            yield from walk_without_type_checking(child, functions)
 
 
-def closure(root: Path, stage: str) -> set[str]:
-    """All files that a run of the stage imports, in any number of steps."""
-    seen, waiting = set(), {f"pipeline/{stage}/stage.py"}
+def closure(root: Path, file: str, lazy: bool = True) -> set[str]:
+    """All files that this one imports, in any number of steps, and itself."""
+    seen, waiting = set(), {file}
     while waiting:
         file = waiting.pop()
         seen.add(file)
-        waiting |= local_imports(root, file) - seen
+        waiting |= local_imports(root, file, lazy) - seen
     return seen
+
+
+def stage_file(stage: str) -> str:
+    return f"pipeline/{stage}/stage.py"
+
+
+def code_of(root: Path, stage: str) -> set[str]:
+    """All files that a run of the stage imports; of `check` those that check params.yaml, which load what they need."""
+    if stage == "check":
+        return {stage_file(stage)} | closure(root, "pipeline/config.py", lazy=False)
+    return closure(root, stage_file(stage))
 
 
 def only_speaks(root: Path, file: str) -> bool:
@@ -71,13 +88,23 @@ def covers(dependency: str, file: str) -> bool:
 
 def flat_keys() -> set[str]:
     """Sections of params.yaml, and section.key."""
-    keys = set()
-    for f in dataclasses.fields(Params):
-        keys.add(f.name)
-        value = getattr(Params(), f.name)
-        if dataclasses.is_dataclass(value):
-            keys |= {f"{f.name}.{inner.name}" for inner in dataclasses.fields(value)}
-    return keys
+    sections = params_to_dict(Params())
+    return set(sections) | {
+        f"{name}.{key}" for name, values in sections.items() if isinstance(values, dict) for key in values
+    }
+
+
+def declared(root: Path, stage: str) -> set[str]:
+    """Sections that the stage's Protocol, such as `IngestParams`, says it reads of params.yaml."""
+    (protocol,) = [
+        node
+        for file in (root / "pipeline" / stage).glob("*.py")
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef) and node.name == f"{stage.capitalize()}Params"
+    ]
+    members = {member.name for member in protocol.body if isinstance(member, ast.FunctionDef)}
+    # The sections of all strategies are one member, which params.yaml has no name for.
+    return members - {"strategies"} | (set(settings_types()) if "strategies" in members else set())
 
 
 def test_the_stages_stand_in_their_order(graph: dict[str, Any]) -> None:
@@ -90,29 +117,43 @@ def test_every_import_of_a_stage_is_a_dependency_and_every_code_dependency_is_im
     stage: str, graph: dict[str, Any], root: Path
 ) -> None:
     code = [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/")]
-    files = closure(root, stage)
+    files = code_of(root, stage)
     assert not [file for file in files if not only_speaks(root, file) and not any(covers(dep, file) for dep in code)]
     assert not [dep for dep in code if not any(covers(dep, file) for file in files)]
+
+
+def test_only_track_depends_on_the_store_of_mlflow_and_training_on_no_result(graph: dict[str, Any]) -> None:
+    """A change of how results are shown must not train again. So dvc.yaml names the files of results/ one by one."""
+    used = {stage: [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/results")] for stage in STAGES}
+    assert all(dep.endswith(".py") for deps in used.values() for dep in deps)
+    for store in ("pipeline/results/mlflow_store.py", "pipeline/results/tracking_uri.py"):
+        assert [stage for stage in STAGES if store in used[stage]] == ["track"]
+    assert [stage for stage in STAGES if used[stage]] == ["evaluate", "track"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_imports_another(stage: str, root: Path) -> None:
     others = [f"pipeline/{other}" for other in STAGES if other != stage]
-    assert not [file for file in closure(root, stage) if any(covers(other, file) for other in others)]
+    assert not [file for file in closure(root, stage_file(stage)) if any(covers(other, file) for other in others)]
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_parameters_of_a_stage_are_those_that_its_code_reads(stage: str, graph: dict[str, Any], root: Path) -> None:
-    """A whole section, or some of its keys. track apart: it always runs, and records every parameter."""
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("check", "track")])
+def test_the_parameters_of_a_stage_are_those_that_it_declares(stage: str, graph: dict[str, Any], root: Path) -> None:
+    """A whole section, or some of its keys. mypy holds the code to the declaration: the stage sees nothing else."""
     named = set(graph[stage]["params"])
     assert named <= flat_keys()
-    read = {
-        node.attr
-        for file in closure(root, stage)
-        for node in ast.walk(ast.parse((root / file).read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params"
-    }
-    assert stage == "track" or read == {name.split(".")[0] for name in named}
+    assert declared(root, stage) == {name.split(".")[0] for name in named}
+
+
+def test_check_and_track_know_every_parameter(graph: dict[str, Any]) -> None:
+    """check watches the whole file; track, which always runs, records all of it."""
+    assert graph["check"]["params"] == [{"params.yaml": None}]
+    assert graph["track"]["always_changed"]
+
+
+def test_every_stage_waits_for_the_check(graph: dict[str, Any]) -> None:
+    (checked,) = graph["check"]["outs"]
+    assert not [stage for stage in STAGES[1:] if checked not in graph[stage]["deps"]]
 
 
 def test_what_git_tracks_of_a_stage_is_a_metric_or_a_plot(graph: dict[str, Any]) -> None:

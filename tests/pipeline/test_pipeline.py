@@ -39,7 +39,7 @@ def test_a_second_repro_runs_only_track_and_changes_nothing(repository: Reposito
 def test_an_experiment_runs_what_its_parameter_touches_and_changes_one_line(
     repository: Repository, seventh: dict[str, str]
 ) -> None:
-    assert stages_run(seventh["output"]) == STAGES[2:]
+    assert stages_run(seventh["output"]) == ["check", *STAGES[3:]], "ingest and embed read no seed"
     changed = [line for line in seventh["params"].splitlines() if line[0] in "+-" and line[1] not in "+-"]
     assert changed == ["-seed: 42", "+seed: 7"]
     assert "| recall_at_10" in seventh["metrics"]
@@ -104,17 +104,43 @@ def test_the_tables_and_plots_of_dvc_read_well(repository: Repository) -> None:
     }
 
 
-def test_a_bad_value_is_told_and_two_commands_bring_everything_back(repository: Repository) -> None:
-    before = repository.outputs()
+def test_a_bad_value_is_told_before_anything_is_removed(repository: Repository) -> None:
+    before = repository.files()
     text = repository.run("dvc", "exp", "run", "-S", "train.select=recall_at_50", "-S", "seed=8", code=255)
     assert "error: train.select is 'recall_at_50', did you mean 'recall_at_5'?" in text
     assert "Traceback" not in text
-    assert not (repository.path / "data/sids").exists(), "DVC removed what it was about to make again"
-    for command in ("git checkout params.yaml", "dvc checkout"):
-        assert command in text
-        repository.run(*command.split())
-    repository.run("dvc", "status", "ingest", "embed", "quantize", "split", "train", "evaluate", "-q")
-    assert repository.outputs() == before
+    assert stages_run(text) == ["check"]
+    assert repository.files() == before
+    params = repository.path / "params.yaml"
+    params.write_text(params.read_text().replace("recall_at_50", "recall_at_10").replace("seed: 8", "seed: 42"))
+    assert stages_run(repository.run("dvc", "repro", "evaluate")) == []
+    assert repository.files() == before
+
+
+def test_after_an_unknown_key_a_mended_value_runs_only_the_check_and_what_reads_it(repository: Repository) -> None:
+    params, before = repository.path / "params.yaml", repository.files()
+    params.write_text(params.read_text().replace("log_model: true", "log_modle: false"))
+    text = repository.run("dvc", "repro", code=255)
+    assert "error: unknown key 'track.log_modle': did you mean 'log_model'?" in text
+    assert stages_run(text) == ["check"]
+    assert repository.files() == before
+    params.write_text(params.read_text().replace("log_modle: false", "log_model: false"))
+    assert stages_run(repository.run("dvc", "repro", "evaluate")) == ["check"], (
+        "evaluate and those before read none of it"
+    )
+    assert repository.files() == before
+
+
+def test_what_a_stage_run_alone_loses_comes_back_with_the_mended_value(repository: Repository) -> None:
+    params, before = repository.path / "params.yaml", repository.files()
+    mended = params.read_text()
+    params.write_text(mended.replace("train:\n", "train:\n  learning_rat: 1\n"))
+    text = repository.run("dvc", "repro", "--single-item", "train", code=255)
+    assert "mend the value, then `dvc repro`" in text
+    assert not (repository.path / "models/generator").exists(), "DVC removed what it was about to make again"
+    params.write_text(mended)
+    assert stages_run(repository.run("dvc", "repro", "evaluate")) == []
+    assert repository.files() == before
 
 
 def test_a_full_disk_is_told_and_loses_nothing(repository: Repository) -> None:

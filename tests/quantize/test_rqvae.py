@@ -6,8 +6,9 @@ import torch
 from slow_residual import clouds
 
 from pipeline.errors import UserError
+from pipeline.quantize import build_quantizer
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.quantizer import Quantized, build_quantizer
+from pipeline.quantize.quantizer import Quantized
 from pipeline.quantize.rqvae import ResidualAutoencoder
 from pipeline.quantize.simvq import MappedCodebook
 

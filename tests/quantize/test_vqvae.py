@@ -5,8 +5,8 @@ import pytest
 import torch
 from slow_residual import clouds, follow
 
+from pipeline.quantize import build_quantizer
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.quantizer import build_quantizer
 from pipeline.quantize.vqvae import Level, plus_plus
 
 

@@ -11,6 +11,7 @@ from finished_result import write_result
 
 from pipeline.config import Params, build_params
 from pipeline.errors import UserError
+from pipeline.results.parameters import flatten
 from pipeline.results.tracking_uri import project_root, tracking_uri
 from pipeline.track import stage
 
@@ -182,6 +183,6 @@ def test_the_store_is_where_the_environment_says_or_in_the_project(
 
 
 def test_flat_parameters_are_the_keys_of_params_yaml() -> None:
-    flat = stage.flatten(Params())
+    flat = flatten(Params())
     assert (flat["seed"], flat["train.beam"], flat["ingest.minimum"]) == (42, 10, {})
     assert not [key for key in flat if key.count(".") > 1]

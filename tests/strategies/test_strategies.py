@@ -10,10 +10,8 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.packing.batch import Batch
 from pipeline.packing.histories import Histories
-from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import SETTINGS, STRATEGIES
-from pipeline.strategies.full import Full
+from pipeline.strategies.base import Network, Sampler, Strategy
+from pipeline.strategies.registry import choose, settings_types, specs
 
 WIDTHS = (5, 3, 2)
 
@@ -43,24 +41,36 @@ def test_the_loss_is_the_weighted_sum_of_negative_log_probabilities_over_levels_
         for row, target in enumerate(batch.targets_W):
             code = catalogue.codes_IL[target, level]
             expected -= float(batch.weights_W[row]) * float(probabilities_WV[row, code].log().detach())
-    assert float(Full().loss(model, batch).detach()) == pytest.approx(expected, rel=1e-6)
+    assert float(Strategy(Network(), Sampler()).loss(model, batch).detach()) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_loss_is_float32_under_autocast() -> None:
     catalogue, batch = small_batch()
     model = small_model(catalogue)
-    exact = Full().loss(model, batch)
+    exact = Strategy(Network(), Sampler()).loss(model, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = Full().loss(model, batch)
+        rounded = Strategy(Network(), Sampler()).loss(model, batch)
     assert rounded.dtype == torch.float32
     assert float(rounded.detach()) == pytest.approx(float(exact.detach()), rel=0.02)
     assert not torch.equal(rounded, exact)
 
 
-def test_full_overrides_nothing() -> None:
-    assert not set(vars(Full)) - {"__module__", "__doc__", "__firstlineno__", "__static_attributes__"}
+def test_full_changes_nothing() -> None:
+    chosen = choose("full", {})
+    assert type(chosen.network()) is Network
+    assert type(chosen.sampler(None, None)) is Sampler
+    assert chosen.tokens_per_item(3, True) == 4
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", specs())
 def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
-    assert isinstance(build_strategy(name, {name: section() for name, section in SETTINGS.items()}), Strategy)
+    chosen = choose(name, {name: settings() for name, settings in settings_types().items()})
+    assert isinstance(chosen.network(), Network)
+
+
+def test_what_composes_is_a_network_and_a_sampler() -> None:
+    """Nothing can then be forgotten by one strategy of what the other changes: neither wraps the other."""
+    for spec in specs().values():
+        for other in spec.composes_with:
+            assert bool(spec.network) != bool(specs()[other].network)
+            assert bool(spec.sampler) != bool(specs()[other].sampler)

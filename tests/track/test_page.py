@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.config import Params
 from pipeline.results.identity import Result, read_result
+from pipeline.results.parameters import flatten
 from pipeline.track.page import render
 from pipeline.track.scoreboard import as_text, rows
-from pipeline.track.stage import flatten
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from pipeline.decoding.ranking import rank_targets
 from pipeline.distributed import World
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.strategies import build_strategy
+from pipeline.strategies.base import Network, Sampler, Strategy
+from pipeline.training.collate import Collator
 from pipeline.training.feed import Feed
 from pipeline.training.windows import Passes
 
@@ -61,12 +62,13 @@ def test_with_every_item_as_a_target_samples_are_the_items_of_the_histories(worl
 def test_the_loss_with_all_targets_is_the_sum_over_the_prefixes_of_each_window(world: TinyWorld) -> None:
     params = make_params(backbone={"name": "hstu", "dropout": 0.0}, train={"targets": "all"})
     codes_IL = torch.from_numpy(world.sids.codes_IL).long()
-    strategy = build_strategy("full", {})
+    strategy = Strategy(Network(), Sampler())
     torch.manual_seed(0)
-    model = strategy.build_model(params.backbone, Catalogue(world.sids.codes_IL, world.sids.widths)).double()
+    model = strategy.network.build(params.backbone, Catalogue(world.sids.codes_IL, world.sids.widths)).double()
     items_N, times_N = np.asarray(world.splits.items_N), np.asarray(world.splits.timestamps_N)
     passes = Passes(world.splits, "prefixes", 0)
-    feed = Feed(passes, items_N, codes_IL, params.train, World(), 4, times_N=times_N)
+    collator = Collator(items_N, codes_IL, times_N=times_N, longest=world.splits.max_history, all_targets=True)
+    feed = Feed(passes, collator, World(), budget=params.train.batch_tokens, tokens_per_item=4)
     step, (batch,) = next(iter(feed.rest_of_pass(0, 0, None)))
     expected = torch.zeros((), dtype=torch.float64)
     samples = 0
@@ -77,6 +79,6 @@ def test_the_loss_with_all_targets_is_the_sum_over_the_prefixes_of_each_window(w
             for level, logits_1V in enumerate(model(own, target_1)):
                 expected = expected - logits_1V[0].log_softmax(-1)[codes_IL[target_1, level]].sum()
             samples += 1
-    assert feed.samples(step) == samples
+    assert collator.samples(step) == samples
     batch = replace(batch, weights_W=batch.weights_W.double())
     assert strategy.loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -9,6 +9,7 @@ from tiny_world import TinyWorld, make_params
 
 from pipeline.machine import peak_flops
 from pipeline.train.flops import flops_per_window
+from pipeline.train.recipe import Recipe
 from pipeline.training.windows import Passes
 
 BACKBONE = {
@@ -25,10 +26,11 @@ BACKBONE = {
 
 def counted(world: TinyWorld, strategy: str, **sections: Any) -> tuple[float, np.ndarray]:
     """(FLOPs per window; items of the windows)."""
-    params = make_params(strategy=strategy, **{"backbone": BACKBONE, **sections})
-    windows = Passes(world.splits, "random_start", 0).take(0, 0, 30)
     settings = {"rastp": {"keep": 0.5, "after_layer": 1, "min_tokens": 1}, "skipgr": {}, "intrr": {"digit_width": 0}}
-    return flops_per_window(params, settings, world.splits, world.sids, windows), windows.lengths_W
+    params = make_params(strategy=strategy, **{"backbone": BACKBONE, **settings, **sections})
+    windows = Passes(world.splits, "random_start", 0).take(0, 0, 30)
+    recipe = Recipe.of(params, world.splits, world.sids)
+    return flops_per_window(recipe, world.splits, world.sids, windows), windows.lengths_W
 
 
 def test_a_step_of_full_costs_three_times_the_products_of_its_forward_pass(world: TinyWorld) -> None:

@@ -17,7 +17,7 @@ from pipeline.decoding.ranking import generate, histories_of, rank_targets
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.intrr.config import IntrrConfig
 
 SMALL = {"hidden": 32, "digit_width": 6}
 
@@ -61,7 +61,7 @@ def test_the_saved_model_ranks_as_the_trained_one_did(
     params = recursive(intrr=options, backbone={"name": backbone}, train={"targets": targets})
     world.train(params)
     loaded = load_generator(world.folder / "run" / "generator")
-    assert IntrrConfig(**loaded.config["intrr"]) == params.intrr
+    assert IntrrConfig(**loaded.config["intrr"]) == params.strategies["intrr"]
     ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
     written, best = history(world), json.loads((world.folder / "run" / "reports" / "timings.json").read_text())
     recall = written[written["step"] == best["best_step"]]["recall_at_10"].iloc[0]

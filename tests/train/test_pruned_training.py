@@ -11,7 +11,7 @@ from tiny_world import TinyWorld, interrupt, make_params
 from pipeline.decoding.ranking import histories_of, rank_targets
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.rastp.config import RastpConfig
 
 SMALL = {"backbone": {"encoder_layers": 2, "dropout": 0.1}, "train": {"max_windows": 500, "checkpoint_every": 4}}
 RELEASED = {
@@ -56,7 +56,7 @@ def test_the_saved_model_prunes_as_the_trained_one_did(world: TinyWorld, padded:
     params = pruned(padded, **options)
     world.train(params)
     loaded = load_generator(world.folder / "run" / "generator")
-    assert RastpConfig(**loaded.config["rastp"]) == params.rastp
+    assert RastpConfig(**loaded.config["rastp"]) == params.strategies["rastp"]
     assert loaded.config["pad_to"] == (24 if padded else 0)
     ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
     history = csv(world, "run", "history")

@@ -143,7 +143,7 @@ def test_validation_is_that_of_histories_cut_by_hand(
     measure = Validation.measure
 
     def noting(self: Validation, model: nn.Module) -> dict[str, float]:
-        unseen = self.strategy.unseen()
+        unseen = self.strategy.sampler.eval_skips()
         assert unseen is not None
         tables.append(unseen.skip_ML)
         return measure(self, model)

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny_world import TinyWorld, make_params, stop_at
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.packing.batch import Batch
-from pipeline.strategies.base import Strategy, Weigh
+from pipeline.strategies.base import Sampler, Weigh
 
 
-class Recorder(Strategy):
+class Recorder(Sampler):
     """Writes down what it is asked; weighs windows by the parity of their target's position."""
 
     def __init__(self, even: float, odd: float):
@@ -23,10 +24,10 @@ class Recorder(Strategy):
         self.calls.append(pass_index)
         return lambda starts_W, ends_W: np.where(ends_W % 2 == 0, *self.weights).astype(np.float32)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        if model.training:
+    def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
+        if torch.is_grad_enabled():  # not in validation
             self.calls.append(batch)
-        return super().loss(model, batch)
+        return super().loss(logits, penalty, batch)
 
     def state_dict(self) -> dict[str, Any]:
         return {"calls": len(self.calls)}
@@ -36,9 +37,9 @@ class Recorder(Strategy):
 
 
 def train_with(
-    strategy: Strategy, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
+    sampler: Sampler, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
 ) -> pd.DataFrame:
-    monkeypatch.setattr("pipeline.train.stage.build_strategy", lambda *chosen: strategy)
+    monkeypatch.setattr("pipeline.strategies.registry.Chosen.sampler", lambda *chosen: sampler)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 

@@ -17,7 +17,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.train import stage
+from pipeline.train.recipe import Recipe
 from pipeline.training.validation import Validation
 from pipeline.training.windows import Passes
 
@@ -223,7 +223,7 @@ def test_a_budget_below_one_history_is_refused(world: TinyWorld, params: Any, wo
 def test_sids_of_another_catalogue_are_refused(world: TinyWorld) -> None:
     splits = Splits(*(getattr(world.splits, name) for name in Splits.ARRAYS), {**world.splits.summary, "items": 41})
     with pytest.raises(UserError, match="40 Semantic IDs for 41 items"):
-        stage._check(make_params(), splits, world.sids)
+        Recipe.of(make_params(), splits, world.sids)
 
 
 @pytest.mark.parametrize(("lengths", "words"), [([1, 1], "nothing to train on"), ([2, 2], "no user has a validation")])

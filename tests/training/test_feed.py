@@ -17,8 +17,7 @@ from pipeline.distributed import World
 from pipeline.packing.batch import Selected
 from pipeline.packing.kept import KeptItems
 from pipeline.training import steps as batches
-from pipeline.training.collate import _chosen_rows, collate, common_shape, fitted
-from pipeline.training.config import TrainConfig
+from pipeline.training.collate import Collator, _chosen_rows, common_shape, fitted
 from pipeline.training.feed import Feed, ahead
 from pipeline.training.steps import Step, deal, steps_of_pass
 from pipeline.training.windows import Passes
@@ -107,9 +106,10 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
     splits: Splits, size: int, accumulate: int
 ) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
-    config = TrainConfig(batch_tokens=150, accumulate=accumulate)
+    collator = Collator(splits.items_N, codes_IL, longest=splits.max_history)
+    options = {"budget": 150, "tokens_per_item": TOKENS, "accumulate": accumulate}
     passes = Passes(splits, "random_start", 0)
-    feeds = [Feed(passes, splits.items_N, codes_IL, config, World(rank, size), TOKENS) for rank in range(size)]
+    feeds = [Feed(passes, collator, World(rank, size), **options) for rank in range(size)]
     for shares in zip(*(feed.rest_of_pass(0, 0, None) for feed in feeds), strict=True):
         step = shares[0][0]
         dealt = [batch for _, parts in shares for batch in parts]
@@ -122,7 +122,7 @@ def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Split
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
     windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
-    batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL)
+    batch = Collator(splits.items_N, codes_IL)(step, np.arange(3, 12))
     position = 0
     for row, source in enumerate(batch.histories.order + 3):
         start, end = windows.starts_W[source], windows.ends_W[source]
@@ -139,7 +139,7 @@ def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(spl
     windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
     times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
-    batch = collate(splits.items_N, step, np.arange(3, 12), codes_IL, times_N=times_N, all_targets=True)
+    batch = Collator(splits.items_N, codes_IL, times_N=times_N, all_targets=True)(step, np.arange(3, 12))
     positions = [
         (row, place) for row in batch.histories.order + 3 for place in range(windows.starts_W[row], windows.ends_W[row])
     ]

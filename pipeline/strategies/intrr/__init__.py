@@ -1,0 +1,38 @@
+"""intrr: one token per item, made and decoded by a small recursive network (strategy.py names the paper)."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.strategies.intrr.config import IntrrConfig
+from pipeline.strategies.spec import ParamsView, StrategySpec
+
+if TYPE_CHECKING:
+    from pipeline.strategies.base import Network
+
+
+def _network(settings: IntrrConfig, pad_to: int) -> "Network":
+    from pipeline.strategies.intrr.strategy import RecursiveNetwork
+
+    return RecursiveNetwork(settings)
+
+
+def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
+    if params.train.batching == "padded":
+        raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+    if settings.tie_break == "uid" and params.quantize.collisions != "digit":
+        raise ValueError(
+            "intrr.tie_break uid takes the place of the deduplication digit: set "
+            "quantize.collisions=digit, or leave intrr.tie_break at digit"
+        )
+
+
+SPEC = StrategySpec(
+    name="intrr",
+    summary="one token per item, made and decoded by a small recursive network",
+    settings=IntrrConfig,
+    network=_network,
+    check=_check,
+    composes_with=frozenset({"skipgr"}),
+    refuses={"rastp": "intrr gives each item a single token, which leaves rastp nothing to choose from"},
+    tokens_per_item=1,
+    explains="code_shares",
+)

@@ -10,7 +10,7 @@ of one level, F items of one prefix, d model width, L code levels.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones import build_backbone
+from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Distinct, Histories
+from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.network import Ran, negative_log_likelihood
-
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.strategies.config import IntrrConfig
 
 CHUNK = 65_536  # items whose vectors are computed at once when the whole catalogue is
 
@@ -50,7 +48,7 @@ class RecursiveModel(Backbone):
 
     token_names = ("item",)
 
-    def __init__(self, config: "BackboneConfig", catalogue: Catalogue, settings: "IntrrConfig"):
+    def __init__(self, config: BackboneConfig, catalogue: Catalogue, settings: IntrrConfig):
         super().__init__()
         self.config, self.settings = config, settings
         widths = catalogue.widths

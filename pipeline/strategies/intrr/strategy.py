@@ -19,26 +19,24 @@ Shape legend: W windows, I items of the catalogue.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.base import Network
+from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.model import RecursiveModel
 
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.catalogue import Catalogue
 
-
-class Intrr(Strategy):
-    """Trains a `RecursiveModel`."""
+class RecursiveNetwork(Network):
+    """A `RecursiveModel` in place of the plain backbone."""
 
     whole_items = True
 
@@ -46,7 +44,7 @@ class Intrr(Strategy):
         self.config = config
         self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         """Raises UserError when more items share their codes than the deduplication digit has vectors."""
         _check_digit(catalogue, self.config.digit_width)
         return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)
@@ -66,7 +64,7 @@ class Intrr(Strategy):
         return items_W
 
 
-def _check_digit(catalogue: "Catalogue", width: int) -> None:
+def _check_digit(catalogue: Catalogue, width: int) -> None:
     digits_I = catalogue.codes_IL[:, -1]
     if not catalogue.digit or not width or int(digits_I.max()) < width:
         return

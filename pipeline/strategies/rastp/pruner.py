@@ -21,7 +21,7 @@ from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Mass, uses_kernels
 from pipeline.packing.histories import Histories
 from pipeline.packing.pruning import PrunedTokens
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.rastp.config import RastpConfig
 
 Count = TypeVar("Count", int, Tensor)  # of one window, known on the host, or of many
 

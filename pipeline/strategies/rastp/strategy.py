@@ -15,23 +15,19 @@ Command: dvc exp run -S strategy=rastp
 Time and score: docs/rastp.md, and benchmarks/rastp.py.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
 from pipeline.packing.backbone import Backbone
-from pipeline.strategies.base import Strategy
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.base import Network
+from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
 
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.catalogue import Catalogue
 
-
-class Rastp(Strategy):
-    """Puts a `Pruner` between two encoder blocks; with `keep: 1` nothing, which is `full`.
+class PrunedNetwork(Network):
+    """A T5 with a `Pruner` between two encoder blocks; with `keep: 1` without one, which is plain training.
 
     Args:
         pad_to: encoder positions of every window of a padded run, 0 for packed.
@@ -41,8 +37,8 @@ class Rastp(Strategy):
         self.config, self.pad_to = config, pad_to
         self.pruner: Pruner | None = None
 
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
-        model = super().build_model(config, catalogue)
+    def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
+        model = super().build(config, catalogue)
         if self.config.keep < 1:
             self.pruner = Pruner(self.config, catalogue.levels, config.separators, self.pad_to)
             model.pruner = self.pruner

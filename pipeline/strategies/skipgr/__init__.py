@@ -1,0 +1,71 @@
+"""skipgr: tokens and sequences that the model is already sure of are skipped (strategy.py names the paper)."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.backbones.config import WITH_ENCODER
+from pipeline.strategies.skipgr.config import SkipgrConfig
+from pipeline.strategies.spec import ParamsView, StrategySpec
+
+if TYPE_CHECKING:
+    from pipeline.strategies.base import Course, EvalRule, Sampler, Traits
+
+
+def _sampler(settings: SkipgrConfig, course: "Course", traits: "Traits") -> "Sampler":
+    from pipeline.strategies.base import Sampler
+    from pipeline.strategies.skipgr.strategy import SkippingSampler
+
+    skips = settings.skips_tokens or settings.skips_sequences
+    return SkippingSampler(settings, course, traits) if skips else Sampler()
+
+
+def _eval_rule(settings: SkipgrConfig, traits: "Traits") -> "EvalRule | None":
+    from pipeline.strategies.skipgr.strategy import eval_rule
+
+    return eval_rule(settings, traits)
+
+
+def _check(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
+    if params.train.targets == "all" and (settings.skips_inputs or settings.sequence_unit == "window"):
+        raise ValueError(
+            "with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
+            "and skipgr.sequence_unit=user"
+        )
+    levels = params.quantize.levels + (settings.include_digit and params.quantize.collisions == "digit")
+    if settings.level_ratios and len(settings.level_ratios) != levels:
+        raise ValueError(
+            f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {levels} levels "
+            "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)"
+        )
+    if settings.skips_inputs and settings.input_unit == "token":
+        _check_single_tokens(settings, params, others)
+
+
+def _check_single_tokens(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
+    """Single tokens can leave a history only where nothing else counts it by items."""
+    if others:
+        raise ValueError(
+            f"strategy {params.strategy}: {others[0]} counts a history by items, so skipgr may not skip "
+            f"single tokens of it (skipgr.apply_to {settings.apply_to}, skipgr.input_unit token): "
+            "set skipgr.input_unit=item, or skipgr.apply_to=loss"
+        )
+    if params.backbone.name not in WITH_ENCODER:
+        raise ValueError(
+            f"skipgr.input_unit token needs an encoder, and backbone {params.backbone.name} has none: "
+            "set skipgr.input_unit=item, or skipgr.apply_to=loss"
+        )
+    if params.train.batching == "padded":
+        raise ValueError(
+            "skipgr.input_unit token drops tokens that padding would fill again: set "
+            "train.batching=packed, skipgr.input_unit=item, or skipgr.apply_to=loss"
+        )
+
+
+SPEC = StrategySpec(
+    name="skipgr",
+    summary="tokens and sequences that the model is already sure of are skipped",
+    settings=SkipgrConfig,
+    sampler=_sampler,
+    eval_rule=_eval_rule,
+    check=_check,
+    composes_with=frozenset({"rastp", "intrr"}),
+)

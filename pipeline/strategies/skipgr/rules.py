@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.hashing import Hash, hasher, unit
 from pipeline.strategies.base import Course
-from pipeline.strategies.config import SkipgrConfig
+from pipeline.strategies.skipgr.config import SkipgrConfig
 
 UNSCORED = -1.0
 # Last words of the hashes' keys: what a draw is for. Draws about tokens add the level to theirs.
@@ -68,8 +68,8 @@ class Rules:
         """Whether tokens that are skipped as targets are computed all the same, to be scored anew."""
         return self.skips_in(pass_index) and pass_index % self.config.rescore_every == 0
 
-    def nothing(self, scores_NL: np.ndarray) -> Decisions:
-        """Of a pass over everything."""
+    def no_skips(self, scores_NL: np.ndarray) -> Decisions:
+        """Decisions that keep everything."""
         count = len(scores_NL)
         return Decisions(
             scores_NL[:, 0] != UNSCORED,
@@ -84,11 +84,11 @@ class Rules:
         """From the latest scores, float32, `UNSCORED` where there are none."""
         index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
         if not self.skips_in(pass_index) or not len(index_M):
-            return self.nothing(scores_NL)
+            return self.no_skips(scores_NL)
         sign, scores_ME = self._sign, self._scores(scores_NL, index_M, pass_index)
         skip_ML, thresholds_E = self._tokens(scores_ME, index_M, pass_index)
         weights_M, mean, ratio = self._sequences(scores_ME, index_M, pass_index)
-        decisions = self.nothing(scores_NL)
+        decisions = self.no_skips(scores_NL)
         decisions.skip_NL[index_M] = skip_ML
         decisions.sequence_weights_N[index_M] = weights_M
         return Decisions(

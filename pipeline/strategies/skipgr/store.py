@@ -34,6 +34,10 @@ class Store:
         """The slot of what is not to be kept."""
         return self.interactions
 
+    def unscored(self) -> np.ndarray:
+        """Scores of a run that has none yet, float32 [N, L]."""
+        return np.full((self.interactions, self.levels), UNSCORED, np.float32)
+
     def write(self, level: int, slots_W: Tensor, scores_W: Tensor) -> None:
         """Keep scores of a level. Waits for nothing."""
         self.scores_F.index_copy_(0, slots_W * self.levels + level, scores_W)
@@ -68,6 +72,7 @@ class Journal:
         counts_I = np.bincount(course.items_N, trains_N)
         # Bins by powers of two: 1, 2 to 3, 4 to 7 ...
         self._bins = {"popularity": _log2(counts_I)[course.items_N], "history": _log2(place_N)}
+        self.seconds = 0.0  # spent on decisions
         self.rows: list[dict[str, float]] = []
         self.histograms: list[dict[str, float]] = []
         self.by_level = np.zeros((2, levels), np.int64)  # tokens that could be skipped, and were
@@ -121,7 +126,7 @@ class Journal:
             self.rows[-1][name] += count
 
     def tables(self) -> dict[str, Rows]:
-        """As `Strategy.tables`; also `entropy`, `by_popularity` (of the item, in training) and `by_history` (items
+        """As `Report.tables`; also `entropy`, `by_popularity` (of the item, in training) and `by_history` (items
         before the interaction).
         """
         tables: dict[str, Rows] = {
@@ -147,6 +152,7 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "seconds": self.seconds,
             "rows": self.rows,
             "histograms": self.histograms,
             "by_level": torch.from_numpy(self.by_level),
@@ -154,6 +160,7 @@ class Journal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds = state["seconds"]
         self.rows, self.histograms = state["rows"], state["histograms"]
         self.by_level = state["by_level"].cpu().numpy()
         self.by_bin = {name: counts.cpu().numpy() for name, counts in state["by_bin"].items()}

@@ -27,84 +27,75 @@ separator), L code levels, V codes of a level.
 """
 
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.backbones.config import WITH_ENCODER
-from pipeline.packing.backbone import Backbone
+from pipeline.machine import wait_for
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips, KeptItems
 from pipeline.packing.shape import any_of
-from pipeline.strategies.base import Course, Rows, Strategy, Weigh
-from pipeline.strategies.config import SkipgrConfig
+from pipeline.strategies.base import Course, EvalRule, Report, Sampler, Traits, Weigh
+from pipeline.strategies.skipgr.config import SkipgrConfig
+from pipeline.strategies.skipgr.report import SkippingReport
 from pipeline.strategies.skipgr.rules import Decisions, Rules
 from pipeline.strategies.skipgr.store import Journal, Store
 
-if TYPE_CHECKING:
-    from pipeline.backbones.config import BackboneConfig
-    from pipeline.catalogue import Catalogue
+
+def skips_items(config: SkipgrConfig, traits: Traits) -> bool:
+    """Whether only whole items leave a history."""
+    return config.input_unit == "item" or traits.whole_items
 
 
-def skipgr(config: SkipgrConfig, inner: Strategy) -> Strategy:
-    """`inner`, with what is certain skipped; where all ratios are 0, `inner` itself."""
-    return Skipgr(config, inner) if config.skips_tokens or config.skips_sequences else inner
+def eval_rule(config: SkipgrConfig, traits: Traits) -> EvalRule | None:
+    """What makes `EvalSkips` of the tokens that a model is evaluated without; None where it is evaluated with all."""
+    if not (config.at_eval and config.skips_inputs):
+        return None
+    return lambda skip_ML: EvalSkips(skip_ML, skips_items(config, traits), traits.separators)
 
 
-class Skipgr(Strategy):
-    """Skips around another strategy, which makes the network and its logits."""
+class SkippingSampler(Sampler):
+    """Skips what is certain, by the scores that earlier passes left.
 
-    snapshot: np.ndarray  # float32 [N, L]: the scores that the pass's decisions rest on
-    decisions: Decisions
-    pass_index: int = -1  # of them
+    A pass's decisions are made by `begin_pass` and read by all that follows in the pass; before the first pass nothing
+    is decided.
+    """
 
-    def __init__(self, config: SkipgrConfig, inner: Strategy):
-        self.config, self.inner = config, inner
-        self.whole_items, self.items = inner.whole_items, inner.items
-        self.skips_at_eval = config.at_eval and config.skips_inputs
-        self.seconds = 0.0  # spent on decisions
-
-    def build_model(self, config: "BackboneConfig", catalogue: "Catalogue") -> Backbone:
-        self.widths, self.levels, self.separators = catalogue.widths, catalogue.levels, config.separators
-        self.digit = catalogue.digit
-        # Elsewhere a target's last tokens leave the loss alone
-        self.shortens = config.name in WITH_ENCODER and not self.whole_items
-        return self.inner.build_model(config, catalogue)
-
-    def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
-        self.inner.start_from(model, codebooks)
-
-    def begin(self, course: Course) -> None:
-        self.inner.begin(course)
-        self.course = course
-        self.rules = Rules(self.config, course, self.levels, self.digit, self.whole_items)
+    def __init__(self, config: SkipgrConfig, course: Course, traits: Traits):
+        self.config, self.course, self.traits = config, course, traits
+        self.levels = len(traits.widths)
+        self.rules = Rules(config, course, self.levels, traits.digit, traits.whole_items)
         self.store = Store(len(course.items_N), self.levels, course.device, course.sum)
-        self.journal = Journal(course, self.widths[: self.rules.scored_levels], self.levels)
+        self.journal = Journal(course, traits.widths[: self.rules.scored_levels], self.levels)
+        self.pass_index = -1  # of the decisions
+        self.snapshot = self.store.unscored()  # float32 [N, L]: the scores that the pass's decisions rest on
+        self._take(self.rules.no_skips(self.snapshot), rescores=False)
 
     # ------------------------------------------------------------------------------------------------ before a pass
 
     def begin_pass(self, pass_index: int) -> Weigh:
         """Decide, from the scores as they are now; when a stopped run resumes, as they were."""
-        if self.course.device.type == "cuda":
-            torch.cuda.synchronize(self.course.device)  # steps that are still at work are no bookkeeping
+        wait_for(self.course.device)  # steps that are still at work are no bookkeeping
         began = time.perf_counter()
         resumed = self.pass_index == pass_index
         if not resumed:
             self.snapshot, self.pass_index = self.store.merge(), pass_index
-        self.decisions = self.rules.decide(self.snapshot, pass_index)
-        self.rescores = self.rules.rescores_in(pass_index)
-        self.weights_N = self.decisions.sequence_weights_N.copy()
-        if self.config.skips_targets and not self.rescores and not self.course.all_targets:
-            self.weights_N[~any_of(~self.decisions.skip_NL)] = 0  # Eq. 14
+        self._take(self.rules.decide(self.snapshot, pass_index), self.rules.rescores_in(pass_index))
         if not resumed:
             self.journal.begin_pass(pass_index, self.snapshot, self.decisions, self.rescores)
-        self.seconds += time.perf_counter() - began
+        self.journal.seconds += time.perf_counter() - began
         return lambda starts_W, ends_W: self.weights_N[ends_W]
+
+    def _take(self, decisions: Decisions, rescores: bool) -> None:
+        """Hold the decisions of a pass, and the weight of each target's window that follows from them."""
+        self.decisions, self.rescores = decisions, rescores
+        self.weights_N = decisions.sequence_weights_N.copy()
+        if self.config.skips_targets and not rescores and not self.course.all_targets:
+            self.weights_N[~any_of(~decisions.skip_NL)] = 0  # Eq. 14
 
     # ------------------------------------------------------------------------------------------------ before a step
 
@@ -114,7 +105,7 @@ class Skipgr(Strategy):
         counted_WL, decoded_W = np.ones((len(ends_W), self.levels), bool), None
         if self.config.skips_targets:
             counted_WL = ~self.decisions.skip_NL[ends_W]
-            if self.shortens and not self.rescores:
+            if self.traits.shortens_targets and not self.rescores:
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
         kept = (
@@ -155,36 +146,27 @@ class Skipgr(Strategy):
         lengths_W = ends_W - starts_W
         index_N, offsets = slices(starts_W, lengths_W)
         skip_NL = self.rules.skips_of_inputs(self.decisions, pass_index, index_N, np.repeat(ends_W, lengths_W))
-        return KeptItems.of(skip_NL, offsets, self._skips_items, self.separators)
-
-    @property
-    def _skips_items(self) -> bool:
-        """Whether only whole items leave a history."""
-        return self.config.input_unit == "item" or self.whole_items
+        return KeptItems.of(skip_NL, offsets, skips_items(self.config, self.traits), self.traits.separators)
 
     # ------------------------------------------------------------------------------------------------ within a step
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """As `Strategy.loss`, over the tokens that count; the scores of all tokens that are computed are kept."""
+    def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
+        """As `Sampler.loss`, over the tokens that count; the scores of all tokens that are computed are kept."""
         if batch.slots_W is None or batch.counted_WL is None:
-            return self.inner.loss(model, batch)  # validation
+            return super().loss(logits, penalty, batch)  # validation
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
         prefixes = batch.histories.prefixes
-        logits, penalty = self.logits(model, batch)
         total = batch.weights_W.new_zeros(()) + penalty
         for level, logits_WV in enumerate(logits):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()
-            scored_W = (
-                slots_W if prefixes is None else torch.where(prefixes.has_level(level), slots_W, self.store.nowhere)
-            )
+            scored_W = slots_W
+            if prefixes is not None:
+                scored_W = torch.where(prefixes.has_level(level), slots_W, self.store.nowhere)
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
-
-    def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
-        return self.inner.logits(model, batch)
 
     def _scores(self, logp_WV: Tensor, loss_W: Tensor) -> Tensor:
         """Eq. 11 in nats, or the loss; never below 0, which would mean that there is none."""
@@ -213,54 +195,26 @@ class Skipgr(Strategy):
             target_tokens=int(selected.counted_WL.sum()),
         )
 
-    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
-        return self.inner.tokens_kept(items_W, tokens_per_item)
+    def eval_skips(self) -> EvalSkips | None:
+        """As `Sampler.eval_skips`. What has no score, as held-out interactions, is never skipped. `random_step` draws
+        once, as `random` does.
+        """
+        rule = eval_rule(self.config, self.traits)
+        return rule(self.rules.skips_at_eval(self.store.merge(), self.pass_index)) if rule else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "scores": torch.from_numpy(self.store.merge()),
             "snapshot": torch.from_numpy(self.snapshot),
             "pass_index": self.pass_index,
-            "seconds": self.seconds,
             "journal": self.journal.state_dict(),
-            "inner": self.inner.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load(state["scores"])
         self.snapshot, self.pass_index = state["snapshot"].cpu().numpy(), state["pass_index"]
-        self.seconds = state["seconds"]
         self.journal.load_state_dict(state["journal"])
-        self.inner.load_state_dict(state["inner"])
 
-    def tables(self, passes: int, levels: int) -> dict[str, Rows]:
-        return self.journal.tables()
-
-    def unseen(self, skip_ML: np.ndarray | None = None) -> EvalSkips | None:
-        """As `Strategy.unseen`. What has no score, as held-out interactions, is never skipped. `random_step` draws
-        once, as `random` does.
-        """
-        if not self.skips_at_eval:
-            return None
-        if skip_ML is None:
-            skip_ML = self.rules.skips_at_eval(self.store.merge(), self.pass_index)
-        return EvalSkips(skip_ML, self._skips_items, self.separators)
-
-    def learned(self) -> dict[str, np.ndarray]:
-        """scores: float32 [N, L] by flat position in the splits, -1 where there is none."""
-        return {"scores": self.store.merge()}
-
-    def figures(self) -> dict[str, float]:
-        """Shares over the passes that skipped, and what was computed in all."""
-        rows = self.journal.rows
-        deciding = [row for row in rows if self.rules.skips_in(int(row["pass"]))]
-        shares = {
-            name: sum(row[name] for row in deciding) / max(len(deciding), 1)
-            for name in ("sequences_skipped", "tokens_skipped")
-        }
-        return {
-            **shares,
-            "decoder_tokens_trained": sum(row["decoder_tokens"] for row in rows),
-            "target_tokens_trained": sum(row["target_tokens"] for row in rows),
-            "bookkeeping_seconds": self.seconds,
-        }
+    @property
+    def report(self) -> Report:
+        return SkippingReport(self.rules, self.store, self.journal)

@@ -12,11 +12,12 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
-from pipeline.strategies.config import IntrrConfig
+from pipeline.strategies.base import Sampler, Strategy
+from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
-from pipeline.strategies.intrr.strategy import Intrr
-from pipeline.training.collate import Listed, collate
+from pipeline.strategies.intrr.strategy import RecursiveNetwork
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -44,9 +45,9 @@ def catalogue() -> Catalogue:
     return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
 
 
-def make(seed=0, backbone="t5", **settings) -> tuple[Intrr, RecursiveModel]:
+def make(seed=0, backbone="t5", **settings) -> tuple[Strategy, RecursiveModel]:
     torch.manual_seed(seed)
-    strategy = Intrr(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
+    network = RecursiveNetwork(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
     config = BackboneConfig(
         backbone,
         encoder_layers=2,
@@ -59,12 +60,12 @@ def make(seed=0, backbone="t5", **settings) -> tuple[Intrr, RecursiveModel]:
         recency_items=3,
         time_bias=False,
     )
-    model = strategy.build_model(config, catalogue()).double()
+    model = network.build(config, catalogue()).double()
     with torch.no_grad():  # large enough to matter
         recency = [model.backbone.recency.weight] if backbone == "t5" else []
         for parameter in (*model.ran.codebooks.parameters(), *recency):
             parameter.normal_()
-    return strategy, model
+    return Strategy(network, Sampler()), model
 
 
 def step_of(items_N, windows=8, longest=5) -> Step:
@@ -78,12 +79,9 @@ def batches_of(strategy, model, parts=1, all_targets=False):
     """(the step, its parts as batches, its windows as (history, target))."""
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    total = int(step.windows.lengths_W.sum()) if all_targets else len(step.windows)
-    listed = Listed(items_N, step, strategy.items, total, ITEMS)
+    collate = Collator(items_N, model.catalogue.codes_IL, all_targets=all_targets, weigh_items=strategy.network.items)
     rows = np.array_split(np.arange(len(step.windows)), parts)
-    batches = [
-        collate(items_N, step, own, model.catalogue.codes_IL, all_targets=all_targets, listed=listed) for own in rows
-    ]
+    batches = [collate(step, own, listed=collate.listed(step)) for own in rows]
     windows = [
         (items_N[a:b].tolist(), int(items_N[b]))
         for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)
@@ -138,9 +136,10 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
     strategy, model = make(**settings)
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    listed = Listed(items_N, step, strategy.items, len(step.windows), ITEMS)
+    collate = Collator(items_N, model.catalogue.codes_IL, longest=5, weigh_items=strategy.network.items)
+    listed = collate.listed(step)
     batches = [
-        collate(items_N, step, np.arange(8), model.catalogue.codes_IL, longest=5, shape=shape, listed=listed)
+        collate(step, np.arange(8), shape=shape, listed=listed)
         for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
     ]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
@@ -153,13 +152,8 @@ def test_a_part_without_windows_has_no_loss():
     strategy, model = make()
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
-    batch = collate(
-        items_N,
-        step,
-        np.zeros(0, np.int64),
-        model.catalogue.codes_IL,
-        listed=Listed(items_N, step, strategy.items, len(step.windows), ITEMS),
-    )
+    collate = Collator(items_N, model.catalogue.codes_IL, weigh_items=strategy.network.items)
+    batch = collate(step, np.zeros(0, np.int64), listed=collate.listed(step))
     assert strategy.loss(model, batch).item() == 0
 
 
@@ -369,7 +363,7 @@ class TestTheQuantizersCodebooks:
             "encoder.weight": np.zeros((2, 2), np.float32),
         }
         before = [book.detach().clone() for book in model.ran.codebooks]
-        strategy.start_from(model, books)
+        strategy.network.start_from(model, books)
         first, second, digit = model.ran.codebooks
         assert first.square().mean().sqrt().item() == pytest.approx(8**-0.5)
         if width <= 8:
@@ -382,7 +376,7 @@ class TestTheQuantizersCodebooks:
     def test_are_not_looked_at_by_default(self):
         strategy, model = make()
         before = [book.detach().clone() for book in model.ran.codebooks]
-        strategy.start_from(model, {"level_1": np.ones((4, 3), np.float32)})
+        strategy.network.start_from(model, {"level_1": np.ones((4, 3), np.float32)})
         torch.testing.assert_close(list(model.ran.codebooks), before)
 
 
@@ -390,9 +384,9 @@ class TestTheDigit:
     def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
         codes_IL = catalogue().codes_IL[:, :-1]
         torch.manual_seed(0)
-        strategy = Intrr(IntrrConfig(hidden=12))
+        network = RecursiveNetwork(IntrrConfig(hidden=12))
         config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
-        model = strategy.build_model(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
+        model = network.build(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
         assert [len(book) for book in model.ran.codebooks] == [4, 3]
         beams = beam_search(model, TestDecoding.pack([[1, 2], [3]]), ITEMS)
         assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2

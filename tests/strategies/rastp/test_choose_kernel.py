@@ -8,7 +8,7 @@ import torch
 
 from pipeline.packing.histories import Histories
 from pipeline.packing.pruning import PrunedTokens
-from pipeline.strategies.config import RastpConfig
+from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
 
 pytest.importorskip("triton")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.strategies.base import Course
-from pipeline.strategies.config import SkipgrConfig
+from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import UNSCORED, Decisions, Rules
 
 WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40

@@ -12,13 +12,14 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
-from pipeline.strategies import build_strategy
-from pipeline.strategies.config import RastpConfig, SkipgrConfig
-from pipeline.strategies.full import Full
-from pipeline.strategies.rastp.strategy import Rastp
+from pipeline.strategies.base import Network, Sampler, Strategy, Traits
+from pipeline.strategies.rastp.config import RastpConfig
+from pipeline.strategies.rastp.strategy import PrunedNetwork
+from pipeline.strategies.registry import choose
+from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import UNSCORED
-from pipeline.strategies.skipgr.strategy import Skipgr, skipgr
-from pipeline.training.collate import collate
+from pipeline.strategies.skipgr.strategy import SkippingSampler
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -26,38 +27,39 @@ from pipeline.training.windows import Windows
 class Toy:
     """A small network, its windows, and a strategy around it."""
 
-    def __init__(self, config: SkipgrConfig, inner=None, **options):
+    def __init__(self, config: SkipgrConfig, network=None, **options):
         rng = np.random.default_rng(0)
         codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:ITEMS], WIDTHS), 1)
         self.catalogue, self.course = Catalogue(codes, WIDTHS), course(**options)
-        self.strategy = Skipgr(config, inner or Full())
+        self.network = network or Network()
         torch.manual_seed(0)
         small = BackboneConfig(encoder_layers=2, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
-        self.model = self.strategy.build_model(small, self.catalogue).train()
-        self.strategy.begin(self.course)
+        self.model = self.network.build(small, self.catalogue).train()
+        self.sampler = SkippingSampler(config, self.course, Traits.of(self.network, small, self.catalogue))
+        self.strategy = Strategy(self.network, self.sampler)
         self.ends_W = scored(self.course)
         first = self.course.first_U[np.searchsorted(self.course.first_U, self.ends_W, side="right") - 1]
         self.starts_W = np.maximum(first, self.ends_W - 6)
 
     def score(self, scores_NL: np.ndarray) -> None:
-        self.strategy.store.load(torch.from_numpy(scores_NL))
+        self.sampler.store.load(torch.from_numpy(scores_NL))
 
     def batch(self, pass_index: int, shape: Shape | None = None):
         """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
-        weigh = self.strategy.begin_pass(pass_index)
+        weigh = self.sampler.begin_pass(pass_index)
         weights_W = weigh(self.starts_W, self.ends_W)
         kept_W = np.flatnonzero(weights_W)
         windows = Windows(self.starts_W[kept_W], self.ends_W[kept_W])
-        selected = self.strategy.select(pass_index, windows.starts_W, windows.ends_W)
+        selected = self.sampler.select(pass_index, windows.starts_W, windows.ends_W)
         step = Step(pass_index, 0, windows, weights_W[kept_W], selected)
         rows_W = np.arange(len(kept_W))
-        return collate(self.course.items_N, step, rows_W, self.catalogue.codes_IL, longest=6, shape=shape), step
+        return Collator(self.course.items_N, self.catalogue.codes_IL, longest=6)(step, rows_W, shape=shape), step
 
     def gradient(self, pass_index: int) -> torch.Tensor:
         batch, step = self.batch(pass_index)
         self.model.zero_grad()
         loss = self.strategy.loss(self.model, batch)
-        (loss / self.strategy.divisor(len(step.windows), step.selected)).backward()
+        (loss / self.sampler.divisor(len(step.windows), step.selected)).backward()
         return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
 
 
@@ -66,7 +68,7 @@ class TestLoss:
         toy = Toy(SkipgrConfig())
         batch, _ = toy.batch(0)
         toy.strategy.loss(toy.model, batch)
-        scores_NL = toy.strategy.store.merge()
+        scores_NL = toy.sampler.store.merge()
         for level, logits_WV in enumerate(toy.model(batch.histories, batch.targets_W)):
             for slot, probabilities in zip(batch.slots_W.tolist(), logits_WV.double().softmax(1).tolist(), strict=True):
                 assert scores_NL[slot, level] == pytest.approx(reference.entropy(probabilities), abs=1e-5)
@@ -76,7 +78,7 @@ class TestLoss:
         toy = Toy(SkipgrConfig())
         with torch.autocast("cpu", torch.bfloat16):
             toy.strategy.loss(toy.model, toy.batch(0)[0])
-        scores_M = toy.strategy.store.merge()[scored(toy.course), 0]
+        scores_M = toy.sampler.store.merge()[scored(toy.course), 0]
         assert scores_M.dtype == np.float32
         assert len(np.unique(scores_M)) > 0.9 * len(scores_M)
 
@@ -85,7 +87,7 @@ class TestLoss:
         toy.score(random_scores(toy.course))
         batch, step = toy.batch(1)
         ours = toy.strategy.loss(toy.model, batch)
-        skip_NL, expected = toy.strategy.decisions.skip_NL, 0.0
+        skip_NL, expected = toy.sampler.decisions.skip_NL, 0.0
         weight_of = dict(zip(step.windows.ends_W.tolist(), step.weights_W.tolist(), strict=True))
         assert batch.histories.prefixes is not None
         plain = dataclasses.replace(batch.histories, prefixes=None)
@@ -103,9 +105,9 @@ class TestLoss:
         scores_NL, draws = random_scores(toy.course), []
         full = toy.gradient(0)
         for seed in range(150):
-            toy.strategy.rules.course = dataclasses.replace(toy.course, seed=seed)
+            toy.sampler.rules.course = dataclasses.replace(toy.course, seed=seed)
             toy.score(scores_NL)
-            toy.strategy.pass_index = -1
+            toy.sampler.pass_index = -1
             draws.append(toy.gradient(1))
         drawn = torch.stack(draws)
         directions = torch.nn.functional.normalize(
@@ -134,10 +136,10 @@ class TestLoss:
         toy = Toy(SkipgrConfig(token_ratio=0.3, normalise="kept"))
         toy.score(random_scores(toy.course))
         _, step = toy.batch(1)
-        kept = sum(not skip for end in step.windows.ends_W for skip in toy.strategy.decisions.skip_NL[end])
-        assert toy.strategy.divisor(len(step.windows), step.selected) == pytest.approx(kept / 3)
+        kept = sum(not skip for end in step.windows.ends_W for skip in toy.sampler.decisions.skip_NL[end])
+        assert toy.sampler.divisor(len(step.windows), step.selected) == pytest.approx(kept / 3)
         nominal = Toy(SkipgrConfig())
-        assert nominal.strategy.divisor(7, nominal.batch(0)[1].selected) == 16
+        assert nominal.sampler.divisor(7, nominal.batch(0)[1].selected) == 16
 
     def test_windows_that_only_fill_a_batch_leave_no_score(self) -> None:
         toy = Toy(SkipgrConfig())
@@ -145,7 +147,7 @@ class TestLoss:
         weights_W = batch.weights_W.clone()
         weights_W[::2] = 0
         toy.strategy.loss(toy.model, dataclasses.replace(batch, weights_W=weights_W))
-        found = toy.strategy.store.merge()[:, 0] != UNSCORED
+        found = toy.sampler.store.merge()[:, 0] != UNSCORED
         assert set(np.flatnonzero(found)) == set(batch.slots_W[1::2].tolist())
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
@@ -154,10 +156,10 @@ class TestLoss:
         found = []
         for shape in (None, Shape(400, 1600)):
             toy.score(random_scores(toy.course))
-            toy.strategy.pass_index = -1
+            toy.sampler.pass_index = -1
             batch, _ = toy.batch(1, shape)
             loss = toy.strategy.loss(toy.model, batch)
-            found.append((float(loss.detach()), toy.strategy.store.merge(), len(batch.targets_W)))
+            found.append((float(loss.detach()), toy.sampler.store.merge(), len(batch.targets_W)))
         assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
         np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
         assert found[0][2] < found[1][2] == 400
@@ -165,9 +167,9 @@ class TestLoss:
     def test_validation_leaves_no_score_and_is_the_loss_of_full(self) -> None:
         toy = Toy(SkipgrConfig())
         step = Step(0, 0, Windows(toy.starts_W, toy.ends_W), np.ones(len(toy.ends_W), np.float32))
-        batch = collate(toy.course.items_N, step, np.arange(len(toy.ends_W)), toy.catalogue.codes_IL)
-        assert torch.equal(toy.strategy.loss(toy.model, batch), Full().loss(toy.model, batch))
-        assert (toy.strategy.store.merge() == UNSCORED).all()
+        batch = Collator(toy.course.items_N, toy.catalogue.codes_IL)(step, np.arange(len(toy.ends_W)))
+        assert torch.equal(toy.strategy.loss(toy.model, batch), Strategy(Network(), Sampler()).loss(toy.model, batch))
+        assert (toy.sampler.store.merge() == UNSCORED).all()
 
 
 class TestWhatIsComputed:
@@ -176,7 +178,7 @@ class TestWhatIsComputed:
         toy.score(random_scores(toy.course))
         _, step = toy.batch(1)
         for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
-            skip = toy.strategy.decisions.skip_NL[end].tolist()
+            skip = toy.sampler.decisions.skip_NL[end].tolist()
             while skip and skip[-1]:
                 skip.pop()
             assert length == len(skip) > 0
@@ -184,13 +186,13 @@ class TestWhatIsComputed:
     def test_they_are_scored_again_every_few_passes_outside_of_the_loss(self) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0, rescore_every=3))
         toy.score(random_scores(toy.course))
-        before = toy.strategy.store.merge()
+        before = toy.sampler.store.merge()
         for pass_index in (1, 2, 3):
             batch, _ = toy.batch(pass_index)
-            gone = toy.strategy.decisions.skip_NL.copy()
+            gone = toy.sampler.decisions.skip_NL.copy()
             toy.score(before)
             toy.strategy.loss(toy.model, batch)
-            fresh_NL = (toy.strategy.store.merge() != before)[scored(toy.course)]
+            fresh_NL = (toy.sampler.store.merge() != before)[scored(toy.course)]
             suffix_ML = gone[scored(toy.course)][:, ::-1].cumprod(1)[:, ::-1].astype(bool)
             assert (fresh_NL == (~suffix_ML | (pass_index == 3))).all()
             if pass_index == 3:
@@ -209,7 +211,7 @@ class TestWhatIsComputed:
         assert step.selected.counted_WL.all()
         place, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
-            kept_NL = ~toy.strategy.decisions.skip_NL[start:end]
+            kept_NL = ~toy.sampler.decisions.skip_NL[start:end]
             if unit_ == "item":
                 kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
             if not kept_NL.any():
@@ -242,24 +244,24 @@ class TestWhatIsComputed:
             for end in toy.ends_W.tolist()
             for start in range(max(max(f for f in first_U if f < end), end - max_history), end)
         ]
-        toy.strategy.begin_pass(0)
-        slots_W = toy.strategy.select(0, *np.array(pairs).T).slots_W
-        writers = [pair for pair, slot in zip(pairs, slots_W, strict=True) if slot != toy.strategy.store.nowhere]
+        toy.sampler.begin_pass(0)
+        slots_W = toy.sampler.select(0, *np.array(pairs).T).slots_W
+        writers = [pair for pair, slot in zip(pairs, slots_W, strict=True) if slot != toy.sampler.store.nowhere]
         assert writers == list(zip(toy.starts_W.tolist(), toy.ends_W.tolist(), strict=True))
 
     def test_frozen_scores_stay(self) -> None:
         toy = Toy(SkipgrConfig("static_low_entropy"))
         toy.strategy.loss(toy.model, toy.batch(0)[0])
-        before = toy.strategy.store.merge()
+        before = toy.sampler.store.merge()
         toy.strategy.loss(toy.model, toy.batch(1)[0])
         assert (before[scored(toy.course)] != UNSCORED).all()
-        assert (toy.strategy.store.merge() == before).all()
+        assert (toy.sampler.store.merge() == before).all()
 
     def test_the_rule_loss_goes_by_the_loss(self) -> None:
         toy = Toy(SkipgrConfig("loss"))
         batch, _ = toy.batch(0)
         total = toy.strategy.loss(toy.model, batch)
-        assert toy.strategy.store.merge()[scored(toy.course)].sum() == pytest.approx(float(total.detach()), rel=1e-5)
+        assert toy.sampler.store.merge()[scored(toy.course)].sum() == pytest.approx(float(total.detach()), rel=1e-5)
 
 
 class TestEveryItemATarget:
@@ -268,28 +270,21 @@ class TestEveryItemATarget:
         """Of a causal backbone, against one target at a time."""
         toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, once=once)
         config = BackboneConfig(name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
-        toy.model = toy.strategy.build_model(config, toy.catalogue).train()
+        toy.model = toy.network.build(config, toy.catalogue).train()
         toy.score(random_scores(toy.course))
-        weigh = toy.strategy.begin_pass(1)
+        weigh = toy.sampler.begin_pass(1)
         ends_W = toy.course.end_U[toy.course.end_U - toy.course.first_U > 1] - 1
         starts_W = np.maximum(toy.course.first_U[toy.course.end_U - toy.course.first_U > 1], ends_W - 6)
         kept_W = np.flatnonzero(weigh(starts_W, ends_W))
         windows, weights_W = Windows(starts_W[kept_W], ends_W[kept_W]), weigh(starts_W, ends_W)[kept_W]
-        step = Step(1, 0, windows, weights_W, toy.strategy.select(1, windows.starts_W, windows.ends_W))
+        step = Step(1, 0, windows, weights_W, toy.sampler.select(1, windows.starts_W, windows.ends_W))
         found = []
         for shape in (None, Shape(60, 260)):
             toy.score(random_scores(toy.course))
-            batch = collate(
-                toy.course.items_N,
-                step,
-                np.arange(len(windows)),
-                toy.catalogue.codes_IL,
-                longest=6,
-                shape=shape,
-                all_targets=True,
-            )
-            found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.strategy.store.merge()))
-        before, expected, skip_NL = random_scores(toy.course), 0.0, toy.strategy.decisions.skip_NL
+            collate = Collator(toy.course.items_N, toy.catalogue.codes_IL, longest=6, all_targets=True)
+            batch = collate(step, np.arange(len(windows)), shape=shape)
+            found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.sampler.store.merge()))
+        before, expected, skip_NL = random_scores(toy.course), 0.0, toy.sampler.decisions.skip_NL
         for start, end, weight in zip(windows.starts_W, windows.ends_W, weights_W, strict=True):
             for target in range(start + 1, end + 1):
                 history = Histories.pack(toy.course.items_N[start:target], np.array([0, target - start]))
@@ -307,16 +302,18 @@ class TestEveryItemATarget:
 
 class TestComposition:
     def test_ratios_of_0_are_the_strategy_inside(self) -> None:
-        nothing = SkipgrConfig(token_ratio=0.0, sequence_ratio=0.0)
-        inner = Full()
-        assert skipgr(nothing, inner) is inner
-        sections = {"skipgr": nothing, "rastp": RastpConfig()}
-        assert type(build_strategy("skipgr", sections)) is Full
-        assert type(build_strategy("rastp+skipgr", sections)) is Rastp
+        sections = {"skipgr": SkipgrConfig(token_ratio=0.0, sequence_ratio=0.0), "rastp": RastpConfig()}
+        config = BackboneConfig(encoder_layers=2, d_model=16, heads=2, d_head=8, d_ff=32)
+        catalogue = Toy(SkipgrConfig()).catalogue
+        for text, network in (("skipgr", Network), ("rastp+skipgr", PrunedNetwork)):
+            chosen = choose(text, sections)
+            built = chosen.network()
+            assert type(built) is network
+            assert type(chosen.sampler(course(), Traits.of(built, config, catalogue))) is Sampler
 
     def test_rastp_prunes_what_skipgr_left(self) -> None:
         config = SkipgrConfig(token_ratio=0.6, apply_to="both", input_unit="item")
-        toy = Toy(config, Rastp(RastpConfig(after_layer=1, min_tokens=2)))
+        toy = Toy(config, PrunedNetwork(RastpConfig(after_layer=1, min_tokens=2)))
         toy.score(random_scores(toy.course))
         batch, step = toy.batch(1)
         assert toy.model.pruner is not None
@@ -330,7 +327,7 @@ class TestComposition:
         toy.strategy.loss(toy.model, batch).backward()
 
     def test_a_strategy_of_one_token_per_item_loses_whole_items_only(self) -> None:
-        class OneToken(Full):
+        class OneToken(Network):
             whole_items = True
 
         toy = Toy(SkipgrConfig(token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skipgr_world import LEVELS, RULES, course, decide, random_scores, scored
 
 from pipeline.hashing import hasher, unit
-from pipeline.strategies.config import SkipgrConfig
+from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import SEQUENCE, TIE, UNSCORED, Rules, lowest, mean_without_rounding_up
 from pipeline.strategies.skipgr.store import Store
 

@@ -1,19 +1,26 @@
 """Gradient norms by entropy, against one token at a time."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_world import TinyWorld, make_params
+from tiny_world import TinyWorld, make_params, write_world
 
+from pipeline.evaluate.entropy_gradients import gradients, quartiles
 from pipeline.generator import load_generator
-from pipeline.strategies.full import Full
-from pipeline.train.entropy_gradients import gradients, quartiles
-from pipeline.training.collate import collate
+from pipeline.strategies.base import Network
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes
+
+
+@pytest.fixture
+def world(tmp_path: Path, torch_settings_given_back: None) -> TinyWorld:
+    """Inputs to train on, instead of the untrained generator of this folder's other tests."""
+    return write_world(tmp_path)
 
 
 @pytest.fixture
@@ -39,8 +46,8 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
     loaded = load_generator(trained.folder / "run" / "generator")
     windows = Passes(trained.splits, "random_start", 42).take(0, 0, 9)
     step = Step(0, 0, windows, np.ones(9, np.float32))
-    batch = collate(np.asarray(trained.splits.items_N), step, np.arange(9), loaded.catalogue.codes_IL)
-    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, Full(), batch)}
+    batch = Collator(np.asarray(trained.splits.items_N), loaded.catalogue.codes_IL)(step, np.arange(9))
+    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, Network(), batch)}
     tokens = []
     for level in range(2):
         for row in range(9):

@@ -6,7 +6,6 @@ entropy, which alone can make the picture, so that each level is shown apart too
 Shape legend: W windows, E levels without the digit, M tokens of a group.
 """
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
+from pipeline.figures import drawing, svg
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
-from pipeline.strategies import build_strategy
-from pipeline.strategies.base import Strategy
-from pipeline.training.collate import collate
+from pipeline.strategies.base import Network
+from pipeline.strategies.registry import choose
+from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Passes
 
@@ -62,34 +62,30 @@ def gradients(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
-    strategy = build_strategy(loaded.config["strategy"], loaded.config, loaded.config["pad_to"])
+    network = choose(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
     passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
-    items_N = np.asarray(held.items_N)
-    times_N = np.asarray(held.timestamps_N) if loaded.model.wants_times else None
+    collate = Collator(
+        np.asarray(held.items_N),
+        loaded.model.catalogue.codes_IL,
+        times_N=np.asarray(held.timestamps_N) if loaded.model.wants_times else None,
+        pad_to=loaded.config["pad_to"],
+        longest=held.max_history,
+    )
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(passes)), windows):
         taken = passes.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
-        batch = collate(
-            items_N,
-            step,
-            np.arange(len(taken)),
-            loaded.model.catalogue.codes_IL,
-            loaded.config["pad_to"],
-            held.max_history,
-            times_N=times_N,
-        )
-        found += quartiles(loaded.model, strategy, batch)
+        found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
     table = _summary(found)
     write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
     write_bytes(reports / "gradients.svg", _drawing(table))
     return table
 
 
-def quartiles(model: Backbone, strategy: Strategy, batch: Batch) -> Iterator[Quartile]:
+def quartiles(model: Backbone, network: Network, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(strategy.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
+    entropy_WE, loss_WE = _tokens(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
@@ -122,13 +118,8 @@ def _summary(found: list[Quartile]) -> pd.DataFrame:
 
 
 def _drawing(table: pd.DataFrame) -> bytes:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"svg.hashsalt": "sidpipe", "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure, axes = plt.subplots(figsize=(5.6, 3.1))
+    """One line per level over the quartiles, with standard errors."""
+    with drawing() as axes:
         for level, rows in table.groupby("level", sort=False):
             axes.errorbar(
                 rows["quartile"],
@@ -145,7 +136,4 @@ def _drawing(table: pd.DataFrame) -> bytes:
             xticks=range(1, QUARTILES + 1),
         )
         axes.legend(frameon=False)
-        text = io.BytesIO()
-        figure.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-        plt.close(figure)
-    return text.getvalue()
+        return svg(axes).encode()

@@ -1,0 +1,199 @@
+"""One command per stage of dvc.yaml, and `fetch`, which brings the raw files of the first."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import Params
+
+PANEL = "Stages"
+commands = typer.Typer()
+
+
+def _params() -> "Params":
+    """All of params.yaml, checked before the libraries of a stage are loaded."""
+    from pipeline.config import load_params
+
+    return load_params()
+
+
+@commands.command(rich_help_panel=PANEL)
+def check() -> None:
+    """Refuse a bad value in params.yaml before DVC removes any output.
+
+    Every other stage depends on it. Reads the whole of params.yaml, writes data/checked.txt, a line that never changes:
+    a new value runs this stage, and of the others only those that read the value.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline check
+
+      dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
+    """
+    params = _params()
+    from pipeline.check.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def ingest() -> None:
+    """Clean the raw log, and number its users and items.
+
+    Drops bad rows and repeats, keeps the k-core. Reads ingest.path, writes data/interactions; every bad row is in
+    rejects.parquet there, with its reason.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline ingest
+
+      dvc exp run -S dataset=custom -S ingest.path=logs
+    """
+    params = _params()
+    from pipeline.ingest.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def embed() -> None:
+    """Give every item a vector, from its text and images or as you bring it.
+
+    A killed run goes on after its last shard. Reads data/interactions, writes data/embeddings.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline embed
+
+      torchrun --nproc_per_node 4 -m pipeline embed
+
+      dvc exp run -S embed.encoder=precomputed -S embed.path=vectors.npy
+    """
+    params = _params()
+    from pipeline.embed.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def quantize() -> None:
+    """Turn the vectors into Semantic IDs, one per item.
+
+    A last digit keeps apart what the codes do not. Reads data/embeddings, writes data/sids with a quality report
+    (collisions, codes used, reconstruction error, neighbours kept together).
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline quantize
+
+      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
+    """
+    params = _params()
+    from pipeline.quantize.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def split() -> None:
+    """Decide what trains, what chooses the model, and what tests.
+
+    Reads data/interactions, writes data/splits.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline split
+
+      dvc exp run -S split.max_history=50
+    """
+    params = _params()
+    from pipeline.split.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def train() -> None:
+    """Train the generator by the chosen strategy.
+
+    A killed run resumes from its last checkpoint. Reads data/sids and data/splits, writes models/generator,
+    reports/history.csv and reports/timings.json.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline train
+
+      torchrun --nproc_per_node 2 -m pipeline train
+
+      dvc exp run -S train.learning_rate=3e-4 -S train.max_windows=1000000
+    """
+    params = _params()
+    from pipeline.train.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def evaluate() -> None:
+    """Test the model beside what counting alone reaches.
+
+    Recall, NDCG and MRR with 95% intervals, popularity and co-occurrence on the same users.
+
+    Reads data/splits and models/generator, writes reports/metrics.json, ranks.parquet and two breakdowns.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline evaluate
+
+      dvc exp run -S evaluate.beam=50
+    """
+    params = _params()
+    from pipeline.evaluate.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def track() -> None:
+    """Show the result, as a page and as a run in MLflow.
+
+    One run per result, however often it is made or restored.
+
+    Reads dvc.lock and reports/, writes reports/index.html and one MLflow run.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline track
+
+      MLFLOW_TRACKING_URI=http://localhost:5000 python -m pipeline track
+    """
+    params = _params()
+    from pipeline.track.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def fetch(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]...", show_default=False, help="Instead of the publisher's; for a custom dataset."
+        ),
+    ] = None,
+) -> None:
+    """Download the raw files of `dataset` into data/raw.
+
+    An interrupted download goes on where it stopped; without a connection, says which file to put where.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline preset movielens-1m && python -m pipeline fetch && dvc repro
+
+      python -m pipeline fetch https://example.org/interactions.csv.gz
+    """
+    from pipeline.ingest.fetch import fetch as download
+
+    folder = download(_params().dataset, urls=urls)[0].parent
+    print(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")

@@ -1,0 +1,39 @@
+"""What `intrr:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class IntrrConfig:
+    """The recursive assignment network and its losses. Defaults: the paper's."""
+
+    uid_dim: int = 0  # width of the UID table; 0: backbone.d_model
+    hidden: int = 512  # of the MLPs
+    digit_width: int = 128  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
+    mix: Literal["soft", "straight_through"] = "soft"
+    context: Literal["last", "sum"] = "last"
+    codebooks: Literal["random", "quantizer"] = "random"  # what they start from
+    alignment: float = 0.1  # weight of the alignment loss (lambda)
+    alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"] = "batch_distinct"
+    alignment_sample: int = 1024  # items of `sample`
+    tie_break: Literal["digit", "uid"] = "digit"
+    ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("uid_dim", "digit_width", "alignment"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"intrr.{name} must be 0 or more")
+        for name in ("hidden", "alignment_sample"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"intrr.{name} must be 1 or more")
+
+    @property
+    def aligns(self) -> bool:
+        """Whether the alignment loss is computed."""
+        return self.alignment > 0 and self.ablation != "no_alignment"
+
+    @property
+    def reads_uid(self) -> bool:
+        """Whether anything depends on the UID table."""
+        return self.aligns or self.ablation != "no_redistribution"

@@ -1,0 +1,111 @@
+"""What training says and what it leaves in reports/: figures, tables as CSV, and what the strategy skipped."""
+
+import csv
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.artifacts import write_bytes, write_json, write_tensors
+from pipeline.machine import peak_flops, peak_memory_gib
+from pipeline.strategies.base import Rows
+from pipeline.train.kept_tokens import Kept
+from pipeline.training.loop import Trainer
+
+
+def announce(trainer: Trainer) -> None:
+    """Print one line before training."""
+    device = trainer.device
+    where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
+    processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
+    resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
+    windows = f"{len(trainer.feed.passes):,} windows a pass"
+    print(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}", flush=True)
+
+
+def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
+    """Print one line after training."""
+    state, config = trainer.state, trainer.config
+    targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
+    print(
+        f"train: best at step {state.best_step} of {state.step}, {config.select} "
+        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}"
+    )
+
+
+def _parameters(trainer: Trainer) -> int:
+    return sum(p.numel() for p in trainer.model.parameters())
+
+
+def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
+    """The figures of a finished run. Training seconds are those of optimizer steps without compilation; wall seconds
+    count everything.
+
+    Args:
+        flops: of a window, forward and backward.
+    """
+    state, device, pad_to = trainer.state, trainer.device, trainer.feed.collator.pad_to
+    positions = state.windows * pad_to if pad_to else state.tokens
+    rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
+    shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
+    return {
+        "train_seconds": state.train_seconds,
+        "compile_seconds": state.compile_seconds,
+        "wall_seconds": state.wall_seconds,
+        "windows_per_second": state.windows / state.train_seconds,
+        "samples_per_second": state.samples / state.train_seconds,
+        "tokens_per_second": state.tokens / state.train_seconds,
+        "peak_memory_gib": peak_memory_gib(device),
+        "flops_per_window": flops,
+        "flops_per_second": rate,
+        **shares,
+        "windows_trained": state.windows,
+        "samples_trained": state.samples,
+        "tokens_trained": state.tokens,
+        "best_step": state.best_step,
+        "tokens_per_step": state.tokens / state.step,
+        "tokens_per_step_after_pruning": state.tokens_kept / state.step,
+        "parameters": _parameters(trainer),
+        "real_token_share": state.tokens / positions,
+    }
+
+
+def write_reports(
+    reports: Path,
+    timings: Mapping[str, Any],
+    history: Sequence[Mapping[str, float]],
+    kept: Kept,
+    tables: Mapping[str, Rows],
+    learned: dict[str, np.ndarray],
+) -> None:
+    """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.
+
+    Args:
+        tables, learned: as the strategy's `Report` gives them.
+    """
+    write_json(reports / "timings.json", timings)
+    write_bytes(reports / "history.csv", csv_of(history))
+    write_bytes(reports / "kept_by_level.csv", csv_of(kept.by_level()))
+    write_bytes(reports / "kept_by_position.csv", csv_of(kept.by_position()))
+    write_bytes(reports / "passes.csv", csv_of(tables["passes"]))
+    shutil.rmtree(reports / "skipped", ignore_errors=True)  # it holds nothing of an earlier run
+    for name, rows in tables.items():
+        if name != "passes":
+            write_bytes(reports / "skipped" / f"{name}.csv", csv_of(rows))
+    if learned:
+        write_tensors(reports / "skipped" / "store.safetensors", learned)
+
+
+def csv_of(rows: Sequence[Mapping[str, float | str]]) -> bytes:
+    """A table with a heading; numbers to six digits after the point."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {key: value if isinstance(value, str) else round(value, 6) for key, value in row.items()} for row in rows
+    )
+    return text.getvalue().encode()

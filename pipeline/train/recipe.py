@@ -1,0 +1,135 @@
+"""What params.yaml comes to on the data at hand: computed once, so that nothing below reads params.yaml again."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline import __version__
+from pipeline.artifacts import Sids, Splits
+from pipeline.backbones.config import BackboneConfig
+from pipeline.errors import UserError
+from pipeline.strategies.registry import Chosen, choose
+from pipeline.training.config import TrainConfig
+
+# These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
+NO_INFLUENCE = ("threads", "checkpoint_every")
+
+
+class TrainParams(Protocol):
+    """What this stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def backbone(self) -> BackboneConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def strategies(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one run trains."""
+
+    seed: int
+    dataset: str
+    config: TrainConfig
+    backbone: BackboneConfig
+    chosen: Chosen
+    max_history: int
+    pad_to: int  # encoder positions of every window of a padded run; 0: packed
+    tokens_per_item: int  # positions that an item of a history takes in the backbone
+    budget: int  # positions of one step, counted in the backbone's
+
+    @classmethod
+    def of(cls, params: TrainParams, splits: Splits, sids: Sids) -> "Recipe":
+        """The recipe of `params` on these splits and Semantic IDs.
+
+        Raises:
+            UserError: the two were made from different logs, or a history does not fit the budget or the padding.
+        """
+        config, levels = params.train, len(sids.widths)
+        whole = levels + params.backbone.separators  # positions of a whole Semantic ID
+        longest = splits.max_history * whole
+        _check(config, splits, sids, longest)
+        chosen = choose(params.strategy, params.strategies)
+        per_item = chosen.tokens_per_item(levels, params.backbone.separators)
+        return cls(
+            seed=params.seed,
+            dataset=params.dataset,
+            config=config,
+            backbone=params.backbone,
+            chosen=chosen,
+            max_history=splits.max_history,
+            pad_to=(config.pad_to or longest) if config.batching == "padded" else 0,
+            tokens_per_item=per_item,
+            # train.batch_tokens counts whole Semantic IDs, so that a step has the same windows under every strategy.
+            budget=config.batch_tokens * per_item // whole,
+        )
+
+    @property
+    def all_targets(self) -> bool:
+        """Whether every item of a window but the first is a target too."""
+        return self.config.targets == "all"
+
+    def influences(self) -> dict[str, Any]:
+        """Every parameter that shapes the result of training, as plain values."""
+        train = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in NO_INFLUENCE}
+        return {
+            "version": __version__,
+            "seed": self.seed,
+            "strategy": self.chosen.text,
+            "train": train,
+            "backbone": dataclasses.asdict(self.backbone),
+            **self.chosen.plain_settings(),
+        }
+
+    def model_config(self, inputs: Mapping[str, str]) -> dict[str, Any]:
+        """What models/generator/config.json says of the run.
+
+        Args:
+            inputs: fingerprints of what the model was trained on.
+        """
+        return {
+            "strategy": self.chosen.text,
+            **self.chosen.plain_settings(),
+            "pad_to": self.pad_to,
+            "max_history": self.max_history,
+            "seed": self.seed,
+            "dataset": self.dataset,
+            "train": self.influences()["train"],
+            "fingerprints": dict(inputs),
+        }
+
+
+def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int) -> None:
+    """Whether the inputs fit each other, and a history of `longest` positions the budget and the padding."""
+    if len(sids.codes_IL) != splits.summary["items"]:
+        raise UserError(
+            f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
+            "data/sids and data/splits were made from different logs",
+            "run `dvc repro`",
+        )
+    if config.batch_tokens < longest:
+        raise UserError(
+            f"train.batch_tokens is {config.batch_tokens}, but one history may take {longest} positions",
+            f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
+            "raise train.batch_tokens or lower split.max_history",
+        )
+    if config.batching == "padded" and 0 < config.pad_to < longest:
+        raise UserError(
+            f"train.pad_to is {config.pad_to}, but one history may take {longest} positions",
+            "a padded window must hold the longest history",
+            f"set it to 0, or to {longest} or more",
+        )

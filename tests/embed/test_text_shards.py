@@ -1,0 +1,181 @@
+"""Shards of text vectors: what a killed run left is taken up, several processes share the work, none is left behind."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import transformers
+from tiny_text import ITEMS, config, save_tokenizer, texts
+
+from pipeline.artifacts import Embeddings, Interactions, write_parquet
+from pipeline.config import Params
+from pipeline.embed import shards
+from pipeline.embed.stage import run
+from pipeline.embed.text import TextEncoder, text_vectors
+
+
+class Counted:
+    """Counts the texts that an encoder really embeds."""
+
+    def __init__(self, monkeypatch):
+        self.texts, start = 0, TextEncoder.start
+
+        def counting(encoder, tokens):
+            self.texts += len(tokens)
+            return start(encoder, tokens)
+
+        monkeypatch.setattr(TextEncoder, "start", counting)
+
+
+def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
+    counted = Counted(monkeypatch)
+    whole, _, kept = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    files = sorted(kept.folder.iterdir())
+    assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
+    files[2].unlink()
+    files[4].write_bytes(files[4].read_bytes()[:-8])
+    counted.texts = 0
+    again, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    assert counted.texts == 10
+    assert again.tobytes() == whole.tobytes()
+
+
+def other_model(folders, tmp_path):
+    changed = transformers.T5ForConditionalGeneration.from_pretrained(folders["t5"])
+    torch.nn.init.normal_(changed.shared.weight)
+    changed.save_pretrained(tmp_path / "other")
+    save_tokenizer(tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "change", ["template", "max_tokens", "dtype", "shard_items", "weights", "one text", "nothing", "batch_tokens"]
+)
+def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folders, tmp_path, monkeypatch, change):
+    counted = Counted(monkeypatch)
+    text_vectors(texts(), config(folders["t5"]), tmp_path / "scratch")
+    assert counted.texts == ITEMS
+    changes = {
+        "template": {"template": ("Title: {title}",)},
+        "max_tokens": {"max_tokens": 4},
+        "dtype": {"dtype": "bfloat16"},
+        "shard_items": {"shard_items": 6},
+        "batch_tokens": {"batch_tokens": 30},
+    }
+    after = texts()
+    if change == "one text":
+        after[3] += " word5"
+    model = other_model(folders, tmp_path) if change == "weights" else folders["t5"]
+    text_vectors(after, config(model, **changes.get(change, {})), tmp_path / "scratch")
+    # a smaller batch is what one turns to when memory ran out: finished shards stay good
+    assert counted.texts == (ITEMS if change in ("nothing", "batch_tokens") else 2 * ITEMS)
+
+
+@pytest.fixture
+def interactions(tmp_path):
+    items = pd.DataFrame(
+        {"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"r{i}" for i in range(ITEMS)], "title": texts()}
+    )
+    write_parquet(Interactions(tmp_path / "interactions").items, items)
+    return tmp_path / "interactions"
+
+
+def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(folders, interactions, tmp_path):
+    params = Params(embed=config(folders["bert"]))
+    summary = run(params, interactions=interactions, output=tmp_path / "out", scratch=tmp_path / "scratch")
+    assert summary["name"] == folders["bert"].rsplit("/", 1)[1]
+    assert (summary["pooling"], summary["dtype"], summary["dimensions"]) == ("mean", "float32", 16)
+    assert len(summary["revision"]) == 64
+    assert Embeddings.read(tmp_path / "out").encoder == summary
+    assert not list((tmp_path / "scratch").rglob("*.safetensors"))
+    run(params, interactions=interactions, output=tmp_path / "again", scratch=tmp_path / "scratch")
+    for path in (tmp_path / "out").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+SLOW_RUN = """
+import sys, time
+from pathlib import Path
+from pipeline.config import Params
+from pipeline.embed import shards
+from pipeline.embed.batches import token_budget_batches
+from pipeline.embed.config import EmbedConfig
+from pipeline.embed.stage import run
+from pipeline.embed.text import TextEncoder
+start = TextEncoder.start
+TextEncoder.start = lambda self, tokens: (time.sleep(0.3), start(self, tokens))[1]
+folder, model = Path(sys.argv[1]), sys.argv[2]
+config = EmbedConfig(encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
+run(Params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
+"""
+
+
+@pytest.mark.slow
+def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, interactions, tmp_path, monkeypatch):
+    process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
+    scratch = tmp_path / "scratch"
+    while len(list(scratch.rglob("*.safetensors"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = len(list(scratch.rglob("*.safetensors")))
+    assert 3 <= kept < 8
+    assert not (tmp_path / "out").exists()
+    counted = Counted(monkeypatch)
+    params = Params(embed=config(folders["t5"]))
+    run(params, interactions=interactions, output=tmp_path / "out", scratch=scratch)
+    assert counted.texts == ITEMS - 5 * kept
+    run(params, interactions=interactions, output=tmp_path / "whole", scratch=tmp_path / "fresh")
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+def as_process(monkeypatch, rank: int, size: int) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+
+
+def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(folders, tmp_path, monkeypatch):
+    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+    counted = Counted(monkeypatch)
+    for rank, items in ((1, 12), (2, 10)):  # shards 1, 4, 7 (the last one, of two items), and 2, 5
+        as_process(monkeypatch, rank, 3)
+        counted.texts = 0
+        assert text_vectors(texts(), config(folders["t5"]), tmp_path) is None
+        assert counted.texts == items
+    as_process(monkeypatch, 0, 3)
+    counted.texts = 0
+    together, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    assert counted.texts == 15
+    assert together.tobytes() == whole.tobytes()
+
+
+def test_the_first_process_makes_what_another_one_left_undone(folders, tmp_path, monkeypatch):
+    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+    as_process(monkeypatch, 0, 2)
+    monkeypatch.setattr(shards, "PATIENCE", 0.1)
+    assert text_vectors(texts(), config(folders["t5"]), tmp_path)[0].tobytes() == whole.tobytes()
+
+
+def test_a_process_that_helps_writes_no_result(folders, interactions, tmp_path, monkeypatch):
+    as_process(monkeypatch, 1, 2)
+    assert (
+        run(
+            Params(embed=config(folders["t5"])),
+            interactions=interactions,
+            output=tmp_path / "out",
+            scratch=tmp_path / "scratch",
+        )
+        == {}
+    )
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "scratch").rglob("*.safetensors"))

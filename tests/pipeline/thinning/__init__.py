@@ -1,0 +1,38 @@
+"""thinning: a strategy for the tests, which drops a share of the windows of each pass at random.
+
+test_new_strategy.py copies this folder to pipeline/strategies/thinning, as a contributor would write it there.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.strategies.spec import StrategySpec
+
+if TYPE_CHECKING:
+    from pipeline.strategies.base import Course, Sampler, Traits
+
+
+@dataclass(frozen=True)
+class ThinningConfig:
+    """The share of windows that is dropped."""
+
+    share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise ValueError("thinning.share is a share that is dropped, at least 0 and below 1")
+
+
+def _sampler(settings: ThinningConfig, course: "Course", traits: "Traits") -> "Sampler":
+    from pipeline.strategies.thinning.sampler import ThinningSampler
+
+    return ThinningSampler(settings, course)
+
+
+SPEC = StrategySpec(
+    name="thinning",
+    summary="a share of the windows of each pass is dropped at random",
+    settings=ThinningConfig,
+    sampler=_sampler,
+    composes_with=frozenset({"rastp"}),
+)
