@@ -53,12 +53,12 @@ class KeptItems:
 
 @dataclass(frozen=True)
 class EvalSkips:
-    """EncoderTokens that a trained model does not see in the histories that it is evaluated on."""
+    """Tokens that a trained model does not see in the histories that it is evaluated on."""
 
     skip_ML: np.ndarray  # bool, by flat position of the interaction in the splits
     whole_items: bool  # as in `KeptItems.of`
     separators: bool
 
     def kept(self, index_N: np.ndarray, offsets: np.ndarray) -> KeptItems:
-        """What stays of histories of the interactions at flat positions `index_N`."""
+        """What stays of histories whose items are the interactions at flat positions `index_N`."""
         return KeptItems.of(self.skip_ML[index_N], offsets, self.whole_items, self.separators)
