@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pipeline.packing.backbone import Backbone, evaluating, require_eval
-from pipeline.strategies.config import RastpConfig
-from pipeline.strategies.rastp.strategy import Rastp
+from pipeline.strategies.rastp.config import RastpConfig
+from pipeline.strategies.rastp.strategy import PrunedNetwork
 
 
 def test_a_network_that_lacks_a_part_cannot_be_built() -> None:
@@ -49,7 +49,7 @@ def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(make_caus
 
 def test_the_hook_is_called_once_between_the_blocks_that_see_all_tokens_and_the_others(make_model, make_batch) -> None:
     plain = make_model(encoder_layers=3)
-    model = Rastp(RastpConfig(after_layer=2, at_eval=False)).build_model(plain.config, plain.catalogue).eval()
+    model = PrunedNetwork(RastpConfig(after_layer=2, at_eval=False)).build(plain.config, plain.catalogue).eval()
     seen: list[str] = []
     for number, block in enumerate(model.encoder, start=1):
         block.attention.register_forward_hook(lambda *_, number=number: seen.append(f"block {number}"))
