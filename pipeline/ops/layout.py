@@ -68,6 +68,7 @@ class Layout:
         lengths_W: Tensor,
         longest: int,
         *,
+        starts: Tensor | None = None,
         rooms_W: Tensor | None = None,
         positions_S: Tensor | None = None,
         reach: int = 0,
@@ -78,6 +79,7 @@ class Layout:
         Args:
             lengths_W: int64, tokens of each sequence.
             longest: bound of what a sequence takes, known on the host.
+            starts: int64 [W + 1], where each sequence begins and the last one ends, where the caller knows it.
             rooms_W: int64, ascending: places that each sequence takes, where that may be more than its tokens.
             positions_S: int64, where tokens were pruned: the position of each token before.
             reach: bound of those positions.
@@ -85,7 +87,8 @@ class Layout:
         """
         if not uses_kernels(lengths_W.device):
             return _in_groups(lengths_W, rooms_W, positions_S)
-        starts = F.pad((lengths_W if rooms_W is None else rooms_W).cumsum(0), (1, 0))
+        if starts is None:
+            starts = F.pad((lengths_W if rooms_W is None else rooms_W).cumsum(0), (1, 0))
         if not ascending:
             rooms_W = torch.full_like(lengths_W, longest)
         spans = make_spans(

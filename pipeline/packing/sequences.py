@@ -14,6 +14,7 @@ Shape legend: W windows, N items, T tokens of all sequences, S tokens of an item
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.ops.layout import Layout
@@ -25,7 +26,7 @@ from pipeline.packing.histories import Histories
 class Sequences:
     """Where each window's sequence lies on the packed axis."""
 
-    starts_W: Tensor  # int64: its first token
+    bounds: Tensor  # int64 [W + 1]: the first token of each sequence, and behind the last one
     history_W: Tensor  # int64: its tokens that are history; `fed` more follow
     first_item_W: Tensor  # int64: its first item on the axis of items
     source_T: Tensor  # int64: which of the N * S history tokens, then W * E target tokens, stands here; padding: any
@@ -35,6 +36,10 @@ class Sequences:
     room: int  # places of every sequence of a padded batch; 0: packed
 
     @property
+    def starts_W(self) -> Tensor:
+        return self.bounds[:-1]
+
+    @property
     def lengths_W(self) -> Tensor:
         return self.history_W + self.fed
 
@@ -42,7 +47,7 @@ class Sequences:
         """How the axis falls into sequences, with the tokens' times where the backbone wants them."""
         if self.room:
             return Layout.padded(self.lengths_W, self.room).timed(times)
-        return Layout.packed(self.lengths_W, self.longest).timed(times)
+        return Layout.packed(self.lengths_W, self.longest, starts=self.bounds).timed(times)
 
     def last_rows_W(self) -> Tensor:
         """The place of each history's last token."""
@@ -70,14 +75,16 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
             f"({histories.pad_to})"
         )
     windows, device = len(histories.lengths_W), histories.lengths_W.device
-    history_W, first_item_W = histories.lengths_W * per_item, histories.lengths_W.cumsum(0) - histories.lengths_W
-    order_W = torch.arange(windows, device=device)
+    history_W = histories.lengths_W * per_item
+    first_item = F.pad(histories.lengths_W.cumsum(0), (1, 0))  # [W + 1], the end included
+    order = torch.arange(windows + 1, device=device)
     room = histories.pad_to + fed if histories.pad_to else 0
     if room:
-        starts_W, size, longest = order_W * room, windows * room, room
+        bounds, size, longest = order * room, windows * room, room
     else:
-        starts_W, size = first_item_W * per_item + order_W * fed, len(histories.items_N) * per_item + windows * fed
+        bounds, size = first_item * per_item + order * fed, len(histories.items_N) * per_item + windows * fed
         longest = histories.longest * per_item + fed
+    starts_W, first_item_W = bounds[:-1], first_item[:-1]
     place_T = torch.arange(size, device=device)
     window_T = torch.searchsorted(starts_W, place_T, right=True) - 1
     within_T = place_T - starts_W[window_T]
@@ -87,7 +94,7 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
         after_T < 0, first_item_W[window_T] * per_item + within_T, all_history + window_T * fed + after_T
     ).clamp_(max=all_history + windows * fed - 1)
     return Sequences(
-        starts_W=starts_W,
+        bounds=bounds,
         history_W=history_W,
         first_item_W=first_item_W,
         source_T=source_T,
