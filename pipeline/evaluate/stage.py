@@ -1,4 +1,4 @@
-"""Stage 6: a trained generator and the held-out items in, test metrics with intervals out.
+"""Stage evaluate: a trained generator and the held-out items in, test metrics with intervals out.
 
 Every metric of reports/metrics.json comes from reports/ranks.parquet, which `compare` reads too: two runs can be set
 against each other user by user without generating anything again. Under torchrun the processes share the users.

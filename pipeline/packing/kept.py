@@ -53,7 +53,7 @@ class KeptItems:
 
 @dataclass(frozen=True)
 class EvalSkips:
-    """EncoderTokens that a trained model does not see in the histories that it is evaluated on."""
+    """Tokens that a trained model does not see in the histories that it is evaluated on."""
 
     skip_ML: np.ndarray  # bool, by flat position of the interaction in the splits
     whole_items: bool  # as in `KeptItems.of`
