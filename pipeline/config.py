@@ -62,8 +62,8 @@ class Params:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
-        defaults = {name: settings() for name, settings in settings_types().items()}
-        object.__setattr__(self, "strategies", defaults | dict(self.strategies))  # frozen, and this completes it
+        missing = {name: make() for name, make in settings_types().items() if name not in self.strategies}
+        object.__setattr__(self, "strategies", {**self.strategies, **missing})  # frozen, and this completes it
         choose(self.strategy, self.strategies).check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
@@ -142,7 +142,7 @@ def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
     if len(problems) > before:
         return None
     if cls is Params:  # the sections of strategies move into a mapping of their own
-        values["strategies"] = {name: values.pop(name) for name in settings_types() if name in values}
+        values["strategies"] = {name: values.pop(name) for name in raw if name in settings_types()}
     try:
         return cls(**values)
     except ValueError as error:

@@ -188,11 +188,13 @@ def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, 
 
 def keys(tree: Any, prefix: str = "") -> list[str]:
     """Dotted names in order, sections and what they hold."""
+    members = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+    members |= members.pop("strategies", {})  # whose sections stand beside the others
     names = []
-    for f in dataclasses.fields(tree):
-        names.append(prefix + f.name)
-        if dataclasses.is_dataclass(getattr(tree, f.name)):
-            names += keys(getattr(tree, f.name), f"{prefix}{f.name}.")
+    for name, value in members.items():
+        names.append(prefix + name)
+        if dataclasses.is_dataclass(value):
+            names += keys(value, f"{prefix}{name}.")
     return names
 
 

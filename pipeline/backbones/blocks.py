@@ -83,7 +83,7 @@ class CrossAttention(nn.Module):
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
 
     def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
-        """As `forward` without dropout, of as many rows in each window as there are."""
+        """As `forward` without dropout, for however many rows each window has."""
         mixed_RHD = attend_to_windows(self._queries(h_Rd), *memory, encoder)
         return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd)
 

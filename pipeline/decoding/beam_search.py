@@ -105,8 +105,8 @@ class Search:
         times_N: np.ndarray | None = None,
         kept_NS: np.ndarray | None = None,
     ) -> Beams:
-        """Of the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. Later calls
-        may overwrite the result.
+        """Search the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. A later
+        call may overwrite the result.
 
         Args:
             kept_NS: see `Histories.pack`; only without `shape`.

@@ -147,40 +147,30 @@ class Ranker:
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
 
     def _generate(self, model: Backbone, index: np.ndarray, offsets: np.ndarray, unseen: EvalSkips | None) -> Outputs:
-        times = self.times_N[index] if model.wants_times else None
-        if unseen is not None:
-            # Never recorded: what is left of a batch changes with the table, and with it the shapes.
-            return generate(
-                model,
-                self.catalogue,
-                self.items_N[index],
-                offsets,
-                beam=self.beam,
-                decoding=self.decoding,
-                drop_seen=self.drop_seen,
-                times=times,
-                kept=unseen.kept(self.index_N[index], offsets),
-            )
-        if self.records and (self._search is None or self._search.model is not model):
-            shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
-            self._search = Search(
-                model,
-                self.beam + self.drop_seen,
-                constrained=self.decoding == "constrained",
-                shape=shape,
-                longest=self.longest,
-            )
         return generate(
             model,
-            self.catalogue,
             self.items_N[index],
             offsets,
             beam=self.beam,
             decoding=self.decoding,
             drop_seen=self.drop_seen,
-            search=self._search,
-            times=times,
+            # What is left of a batch changes with the table of skips, and with it the shapes: nothing to record.
+            search=self._recorded(model) if unseen is None else None,
+            times=self.times_N[index] if model.wants_times else None,
+            kept=None if unseen is None else unseen.kept(self.index_N[index], offsets),
         )
+
+    def _recorded(self, model: Backbone) -> Search | None:
+        """One search for all batches of a model, where kernels run; else None."""
+        if self.records and (self._search is None or self._search.model is not model):
+            self._search = Search(
+                model,
+                self.beam + self.drop_seen,
+                constrained=self.decoding == "constrained",
+                shape=Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest),
+                longest=self.longest,
+            )
+        return self._search
 
 
 def rank_targets(
@@ -200,7 +190,6 @@ def rank_targets(
 @torch.no_grad()
 def generate(
     model: Backbone,
-    catalogue: "Catalogue",
     items: np.ndarray,
     offsets: np.ndarray,
     *,
@@ -219,15 +208,16 @@ def generate(
         times: seconds, when each of the items came; for a model that wants it.
         kept: what the model sees of the histories; None: all.
     """
-    width = beam + drop_seen
+    width, codes_IL = beam + drop_seen, model.catalogue.codes_IL
     kept_NS = kept.tokens_NS if kept else None
     seen_N, starts, times_N = kept.items(items, offsets, times) if kept else (items, offsets, times)
     if decoding == "exact":
-        histories = Histories.pack(seen_N, starts, catalogue.codes_IL.device, times_N=times_N, kept_NS=kept_NS)
+        histories = Histories.pack(seen_N, starts, codes_IL.device, times_N=times_N, kept_NS=kept_NS)
         scores_WI = score_catalogue(model, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
-        codes_WKL = catalogue.codes_IL.to(order_WK.device)[order_WK]
-        outputs = Outputs(order_WK.cpu().numpy(), codes_WKL.cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy())
+        outputs = Outputs(
+            order_WK.cpu().numpy(), codes_IL[order_WK].cpu().numpy(), scores_WI.gather(1, order_WK).cpu().numpy()
+        )
     else:
         search = search or Search(model, width, constrained=decoding == "constrained")
         beams = search(seen_N, starts, times_N, kept_NS)

@@ -97,7 +97,6 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
     items = history.items
     outputs = generate(
         loaded.model,
-        loaded.catalogue,
         items,
         np.array([0, len(items)]),
         beam=max(k, BEAM),

@@ -33,7 +33,7 @@ def _on_cpu(x: Tensor) -> bool:
 def hashed_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
     """True with probability 1 - p, by an integer hash of each element's place and a drawn seed; for compiled code.
 
-    The hash works in wrapping int32, like the one in triton/attention_kernels.py.
+    An integer hash in wrapping int32, as in the attention kernels.
     """
     # The seed comes first: of a product of places the compiler would multiply out its constants, beyond int32.
     x = torch.arange(math.prod(shape), device=device, dtype=torch.int32)

@@ -160,7 +160,7 @@ class Layout:
         return sum(group.sequences for group in self.groups) if self.spans is None else len(self.spans.lengths_k)
 
     def real_nK(self) -> list[Tensor | None]:
-        """Of each group, True where a key is a real token, bool [n, K]; None where all are."""
+        """For each group bool [n, K], True where a key is a real token; None where all are."""
         if self.lengths_n is None:
             return [None] * len(self.groups)
         return [

@@ -33,7 +33,7 @@ class Selected:
         return 0 if self.stays_N is None else int((~self.stays_N).sum())
 
     def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":
-        """Of some windows; `index_N` are their items."""
+        """The same decisions for some of the windows; `index_N` are their items."""
         targets_R = index_N if self.all_targets else rows_W
         return Selected(
             self.slots_W[targets_R],
@@ -45,7 +45,7 @@ class Selected:
         )
 
     def filled(self, windows: int, items: int) -> "Selected":
-        """With more windows behind, which only fill a batch: as little of them is computed as can be."""
+        """The same decisions, with windows behind that only fill a batch; of those as little is computed as can be."""
         targets = items if self.all_targets else windows
         return Selected(
             _more(self.slots_W, targets, 0),

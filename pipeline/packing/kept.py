@@ -60,5 +60,5 @@ class EvalSkips:
     separators: bool
 
     def kept(self, index_N: np.ndarray, offsets: np.ndarray) -> KeptItems:
-        """What stays of histories of the interactions at flat positions `index_N`."""
+        """What stays of histories whose items are the interactions at flat positions `index_N`."""
         return KeptItems.of(self.skip_ML[index_N], offsets, self.whole_items, self.separators)

@@ -6,11 +6,13 @@ from typing import Any
 
 
 def flatten(params: Any) -> dict[str, Any]:
-    """`{"train.beam": 10, ...}`: every parameter under its dotted name."""
+    """`{"train.beam": 10, ...}`: every parameter under its dotted name, in the order of params.yaml."""
+    sections: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(params).items():
+        # The sections of strategies stand beside the others in params.yaml.
+        sections |= value if name == "strategies" else {name: value}
     flat: dict[str, Any] = {}
-    sections = dataclasses.asdict(params)
-    strategies = sections.pop("strategies", {})  # in params.yaml they stand beside the others
-    for name, value in (sections | strategies).items():
+    for name, value in sections.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:

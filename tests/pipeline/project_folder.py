@@ -76,8 +76,11 @@ class Repository:
             connection.close()
 
     def recorded_seeds(self) -> list[str]:
-        """Seed of each MLflow run."""
-        return sorted(seed for (seed,) in self.query("select value from params where key = 'seed'"))
+        """Seed of each MLflow run of `full`; another file's test runs other strategies in the same project."""
+        runs = "select run_uuid from params where key = 'strategy' and value = 'full'"
+        return sorted(
+            seed for (seed,) in self.query(f"select value from params where key = 'seed' and run_uuid in ({runs})")
+        )
 
 
 def stages_run(output: str) -> list[str]:

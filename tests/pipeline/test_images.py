@@ -30,7 +30,7 @@ def test_images_and_texts_of_the_demo_become_codes_and_nothing_runs_twice(
         "--set",
         "embed.batch_tokens=4096",
     )
-    assert stages_run(repository.run("dvc", "repro", "quantize")) == ["embed", "quantize"]
+    assert stages_run(repository.run("dvc", "repro", "quantize")) == ["check", "embed", "quantize"]
     embedded = Embeddings.read(repository.path / "data/embeddings")
     assert embedded.encoder["images"] == embedded.encoder["items"] == len(embedded.vectors_Id)
     assert (embedded.encoder["images_rejected"], embedded.encoder["items_without_text"]) == (0, 0)

@@ -86,13 +86,12 @@ def test_every_way_of_decoding_works_on_a_loaded_model(world: TinyWorld) -> None
     loaded = load_generator(world.folder / "run" / "generator")
     items, offsets = histories_of(world.splits, world.splits.targets("test")[1][:9])
     found = [
-        generate(loaded.model, loaded.catalogue, items, offsets, beam=40, decoding=decoding)
-        for decoding in ("constrained", "exact")
+        generate(loaded.model, items, offsets, beam=40, decoding=decoding) for decoding in ("constrained", "exact")
     ]
     np.testing.assert_allclose(found[0].scores_WK, found[1].scores_WK, atol=1e-4)
-    free = generate(loaded.model, loaded.catalogue, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
+    free = generate(loaded.model, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
     assert ((free.items_WK >= 0).sum(1) == 40).all()
-    unseen = generate(loaded.model, loaded.catalogue, items, offsets, beam=10, drop_seen=6)
+    unseen = generate(loaded.model, items, offsets, beam=10, drop_seen=6)
     for row, (first, last) in enumerate(itertools.pairwise(offsets)):
         assert not set(unseen.items_WK[row]) & set(items[first:last].tolist())
 

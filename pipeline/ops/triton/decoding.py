@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.ops.layout import Spans
 from pipeline.ops.triton.decoding_kernels import ancestors_kernel, linear_kernel, window_kernel
 
-# Of a product: rows, columns and inner columns of a tile, and warps; what measured best on an H200
+# Tiles of a product: rows, columns and inner columns of a tile, and warps; what measured best on an H200
 TILES = ((128, 128, 64, 8), (64, 64, 64, 4), (16, 32, 128, 4))
 ENOUGH_TILES = 64
 PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as near as one of float32 and twice as fast

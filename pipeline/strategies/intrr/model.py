@@ -116,8 +116,8 @@ class RecursiveModel(Backbone):
         return targets(states_Wd, codes_WL), alignment
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
-        """As the backbone's. Asked before each use of a recorded search, which reads the catalogue's vectors but cannot
-        see that they are outdated: they are brought up to date here.
+        """The backbone's sizes. They are asked for before each use of a recorded search, which reads the catalogue's
+        vectors but cannot see that they are outdated: they are brought up to date here.
         """
         if not self.training:
             self.item_vectors()

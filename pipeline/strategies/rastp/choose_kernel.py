@@ -20,7 +20,7 @@ ITEMS = 8  # of one tile
 
 @triton.jit
 def _scores_of(scores_ptr, start, item, token, items, S: tl.constexpr, E: tl.constexpr):
-    """Of a tile of tokens: whether each is scored, and its score."""
+    """Whether each token of a tile is scored, and its score."""
     scored = (item < items) & (token < E)
     return scored, tl.load(scores_ptr + start + item * S + token, mask=scored, other=0.0)
 

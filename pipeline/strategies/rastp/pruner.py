@@ -131,9 +131,9 @@ class Pruner:
         )
         return self._pruned(
             histories,
+            position_O,
             source_O=source_O,
             place_T=place_T,
-            position_O=position_O,
             taken_W=taken_W,
             room_W=room_W,
             kept_NS=kept_NS,
@@ -142,26 +142,14 @@ class Pruner:
     def _pruned(
         self,
         histories: Histories,
-        *,
-        source_O: Tensor,
-        place_T: Tensor,
         position_O: Tensor,
-        taken_W: Tensor,
-        room_W: Tensor,
-        kept_NS: Tensor,
+        **where: Tensor,
     ) -> PrunedTokens:
-        """With the bounds that hold for every window, known on the host."""
+        """Add the bounds of every window, known on the host; positions only where later blocks get them."""
         reach = histories.pad_to or histories.longest * self.tokens_per_item
-        return PrunedTokens(
-            source_O=source_O,
-            place_T=place_T,
-            position_O=position_O if self.keep_positions else None,
-            taken_W=taken_W,
-            room_W=room_W,
-            kept_NS=kept_NS,
-            longest=self._room(histories.longest, reach),
-            reach=reach,
-        )
+        positions = position_O if self.keep_positions else None
+        longest = self._room(histories.longest, reach)
+        return PrunedTokens(position_O=positions, longest=longest, reach=reach, **where)
 
     def _importance(self, h_Td: Tensor, mass_T: Tensor | None) -> Tensor:
         """Eq. 4 to 6, [T]; no gradient flows through what only chooses."""
@@ -208,9 +196,9 @@ class Pruner:
         place_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, place_F.where(kept_NS.flatten(), -1))
         return self._pruned(
             histories,
+            items.position_NS.flatten()[source_O],
             source_O=token_F[source_O],
             place_T=place_T,
-            position_O=items.position_NS.flatten()[source_O],
             taken_W=taken_W,
             room_W=room_W,
             kept_NS=kept_NS,
@@ -224,7 +212,7 @@ class Pruner:
         return unit_U * pools_U // units_U != (unit_U - 1) * pools_U // units_U
 
     def _runs(self, items: "Items") -> tuple[Tensor, Tensor, Tensor]:
-        """Of each unit: its number within the window, the window's pools and the window's units."""
+        """Each unit's number within its window, its window's pools and its window's units, int64 [U] each."""
         units = len(items.window_N) * self.units_per_item
         window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=units)
         unit_U = torch.arange(units, device=window_U.device) - (items.first_W * self.units_per_item)[window_U]
