@@ -1,7 +1,7 @@
 """params.yaml <-> frozen dataclasses. An unknown key or a bad value is an error that names the nearest valid one.
 
-Each section's dataclass lives in its own folder (`pipeline/train/config.py`, ...), so that changing one knob's
-definition re-runs only the stages that read it; this file puts them together.
+Each section's dataclass lives in the folder that it is for (`pipeline/training/config.py`, ...), so that changing one
+knob's definition re-runs only the stages that read it; this file puts them together.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """What the causal backbones share: from histories to logits and back, around a stack of blocks.
 
-A window is one sequence of tokens (sequences.py), none of which sees a later one. In training the logits of a target
-are read at the last token of the history and at the target's codes; with `Histories.all_targets`, at every item: each
-one is the target of the items before it, all in one pass. In decoding the history is read once, its keys and values are
-kept once per window, and each beam adds the few of its own codes.
+A window is one sequence of tokens (packing/sequences.py), none of which sees a later one. In training the logits of a
+target are read at the last token of the history and at the target's codes; with `Histories.all_targets`, at every item:
+each one is the target of the items before it, all in one pass. In decoding the history is read once, its keys and
+values are kept once per window, and each beam adds the few of its own codes.
 
 `read` takes one vector per item instead of codes, and returns the states behind them.
 

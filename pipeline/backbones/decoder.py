@@ -1,7 +1,7 @@
 """A T5-style causal decoder over Semantic IDs: GRID's decoder-only TIGER, which IntRR builds on.
 
 Blocks, relative position bias and initialisation are those of T5's decoder without cross-attention (t5.py); how a
-window becomes a sequence is said in sequences.py, what is done with it in causal.py.
+window becomes a sequence is said in packing/sequences.py, what is done with it in causal.py.
 
 Shape legend: T tokens of all sequences, d model width, H heads, D head width.
 """

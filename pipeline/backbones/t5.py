@@ -1,7 +1,7 @@
 """T5 encoder-decoder over Semantic IDs (TIGER, Rajput et al. 2023), packed, in the shape that GRID published.
 
 What differs from a textbook T5 (Raffel et al. 2020; `transformers` has the code that the tests compare with):
-- histories are packed: one long axis of tokens, no padding (attention.py, histories.py);
+- histories are packed: one long axis of tokens, no padding (packing/histories.py, ops/attention.py);
 - the decoder always takes L positions: a start token and the codes of levels 1 .. L-1; position l predicts level l + 1
   with a head of its own, without bias, and no end token exists;
 - encoder and decoder share one token table: one row per (level, code), a separator, a start token. The separator

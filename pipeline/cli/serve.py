@@ -24,9 +24,9 @@ def recommend(
 
     [dim]Examples:[/dim]
 
-      python -m pipeline recommend --user u17 -k 5
+      python -m pipeline recommend --user u00017 -k 5
 
-      python -m pipeline recommend --history v12,v7,v90
+      python -m pipeline recommend --history v00012,v00007,v00090
     """
     from pipeline.evaluate.recommend import recommend as best
 
@@ -76,9 +76,9 @@ def explain(
 
     [dim]Examples:[/dim]
 
-      python -m pipeline explain --user u17
+      python -m pipeline explain --user u00017
 
-      python -m pipeline explain --history v12,v7,v90 --json
+      python -m pipeline explain --history v00012,v00007,v00090 --json
     """
     from pipeline.evaluate.explain import explain as tokens
     from pipeline.evaluate.explain import report

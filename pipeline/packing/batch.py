@@ -90,6 +90,6 @@ class Batch:
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
     distinct: Distinct | None = None  # in training, where the strategy asks for it
-    # What `Strategy.select` said of each window, where it said something
+    # What `Sampler.select` said of each window, where it said something
     slots_W: Tensor | None = None  # int64
     counted_WL: Tensor | None = None  # bool

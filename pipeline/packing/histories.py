@@ -24,7 +24,7 @@ class Distinct:
     """
 
     items_U: Tensor  # int64, on the device
-    weights_U: Tensor  # float32: of what is summed over items, see `Strategy.items`
+    weights_U: Tensor  # float32: of what is summed over items, see `Network.items`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ class Pruner:
     Args:
         levels: codes of one item (L).
         separators: whether a separator follows them.
-        pad_to: as in `Rastp`.
+        pad_to: as in `strategy.PrunedNetwork`.
     """
 
     def __init__(self, config: RastpConfig, levels: int, separators: bool, pad_to: int):

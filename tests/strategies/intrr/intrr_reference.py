@@ -1,4 +1,4 @@
-"""IntRR's equations, one item and one window at a time. Slow on purpose; the oracle of pipeline/backbones/ran.py."""
+"""IntRR's equations, one item and one window at a time. Slow on purpose; the oracle of pipeline/strategies/intrr/."""
 
 import torch
 
