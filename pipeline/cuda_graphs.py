@@ -19,6 +19,11 @@ WARM = 2  # calls before the recording: they compile kernels, and allocate what 
 T = TypeVar("T")
 
 
+def can_record(device: torch.device) -> bool:
+    """Whether this device replays graphs, and so works beside the host instead of being waited for."""
+    return device.type == "cuda"
+
+
 @dataclass(frozen=True)
 class Recording:
     graph: torch.cuda.CUDAGraph

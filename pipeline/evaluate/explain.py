@@ -14,8 +14,6 @@ from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
 from pipeline.evaluate.recommend import model_and_history, names_of
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
-from pipeline.strategies.intrr.model import RecursiveModel
-from pipeline.strategies.registry import choose
 
 DROPPED = "-"
 
@@ -57,11 +55,7 @@ def explain(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
-    return loaded, (
-        weights_of(loaded, items)
-        if choose(loaded.config["strategy"], loaded.config).explains == "code_shares"
-        else _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
-    )
+    return loaded, weights_of(loaded, items) or _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
 
 
 def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None) -> list[ItemTokens]:
@@ -73,10 +67,12 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
 
 
 def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights]:
-    """Rows for item ids, of a model that intrr trained."""
-    levels = cast(RecursiveModel, loaded.model).weights_of(torch.from_numpy(items.astype(np.int64)))
+    """Rows for item ids; none of a model whose histories hold the codes themselves."""
+    shares = loaded.model.code_shares(torch.from_numpy(items.astype(np.int64)))
+    if shares is None:
+        return []
     return [
-        ItemWeights(*named, [level[row].tolist() for level in levels])
+        ItemWeights(*named, [level[row].tolist() for level in shares])
         for row, named in enumerate(_named(loaded, items))
     ]
 

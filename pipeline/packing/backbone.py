@@ -1,6 +1,7 @@
 """What every network is to the rooms above: a module that trains on packed histories and decodes level by level.
 
-Shape legend: W windows, N items of all windows, S tokens of one item, K beams, V codes of one level.
+Shape legend: W windows, N items of all windows, U distinct items, S tokens of one item, L code levels, K beams, V codes
+of one level.
 """
 
 from abc import ABC, abstractmethod
@@ -76,6 +77,12 @@ class Backbone(nn.Module, ABC):
         """
         items_N = histories.items_N
         return torch.ones(len(items_N), len(self.token_names), dtype=torch.bool, device=items_N.device)
+
+    def code_shares(self, items_U: Tensor) -> list[Tensor] | None:
+        """How much of each code of a level is in the vector of an item: L tensors [U, V], rows sum to 1. None where a
+        history holds the codes themselves.
+        """
+        return None
 
 
 @contextmanager

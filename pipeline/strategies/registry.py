@@ -73,11 +73,6 @@ class Chosen:
         rules = [(spec, spec.eval_rule) for spec in self.specs if spec.eval_rule]
         return next((rule(self.settings.get(spec.name), traits) for spec, rule in rules), None)
 
-    @property
-    def explains(self) -> str:
-        """What `explain` shows of an item: `kept_tokens` or `code_shares`."""
-        return "code_shares" if any(spec.explains == "code_shares" for spec in self.specs) else "kept_tokens"
-
     def check(self, params: ParamsView) -> None:
         """Raise ValueError where a strategy does not fit the other settings."""
         for spec in self.specs:

@@ -6,7 +6,7 @@ the sampler when they are called.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.backbones.config import BackboneConfig
 
@@ -74,4 +74,3 @@ class StrategySpec:
     composes_with: frozenset[str] = frozenset()  # said by either side of a pair
     refuses: Mapping[str, str] = field(default_factory=dict)  # name of another strategy -> why they do not compose
     tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID
-    explains: Literal["kept_tokens", "code_shares"] = "kept_tokens"  # what `explain` shows of an item

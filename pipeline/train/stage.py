@@ -5,7 +5,7 @@ Runs in one process, or in several under `torchrun --nproc-per-node N -m pipelin
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import torch
@@ -32,9 +32,6 @@ from pipeline.train.kept_tokens import survey
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import Recipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
-
-if TYPE_CHECKING:
-    pass
 
 
 def run(

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from pipeline.cuda_graphs import tensors_of
+from pipeline.cuda_graphs import can_record, tensors_of
 from pipeline.distributed import World
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.shape import Shape
@@ -63,7 +63,7 @@ class Feed:
     ) -> Iterator[Prepared]:
         """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
         batches = self._prepared(pass_index, first, weigh, select)
-        return beside(batches, self.device) if self.collator.codes_IL.is_cuda else batches
+        return beside(batches, self.device) if can_record(self.device) else batches
 
     def _prepared(self, pass_index: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Prepared]:
         shape: Shape | None = None

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from pipeline.cuda_graphs import can_record
 from pipeline.packing.backbone import Backbone
 from pipeline.training.config import TrainConfig
 
@@ -19,7 +20,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     On a GPU the learning rate is a tensor there, so that a CUDA graph reads it anew at each step.
     """
     device = next(model.parameters()).device
-    on_gpu = device.type == "cuda"
+    on_gpu = can_record(device)
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     if config.optimizer == "adam":
         return torch.optim.Adam(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.cuda_graphs import CudaGraphed
+from pipeline.cuda_graphs import CudaGraphed, can_record
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
@@ -27,7 +27,7 @@ class MicroBatch:
 
 def records(config: TrainConfig, device: torch.device) -> bool:
     """Whether steps are compiled and recorded as CUDA graphs."""
-    return config.compile and device.type == "cuda"
+    return config.compile and can_record(device)
 
 
 class OptimizerStep:

@@ -34,5 +34,4 @@ SPEC = StrategySpec(
     composes_with=frozenset({"skipgr"}),
     refuses={"rastp": "intrr gives each item a single token, which leaves rastp nothing to choose from"},
     tokens_per_item=1,
-    explains="code_shares",
 )

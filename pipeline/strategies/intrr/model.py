@@ -189,7 +189,7 @@ class RecursiveModel(Backbone):
         return self._vectors_Id
 
     @torch.no_grad()
-    def weights_of(self, items_U: Tensor) -> list[Tensor]:
+    def code_shares(self, items_U: Tensor) -> list[Tensor]:
         """How items distribute themselves over the codes of each level: L tensors [U, V], rows sum to 1."""
         return [logits_UV.softmax(-1) for logits_UV in self._redistribute(items_U)[1]]
 

@@ -307,7 +307,7 @@ class TestItemVectors:
 
     def test_weights_are_distributions_over_each_level(self):
         _, model = make()
-        weights = model.eval().weights_of(torch.arange(ITEMS))
+        weights = model.eval().code_shares(torch.arange(ITEMS))
         assert [w.shape[1] for w in weights] == [4, 3, DIGIT]
         for level, w in enumerate(weights):
             expected = torch.stack([reference.walk(model.ran, model.uid.weight[i])[0][level] for i in range(ITEMS)])
