@@ -157,6 +157,47 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         "encoder",
         {"model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"},
     ),
+    (
+        "## Before and after the code was moved",
+        "The tree at ab439d4 against a later one, by `benchmarks/compare_trees.py`. First the weights and the loss "
+        "curve of 300 deterministic steps (skipgr: 355). old again: how far the losses of the old tree are from its own.",
+        "trees identity",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "bytes": "{verdict}",
+            "losses apart": "{losses_apart:.0e}",
+            "old again": "{old_again}",
+        },
+    ),
+    (
+        "### What a step launches",
+        "80 steps of training, kernels in 30 of them; old -> new. waits: of the main thread for the GPU; it looks at "
+        "the losses every 20 steps.",
+        "trees counts",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "recordings": "{old[recordings]} -> {new[recordings]}",
+            "recompiled": "{old[recompiled]} -> {new[recompiled]}",
+            "waits": "{old[waits]} -> {new[waits]}",
+            "kernels": "{old[kernels]:,} -> {new[kernels]:,}",
+        },
+    ),
+    (
+        "### Speed",
+        "Processes of the old and the new tree by turns, alone on the GPU; the median of each, and their ratio.",
+        "trees speed",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "old, a second": "{old_rate:,.0f}",
+            "new, a second": "{new_rate:,.0f}",
+            "ratio": "{ratio:.3f}",
+            "all readings, old; new": "{span}",
+            "GiB": "{old_gib} -> {new_gib}",
+        },
+    ),
 ]
 
 
