@@ -160,7 +160,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     (
         "## Before and after the code was moved",
         "The tree at ab439d4 against a later one, by `benchmarks/compare_trees.py`. First the weights and the loss "
-        "curve of 300 deterministic steps (skipgr: 355). old again: how far the losses of the old tree are from its own.",
+        "curve of 300 deterministic steps (skipgr: 355). old again: the losses of the old tree against its own.",
         "trees identity",
         {
             "case": "{case}",

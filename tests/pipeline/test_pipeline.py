@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,6 +15,10 @@ from project_folder import STAGES, Repository, stages_run
 from pipeline.artifacts import MEASURED, read_parquet
 
 pytestmark = pytest.mark.slow
+# A new strategy: one folder, one section of params.yaml and one line of dvc.yaml
+FOLDER = Path(__file__).parent / "thinning"
+SECTION = "thinning:\n  share: 0.3\n"
+LINE = "    - skipgr\n"  # the last of the parameters of train
 
 
 def test_the_first_repro_runs_every_stage_and_shows_the_result(repository: Repository, first_run: str) -> None:
@@ -198,3 +204,45 @@ def test_another_clone_makes_the_same_bytes(repository: Repository, twin: Reposi
     first, second = (json.loads((place.path / "reports/metrics.json").read_text()) for place in (repository, twin))
     assert {key for key in first if first[key] != second[key]} <= MEASURED
     assert first.keys() == second.keys()
+
+
+@pytest.fixture
+def extended(repository: Repository) -> Iterator[Repository]:
+    """The project with the strategy `thinning`."""
+    shutil.copytree(FOLDER, repository.path / "pipeline/strategies/thinning", ignore=shutil.ignore_patterns("__py*"))
+    with (repository.path / "params.yaml").open("a") as file:
+        file.write(SECTION)
+    yield repository
+    shutil.rmtree(repository.path / "pipeline/strategies/thinning")
+
+
+def add_line(repository: Repository) -> None:
+    graph = repository.path / "dvc.yaml"
+    assert graph.read_text().count(LINE) == 1
+    graph.write_text(graph.read_text().replace(LINE, LINE + "    - thinning\n"))
+    repository.run("git", "add", "-A")
+
+
+def test_a_new_strategy_is_a_folder_a_section_and_a_line_and_it_composes(extended: Repository) -> None:
+    before = json.loads((extended.path / "reports/timings.json").read_text())
+    add_line(extended)
+    for strategy in ("thinning", "thinning+rastp"):
+        output = extended.run(
+            "dvc", "exp", "run", "-S", f"strategy={strategy}", "-S", "rastp.after_layer=1", "-S", "thinning.share=0.4"
+        )
+        assert stages_run(output)[-3:] == ["train", "evaluate", "track"]
+        timings = json.loads((extended.path / "reports/timings.json").read_text())
+        assert 0.5 < timings["windows_trained"] / before["windows_trained"] < 0.7
+        assert (timings["keep_rate"] < 1) == (strategy == "thinning+rastp")
+        config = json.loads((extended.path / "models/generator/config.json").read_text())
+        assert config["thinning"] == {"share": 0.4}
+
+
+def test_what_is_wrong_with_a_new_strategy_is_told(extended: Repository) -> None:
+    for value, said in (("1.5", "thinning.share is a share"), ("x", "thinning.share is 'x', expected float")):
+        params = extended.path / "params.yaml"
+        params.write_text(params.read_text().replace("share: 0.3", f"share: {value}"))
+        assert said in extended.run("python", "-m", "pipeline", "split", code=1)
+        params.write_text(params.read_text().replace(f"share: {value}", "share: 0.3"))
+    params.write_text(params.read_text().replace("strategy: full", "strategy: skipgr+thinning"))
+    assert "no rule says what the combination would do" in extended.run("python", "-m", "pipeline", "split", code=1)

@@ -1,6 +1,6 @@
 """thinning: a strategy for the tests, which drops a share of the windows of each pass at random.
 
-test_new_strategy.py copies this folder to pipeline/strategies/thinning, as a contributor would write it there.
+test_pipeline.py copies this folder to pipeline/strategies/thinning, as a contributor would write it there.
 """
 
 from dataclasses import dataclass

@@ -4,24 +4,19 @@ import intrr_reference as reference
 import numpy as np
 import pytest
 import torch
+from intrr_world import DIGIT, ITEMS, batches_of, bucket_mates, catalogue, make, pack, step_of
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
-from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
-from pipeline.strategies.base import Sampler, Strategy
 from pipeline.strategies.intrr.config import IntrrConfig
-from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
 from pipeline.strategies.intrr.strategy import RecursiveNetwork
 from pipeline.training.collate import Collator
-from pipeline.training.steps import Step
-from pipeline.training.windows import Windows
 
-ITEMS, DIGIT = 40, 9
 CASES = {
     "the paper's": {},
     "straight through": {"mix": "straight_through"},
@@ -36,57 +31,6 @@ CASES = {
     "on a decoder": {"backbone": "decoder"},
     "on HSTU": {"backbone": "hstu"},
 }
-
-
-def catalogue() -> Catalogue:
-    """40 items in 12 buckets, told apart by a digit."""
-    codes_IL = np.random.default_rng(0).integers(0, (4, 3), (ITEMS, 2))
-    digits_I = [int((codes_IL[:item] == codes_IL[item]).all(1).sum()) for item in range(ITEMS)]
-    return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
-
-
-def make(seed=0, backbone="t5", **settings) -> tuple[Strategy, RecursiveModel]:
-    torch.manual_seed(seed)
-    network = RecursiveNetwork(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
-    config = BackboneConfig(
-        backbone,
-        encoder_layers=2,
-        decoder_layers=2,
-        d_model=8,
-        heads=2,
-        d_head=4,
-        d_ff=16,
-        dropout=0.0,
-        recency_items=3,
-        time_bias=False,
-    )
-    model = network.build(config, catalogue()).double()
-    with torch.no_grad():  # large enough to matter
-        recency = [model.backbone.recency.weight] if backbone == "t5" else []
-        for parameter in (*model.ran.codebooks.parameters(), *recency):
-            parameter.normal_()
-    return Strategy(network, Sampler()), model
-
-
-def step_of(items_N, windows=8, longest=5) -> Step:
-    rng = np.random.default_rng(1)
-    ends_W = rng.integers(longest + 1, len(items_N), windows)
-    weights_W = rng.random(windows).astype(np.float32) * 2
-    return Step(0, 0, Windows(ends_W - rng.integers(1, longest + 1, windows), ends_W), weights_W)
-
-
-def batches_of(strategy, model, parts=1, all_targets=False):
-    """(the step, its parts as batches, its windows as (history, target))."""
-    items_N = np.random.default_rng(2).integers(ITEMS, size=60)
-    step = step_of(items_N)
-    collate = Collator(items_N, model.catalogue.codes_IL, all_targets=all_targets, weigh_items=strategy.network.items)
-    rows = np.array_split(np.arange(len(step.windows)), parts)
-    batches = [collate(step, own, listed=collate.listed(step)) for own in rows]
-    windows = [
-        (items_N[a:b].tolist(), int(items_N[b]))
-        for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)
-    ]
-    return step, batches, windows
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
@@ -185,89 +129,6 @@ def test_the_loss_is_float32_under_autocast():
     assert rounded.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-class TestDecoding:
-    @staticmethod
-    def histories(windows=4):
-        items_N = np.random.default_rng(3).integers(ITEMS, size=20)
-        return [items_N[i : i + 1 + i % 3].tolist() for i in range(windows)]
-
-    @staticmethod
-    def pack(histories):
-        return Histories.pack(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
-
-    @staticmethod
-    @torch.no_grad()
-    def brute_force(model, histories):
-        """[W, I]: each item's log-probability after each history, by the reference."""
-        rows = []
-        for history in histories:
-            state_d = reference.state(model, history)
-            scores = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
-            if model.settings.tie_break == "uid":
-                scores = TestDecoding.by_uid(model, state_d)
-            rows.append(scores)
-        return torch.stack(rows)
-
-    @staticmethod
-    def by_uid(model, state_d):
-        """The bucket's probability, shared among its items by state x vector."""
-        codes_IL, scores = model.catalogue.codes_IL, []
-        products_I = torch.stack([reference.item(model, number)[0] @ state_d for number in range(ITEMS)])
-        for number in range(ITEMS):
-            bucket_I = (codes_IL[:, :-1] == codes_IL[number, :-1]).all(1)
-            distributions = reference.walk(model.ran, state_d, codes_IL[number].tolist())[0]
-            known = sum(p[code].log() for p, code in zip(distributions[:-1], codes_IL[number], strict=False))
-            scores.append(known + products_I[number] - products_I[bucket_I].logsumexp(0))
-        return torch.stack(scores)
-
-    @pytest.mark.parametrize("settings", [{}, {"context": "sum"}, {"tie_break": "uid"}], ids=["paper", "sum", "uid"])
-    def test_a_beam_of_full_width_and_exact_scores_equal_brute_force(self, settings):
-        _, model = make(**settings)
-        model.eval()
-        histories = self.histories()
-        expected_WI = self.brute_force(model, histories)
-        scores_WI = score_catalogue(model, self.pack(histories))
-        torch.testing.assert_close(scores_WI.double(), expected_WI, rtol=1e-5, atol=1e-5)
-        beams = beam_search(model, self.pack(histories), ITEMS)
-        torch.testing.assert_close(
-            beams.scores_WK.double(), expected_WI.sort(1, descending=True).values, rtol=1e-5, atol=1e-5
-        )
-        assert torch.equal(beams.codes_WKL, model.catalogue.codes_IL[beams.items_WK])
-        torch.testing.assert_close(
-            expected_WI.gather(1, beams.items_WK), beams.scores_WK.double(), rtol=1e-5, atol=1e-5
-        )
-
-    @pytest.mark.parametrize("tie_break", ["digit", "uid"])
-    def test_a_narrow_beam_gives_items_their_own_scores(self, tie_break):
-        _, model = make(tie_break=tie_break)
-        packed = self.pack(self.histories(9))
-        beams = beam_search(model.eval(), packed, 5)
-        assert all(len(set(items_K)) == 5 for items_K in beams.items_WK.tolist())
-        torch.testing.assert_close(
-            score_catalogue(model, packed).gather(1, beams.items_WK), beams.scores_WK, rtol=1e-5, atol=1e-5
-        )
-
-    def test_a_free_beam_of_full_width_holds_all_the_probability_and_marks_what_names_no_item(self):
-        _, model = make()
-        beams = beam_search(model.eval(), self.pack(self.histories()), 4 * 3 * DIGIT, constrained=False)
-        torch.testing.assert_close(beams.scores_WK.exp().sum(1), torch.ones(4))
-        assert ((beams.items_WK >= 0).sum(1) == ITEMS).all()
-
-    def test_a_free_beam_by_uid_names_every_item_and_stays_finite(self):
-        _, model = make(tie_break="uid")
-        beams = beam_search(model.eval(), self.pack(self.histories()), 4 * 3 * DIGIT, constrained=False)
-        assert not beams.scores_WK.isnan().any()
-        found_W = [sorted(items_K[items_K >= 0].tolist()) for items_K in beams.items_WK]
-        assert found_W == [list(range(ITEMS))] * 4
-
-    def test_the_backbone_runs_once_whatever_the_beam(self, monkeypatch):
-        _, model = make()
-        calls, read = [], model.backbone.read
-        monkeypatch.setattr(model.backbone, "read", lambda *args: calls.append(args) or read(*args))
-        beam_search(model.eval(), self.pack(self.histories()), 30)
-        assert len(calls) == 1
-
-
 class TestItemVectors:
     def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(self, monkeypatch):
         _, model = make()
@@ -281,7 +142,7 @@ class TestItemVectors:
         model.train()
         with torch.no_grad():
             model.uid.weight.neg_()
-        model.eval().sizes(TestDecoding.pack([[1]]))  # as a recorded search does, which goes on reading the same place
+        model.eval().sizes(pack([[1]]))  # as a recorded search does, which goes on reading the same place
         assert not torch.allclose(kept_Id, before_Id)
         assert model.item_vectors() is kept_Id
         assert len(calls) == 2
@@ -314,12 +175,6 @@ class TestItemVectors:
             torch.testing.assert_close(w, expected.detach())
 
 
-def bucket_mates() -> tuple[int, int]:
-    codes_IL = catalogue().codes_IL
-    second = int(codes_IL[:, -1].argmax())
-    return int((codes_IL[:, :-1] == codes_IL[second, :-1]).all(1).nonzero()[0]), second
-
-
 class TestAblations:
     def test_without_alignment_equals_a_weight_of_zero(self):
         losses = []
@@ -334,9 +189,7 @@ class TestAblations:
             _, (batch,), windows = batches_of(strategy, model.eval())
             batch.weights_W.fill_(1)
             items_N = batch.histories
-            expected = -sum(
-                score_catalogue(model, TestDecoding.pack([history]))[0, number] for history, number in windows
-            )
+            expected = -sum(score_catalogue(model, pack([history]))[0, number] for history, number in windows)
             plain = type(batch)(items_N, batch.targets_W, batch.codes_WL, batch.weights_W)
             assert strategy.loss(model, plain).item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -388,7 +241,7 @@ class TestTheDigit:
         config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
         model = network.build(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
         assert [len(book) for book in model.ran.codebooks] == [4, 3]
-        beams = beam_search(model, TestDecoding.pack([[1, 2], [3]]), ITEMS)
+        beams = beam_search(model, pack([[1, 2], [3]]), ITEMS)
         assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2
         with torch.no_grad():
             state_d = reference.state(model, [3])
