@@ -88,14 +88,11 @@ def write_reports(
         tables, learned: as the strategy's `Report` gives them.
     """
     write_json(reports / "timings.json", timings)
-    write_bytes(reports / "history.csv", csv_of(history))
-    write_bytes(reports / "kept_by_level.csv", csv_of(kept.by_level()))
-    write_bytes(reports / "kept_by_position.csv", csv_of(kept.by_position()))
-    write_bytes(reports / "passes.csv", csv_of(tables["passes"]))
+    shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
+    skipped = {f"skipped/{name}": rows for name, rows in tables.items() if name != "passes"}
     shutil.rmtree(reports / "skipped", ignore_errors=True)  # it holds nothing of an earlier run
-    for name, rows in tables.items():
-        if name != "passes":
-            write_bytes(reports / "skipped" / f"{name}.csv", csv_of(rows))
+    for name, rows in {**shown, "passes": tables["passes"], **skipped}.items():
+        write_bytes(reports / f"{name}.csv", csv_of(rows))
     if learned:
         write_tensors(reports / "skipped" / "store.safetensors", learned)
 
