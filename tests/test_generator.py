@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from pipeline.backbones import build_backbone
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
+from pipeline.decoding.ranking import generate
 from pipeline.errors import UserError
 from pipeline.generator import load_generator, save_generator
 
@@ -127,3 +129,16 @@ def test_files_that_do_not_belong_together_are_refused(saved, change):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="dvc checkout"):
         load_generator(folder)
+
+
+@pytest.mark.parametrize("name", ["rastp+skipgr", "intrr", "hstu"])
+def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, root):
+    """Trained, and asked, at commit ab439d4."""
+    folder = root / "tests/golden/generators" / name
+    loaded, expected = load_generator(folder), json.loads((folder / "expected.json").read_text())
+    times = np.arange(6) * 1000 if loaded.model.wants_times else None
+    items, offsets = np.array([3, 4, 5, 17, 18, 30]), np.array([0, 3, 5, 6])
+    outputs = generate(loaded.model, items, offsets, beam=5, times=times)
+    assert outputs.items_WK.tolist() == expected["items"]
+    np.testing.assert_allclose(outputs.scores_WK, expected["scores"], atol=1e-4)
+    assert (loaded.unseen is None) == (name != "rastp+skipgr")
