@@ -78,8 +78,12 @@ class Params:
             raise ValueError("seed must be 0 or more")
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
+def load_params(path: Path = Path("params.yaml"), *, complete: bool = False) -> Params:
     """Read and check the whole file.
+
+    Args:
+        complete: a key that the file lacks is an error too. DVC reads parameters from the file and knows no defaults:
+            it stops at a stage whose parameter is missing when it has removed what the stage wrote.
 
     Raises:
         UserError: the file is missing, is no YAML mapping, or holds unknown keys or bad values (all are listed).
@@ -96,7 +100,23 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}", fix=RESTORE) from None
-    return build_params(raw, str(path))
+    params = build_params(raw, str(path))
+    if complete and (missing := _missing(raw or {}, params)):
+        raise UserError("\n".join(missing), f"DVC reads every parameter from {path}", "add it, then `dvc repro`")
+    return params
+
+
+def _missing(raw: Mapping[str, Any], params: Params) -> list[str]:
+    """A line for each section or key of params.yaml that `raw` lacks, with its default."""
+    lines = []
+    for name, value in params_to_dict(params).items():
+        if name not in raw:
+            shown = yaml.safe_dump({name: value}, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
+            lines.append(f"missing key '{name}'; its default: {shown}")
+        elif dataclasses.is_dataclass(_types_of(Params)[name]):
+            lacking = [key for key in value if key not in raw[name]]
+            lines += [f"missing key '{name}.{key}'; its default: {value[key]!r}" for key in lacking]
+    return lines
 
 
 def build_params(raw: Any, source: str = "params.yaml") -> Params:

@@ -33,7 +33,7 @@ class Generator:
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
     config: dict[str, Any]  # backbone, widths, digit, and what training added
-    unseen: EvalSkips | None = None  # of the splits that it was trained on
+    eval_skips: EvalSkips | None = None  # of the splits that it was trained on
 
 
 def save_generator(
@@ -42,7 +42,7 @@ def save_generator(
     catalogue: Catalogue,
     items_frame: pd.DataFrame,
     config: dict[str, Any],
-    unseen: EvalSkips | None = None,
+    eval_skips: EvalSkips | None = None,
 ) -> None:
     """Write the folder; equal weights give equal bytes.
 
@@ -50,7 +50,7 @@ def save_generator(
         items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
-        unseen: what the strategy evaluates the model without (`Sampler.eval_skips`).
+        eval_skips: what the strategy evaluates the model without (`Sampler.eval_skips`).
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
@@ -66,8 +66,8 @@ def save_generator(
         },
     )
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
-    if unseen is not None:
-        write_tensors(folder / SKIPS, {"skip": unseen.skip_ML})
+    if eval_skips is not None:
+        write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -87,14 +87,16 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         model = network.build(backbone, catalogue)
         model.load_state_dict(weights)
         rule = chosen.eval_rule(Traits.of(network, backbone, catalogue))
-        unseen = rule(_read_skips(folder, catalogue.levels)) if rule else None
+        if rule is None and (folder / SKIPS).exists():
+            raise ValueError(f"{SKIPS} is there, and strategy {chosen.text} has no `eval_rule` that reads it")
+        eval_skips = rule(_read_skips(folder, catalogue.levels)) if rule else None
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} cannot be loaded: {error}",
             "its files are damaged or come from different runs or versions",
             "run `dvc checkout`, or `dvc repro` to train again",
         ) from None
-    return Generator(model.to(device).eval(), catalogue, items, config, unseen)
+    return Generator(model.to(device).eval(), catalogue, items, config, eval_skips)
 
 
 def _read_skips(folder: Path, levels: int) -> np.ndarray:

@@ -141,4 +141,11 @@ def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, ro
     outputs = generate(loaded.model, items, offsets, beam=5, times=times)
     assert outputs.items_WK.tolist() == expected["items"]
     np.testing.assert_allclose(outputs.scores_WK, expected["scores"], atol=1e-4)
-    assert (loaded.unseen is None) == (name != "rastp+skipgr")
+    assert (loaded.eval_skips is None) == (name != "rastp+skipgr")
+
+
+def test_skips_that_no_strategy_reads_are_refused(saved):
+    _, folder = saved
+    (folder / "skips.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="strategy full has no `eval_rule` that reads it"):
+        load_generator(folder)

@@ -31,7 +31,9 @@ def check() -> None:
 
       dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
     """
-    params = _params()
+    from pipeline.config import load_params
+
+    params = load_params(complete=True)
     from pipeline.check.stage import run
 
     run(params)

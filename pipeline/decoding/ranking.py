@@ -124,11 +124,11 @@ class Ranker:
         self.batches = [rows[i : i + batch_users] for i in range(0, len(rows), batch_users)]
         self._search: Search | None = None
 
-    def rank(self, model: Backbone, progress: "Progress | None" = None, unseen: EvalSkips | None = None) -> Ranking:
+    def rank(self, model: Backbone, progress: "Progress | None" = None, eval_skips: EvalSkips | None = None) -> Ranking:
         """The model is put into evaluation mode for the while and left in the mode it was in.
 
         Args:
-            unseen: what the model does not see of the histories; `filter_seen` goes by the whole ones.
+            eval_skips: what the model does not see of the histories; `filter_seen` goes by the whole ones.
         """
         ranks_U, bucket_ranks_U = np.zeros_like(self.positions_U), np.zeros_like(self.positions_U)
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
@@ -136,7 +136,7 @@ class Ranker:
         with evaluating(model):
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
-                outputs = self._generate(model, index, offsets, unseen)
+                outputs = self._generate(model, index, offsets, eval_skips)
                 ranks_U[rows], bucket_ranks_U[rows] = places(
                     outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels
                 )
@@ -146,7 +146,9 @@ class Ranker:
                     progress.update(len(rows))
         return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
 
-    def _generate(self, model: Backbone, index: np.ndarray, offsets: np.ndarray, unseen: EvalSkips | None) -> Outputs:
+    def _generate(
+        self, model: Backbone, index: np.ndarray, offsets: np.ndarray, eval_skips: EvalSkips | None
+    ) -> Outputs:
         return generate(
             model,
             self.items_N[index],
@@ -155,9 +157,9 @@ class Ranker:
             decoding=self.decoding,
             drop_seen=self.drop_seen,
             # What is left of a batch changes with the table of skips, and with it the shapes: nothing to record.
-            search=self._recorded(model) if unseen is None else None,
+            search=self._recorded(model) if eval_skips is None else None,
             times=self.times_N[index] if model.wants_times else None,
-            kept=None if unseen is None else unseen.kept(self.index_N[index], offsets),
+            kept=None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets),
         )
 
     def _recorded(self, model: Backbone) -> Search | None:
@@ -180,11 +182,11 @@ def rank_targets(
     part: str,
     *,
     progress: "Progress | None" = None,
-    unseen: EvalSkips | None = None,
+    eval_skips: EvalSkips | None = None,
     **options: Any,
 ) -> Ranking:
     """`Ranker` for one model; options are its own."""
-    return Ranker(catalogue, splits, part, **options).rank(model, progress, unseen)
+    return Ranker(catalogue, splits, part, **options).rank(model, progress, eval_skips)
 
 
 @torch.no_grad()

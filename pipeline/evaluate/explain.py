@@ -55,7 +55,10 @@ def explain(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
-    return loaded, weights_of(loaded, items) or _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
+    weights = weights_of(loaded, items)
+    if weights is not None:
+        return loaded, weights
+    return loaded, _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
 
 
 def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None) -> list[ItemTokens]:
@@ -66,11 +69,11 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
     return [ItemTokens(*named, kept) for named, kept in zip(_named(loaded, items), kept_NS.tolist(), strict=True)]
 
 
-def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights]:
-    """Rows for item ids; none of a model whose histories hold the codes themselves."""
+def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights] | None:
+    """Rows for item ids; None of a model whose histories hold the codes themselves."""
     shares = loaded.model.code_shares(torch.from_numpy(items.astype(np.int64)))
     if shares is None:
-        return []
+        return None
     return [
         ItemWeights(*named, [level[row].tolist() for level in shares])
         for row, named in enumerate(_named(loaded, items))

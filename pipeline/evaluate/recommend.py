@@ -134,5 +134,5 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
     first, end = log.offsets[index], log.offsets[index + 1]
     own = np.arange(max(first, end - int(loaded.config["max_history"])), end)
     times = np.asarray(log.timestamps_N)[own] if loaded.model.wants_times else None
-    kept = loaded.unseen.kept(own, np.array([0, len(own)])) if loaded.unseen else None
+    kept = loaded.eval_skips.kept(own, np.array([0, len(own)])) if loaded.eval_skips else None
     return History(np.asarray(log.items_N)[own], times, kept)

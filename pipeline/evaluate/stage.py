@@ -171,7 +171,7 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             users=own_U,
             batch_users=config.batch_users,
             progress=progress,
-            unseen=generator.unseen,
+            eval_skips=generator.eval_skips,
         )
     ranks_U, bucket_ranks_U, lengths_U = (
         world.gather(values_U, len(users_U), device)

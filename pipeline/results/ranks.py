@@ -120,7 +120,7 @@ def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folde
         what = f"{folder} knows {known:,} items, {splits_folder} has {splits.summary['items']:,}"
     elif generator.config["fingerprints"]["splits"] != fingerprint(splits_folder):
         what = f"{folder} was trained on other splits than those in {splits_folder}"
-    elif generator.unseen is not None and len(generator.unseen.skip_ML) != len(splits.items_N):
+    elif generator.eval_skips is not None and len(generator.eval_skips.skip_ML) != len(splits.items_N):
         what = f"{folder} skips interactions of other splits than those in {splits_folder}"
     else:
         return

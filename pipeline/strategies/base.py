@@ -1,4 +1,4 @@
-"""The two parts of a strategy, and plain training, which is what happens where a strategy changes nothing.
+"""The parts of a strategy, and plain training, which is what happens where a strategy changes nothing.
 
 A `Network` says what is trained, a `Sampler` which windows and tokens of a pass are computed and how they count, and a
 `Report` what is told of it afterwards. A `Strategy` is a pair of a network and a sampler. No part knows of files,

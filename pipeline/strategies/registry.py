@@ -92,14 +92,15 @@ def choose(text: str, sections: Mapping[str, Any]) -> Chosen:
             looked at.
 
     Raises:
-        ValueError: as `parse`.
+        ValueError: as `parse`; or a section is neither of the two.
     """
-    found = tuple(specs()[name] for name in parse(text))
-    settings = {}
+    found, settings = tuple(specs()[name] for name in parse(text)), {}
     for spec in found:
         if spec.settings is not None:
             section = sections[spec.name]
             settings[spec.name] = spec.settings(**section) if isinstance(section, Mapping) else section
+            if not isinstance(settings[spec.name], spec.settings):
+                raise ValueError(f"{spec.name} must be a mapping of names to values, found {section!r}")
     return Chosen(text, found, settings)
 
 
@@ -109,12 +110,12 @@ def parse(text: str) -> tuple[str, ...]:
     Raises:
         ValueError: an unknown name, a repeated one, or a combination that means nothing.
     """
-    names, known = text.split("+"), specs()
-    if reason := _refusal(known[name] for name in names if name in known):
-        raise ValueError(f"strategy '{text}' cannot be combined: {reason}")
+    names, known = str(text).split("+"), specs()
     for name in names:
         if name not in known:
             raise ValueError(f"strategy '{name}' is not known, {nearest(name, known)}")
+    if reason := _refusal(known[name] for name in names):
+        raise ValueError(f"strategy '{text}' cannot be combined: {reason}")
     if len(set(names)) < len(names):
         raise ValueError(f"strategy '{text}' names one strategy twice")
     if len(names) > 1 and FULL.name in names:

@@ -44,16 +44,7 @@ def trainer_of(
     torch.manual_seed(recipe.seed)
     model = network.build(recipe.backbone, catalogue)
     network.start_from(model, sids.codebooks)
-    times_N = np.asarray(splits.timestamps_N) if recipe.backbone.wants_times else None
-    collator = Collator(
-        np.asarray(splits.items_N),
-        catalogue.codes_IL,
-        times_N=times_N,
-        pad_to=recipe.pad_to,
-        longest=splits.max_history,
-        all_targets=recipe.all_targets,
-        weigh_items=network.items,
-    )
+    collator = recipe.collator(splits, catalogue.codes_IL, network)
     feed = _feed(recipe, splits, collator, world)
     traits = Traits.of(network, recipe.backbone, catalogue)
     strategy = Strategy(network, recipe.chosen.sampler(_course(recipe, splits, feed, world), traits))

@@ -13,7 +13,6 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.strategies.base import Sampler, Strategy
 from pipeline.train.recipe import Recipe
-from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -34,15 +33,7 @@ def flops_per_window(recipe: Recipe, splits: Splits, sids: Sids, windows: Window
     if network.items == "unlisted":
         fitting = int((np.cumsum(windows.lengths_W**2) <= SQUARES).sum())
         windows = windows[: max(1, min(fitting, WINDOWS))]
-    collate = Collator(
-        np.asarray(splits.items_N),
-        catalogue.codes_IL,
-        times_N=np.asarray(splits.timestamps_N) if recipe.backbone.wants_times else None,
-        pad_to=recipe.pad_to,
-        longest=splits.max_history,
-        all_targets=recipe.all_targets,
-        weigh_items=network.items,
-    )
+    collate = recipe.collator(splits, catalogue.codes_IL, network)
     step = Step(0, len(windows), windows, np.ones(len(windows), np.float32))
     batch = collate(step, np.arange(len(windows)), listed=collate.listed(step))
     with FlopCounterMode(display=False) as counter:

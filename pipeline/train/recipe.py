@@ -5,11 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from torch import Tensor
+
 from pipeline import __version__
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.errors import UserError
+from pipeline.strategies.base import Network
 from pipeline.strategies.registry import Chosen, choose
+from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
@@ -82,6 +87,18 @@ class Recipe:
     def all_targets(self) -> bool:
         """Whether every item of a window but the first is a target too."""
         return self.config.targets == "all"
+
+    def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
+        """What makes batches of the splits' windows on the device of the catalogue's codes."""
+        return Collator(
+            np.asarray(splits.items_N),
+            codes_IL,
+            times_N=np.asarray(splits.timestamps_N) if self.backbone.wants_times else None,
+            pad_to=self.pad_to,
+            longest=splits.max_history,
+            all_targets=self.all_targets,
+            weigh_items=network.items,
+        )
 
     def influences(self) -> dict[str, Any]:
         """Every parameter that shapes the result of training, as plain values."""

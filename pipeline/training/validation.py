@@ -11,10 +11,10 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.ranking import Ranker, evaluating, histories_of
+from pipeline.decoding.ranking import Ranker, histories_of
 from pipeline.distributed import World
 from pipeline.metrics import summarise
-from pipeline.packing.backbone import Backbone
+from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips
@@ -58,10 +58,12 @@ class Validation:
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
 
-    def _batches(self, unseen: EvalSkips | None) -> list[Batch]:
+    def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
         """This process's share of the batches."""
         windows, size = self._windows, BATCH[self.device.type]
-        step = Step(0, 0, windows, np.ones(len(windows), np.float32), self._selected(unseen) if unseen else None)
+        step = Step(
+            0, 0, windows, np.ones(len(windows), np.float32), self._selected(eval_skips) if eval_skips else None
+        )
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         times_N = np.asarray(self.splits.timestamps_N) if self.times else None
         collate = Collator(np.asarray(self.splits.items_N), self.catalogue.codes_IL, times_N=times_N)
@@ -69,19 +71,19 @@ class Validation:
         # All of a target counts, and nothing is learned of it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 
-    def _selected(self, unseen: EvalSkips) -> Selected:
+    def _selected(self, eval_skips: EvalSkips) -> Selected:
         index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
-        kept, levels = unseen.kept(index_N, offsets), self.catalogue.levels
+        kept, levels = eval_skips.kept(index_N, offsets), self.catalogue.levels
         return Selected(
             np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
         )
 
     def measure(self, model: Backbone) -> dict[str, float]:
         """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
-        unseen = self.strategy.sampler.eval_skips()
-        batches = self._batches(unseen) if unseen else self.batches
+        eval_skips = self.strategy.sampler.eval_skips()
+        batches = self._batches(eval_skips) if eval_skips else self.batches
         with evaluating(model):
-            return {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, unseen))}
+            return {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, eval_skips))}
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
@@ -90,6 +92,6 @@ class Validation:
             total += self.strategy.loss(model, batch)
         return float(self.world.sum(total)) / self.windows
 
-    def _ranks(self, model: Backbone, unseen: EvalSkips | None) -> np.ndarray:
-        own_U = self.ranker.rank(model, unseen=unseen).ranks_U
+    def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
+        own_U = self.ranker.rank(model, eval_skips=eval_skips).ranks_U
         return self.world.gather(own_U, len(self.users_U), self.device)

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.check.stage import run
-from pipeline.config import Params, build_params
+from pipeline.config import Params, build_params, load_params
+from pipeline.errors import UserError
 
 HEAVY = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "duckdb", "sklearn", "scipy", "transformers")
 
@@ -26,6 +28,7 @@ def test_it_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_command_loads_nothing_heavy(root: Path, tmp_path: Path) -> None:
     """It runs at every change of a value, so it has to answer at once."""
     (tmp_path / "params.yaml").write_text((root / "params.yaml").read_text())
+    (tmp_path / "data/demo").mkdir(parents=True)
     code = (
         "import sys; from pipeline.cli import app\n"
         "try: app(['check'])\n"
@@ -35,3 +38,39 @@ def test_the_command_loads_nothing_heavy(root: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
     assert done.stdout.splitlines()[1:] == ["[]"], done.stderr
+
+
+@pytest.mark.parametrize("key", ["ingest.path", "embed.path", "embed.images"])
+def test_a_path_that_is_not_there_is_told(key: str, tmp_path: Path) -> None:
+    section, name = key.split(".")
+    with pytest.raises(UserError, match=f"{key} nowhere/at/all is not here"):
+        run(build_params({section: {name: "nowhere/at/all"}}), output=tmp_path / "checked.txt")
+    assert not (tmp_path / "checked.txt").exists()
+
+
+def test_a_link_into_a_cache_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "cached").write_text("of DVC's cache")
+    (tmp_path / "checked.txt").symlink_to(tmp_path / "cached")
+    run(Params(), output=tmp_path / "checked.txt")
+    assert (tmp_path / "cached").read_text() == "of DVC's cache"
+    assert not (tmp_path / "checked.txt").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("removed", "said"),
+    [
+        ("intrr", "missing key 'intrr'; its default: intrr: {uid_dim: 0"),
+        ("train.device", "'train.device'; its default: 'auto'"),
+    ],
+)
+def test_a_key_that_dvc_would_miss_is_told(removed: str, said: str, root: Path, tmp_path: Path) -> None:
+    """DVC knows no defaults: it would stop at the stage that reads the key, when its outputs are gone."""
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    section, *key = removed.split(".")
+    del (raw[section] if key else raw)[key[0] if key else section]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    load_params(tmp_path / "params.yaml")
+    with pytest.raises(UserError) as refused:
+        load_params(tmp_path / "params.yaml", complete=True)
+    assert said in str(refused.value)
+    assert load_params(root / "params.yaml", complete=True) == load_params(root / "params.yaml")

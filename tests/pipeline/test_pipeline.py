@@ -123,6 +123,22 @@ def test_a_bad_value_is_told_before_anything_is_removed(repository: Repository) 
     assert repository.files() == before
 
 
+def test_a_missing_key_and_a_path_that_is_not_there_remove_nothing(repository: Repository) -> None:
+    params, before = repository.path / "params.yaml", repository.files()
+    text = params.read_text()
+    for line, instead, said in (
+        ("  device: auto\n", "", "error: missing key 'train.device'; its default: 'auto'"),
+        ("  path: data/demo\n", "  path: data/demos\n", "error: ingest.path data/demos is not here"),
+    ):
+        assert text.count(line) == 1
+        params.write_text(text.replace(line, instead))
+        shown = repository.run("dvc", "repro", code=255)
+        assert said in shown
+        assert stages_run(shown) == ["check"]
+        assert repository.files() == before
+    params.write_text(text)
+
+
 def test_after_an_unknown_key_a_mended_value_runs_only_the_check_and_what_reads_it(repository: Repository) -> None:
     params, before = repository.path / "params.yaml", repository.files()
     params.write_text(params.read_text().replace("log_model: true", "log_modle: false"))

@@ -68,6 +68,18 @@ def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> Non
     assert isinstance(chosen.network(), Network)
 
 
+@pytest.mark.parametrize("name", specs())
+def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None:
+    chosen = choose(name, {name: settings() for name, settings in settings_types().items()})
+    assert chosen.network().whole_items == (chosen.tokens_per_item(3, True) == 1)
+
+
+@pytest.mark.parametrize(("text", "section"), [("rastp", None), ("rastp", [1]), (3, {}), (None, {})])
+def test_what_is_no_strategy_or_no_section_is_a_value_error(text, section) -> None:
+    with pytest.raises(ValueError, match=r"must be a mapping|is not known"):
+        choose(text, {"rastp": section})
+
+
 def test_what_composes_is_a_network_and_a_sampler() -> None:
     """Nothing can then be forgotten by one strategy of what the other changes: neither wraps the other."""
     for spec in specs().values():

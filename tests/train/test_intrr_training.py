@@ -91,9 +91,9 @@ def test_every_way_of_decoding_works_on_a_loaded_model(world: TinyWorld) -> None
     np.testing.assert_allclose(found[0].scores_WK, found[1].scores_WK, atol=1e-4)
     free = generate(loaded.model, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
     assert ((free.items_WK >= 0).sum(1) == 40).all()
-    unseen = generate(loaded.model, items, offsets, beam=10, drop_seen=6)
+    eval_skips = generate(loaded.model, items, offsets, beam=10, drop_seen=6)
     for row, (first, last) in enumerate(itertools.pairwise(offsets)):
-        assert not set(unseen.items_WK[row]) & set(items[first:last].tolist())
+        assert not set(eval_skips.items_WK[row]) & set(items[first:last].tolist())
 
 
 def test_what_is_counted_is_one_token_per_item(world: TinyWorld) -> None:

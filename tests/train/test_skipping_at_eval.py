@@ -86,14 +86,14 @@ def test_the_evaluation_is_that_of_histories_cut_by_hand(world: TinyWorld, kind:
         params, splits=world.folder / "splits", generator=world.folder / "run" / "generator", reports=reports(world)
     )
     found, loaded = pd.read_parquet(reports(world) / "ranks.parquet"), load(world)
-    assert loaded.unseen is not None
+    assert loaded.eval_skips is not None
     users, positions = world.splits.targets("test")
     differ = 0
     for user, end, rank in zip(users, positions, found["rank"], strict=True):
         target = int(world.splits.items_N[end])
-        left = cut(world, loaded.unseen.skip_ML, user, end)
+        left = cut(world, loaded.eval_skips.skip_ML, user, end)
         assert rank == slow_rank(slow_scores(world, loaded, left, kind), target, params.evaluate.beam)
-        whole = cut(world, np.zeros_like(loaded.unseen.skip_ML), user, end)
+        whole = cut(world, np.zeros_like(loaded.eval_skips.skip_ML), user, end)
         differ += whole != left
     assert differ > 10
     assert found["history_length"].max() == MAX_HISTORY  # before anything is skipped
@@ -112,9 +112,13 @@ def test_beams_skip_as_exact_scores_do(world: TinyWorld) -> None:
                 beam=40,
                 decoding=decoding,
                 filter_seen=filter_seen,
-                unseen=unseen,
+                eval_skips=eval_skips,
             ).ranks_U
-            for decoding, unseen in (("constrained", loaded.unseen), ("exact", loaded.unseen), ("exact", None))
+            for decoding, eval_skips in (
+                ("constrained", loaded.eval_skips),
+                ("exact", loaded.eval_skips),
+                ("exact", None),
+            )
         )
         np.testing.assert_array_equal(beam, exact)
         assert not np.array_equal(exact, whole)
@@ -143,9 +147,9 @@ def test_validation_is_that_of_histories_cut_by_hand(
     measure = Validation.measure
 
     def noting(self: Validation, model: nn.Module) -> dict[str, float]:
-        unseen = self.strategy.sampler.eval_skips()
-        assert unseen is not None
-        tables.append(unseen.skip_ML)
+        eval_skips = self.strategy.sampler.eval_skips()
+        assert eval_skips is not None
+        tables.append(eval_skips.skip_ML)
         return measure(self, model)
 
     monkeypatch.setattr(Validation, "measure", noting)
@@ -178,9 +182,9 @@ def test_without_it_nothing_is_written_and_an_earlier_table_goes(world: TinyWorl
     assert "skips.safetensors" in world.written()
     world.train(skipping(at_eval=False))
     assert "skips.safetensors" not in world.written()
-    assert load(world).unseen is None
+    assert load(world).eval_skips is None
     world.train(skipping(token_ratio=0.0))  # skips sequences alone
-    assert load(world).unseen is None
+    assert load(world).eval_skips is None
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,9 +193,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monke
     interrupt(world, params, 14, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
-    unseen = load(world, "stopped").unseen
-    assert unseen is not None
-    assert unseen.skip_ML.any()  # though the last pass skips nothing
+    eval_skips = load(world, "stopped").eval_skips
+    assert eval_skips is not None
+    assert eval_skips.skip_ML.any()  # though the last pass skips nothing
 
 
 @pytest.mark.parametrize("kind", ["tokens", "items"])
@@ -210,12 +214,12 @@ def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWo
         "generator": world.folder / "run" / "generator",
         "reports": reports(world),
     }
-    assert loaded.unseen is not None
+    assert loaded.eval_skips is not None
     differ = 0
     for user in range(12):
         first, end = int(splits.offsets[user]), int(splits.offsets[user + 1])
-        left = cut(world, loaded.unseen.skip_ML, user, end)
-        whole = cut(world, np.zeros_like(loaded.unseen.skip_ML), user, end)
+        left = cut(world, loaded.eval_skips.skip_ML, user, end)
+        whole = cut(world, np.zeros_like(loaded.eval_skips.skip_ML), user, end)
         shown = recommend(user=f"u{user}", k=40, **folders)
         listed = recommend(history=[f"B{item:03d}" for item in splits.items_N[first:end]], k=40, **folders)
         for found, expected in ((shown, left), (listed, whole)):

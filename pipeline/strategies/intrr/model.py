@@ -191,7 +191,11 @@ class RecursiveModel(Backbone):
     @torch.no_grad()
     def code_shares(self, items_U: Tensor) -> list[Tensor]:
         """How items distribute themselves over the codes of each level: L tensors [U, V], rows sum to 1."""
-        return [logits_UV.softmax(-1) for logits_UV in self._redistribute(items_U)[1]]
+        logits = self._redistribute(items_U)[1]
+        if not logits:  # nothing is redistributed: an item is its own codes
+            codes_UL, widths = self.catalogue.codes_IL[items_U], self.catalogue.widths
+            return [F.one_hot(codes_UL[:, level], width).float() for level, width in enumerate(widths)]
+        return [logits_UV.softmax(-1) for logits_UV in logits]
 
     def begin(self, histories: Histories) -> Walk:
         """Run the backbone, once for all levels and beams."""

@@ -152,7 +152,6 @@ class Journal:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "seconds": self.seconds,
             "rows": self.rows,
             "histograms": self.histograms,
             "by_level": torch.from_numpy(self.by_level),
@@ -160,7 +159,6 @@ class Journal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.seconds = state["seconds"]
         self.rows, self.histograms = state["rows"], state["histograms"]
         self.by_level = state["by_level"].cpu().numpy()
         self.by_bin = {name: counts.cpu().numpy() for name, counts in state["by_bin"].items()}

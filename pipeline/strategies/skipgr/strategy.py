@@ -207,12 +207,14 @@ class SkippingSampler(Sampler):
             "scores": torch.from_numpy(self.store.merge()),
             "snapshot": torch.from_numpy(self.snapshot),
             "pass_index": self.pass_index,
+            "seconds": self.journal.seconds,
             "journal": self.journal.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load(state["scores"])
         self.snapshot, self.pass_index = state["snapshot"].cpu().numpy(), state["pass_index"]
+        self.journal.seconds = state["seconds"]
         self.journal.load_state_dict(state["journal"])
 
     @property

@@ -174,6 +174,12 @@ class TestItemVectors:
             expected = torch.stack([reference.walk(model.ran, model.uid.weight[i])[0][level] for i in range(ITEMS)])
             torch.testing.assert_close(w, expected.detach())
 
+    def test_without_redistribution_they_are_the_items_own_codes(self):
+        _, model = make(ablation="no_redistribution", alignment=0.0)
+        for level, w in enumerate(model.eval().code_shares(torch.arange(ITEMS))):
+            assert w.argmax(1).tolist() == model.catalogue.codes_IL[:, level].tolist()
+            assert w.sum(1).tolist() == [1] * ITEMS
+
 
 class TestAblations:
     def test_without_alignment_equals_a_weight_of_zero(self):

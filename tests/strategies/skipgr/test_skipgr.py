@@ -300,6 +300,18 @@ class TestEveryItemATarget:
             np.testing.assert_allclose(scores_NL, before, atol=1e-4)
 
 
+def test_a_checkpoint_holds_what_it_always_held() -> None:
+    """One that an earlier version wrote is resumed. It has more: the state of a strategy inside."""
+    toy, other = Toy(SkipgrConfig()), Toy(SkipgrConfig())
+    toy.batch(0)
+    state = toy.sampler.state_dict()
+    assert set(state) == {"scores", "snapshot", "pass_index", "seconds", "journal"}
+    assert set(state["journal"]) == {"rows", "histograms", "by_level", "by_bin"}
+    other.sampler.load_state_dict({**state, "seconds": 3.0, "inner": {}})
+    assert other.sampler.pass_index == 0
+    assert other.sampler.report.figures()["bookkeeping_seconds"] == 3.0
+
+
 class TestComposition:
     def test_ratios_of_0_are_the_strategy_inside(self) -> None:
         sections = {"skipgr": SkipgrConfig(token_ratio=0.0, sequence_ratio=0.0), "rastp": RastpConfig()}
