@@ -36,6 +36,7 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import Search
+from pipeline.machine import wait_for
 from pipeline.packing.histories import slices
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Sampler, Strategy
@@ -229,17 +230,13 @@ def measure_latency(name: str, network: str, world: World, windows: int, beam: i
 def timed(work: Callable[[int], Any], count: int, device: torch.device, warm: int) -> float:
     """Mean seconds of one call, after some that do not count."""
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for i in range(warm):
         work(i)
-    wait()
+    wait_for(device)
     began = time.perf_counter()
     for i in range(count):
         work(i)
-    wait()
+    wait_for(device)
     return (time.perf_counter() - began) / count
 
 

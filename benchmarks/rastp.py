@@ -27,6 +27,7 @@ from training import TIGER
 from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
+from pipeline.machine import wait_for
 from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Network, Sampler, Strategy
 from pipeline.strategies.rastp.config import RastpConfig
@@ -142,17 +143,13 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
 def _timed(work: object, numbers: range, device: torch.device, warm: int = 1) -> float:
     """Mean seconds of one call, after some that do not count."""
 
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     for number in range(warm):
         work(number % len(numbers))  # type: ignore[operator]
-    wait()
+    wait_for(device)
     began = time.perf_counter()
     for number in numbers:
         work(number)  # type: ignore[operator]
-    wait()
+    wait_for(device)
     return (time.perf_counter() - began) / len(numbers)
 
 

@@ -28,7 +28,7 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
-from pipeline.machine import pick_device
+from pipeline.machine import pick_device, wait_for
 from pipeline.strategies.base import Course, Network, Sampler, Strategy, Traits
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.strategy import SkippingSampler
@@ -125,19 +125,15 @@ class Bench:
             done.append(step)
         return done
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def measure(self) -> Measured:
         """Warm up, then time passes."""
         for number in range(WARM):
             self.run(number)
         before = self.sampler.report.figures().get("bookkeeping_seconds", 0.0)
-        self.wait()
+        wait_for(self.device)
         began = time.perf_counter()
         passes = [self.run(WARM + number) for number in range(self.args.passes)]
-        self.wait()
+        wait_for(self.device)
         seconds = time.perf_counter() - began
         decided = self.sampler.report.figures().get("bookkeeping_seconds", 0.0) - before
         steps = [step for done in passes for step in done]
@@ -166,11 +162,11 @@ class Bench:
             work = OptimizerStep(self.train, self.model, strategy).gradients
             for _ in range(4):
                 work(batch, share)
-            self.wait()
+            wait_for(self.device)
             began = time.perf_counter()
             for _ in range(self.args.repeats):
                 work(batch, share)
-            self.wait()
+            wait_for(self.device)
             return (time.perf_counter() - began) / self.args.repeats
 
         return max(timed(self.strategy) - timed(Strategy(self.strategy.network, Sampler())), 0.0)

@@ -26,7 +26,7 @@ import torch
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
-from pipeline.machine import PEAKS, peak_memory_gib, pick_device
+from pipeline.machine import PEAKS, peak_memory_gib, pick_device, wait_for
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Sampler, Strategy
 from pipeline.strategies.registry import choose
@@ -151,12 +151,12 @@ def measure(
     began = time.perf_counter()
     for _ in range(4):
         train()
-    _wait(device)
+    wait_for(device)
     warm = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(count):
         train()
-    _wait(device)
+    wait_for(device)
     rate = size * count / (time.perf_counter() - began)
     if profile:
         _profile(train)
@@ -165,11 +165,6 @@ def measure(
     flops = 3 * rate * forward_flops(TIGER, catalogue.widths, lengths) if strategy == "full" else None
     name = f"{strategy}, {config.batching}, {size} a step" + ", fed" * fed
     return Row(name, rate, rate * lengths.mean() * per_item, flops, memory, warm)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def _profile(train: Callable[[], None]) -> None:

@@ -77,6 +77,14 @@ class Params:
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
 
+    def plain(self) -> dict[str, Any]:
+        """Every section and key as plain YAML values, laid out as params.yaml is."""
+        members = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        laid_out: dict[str, Any] = {}
+        for name, value in members.items():
+            laid_out |= value if name == "strategies" else {name: value}
+        return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in laid_out.items()}
+
 
 def load_params(path: Path = Path("params.yaml"), *, complete: bool = False) -> Params:
     """Read and check the whole file.
@@ -109,7 +117,7 @@ def load_params(path: Path = Path("params.yaml"), *, complete: bool = False) -> 
 def _missing(raw: Mapping[str, Any], params: Params) -> list[str]:
     """A line for each section or key of params.yaml that `raw` lacks, with its default."""
     lines = []
-    for name, value in params_to_dict(params).items():
+    for name, value in params.plain().items():
         if name not in raw:
             shown = yaml.safe_dump({name: value}, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
             lines.append(f"missing key '{name}'; its default: {shown}")
@@ -132,18 +140,10 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
     return params
 
 
-def params_to_dict(params: Any) -> dict[str, Any]:
-    """The dataclass tree as plain YAML values, laid out as params.yaml is."""
-    plain: dict[str, Any] = {}
-    for f in dataclasses.fields(params):
-        value = getattr(params, f.name)
-        if isinstance(params, Params) and f.name == "strategies":
-            plain |= {name: params_to_dict(section) for name, section in value.items()}
-        elif dataclasses.is_dataclass(value):
-            plain[f.name] = params_to_dict(value)
-        else:
-            plain[f.name] = list(value) if isinstance(value, tuple) else value
-    return plain
+def _plain(section: Any) -> dict[str, Any]:
+    """The keys of a section as plain YAML values."""
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:

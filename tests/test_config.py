@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from pipeline.config import Params, build_params, load_params, params_to_dict
+from pipeline.config import Params, build_params, load_params
 from pipeline.errors import UserError
 
 
@@ -180,7 +180,7 @@ def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, 
     params = build_params(
         {"seed": seed, "train": {"learning_rate": rate}, "split": {"max_history": history, "ties": ties}}
     )
-    assert build_params(yaml.safe_load(yaml.safe_dump(params_to_dict(params)))) == params
+    assert build_params(yaml.safe_load(yaml.safe_dump(params.plain()))) == params
 
 
 # ---------------------------------------------------------------------------------------------------- the file itself

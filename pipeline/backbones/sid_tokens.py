@@ -88,7 +88,7 @@ class SidBackbone(Backbone):
         """
 
     def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
-        """In float32 even under autocast: rounded to bfloat16, near codes would tie."""
+        """The logits of a level, float32 even under autocast: rounded to bfloat16, near codes would tie."""
         with torch.autocast(h_Td.device.type, enabled=False):
             return self._head(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm)
 

@@ -61,7 +61,8 @@ def run(params: CheckParams, *, output: Path = CHECKED) -> None:
     """
     _check_paths(params)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # DVC may have made the output a link into its cache, which must not be written through.
+    # DVC may have made the output a link into its cache, which must not be written through. `artifacts.write_bytes`
+    # does the same, but its file loads NumPy, and this stage has to answer at once.
     written = output.with_name(f"{output.name}.new")
     written.write_text(LINE, encoding="utf-8")
     os.replace(written, output)

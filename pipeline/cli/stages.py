@@ -11,11 +11,11 @@ PANEL = "Stages"
 commands = typer.Typer()
 
 
-def _params() -> "Params":
-    """All of params.yaml, checked before the libraries of a stage are loaded."""
+def _params(complete: bool = False) -> "Params":
+    """All of params.yaml, checked before the libraries of a stage are loaded; `complete` as in `load_params`."""
     from pipeline.config import load_params
 
-    return load_params()
+    return load_params(complete=complete)
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -31,9 +31,7 @@ def check() -> None:
 
       dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
     """
-    from pipeline.config import load_params
-
-    params = load_params(complete=True)
+    params = _params(complete=True)
     from pipeline.check.stage import run
 
     run(params)

@@ -1,18 +1,19 @@
 """Parameters as the page and MLflow show them: one value under each dotted name."""
 
-import dataclasses
 import json
-from typing import Any
+from typing import Any, Protocol
 
 
-def flatten(params: Any) -> dict[str, Any]:
+class Plain(Protocol):
+    """Parameters that can be laid out as params.yaml is."""
+
+    def plain(self) -> dict[str, Any]: ...
+
+
+def flatten(params: Plain) -> dict[str, Any]:
     """`{"train.beam": 10, ...}`: every parameter under its dotted name, in the order of params.yaml."""
-    sections: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(params).items():
-        # The sections of strategies stand beside the others in params.yaml.
-        sections |= value if name == "strategies" else {name: value}
     flat: dict[str, Any] = {}
-    for name, value in sections.items():
+    for name, value in params.plain().items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:

@@ -8,11 +8,11 @@ import dataclasses
 import importlib
 import itertools
 import pkgutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import nearest
 from pipeline.strategies.spec import ParamsView, StrategySpec
@@ -58,20 +58,27 @@ class Chosen:
         """
         from pipeline.strategies.base import Network
 
-        builds = [(spec, spec.network) for spec in self.specs if spec.network]
-        return next((build(self.settings.get(spec.name), pad_to) for spec, build in builds), Network())
+        build = self._brought("network")
+        return build(pad_to) if build else Network()
 
     def sampler(self, course: "Course", traits: "Traits") -> "Sampler":
         """What decides which windows and tokens are computed, for one run."""
         from pipeline.strategies.base import Sampler
 
-        builds = [(spec, spec.sampler) for spec in self.specs if spec.sampler]
-        return next((build(self.settings.get(spec.name), course, traits) for spec, build in builds), Sampler())
+        build = self._brought("sampler")
+        return build(course, traits) if build else Sampler()
 
     def eval_rule(self, traits: "Traits") -> "EvalRule | None":
         """What makes of a finished run's decisions what the model is evaluated without; None: it sees everything."""
-        rules = [(spec, spec.eval_rule) for spec in self.specs if spec.eval_rule]
-        return next((rule(self.settings.get(spec.name), traits) for spec, rule in rules), None)
+        build = self._brought("eval_rule")
+        return build(traits) if build else None
+
+    def _brought(self, part: Literal["network", "sampler", "eval_rule"]) -> Callable[..., Any] | None:
+        """The function of the one strategy that brings a part, with its settings filled in; None where none does."""
+        for spec in self.specs:
+            if build := getattr(spec, part):
+                return partial(build, self.settings.get(spec.name))
+        return None
 
     def check(self, params: ParamsView) -> None:
         """Raise ValueError where a strategy does not fit the other settings."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
 from pipeline.results.identity import read_result
-from pipeline.results.parameters import flatten
+from pipeline.results.parameters import Plain, flatten
 from pipeline.results.tracking_uri import how_to_see, tracking_uri
 from pipeline.track.config import TrackConfig
 from pipeline.track.page import render
@@ -27,7 +27,7 @@ REPORT_FILES = (
 )
 
 
-class TrackParams(Protocol):
+class TrackParams(Plain, Protocol):
     """What the stage reads of params.yaml by name; it records all of it."""
 
     @property

@@ -95,7 +95,7 @@ class Recipe:
             codes_IL,
             times_N=np.asarray(splits.timestamps_N) if self.backbone.wants_times else None,
             pad_to=self.pad_to,
-            longest=splits.max_history,
+            longest=self.max_history,
             all_targets=self.all_targets,
             weigh_items=network.items,
         )

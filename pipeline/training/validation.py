@@ -45,8 +45,10 @@ class Validation:
         beam: int,
         times: bool = False,
     ):
-        self.splits, self.strategy, self.catalogue, self.world = splits, strategy, catalogue, world
-        self.device, self.times = catalogue.codes_IL.device, times
+        self.strategy, self.catalogue, self.world = strategy, catalogue, world
+        self.device = catalogue.codes_IL.device
+        times_N = np.asarray(splits.timestamps_N) if times else None
+        self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_N=times_N)
         self.users_U, positions_U = splits.targets("valid")
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
         rows = np.argsort(lengths_U, kind="stable")
@@ -65,9 +67,7 @@ class Validation:
             0, 0, windows, np.ones(len(windows), np.float32), self._selected(eval_skips) if eval_skips else None
         )
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
-        times_N = np.asarray(self.splits.timestamps_N) if self.times else None
-        collate = Collator(np.asarray(self.splits.items_N), self.catalogue.codes_IL, times_N=times_N)
-        batches = [collate(step, chunk) for chunk in chunks[self.world.share]]
+        batches = [self.collate(step, chunk) for chunk in chunks[self.world.share]]
         # All of a target counts, and nothing is learned of it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 

@@ -14,7 +14,6 @@ import yaml
 from evaluated_world import TIMINGS, USERS, World, write_generator
 
 from pipeline.artifacts import MEASURED, read_json, write_json
-from pipeline.config import params_to_dict
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
 from pipeline.metrics import METRICS, summarise
@@ -52,7 +51,7 @@ def test_metrics_are_flat_numbers_and_hold_every_required_key(world):
 
 @pytest.mark.slow
 def test_two_processes_under_torchrun_share_the_users_and_write_what_one_writes(world: World, root: Path) -> None:
-    (world.root / "params.yaml").write_text(yaml.safe_dump(params_to_dict(world.params)))
+    (world.root / "params.yaml").write_text(yaml.safe_dump(world.params.plain()))
     command = [
         sys.executable,
         "-m",

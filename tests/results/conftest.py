@@ -1,11 +1,3 @@
-"""The tiny world in a temporary folder, and torch's settings given back after each test."""
+"""The fixture `world`, which tests of evaluate and of results share."""
 
-from pathlib import Path
-
-import pytest
-from evaluated_world import World, make_world
-
-
-@pytest.fixture
-def world(tmp_path: Path, torch_settings_given_back: None) -> World:
-    return make_world(tmp_path)
+from evaluated_world import world as world

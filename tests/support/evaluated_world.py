@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 
 from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
@@ -99,3 +100,9 @@ def make_world(root: Path) -> World:
     users = pd.DataFrame({"user_id": np.arange(USERS, dtype=np.int32), "raw_id": [f"user-{u}" for u in range(USERS)]})
     write_parquet(root / "data/interactions/users.parquet", users)
     return world
+
+
+@pytest.fixture
+def world(tmp_path: Path, torch_settings_given_back: None) -> World:
+    """The tiny world in a temporary folder, and torch's settings given back after each test."""
+    return make_world(tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.artifacts import Sids, Splits, write_parquet
-from pipeline.config import Params, build_params, params_to_dict
+from pipeline.config import Params, build_params
 from pipeline.train.stage import run
 from pipeline.training.loop import Trainer
 
@@ -132,7 +132,7 @@ def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
     for name in ("splits", "sids", "interactions"):
         (world.folder / "data").mkdir(exist_ok=True)
         (world.folder / "data" / name).symlink_to(world.folder / name)
-    (world.folder / "params.yaml").write_text(yaml.safe_dump(params_to_dict(make_params(**settings))))
+    (world.folder / "params.yaml").write_text(yaml.safe_dump(make_params(**settings).plain()))
     command = [
         sys.executable,
         "-m",
