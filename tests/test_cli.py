@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from settings import read_params
 
 from pipeline import cli
-from pipeline.config import build_params, load_params
+from pipeline.config import load_params
 from pipeline.doctor import check_raw_log
 from pipeline.errors import UserError
-from pipeline.presets import apply_preset, describe
+from pipeline.presets.apply import apply_preset, describe
 
 STAGES = ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track")
-OTHERS = ("fetch", "preset", "doctor", "recommend", "explain", "sids", "compare", "gradients")
+OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
 
@@ -118,7 +119,9 @@ def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: P
     lines = done.err.splitlines()
     assert lines[0].startswith("error: unknown key 'train.max_window': did you mean 'max_windows'?")
     assert "evaluate.beam must be 10 or more" in lines[1]
-    assert lines[-1].strip().startswith("mend the value, then `dvc repro`")
+    assert "missing key 'train.max_windows'" in lines[2]
+    assert lines[-2].strip().startswith("mend the value, then `dvc repro`")
+    assert "python -m pipeline migrate" in lines[-1]
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(
@@ -281,7 +284,7 @@ def test_doctor_says_whether_dvc_will_find_the_raw_log(path: str, state: str, wo
     (project / "data/demo/scenario.yaml").write_text("users: 10\n")
     for command in (["init", "-q"], ["add", "data/demo"]):
         subprocess.run(["git", *command], check=True)
-    check = check_raw_log(project, build_params({"ingest": {"path": path}}))
+    check = check_raw_log(project, read_params({"ingest": {"path": path}}))
     assert check.state == state
     assert words in check.found + check.fix
 

@@ -30,7 +30,7 @@ def preset(
 
       python -m pipeline preset tiger --set train.max_windows=1000000
     """
-    from pipeline.presets import apply_preset, describe
+    from pipeline.presets.apply import apply_preset, describe
 
     if name is None:
         for known, description in describe().items():
@@ -40,6 +40,25 @@ def preset(
     for change in changes:
         print(f"  {change}")
     print(f"{len(changes)} values changed. Next: dvc repro" if changes else "params.yaml says so already.")
+
+
+@commands.command(rich_help_panel=PANEL)
+def migrate() -> None:
+    """Add to params.yaml the keys that a newer version needs, with their defaults.
+
+    Values, comments and order stay. An unknown key is refused, never removed. The defaults are those of
+    presets/demo.yaml.
+
+    [dim]Examples:[/dim]
+
+      git pull && python -m pipeline migrate
+    """
+    from pipeline.presets.migrate import migrate as complete
+
+    added = complete()
+    for key in added:
+        print(f"  {key}")
+    print(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -9,8 +9,8 @@ import torch
 import transformers
 from PIL import Image
 from qwen_items import ITEMS, SIZES, embed, pictures_of, prompt_and_pixels
+from settings import read_params, some
 
-from pipeline.config import build_params
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import inspect
 from pipeline.errors import UserError
@@ -41,7 +41,7 @@ def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, fol
     for text, cell in ITEMS:
         pictures = pictures_of(folder, cell)
         prompt, pixels = prompt_and_pixels(encoder, text, pictures)
-        question = EmbedConfig().prompt.replace("{item}", text)
+        question = some(EmbedConfig).prompt.replace("{item}", text)
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -76,7 +76,7 @@ def test_an_image_gets_at_most_its_tokens_and_a_small_one_is_enlarged(encoder):
 
 def test_a_prompt_without_a_place_for_the_text_is_refused():
     with pytest.raises(UserError, match=r"embed\.prompt must say where"):
-        build_params({"embed": {"prompt": "Describe it."}})
+        read_params({"embed": {"prompt": "Describe it."}})
 
 
 # ---------------------------------------------------------------------------------------------------- images

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from project_folder import Repository
 
-from pipeline.presets import apply_preset
+from pipeline.presets.apply import apply_preset
 
 SMALL = [
     "embed.dimensions=16",

@@ -127,7 +127,7 @@ def test_a_missing_key_and_a_path_that_is_not_there_remove_nothing(repository: R
     params, before = repository.path / "params.yaml", repository.files()
     text = params.read_text()
     for line, instead, said in (
-        ("  accumulate: 1\n", "", "error: missing key 'train.accumulate'; its default: 1"),
+        ("  accumulate: 1\n", "", "error: missing key 'train.accumulate'"),
         ("  path: data/demo\n", "  path: data/demos\n", "error: ingest.path data/demos is not here"),
     ):
         assert text.count(line) == 1

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from slow_residual import clouds
 
 from pipeline.errors import UserError
@@ -23,8 +24,9 @@ KINDS = [
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(
-        **{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64, **changes}
+    return some(
+        QuantizeConfig,
+        **{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64, **changes},
     )
 
 

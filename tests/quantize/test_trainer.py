@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from torch import nn
 
 from pipeline.errors import UserError
@@ -33,7 +34,7 @@ class Scripted(nn.Module):
 
 def run(errors: list[float], seed: int = 0, **changes) -> Scripted:
     model = Scripted([*errors, *[9.0] * 20])
-    train(model, torch.arange(1.0, 11.0)[:, None], QuantizeConfig(batch_items=4, **changes), seed, "test")
+    train(model, torch.arange(1.0, 11.0)[:, None], some(QuantizeConfig, batch_items=4, **changes), seed, "test")
     return model
 
 

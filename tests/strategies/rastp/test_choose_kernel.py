@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from settings import some
 
 from pipeline.packing.histories import Histories
 from pipeline.packing.pruning import PrunedTokens
@@ -39,7 +40,7 @@ def batch(pruner: Pruner, pad_to: int, device: str) -> tuple[Histories, int, int
 def test_the_choice_is_that_of_torch_with_and_without_equal_scores(options, item, pad_to) -> None:
     if options.get("base") == "padded" and not pad_to:
         pytest.skip("there is no padded length")
-    pruner = Pruner(RastpConfig(**options), *item, pad_to)
+    pruner = Pruner(some(RastpConfig, **options), *item, pad_to)
     for ties in (True, False):
         found: list[PrunedTokens] = []
         for device in ("cpu", "cuda"):
@@ -55,7 +56,7 @@ def test_the_choice_is_that_of_torch_with_and_without_equal_scores(options, item
 
 
 def test_scores_that_are_no_numbers_do_not_pass_a_windows_room() -> None:
-    pruner = Pruner(RastpConfig(), 4, True, 0)
+    pruner = Pruner(some(RastpConfig), 4, True, 0)
     histories, size, tokens = batch(pruner, 0, "cuda")
     pruned = pruner._choose(
         torch.full((tokens, 8), float("nan"), device="cuda"), torch.ones(tokens, device="cuda"), histories, size, True

@@ -4,23 +4,18 @@ The result is checked as a whole before a byte is written, and written in the fo
 `-S` later changes one line.
 """
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pipeline.artifacts import write_bytes
-from pipeline.config import build_params
 from pipeline.errors import UserError, nearest
-
-PRESETS, PARAMS = Path("presets"), Path("params.yaml")
-UNTOUCHED = ("params.yaml was left as it was", "run the command again with the right key and value")
+from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse, read, write
+from pipeline.presets.migrate import Added, completed
 
 
 @dataclass(frozen=True)
@@ -43,8 +38,10 @@ def describe(folder: Path = PRESETS) -> dict[str, str]:
     }
 
 
-def apply_preset(name: str, settings: list[str], *, folder: Path = PRESETS, params: Path = PARAMS) -> list[Change]:
-    """Write the preset, then each `key=value` of `settings`, into params.yaml.
+def apply_preset(
+    name: str, settings: list[str], *, folder: Path = PRESETS, params: Path = PARAMS
+) -> list[Added | Change]:
+    """Write the preset, then each `key=value` of `settings`, into params.yaml; keys that it lacks are added first.
 
     Raises:
         UserError: an unknown preset, key or value. params.yaml is then as it was.
@@ -56,40 +53,12 @@ def apply_preset(name: str, settings: list[str], *, folder: Path = PRESETS, para
             f"presets are the files of {folder}/",
             "run `python -m pipeline preset` for what each of them is",
         )
-    document = _load(params)
-    values = dict([*_leaves(_load(folder / f"{name}.yaml")), *map(_parse_setting, settings)])  # the later one wins
+    text, added = completed(params, folder)
+    document, preset = parse(text, params), folder / f"{name}.yaml"
+    values = dict([*leaves(parse(read(preset), preset)), *map(_parse_setting, settings)])  # the later one wins
     changes = [change for key, value in values.items() if (change := _assign(document, key, value))]
-    text = _dump(document)
-    _check(text)
-    write_bytes(params, text.encode())
-    return changes
-
-
-def _load(path: Path) -> Any:
-    try:
-        return YAML().load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not here", "presets are written onto it", "run from the project's folder") from None
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
-
-
-def _dump(document: Any) -> str:
-    """The same writer and settings as DVC's, its line width included."""
-    writer = YAML()
-    writer.default_flow_style = False
-    stream = io.StringIO()
-    writer.dump(document, stream)
-    return stream.getvalue()
-
-
-def _leaves(document: Any) -> Iterator[tuple[str, Any]]:
-    """`section.key`, value. A mapping below that depth (ingest.columns) is a value."""
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
-        else:
-            yield name, value
+    write(params, document)
+    return [*added, *changes]
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:
@@ -118,10 +87,3 @@ def _assign(document: Any, key: str, value: Any) -> Change | None:
 
 def _sections(document: Any) -> list[str]:
     return [name for name, value in document.items() if isinstance(value, Mapping)]
-
-
-def _check(text: str) -> None:
-    try:
-        build_params(yaml.safe_load(text))
-    except UserError as error:
-        raise UserError(error.what, *UNTOUCHED) from None
