@@ -114,8 +114,8 @@ class Session:
     def params(self, tree: Path, settings: Row) -> Row:
         """The tree's params.yaml with its beauty-fast, or with `--small` a small network, and `settings`."""
         params, preset = (yaml.safe_load((tree / file).read_text(encoding="utf-8")) for file in SETTINGS)
-        for section, values in ({} if self.args.small else preset).items():
-            params[section].update(values)
+        for name, value in ({} if self.args.small else preset).items():
+            params[name] = {**params[name], **value} if isinstance(value, dict) else value
         for key, value in {"seed": 1, **(SMALL if self.args.small else {}), **settings}.items():
             *sections, name = key.split(".")
             (params[sections[0]] if sections else params)[name] = value

@@ -3,7 +3,7 @@
     python benchmarks/rastp.py --devices cuda
     python benchmarks/rastp.py --devices cpu --windows 32 --steps 2 --users 32
 
-Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and `preset tiger`. Windows:
+Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and rkmeans-256x3. Windows:
 `random` are training windows from a random start; `full` are histories of 30 items. The network has the TIGER shape.
 
 Columns. ms: one optimizer step, forward, backward and update. saved: 1 - time / time of packed full, on the same

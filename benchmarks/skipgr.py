@@ -3,7 +3,7 @@
     python benchmarks/skipgr.py                                  # GPU: the TIGER shape, whole passes
     python benchmarks/skipgr.py --small --places 2000            # CPU: a small network, the first windows of a pass
 
-Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and `preset tiger`. The first
+Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and rkmeans-256x3. The first
 pass scores every token, as in training; those up to the first that computes skipped targets again (one in
 `rescore_every`) meet the new sizes of batches; the passes after them are timed, decisions and every step included.
 

@@ -1,4 +1,4 @@
-"""Published recipes: presets/NAME.yaml written onto params.yaml, whose comments and order stay.
+"""presets/NAME.yaml written onto params.yaml, whose comments and order stay.
 
 The result is checked as a whole before a byte is written, and written in the form that `dvc exp run -S` writes, so that
 `-S` later changes one line.
@@ -15,6 +15,7 @@ from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError, nearest
 from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse, read, write
+from pipeline.presets.kinds import describe
 from pipeline.presets.migrate import Added, completed
 
 
@@ -28,14 +29,6 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.before} -> {self.after}"
-
-
-def describe(folder: Path = PRESETS) -> dict[str, str]:
-    """Name -> first comment line of each preset, by name."""
-    return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
-        for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)
-    }
 
 
 def apply_preset(
@@ -53,9 +46,9 @@ def apply_preset(
             f"presets are the files of {folder}/",
             "run `python -m pipeline preset` for what each of them is",
         )
-    text, added = completed(params, folder)
-    document, preset = parse(text, params), folder / f"{name}.yaml"
-    values = dict([*leaves(parse(read(preset), preset)), *map(_parse_setting, settings)])  # the later one wins
+    document, added = completed(params, folder)
+    preset = folder / f"{name}.yaml"
+    values = dict([*leaves(parse(read(preset), preset) or {}), *map(_parse_setting, settings)])  # the later one wins
     changes = [change for key, value in values.items() if (change := _assign(document, key, value))]
     write(params, document)
     return [*added, *changes]

@@ -51,18 +51,19 @@ def write(path: Path, document: Any) -> None:
     Raises:
         UserError: as `check`. The file is then as it was.
     """
-    check(document, path)
-    write_bytes(path, _dump(document).encode())
+    text = _dump(document)
+    check(yaml.safe_load(text), path)
+    write_bytes(path, text.encode())
 
 
-def check(document: Any, path: Path) -> None:
-    """Check the whole document as every stage would.
+def check(values: Any, path: Path) -> None:
+    """Check the values of the whole document as every stage would.
 
     Raises:
         UserError: an unknown or missing key or a bad value.
     """
     try:
-        build_params(yaml.safe_load(_dump(document)), str(path))
+        build_params(values, str(path))
     except UserError as error:
         raise UserError(error.what, *UNTOUCHED) from None
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from yaml import CollectionNode, MappingNode, Node
 
+from pipeline.errors import UserError
 from pipeline.presets.document import DEFAULTS, PARAMS, PRESETS, check, leaves, parse, read, write
 
 INDENT = 2  # of the keys of a section in presets/demo.yaml
@@ -37,36 +38,41 @@ def migrate(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[Added]:
         UserError: a file is missing or no YAML, or params.yaml holds an unknown key or a bad value. It is then as it
             was.
     """
-    text, added = completed(params, folder)
-    document = parse(text, params)
+    document, added = completed(params, folder)
     if added:
         write(params, document)
     else:
-        check(document, params)
+        check(yaml.safe_load(read(params)), params)
     return added
 
 
-def completed(params: Path, folder: Path) -> tuple[str, list[Added]]:
-    """The text of params.yaml with all that it lacks, and what that is, in the order of the defaults.
+def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
+    """params.yaml as a document with all that it lacks, and what that is, in the order of the defaults.
 
     Raises:
         UserError: a file is missing or no YAML.
     """
     text, defaults = read(params), _without_head(read(folder / DEFAULTS))
     mine, added = parse(text, params), list[Added]()
-    parse(defaults, folder / DEFAULTS)
     if mine is not None and not isinstance(mine, Mapping):
-        return text, []  # the check of the whole names it
-    for name, value in yaml.safe_load(defaults).items():
+        check(mine, params)  # which says so
+    for name, value in _values(defaults, folder / DEFAULTS).items():
         if mine is None or name not in mine:
             text = _insert(text, defaults, None, name)
             added += [Added(key, inner) for key, inner in leaves({name: value})]
-        elif isinstance(value, Mapping) and isinstance(mine[name], Mapping):
-            lacking = {key: inner for key, inner in value.items() if key not in mine[name]}
+        elif isinstance(value, Mapping) and (isinstance(mine[name], Mapping) or _is_bare(text, name)):
+            lacking = {key: inner for key, inner in value.items() if key not in (mine[name] or {})}
             for key in lacking:
                 text = _insert(text, defaults, name, key)
             added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
-    return text, added
+    return parse(text, params) if added else mine, added
+
+
+def _values(text: str, path: Path) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
 
 
 def _without_head(text: str) -> str:
@@ -121,7 +127,7 @@ def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
         lines[-1] += "\n"
     start, block = target.end(before) if before else target.top, source.block(name)
     if section is not None:
-        indent = " " * next(key.start_mark.column for key, _ in target.nodes.values())
+        indent = " " * next((key.start_mark.column for key, _ in target.nodes.values()), INDENT)
         block = [indent + line[INDENT:] if line.strip() else line for line in block]
     comment = list(itertools.takewhile(lambda line: line.strip() == "" or line.lstrip().startswith("#"), block))
     if lines[start : start + len(comment)] == comment:  # only the key was taken out
@@ -132,6 +138,11 @@ def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
 
 def _nodes(node: Node | None) -> dict[str, tuple[Node, Node]]:
     return {key.value: (key, value) for key, value in node.value} if isinstance(node, MappingNode) else {}
+
+
+def _is_bare(text: str, section: str) -> bool:
+    """Whether a section is its name alone, because the lines of all its keys were taken out."""
+    return _nodes(yaml.compose(text))[section][1].value == ""
 
 
 def _last_line(node: Node) -> int:

@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,6 @@ from pipeline.presets.migrate import migrate
 
 KEYS = [f"{name}.{key}" for name, section in raw_params().items() if isinstance(section, dict) for key in section]
 SECTIONS = list(raw_params())
-
-
-@pytest.fixture
-def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's params.yaml and presets, as the current one."""
-    shutil.copy(root / "params.yaml", tmp_path)
-    shutil.copytree(root / "presets", tmp_path / "presets")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def without(text: str, key: str, comment: bool = True) -> str:
@@ -59,7 +49,14 @@ def test_a_key_or_section_comes_back_with_its_comment_at_its_position(key: str, 
     assert migrate() == []
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub(r"  experiment: .*\n  log_model: .*\n", "", before))
+    assert [line.key for line in migrate()] == ["track.experiment", "track.log_model"]
+    assert (project / "params.yaml").read_text() == before
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.sampled_from(KEYS), min_size=1, max_size=8))
 def test_any_keys_come_back_where_only_their_lines_were_deleted(project: Path, root: Path, keys: set[str]) -> None:
     """Comments stay where they are, and are not there twice. Keys keep the order of the defaults."""
@@ -143,6 +140,12 @@ def test_what_is_refused_leaves_the_file_alone(wrong: str, said: str, project: P
 def test_without_the_defaults_nothing_is_changed(project: Path) -> None:
     (project / "presets/demo.yaml").unlink()
     with pytest.raises(UserError, match=r"presets/demo\.yaml is not here"):
+        migrate()
+
+
+def test_broken_defaults_change_nothing(project: Path) -> None:
+    (project / "presets/demo.yaml").write_text("seed: [42\n")
+    with pytest.raises(UserError, match=r"presets/demo\.yaml is not valid YAML"):
         migrate()
 
 
