@@ -48,9 +48,10 @@ def preset(
     changes = apply_preset(name, settings or [])
     for change in changes:
         print(f"  {change}")
-    print(f"{len(changes)} values changed. Next: dvc repro" if changes else "params.yaml says so already.")
+    print(f"{len(changes)} values changed." if changes else "params.yaml says so already.")
+    print("Next: add one of these presets, then dvc repro" if known[name].add else "Next: dvc repro")
     for line in known[name].add:
-        print(f"Add: {line}")
+        print(f"  {line}")
 
 
 @commands.command(rich_help_panel=PANEL)
