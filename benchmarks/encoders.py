@@ -45,7 +45,7 @@ from benchmarks.encoder_models import (
     t5_flops,
     t5_texts,
 )
-from pipeline.embed.batches import in_step, packed_batches, to_device, token_budget_batches
+from pipeline.embed.batches import in_step, packed_batches, send_to_device, token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.qwen import QwenEncoder
 from pipeline.embed.t5 import T5Encoder
@@ -92,7 +92,7 @@ def t5_pass(model: Callable, texts: list[np.ndarray], budget: int, device: torch
     """Vectors of the texts, which come from long to short, batch by batch."""
 
     def start(batch: slice) -> torch.Tensor:
-        ids_BT, mask_BT = (to_device(x, device) for x in padded(texts[batch], 0))
+        ids_BT, mask_BT = (send_to_device(x, device) for x in padded(texts[batch], 0))
         return mean_pool(model(ids_BT, mask_BT), mask_BT)
 
     return in_step(start, token_budget_batches([len(text) for text in texts], budget), budget)

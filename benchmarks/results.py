@@ -329,7 +329,7 @@ def page(rows: list[Row]) -> str:
 
 def add(args: argparse.Namespace) -> list[Row]:
     """Rows of finished runs, and of each arm's paired difference to the first."""
-    from pipeline.results.compare import compare, rows
+    from pipeline.results.compare import compare, comparison_rows
     from pipeline.results.ranks import Ranks
 
     arms = {
@@ -366,7 +366,7 @@ def add(args: argparse.Namespace) -> list[Row]:
                 "group": args.group,
                 **{key: row[key] for key in ("arm", "metric", "difference", "low", "high", "verdict", "seeds")},
             }
-            for row in rows(compare(named))
+            for row in comparison_rows(compare(named))
             if row["metric"] == "recall_at_10"
         ]
     return found

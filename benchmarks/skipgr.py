@@ -29,15 +29,15 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.machine import pick_device, wait_for
-from pipeline.strategies.base import Course, Network, Sampler, Strategy, Traits
+from pipeline.strategies.base import Network, NetworkTraits, Sampler, Strategy, TrainingPlan
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.strategy import SkippingSampler
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
-from pipeline.training.feed import Feed, Prepared
+from pipeline.training.loader import BatchLoader, StepBatches
 from pipeline.training.optimizer_step import OptimizerStep, records
 from pipeline.training.steps import Step, samples_per_step
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
 WARM = 5  # passes: the first that scores all, and one that scores skipped targets again
@@ -78,23 +78,23 @@ class Bench:
         torch.manual_seed(0)
         network = Network()
         self.model: Any = network.build(self.backbone, catalogue).train()
-        passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
-        self.feed = Feed(
-            passes,
+        epochs, items_N = Epochs(splits, "random_start", 0), np.asarray(splits.items_N)
+        self.loader = BatchLoader(
+            epochs,
             Collator(items_N, catalogue.codes_IL, longest=splits.max_history),
             World(),
             budget=args.batch_tokens,
             tokens_per_item=self.per_item,
             fill=records(self.train, self.device),
         )
-        self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
-        course = Course(
+        self.share = samples_per_step(epochs, args.batch_tokens, self.per_item)
+        plan = TrainingPlan(
             items_N=items_N,
             first_U=np.asarray(splits.offsets[:-1]),
             end_U=np.asarray(splits.train_end),
-            windows=len(passes),
+            windows=len(epochs),
             samples_per_step=self.share,
-            passes=1e9,
+            epochs=1e9,
             one_per_target=True,
             all_targets=False,
             once=False,
@@ -103,15 +103,15 @@ class Bench:
             device=self.device,
             sum=World().sum,
         )
-        traits = Traits.of(network, self.backbone, catalogue)
-        self.sampler = SkippingSampler(config, course, traits) if config else Sampler()
+        traits = NetworkTraits.of(network, self.backbone, catalogue)
+        self.sampler = SkippingSampler(config, plan, traits) if config else Sampler()
         self.strategy = Strategy(network, self.sampler)
         self.optimizer_step = OptimizerStep(self.train, self.model, self.strategy)
 
-    def steps(self, number: int) -> Iterator[Prepared]:
+    def steps(self, number: int) -> Iterator[StepBatches]:
         """Of a pass, up to `--places`."""
-        weigh = self.sampler.begin_pass(number)
-        steps = self.feed.rest_of_pass(number, 0, weigh, self.sampler.select)
+        weigh = self.sampler.begin_epoch(number)
+        steps = self.loader.rest_of_epoch(number, 0, weigh, self.sampler.select)
         return itertools.takewhile(lambda pair: not self.args.places or pair[0].last <= self.args.places, steps)
 
     def run(self, number: int) -> list[Step]:
@@ -132,12 +132,12 @@ class Bench:
         before = self.sampler.report.figures().get("bookkeeping_seconds", 0.0)
         wait_for(self.device)
         began = time.perf_counter()
-        passes = [self.run(WARM + number) for number in range(self.args.passes)]
+        epochs = [self.run(WARM + number) for number in range(self.args.epochs)]
         wait_for(self.device)
         seconds = time.perf_counter() - began
         decided = self.sampler.report.figures().get("bookkeeping_seconds", 0.0) - before
-        steps = [step for done in passes for step in done]
-        count = self.args.passes
+        steps = [step for done in epochs for step in done]
+        count = self.args.epochs
         scoring = self.scoring_seconds() * len(steps)
         rows = self.sampler.report.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
         return Measured(

@@ -54,7 +54,7 @@ def candidates_kernel(
 
 
 @triton.jit(do_not_specialize=["K", "C", "best", "V"])
-def choose_kernel(
+def choose_beams_kernel(
     keys_ptr,
     nodes_ptr,
     first_ptr,

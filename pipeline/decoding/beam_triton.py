@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.beam_kernels import candidates_kernel, choose_kernel
+from pipeline.decoding.beam_kernels import candidates_kernel, choose_beams_kernel
 
 KEYS_AT_ONCE = 1024  # int64 that a program sorts
 
@@ -47,7 +47,7 @@ def best_continuations(
     )
     scores_WK = torch.empty(windows, best, device=logits_WKV.device)
     ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
-    choose_kernel[(windows,)](
+    choose_beams_kernel[(windows,)](
         keys_WC,
         nodes_WK,
         first,

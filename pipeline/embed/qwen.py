@@ -32,7 +32,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from pipeline.embed.batches import to_device
+from pipeline.embed.batches import send_to_device
 from pipeline.embed.fused import fused, rms_norm, rotate, silu_times
 from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load_weights, name_and_revision, not_loaded
 
@@ -149,10 +149,10 @@ class QwenEncoder:
         places_3T = np.concatenate([self.places(prompt) for prompt in prompts], axis=1)
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
-        patches = torch.cat([to_device(part, self.device) for part in pixels]) if len(pixels) else None
+        patches = torch.cat([send_to_device(part, self.device) for part in pixels]) if len(pixels) else None
         hidden_Td = self.model(
-            to_device(ids_T, self.device),
-            to_device(torch.from_numpy(places_3T), self.device),
+            send_to_device(ids_T, self.device),
+            send_to_device(torch.from_numpy(places_3T), self.device),
             lengths,
             patches,
             grids,
@@ -228,7 +228,7 @@ class PackedQwen(nn.Module):
         if patches is not None:
             merged_Td = self.model.visual(patches, **self._windows(grids, ids_T.device)).pooler_output
             h_Td = h_Td.masked_scatter((ids_T == image_token)[:, None], merged_Td)
-        starts = to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
+        starts = send_to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
         # A mapping is taken as finished masks: packed attention needs none.
         return self.model.language_model(
             inputs_embeds=h_Td[None],
@@ -251,7 +251,7 @@ class PackedQwen(nn.Module):
             "window_index": window_index,
             "cu_window_seqlens": cu_window_seqlens,
         }
-        return {name: to_device(tensor, device) for name, tensor in tensors.items()} | {
+        return {name: send_to_device(tensor, device) for name, tensor in tensors.items()} | {
             "grid_thw": grid_thw,
             "largest": max(rows * columns for rows, columns in grids),
         }
@@ -283,7 +283,7 @@ class _VisionAttention(nn.Module):
     ) -> Tensor:
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
         q, k = (fused(rotate, x, *position_embeddings) for x in (q, k))
-        mixed_PHD = packed_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
+        mixed_PHD = qwen_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
         return self.proj(mixed_PHD.flatten(1))
 
 
@@ -309,7 +309,7 @@ class _TextAttention(nn.Module):
         )
         cos, sin = position_embeddings
         q, k = (fused(rotate, x, cos[0], sin[0]) for x in (q, k))
-        mixed_THD = packed_attention(q, k, v, starts, longest, self.scaling, causal=True)
+        mixed_THD = qwen_attention(q, k, v, starts, longest, self.scaling, causal=True)
         return self.o_proj(mixed_THD.flatten(1))[None], None
 
 
@@ -356,7 +356,7 @@ REPLACED: dict[type, type[nn.Module]] = {
 }
 
 
-def packed_attention(
+def qwen_attention(
     q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor, longest: int, scale: float, causal: bool
 ) -> Tensor:
     """[T, H, D]: attention within each of n sequences that stand one after another.

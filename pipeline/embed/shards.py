@@ -43,7 +43,7 @@ class Share:
         return self.rank == 0
 
 
-class Encoded(NamedTuple):
+class EncodedItems(NamedTuple):
     """float32 [I, d], what embeddings.json says about them, and the shards to remove once they are written."""
 
     vectors_Id: np.ndarray

@@ -23,10 +23,10 @@ from pipeline.machine import pick_device
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Network
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 QUARTILES = 4
 ALL = "all levels"
@@ -43,7 +43,7 @@ class Quartile:
     gradient_norm: float
 
 
-def gradients(
+def gradients_by_entropy(
     *,
     batches: int = 20,
     windows: int = 256,
@@ -62,8 +62,8 @@ def gradients(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
-    network = choose(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
-    passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
+    network = choose_strategies(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
+    epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
     collate = Collator(
         np.asarray(held.items_N),
         loaded.model.catalogue.codes_IL,
@@ -72,8 +72,8 @@ def gradients(
         longest=held.max_history,
     )
     found: list[Quartile] = []
-    for first in range(0, min(batches * windows, len(passes)), windows):
-        taken = passes.take(0, first, first + windows)
+    for first in range(0, min(batches * windows, len(epochs)), windows):
+        taken = epochs.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
         found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
     table = _summary(found)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
-from pipeline.decoding.ranking import generate
+from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
@@ -95,7 +95,7 @@ def model_and_history(
 
 def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
     items = history.items
-    outputs = generate(
+    outputs = generate_items(
         loaded.model,
         items,
         np.array([0, len(items)]),

@@ -24,7 +24,7 @@ from pipeline.metrics import gains, ndcg_at, recall_at, summarise
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
-from pipeline.results.ranks import METRICS, RANKS, Ranks, check_fit, origin_of, ranks_frame
+from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame
 
 INTERVALS = ("recall_at_10", "ndcg_at_10")
 
@@ -89,19 +89,21 @@ def run(
         popularity_rank=counted.popularity_U,
         cooccurrence_rank=counted.cooccurrence_U,
     )
-    metrics = measure(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
+    metrics = (
+        evaluation_metrics(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
+    )
     origin = origin_of(
         generator, splits, loaded.config, beam=config.beam, decoding=config.decoding, filter_seen=config.filter_seen
     )
-    Ranks(users, origin).write(reports / RANKS)
+    Ranks(users, origin).write(reports / RANKS_FILE)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
-    write_json(reports / METRICS, metrics)
+    write_json(reports / METRICS_FILE, metrics)
     print(table(metrics, config, loaded.config["strategy"], counted.drop_seen), flush=True)
     return metrics
 
 
-def measure(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:
+def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:
     """All metrics of one evaluation, by flat names; `noties_`: only users whose target has its timestamp alone."""
     rank = users["rank"].to_numpy()
     metrics: dict[str, float] = {**summarise(rank), "invalid_rate": invalid_share, "users": len(users)}

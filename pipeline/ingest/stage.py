@@ -79,9 +79,9 @@ def _raw_path(params: IngestParams, output: Path) -> str:
     """`ingest.path` with `ingest.files`; the demo is first simulated, into the folder `raw` of the output."""
     if params.dataset != "demo":
         return str(Path(params.ingest.path, params.ingest.files))
-    from pipeline.ingest.demo import generate
+    from pipeline.ingest.demo import generate_demo_log
 
-    return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
+    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
 
 
 def _stage(

@@ -16,7 +16,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
 from pipeline.ingest.readers import read_chunks, sample
-from pipeline.ingest.recipes import Recipe
+from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
@@ -49,7 +49,7 @@ class StagedLog:
 
 
 def stage_items(
-    file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
+    file: RawFile, recipe: DatasetRecipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
 ) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
 

@@ -18,7 +18,7 @@ from pipeline.packing.tokens import DecoderPositions, EncoderTokens, to_device
 
 
 @dataclass(frozen=True)
-class Distinct:
+class DistinctItems:
     """The items of a batch's histories, each once, in ascending order; then the last one again, at weight 0, up to a
     round number of rows.
     """

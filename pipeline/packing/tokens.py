@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Layout
-from pipeline.packing.shape import any_of, count_of, places_on
+from pipeline.packing.shape import any_of, capacity_on, count_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EncoderTokens:
         item_T, token_T = np.divmod(place_T, per_item)
         position_T, age_T = rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T]
         lengths_W = np.add.reduceat(count_of(kept_NS), first_W)
-        size = places_on(device, len(place_T), least)
+        size = capacity_on(device, len(place_T), least)
         place, position, age = (_filled_up(array_T, device, size) for array_T in (place_T, position_T, age_T))
         return cls(place, position, age, to_device(lengths_W, device))
 
@@ -72,7 +72,7 @@ class DecoderPositions:
     def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device, least: int = 0) -> "DecoderPositions":
         """From the positions of each window, in packed order; `least` as in `EncoderTokens.of`."""
         place_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
-        size = places_on(device, len(place_P), least)
+        size = capacity_on(device, len(place_P), least)
         return cls(_filled_up(place_P, device, size), to_device(decoded_W, device), levels)
 
     def by_level(self, h_Pd: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
     )
 
 
-def report(found: ItemSid) -> str:
+def sid_text(found: ItemSid) -> str:
     """The codes, then one block per prefix."""
     digit = "" if found.digit is None else f", deduplication digit {found.digit}"
     lines = [f"{found.item}  {found.title}".rstrip(), f"codes {' '.join(map(str, found.codes))}{digit}"]

@@ -22,7 +22,7 @@ from pipeline.progress import Progress
 from pipeline.strategies.base import Strategy
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.config import TrainConfig
-from pipeline.training.feed import Feed
+from pipeline.training.loader import BatchLoader
 from pipeline.training.optimizer import Average, learning_rate, set_rate
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
@@ -36,7 +36,7 @@ class State:
     """Where training stands; goes into the checkpoint as it is."""
 
     step: int = 0  # optimizer steps done
-    pass_index: int = 0
+    epoch: int = 0
     place: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes; those that a strategy skips are not among them
     samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
@@ -67,15 +67,15 @@ class Trainer:
         *,
         model: Backbone,
         strategy: Strategy,
-        feed: Feed,
+        loader: BatchLoader,
         validation: Validation,
         checkpoints: Checkpoints,
         world: World,
         resume: dict[str, Any] | None = None,
     ):
         self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
-        self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
-        self.device = feed.device
+        self.loader, self.validation, self.checkpoints = loader, validation, checkpoints
+        self.device = loader.device
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
         self.state = State()
@@ -104,21 +104,21 @@ class Trainer:
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
-                weigh, select = sampler.begin_pass(state.pass_index), sampler.select
-                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh, select):
+                weigh, select = sampler.begin_epoch(state.epoch), sampler.select
+                for step, batches in self.loader.rest_of_epoch(state.epoch, state.place, weigh, select):
                     self._train(step, batches)
                     self._after_step()
                     if self.finished:
                         break
                 else:
-                    state.pass_index, state.place = state.pass_index + 1, 0
+                    state.epoch, state.place = state.epoch + 1, 0
             if not state.history or state.history[-1]["step"] != state.step:
                 self._validate()
 
     @property
     def passed(self) -> int:
         """Windows trained or skipped: passes are what a strategy that skips must share with one that does not."""
-        return self.state.pass_index * len(self.feed.passes) + self.state.place
+        return self.state.epoch * len(self.loader.epochs) + self.state.place
 
     @property
     def finished(self) -> bool:
@@ -126,11 +126,11 @@ class Trainer:
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
         """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
-        state, windows, samples = self.state, len(step.windows), self.feed.collator.samples(step)
+        state, windows, samples = self.state, len(step.windows), self.loader.collator.samples(step)
         total = torch.zeros((), device=self.device)
         share = torch.full((), 1 / self.strategy.sampler.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
-            self._reseed(self.feed.own[i])
+            self._reseed(self.loader.own[i])
             total += self.optimizer_step.gradients(batch, share)
         set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.passed))
         if self.average:
@@ -140,7 +140,7 @@ class Trainer:
         self._losses.append((windows, samples, total))
         state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
-        tokens, items_W, per_item = step.tokens(self.feed.tokens_per_item), step.items_W, self.feed.tokens_per_item
+        tokens, items_W, per_item = step.tokens(self.loader.tokens_per_item), step.items_W, self.loader.tokens_per_item
         state.tokens += tokens
         pruned = int(items_W.sum()) * per_item - int(self.strategy.network.tokens_kept(items_W, per_item).sum())
         state.tokens_kept += tokens - pruned
@@ -195,7 +195,7 @@ class Trainer:
             state.best_score, state.best_step, state.stale = score, state.step, 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            print("train: " + describe(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+            print("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
         self._mark = time.perf_counter()
 
     def _save(self) -> None:
@@ -225,7 +225,7 @@ class Trainer:
             self.average.model.load_state_dict(saved["average"])
 
 
-def describe(row: dict[str, float]) -> str:
+def validation_line(row: dict[str, float]) -> str:
     """`step 200: 31,402 windows, train_loss 12.1033, valid_loss 11.9021, recall_at_10 0.0213`"""
     return (
         f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "

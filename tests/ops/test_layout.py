@@ -52,11 +52,11 @@ def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, i
     rooms = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
 
     def layouts() -> list[Layout]:
-        packed, roomy = Layout.packed(lengths, 9), Layout.packed(lengths, 12, rooms_W=rooms)
+        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, rooms_W=rooms)
         padded, equal = Layout.padded(lengths, 9), Layout.equal(len(rows), 4, CPU)
         decoder = Layout.packed(queries, 4, ascending=False)
-        crossed = [keys.cross(asking) for keys in (packed, roomy, padded) for asking in (equal, decoder)]
-        return [packed, roomy, padded, equal, decoder, *crossed, decoder.grouped_as(crossed[1])]
+        crossed = [keys.cross(asking) for keys in (packed, rounded_up, padded) for asking in (equal, decoder)]
+        return [packed, rounded_up, padded, equal, decoder, *crossed, decoder.grouped_as(crossed[1])]
 
     groups = layouts()
     with pytest.MonkeyPatch.context() as patch:

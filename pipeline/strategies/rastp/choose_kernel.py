@@ -76,7 +76,7 @@ def choose_kernel(
     tl.store(taken_ptr + w, tl.minimum(room, room_end) - tl.load(rooms_ptr + w))
 
 
-def choose(
+def choose_tokens(
     scores_T: Tensor,
     lengths_W: Tensor,
     items: int,

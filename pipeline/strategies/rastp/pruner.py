@@ -106,7 +106,7 @@ class Pruner:
             room_W = torch.full_like(room_W, self._room(histories.longest, histories.pad_to))
         if uses_kernels(h_Td.device) and not (pools or random or self.whole_items):
             return self._choose_at_once(self._importance(h_Td, mass_T), room_W, histories, size)
-        items = Items(histories, self.tokens_per_item)
+        items = ItemPositions(histories, self.tokens_per_item)
         if pools:
             kept_U = self._first_of_pools(items)
         else:
@@ -116,9 +116,9 @@ class Pruner:
 
     def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
-        from pipeline.strategies.rastp.choose_kernel import choose
+        from pipeline.strategies.rastp.choose_kernel import choose_tokens
 
-        source_O, place_T, position_O, kept_NS, taken_W = choose(
+        source_O, place_T, position_O, kept_NS, taken_W = choose_tokens(
             scores_T,
             histories.lengths_W,
             len(histories.items_N),
@@ -159,7 +159,7 @@ class Pruner:
         norm_T = torch.linalg.vector_norm(h_Td, ord=2 if score == "l2" else 1, dim=1)
         return norm_T if mass_T is None else mass_T * norm_T
 
-    def _best(self, scores_NS: Tensor, items: "Items") -> Tensor:
+    def _best(self, scores_NS: Tensor, items: "ItemPositions") -> Tensor:
         """Eq. 7: True for each window's units of highest score, [U]. An item's score is the sum of its tokens'."""
         scores_NE = scores_NS[:, : self.scored]
         scores_U = scores_NE.sum(1) if self.whole_items else scores_NE.flatten()
@@ -174,7 +174,7 @@ class Pruner:
         return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
 
     def _compact(
-        self, kept_NS: Tensor, room_W: Tensor, items: "Items", histories: Histories, size: int, *, tokens: int
+        self, kept_NS: Tensor, room_W: Tensor, items: "ItemPositions", histories: Histories, size: int, *, tokens: int
     ) -> PrunedTokens:
         """Give each kept token its place: windows one after another, each with its room.
 
@@ -206,12 +206,12 @@ class Pruner:
 
     # ------------------------------------------------------------------------------------------------ pooling
 
-    def _first_of_pools(self, items: "Items") -> Tensor:
+    def _first_of_pools(self, items: "ItemPositions") -> Tensor:
         """True where a pool begins, [U]: each window's units in as many equal runs as its budget is."""
         unit_U, pools_U, units_U = self._runs(items)
         return unit_U * pools_U // units_U != (unit_U - 1) * pools_U // units_U
 
-    def _runs(self, items: "Items") -> tuple[Tensor, Tensor, Tensor]:
+    def _runs(self, items: "ItemPositions") -> tuple[Tensor, Tensor, Tensor]:
         """Each unit's number within its window, its window's pools and its window's units, int64 [U] each."""
         units = len(items.window_N) * self.units_per_item
         window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=units)
@@ -226,7 +226,7 @@ class Pruner:
 
         One window of five tokens, no separators, two pools -> runs 0 0 0 1 1: places 0 and 3, sizes 3 and 2
         """
-        items, source_O = Items(histories, self.tokens_per_item), pruned.source_O
+        items, source_O = ItemPositions(histories, self.tokens_per_item), pruned.source_O
         # The token that begins each pool, counted without padding: its item, and which of the item's tokens it is.
         if histories.pad_to:
             first_W = items.first_W * self.tokens_per_item
@@ -278,7 +278,7 @@ def _larger(a: Count, b: Count) -> Count:
     return torch.maximum(a, b) if isinstance(a, Tensor) else max(a, b)
 
 
-class Items:
+class ItemPositions:
     """Where the items of a batch and their tokens are, all on the device."""
 
     def __init__(self, histories: Histories, tokens_per_item: int):
@@ -307,7 +307,7 @@ def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budge
     return torch.empty_like(order_U, dtype=torch.bool).scatter_(0, order_U, rank_U < budget_W[segment_U])
 
 
-def _random(items: Items, histories: Histories, h_Td: Tensor, training: bool) -> Tensor:
+def _random(items: ItemPositions, histories: Histories, h_Td: Tensor, training: bool) -> Tensor:
     """Uniform scores [T]; outside of training a hash of item and position, so that evaluations repeat."""
     if training:
         return torch.rand(len(h_Td), device=h_Td.device)
