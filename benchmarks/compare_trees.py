@@ -250,9 +250,9 @@ class Watch:
             "kernels": sum(self.kernels.values()) or None,
             "compiled": counters["stats"]["unique_graphs"],
             "recompiled": len(reasons),
-            "waits": sum(count for place, count in self.waits.items() if place.startswith("MainThread")),
+            "waits": sum(count for index, count in self.waits.items() if index.startswith("MainThread")),
             "by_name": dict(self.kernels),
-            "where": [*reasons, *(f"{place}: {count}" for place, count in self.waits.items())],
+            "where": [*reasons, *(f"{index}: {count}" for index, count in self.waits.items())],
         }
 
 
@@ -262,8 +262,8 @@ def counted(out: Path) -> int:
 
     graph: Any = torch.cuda.CUDAGraph
     watch, record, replay, sys.argv = Watch(), graph.capture_begin, graph.replay, ["sidpipe", "train"]
-    graph.capture_begin = lambda own, *values, **named: record(watch.see("recordings", own), *values, **named)
-    graph.replay = lambda own: replay(watch.see("replays", own))
+    graph.capture_begin = lambda instance, *values, **named: record(watch.see("recordings", instance), *values, **named)
+    graph.replay = lambda instance: replay(watch.see("replays", instance))
     try:
         command()
     except SystemExit as ended:
@@ -358,7 +358,7 @@ def speed(session: Session, names: list[str]) -> None:
 
 def verdict(case: str, gathered: list[Figures]) -> Result:
     """Of the pairs so far."""
-    old, new = ([figures[case] for figures in gathered[place::2]] for place in (0, 1))
+    old, new = ([figures[case] for figures in gathered[index::2]] for index in (0, 1))
     before, after = (statistics.median(rate for rate, _ in values) for values in (old, new))
     memory = [max(gib for _, gib in values) for values in (old, new)]
     good = after >= SLOWEST * before and not memory[1] > MEMORY * memory[0]  # nan is not more

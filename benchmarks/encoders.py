@@ -174,15 +174,15 @@ def qwen_row(
     subset = [prompts[i] for i in chosen]
     list(encode_batches(encoder, subset[: 2 * len(subset) // len(few)], pictures, settings))
     seconds = timed(lambda: list(encode_batches(encoder, subset, pictures, settings)), args.profile)
-    own = np.array(sizes)[chosen]
-    flops = qwen_flops(config, own, grid[0] * grid[1], len(chosen) if with_image else 0)
+    chosen_sizes = np.array(sizes)[chosen]
+    flops = qwen_flops(config, chosen_sizes, grid[0] * grid[1], len(chosen) if with_image else 0)
     return Row(
         name,
         len(chosen),
         seconds,
         flops,
-        int(own.sum()),
-        f"mean length {own.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
+        int(chosen_sizes.sum()),
+        f"mean length {chosen_sizes.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
         + (", JPEGs decoded meanwhile" if with_image else ""),
     )
 

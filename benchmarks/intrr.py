@@ -90,8 +90,8 @@ def synthetic(args: argparse.Namespace, device: str, length: int) -> World:
     codes_IL[:, :LEVELS] = rng.integers(0, CODES, (args.items, LEVELS))
     order = np.lexsort(codes_IL.T[::-1])
     same = (np.diff(codes_IL[order], axis=0) == 0).all(1)
-    for place in np.flatnonzero(same):  # the digit counts up within a group of equal codes
-        codes_IL[order[place + 1], -1] = codes_IL[order[place], -1] + 1
+    for best in np.flatnonzero(same):  # the digit counts up within a group of equal codes
+        codes_IL[order[best + 1], -1] = codes_IL[order[best], -1] + 1
     items_N = rng.integers(0, args.items, 200_000)
     times_N = np.cumsum(rng.integers(60, 9_000, len(items_N)))
 
@@ -128,10 +128,10 @@ def beauty(device: str) -> World:
 def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
     """The strategy, and its model with random weights."""
     torch.manual_seed(0)
-    own = choose_strategies(
+    result = choose_strategies(
         name, {"intrr": IntrrConfig(digit_width=0)}
     ).network()  # the catalogue's digit is as wide already
-    return Strategy(own, Sampler()), own.build(NETWORKS[network], world.catalogue)
+    return Strategy(result, Sampler()), result.build(NETWORKS[network], world.catalogue)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -252,11 +252,11 @@ def training_table(device: str, args: argparse.Namespace) -> None:
         for network in args.networks:
             whole: tuple[float, float, float] | None = None
             for name in ("full", "intrr"):
-                own = measure_training(name, network, world, args)
-                whole = whole or own
+                result = measure_training(name, network, world, args)
+                whole = whole or result
                 print(
-                    f"{network + ' ' + name:20}{own[0]:12,.0f}{own[0] / whole[0]:7.2f}x{own[1]:9.3f}"
-                    f"{own[1] / whole[1]:9.0%}{own[2]:11.3f}",
+                    f"{network + ' ' + name:20}{result[0]:12,.0f}{result[0] / whole[0]:7.2f}x{result[1]:9.3f}"
+                    f"{result[1] / whole[1]:9.0%}{result[2]:11.3f}",
                     flush=True,
                 )
                 clean(device)
@@ -323,9 +323,9 @@ def picture() -> None:
     for row in (rows[0][int(np.argmax(apart))], rows[1][int(np.argmax(apart))]):
         print(f"\n{row.item}  {row.title}\nSemantic ID {row.codes}")
         for level, (code, weights) in enumerate(zip(row.codes, row.weights, strict=True), 1):
-            for place in np.argsort(weights)[::-1][:5]:
-                own = "  <- its Semantic ID" if place == code else ""
-                print(f"  level {level}  {place:4}  {weights[place]:5.2f}  {'#' * round(40 * weights[place])}{own}")
+            for best in np.argsort(weights)[::-1][:5]:
+                result = "  <- its Semantic ID" if best == code else ""
+                print(f"  level {level}  {best:4}  {weights[best]:5.2f}  {'#' * round(40 * weights[best])}{result}")
 
 
 def main() -> None:

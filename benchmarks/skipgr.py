@@ -177,9 +177,9 @@ class Bench:
 
     def flops(self, step: Step) -> float:
         """Matrix products of the forward pass, 2 per multiply-add."""
-        own = self.backbone
-        d, inner, lengths_W = own.d_model, own.heads * own.d_head, step.windows.lengths_W
-        ff = 2 * d * own.d_ff + (own.ff_hidden_layers - 1) * own.d_ff**2
+        result = self.backbone
+        d, inner, lengths_W = result.d_model, result.heads * result.d_head, step.windows.lengths_W
+        ff = 2 * d * result.d_ff + (result.ff_hidden_layers - 1) * result.d_ff**2
         kept_NS = step.selected.tokens_NS if step.selected else None
         tokens_W = (
             step.items_W * self.per_item
@@ -187,9 +187,9 @@ class Bench:
             else np.add.reduceat(kept_NS.sum(1), np.cumsum(lengths_W) - lengths_W)
         )
         positions_W = self.decoded(step)
-        encoder = own.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
+        encoder = result.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
         cross = tokens_W * 2 * d * inner + 2 * inner * positions_W * tokens_W
-        decoder = own.decoder_layers * (positions_W * (6 * d * inner + ff) + 2 * inner * positions_W**2 + cross)
+        decoder = result.decoder_layers * (positions_W * (6 * d * inner + ff) + 2 * inner * positions_W**2 + cross)
         return float(2 * (encoder + decoder + d * sum(self.catalogue.widths)).sum())
 
 
@@ -215,12 +215,12 @@ def main() -> None:
     full: Measured | None = None
     for number in sorted({0, *(int(text) for text in args.ways.split(","))}):
         way = list(WAYS)[number]
-        own = Bench(WAYS[way], splits, catalogue, args).measure()
-        full = full or own
+        result = Bench(WAYS[way], splits, catalogue, args).measure()
+        full = full or result
         print(
-            f"{way:26}{own.sequences:10.1%}{own.tokens:8.1%}{own.windows / full.windows:9.3f}"
-            f"{own.encoder / full.encoder:9.3f}{own.decoder / full.decoder:9.3f}{own.flops / full.flops:8.3f}"
-            f"{own.seconds:9.2f}{full.seconds / own.seconds:9.2f}x{own.bookkeeping:13.2%}",
+            f"{way:26}{result.sequences:10.1%}{result.tokens:8.1%}{result.windows / full.windows:9.3f}"
+            f"{result.encoder / full.encoder:9.3f}{result.decoder / full.decoder:9.3f}{result.flops / full.flops:8.3f}"
+            f"{result.seconds:9.2f}{full.seconds / result.seconds:9.2f}x{result.bookkeeping:13.2%}",
             flush=True,
         )
         torch.compiler.reset()

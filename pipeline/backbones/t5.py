@@ -119,7 +119,7 @@ class T5(SidBackbone):
         prefixes, windows, levels = histories.prefixes, len(targets_W), self.levels
         encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, : levels - 1]], 1)
-        inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.place_P]
+        inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.index_P]
         h_Td = self.dropout(self.tokens(inputs_P))
         if prefixes is None:
             layout = Layout.equal(windows, levels, h_Td.device)
@@ -154,7 +154,7 @@ class T5(SidBackbone):
         """
         tokens = histories.tokens
         tokens_T = self.tokens_IS[histories.items_N].flatten()
-        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
+        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.index_T])
         return self._run_encoder(h_Td, histories, self.tokens_IS.shape[1], self._pruner(prune), on_prune)
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:

@@ -35,8 +35,8 @@ def recommend(
         print(json.dumps([vars(item) for item in items], indent=2))
         return
     width = max(len(item.item) for item in items)
-    for place, item in enumerate(items, start=1):
-        print(f"{place:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+    for rank, item in enumerate(items, start=1):
+        print(f"{rank:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -29,7 +29,7 @@ def candidates_kernel(
     K,
     V,
     FREE: tl.constexpr,
-    KEPT: tl.constexpr,
+    TOP: tl.constexpr,
     BV: tl.constexpr,
     BF: tl.constexpr,
 ):
@@ -48,9 +48,9 @@ def candidates_kernel(
         code = tl.load(code_ptr + begin + f, mask=f < count, other=0)
     score = tl.load(logits_ptr + row * V + code, mask=f < count, other=float("-inf")).to(tl.float32) - normaliser
     keys = _key(score, tl.where(f < count, begin + f, 0))
-    if KEPT < BF:
-        keys = tl.topk(keys, KEPT)
-    tl.store(keys_ptr + row * KEPT + tl.arange(0, KEPT), keys)
+    if TOP < BF:
+        keys = tl.topk(keys, TOP)
+    tl.store(keys_ptr + row * TOP + tl.arange(0, TOP), keys)
 
 
 @triton.jit(do_not_specialize=["K", "C", "best", "V"])

@@ -137,7 +137,7 @@ class Ranker:
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
                 outputs = self._generate(model, index, offsets, eval_skips)
-                ranks_U[rows], bucket_ranks_U[rows] = places(
+                ranks_U[rows], bucket_ranks_U[rows] = target_ranks(
                     outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels
                 )
                 invalid += int((outputs.items_WK == INVALID).sum())
@@ -243,7 +243,7 @@ def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam:
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
 
 
-def places(
+def target_ranks(
     outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray, bucket_levels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """1-based place of each target, and of the first output with its first `bucket_levels` codes; 0: not there."""

@@ -135,5 +135,5 @@ def padded(tokens: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
 
 def mean_pool(hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean over the positions where the mask is true, [B, d]."""
-    kept_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
-    return kept_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+    real_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
+    return real_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)

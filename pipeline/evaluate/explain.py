@@ -103,8 +103,8 @@ def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
         f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
         "brackets a code with more"
     ]
-    for row, own in zip(rows, cells, strict=True):
-        spread = "  ".join(f"{cell:{width}}" for cell, width in zip(own, widths, strict=True))
+    for row, row_cells in zip(rows, cells, strict=True):
+        spread = "  ".join(f"{cell:{width}}" for cell, width in zip(row_cells, widths, strict=True))
         lines.append(f"  {row.item:{name}}  {spread}  {row.title}".rstrip())
     return "\n".join(lines)
 

@@ -132,7 +132,7 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
         )
     index = int(dense_ids([user], users, "user", path)[0])
     first, end = log.offsets[index], log.offsets[index + 1]
-    own = np.arange(max(first, end - int(loaded.config["max_history"])), end)
-    times = np.asarray(log.timestamps_N)[own] if loaded.model.wants_times else None
-    kept = loaded.eval_skips.kept(own, np.array([0, len(own)])) if loaded.eval_skips else None
-    return History(np.asarray(log.items_N)[own], times, kept)
+    positions = np.arange(max(first, end - int(loaded.config["max_history"])), end)
+    times = np.asarray(log.timestamps_N)[positions] if loaded.model.wants_times else None
+    kept = loaded.eval_skips.kept(positions, np.array([0, len(positions)])) if loaded.eval_skips else None
+    return History(np.asarray(log.items_N)[positions], times, kept)

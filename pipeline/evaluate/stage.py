@@ -139,9 +139,9 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
         lines.append(f"{label:24}{cells[0]:12.4f}{cells[1]:10.4f}{cells[2]:14.4f}{cells[3]:10.4f}")
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
-    places = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
+    search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
     lines.append(
-        f"{strategy}: {places}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
+        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
         f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     )
     lines.append(
@@ -160,8 +160,8 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             "there is nothing to evaluate on",
             "choose an earlier split.test_from, or bring a log with longer histories",
         )
-    own_U = users_U[world.share]
-    with Progress("evaluate", len(own_U), "users") if world.leads else nullcontext() as progress:
+    users_of_process_U = users_U[world.share]
+    with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
         ranking = rank_targets(
             generator.model,
             generator.catalogue,
@@ -170,7 +170,7 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             beam=config.beam,
             decoding=config.decoding,
             filter_seen=config.filter_seen,
-            users=own_U,
+            users=users_of_process_U,
             batch_users=config.batch_users,
             progress=progress,
             eval_skips=generator.eval_skips,

@@ -85,9 +85,9 @@ def _raw_path(params: IngestParams, output: Path) -> str:
 
 
 def _stage(
-    params: IngestParams, source: Source, work: Path, kept_rejects: Path
+    params: IngestParams, source: Source, work: Path, saved_rejects: Path
 ) -> tuple[StagedLog, StagedItems | None, Rejects]:
-    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
+    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `saved_rejects`."""
     config, recipe = params.ingest, RECIPES.get(params.dataset)
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
@@ -106,9 +106,9 @@ def _stage(
     names = [file.name for file in source.log]
     read = [([items.source], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
-        error = rejects.too_many(sources, rows, config.max_reject_rate, kept_rejects)
+        error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
         if error:
-            shutil.move(rejects.path, kept_rejects)
+            shutil.move(rejects.path, saved_rejects)
             raise error
     if not log.columns:
         raise UserError(

@@ -107,8 +107,8 @@ def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     )
     heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
     lines = []
-    for place, row in enumerate(scoreboard_rows(metrics, strategy)):
-        kind = ' class="model"' if place == 0 else ""
+    for rank, row in enumerate(scoreboard_rows(metrics, strategy)):
+        kind = ' class="model"' if rank == 0 else ""
         lines.append(f"<tr{kind}><td>{escape(row.system)}</td>" + "".join(map(_cell, row.cells)) + "</tr>")
     return f'<div class="scroll"><table>{groups}{heads}{"".join(lines)}</table></div>'
 

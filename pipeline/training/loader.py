@@ -52,7 +52,7 @@ class BatchLoader:
         self.budget, self.tokens_per_item = budget, tokens_per_item
         self.device = collator.codes_IL.device
         self.parts = world.size * accumulate
-        self.own = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # parts of this process
+        self.process_parts = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # parts of this process
         self.shape: Shape | None = None
         if fill:
             steps = steps_of_epoch(epochs, 0, 0, budget, tokens_per_item)
@@ -87,7 +87,7 @@ class BatchLoader:
 
     def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
         parts, item_counts = deal(step.windows.lengths_W, self.parts), self.collator.count_items(step)
-        return [self.collator(step, parts[part], shape=shape, item_counts=item_counts) for part in self.own]
+        return [self.collator(step, parts[part], shape=shape, item_counts=item_counts) for part in self.process_parts]
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:

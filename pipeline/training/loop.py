@@ -7,7 +7,7 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -28,16 +28,18 @@ from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
 
+# Fields of `State` that have another name in a checkpoint, so that runs of older versions can be resumed.
+SAVED_AS = {"epoch": "pass_index", "position": "place"}
 REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
 
 
 @dataclass
 class State:
-    """Where training stands; goes into the checkpoint as it is."""
+    """Where training stands."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0
-    place: int = 0  # windows of the pass that are done
+    position: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes; those that a strategy skips are not among them
     samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
     tokens: int = 0  # encoder positions of those windows, padding not counted
@@ -51,6 +53,15 @@ class State:
     best_score: float = -math.inf
     best_step: int = 0
     stale: int = 0  # validations since the best one
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {SAVED_AS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "State":
+        """The state that a checkpoint holds."""
+        return cls(**{f.name: saved[SAVED_AS.get(f.name, f.name)] for f in fields(cls)})
 
 
 class Trainer:
@@ -100,29 +111,29 @@ class Trainer:
 
     def _run(self) -> None:
         state, sampler = self.state, self.strategy.sampler
-        self._shown = self.passed
+        self._shown = self.windows_done
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 weigh, select = sampler.begin_epoch(state.epoch), sampler.select
-                for step, batches in self.loader.rest_of_epoch(state.epoch, state.place, weigh, select):
+                for step, batches in self.loader.rest_of_epoch(state.epoch, state.position, weigh, select):
                     self._train(step, batches)
                     self._after_step()
                     if self.finished:
                         break
                 else:
-                    state.epoch, state.place = state.epoch + 1, 0
+                    state.epoch, state.position = state.epoch + 1, 0
             if not state.history or state.history[-1]["step"] != state.step:
                 self._validate()
 
     @property
-    def passed(self) -> int:
+    def windows_done(self) -> int:
         """Windows trained or skipped: passes are what a strategy that skips must share with one that does not."""
-        return self.state.epoch * len(self.loader.epochs) + self.state.place
+        return self.state.epoch * len(self.loader.epochs) + self.state.position
 
     @property
     def finished(self) -> bool:
-        return self.passed >= self.config.max_windows or self.state.stale >= self.config.patience
+        return self.windows_done >= self.config.max_windows or self.state.stale >= self.config.patience
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
         """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
@@ -130,15 +141,15 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         share = torch.full((), 1 / self.strategy.sampler.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
-            self._reseed(self.loader.own[i])
+            self._reseed(self.loader.process_parts[i])
             total += self.optimizer_step.gradients(batch, share)
-        set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.passed))
+        set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.windows_done))
         if self.average:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
         self.optimizer_step.update()
         self._losses.append((windows, samples, total))
-        state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
+        state.step, state.position, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
         tokens, items_W, per_item = step.tokens(self.loader.tokens_per_item), step.items_W, self.loader.tokens_per_item
         state.tokens += tokens
@@ -172,8 +183,8 @@ class Trainer:
                 self.state.loss_sum += loss
                 self.state.loss_samples += samples
             if self._progress:
-                self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
-            self._shown = self.passed
+                self._progress.update(self.windows_done - self._shown, f"loss {loss / samples:.3f}")
+            self._shown = self.windows_done
             self._losses.clear()
         now, warm = time.perf_counter(), self.optimizer_step.warm_seconds
         self.state.train_seconds += now - self._mark - (warm - self._warm)
@@ -205,7 +216,7 @@ class Trainer:
         if self.world.leads:
             self.checkpoints.save(
                 {
-                    "state": asdict(self.state),
+                    "state": self.state.saved(),
                     "model": self.model.state_dict(),
                     "best": self.best,
                     "average": self.average.model.state_dict() if self.average else {},
@@ -217,7 +228,7 @@ class Trainer:
         self._mark = time.perf_counter()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.state, self.best = State(**saved["state"]), saved["best"]
+        self.state, self.best = State.restored(saved["state"]), saved["best"]
         self.model.load_state_dict(saved["model"])
         self.optimizer_step.optimizer.load_state_dict(saved["optimizer"])
         self.strategy.sampler.load_state_dict(saved["strategy"])

@@ -79,7 +79,7 @@ def test_positions_are_those_of_transformers(model, encoder, folder):
         expected, _ = whole.get_rope_index(
             ids, (ids == encoder.image_token).int(), torch.tensor([[1, *grid] for grid in prompt.grids])
         )
-        assert encoder.places(prompt).tolist() == expected[:, 0].tolist()
+        assert encoder.positions(prompt).tolist() == expected[:, 0].tolist()
 
 
 @pytest.mark.parametrize("causal", [False, True])

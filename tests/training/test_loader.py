@@ -141,12 +141,12 @@ def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(spl
     times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
     batch = Collator(splits.items_N, codes_IL, times_N=times_N, all_targets=True)(step, np.arange(3, 12))
     positions = [
-        (row, place) for row in batch.histories.order + 3 for place in range(windows.starts_W[row], windows.ends_W[row])
+        (row, index) for row in batch.histories.order + 3 for index in range(windows.starts_W[row], windows.ends_W[row])
     ]
-    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[place + 1]].tolist() for _, place in positions]
+    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[index + 1]].tolist() for _, index in positions]
     assert batch.weights_W.tolist() == [row + 1 for row, _ in positions]
     assert batch.histories.times_N is not None
-    assert batch.histories.times_N.tolist() == [times_N[place] for _, place in positions]
+    assert batch.histories.times_N.tolist() == [times_N[index] for _, index in positions]
     assert batch.targets_W.tolist() == splits.items_N[windows.ends_W[batch.histories.order + 3]].tolist()
 
 

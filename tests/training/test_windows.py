@@ -121,9 +121,9 @@ def test_shuffles_are_fair() -> None:
     """Each window is equally likely at each place, and so is each pair of neighbours (chi-square, 5 sigma)."""
     epochs, size, draws = Epochs(splits_of([8], 1), "prefixes", 0), 7, 4000
     orders = np.array([[end - 1 for _, end in drawn(epochs, index)] for index in range(draws)])
-    places = np.zeros((size, size))
-    np.add.at(places, (np.arange(size), orders), 1)
-    assert ((places - draws / size) ** 2 / (draws / size)).sum() < 36 + 5 * np.sqrt(2 * 36)
+    hits = np.zeros((size, size))
+    np.add.at(hits, (np.arange(size), orders), 1)
+    assert ((hits - draws / size) ** 2 / (draws / size)).sum() < 36 + 5 * np.sqrt(2 * 36)
     pairs = Counter(zip(orders[:, 0], orders[:, 1], strict=True))
     expected = draws / (size * (size - 1))
     assert sum((pairs[a, b] - expected) ** 2 / expected for a in range(size) for b in range(size) if a != b) < 90
@@ -136,7 +136,7 @@ def test_equal_seeds_give_equal_epochs_and_other_seeds_do_not() -> None:
     assert first != other
 
 
-def test_shuffled_takes_places_in_any_order() -> None:
+def test_shuffled_takes_positions_in_any_order() -> None:
     def hashed(x_W: np.ndarray) -> np.ndarray:
         return x_W * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(20)
 

@@ -134,14 +134,14 @@ class RecursiveModel(Backbone):
     def _items(self, items_N: Tensor, items_U: Tensor, weights_U: Tensor) -> tuple[Tensor, Tensor]:
         """(the vector of each item of the histories [N, d], the weighted alignment of Eq. 8)."""
         rule, computed = self.settings.alignment_items if self.settings.aligns else "", items_U
-        place_N = torch.searchsorted(items_U, items_N)
+        row_N = torch.searchsorted(items_U, items_N)
         if rule == "all":
-            computed, place_N = torch.arange(self.catalogue.items, device=items_U.device), items_N
+            computed, row_N = torch.arange(self.catalogue.items, device=items_U.device), items_N
         elif rule == "sample":
             drawn = torch.randint(self.catalogue.items, (self.settings.alignment_sample,), device=items_U.device)
             computed = torch.cat([items_U, drawn])
         vectors_Xd, logits = self._redistribute(computed)
-        vectors_Nd = F.embedding(place_N, vectors_Xd)
+        vectors_Nd = F.embedding(row_N, vectors_Xd)
         if not self.settings.aligns:
             return vectors_Nd, weights_U.new_zeros(())
         losses_X = negative_log_likelihood(logits, self.catalogue.codes_IL[computed])

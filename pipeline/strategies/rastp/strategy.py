@@ -47,4 +47,4 @@ class PrunedNetwork(Network):
     def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
         if self.pruner is None:
             return super().tokens_kept(items_W, tokens_per_item)
-        return self.pruner.places(torch.from_numpy(items_W)).numpy()
+        return self.pruner.slots(torch.from_numpy(items_W)).numpy()

@@ -53,8 +53,8 @@ class ScoreStore:
 
     def load(self, scores_NL: Tensor) -> None:
         """Take over what `merge` gave."""
-        for own_F in (self.scores_F, self._merged_F):
-            own_F[: self.dummy_slot * self.levels] = scores_NL.flatten().to(own_F.device)
+        for held_F in (self.scores_F, self._merged_F):
+            held_F[: self.dummy_slot * self.levels] = scores_NL.flatten().to(held_F.device)
 
 
 class Journal:
@@ -67,11 +67,11 @@ class Journal:
     def __init__(self, plan: TrainingPlan, widths: tuple[int, ...], levels: int):
         self.widths, self.levels = widths, levels
         lengths_U = np.diff(plan.first_U, append=len(plan.items_N))
-        place_N = np.arange(len(plan.items_N)) - np.repeat(plan.first_U, lengths_U)
-        trains_N = place_N < np.repeat(plan.end_U - plan.first_U, lengths_U)
+        position_N = np.arange(len(plan.items_N)) - np.repeat(plan.first_U, lengths_U)
+        trains_N = position_N < np.repeat(plan.end_U - plan.first_U, lengths_U)
         counts_I = np.bincount(plan.items_N, trains_N)
         # Bins by powers of two: 1, 2 to 3, 4 to 7 ...
-        self._bins = {"popularity": _log2(counts_I)[plan.items_N], "history": _log2(place_N)}
+        self._bins = {"popularity": _log2(counts_I)[plan.items_N], "history": _log2(position_N)}
         self.seconds = 0.0  # spent on decisions
         self.rows: list[dict[str, float]] = []
         self.histograms: list[dict[str, float]] = []
@@ -85,7 +85,7 @@ class Journal:
         index_M = np.flatnonzero(decisions.scored_N)
         skipped = [np.flatnonzero(decisions.skip_NL[:, level]) for level in range(self.levels)]
         gone = np.flatnonzero(decisions.sequence_weights_N == 0)
-        counts_L, scored = np.array([len(places) for places in skipped]), len(self.widths)
+        counts_L, scored = np.array([len(positions) for positions in skipped]), len(self.widths)
         self.rows.append(
             {
                 "pass": epoch,
@@ -108,8 +108,10 @@ class Journal:
         self._histograms(epoch, scores_NL[index_M])
         self.by_level += np.stack([np.full(self.levels, len(index_M)), counts_L])
         for name, bin_N in self._bins.items():
-            for row, places in zip(self.by_bin[name], (index_M, np.concatenate(skipped[:scored]), gone), strict=True):
-                row += np.bincount(bin_N[places], minlength=len(row))
+            for row, positions in zip(
+                self.by_bin[name], (index_M, np.concatenate(skipped[:scored]), gone), strict=True
+            ):
+                row += np.bincount(bin_N[positions], minlength=len(row))
 
     def _histograms(self, epoch: int, scores_ML: np.ndarray) -> None:
         for level, width in enumerate(self.widths):

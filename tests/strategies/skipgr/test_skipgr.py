@@ -209,20 +209,20 @@ class TestWhatIsComputed:
         _, step = toy.batch(1)
         assert len(step.windows) == len(scored(toy.plan))
         assert step.selected.counted_WL.all()
-        place, emptied, tokens = 0, 0, 0
+        index, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
             kept_NL = ~toy.sampler.decisions.skip_NL[start:end]
             if unit_ == "item":
                 kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
             if not kept_NL.any():
                 kept_NL[-1], emptied = True, emptied + 1
-            rows = slice(place, place + end - start)
+            rows = slice(index, index + end - start)
             if unit_ == "item":
                 assert (step.selected.stays_N[rows] == kept_NL.all(1)).all()
             else:  # a separator stays with any token of its item
                 expected_NS = np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1)
                 assert (step.selected.tokens_NS[rows] == expected_NS).all()
-            place, tokens = place + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
+            index, tokens = index + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
         assert emptied > 0
         assert step.tokens(LEVELS + 1) == tokens
         assert step.items_W.min() > 0

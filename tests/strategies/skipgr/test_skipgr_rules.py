@@ -29,8 +29,8 @@ class TestTokens:
         decisions, sign = rules.decide(scores_NL, 2), -1 if rule == "high_entropy" else 1
         for level, ratio in enumerate(ratios):
             ties = rules._hash(2, TIE + level)(index_M.astype(np.uint64)).tolist()
-            places, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
-            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[place]) for place in places}
+            hits, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
+            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[index]) for index in hits}
             assert decisions.thresholds_E[level] == sign * threshold
 
     @settings(max_examples=30, deadline=None)
