@@ -84,7 +84,7 @@ class Bench:
             Collator(items_N, catalogue.codes_IL, longest=splits.max_history),
             World(),
             budget=args.batch_tokens,
-            tokens_per_item=self.per_item,
+            input_tokens_per_item=self.per_item,
             fill=records(self.train, self.device),
         )
         self.share = samples_per_step(epochs, args.batch_tokens, self.per_item)
@@ -97,7 +97,7 @@ class Bench:
             epochs=1e9,
             one_per_target=True,
             all_targets=False,
-            once=False,
+            each_target_once=False,
             max_history=splits.max_history,
             seed=0,
             device=self.device,

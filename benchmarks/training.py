@@ -120,7 +120,7 @@ def measure(
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
     chosen = choose_strategies(strategy, {"rastp": {}, "intrr": {}})
-    per_item = chosen.tokens_per_item(catalogue.levels, TIGER.separators)
+    per_item = chosen.input_tokens_per_item(catalogue.levels, TIGER.separators)
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     network = chosen.network()
     torch.manual_seed(0)

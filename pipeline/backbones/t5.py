@@ -110,22 +110,22 @@ class T5(SidBackbone):
             block.compile(dynamic=True)
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of every level: L tensors [W, V of the level]. Where `histories.prefixes` leave a
-        position out, its row means nothing.
+        """Teacher-forced logits of every level: L tensors [W, V of the level]. Where
+        `histories.decoder_positions` leave a position out, its row means nothing.
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        prefixes, windows, levels = histories.prefixes, len(targets_W), self.levels
+        decoder_positions, windows, levels = histories.decoder_positions, len(targets_W), self.levels
         encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, : levels - 1]], 1)
-        inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.index_P]
+        inputs_P = inputs_WL.flatten() if decoder_positions is None else inputs_WL.flatten()[decoder_positions.index_P]
         h_Td = self.dropout(self.tokens(inputs_P))
-        if prefixes is None:
+        if decoder_positions is None:
             layout = Layout.equal(windows, levels, h_Td.device)
             cross = encoded.layout.cross(layout)
         else:
-            layout, cross = prefixes.layouts(encoded.layout)
+            layout, cross = decoder_positions.layouts(encoded.layout)
         bias = self.decoder_bias.for_layout(layout, levels)
         states_Td = encoded.states_Td
         if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
@@ -133,7 +133,7 @@ class T5(SidBackbone):
         for block in self.decoder:
             h_Td = _run(block)(h_Td, layout, bias, block.cross.packed(states_Td), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
-        h_WLd = h_Td.unflatten(0, (windows, levels)) if prefixes is None else prefixes.by_level(h_Td)
+        h_WLd = h_Td.unflatten(0, (windows, levels)) if decoder_positions is None else decoder_positions.by_level(h_Td)
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     def kept_tokens(self, histories: Histories, on_prune: Callable[[], None] | None = None) -> Tensor:
@@ -302,6 +302,6 @@ def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_
     first_W, real_WP = lengths_W.cumsum(0) - lengths_W, position_P < lengths_W[:, None]
     source_WP = torch.where(real_WP, first_W[:, None] + position_P, tokens + position_P % len(padding_Sd))
     # Nothing that counts sees padding, so its gradient is zero; to add that up, place by place, would take a GPU long.
-    place_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
-    place_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
-    return gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
+    slot_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
+    slot_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
+    return gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), slot_T)

@@ -42,7 +42,7 @@ class TrainingPlan:
     epochs: float  # that the run takes
     one_per_target: bool  # True: one window per target. False: every window of up to max_history items
     all_targets: bool  # every item of a window but the first is a target too
-    once: bool  # each item is a target at most once per pass
+    each_target_once: bool  # each item is a target at most once per pass
     max_history: int
     seed: int
     device: torch.device
@@ -97,15 +97,15 @@ class Network:
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
         """The logits [W, V] of every level, and what the batch adds to the loss beside their cross-entropy. Logits of
-        positions that `batch.histories.prefixes` leave out mean nothing.
+        positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
         return model(batch.histories, batch.targets_W), 0.0
 
-    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+    def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
         items of history.
         """
-        return items_W * tokens_per_item
+        return items_W * input_tokens_per_item
 
 
 class Report:

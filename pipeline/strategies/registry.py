@@ -46,9 +46,11 @@ class ChosenStrategies:
     specs: tuple[StrategySpec, ...]  # in alphabetical order
     settings: Mapping[str, Any]  # the dataclass of each that has a section, by name
 
-    def tokens_per_item(self, levels: int, separators: bool) -> int:
+    def input_tokens_per_item(self, levels: int, separators: bool) -> int:
         """Positions that an item of the history takes in the backbone."""
-        return next((spec.tokens_per_item for spec in self.specs if spec.tokens_per_item), levels + separators)
+        return next(
+            (spec.input_tokens_per_item for spec in self.specs if spec.input_tokens_per_item), levels + separators
+        )
 
     def network(self, pad_to: int = 0) -> "Network":
         """What builds the network.

@@ -73,4 +73,4 @@ class StrategySpec:
     check: Callable[[Any, ParamsView, tuple[str, ...]], None] = _no_check
     composes_with: frozenset[str] = frozenset()  # said by either side of a pair
     refuses: Mapping[str, str] = field(default_factory=dict)  # name of another strategy -> why they do not compose
-    tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID
+    input_tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID

@@ -75,7 +75,7 @@ def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: W
         collator,
         world,
         budget=recipe.budget,
-        tokens_per_item=recipe.tokens_per_item,
+        input_tokens_per_item=recipe.input_tokens_per_item,
         accumulate=recipe.config.accumulate,
         fill=records(recipe.config, collator.codes_IL.device),
     )
@@ -104,11 +104,13 @@ def _plan(recipe: TrainingRecipe, splits: Splits, loader: BatchLoader, world: Wo
         first_U=np.asarray(splits.offsets[:-1]),
         end_U=np.asarray(splits.train_end),
         windows=windows,
-        samples_per_step=samples_per_step(loader.epochs, loader.budget, loader.tokens_per_item, recipe.all_targets),
+        samples_per_step=samples_per_step(
+            loader.epochs, loader.budget, loader.input_tokens_per_item, recipe.all_targets
+        ),
         epochs=config.max_windows / windows,
         one_per_target=config.windows != "all",
         all_targets=recipe.all_targets,
-        once=config.windows == "sequences",
+        each_target_once=config.windows == "sequences",
         max_history=splits.max_history,
         seed=recipe.seed,
         device=loader.device,

@@ -54,7 +54,7 @@ class TrainingRecipe:
     chosen: ChosenStrategies
     max_history: int
     pad_to: int  # encoder positions of every window of a padded run; 0: packed
-    tokens_per_item: int  # positions that an item of a history takes in the backbone
+    input_tokens_per_item: int  # positions that an item of a history takes in the backbone
     budget: int  # positions of one step, counted in the backbone's
 
     @classmethod
@@ -65,11 +65,11 @@ class TrainingRecipe:
             UserError: the two were made from different logs, or a history does not fit the budget or the padding.
         """
         config, levels = params.train, len(sids.widths)
-        whole = levels + params.backbone.separators  # positions of a whole Semantic ID
-        longest = splits.max_history * whole
+        sid_tokens_per_item = levels + params.backbone.separators  # positions of a whole Semantic ID
+        longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest)
         chosen = choose_strategies(params.strategy, params.strategies)
-        per_item = chosen.tokens_per_item(levels, params.backbone.separators)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels, params.backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
@@ -78,9 +78,9 @@ class TrainingRecipe:
             chosen=chosen,
             max_history=splits.max_history,
             pad_to=(config.pad_to or longest) if config.batching == "padded" else 0,
-            tokens_per_item=per_item,
+            input_tokens_per_item=input_tokens_per_item,
             # train.batch_tokens counts whole Semantic IDs, so that a step has the same windows under every strategy.
-            budget=config.batch_tokens * per_item // whole,
+            budget=config.batch_tokens * input_tokens_per_item // sid_tokens_per_item,
         )
 
     @property

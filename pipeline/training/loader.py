@@ -32,7 +32,7 @@ class BatchLoader:
 
     Args:
         budget: encoder positions of a step, by what a whole history takes in the backbone.
-        tokens_per_item: encoder positions of one item, its separator included.
+        input_tokens_per_item: encoder positions of one item, its separator included.
         accumulate: parts that each process splits a step into.
         fill: batches are filled up to few shapes, for a step that is recorded.
     """
@@ -44,18 +44,18 @@ class BatchLoader:
         world: World,
         *,
         budget: int,
-        tokens_per_item: int,
+        input_tokens_per_item: int,
         accumulate: int = 1,
         fill: bool = False,
     ):
         self.epochs, self.collator = epochs, collator
-        self.budget, self.tokens_per_item = budget, tokens_per_item
+        self.budget, self.input_tokens_per_item = budget, input_tokens_per_item
         self.device = collator.codes_IL.device
         self.parts = world.size * accumulate
         self.process_parts = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # parts of this process
         self.shape: Shape | None = None
         if fill:
-            steps = steps_of_epoch(epochs, 0, 0, budget, tokens_per_item)
+            steps = steps_of_epoch(epochs, 0, 0, budget, input_tokens_per_item)
             self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, epochs.max_history)
 
     def rest_of_epoch(
@@ -75,7 +75,7 @@ class BatchLoader:
             yield step, self._batches(step, shape)
 
     def _chosen(self, epoch: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
-        for step in steps_of_epoch(self.epochs, epoch, first, self.budget, self.tokens_per_item, weigh):
+        for step in steps_of_epoch(self.epochs, epoch, first, self.budget, self.input_tokens_per_item, weigh):
             if select is None:
                 yield step
             else:
@@ -83,7 +83,7 @@ class BatchLoader:
 
     def first_windows(self) -> Windows:
         """The windows of a run's first step, over all processes, where nothing is skipped."""
-        return next(steps_of_epoch(self.epochs, 0, 0, self.budget, self.tokens_per_item)).windows
+        return next(steps_of_epoch(self.epochs, 0, 0, self.budget, self.input_tokens_per_item)).windows
 
     def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
         parts, item_counts = deal(step.windows.lengths_W, self.parts), self.collator.count_items(step)

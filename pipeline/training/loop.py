@@ -151,7 +151,11 @@ class Trainer:
         self._losses.append((windows, samples, total))
         state.step, state.position, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
-        tokens, items_W, per_item = step.tokens(self.loader.tokens_per_item), step.items_W, self.loader.tokens_per_item
+        tokens, items_W, per_item = (
+            step.tokens(self.loader.input_tokens_per_item),
+            step.items_W,
+            self.loader.input_tokens_per_item,
+        )
         state.tokens += tokens
         pruned = int(items_W.sum()) * per_item - int(self.strategy.network.tokens_kept(items_W, per_item).sum())
         state.tokens_kept += tokens - pruned

@@ -38,14 +38,14 @@ class Step:
             lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W, dtype=np.int64)
         )
 
-    def tokens(self, tokens_per_item: int) -> int:
+    def tokens(self, input_tokens_per_item: int) -> int:
         """Tokens that enter the encoder."""
         kept_NS = self.selected.tokens_NS if self.selected else None
-        return int(self.items_W.sum()) * tokens_per_item if kept_NS is None else int(kept_NS.sum())
+        return int(self.items_W.sum()) * input_tokens_per_item if kept_NS is None else int(kept_NS.sum())
 
 
 def steps_of_epoch(
-    epochs: Epochs, epoch: int, first: int, budget: int, tokens_per_item: int, weigh: Weigh | None = None
+    epochs: Epochs, epoch: int, first: int, budget: int, input_tokens_per_item: int, weigh: Weigh | None = None
 ) -> Iterator[Step]:
     """Cut a pass, from place `first` on, into steps of at most `budget` encoder positions.
 
@@ -55,7 +55,7 @@ def steps_of_epoch(
     size = FIRST_CHUNK
     while first < len(epochs):
         last = min(first + size, len(epochs))
-        steps = _cut(epochs, epoch, first, last, budget, tokens_per_item, weigh)
+        steps = _cut(epochs, epoch, first, last, budget, input_tokens_per_item, weigh)
         yield from steps
         if last == len(epochs):
             return
@@ -63,14 +63,14 @@ def steps_of_epoch(
 
 
 def _cut(
-    epochs: Epochs, epoch: int, first: int, last: int, budget: int, tokens_per_item: int, weigh: Weigh | None
+    epochs: Epochs, epoch: int, first: int, last: int, budget: int, input_tokens_per_item: int, weigh: Weigh | None
 ) -> list[Step]:
     """The full steps within places [first, last); at the end of the pass also the one that is not full."""
     windows = epochs.take(epoch, first, last)
     weights_W = weigh(windows.starts_W, windows.ends_W) if weigh else np.ones(len(windows), np.float32)
     kept_W = np.flatnonzero(weights_W)
     windows, weights_W = windows[kept_W], weights_W[kept_W]
-    tokens_W = np.cumsum(windows.lengths_W) * tokens_per_item
+    tokens_W = np.cumsum(windows.lengths_W) * input_tokens_per_item
     steps: list[Step] = []
     begin, spent = 0, 0
     while begin < len(kept_W):
@@ -86,13 +86,13 @@ def _cut(
     return steps
 
 
-def samples_per_step(epochs: Epochs, budget: int, tokens_per_item: int, all_targets: bool = False) -> float:
+def samples_per_step(epochs: Epochs, budget: int, input_tokens_per_item: int, all_targets: bool = False) -> float:
     """How many (history, target) pairs fill a step that leaves nothing out, by the first windows of a pass, which are a
     random sample of it.
     """
     lengths_W = epochs.take(0, 0, CHUNK).lengths_W
     items = int(lengths_W.sum())
-    return (items if all_targets else len(lengths_W)) * min(1.0, budget / (items * tokens_per_item))
+    return (items if all_targets else len(lengths_W)) * min(1.0, budget / (items * input_tokens_per_item))
 
 
 def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:

@@ -59,7 +59,7 @@ def test_full_changes_nothing() -> None:
     chosen = choose_strategies("full", {})
     assert type(chosen.network()) is Network
     assert type(chosen.sampler(None, None)) is Sampler
-    assert chosen.tokens_per_item(3, True) == 4
+    assert chosen.input_tokens_per_item(3, True) == 4
 
 
 @pytest.mark.parametrize("name", specs())
@@ -71,7 +71,7 @@ def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> Non
 @pytest.mark.parametrize("name", specs())
 def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None:
     chosen = choose_strategies(name, {name: settings() for name, settings in settings_types().items()})
-    assert chosen.network().whole_items == (chosen.tokens_per_item(3, True) == 1)
+    assert chosen.network().whole_items == (chosen.input_tokens_per_item(3, True) == 1)
 
 
 @pytest.mark.parametrize(("text", "section"), [("rastp", None), ("rastp", [1]), (3, {}), (None, {})])

@@ -39,7 +39,7 @@ class Recorder(Sampler):
 def train_with(
     sampler: Sampler, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
 ) -> pd.DataFrame:
-    monkeypatch.setattr("pipeline.strategies.registry.Chosen.sampler", lambda *chosen: sampler)
+    monkeypatch.setattr("pipeline.strategies.registry.ChosenStrategies.sampler", lambda *chosen: sampler)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 

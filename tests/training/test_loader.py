@@ -107,7 +107,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
 ) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
     collator = Collator(splits.items_N, codes_IL, longest=splits.max_history)
-    options = {"budget": 150, "tokens_per_item": TOKENS, "accumulate": accumulate}
+    options = {"budget": 150, "input_tokens_per_item": TOKENS, "accumulate": accumulate}
     epochs = Epochs(splits, "random_start", 0)
     loaders = [BatchLoader(epochs, collator, World(rank, size), **options) for rank in range(size)]
     for shares in zip(*(loader.rest_of_epoch(0, 0, None) for loader in loaders), strict=True):

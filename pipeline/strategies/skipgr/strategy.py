@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.machine import wait_for
+from pipeline.ops.entropy import entropy
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips, KeptItems
@@ -120,7 +121,7 @@ class SkippingSampler(Sampler):
         lengths_W = ends_W - starts_W
         targets_N = slices(starts_W, lengths_W)[0] + 1
         slots_N = np.repeat(self._slots(starts_W, ends_W), lengths_W)
-        if self.plan.once:
+        if self.plan.each_target_once:
             slots_N = np.where(slots_N == self.store.dummy_slot, slots_N, targets_N)
         else:
             slots_N = np.where(targets_N == np.repeat(ends_W, lengths_W), slots_N, self.store.dummy_slot)
@@ -156,15 +157,15 @@ class SkippingSampler(Sampler):
             return super().loss(logits, penalty, batch)  # validation
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.dummy_slot)
-        prefixes = batch.histories.prefixes
+        decoder_positions = batch.histories.decoder_positions
         total = batch.weights_W.new_zeros(()) + penalty
         for level, logits_WV in enumerate(logits):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()
             scored_W = slots_W
-            if prefixes is not None:
-                scored_W = torch.where(prefixes.has_level(level), slots_W, self.store.dummy_slot)
+            if decoder_positions is not None:
+                scored_W = torch.where(decoder_positions.has_level(level), slots_W, self.store.dummy_slot)
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
 
@@ -172,7 +173,7 @@ class SkippingSampler(Sampler):
         """Eq. 11 in nats, or the loss; never below 0, which would mean that there is none."""
         if self.config.rule == "loss":
             return loss_W.clamp(min=0)
-        return -(logp_WV.exp() * logp_WV).sum(1).clamp(max=0)
+        return -(-entropy(logp_WV)).clamp(max=0)  # clamp(min=0) could change the sign of a zero
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """nominal: the windows of a step of `full`, so that a pass adds up to what it does there (in expectation);

@@ -89,8 +89,8 @@ class TestLoss:
         ours = toy.strategy.loss(toy.model, batch)
         skip_NL, expected = toy.sampler.decisions.skip_NL, 0.0
         weight_of = dict(zip(step.windows.ends_W.tolist(), step.weights_W.tolist(), strict=True))
-        assert batch.histories.prefixes is not None
-        plain = dataclasses.replace(batch.histories, prefixes=None)
+        assert batch.histories.decoder_positions is not None
+        plain = dataclasses.replace(batch.histories, decoder_positions=None)
         for level, logits_WV in enumerate(toy.model(plain, batch.targets_W)):
             for row, end in enumerate(batch.slots_W.tolist()):
                 if not skip_NL[end, level]:
@@ -196,7 +196,7 @@ class TestWhatIsComputed:
             suffix_ML = gone[scored(toy.plan)][:, ::-1].cumprod(1)[:, ::-1].astype(bool)
             assert (fresh_NL == (~suffix_ML | (epoch == 3))).all()
             if epoch == 3:
-                assert batch.histories.prefixes is None
+                assert batch.histories.decoder_positions is None
                 assert len(batch.targets_W) == len(scored(toy.plan))
                 assert (batch.counted_WL.numpy() == ~gone[batch.slots_W.numpy()]).all()
             toy.score(before)
@@ -268,7 +268,7 @@ class TestEveryItemATarget:
     @pytest.mark.parametrize("once", [True, False])
     def test_the_loss_and_the_scores_are_those_of_each_position(self, once: bool) -> None:
         """Of a causal backbone, against one target at a time."""
-        toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, once=once)
+        toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, each_target_once=once)
         config = BackboneConfig(name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
         toy.model = toy.network.build(config, toy.catalogue).train()
         toy.score(random_scores(toy.plan))
