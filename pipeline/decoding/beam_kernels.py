@@ -33,7 +33,7 @@ def candidates_kernel(
     BV: tl.constexpr,
     BF: tl.constexpr,
 ):
-    """Keys of what may follow a beam, the KEPT best of its BF."""
+    """Keys of what may follow a beam, the TOP best of its BF."""
     row, v, f = tl.program_id(0).to(tl.int64), tl.arange(0, BV), tl.arange(0, BF)
     logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
     top = tl.max(logits, 0)

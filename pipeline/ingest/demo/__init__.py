@@ -16,7 +16,7 @@ from pipeline.ingest.demo.items import Items, make_items, make_routes
 from pipeline.ingest.demo.pictures import draw
 from pipeline.ingest.demo.scenario import Scenario, load_scenario
 
-__all__ = ["generate"]
+__all__ = ["generate_demo_log"]
 
 
 def generate_demo_log(scenario_path: Path, seed: int, output: Path) -> Path:
