@@ -24,7 +24,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.registry import choose, settings_types
+from pipeline.strategies.registry import choose_strategies, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
 
@@ -64,7 +64,7 @@ class Params:
     track: TrackConfig
 
     def __post_init__(self) -> None:
-        choose(self.strategy, self.strategies).check(self)
+        choose_strategies(self.strategy, self.strategies).check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
                 f"train.targets all needs a backbone where no item sees a later one, and "

@@ -1,6 +1,6 @@
 """A tiny world for the evaluate stage, on disk: splits, an untrained generator, timings, raw user ids."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import save_generator
 from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.rastp.config import RastpConfig
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.config import TrainConfig
 
 WIDTHS, ITEMS, USERS, MAX_HISTORY = (4, 4, 3), 20, 40, 5
@@ -77,7 +77,7 @@ def write_generator(
         }
     )
     sections: dict[str, Any] = {"rastp": asdict(some(RastpConfig)), "intrr": asdict(some(IntrrConfig))}
-    model = choose(strategy, sections).network().build(config, catalogue)
+    model = choose_strategies(strategy, sections).network().build(config, catalogue)
     save_generator(
         world.paths["generator"],
         model,
@@ -97,9 +97,8 @@ def write_generator(
 
 
 def make_world(root: Path) -> World:
-    params = replace(
-        some_params(), evaluate=some(EvaluateConfig, beam=10, bootstrap_samples=50), train=some(TrainConfig, threads=1)
-    )
+    evaluate = some(EvaluateConfig, beam=10, bootstrap_samples=50)
+    params = some_params(evaluate=evaluate, train=some(TrainConfig, threads=1))
     world = World(root, random_splits(np.random.default_rng(1)), params)
     world.splits.write(world.paths["splits"])
     write_generator(world)
