@@ -183,6 +183,20 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
     assert [line[0] for line in kinds["model"]] == ["decoder", "hstu", "tiger"]
 
 
+def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(
+    project: Path, run: Callable[..., Done]
+) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("  compile: true\n", "").replace("  log_model: true\n", ""))
+    assert run("migrate").out.splitlines() == [
+        "  added train.compile: true",
+        "  added track.log_model: true",
+        "2 keys added. Next: dvc repro",
+    ]
+    assert (project / "params.yaml").read_text() == text
+    assert run("migrate").out == "params.yaml has every key: nothing to do.\n"
+
+
 def test_a_data_preset_says_which_model_to_add_what_it_costs_and_what_it_reaches(
     project: Path, run: Callable[..., Done]
 ) -> None:
