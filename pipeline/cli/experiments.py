@@ -65,9 +65,9 @@ def migrate() -> None:
 
       git pull && python -m pipeline migrate
     """
-    from pipeline.presets.migrate import migrate as complete
+    from pipeline.presets.migrate import add_missing_keys
 
-    added = complete()
+    added = add_missing_keys()
     for key in added:
         print(f"  {key}")
     print(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.errors import UserError, nearest
-from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse, read, write
+from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse_document, read_yaml, write_document
 from pipeline.presets.kinds import describe
 from pipeline.presets.migrate import Added, completed
 
@@ -48,9 +48,11 @@ def apply_preset(
         )
     document, added = completed(params, folder)
     preset = folder / f"{name}.yaml"
-    values = dict([*leaves(parse(read(preset), preset) or {}), *map(_parse_setting, settings)])  # the later one wins
+    values = dict(
+        [*leaves(parse_document(read_yaml(preset), preset) or {}), *map(_parse_setting, settings)]
+    )  # the later one wins
     changes = [change for key, value in values.items() if (change := _assign(document, key, value))]
-    write(params, document)
+    write_document(params, document)
     return [*added, *changes]
 
 

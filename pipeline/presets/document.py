@@ -21,7 +21,7 @@ DEFAULTS = "demo.yaml"  # the file of presets/ that holds params.yaml as it come
 UNTOUCHED = ("params.yaml was left as it was", "mend what is named, then run the command again")
 
 
-def read(path: Path) -> str:
+def read_yaml(path: Path) -> str:
     """The text of a YAML file.
 
     Raises:
@@ -33,7 +33,7 @@ def read(path: Path) -> str:
         raise UserError(f"{path} is not here", "nothing was changed", "run from the project's folder") from None
 
 
-def parse(text: str, path: Path) -> Any:
+def parse_document(text: str, path: Path) -> Any:
     """The document with its comments; `path` is for the message.
 
     Raises:
@@ -45,18 +45,18 @@ def parse(text: str, path: Path) -> Any:
         raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
 
 
-def write(path: Path, document: Any) -> None:
+def write_document(path: Path, document: Any) -> None:
     """Check the whole, then write it at once: another process sees the old file or the new one.
 
     Raises:
-        UserError: as `check`. The file is then as it was.
+        UserError: as `check_document`. The file is then as it was.
     """
     text = _dump(document)
-    check(yaml.safe_load(text), path)
+    check_document(yaml.safe_load(text), path)
     write_bytes(path, text.encode())
 
 
-def check(values: Any, path: Path) -> None:
+def check_document(values: Any, path: Path) -> None:
     """Check the values of the whole document as every stage would.
 
     Raises:

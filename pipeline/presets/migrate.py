@@ -15,7 +15,16 @@ import yaml
 from yaml import CollectionNode, MappingNode, Node
 
 from pipeline.errors import UserError
-from pipeline.presets.document import DEFAULTS, PARAMS, PRESETS, check, leaves, parse, read, write
+from pipeline.presets.document import (
+    DEFAULTS,
+    PARAMS,
+    PRESETS,
+    check_document,
+    leaves,
+    parse_document,
+    read_yaml,
+    write_document,
+)
 
 INDENT = 2  # of the keys of a section in presets/demo.yaml
 
@@ -31,7 +40,7 @@ class Added:
         return f"added {self.key}: {_in_one_line(self.value)}"
 
 
-def migrate(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[Added]:
+def add_missing_keys(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[Added]:
     """Add to params.yaml every section and key that it lacks. Nothing is written where it lacks none.
 
     Raises:
@@ -40,9 +49,9 @@ def migrate(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[Added]:
     """
     document, added = completed(params, folder)
     if added:
-        write(params, document)
+        write_document(params, document)
     else:
-        check(yaml.safe_load(read(params)), params)
+        check_document(yaml.safe_load(read_yaml(params)), params)
     return added
 
 
@@ -52,10 +61,10 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
     Raises:
         UserError: a file is missing or no YAML.
     """
-    text, defaults = read(params), _without_head(read(folder / DEFAULTS))
-    mine, added = parse(text, params), list[Added]()
+    text, defaults = read_yaml(params), _without_head(read_yaml(folder / DEFAULTS))
+    mine, added = parse_document(text, params), list[Added]()
     if mine is not None and not isinstance(mine, Mapping):
-        check(mine, params)  # which says so
+        check_document(mine, params)  # which says so
     for name, value in _values(defaults, folder / DEFAULTS).items():
         if mine is None or name not in mine:
             text = _insert(text, defaults, None, name)
@@ -65,7 +74,7 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
             for key in lacking:
                 text = _insert(text, defaults, name, key)
             added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
-    return parse(text, params) if added else mine, added
+    return parse_document(text, params) if added else mine, added
 
 
 def _values(text: str, path: Path) -> Any:

@@ -14,7 +14,7 @@ from settings import raw_params
 from pipeline.config import load_params
 from pipeline.errors import UserError
 from pipeline.presets.apply import apply_preset
-from pipeline.presets.migrate import migrate
+from pipeline.presets.migrate import add_missing_keys
 
 KEYS = [f"{name}.{key}" for name, section in raw_params().items() if isinstance(section, dict) for key in section]
 SECTIONS = list(raw_params())
@@ -43,16 +43,16 @@ def test_a_key_or_section_comes_back_with_its_comment_at_its_position(key: str, 
     before = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(without(before, key))
     assert key not in yaml.safe_load((project / "params.yaml").read_text())
-    added = migrate()
+    added = add_missing_keys()
     assert (project / "params.yaml").read_text() == before
     assert [line.key for line in added] == [name for name in KEYS if name.startswith(key)] or [key]
-    assert migrate() == []
+    assert add_missing_keys() == []
 
 
 def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> None:
     before = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(re.sub(r"  experiment: .*\n  log_model: .*\n", "", before))
-    assert [line.key for line in migrate()] == ["track.experiment", "track.log_model"]
+    assert [line.key for line in add_missing_keys()] == ["track.experiment", "track.log_model"]
     assert (project / "params.yaml").read_text() == before
 
 
@@ -65,7 +65,7 @@ def test_any_keys_come_back_where_only_their_lines_were_deleted(project: Path, r
     for key in keys:
         text = without(text, key, comment=False)
     (project / "params.yaml").write_text(text)
-    assert {line.key for line in migrate()} == keys
+    assert {line.key for line in add_missing_keys()} == keys
     after = (project / "params.yaml").read_text()
     assert yaml.safe_load(after) == yaml.safe_load(before)
     assert [list(section) for section in yaml.safe_load(after).values() if isinstance(section, dict)] == [
@@ -84,7 +84,7 @@ def test_what_the_user_wrote_stays(project: Path) -> None:
     ):
         text = text.replace(line, instead)
     (project / "params.yaml").write_text(text)
-    assert [str(line) for line in migrate()] == ["added train.compile: true"]
+    assert [str(line) for line in add_missing_keys()] == ["added train.compile: true"]
     assert without((project / "params.yaml").read_text(), "train.compile") == text
 
 
@@ -92,7 +92,7 @@ def test_sections_in_braces_and_with_another_indent_are_completed_too(project: P
     text = without(without(without((project / "params.yaml").read_text(), "track"), "evaluate"), "split")
     text += "track: {log_model: false}\nsplit: {}\nevaluate:\n      beam: 30\n"
     (project / "params.yaml").write_text(text)
-    migrate()
+    add_missing_keys()
     params = load_params()
     assert (params.track.log_model, params.track.experiment) == (False, "sidpipe")
     assert (params.evaluate.beam, params.evaluate.batch_users) == (30, 256)
@@ -102,14 +102,14 @@ def test_sections_in_braces_and_with_another_indent_are_completed_too(project: P
 
 def test_an_empty_file_becomes_the_defaults(project: Path, root: Path) -> None:
     (project / "params.yaml").write_text("")
-    migrate()
+    add_missing_keys()
     assert (project / "params.yaml").read_bytes() == (root / "params.yaml").read_bytes()
 
 
 def test_where_nothing_is_missing_nothing_is_written(project: Path) -> None:
     text = (project / "params.yaml").read_text().replace("seed: 42", "seed:   42")
     (project / "params.yaml").write_text(text)
-    assert migrate() == []
+    assert add_missing_keys() == []
     assert (project / "params.yaml").read_text() == text
 
 
@@ -132,7 +132,7 @@ def test_what_is_refused_leaves_the_file_alone(wrong: str, said: str, project: P
         path.unlink()
     before = path.read_bytes() if path.exists() else None
     with pytest.raises(UserError) as caught:
-        migrate()
+        add_missing_keys()
     assert said in str(caught.value)
     assert (path.read_bytes() if path.exists() else None) == before
 
@@ -140,13 +140,13 @@ def test_what_is_refused_leaves_the_file_alone(wrong: str, said: str, project: P
 def test_without_the_defaults_nothing_is_changed(project: Path) -> None:
     (project / "presets/demo.yaml").unlink()
     with pytest.raises(UserError, match=r"presets/demo\.yaml is not here"):
-        migrate()
+        add_missing_keys()
 
 
 def test_broken_defaults_change_nothing(project: Path) -> None:
     (project / "presets/demo.yaml").write_text("seed: [42\n")
     with pytest.raises(UserError, match=r"presets/demo\.yaml is not valid YAML"):
-        migrate()
+        add_missing_keys()
 
 
 def test_a_preset_adds_first_what_is_missing(project: Path) -> None:
