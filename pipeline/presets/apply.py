@@ -48,9 +48,8 @@ def apply_preset(
         )
     document, added = completed(params, folder)
     preset = folder / f"{name}.yaml"
-    values = dict(
-        [*leaves(parse_document(read_yaml(preset), preset) or {}), *map(_parse_setting, settings)]
-    )  # the later one wins
+    written = leaves(parse_document(read_yaml(preset), preset) or {})
+    values = dict([*written, *map(_parse_setting, settings)])  # the later one wins
     changes = [change for key, value in values.items() if (change := _assign(document, key, value))]
     write_document(params, document)
     return [*added, *changes]
