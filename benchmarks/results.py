@@ -220,18 +220,11 @@ def quality(rows: list[Row]) -> Iterable[str]:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
             first = selected[0]
-            yield (
-                f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
-                "| | | | | |"
-                if "cooccurrence_noties_recall_at_10" in first
-                else f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |"
-            )
-            yield (
-                f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
-                f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |"
-            )
+            for label, name in (("counting pairs", "cooccurrence"), ("popularity", "popularity")):
+                recall, ndcg = first[f"{name}_recall_at_10"], first[f"{name}_ndcg_at_10"]
+                no_ties = first.get(f"noties_{name}_recall_at_10")
+                cell = "missing" if no_ties is None else f"{no_ties:.4f}"
+                yield f"| {label} | - | {recall:.4f} | {ndcg:.4f} | {cell} | | | | | |"
             yield f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained.\n"
             yield from _origins(selected)
 
