@@ -33,7 +33,7 @@ def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch
 
 
 def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, folder):
-    pytest.importorskip("torchvision", reason="the full processor needs torchvision")
+    pytest.importorskip("torchvision", reason="no torchvision: the full processor needs it")
     processor = transformers.Qwen2_5_VLProcessor(
         encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template
     )
