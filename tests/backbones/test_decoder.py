@@ -92,7 +92,7 @@ def test_logits_and_gradients_equal_transformers(make_causal, make_batch, separa
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_acts_at_the_places_of_t5(make_causal, make_batch, monkeypatch):
+def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
     """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
     model = make_causal("decoder", dropout=0.25)
     histories, targets_W = make_batch(model)

@@ -5,7 +5,7 @@ import torch
 from pipeline.packing.histories import Histories
 
 
-def test_each_item_gets_the_vector_of_its_place_and_far_ones_share_the_last(make_model, make_batch):
+def test_each_item_gets_the_vector_of_its_age_and_far_ones_share_the_last(make_model, make_batch):
     model = make_model(recency_items=4, seed=1)
     histories, _ = make_batch(model, count=7)
     plain = make_model(seed=1)

@@ -197,7 +197,7 @@ def test_dropout_acts_in_training_only(make_model, make_batch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dropout_acts_at_the_places_of_t5(make_model, make_batch, monkeypatch, shape):
+def test_dropout_acts_where_t5_has_it(make_model, make_batch, monkeypatch, shape):
     """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
     model = make_model(dropout=0.25, **shape)
     histories, targets_W = make_batch(model)

@@ -85,10 +85,10 @@ def pack(windows, pad_to=0):
 def rows(encoded):
     """The real states of each window, in packed order."""
     start, lengths = 0, encoded.layout.lengths_n
-    places = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
-    for index, room in enumerate(places):
-        yield encoded.states_Td[start : start + (room if lengths is None else int(lengths[index]))]
-        start += room
+    capacities = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
+    for index, capacity in enumerate(capacities):
+        yield encoded.states_Td[start : start + (capacity if lengths is None else int(lengths[index]))]
+        start += capacity
 
 
 def kept_positions(encoded, histories):
@@ -270,7 +270,7 @@ class TestCost:
         assert flops[1 / 3, 1] < flops[1 / 3, 2] < flops[1 / 3, 3]
 
     @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"unit": "item"}, {"method": "avg_pool"}])
-    def test_later_blocks_have_the_places_that_are_announced(self, options):
+    def test_later_blocks_have_the_slots_that_are_announced(self, options):
         strategy, windows = PrunedNetwork(RastpConfig(**options)), ragged()
         layout = make_model(strategy).encode(pack(windows)).layout
         announced = strategy.tokens_kept(np.array([len(window) for window in windows]), 5)
@@ -337,16 +337,16 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
 
 
 @pytest.mark.parametrize("pad_to", [0, 40])
-def test_each_kept_token_has_one_place_and_each_dropped_one_none(pad_to):
+def test_each_kept_token_has_one_slot_and_each_dropped_one_none(pad_to):
     model, histories, seen = make_model(PrunedNetwork(RastpConfig())), pack(ragged(), pad_to), []
     original = model.pruner._choose
     model.pruner._choose = lambda *args: seen.append(original(*args)) or seen[-1]
     model.encode(histories)
     (choice,) = seen
-    kept_T = (choice.place_T >= 0).nonzero()[:, 0]
+    kept_T = (choice.slot_T >= 0).nonzero()[:, 0]
     assert len(kept_T) == int(choice.kept_NS.sum()) == int(choice.taken_W.sum())
-    assert torch.equal(choice.source_O[choice.place_T[kept_T]], kept_T)
-    assert len(set(choice.place_T[kept_T].tolist())) == len(kept_T)
+    assert torch.equal(choice.source_O[choice.slot_T[kept_T]], kept_T)
+    assert len(set(choice.slot_T[kept_T].tolist())) == len(kept_T)
 
 
 @pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])
