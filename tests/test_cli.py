@@ -225,7 +225,8 @@ def test_a_setting_that_is_refused_leaves_params_yaml_alone(setting: str, messag
     assert (project / "params.yaml").read_bytes() == before
 
 
-def test_an_unknown_preset_names_the_nearest_one(project: Path, run: Callable[..., Done]) -> None:
+@pytest.mark.usefixtures("project")
+def test_an_unknown_preset_names_the_nearest_one(run: Callable[..., Done]) -> None:
     done = run("preset", "amazon-beuty")
     assert done.code == 1
     assert done.err.startswith("error: preset 'amazon-beuty' is not known, did you mean 'amazon-beauty'?")

@@ -15,7 +15,7 @@ SKIPPED = {
     r"pipeline fetch": "no network: it downloads a published data set",
 }
 # Lines that need a file of the reader's first -> how to make it from the demo's
-PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cp data/interactions/raw/*.csv.gz logs/"}
+PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cd data/interactions/raw && cp interactions.* items.* ../../../logs/"}
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,18 @@
 """The GPU kernel chooses what torch chooses. Runs where there is a GPU."""
 
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.packing.histories import Histories
-from pipeline.packing.pruning import PrunedTokens
 from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.pruner import Pruner
+
+if TYPE_CHECKING:
+    from pipeline.packing.pruning import PrunedTokens
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 pytestmark = pytest.mark.gpu
