@@ -15,7 +15,7 @@ SKIPPED = {
     r"pipeline fetch": "no network: it downloads a published data set",
 }
 # Lines that need a file of the reader's first -> how to make it from the demo's
-PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cd data/interactions/raw && cp interactions.* items.* ../../../logs/"}
+PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cp data/interactions/raw/{interactions,items}.* logs/"}
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
     return Clone.of(ROOT, tmp_path_factory.mktemp("readme") / "sidpipe")
 
 
-@pytest.fixture(autouse=True)
-def as_committed(clone: Clone, command: Command) -> None:
-    """A block begins with the settings as they come; the lines of one block build on each other."""
-    if command == next(first for first in COMMANDS if first.block == command.block):
-        assert clone.run("git checkout -q -- params.yaml").returncode == 0
-
-
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_the_command_does_its_work(clone: Clone, command: Command) -> None:
+    """A block begins with the settings as they come, and its lines follow one another."""
+    if command == next(first for first in COMMANDS if first.block == command.block):
+        assert clone.run("git checkout -q -- params.yaml").returncode == 0
     for pattern, reason in SKIPPED.items():
         if re.search(pattern, command.line):
             pytest.skip(reason)
