@@ -25,7 +25,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Under `-m gpu`, open neither a file nor a folder, with its conftest.py, that marks no test so."""
     if config.option.markexpr != "gpu":
         return None
-    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    if collection_path.is_dir():
+        files = list(collection_path.rglob("test_*.py"))
+    else:
+        files = [collection_path] if collection_path.suffix == ".py" else []
     return None if any(MARK in path.read_text(encoding="utf-8") for path in files) else True
 
 
