@@ -35,13 +35,14 @@ def test_of_data(case):
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # their imports take seconds
     pytester.makeini(SETTINGS)
     pytester.makepyfile(test_some=TESTS, test_other="import no_such_module\n", torch=NO_GPU)
     return pytester
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "two workers"])
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")], ids=["one process", "two workers"])
 def test_the_last_line_counts_skips_by_reason(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     done = project.runpytest_subprocess("-p", "selection", *workers, ".", "--ignore=test_other.py")
     done.assert_outcomes(passed=1, skipped=4, deselected=0 if workers else 1)
@@ -61,12 +62,12 @@ def test_the_last_line_counts_skips_by_reason(project: pytest.Pytester, workers:
 def test_long_tests_run_when_they_or_their_file_are_named(
     project: pytest.Pytester, arguments: list[str], passed: int
 ) -> None:
-    done = project.runpytest_subprocess("-p", "selection", "-p", "no:xdist", "--ignore=test_other.py", *arguments)
+    done = project.runpytest_subprocess("-p", "selection", "--ignore=test_other.py", *arguments)
     assert done.parseoutcomes()["passed"] == passed
 
 
 def test_asking_for_gpu_tests_opens_no_other_file(project: pytest.Pytester) -> None:
-    done = project.runpytest_subprocess("-p", "selection", "-p", "no:xdist", "-m", "gpu")
+    done = project.runpytest_subprocess("-p", "selection", "-m", "gpu")
     done.assert_outcomes(skipped=1, deselected=5)
 
 

@@ -127,7 +127,7 @@ def test_a_browser_shows_the_page_from_the_disk(site: Path, name: str, tmp_path:
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "<h1" in done.stdout

@@ -1,6 +1,6 @@
 """Which tests run, and which did not and why: a pytest plugin that tests/conftest.py loads.
 
-- `long` tests run when an expression of -m names them or when their file is named on the command line.
+- `long` tests run when an expression of -m names them, or when the command line names their file or the folder long/.
 - `gpu` tests are skipped where their GPUs are missing. `pytest -m gpu` opens their files only, so that a machine with a
   GPU needs neither DVC nor MLflow nor DuckDB.
 - The last line of every run counts the skipped tests by reason: `skips: 21 no GPU, 2 no shared data`. A reason says
@@ -38,6 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if re.search(r"\blong\b", config.option.markexpr):
         return
     named = {(config.invocation_params.dir / argument.split("::")[0]).resolve() for argument in config.args}
+    named |= {file for folder in named if folder.name == "long" for file in folder.glob("test_*.py")}
     left_out = [item for item in items if item.get_closest_marker("long") and item.path not in named]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
