@@ -20,7 +20,7 @@ SHOWN = {
     "changelog.md": "CHANGELOG.md",
     "first_run.md": "examples/first_run.py",
 }
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]+)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)#:\s]+)(#[^)\s]+)?\)")  # and of an image, too
 CELL = re.compile(r"^# %%[^\n]*\n", re.MULTILINE)
 
 
