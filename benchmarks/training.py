@@ -115,7 +115,7 @@ class Row:
         )
 
 
-def measure(
+def measure(  # noqa: PLR0913 - what one row of the table differs in
     strategy: str,
     splits: Splits,
     catalogue: Catalogue,

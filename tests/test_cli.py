@@ -207,7 +207,8 @@ def test_a_data_preset_says_which_model_to_add_what_it_costs_and_what_it_reaches
     assert "none was measured on this data set" in run("preset", "movielens-1m").out
 
 
-def test_an_unknown_preset_names_the_nearest_one(project: Path, run: Callable[..., Done]) -> None:
+@pytest.mark.usefixtures("project")
+def test_an_unknown_preset_names_the_nearest_one(run: Callable[..., Done]) -> None:
     done = run("preset", "amazon-beuty")
     assert done.code == 1
     assert done.err.startswith("error: preset 'amazon-beuty' is not known, did you mean 'amazon-beauty'?")

@@ -99,7 +99,7 @@ def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
     histories, targets_W = make_batch(model)
     ids, lengths = fed_ids(model, histories, targets_W)
     oracle = as_transformers(model).train()
-    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * (1 - p) if training else x)
+    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, *_: x * (1 - p) if training else x)
     for module in (dropout, attention):
         monkeypatch.setattr(module, "dropout_factors", lambda shape, p, like: like.new_full(shape, 1 - p))
     expected = expected_logits(model, oracle(input_ids=ids).last_hidden_state, lengths)

@@ -32,8 +32,9 @@ def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch
     assert prompt.ids.tolist() == encoder.tokenizer(expected)["input_ids"]
 
 
-def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, folder):
-    pytest.importorskip("torchvision", reason="the full processor needs torchvision")
+@pytest.mark.usefixtures("model")
+def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder, folder):
+    pytest.importorskip("torchvision", reason="no torchvision: the full processor needs it")
     processor = transformers.Qwen2_5_VLProcessor(
         encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template
     )
@@ -126,7 +127,7 @@ def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
     from pipeline.embed import images
 
     monkeypatch.setattr(images, "MAX_BYTES", 100)
-    with pytest.raises(images.BadImage, match="larger than"):
+    with pytest.raises(images.BadImageError, match="larger than"):
         inspect(folder, "d.png", 10**6)
 
 

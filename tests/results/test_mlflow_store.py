@@ -42,7 +42,8 @@ def test_the_same_result_again_changes_nothing(store: Path) -> None:
     assert everything(store) == before
 
 
-def test_a_repeat_that_took_longer_is_the_same_result(project: Path, store: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_repeat_that_took_longer_is_the_same_result(project: Path) -> None:
     first = track()
     write_result(project, seed=1, train_seconds=999.0)
     assert track()["run_id"] == first["run_id"]
@@ -157,8 +158,10 @@ def test_a_file_that_is_no_database_is_told(project: Path) -> None:
         track()
 
 
+@pytest.mark.usefixtures("store")
 def test_the_terminal_shows_the_result_and_the_way_to_all_runs(
-    project: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     track(seed=3)
     lines = capsys.readouterr().out.splitlines()

@@ -109,6 +109,6 @@ def make_world(root: Path) -> World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, torch_settings_given_back: None) -> World:
+def world(tmp_path: Path, torch_settings_given_back: None) -> World:  # noqa: ARG001 - asked for what it does
     """The tiny world in a temporary folder, and torch's settings given back after each test."""
     return make_world(tmp_path)

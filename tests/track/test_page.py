@@ -15,7 +15,7 @@ from pipeline.track.scoreboard import scoreboard_rows, scoreboard_text
 
 
 @pytest.fixture
-def result(project: Path) -> Result:
+def result(project: Path) -> Result:  # noqa: ARG001 - asked for what it does
     return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
 
 
@@ -65,7 +65,7 @@ def test_tags_are_closed(page: str) -> None:
     open_tags: list[str] = []
 
     class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: object) -> None:
+        def handle_starttag(self, tag: str, _attrs: object) -> None:
             if tag not in ("meta", "br"):
                 open_tags.append(tag)
 

@@ -184,7 +184,7 @@ class TestPositions:
         model = make_model(PrunedNetwork(some(RastpConfig, keep_positions=False, after_layer=1)))
         seen = []
         for block in model.encoder:
-            block.attention.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+            block.attention.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
         model.encode(pack(ragged()))
         assert [bias is None for bias in seen] == [False, True, True]
 
@@ -252,7 +252,7 @@ class TestGradients:
                 return super().__call__(h_Td, *rest, **options)
 
         model.pruner.__class__ = Watching
-        model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
+        model.dropout.register_forward_hook(lambda *passed: embedded.append(passed[-1]) or passed[-1].retain_grad())
         self.loss(model, histories).backward()
         kept = model.encode(histories).kept_NS.flatten()
         reached = seen[0].grad.abs().sum(1) > 0

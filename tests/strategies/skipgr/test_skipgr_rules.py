@@ -169,7 +169,7 @@ class TestStore:
             summands.append(tensor)
             return tensor
 
-        def give(tensor):
+        def give(_):
             return total[0]
 
         stores = [ScoreStore(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]
