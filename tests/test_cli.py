@@ -197,9 +197,8 @@ def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(
     assert run("migrate").out == "params.yaml has every key: nothing to do.\n"
 
 
-def test_a_data_preset_says_which_model_to_add_what_it_costs_and_what_it_reaches(
-    project: Path, run: Callable[..., Done]
-) -> None:
+@pytest.mark.usefixtures("project")
+def test_a_data_preset_says_which_model_to_add_what_it_costs_and_what_it_reaches(run: Callable[..., Done]) -> None:
     out = run("preset", "amazon-beauty").out
     assert "dataset: demo -> amazon-beauty" in out
     assert "Next: add one of these presets, then dvc repro\n  beauty-fast, 85 s of training on one H200: " in out

@@ -186,7 +186,8 @@ def test_a_preset_changes_only_the_lines_it_names(project: Path) -> None:
     ]
 
 
-def test_what_was_set_by_hand_and_is_overwritten_is_told(project: Path) -> None:
+@pytest.mark.usefixtures("project")
+def test_what_was_set_by_hand_and_is_overwritten_is_told() -> None:
     apply_preset("tiger", ["train.device=cuda", "train.threads=3", "seed=7"])
     assert [str(change) for change in apply_preset("tiger", [])] == [
         "train.device: cuda -> auto",
