@@ -1,6 +1,10 @@
 """The plugin of tests/support/selection.py: which tests run, and the closing line that counts the skips by reason."""
 
+import os
+from pathlib import Path
+
 import pytest
+import selection
 from selection import normalise, skip_line
 
 pytest_plugins = ("pytester",)
@@ -37,6 +41,7 @@ def test_of_data(case):
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # their imports take seconds
+    monkeypatch.setenv("PYTHONPATH", str(Path(selection.__file__).parent), prepend=os.pathsep)
     pytester.makeini(SETTINGS)
     pytester.makepyfile(test_some=TESTS, test_other="import no_such_module\n", torch=NO_GPU)
     return pytester
