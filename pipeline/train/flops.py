@@ -1,8 +1,8 @@
 """Count the arithmetic of training: its matrix products, not an estimate from a model's size.
 
 The products of one forward pass over windows of the first step are counted on the CPU, without kernels; a multiply-add
-is two operations. Training takes three times as many, since the backward pass has two products for each. The model is in
-evaluation mode and nothing is skipped, so that the count does not show what a sampler such as skipgr's leaves out.
+is two operations. Training takes three times as many, since the backward pass has two products for each. The model is
+in evaluation mode and nothing is skipped, so that the count does not show what a sampler such as skipgr's leaves out.
 
 Shape legend: W windows.
 """

@@ -75,7 +75,7 @@ def count_kept_tokens(model: Backbone, batches: Sequence[Batch], max_history: in
 
 
 def _timed(model: Backbone, batch: Batch) -> tuple[Tensor, tuple[float, float]]:
-    """Return `Backbone.kept_tokens`, and the encoder's seconds before and after it drops tokens (0 if it never does)."""
+    """Return `Backbone.kept_tokens`, and the encoder's seconds before and after it prunes (0 if it never does)."""
     device = model.catalogue.codes_IL.device
     marks = list[float]()  # before the encoder, at the pruning if there is one, after the encoder
 

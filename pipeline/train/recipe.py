@@ -132,7 +132,7 @@ class TrainingRecipe:
 
 
 def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int) -> None:
-    """Raise UserError unless the inputs fit each other, and a history of `longest` positions the budget and the padding."""
+    """Raise UserError unless inputs fit each other, and a history of `longest` positions fits budget and padding."""
     if len(sids.codes_IL) != splits.summary["items"]:
         raise UserError(
             f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
