@@ -36,7 +36,7 @@ ALL = "all levels"
 
 @dataclass(frozen=True)
 class Quartile:
-    """A quartile of one batch's tokens of a level, or of all levels, by entropy; quartile 1 is the surest."""
+    """A quartile holds a fourth of one batch's tokens of a level, or of all levels, by entropy; 1 is the surest."""
 
     level: str
     quartile: int

@@ -79,7 +79,8 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
     """Return the tokens of the items.
 
     Args:
-        kept_NS: tokens that enter the encoder, of a model that never prunes; None: all enter, and the model may prune.
+        kept_NS: tokens that enter the encoder, where some are skipped; none of them is pruned then. None: all enter,
+            and the model says which it keeps.
     """
     if kept_NS is None:
         with torch.no_grad():

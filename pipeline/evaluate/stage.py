@@ -123,7 +123,7 @@ def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: in
     for name, low, high in zip(INTERVALS, *interval(drawn), strict=True):
         metrics |= {f"{name}_low": round(float(low), 6), f"{name}_high": round(float(high), 6)}
     metrics |= _baseline_metrics(users)
-    # The same without the users whose test item may be where it is by the order of the raw file alone.
+    # The same without ties, where only the order of the raw file may say which item came last.
     apart = users[~users["tie"].to_numpy()]
     metrics |= {"tie_share": float(users["tie"].mean()), "noties_users": len(apart)}
     without_ties = {**summarise(apart["rank"].to_numpy()), **_baseline_metrics(apart)}
@@ -151,7 +151,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
         f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",
         f"{'':24}{'recall@10':>12}{'ndcg@10':>10}{'recall@10':>14}{'ndcg@10':>10}",
     ]
-    # A line per system, such as `full  0.2008  0.1060  0.1990  0.1050`.
+    # A line per system: recall and NDCG on all users, then on those without a tie.
     for label, prefix in ((strategy, ""), ("co-occurrence", "cooccurrence_"), ("popularity", "popularity_")):
         cells = [metrics[f"{part}{prefix}{name}_at_10"] for part in ("", "noties_") for name in ("recall", "ndcg")]
         lines.append(f"{label:24}{cells[0]:12.4f}{cells[1]:10.4f}{cells[2]:14.4f}{cells[3]:10.4f}")

@@ -176,7 +176,7 @@ class Trainer:
         self._count(step, samples)
 
     def _count(self, step: Step, samples: int) -> None:
-        """Add a step to the counts of the state, and pass them on to the sampler."""
+        """Add a step to the counts of the state, and hand the step to the sampler."""
         state = self.state
         state.step += 1
         state.position = step.last
