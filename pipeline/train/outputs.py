@@ -90,7 +90,8 @@ def write_reports(
 
     Args:
         kept: counts of the kept tokens of validation histories.
-        tables, learned: as the strategy's `Report` gives them.
+        tables: as the strategy's `Report` gives them.
+        learned: likewise.
     """
     write_json(reports / "timings.json", timings)
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
