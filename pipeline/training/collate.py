@@ -185,7 +185,13 @@ class Collator:
         # 1. One target per window, in packed order. Lengths 2, 1 are packed in the order 1, 0.
         targets_W = to_device(self.items_M[windows.ends_W].astype(np.int64))
         weights_W = to_device(factors_W.astype(np.float32))
-        batch = Batch(histories, targets_W, self.codes_IL[targets_W], weights_W, distinct)
+        batch = Batch(
+            histories=histories,
+            targets_W=targets_W,
+            codes_WL=self.codes_IL[targets_W],
+            weights_W=weights_W,
+            distinct=distinct,
+        )
         # 2. Rows of `chosen` that belong to the targets, in packed order: windows, or their items.
         # Offsets 0, 2, 3 in the order 1, 0 -> rows 2 | 0 1
         rows_R = histories.order
