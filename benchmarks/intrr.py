@@ -31,13 +31,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from defaults import some
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import Search
 from pipeline.machine import wait_for
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import slices
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Sampler, Strategy
@@ -127,7 +128,7 @@ def beauty(device: str) -> World:
     )
 
 
-def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
+def build(name: str, network: str, world: World) -> tuple[Strategy, Backbone]:
     """The strategy, and its model with random weights."""
     torch.manual_seed(0)
     result = choose_strategies(
@@ -179,7 +180,7 @@ def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: S
     collate = Collator(
         world.items_N,
         world.catalogue.codes_IL,
-        times_N=world.times_N if times else None,
+        times_M=world.times_N if times else None,
         longest=world.longest,
         weigh_items=strategy.network.items,
     )

@@ -1,4 +1,4 @@
-"""Drawings as SVG text that is equal for equal numbers. matplotlib is loaded when the first one is drawn."""
+"""Make drawings as SVG text that is equal for equal numbers. matplotlib is loaded when the first one is drawn."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,11 @@ REPEATABLE = {
 
 @contextmanager
 def drawing(style: Mapping[str, Any] | None = None) -> Iterator[Any]:
-    """Empty matplotlib axes to draw on and to hand to `svg`; closed at the end. `style` adds to REPEATABLE."""
+    """Give empty matplotlib axes to draw on and to hand to `svg`, and close them at the end.
+
+    Args:
+        style: settings of matplotlib, added to REPEATABLE.
+    """
     import matplotlib
 
     matplotlib.use("svg")
@@ -31,7 +35,7 @@ def drawing(style: Mapping[str, Any] | None = None) -> Iterator[Any]:
 
 
 def svg(axes: Any, transparent: bool = False) -> str:
-    """The whole SVG file of what was drawn, without a date."""
+    """Return the whole SVG file of what was drawn, without a date."""
     text = io.StringIO()
     axes.figure.savefig(text, format="svg", bbox_inches="tight", transparent=transparent, metadata={"Date": None})
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""Metrics by how much the model knew of the user, and by how well the target was known."""
+"""Break the metrics down by the length of the history and by the popularity of the target."""
 
 from pathlib import Path
 
@@ -12,10 +12,11 @@ EDGES = np.array([0, 1, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 10_001])  # first
 
 
 def by_bins(ranks: pd.DataFrame, column: str) -> pd.DataFrame:
-    """One row per bin of `column` that has users: bin, users, recall_at_10, ndcg_at_10, and recall of the baselines.
+    """Return one row per bin of `column` that has users.
 
-    Bins are named by their first and last value, the first one padded with blanks, so that plots which sort names as
-    text keep the order of the numbers.
+    The columns are bin, users, recall_at_10, ndcg_at_10 and the recall of the two baselines. A bin is named by its
+    first and last value. The first one is padded with blanks, so that names sorted as text are in the order of the
+    numbers: values up to 12 -> " 1-2", " 3-5", " 6-10", "11-20"
     """
     bins = np.searchsorted(EDGES, ranks[column].to_numpy(), side="right") - 1
     present = np.unique(bins)
@@ -38,7 +39,7 @@ def by_bins(ranks: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
-    """CSV that is equal for equal content."""
+    """Write a table as CSV; equal content gives equal bytes."""
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate:` in params.yaml may say."""
+"""Check the section `evaluate` of params.yaml."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """How the test number is made."""
+    """These settings say how the test metrics are made."""
 
     beam: int
     decoding: Literal["constrained", "unconstrained", "exact"]  # exact scores the whole catalogue

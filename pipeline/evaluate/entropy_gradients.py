@@ -1,9 +1,10 @@
-"""How much the trained model would learn from tokens that it is sure of, and from those that it is not.
+"""Measure how much the trained model would learn from tokens that it is sure of, and from tokens that it is not.
 
 SkipGR's Figure 2: the norm of the gradient of the mean loss of each quartile of tokens by entropy. Levels differ in
-entropy, which alone can make the picture, so that each level is shown apart too. The deduplication digit is left out.
+entropy, and this alone can make the picture, so each level is shown apart too. The deduplication digit is left out.
 
-Shape legend: W windows, E levels without the digit, M tokens of a group.
+Shape legend: W windows, L code levels, E levels without the digit, V codes of one level, G tokens of a group (a level,
+or all levels).
 """
 
 from collections.abc import Iterator
@@ -35,12 +36,12 @@ ALL = "all levels"
 
 @dataclass(frozen=True)
 class Quartile:
-    """Of one batch: tokens of a level (or all), from the least uncertain quartile on."""
+    """A quartile holds a fourth of one batch's tokens of a level, or of all levels, by entropy; 1 is the surest."""
 
     level: str
     quartile: int
-    entropy: float  # nats, mean
-    loss: float  # nats, mean
+    entropy: float  # mean, in nats
+    loss: float  # mean, in nats
     gradient_norm: float
 
 
@@ -52,10 +53,10 @@ def gradients_by_entropy(
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
 ) -> pd.DataFrame:
-    """Measure on the first windows of training, without dropout; writes reports/gradients.csv and gradients.svg.
+    """Measure on the first windows of training, without dropout, and write reports/gradients.csv and gradients.svg.
 
     Returns:
-        One row per level and quartile: means over batches, and the standard error of the norm's.
+        One row per level and quartile: means over batches, and the standard error of the mean of the norm.
 
     Raises:
         UserError: an input is missing.
@@ -68,7 +69,7 @@ def gradients_by_entropy(
     collate = Collator(
         np.asarray(held.items_N),
         loaded.model.catalogue.codes_IL,
-        times_N=np.asarray(held.timestamps_N) if loaded.model.wants_times else None,
+        times_M=np.asarray(held.timestamps_N) if loaded.model.wants_times else None,
         pad_to=loaded.config["pad_to"],
         longest=held.max_history,
     )
@@ -84,24 +85,26 @@ def gradients_by_entropy(
 
 
 def quartiles(model: Backbone, network: Network, batch: Batch) -> Iterator[Quartile]:
-    """Of one batch, over all levels together and of each level."""
+    """Measure the quartiles of one batch, over all levels together, then of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _entropies_and_losses(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
+    logits, _ = network.logits(model, batch)
+    entropy_WE, loss_WE = _entropies_and_losses(logits[: model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
-        order_M = entropy_WE[:, columns].flatten().argsort(stable=True)
-        for number, rows_M in enumerate(order_M.tensor_split(QUARTILES), start=1):
-            loss = loss_WE[:, columns].flatten()[rows_M].mean()
+        entropy_G = entropy_WE[:, columns].flatten()
+        loss_G = loss_WE[:, columns].flatten()
+        order_G = entropy_G.argsort(stable=True)
+        for number, rows in enumerate(order_G.tensor_split(QUARTILES), start=1):
+            loss = loss_G[rows].mean()
             slopes = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            # The norm over all parameters is the norm of their norms.
             norm = torch.stack([slope.norm() for slope in slopes if slope is not None]).norm()
-            yield Quartile(
-                name, number, float(entropy_WE[:, columns].flatten()[rows_M].mean()), float(loss.detach()), float(norm)
-            )
+            yield Quartile(name, number, float(entropy_G[rows].mean()), float(loss.detach()), float(norm))
 
 
 def _entropies_and_losses(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-    """Entropy (Eq. 11) and loss of each token, in nats, [W, E] each."""
+    """Return the entropy (Eq. 11) and the loss of each token, in nats, [W, E] each; entropy has no gradient."""
     logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits]
     entropy_WE = torch.stack([entropy(logp_WV) for logp_WV in logp], 1).detach()
     loss_WE = torch.stack(
@@ -111,6 +114,7 @@ def _entropies_and_losses(logits: list[Tensor], batch: Batch) -> tuple[Tensor, T
 
 
 def _summary(found: list[Quartile]) -> pd.DataFrame:
+    """Average the batches' quartiles: one row per level and quartile."""
     grouped = pd.DataFrame([vars(row) for row in found]).groupby(["level", "quartile"], sort=False)
     table = grouped[["entropy", "loss", "gradient_norm"]].mean().reset_index()
     table["standard_error"] = grouped["gradient_norm"].sem().fillna(0.0).to_numpy()
@@ -119,7 +123,7 @@ def _summary(found: list[Quartile]) -> pd.DataFrame:
 
 
 def _drawing(table: pd.DataFrame) -> bytes:
-    """One line per level over the quartiles, with standard errors."""
+    """Draw one line per level over the quartiles, with standard errors."""
     with drawing() as axes:
         for level, rows in table.groupby("level", sort=False):
             axes.errorbar(

@@ -1,11 +1,13 @@
-"""What a trained model makes of the items of a history: which of their tokens it keeps (rastp), or how each spreads
-over the codes of every level (intrr).
+"""Show how a trained model reads the items of a history.
+
+Under rastp it shows which tokens of an item are kept, under intrr how an item spreads over the codes of every level.
+
+Shape legend: N items of the history, S tokens of one item (its codes, then the separator), L code levels.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +22,10 @@ DROPPED = "-"
 
 @dataclass(frozen=True)
 class ItemTokens:
-    """An item of the history. codes: its Semantic ID; kept: for each code whether it goes on, then the separator."""
+    """An item of the history has tokens, some of them kept.
+
+    codes: the item's Semantic ID. kept: for each code, then for the separator, whether it is kept.
+    """
 
     item: str
     title: str
@@ -30,7 +35,11 @@ class ItemTokens:
 
 @dataclass(frozen=True)
 class ItemWeights:
-    """An item of the history. weights: of each level, the share of every code in the item's vector; they sum to 1."""
+    """An item of the history is a mixture of the codes of each level.
+
+    codes: the item's Semantic ID. weights: for each level, the share of every code in the item's vector; the shares
+    of a level sum to 1.
+    """
 
     item: str
     title: str
@@ -50,11 +59,16 @@ def explain(
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
 ) -> tuple[Generator, ExplainedItems]:
-    """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
+    """Return the model, and the items that it sees of a user or of raw item ids, oldest first.
+
+    Arguments and errors are those of `recommend`.
+    """
     loaded, known = model_and_history(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
-    items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
+    items = known.items
+    if known.kept is not None and known.kept.stays_N is not None:
+        items = items[known.kept.stays_N]
     weights = code_weights(loaded, items)
     if weights is not None:
         return loaded, weights
@@ -62,7 +76,12 @@ def explain(
 
 
 def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None) -> list[ItemTokens]:
-    """kept_NS: what enters the encoder, where it is not all; nothing is pruned within it then."""
+    """Return the tokens of the items.
+
+    Args:
+        kept_NS: tokens that enter the encoder, where some are skipped; none of them is pruned then. None: all enter,
+            and the model says which it keeps.
+    """
     if kept_NS is None:
         with torch.no_grad():
             kept_NS = loaded.model.kept_tokens(Histories.pack(items, np.array([0, len(items)]))).numpy()
@@ -70,7 +89,7 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
 
 
 def code_weights(loaded: Generator, items: np.ndarray) -> list[ItemWeights] | None:
-    """Rows for item ids; None of a model whose histories hold the codes themselves."""
+    """Return the weights of items (ids [N]); None for a model whose histories hold the codes themselves."""
     shares = loaded.model.code_shares(torch.from_numpy(items.astype(np.int64)))
     if shares is None:
         return None
@@ -81,21 +100,21 @@ def code_weights(loaded: Generator, items: np.ndarray) -> list[ItemWeights] | No
 
 
 def _named(loaded: Generator, items: np.ndarray) -> Iterator[tuple[str, str, list[int]]]:
-    """(raw id, title, Semantic ID) of each."""
+    """Give (raw id, title, Semantic ID) of each item."""
     codes_NL = loaded.catalogue.codes_IL[torch.from_numpy(items.astype(np.int64))].tolist()
     for name, codes in zip(names_of(loaded, items), codes_NL, strict=True):
         yield *name, codes
 
 
 def explanation_text(loaded: Generator, rows: ExplainedItems) -> str:
-    """A table: one line per item."""
-    if isinstance(rows[0], ItemWeights):
-        return _weights_report(loaded, cast(Sequence[ItemWeights], rows))
-    return _tokens_report(loaded, cast(Sequence[ItemTokens], rows))
+    """Return a table with one line per item."""
+    weights = [row for row in rows if isinstance(row, ItemWeights)]
+    tokens = [row for row in rows if isinstance(row, ItemTokens)]
+    return _weights_report(loaded, weights) if weights else _tokens_report(loaded, tokens)
 
 
 def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
-    """Of each level the item's code and its share, and in brackets the code that has a larger one."""
+    """Show for each level the item's code and its share, and in brackets a code that has a larger share."""
     cells = [[_share(code, weights) for code, weights in zip(row.codes, row.weights, strict=True)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     name = max(len(row.item) for row in rows)
@@ -110,14 +129,17 @@ def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
 
 
 def _share(code: int, weights: list[float]) -> str:
+    """Return `3 0.62`, or `3 0.20 (7 0.55)` where another code has the largest share."""
     best = int(np.argmax(weights))
     return f"{code} {weights[code]:.2f}" + (f" ({best} {weights[best]:.2f})" if best != code else "")
 
 
 def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
-    """A dropped code as a dash; after the last code `|` where the separator stays."""
-    strategy, pruner = loaded.config["strategy"], loaded.model.pruner
-    kept, tokens = sum(sum(row.kept) for row in rows), sum(len(row.kept) for row in rows)
+    """Show a dropped code as a dash, and behind the last code `|` where the separator is kept."""
+    strategy = loaded.config["strategy"]
+    pruner = loaded.model.pruner
+    kept = sum(sum(row.kept) for row in rows)
+    tokens = sum(len(row.kept) for row in rows)
     lines = [f"{strategy}: {kept} of {tokens} tokens of {len(rows)} items are kept"]
     if pruner is not None:
         lines[0] += f" after encoder block {pruner.after_layer}" + ("" if pruner.at_eval else ", in training")

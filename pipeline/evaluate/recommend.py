@@ -1,4 +1,4 @@
-"""What a trained model would show next: to a user of the log, or after any list of items."""
+"""Recommend the next items to a user of the log, or after any list of items."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,15 @@ from pipeline.packing.kept import KeptItems
 from pipeline.raw_ids import dense_ids
 from pipeline.results.ranks import check_fit, check_reports
 
-BEAM = 20  # at least; a narrower search would find worse items for a short list
+BEAM = 20  # least width of the beam: a narrower search would find worse items for a short list
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """An item by its raw id. title is empty where the log has none; score is the log-probability of its SID."""
+    """A recommendation names an item by its raw id.
+
+    title: empty where the log has none. score: log-probability of the item's Semantic ID.
+    """
 
     item: str
     title: str
@@ -29,11 +32,11 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class History:
-    """The ids of the most recent items of somebody, oldest first."""
+    """A history holds the ids of the most recent items of somebody, oldest first."""
 
-    items: np.ndarray
-    times: np.ndarray | None  # when they came, if the model wants to know
-    kept: KeptItems | None  # what the model sees of them; None: all
+    items: np.ndarray  # int
+    times: np.ndarray | None  # int64: when each item came, if the model wants to know
+    kept: KeptItems | None  # what the model sees of the items; None: all
 
 
 def recommend(
@@ -47,12 +50,12 @@ def recommend(
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
 ) -> list[Recommendation]:
-    """The k items that the model expects next, best first; fewer when the catalogue has fewer.
+    """Return the k items that the model expects next, best first; fewer when the catalogue has fewer.
 
     Args:
-        user: raw id; all that is known of the user is the history, held-out items too: a forecast of the next item.
+        user: raw id. The history is all that is known of the user, held-out items too, so this forecasts the next item.
         history: raw item ids, oldest first, instead of a user. The model sees all of them, also where skipgr.at_eval
-            hides some of what is known of a user: items of a list have no score.
+            hides some tokens of a user: skipping goes by scores, and items of a list have none.
         filter_seen: leave out items of the history.
 
     Raises:
@@ -70,7 +73,7 @@ def recommend(
 def model_and_history(
     user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path, generator: Path, reports: Path
 ) -> tuple[Generator, History]:
-    """The model and what it goes on from. Raises as `recommend`."""
+    """Return the model, and the history that it continues. Arguments and errors are those of `recommend`."""
     if (user is None) == (history is None):
         raise UserError(
             "give a user or a history", "one of them says what to go on from", "add --user ID, or --history ID,ID"
@@ -94,6 +97,7 @@ def model_and_history(
 
 
 def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
+    """Return the first k items of a beam search."""
     items = history.items
     outputs = generate_items(
         loaded.model,
@@ -113,13 +117,13 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
 
 
 def names_of(loaded: Generator, items: Iterable[int]) -> list[tuple[str, str]]:
-    """(raw id, title) of each item id; a title is empty where the log has none."""
+    """Return (raw id, title) of each item id; a title is empty where the log has none."""
     titles = loaded.items["title"] if "title" in loaded.items else pd.Series("", index=loaded.items.index)
     return [(str(loaded.items["raw_id"][item]), "" if pd.isna(titles[item]) else str(titles[item])) for item in items]
 
 
 def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, generator: Path) -> History:
-    """The end of the user's whole sequence."""
+    """Return the last items of the user's whole sequence."""
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     path = Interactions(interactions).users

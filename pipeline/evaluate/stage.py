@@ -1,7 +1,9 @@
-"""Stage evaluate: a trained generator and the held-out items in, test metrics with intervals out.
+"""Stage evaluate makes test metrics with intervals from a trained generator and the held-out items.
 
-Every metric of reports/metrics.json comes from reports/ranks.parquet, which `compare` reads too: two runs can be set
-against each other user by user without generating anything again. Under torchrun the processes share the users.
+Every metric of reports/metrics.json comes from reports/ranks.parquet, which `compare` reads too: two runs are compared
+user by user without generating anything again. Under torchrun the processes share the users.
+
+Shape legend: U test users, R resamples.
 """
 
 from contextlib import nullcontext
@@ -26,11 +28,11 @@ from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
 from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame
 
-INTERVALS = ("recall_at_10", "ndcg_at_10")
+INTERVALS = ("recall_at_10", "ndcg_at_10")  # metrics that are reported with an interval
 
 
 class MachineView(Protocol):
-    """The keys of `train:` that say how the machine is used."""
+    """`MachineView` declares the keys of `train:` that say how the machine is used."""
 
     @property
     def device(self) -> str: ...
@@ -43,7 +45,7 @@ class MachineView(Protocol):
 
 
 class EvaluateParams(Protocol):
-    """What this stage reads of params.yaml."""
+    """`EvaluateParams` declares what this stage reads of params.yaml."""
 
     @property
     def seed(self) -> int: ...
@@ -61,34 +63,40 @@ def run(
     """Rank every test user's item and write ranks.parquet, metrics.json and the two breakdowns.
 
     Returns:
-        What metrics.json holds. Under torchrun the first process does what is left to do after ranking; others return
-        nothing.
+        What metrics.json holds. Under torchrun only the first process goes on after ranking; the others return {}.
 
     Raises:
         UserError: an input is missing or damaged, the model was trained on other splits, or no user has a test item.
     """
-    config, held_out, timings = params.evaluate, Splits.read(splits), read_json(reports / "timings.json")
+    # 1. Read the inputs, and check that the model was trained on these splits.
+    config = params.evaluate
+    held_out = Splits.read(splits)
+    timings: dict[str, float] = read_json(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
+    # 2. Rank the test items: every process its share of the users.
     with joined(device) as world:
         ranking = _rank(config, loaded, held_out, device, world)
     if not world.leads:
         return {}
+    # 3. Put model and baselines side by side, one row per user.
     counted = baselines(held_out, window=config.cooccurrence_window, filter_seen=config.filter_seen)
+    targets_U = held_out.items_N[ranking.positions_U]
     users = ranks_frame(
         user_id=ranking.users_U,
-        item_id=held_out.items_N[ranking.positions_U],
+        item_id=targets_U,
         rank=ranking.ranks_U,
         bucket_rank=ranking.bucket_ranks_U,
         history_length=ranking.lengths_U,
-        target_popularity=training_counts(held_out)[held_out.items_N[ranking.positions_U]],
+        target_popularity=training_counts(held_out)[targets_U],
         tie=held_out.has_tie(ranking.positions_U),
         popularity_rank=counted.popularity_U,
         cooccurrence_rank=counted.cooccurrence_U,
     )
+    # 4. Compute the metrics from these rows and write everything; timings.json becomes part of metrics.json.
     metrics = (
         evaluation_metrics(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
     )
@@ -104,21 +112,26 @@ def run(
 
 
 def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:
-    """All metrics of one evaluation, by flat names; `noties_`: only users whose target has its timestamp alone."""
-    rank = users["rank"].to_numpy()
-    metrics: dict[str, float] = {**summarise(rank), "invalid_rate": invalid_share, "users": len(users)}
-    drawn = resampled_means(np.stack([gains(name, rank) for name in INTERVALS], axis=1), samples, seed)
+    """Return all metrics of one evaluation by flat names.
+
+    Names that begin with `noties_` are over the users whose target shares its timestamp with no earlier interaction.
+    """
+    ranks_U = users["rank"].to_numpy()
+    metrics: dict[str, float] = {**summarise(ranks_U), "invalid_rate": invalid_share, "users": len(users)}
+    # A column of gains per metric, resampled together: recall_at_10 -> recall_at_10_low, recall_at_10_high
+    drawn = resampled_means(np.stack([gains(name, ranks_U) for name in INTERVALS], axis=1), samples, seed)
     for name, low, high in zip(INTERVALS, *interval(drawn), strict=True):
         metrics |= {f"{name}_low": round(float(low), 6), f"{name}_high": round(float(high), 6)}
-    metrics |= _beside(users)
+    metrics |= _baseline_metrics(users)
+    # The same without ties, where only the order of the raw file may say which item came last.
     apart = users[~users["tie"].to_numpy()]
     metrics |= {"tie_share": float(users["tie"].mean()), "noties_users": len(apart)}
-    without_ties = {**summarise(apart["rank"].to_numpy()), **_beside(apart)}
+    without_ties = {**summarise(apart["rank"].to_numpy()), **_baseline_metrics(apart)}
     return metrics | {f"noties_{name}": value for name, value in without_ties.items()}
 
 
-def _beside(users: pd.DataFrame) -> dict[str, float]:
-    """Bucket hits of the model and the figures of the baselines."""
+def _baseline_metrics(users: pd.DataFrame) -> dict[str, float]:
+    """Return the metrics of the baselines, and the model's recall of the right codes (`bucket_recall_at_10`)."""
     figures = {"bucket_recall_at_10": recall_at(users["bucket_rank"].to_numpy(), 10)}
     for name in ("popularity", "cooccurrence"):
         ranks_U = users[f"{name}_rank"].to_numpy()
@@ -127,16 +140,22 @@ def _beside(users: pd.DataFrame) -> dict[str, float]:
 
 
 def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, dropped: dict[str, bool]) -> str:
-    """The model beside the baselines, on all users and on those without a tie, and how the numbers were made."""
+    """Return the printed table: the model and the baselines, on all users and on those without a tie.
+
+    Args:
+        dropped: for each baseline, whether the items of the history left its ranking.
+    """
     words = {True: "dropped", False: "kept"}
     lines = [
         f"{'':24}{'all ' + format(metrics['users'], ',') + ' users':>22}"
         f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",
         f"{'':24}{'recall@10':>12}{'ndcg@10':>10}{'recall@10':>14}{'ndcg@10':>10}",
     ]
+    # A line per system: recall and NDCG on all users, then on those without a tie.
     for label, prefix in ((strategy, ""), ("co-occurrence", "cooccurrence_"), ("popularity", "popularity_")):
         cells = [metrics[f"{part}{prefix}{name}_at_10"] for part in ("", "noties_") for name in ("recall", "ndcg")]
         lines.append(f"{label:24}{cells[0]:12.4f}{cells[1]:10.4f}{cells[2]:14.4f}{cells[3]:10.4f}")
+    # Two lines that say how the numbers were made.
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
     search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
@@ -152,7 +171,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
 
 
 def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: torch.device, world: World) -> Ranking:
-    """All test users, each ranked by one of the processes."""
+    """Rank all test users, each in one of the processes; every process returns the whole ranking."""
     users_U, positions_U = splits.targets("test")
     if not len(users_U):
         raise UserError(
@@ -160,6 +179,7 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             "there is nothing to evaluate on",
             "choose an earlier split.test_from, or bring a log with longer histories",
         )
+    # 1. Rank this process's users. 2 processes and users 3 5 8 9: rank 0 takes 3 8, rank 1 takes 5 9.
     users_of_process_U = users_U[world.share]
     with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
         ranking = rank_targets(
@@ -175,9 +195,18 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             progress=progress,
             eval_skips=generator.eval_skips,
         )
+    # 2. Gather the rows of all processes, in user order, and add up their counts.
     ranks_U, bucket_ranks_U, lengths_U = (
         world.gather(values_U, len(users_U), device)
         for values_U in (ranking.ranks_U, ranking.bucket_ranks_U, ranking.lengths_U)
     )
     invalid, generated = world.sum(torch.tensor([ranking.invalid, ranking.generated], device=device)).tolist()
-    return Ranking(users_U, positions_U, ranks_U, bucket_ranks_U, lengths_U, invalid, generated)
+    return Ranking(
+        users_U=users_U,
+        positions_U=positions_U,
+        ranks_U=ranks_U,
+        bucket_ranks_U=bucket_ranks_U,
+        lengths_U=lengths_U,
+        invalid=invalid,
+        generated=generated,
+    )

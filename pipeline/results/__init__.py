@@ -1,1 +1,1 @@
-"""What stages and commands share of finished results."""
+"""This package reads and compares finished results, for stages and commands."""

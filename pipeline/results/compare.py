@@ -1,11 +1,11 @@
-"""Is one way of training better than another, or at least not worse? Paired differences with a two-level bootstrap.
+"""Compare ways of training by paired differences, with a two-level bootstrap: is one better, or at least not worse?
 
 Two things vary when an experiment is repeated: the seed and the users. A resample therefore draws seeds and users, both
 with replacement, and always the same users for all runs: each user is compared with themselves, and with equal seeds on
 both sides each seed with itself. Few seeds say little about their own spread, for which two corrections are needed:
 deviations of S seeds are widened by sqrt(S / (S - 1)), and the whole interval by Student's t over the normal quantile,
-with Satterthwaite's degrees of freedom. Many users and little spread over seeds leave the interval as it is; three
-seeds that differ more than resampled users do make it wide. One seed says nothing about others: its interval covers
+with Satterthwaite's degrees of freedom. Many users and little spread over seeds leave the interval as it is; it becomes
+wide with three seeds that differ more than resampled users do. One seed says nothing about others: its interval covers
 users only, and the report says so.
 
 Words: `better` when the lower end of the difference lies above 0; else `not worse` when the lower end of the relative
@@ -13,7 +13,8 @@ difference lies above -3%; else `worse` when the upper end lies below 0; else `u
 
 Sources: Owen 2007, "The pigeonhole bootstrap", for resampling both sides of a crossed table; Satterthwaite 1946, "An
 approximate distribution of estimates of variance components".
-Shape legend: S seeds, U users, M metrics, R resamples.
+
+Shape legend: S seeds, U users, M metrics, R resamples, X columns of both sides (2 M).
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.metrics import METRICS, gains
@@ -28,21 +30,25 @@ from pipeline.results.bootstrap import LEVEL, interval, resampled_means
 from pipeline.results.ranks import Ranks
 from pipeline.results.runs import Arm, arms_of
 
-NOT_WORSE = -0.03  # relative
+NOT_WORSE = -0.03  # relative difference
 DETECTABLE = 1.96 + 0.84  # standard errors: found in 4 of 5 repeats (power 80%) at 5% false alarms, two-sided
-ALL_USERS, WITHOUT_TIES = (*METRICS, "bucket_recall_at_10"), ("recall_at_10", "ndcg_at_10")
+# Metrics that are compared on all users, and on those whose target has no tie
+ALL_USERS = (*METRICS, "bucket_recall_at_10")
+WITHOUT_TIES = ("recall_at_10", "ndcg_at_10")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One metric of an arm against the reference. Relative values are None where the reference has too few hits.
+    """A difference compares one metric of an arm with the reference.
 
-    detectable: the smallest true difference that this comparison would have told from 0 in four of five repeats.
+    low, high, relative_low, relative_high: ends of 95% intervals. Relative values are None where the reference has too
+    few hits. detectable: the smallest true difference that this comparison would have told from 0 in four of five
+    repeats.
     """
 
     metric: str
-    reference: float
-    value: float
+    reference: float  # mean over seeds and users
+    value: float  # the same of the arm
     difference: float
     low: float
     high: float
@@ -55,7 +61,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against the reference."""
+    """A comparison holds the differences of an arm to the reference."""
 
     reference: Arm
     arm: Arm
@@ -63,7 +69,7 @@ class Comparison:
 
     @property
     def paired(self) -> bool:
-        """Whether both sides have the same seeds, so that each is compared with itself."""
+        """Return whether both sides have the same seeds, so that each seed is compared with itself."""
         return self.reference.seeds == self.arm.seeds
 
 
@@ -72,7 +78,7 @@ def compare(arguments: Sequence[str] = (), *, samples: int = 2000, seed: int = 0
 
     Args:
         samples: resamples behind each interval.
-        seed: of the resampling; the same arguments and seed give the same numbers.
+        seed: seed of the resampling; the same arguments and seed give the same numbers.
 
     Raises:
         UserError: a run cannot be read, or the runs cannot be compared.
@@ -82,13 +88,14 @@ def compare(arguments: Sequence[str] = (), *, samples: int = 2000, seed: int = 0
 
 
 def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Difference]:
-    """The reported metrics of one arm against another, on all users and on those whose target has no tie."""
+    """Compare the reported metrics of two arms, on all users and on those whose target has no tie."""
     apart_U = ~reference.runs[0].ranks.users["tie"].to_numpy()
     everyone_U = np.ones_like(apart_U)
     found = []
     for prefix, names, chosen_U in (("", ALL_USERS, everyone_U), ("noties_", WITHOUT_TIES, apart_U)):
         if not chosen_U.any():
             continue
+        # Gains [S, U, M] of both sides: a row per run, that is per seed.
         sides = [np.stack([_gains(run.ranks, names)[chosen_U] for run in side.runs]) for side in (reference, arm)]
         reference_RM, change_RM = two_level(*sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
         means = [side.mean((0, 1)) for side in sides]
@@ -102,14 +109,20 @@ def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Di
 def two_level(
     reference_SUM: np.ndarray, other_SUM: np.ndarray, *, paired: bool, samples: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Resamples of the reference's means and of the difference to the other side, [R, M] each.
+    """Resample the reference's means, and the differences of the other side's means to them; [R, M] each.
 
     Args:
+        reference_SUM, other_SUM: gains of each seed and user.
         paired: row s of both sides has the same seed.
     """
+    # 1. Users: resample the means over seeds, the same users on both sides. change_RM is other minus reference.
     metrics = reference_SUM.shape[2]
-    users_RV = resampled_means(np.concatenate([reference_SUM.mean(0), other_SUM.mean(0)], axis=1), samples, seed)
-    reference_RM, change_RM = users_RV[:, :metrics], users_RV[:, metrics:] - users_RV[:, :metrics]
+    users_RX = resampled_means(np.concatenate([reference_SUM.mean(0), other_SUM.mean(0)], axis=1), samples, seed)
+    reference_RM = users_RX[:, :metrics]
+    change_RM = users_RX[:, metrics:] - reference_RM
+    # 2. Seeds: how far each resample of seeds moves the difference, with the number of seeds behind it. Paired, one
+    # draw moves both sides; else each side has its draws, and the reference's count with a minus.
+    # Differences of 2 seeds .01 .03: drawing the second twice moves their mean .02 by .01, widened by sqrt(2).
     weights_RS = _seed_weights(len(reference_SUM), samples, [seed, 1])
     if paired:
         parts = [(weights_RS @ (other_SUM - reference_SUM).mean(1), len(reference_SUM))]
@@ -119,33 +132,45 @@ def two_level(
             (-weights_RS @ reference_SUM.mean(1), len(reference_SUM)),
             (other_RS @ other_SUM.mean(1), len(other_SUM)),
         ]
+    # 3. Put both together: the measured difference, and around it users and seeds, widened as few seeds ask for.
     centre_M = other_SUM.mean((0, 1)) - reference_SUM.mean((0, 1))
     spread_RM = change_RM - centre_M + sum(part_RM for part_RM, _ in parts)
-    return (
-        reference_RM + weights_RS @ reference_SUM.mean(1),
-        centre_M + _widening(change_RM.var(0), [(part.var(0), seeds - 1) for part, seeds in parts]) * spread_RM,
-    )
+    widening_M = _widening(change_RM.var(0), [(part_RM.var(0), seeds - 1) for part_RM, seeds in parts])
+    return reference_RM + weights_RS @ reference_SUM.mean(1), centre_M + widening_M * spread_RM
 
 
-def _widening(users_M: np.ndarray, of_seeds: list[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Student's t over the normal quantile, [M], for variances of users and (variance, degrees of freedom) of seeds."""
-    known = [(variance_M, degrees) for variance_M, degrees in of_seeds if degrees]
+def _widening(users_M: np.ndarray, seeds: list[tuple[np.ndarray, int]]) -> NDArray[np.float64]:
+    """Return Student's t over the normal quantile, [M].
+
+    3 seeds (2 degrees of freedom) and no spread over users -> 4.30 / 1.96 = 2.20; no spread over seeds -> 1
+
+    Args:
+        users_M: variance of the difference by resampling users; users are many, so its degrees of freedom are infinite.
+        seeds: (variance [M], degrees of freedom) by resampling the seeds of each side; one seed (0 degrees) adds none.
+    """
+    # Satterthwaite: the sum of variances v has (sum v)^2 / sum(v^2 / degrees) degrees of freedom.
+    known = [(variance_M, degrees) for variance_M, degrees in seeds if degrees]
     total_M = users_M + sum(variance_M for variance_M, _ in known)
     doubt_M = sum((variance_M**2 / degrees for variance_M, degrees in known), np.zeros_like(users_M))
     degrees_M = np.divide(total_M**2, doubt_M, out=np.full_like(total_M, np.inf), where=doubt_M > 0)
-    return stats.t.ppf((1 + LEVEL) / 2, degrees_M) / stats.norm.ppf((1 + LEVEL) / 2)
+    widening_M: NDArray[np.float64] = stats.t.ppf((1 + LEVEL) / 2, degrees_M) / stats.norm.ppf((1 + LEVEL) / 2)
+    return widening_M
 
 
-def _seed_weights(seeds: int, samples: int, seed: list[int]) -> np.ndarray:
-    """How far each resample of the seeds moves their mean: weights [R, S] that sum to 0, widened for few seeds."""
+def _seed_weights(seeds: int, samples: int, seed: list[int]) -> NDArray[np.float64]:
+    """Return weights [R, S] of the seeds: they sum to 0, and say how far each resample of seeds moves their mean.
+
+    2 seeds drawn 0 and 2 times -> -1/2 and 1/2, widened by sqrt(2 / 1)
+    """
     if seeds == 1:
         return np.zeros((samples, 1))
     drawn_RS = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=samples)
-    return (drawn_RS - 1) / seeds * np.sqrt(seeds / (seeds - 1))
+    weights_RS: NDArray[np.float64] = (drawn_RS - 1) / seeds * np.sqrt(seeds / (seeds - 1))
+    return weights_RS
 
 
 def _gains(ranks: Ranks, names: Sequence[str]) -> np.ndarray:
-    """[U, M]"""
+    """Return each user's gains of these metrics, float64 [U, M]; `bucket_` metrics are by the bucket's rank."""
     columns = [
         ("bucket_rank", name.removeprefix("bucket_")) if name.startswith("bucket_") else ("rank", name)
         for name in names
@@ -154,28 +179,29 @@ def _gains(ranks: Ranks, names: Sequence[str]) -> np.ndarray:
 
 
 def _difference(name: str, reference: float, value: float, reference_R: np.ndarray, change_R: np.ndarray) -> Difference:
+    """Describe one metric by its means and the resamples of the reference and of the difference, [R] each."""
     low, high = interval(change_R)
     relative = relative_low = relative_high = None
-    if reference_R.min() > 0:
+    if reference_R.min() > 0:  # else some resample would divide by 0
         relative = (value - reference) / reference
         relative_low, relative_high = map(float, interval(change_R / reference_R))
     return Difference(
-        name,
-        float(reference),
-        float(value),
-        float(value - reference),
-        float(low),
-        float(high),
-        relative,
-        relative_low,
-        relative_high,
-        float(DETECTABLE * change_R.std()),
-        verdict(float(low), float(high), relative_low),
+        metric=name,
+        reference=float(reference),
+        value=float(value),
+        difference=float(value - reference),
+        low=float(low),
+        high=float(high),
+        relative=relative,
+        relative_low=relative_low,
+        relative_high=relative_high,
+        detectable=float(DETECTABLE * change_R.std()),
+        verdict=verdict(float(low), float(high), relative_low),
     )
 
 
 def verdict(low: float, high: float, relative_low: float | None) -> str:
-    """The word for an interval of the difference and the lower end of the relative one."""
+    """Return the word for a difference, from the ends of its interval and the lower end of the relative interval."""
     if low > 0:
         return "better"
     if relative_low is not None and relative_low > NOT_WORSE:
@@ -184,11 +210,12 @@ def verdict(low: float, high: float, relative_low: float | None) -> str:
 
 
 def comparison_text(comparisons: Sequence[Comparison]) -> str:
-    """The comparisons as text: which runs, how they were evaluated, one line per metric."""
+    """Return the comparisons as text: which runs, how they were evaluated, one line per metric."""
     reference = comparisons[0].reference
-    origin, users = reference.runs[0].ranks.origin, len(reference.runs[0].ranks.users)
+    ranks = reference.runs[0].ranks
+    origin = ranks.origin
     lines = [
-        f"{origin.dataset}: {users:,} users, beam {origin.beam}, {origin.decoding}, seen items "
+        f"{origin.dataset}: {len(ranks.users):,} users, beam {origin.beam}, {origin.decoding}, seen items "
         f"{'dropped' if origin.filter_seen else 'kept'}; 95% intervals",
         f"reference: {_arm(reference)}",
     ]
@@ -209,7 +236,7 @@ def comparison_text(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """The comparisons as plain values, one row per arm and metric."""
+    """Return the comparisons as plain values, one row per arm and metric."""
     return [
         {
             "reference_arm": comparison.reference.name,
@@ -225,10 +252,10 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
 
 def _arm(arm: Arm) -> str:
-    seeds = (
-        f"{len(arm.seeds)} seeds ({', '.join(map(str, arm.seeds))})" if len(arm.seeds) > 1 else (f"seed {arm.seeds[0]}")
-    )
-    return f"{arm.name}, {seeds}"
+    """Return `rastp, 3 seeds (1, 2, 3)` or `full, seed 1`."""
+    if len(arm.seeds) == 1:
+        return f"{arm.name}, seed {arm.seeds[0]}"
+    return f"{arm.name}, {len(arm.seeds)} seeds ({', '.join(map(str, arm.seeds))})"
 
 
 def _pairing(comparison: Comparison) -> str:

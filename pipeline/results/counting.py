@@ -1,22 +1,24 @@
-"""What counting reaches without any learning: popularity and item-to-item co-occurrence.
+"""Rank by counting alone, without any learning: popularity and item-to-item co-occurrence.
 
 Both count training interactions only, see the same histories as the model, and rank the whole catalogue, so a table
 that shows them beside the model says what the model has learned. They are meant to be strong. Which weights and which
 rules help was decided on the validation part of Amazon Beauty (never on test), where the recency weight and dropping
-the history's own items matter most: without both, recall at 10 falls from .095 to .069 there. Pairs count in both
+the history's items matter most: without both, recall at 10 falls from .095 to .069 there. Pairs count in both
 directions alike: a direction adds .005 there, but only on targets that share a day with the item before, where the
 order is an artefact of the raw file; on all others it is worse.
 
-A repeat is rare in most logs, and a model learns that by itself. Counting is given the same chance: whether the items
-of the history leave its ranking is decided by recall at 10 on the validation targets (`filter_seen` leaves no choice).
+A repeat is rare in most logs, and a model learns that by itself. Counting is given the same chance: recall at 10 on the
+validation targets decides whether the items of the history leave its ranking (`filter_seen` leaves no choice).
 
-Shape legend: N interactions, U users, I items, B users of one batch. Items appear as columns, in the order of their
-popularity, so that "more popular first" is "smaller column first".
+Shape legend: M interactions of the splits, U users, I items, B users of one batch, E entries of a sparse matrix.
+
+Items appear as columns, in the order of their popularity, so that "more popular first" is "smaller column first".
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from pipeline.artifacts import Splits
@@ -29,7 +31,10 @@ DIGITS = 12  # scores are rounded to them: sums that are equal on paper must tie
 
 @dataclass(frozen=True)
 class Baselines:
-    """Ranks of each test target among all items, 1-based, 0 where its item was dropped as seen; in user order."""
+    """Baselines hold the rank of each test target among all items, in user order.
+
+    Ranks are 1-based, int64; 0 where the target was dropped as seen.
+    """
 
     popularity_U: np.ndarray
     cooccurrence_U: np.ndarray
@@ -38,10 +43,13 @@ class Baselines:
 
 @dataclass(frozen=True)
 class Counts:
-    """Training counts. column_I: place of each item by training interactions, ties by item id."""
+    """Counts of the training part say which column an item has, and how often items came together.
+
+    column_I: int64, 0 for the item with most training interactions; ties by item id.
+    """
 
     column_I: np.ndarray
-    together_II: sparse.csr_array  # rows and columns are `column_I` places
+    together_II: sparse.csr_array  # rows and columns are those of `column_I`
 
 
 def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Baselines:
@@ -51,27 +59,31 @@ def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Base
         window: two items of a user co-occur when at most this many steps apart.
         filter_seen: items of the history leave both rankings; otherwise they leave where that helps on validation.
     """
-    together, column_I = cooccurrence(splits, window), popularity_columns(splits)
+    together = cooccurrence(splits, window)
+    column_I = popularity_columns(splits)
+    # Reorder rows and columns from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
     order_I = np.argsort(column_I)
     none = sparse.csr_array(together.shape)  # all scores equal: popularity decides
-    ranks, without_seen = {}, {}
+    ranks = {}
+    drop_seen = {}
     for name, counts in (
         ("popularity", Counts(column_I, none)),
         ("cooccurrence", Counts(column_I, together[order_I][:, order_I])),
     ):
-        without_seen[name] = filter_seen or _dropping_helps(splits, counts)
-        ranks[name] = rank_by_counts(splits, "test", counts, drop_seen=without_seen[name])
-    return Baselines(ranks["popularity"], ranks["cooccurrence"], without_seen)
+        drop_seen[name] = filter_seen or _dropping_helps(splits, counts)
+        ranks[name] = rank_by_counts(splits, "test", counts, drop_seen=drop_seen[name])
+    return Baselines(ranks["popularity"], ranks["cooccurrence"], drop_seen)
 
 
 def training_counts(splits: Splits) -> np.ndarray:
-    """Training interactions of each item, int64 [I]."""
-    items_N = np.asarray(splits.items_N)
-    return np.bincount(items_N[_in_training(splits)], minlength=splits.summary["items"])
+    """Return the number of training interactions of each item, int64 [I]."""
+    items_M = np.asarray(splits.items_N)
+    return np.bincount(items_M[_in_training(splits)], minlength=splits.summary["items"])
 
 
 def popularity_columns(splits: Splits) -> np.ndarray:
-    """Place of each item, 0 for the most popular one; equal counts by item id. int64 [I]."""
+    """Return the column of each item: 0 for the most popular one, equal counts by item id. int64 [I]"""
+    # Counts 1 5 3 -> columns 2 0 1
     counts_I = training_counts(splits)
     column_I = np.empty_like(counts_I)
     column_I[np.argsort(-counts_I, kind="stable")] = np.arange(len(counts_I))
@@ -79,17 +91,21 @@ def popularity_columns(splits: Splits) -> np.ndarray:
 
 
 def cooccurrence(splits: Splits, window: int) -> sparse.csr_array:
-    """How much item i of a history speaks for item j, float64 [I, I], rows and columns are item ids.
+    """Return how much item i of a history speaks for item j, float64 [I, I]; rows and columns are item ids.
 
     Each pair of training interactions of one user, d <= window steps apart, adds 1 / d in both directions; row i is
     divided by the square root of item i's count, since a rare item in the history says more than one everybody has.
     """
-    items_N, training_N, items = np.asarray(splits.items_N), _in_training(splits), splits.summary["items"]
-    owner_N = _owner(splits)
+    items_M = np.asarray(splits.items_N)
+    training_M = _in_training(splits)
+    user_M = _user(splits)
+    items = splits.summary["items"]
     total = sparse.csr_array((items, items))
     for step in range(1, window + 1):
-        pairs = np.flatnonzero((owner_N[:-step] == owner_N[step:]) & training_N[step:])  # the earlier one is then too
-        first, second = items_N[pairs], items_N[pairs + step]
+        # Items 7 3 7 of one user: step 1 pairs 7 3 and 3 7; step 2 pairs 7 with itself, which does not count.
+        # Training comes first in each sequence, so that the earlier item of a pair is in training when the later is.
+        pairs = np.flatnonzero((user_M[:-step] == user_M[step:]) & training_M[step:])
+        first, second = items_M[pairs], items_M[pairs + step]
         different = first != second
         near = sparse.csr_array(
             (np.full(different.sum(), 1 / step), (first[different], second[different])), shape=total.shape
@@ -100,14 +116,14 @@ def cooccurrence(splits: Splits, window: int) -> sparse.csr_array:
 
 
 def rank_by_counts(splits: Splits, part: str, counts: Counts, *, drop_seen: bool) -> np.ndarray:
-    """Rank of each target of `part`, int64 [U]; equal scores by popularity.
+    """Return the rank of each target of `part`, int64 [U]; equal scores by popularity.
 
     An item's score is the sum over the history of `together`, the k-th most recent item weighted by 1 / k. Nothing
     here is dense in the catalogue: only items that co-occur with the history are touched.
     """
     _, positions_U = splits.targets(part)
     targets_U = counts.column_I[np.asarray(splits.items_N)[positions_U]]
-    ranks_U = np.empty_like(targets_U)
+    ranks_U: NDArray[np.int64] = np.empty_like(targets_U)
     for start in range(0, len(positions_U), BATCH):
         rows = slice(start, start + BATCH)
         items, offsets = histories_of(splits, positions_U[rows])
@@ -119,6 +135,7 @@ def rank_by_counts(splits: Splits, part: str, counts: Counts, *, drop_seen: bool
 
 
 def _dropping_helps(splits: Splits, counts: Counts) -> bool:
+    """Return whether recall at 10 on validation is no lower without the items of the history."""
     with_seen, without_seen = (
         recall_at(rank_by_counts(splits, "valid", counts, drop_seen=drop), 10) for drop in (False, True)
     )
@@ -126,24 +143,36 @@ def _dropping_helps(splits: Splits, counts: Counts) -> bool:
 
 
 def _ranks(scores_BI: sparse.csr_array, seen_BI: sparse.csr_array | None, targets_B: np.ndarray) -> np.ndarray:
-    """1 + how many items stand before the target: higher scores, or equal ones in a smaller column."""
-    dropped_B, seen_before_B = np.zeros(len(targets_B), bool), np.zeros(len(targets_B), np.int64)
+    """Return 1 + how many items come before the target; 0 for a target that is dropped as seen. int64 [B]
+
+    Items come before the target with a higher score, or with an equal score in a smaller column. With 6 items, scores
+    of a row 0 .5 0 .2 0 0: target 3 has rank 2; target 2 has rank 4, behind the columns 1, 3 and 0.
+    """
+    # 1. Seen items lose their scores. Those in a column before the target's must not count among the unscored below.
+    dropped_B = np.zeros(len(targets_B), bool)
+    seen_before_B = np.zeros(len(targets_B), np.int64)
     if seen_BI is not None:
         scores_BI = scores_BI - scores_BI * (seen_BI > 0)
         dropped_B = _at(seen_BI, targets_B) > 0
         seen_before_B = _count_per_row(seen_BI, _columns_before(seen_BI, targets_B))
-    scores_BI.eliminate_zeros()
+    scores_BI.eliminate_zeros()  # each entry that is left is a score above 0
+    # 2. Scored items before the target: compare each entry with the target of its row.
     score_B = _at(scores_BI, targets_B)
-    score_of_entry = np.repeat(score_B, np.diff(scores_BI.indptr))
-    before = _columns_before(scores_BI, targets_B)
-    higher = (scores_BI.data > score_of_entry) | ((scores_BI.data == score_of_entry) & before)
-    # Items that co-occur with nothing of the history all score 0 and stand in the order of their columns.
-    unscored_B = np.where(score_B == 0, targets_B - _count_per_row(scores_BI, before) - seen_before_B, 0)
-    return np.where(dropped_B, 0, 1 + _count_per_row(scores_BI, higher) + unscored_B)
+    target_score_E = np.repeat(score_B, np.diff(scores_BI.indptr))
+    before_E = _columns_before(scores_BI, targets_B)
+    higher_E = (scores_BI.data > target_score_E) | ((scores_BI.data == target_score_E) & before_E)
+    # 3. Unscored items before the target, only where it is unscored itself. Items that co-occur with nothing of the
+    # history all score 0, in the order of their columns: target 2 of the example has two columns before it, and one
+    # of them, column 1, is scored.
+    unscored_B = np.where(score_B == 0, targets_B - _count_per_row(scores_BI, before_E) - seen_before_B, 0)
+    return np.where(dropped_B, 0, 1 + _count_per_row(scores_BI, higher_E) + unscored_B)
 
 
 def _recency_weights(columns: np.ndarray, offsets: np.ndarray, items: int) -> sparse.csr_array:
-    """[B, I]: 1 / k at the k-th most recent item of each history; an item that repeats has the sum."""
+    """Return [B, I]: 1 / k at the k-th most recent item of each history; an item that repeats has the sum.
+
+    Histories 4 2 4 and 1 -> row 0 has 1 + 1/3 at 4 and 1/2 at 2; row 1 has 1 at 1
+    """
     ends = np.repeat(offsets[1:], np.diff(offsets))
     weights = 1.0 / (ends - np.arange(len(columns)))
     history_BI = sparse.csr_array((weights, columns, offsets), shape=(len(offsets) - 1, items))
@@ -152,25 +181,29 @@ def _recency_weights(columns: np.ndarray, offsets: np.ndarray, items: int) -> sp
 
 
 def _at(matrix_BI: sparse.csr_array, columns_B: np.ndarray) -> np.ndarray:
-    """The entry of each row in the given column, [B]."""
+    """Return the entry of each row in the given column, [B]."""
     pick_BI = sparse.csr_array((np.ones(len(columns_B)), (np.arange(len(columns_B)), columns_B)), shape=matrix_BI.shape)
     return np.asarray((matrix_BI * pick_BI).sum(axis=1)).ravel()
 
 
-def _columns_before(matrix_BI: sparse.csr_array, columns_B: np.ndarray) -> np.ndarray:
-    """For each stored entry: whether its column is smaller than its row's."""
-    return matrix_BI.indices < np.repeat(columns_B, np.diff(matrix_BI.indptr))
+def _columns_before(matrix_BI: sparse.csr_array, columns_B: np.ndarray) -> NDArray[np.bool_]:
+    """Return for each stored entry whether its column is smaller than its row's entry of `columns_B`, [E]."""
+    before_E: NDArray[np.bool_] = matrix_BI.indices < np.repeat(columns_B, np.diff(matrix_BI.indptr))
+    return before_E
 
 
-def _count_per_row(matrix_BI: sparse.csr_array, chosen: np.ndarray) -> np.ndarray:
-    rows = np.repeat(np.arange(matrix_BI.shape[0]), np.diff(matrix_BI.indptr))
-    return np.bincount(rows[chosen], minlength=matrix_BI.shape[0])
+def _count_per_row(matrix_BI: sparse.csr_array, chosen_E: np.ndarray) -> np.ndarray:
+    """Return how many of each row's stored entries are chosen, int64 [B]."""
+    rows_E = np.repeat(np.arange(matrix_BI.shape[0]), np.diff(matrix_BI.indptr))
+    return np.bincount(rows_E[chosen_E], minlength=matrix_BI.shape[0])
 
 
-def _owner(splits: Splits) -> np.ndarray:
+def _user(splits: Splits) -> np.ndarray:
+    """Return the user of each interaction, int64 [M]."""
     return np.repeat(np.arange(splits.users), np.diff(splits.offsets))
 
 
-def _in_training(splits: Splits) -> np.ndarray:
-    """Whether each interaction belongs to training, bool [N]."""
-    return np.arange(len(splits.items_N)) < np.asarray(splits.train_end)[_owner(splits)]
+def _in_training(splits: Splits) -> NDArray[np.bool_]:
+    """Return whether each interaction belongs to training, bool [M]."""
+    training_M: NDArray[np.bool_] = np.arange(len(splits.items_N)) < np.asarray(splits.train_end)[_user(splits)]
+    return training_M

@@ -1,6 +1,6 @@
-"""What one finished run of the pipeline came to, read from its plain files and from dvc.lock.
+"""Read the result of a finished run of the pipeline from its plain files and from dvc.lock.
 
-A stage that DVC restores from its cache runs no code, so nothing is remembered from a run: everything is read here.
+A stage that DVC restores from its cache runs no code, so no run hands anything on: everything is read from files here.
 """
 
 import csv
@@ -15,19 +15,19 @@ from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS,
 from pipeline.errors import UserError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
-    """Numbers, curves and content hashes of one result.
+    """A result has numbers, curves and content hashes.
 
-    hashes: what dvc.lock says of the interactions, sids, splits, model and ranks behind the metrics. key: equal for
-    equal results, whenever and wherever they were made; measurements (artifacts.MEASURED) do not count.
+    hashes: content hashes in dvc.lock of the interactions, sids, splits, model and ranks behind the metrics. key: equal
+    for equal results, whenever and wherever they were made; measurements (artifacts.MEASURED) do not count.
     """
 
     metrics: dict[str, float]
     history: list[dict[str, float]]  # one row per validation
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
-    kept_by_level: list[dict[str, str]]  # of the history's tokens
+    kept_by_level: list[dict[str, str]]  # share of the histories' tokens that the encoder keeps
     sid_levels: list[dict[str, str]]  # how well each level of the Semantic IDs is used
     dataset: dict[str, Any]  # ingest.json
     hashes: dict[str, str]
@@ -35,10 +35,10 @@ class Result:
 
 
 def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Result:
-    """Read it all.
+    """Read a result from its files.
 
     Raises:
-        UserError: a file is missing or damaged, or the metrics are not those that dvc.lock speaks of.
+        UserError: a file is missing or damaged, or dvc.lock names other metrics than those at hand.
     """
     hashes = read_hashes(lock, reports / "metrics.json")
     metrics = read_json(reports / "metrics.json")
@@ -57,12 +57,16 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
 
 
 def result_key(metrics: dict[str, float], hashes: dict[str, str]) -> str:
-    """64 hex digits over the content hashes and every metric that is no measurement."""
+    """Return 64 hex digits over the content hashes and every metric that is no measurement."""
     return fingerprint(hashes, {name: value for name, value in metrics.items() if name not in MEASURED})
 
 
 def read_hashes(lock: Path, metrics: Path) -> dict[str, str]:
-    """Content hashes of what the metrics rest on, as DVC wrote them."""
+    """Return the content hashes of what the metrics rest on, as DVC wrote them.
+
+    Raises:
+        UserError: `lock` does not name what was evaluated, or names other metrics than the file `metrics`.
+    """
     by_hand = "track names a result by the content hashes of dvc.lock, which a stage run by hand does not update"
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
@@ -82,7 +86,8 @@ def read_hashes(lock: Path, metrics: Path) -> dict[str, str]:
 
 
 def _locked(stages: dict[str, Any], stage: str, kind: str, path: Path) -> str:
-    found = {entry["path"]: entry["md5"] for entry in stages[stage][kind]}
+    """Return the hash of an entry of dvc.lock, `deps` or `outs` of a stage. Raises KeyError when it is not there."""
+    found: dict[str, str] = {entry["path"]: entry["md5"] for entry in stages[stage][kind]}
     return found[path.as_posix()].removesuffix(".dir")
 
 

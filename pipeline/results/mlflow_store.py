@@ -1,7 +1,7 @@
-"""One MLflow run per result: found again by its key, so that restoring or repeating a result records nothing twice.
+"""Record one MLflow run per result, and find it again by its key: a result restored or repeated is recorded once.
 
-Everything is logged in batches, with the run's start as time stamp of every value. Logging the same again therefore
-changes nothing, and a recording that was killed half-way is completed by the next.
+Everything is logged in batches, with the run's start as timestamp of every value. Logging the same again therefore
+changes nothing, and the next recording completes one that was killed half-way.
 """
 
 import fcntl
@@ -29,13 +29,14 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 KEY = "result_key"  # the tag that finds a result again
-METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100  # MLflow's own limits
+METRICS_PER_CALL = 1000  # MLflow's limits
+PARAMS_PER_CALL = 100
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The run of a result, and whether this call made it."""
+    """A recorded result has a run in MLflow; `new`: this call made the run."""
 
     run_id: str
     experiment_id: str
@@ -51,7 +52,7 @@ def record(
     Args:
         params: every parameter, flat.
         tags: added to the key and the content hashes.
-        experiment: name of the MLflow experiment; made when it is not there.
+        experiment: name of the MLflow experiment; it is made when it is missing.
         artifacts: file or folder -> folder inside the run's artifacts.
 
     Raises:
@@ -60,12 +61,14 @@ def record(
     name = f"{params['strategy']}-{params['seed']}-{result.key[:8]}"
     try:
         with _alone():
+            # 1. A complete run of this result is recorded already; it may get the name of an experiment.
             client = MlflowClient(tracking_uri())
             experiment_id = _experiment(client, experiment)
             found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
             if found and found[0].info.status == "FINISHED":
                 _name_experiment(client, found[0], tags)
                 return Recorded(found[0].info.run_id, experiment_id, name, new=False)
+            # 2. Else a run is made, or one that was killed half-way is completed.
             run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={KEY: result.key})
             _log(client, run, result, params, tags)
             for path, folder in artifacts.items():
@@ -81,8 +84,9 @@ def record(
 
 
 def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
-    """Parameters, curves, final numbers, tags and the data set."""
-    run_id, at = run.info.run_id, run.info.start_time
+    """Log parameters, curves, final numbers, tags and the data set."""
+    run_id = run.info.run_id
+    at = run.info.start_time
     curves = [
         Metric(_curve(name), value, at, int(row["step"]))
         for row in result.history
@@ -108,12 +112,15 @@ def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any],
 
 
 def _curve(name: str) -> str:
-    """Validation's recall_at_10 must not mix with the test's."""
+    """Return the name of a curve: `valid_recall_at_10`, since `recall_at_10` is the test's."""
     return name if name in ("windows", "train_loss", "valid_loss") else f"valid_{name}"
 
 
 def _experiment(client: MlflowClient, name: str) -> str:
-    """Its id. A new one keeps its artifacts in the project: a queued run's own folder is deleted by DVC."""
+    """Return the experiment's id, of a new experiment if there is none.
+
+    A new experiment stores its artifacts in the project: DVC deletes the folder in which a queued run works.
+    """
     known: Experiment | None = client.get_experiment_by_name(name)
     if known is None:
         location = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
@@ -128,7 +135,7 @@ def _experiment(client: MlflowClient, name: str) -> str:
 
 
 def _name_experiment(client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
-    """A result first made by `dvc repro` may be met again as an experiment; then it gets that name."""
+    """Give a run the name of its DVC experiment, where `dvc repro` made the same result before under no name."""
     for tag in ("dvc_experiment", "dvc_baseline"):
         if tags[tag] and not run.data.tags.get(tag):
             client.set_tag(run.info.run_id, tag, tags[tag])
@@ -136,7 +143,7 @@ def _name_experiment(client: MlflowClient, run: Run, tags: dict[str, str]) -> No
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Parallel queue workers take turns: a new database, a new experiment and a run's key are made once."""
+    """Let parallel queue workers take turns, so that a new database, a new experiment and a run's key are made once."""
     path = project_root() / SCRATCH / "track.lock"
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:

@@ -1,17 +1,17 @@
-"""Parameters as the page and MLflow show them: one value under each dotted name."""
+"""Lay out parameters as the page and MLflow show them: one value under each dotted name."""
 
 import json
 from typing import Any, Protocol
 
 
 class Plain(Protocol):
-    """Parameters that can be laid out as params.yaml is."""
+    """`Plain` is anything with parameters that can be laid out as params.yaml is."""
 
     def plain(self) -> dict[str, Any]: ...
 
 
 def flatten(params: Plain) -> dict[str, Any]:
-    """`{"train.beam": 10, ...}`: every parameter under its dotted name, in the order of params.yaml."""
+    """Return every parameter under its dotted name, in the order of params.yaml: `{"train.beam": 10, ...}`."""
     flat: dict[str, Any] = {}
     for name, value in params.plain().items():
         if isinstance(value, dict):
@@ -22,5 +22,5 @@ def flatten(params: Plain) -> dict[str, Any]:
 
 
 def value_text(value: Any) -> str:
-    """The value as JSON; text stays as it is."""
+    """Return the value as JSON; text is returned unchanged."""
     return value if isinstance(value, str) else json.dumps(value)

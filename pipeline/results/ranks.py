@@ -1,8 +1,8 @@
-"""reports/ranks.parquet: one row per test user, and in the file's schema what the ranks were made from.
+"""Write and read reports/ranks.parquet: one row per test user, and in the file's schema what the ranks were made from.
 
-Numbers alone cannot say which model they belong to, so the file carries a content hash of it. Whoever shows or compares
-results checks it here: DVC removes and restores files one by one, and a stopped run leaves old metrics beside a new
-model.
+Numbers alone cannot say which model they belong to, so the file carries a content hash of the model. Whatever shows or
+compares results checks the hash here: DVC removes and restores files one by one, and a stopped run leaves old metrics
+beside a new model.
 """
 
 import io
@@ -21,8 +21,9 @@ from pipeline.metrics import recall_at
 if TYPE_CHECKING:
     from pipeline.generator import Generator
 
-RANKS_FILE, METRICS_FILE = "ranks.parquet", "metrics.json"
-KEY = "sidpipe"  # of the schema's metadata
+RANKS_FILE = "ranks.parquet"
+METRICS_FILE = "metrics.json"
+KEY = "sidpipe"  # key of `Origin` in the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
 # interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank
 COLUMNS = (
@@ -38,9 +39,12 @@ COLUMNS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What made the ranks. model and splits: content hashes. recipe: hash of all settings of the model but its seed."""
+    """An origin says what made the ranks.
+
+    model, splits: content hashes. recipe: hash of all settings of the model but its seed.
+    """
 
     model: str
     splits: str
@@ -55,7 +59,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The file's content; rows by user_id."""
+    """Ranks are the file's content: COLUMNS, rows sorted by user_id."""
 
     users: pd.DataFrame
     origin: Origin
@@ -65,7 +69,7 @@ class Ranks:
 
     @classmethod
     def read(cls, path: Path) -> "Ranks":
-        """Raises UserError when the file is missing, damaged, or not written by evaluate."""
+        """Read the file. Raises UserError when it is missing, damaged, or not written by evaluate."""
         if not path.exists():
             raise UserError(
                 f"{path} is not here", "evaluate writes it", "run `dvc repro`, or `dvc checkout` if it was made before"
@@ -74,6 +78,7 @@ class Ranks:
 
     @classmethod
     def from_bytes(cls, content: bytes, name: str) -> "Ranks":
+        """Read the file's bytes, called `name` in errors. Raises UserError when evaluate did not write them."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -90,31 +95,31 @@ class Ranks:
 
 
 def model_hash(generator: Path) -> str:
-    """Content hash of models/generator, wherever the folder stands."""
+    """Return the content hash of models/generator, wherever the folder lies."""
     return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file()))
 
 
 def origin_of(
     generator: Path, splits: Path, config: dict[str, Any], *, beam: int, decoding: str, filter_seen: bool
 ) -> Origin:
-    """Origin of ranks that the model in `generator`, whose config.json is `config`, gives on `splits`."""
+    """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`."""
     varies = ("seed", "fingerprints", "widths")  # from seed to seed, the widest collision group differs too
     recipe = {key: value for key, value in config.items() if key not in varies}
     return Origin(
-        model_hash(generator),
-        fingerprint(splits),
-        config["dataset"],
-        config["strategy"],
-        config["seed"],
-        fingerprint(recipe),
-        beam,
-        decoding,
-        filter_seen,
+        model=model_hash(generator),
+        splits=fingerprint(splits),
+        dataset=config["dataset"],
+        strategy=config["strategy"],
+        seed=config["seed"],
+        recipe=fingerprint(recipe),
+        beam=beam,
+        decoding=decoding,
+        filter_seen=filter_seen,
     )
 
 
 def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folder: Path) -> None:
-    """Raises UserError unless the model was trained on these very splits."""
+    """Check that the model was trained on these very splits. Raises UserError where it was not."""
     known = len(generator.items)
     if known != splits.summary["items"]:
         what = f"{folder} knows {known:,} items, {splits_folder} has {splits.summary['items']:,}"
@@ -132,9 +137,9 @@ def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folde
 
 
 def check_reports(reports: Path, generator: Path) -> None:
-    """Raises UserError when the metrics in `reports` are those of another model than the one in `generator`.
+    """Check that the metrics in `reports` are those of the model in `generator`. Raises UserError where they are not.
 
-    Reports that are not there say nothing wrong, so their absence passes.
+    Missing reports are no error, since they say nothing wrong.
     """
     if not (reports / RANKS_FILE).exists():
         return
@@ -145,7 +150,8 @@ def check_reports(reports: Path, generator: Path) -> None:
             "a run was stopped half-way, or files of two runs were mixed",
             "run `dvc repro`, or `dvc checkout` to bring back what belongs together",
         )
-    metrics, recall = reports / METRICS_FILE, recall_at(ranks.users["rank"].to_numpy(), 10)
+    metrics = reports / METRICS_FILE
+    recall = recall_at(ranks.users["rank"].to_numpy(), 10)
     if metrics.exists() and read_json(metrics).get("recall_at_10") != recall:
         raise UserError(
             f"{metrics} does not belong to {reports / RANKS_FILE}",
@@ -155,6 +161,6 @@ def check_reports(reports: Path, generator: Path) -> None:
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:
-    """The table of COLUMNS with the narrow types of the file."""
+    """Return the table of COLUMNS with the narrow types of the file: int32, and bool for `tie`."""
     types: dict[str, type] = dict.fromkeys(COLUMNS, np.int32) | {"tie": np.bool_}
     return pd.DataFrame({name: np.asarray(columns[name]).astype(types[name]) for name in COLUMNS})

@@ -1,8 +1,8 @@
-"""Finished runs by the names a user has for them, put together into the arms of a comparison.
+"""Read finished runs by the names that a user has for them, and group them into the arms of a comparison.
 
-A name is a folder with reports (or its ranks.parquet), `workspace`, or anything DVC takes for a revision: the name of
-an experiment, a branch, a tag, a commit. What an experiment found lies in DVC's cache, so it can be read without
-checking it out.
+A name is a folder with reports (or its ranks.parquet), `workspace`, or anything that DVC takes for a revision: the name
+of an experiment, a branch, a tag, a commit. The results of an experiment lie in DVC's cache, so they are read without
+a checkout.
 """
 
 from collections import Counter
@@ -24,21 +24,21 @@ USAGE = (
 
 @dataclass(frozen=True)
 class Run:
-    """One evaluated model."""
+    """A run is one evaluated model."""
 
     name: str
     ranks: Ranks
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """Equal for the same evaluation under two names."""
+        """Return what is equal for the same evaluation under two names."""
         origin = self.ranks.origin
         return origin.model, origin.splits, str(origin.beam), origin.decoding, str(origin.filter_seen)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: runs that differ in their seed only, by ascending seed."""
+    """An arm holds the runs of one side of a comparison: they differ in their seed only, and are sorted by it."""
 
     name: str
     runs: tuple[Run, ...]
@@ -49,14 +49,16 @@ class Arm:
 
 
 def arms_of(arguments: Sequence[str]) -> list[Arm]:
-    """The arms that the command line names, in its order; the first one is the reference.
+    """Return the arms that the command line names, in its order; the first one is the reference.
 
-    `NAME=RUN,RUN` is an arm as it stands. All other runs fall into arms by themselves: equal in all but the seed.
-    Without arguments: the experiments of the current commit and the workspace, with `full` as the reference.
+    `NAME=RUN,RUN` is an arm as it stands. All other runs are grouped into arms of runs that are equal in all but the
+    seed. Without arguments, the experiments of the current commit and the workspace are compared, with `full` as the
+    reference.
 
     Raises:
         UserError: a run cannot be found or read, an arm has one seed twice, or the runs cannot be compared.
     """
+    # 1. Group the runs: `a=x,y` under ("a",), others under (strategy, dataset, recipe).
     groups: dict[tuple[str, ...], list[Run]] = {}
     for argument in arguments:
         name, named, members = argument.partition("=")
@@ -64,8 +66,10 @@ def arms_of(arguments: Sequence[str]) -> list[Arm]:
             groups.setdefault((name,), []).extend(read_run(member) for member in members.split(","))
         else:
             _group(groups, read_run(argument))
+    # Without arguments: all runs here, those of `full` first, so that its arm is the reference.
     for run in [] if arguments else sorted(_here(), key=lambda run: run.ranks.origin.strategy != "full"):
         _group(groups, run)
+    # 2. Make arms of the groups, and check that they can be compared.
     arms = [_arm(name, runs) for name, runs in zip(_names(groups), groups.values(), strict=True)]
     if len(arms) < 2:
         found = f"one arm: {arms[0].name}, seed {_listed(arms[0].seeds)}" if arms else "no run"
@@ -75,10 +79,10 @@ def arms_of(arguments: Sequence[str]) -> list[Arm]:
 
 
 def read_run(name: str) -> Run:
-    """The run of that name.
+    """Read the run of that name.
 
     Raises:
-        UserError: nothing has that name, it has no evaluation, or its reports belong to another model than its own.
+        UserError: nothing has that name, it has no evaluation, or its reports belong to another model.
     """
     path = Path(name)
     if name == "workspace":
@@ -112,7 +116,7 @@ def _from_revision(revision: str) -> Ranks:
 
 
 def _here() -> Iterator[Run]:
-    """Each experiment of the current commit and the workspace, once; tells which had to be left out."""
+    """Give each experiment of the current commit and the workspace once, and print which had to be left out."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -136,18 +140,19 @@ def _here() -> Iterator[Run]:
 
 
 def _group(groups: dict[tuple[str, ...], list[Run]], run: Run) -> None:
-    """Put the run to those from which it differs in the seed only."""
+    """Add the run to the group of runs from which it differs in the seed only."""
     origin = run.ranks.origin
     groups.setdefault((origin.strategy, origin.dataset, origin.recipe), []).append(run)
 
 
 def _names(groups: dict[tuple[str, ...], list[Run]]) -> list[str]:
-    """An arm is called as the user said, or by its strategy, or by its runs where that is not enough."""
+    """Name each arm as the user said, or by its strategy, or by its runs where two arms share a strategy."""
     shared = Counter(key[0] for key in groups)
     return [key[0] if shared[key[0]] == 1 else "+".join(run.name for run in runs) for key, runs in groups.items()]
 
 
 def _arm(name: str, runs: list[Run]) -> Arm:
+    """Make an arm of its runs. Raises UserError where one seed comes twice."""
     seeds = Counter(run.ranks.origin.seed for run in runs)
     twice = [seed for seed, count in seeds.items() if count > 1]
     if twice:
@@ -161,10 +166,12 @@ def _arm(name: str, runs: list[Run]) -> Arm:
 
 
 def _check_comparable(runs: list[Run]) -> None:
+    """Check that the runs were evaluated alike, on the same users and items. Raises UserError where they were not."""
     first = runs[0]
     for run in runs[1:]:
         for field in ("dataset", "decoding", "beam", "filter_seen"):
-            mine, theirs = getattr(first.ranks.origin, field), getattr(run.ranks.origin, field)
+            mine = getattr(first.ranks.origin, field)
+            theirs = getattr(run.ranks.origin, field)
             if mine != theirs:
                 raise UserError(
                     f"{first.name} has {field} {mine}, {run.name} has {theirs}",

@@ -1,11 +1,12 @@
-"""The page's drawings: curves over training and grouped bars, as SVG elements that are equal for equal numbers."""
+"""Draw the page's figures: curves over training and grouped bars, as SVG elements that are equal for equal numbers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.figures import drawing, svg
 
-INK, SOFT = "#1f2933", "#8896a4"
+INK = "#1f2933"  # text
+SOFT = "#8896a4"  # ticks
 COLOURS = ("#2f6fed", "#e8743b", "#19a979", "#945ecf")
 STYLE = {
     "font.size": 10,
@@ -24,7 +25,7 @@ STYLE = {
 
 
 def curves(history: Sequence[Mapping[str, float]], columns: Mapping[str, str], ylabel: str) -> str:
-    """Columns of the history over training windows; `columns` maps each to its name in the legend."""
+    """Draw columns of the history over training windows; `columns` maps each to its name in the legend."""
     with drawing(STYLE) as axes:
         windows = [row["windows"] for row in history]
         marker = "o" if len(history) < 30 else None
@@ -36,7 +37,7 @@ def curves(history: Sequence[Mapping[str, float]], columns: Mapping[str, str], y
 
 
 def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: str, ylabel: str = "recall@10") -> str:
-    """Grouped bars, one group per label: each of `series` is one colour."""
+    """Draw grouped bars, one group per label; each of `series` has one colour."""
     with drawing(STYLE) as axes:
         width = 0.8 / len(series)
         for index, (name, values) in enumerate(series.items()):
@@ -49,7 +50,7 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: s
 
 
 def _element(axes: Any) -> str:
-    """The `<svg>` element, with the legend above the drawing, where it hides nothing."""
+    """Return the `<svg>` element, with the legend above the drawing, so that it hides nothing."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
     text = svg(axes, transparent=True)
     return text[text.index("<svg") :]

@@ -1,4 +1,4 @@
-"""reports/index.html: one self-contained page about one result. Equal results give equal bytes."""
+"""Render reports/index.html, one self-contained page about one result. Equal results give equal bytes."""
 
 from collections.abc import Iterable
 from html import escape
@@ -43,7 +43,7 @@ python -m pipeline compare                    # paired over users and seeds, wit
 
 
 def render_page(result: Result, params: dict[str, Any]) -> str:
-    """The page's HTML. `params` is flat."""
+    """Return the page's HTML. `params` is flat: `{"train.beam": 10, ...}`."""
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -63,7 +63,9 @@ def render_page(result: Result, params: dict[str, Any]) -> str:
 
 
 def _protocol(result: Result, params: dict[str, Any]) -> str:
-    counts, metrics = result.dataset, result.metrics
+    """Return the line that says on what data and how the result was evaluated."""
+    counts = result.dataset
+    metrics = result.metrics
     seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items kept"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
@@ -73,7 +75,7 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
 
 
 def _facts(metrics: dict[str, float]) -> str:
-    """The few numbers to remember."""
+    """Return the boxes with the few numbers to remember."""
 
     def fact(value: str, label: str) -> str:
         return f'<div><b>{value}</b><span class="soft">{label}</span></div>'
@@ -101,6 +103,7 @@ def _facts(metrics: dict[str, float]) -> str:
 
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
+    """Return the table of the model and the baselines; the model is the first row."""
     groups = (
         f'<tr class="group"><th></th><th colspan="{len(SCOREBOARD_METRICS)}">all {metrics["users"]:,.0f} users</th>'
         f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
@@ -151,7 +154,7 @@ def _figures(result: Result) -> str:
 
 
 def _kept(table: list[dict[str, str]]) -> str:
-    """Which of the history's tokens are kept, where some are not."""
+    """Return the section on kept tokens; nothing where all tokens are kept."""
     kept = [float(row["kept"]) for row in table]
     if min(kept) == 1:
         return ""
@@ -160,7 +163,7 @@ def _kept(table: list[dict[str, str]]) -> str:
 
 
 def _sids(table: list[dict[str, str]]) -> str:
-    """Codes used of each level, and how many these would be if they were used equally."""
+    """Draw for each level the codes in use and the perplexity: so many codes, used equally, would be as uncertain."""
     series = {
         name: [float(row[column]) for row in table]
         for name, column in (("codes used", "used_codes"), ("perplexity", "perplexity"))
@@ -169,7 +172,7 @@ def _sids(table: list[dict[str, str]]) -> str:
 
 
 def _breakdown(table: list[dict[str, str]], xlabel: str) -> str:
-    """Bars over the table's first column, one series per system that the table has."""
+    """Draw bars over the table's first column, one series per system that the table has."""
     first = next(iter(table[0]))
     series = {name: [float(row[column]) for row in table] for name, column in SERIES.items() if column in table[0]}
     return bars([row[first].strip() for row in table], series, xlabel)

@@ -1,17 +1,18 @@
-"""Which commit and which DVC experiment a result comes from."""
+"""Find the commit and the DVC experiment that a result comes from."""
 
 import os
 import subprocess
 
-# What the pipeline itself writes into the working tree; it says nothing about the code that ran.
+# Files that the pipeline itself writes into the working tree; they say nothing about the code that ran.
 OWN_OUTPUTS = (":(exclude)dvc.lock", ":(exclude)reports")
 
 
 def provenance() -> dict[str, str]:
-    """Tags: git_commit, git_dirty (tracked files other than results differ), dvc_experiment and dvc_baseline.
+    """Return the tags git_commit, git_dirty, dvc_experiment and dvc_baseline.
 
-    Empty values where git or DVC has nothing to say, such as the experiment's name under `dvc repro`. The commit stands
-    also where MLflow's own page looks for it.
+    git_dirty: whether tracked files other than results differ from the commit. A value is empty where git or DVC has
+    nothing to say, such as the experiment's name under `dvc repro`. The commit has a second tag, which MLflow's page
+    reads.
     """
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *OWN_OUTPUTS)
     commit = _git("rev-parse", "HEAD")
@@ -27,5 +28,6 @@ def provenance() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str:
+    """Return what a git command prints; empty where git fails, such as outside of a repository."""
     done = subprocess.run(["git", *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else ""

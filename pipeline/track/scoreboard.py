@@ -1,17 +1,18 @@
-"""The metrics as one table: the model beside what counting alone reaches. Printed, and shown on the page."""
+"""Make one table of the metrics, to print and for the page: the model beside what counting alone reaches."""
 
 from dataclasses import dataclass
 
 # Row -> prefix of its keys in metrics.json; the first is named after the strategy.
 SYSTEMS = {"model": "", "co-occurrence": "cooccurrence_", "popularity": "popularity_"}
 SCOREBOARD_METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
-NO_TIES = "noties_"  # users whose test item has its time stamp alone, so that the log's order tells nothing
+# Users whose test item shares its timestamp with no earlier item, so that the order of the raw file decides nothing
+NO_TIES = "noties_"
 NO_TIES_METRICS = ("recall_at_10", "ndcg_at_10")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number, with its 95% interval where there is one."""
+    """A cell is one number, with its 95% interval where there is one."""
 
     value: float
     interval: tuple[float, float] | None = None
@@ -19,14 +20,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One system: METRICS on all users, then NO_TIES_METRICS on those without a tie; None where not measured."""
+    """A row is one system: SCOREBOARD_METRICS on all users, then NO_TIES_METRICS on those without a tie.
+
+    A cell is None where the metric was not measured.
+    """
 
     system: str
     cells: list[Cell | None]
 
 
 def scoreboard_rows(metrics: dict[str, float], strategy: str) -> list[Row]:
-    """The model, then the baselines."""
+    """Return the rows of the model, then of the baselines."""
     return [
         Row(
             strategy if system == "model" else system,
@@ -45,14 +49,15 @@ def _cell(metrics: dict[str, float], key: str) -> Cell | None:
 
 
 def headings() -> list[str]:
-    """Of a row's cells: recall@5, ..."""
+    """Return the headings of a row's cells: recall@5, ..."""
     return [name.replace("_at_", "@") for name in SCOREBOARD_METRICS + NO_TIES_METRICS]
 
 
 def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
-    """The table in columns of fixed width, and the model's intervals below it."""
+    """Return the table in columns of fixed width, and the model's intervals below it."""
     table = scoreboard_rows(metrics, strategy)
-    first, width = max(len(row.system) for row in table) + 1, 11
+    first = max(len(row.system) for row in table) + 1
+    width = 11
     over = (
         f"{'':{first}}{'all users':>{width * len(SCOREBOARD_METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
     )

@@ -1,6 +1,6 @@
-"""Stage track: the finished result as a page, as lines in the terminal, and as one run in MLflow.
+"""Stage track shows the finished result as a page, as lines in the terminal, and as one run in MLflow.
 
-Runs on every `dvc repro`, also when everything else came from the cache, and then changes nothing.
+The stage runs on every `dvc repro`. When everything else came from the cache, it changes nothing.
 """
 
 from pathlib import Path
@@ -15,8 +15,9 @@ from pipeline.track.page import render_page
 from pipeline.track.provenance import provenance
 from pipeline.track.scoreboard import scoreboard_text
 
-LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
-REPORT_FILES = (
+LOCK = Path("dvc.lock")
+PARAMS = Path("params.yaml")
+REPORT_FILES = (  # files of reports/ that are attached to the run
     "index.html",
     "metrics.json",
     "history.csv",
@@ -28,7 +29,7 @@ REPORT_FILES = (
 
 
 class TrackParams(Plain, Protocol):
-    """What the stage reads of params.yaml by name; it records all of it."""
+    """`TrackParams` declares what the stage reads of params.yaml by name; the stage records all of params.yaml."""
 
     @property
     def seed(self) -> int: ...
@@ -55,12 +56,14 @@ def run(
     """Write reports/index.html, record the result in MLflow, and print it.
 
     Returns:
-        run_id, name and whether the run is new.
+        The run's run_id and name, and `new`: whether this call recorded it.
 
     Raises:
         UserError: a part of the result is missing, or MLflow's store cannot be used (the page is written before).
     """
-    result, flat = read_result(reports, interactions, sids, lock), flatten(params)
+    # 1. The page and the lines, which need no MLflow.
+    result = read_result(reports, interactions, sids, lock)
+    flat = flatten(params)
     page = reports / "index.html"
     write_bytes(page, render_page(result, flat).encode())
     print(
@@ -71,6 +74,7 @@ def run(
         flush=True,
     )
 
+    # 2. The run in MLflow, which is loaded only here.
     from pipeline.results.mlflow_store import record
 
     tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}

@@ -1,4 +1,4 @@
-"""From a recipe to a `Trainer`: network, batches, sampler and validation, each made once and handed to the next."""
+"""Build a `Trainer` from a recipe: network, batches, sampler and validation, each made once and handed to the next."""
 
 from typing import Any
 
@@ -31,10 +31,10 @@ def trainer_of(
     world: World,
     resume: dict[str, Any] | None,
 ) -> Trainer:
-    """Put together everything that trains.
+    """Build everything that trains.
 
     Args:
-        resume: what a checkpoint of an interrupted run holds.
+        resume: what a checkpoint of an interrupted run holds; None: start from step 0.
 
     Raises:
         UserError: there is nothing to train on, or nobody to validate on.
@@ -48,7 +48,7 @@ def trainer_of(
     loader = _loader(recipe, splits, collator, world)
     traits = NetworkTraits.of(network, recipe.backbone, catalogue)
     strategy = Strategy(network, recipe.chosen.sampler(_plan(recipe, splits, loader, world), traits))
-    return Trainer(
+    trainer = Trainer(
         recipe.config,
         recipe.seed,
         model=model,
@@ -57,12 +57,14 @@ def trainer_of(
         validation=_validation(recipe, splits, strategy, catalogue, world),
         checkpoints=checkpoints,
         world=world,
-        resume=resume,
     )
+    if resume:
+        trainer.restore(resume)
+    return trainer
 
 
 def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: World) -> BatchLoader:
-    """Raises UserError where there is nothing to train on."""
+    """Build the loader of batches. Raises UserError where there is nothing to train on."""
     epochs = Epochs(splits, recipe.config.windows, recipe.seed)
     if not len(epochs):
         raise UserError(
@@ -84,7 +86,7 @@ def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: W
 def _validation(
     recipe: TrainingRecipe, splits: Splits, strategy: Strategy, catalogue: Catalogue, world: World
 ) -> Validation:
-    """Raises UserError where nobody has a validation target."""
+    """Build the validation. Raises UserError where nobody has a validation target."""
     times = recipe.backbone.wants_times
     validation = Validation(splits, strategy, catalogue, world, beam=recipe.config.beam, times=times)
     if not validation.windows:
@@ -97,8 +99,9 @@ def _validation(
 
 
 def _plan(recipe: TrainingRecipe, splits: Splits, loader: BatchLoader, world: World) -> TrainingPlan:
-    """What a sampler may know of the run."""
-    config, windows = recipe.config, len(loader.epochs)
+    """Describe the run to a sampler."""
+    config = recipe.config
+    windows = len(loader.epochs)
     return TrainingPlan(
         items_N=np.asarray(splits.items_N),
         first_U=np.asarray(splits.offsets[:-1]),

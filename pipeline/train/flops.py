@@ -1,8 +1,10 @@
-"""How much of the chip's arithmetic training uses: matrix products counted, not estimated from a model's size.
+"""Count the arithmetic of training: its matrix products, not an estimate from a model's size.
 
-Counted are the products of one forward pass over windows of the first step, by the plain path on the CPU, two for a
-multiply-add; training takes three times that, a backward pass having two products for each. In evaluation mode and with
-nothing skipped: what a sampler such as skipgr's leaves out in training is not seen here.
+The products of one forward pass over windows of the first step are counted on the CPU, without kernels; a multiply-add
+is two operations. Training takes three times as many, since the backward pass has two products for each. The model is
+in evaluation mode and nothing is skipped, so that the count does not show what a sampler such as skipgr's leaves out.
+
+Shape legend: W windows.
 """
 
 import numpy as np
@@ -16,18 +18,21 @@ from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
-WINDOWS, SQUARES = 256, 256 * 32**2  # a sample of a step: windows, and sum of their squared lengths, for memory's sake
+# Bounds of a sample of a step, for memory's sake: its windows, and the sum of their squared lengths.
+WINDOWS = 256
+SQUARES = 256 * 32**2
 
 
 @torch.no_grad()
 def flops_per_window(recipe: TrainingRecipe, splits: Splits, sids: Sids, windows: Windows) -> float:
-    """Floating-point operations of training on one window, forward and backward.
+    """Return the floating-point operations of training on one window, forward and backward.
 
     Args:
-        windows: of one step. Where windows share nothing, a sample of them is enough; `intrr` computes what they share,
-            their distinct items, once for all.
+        windows: the windows of one step. A sample of them is enough where windows share nothing; under `intrr` all are
+            taken, since windows share their distinct items, which are computed once.
     """
-    catalogue, network = Catalogue(sids.codes_IL, sids.widths, sids.digit), recipe.chosen.network(recipe.pad_to)
+    catalogue = Catalogue(sids.codes_IL, sids.widths, sids.digit)
+    network = recipe.chosen.network(recipe.pad_to)
     with torch.random.fork_rng(devices=[]):
         model = network.build(recipe.backbone, catalogue).eval()
     if network.items == "unlisted":
@@ -38,4 +43,5 @@ def flops_per_window(recipe: TrainingRecipe, splits: Splits, sids: Sids, windows
     batch = collate(step, np.arange(len(windows)), item_counts=collate.count_items(step))
     with FlopCounterMode(display=False) as counter:
         Strategy(network, Sampler()).loss(model, batch)
-    return 3 * counter.get_total_flops() / len(windows)
+    forward: int = counter.get_total_flops()
+    return 3 * forward / len(windows)

@@ -1,4 +1,4 @@
-"""What training says and what it leaves in reports/: figures, tables as CSV, and what the strategy skipped."""
+"""Print the lines of a training run and write its files of reports/: figures, tables, and what was skipped."""
 
 import csv
 import io
@@ -29,7 +29,8 @@ def announce(trainer: Trainer) -> None:
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
     """Print one line after training."""
-    state, config = trainer.state, trainer.config
+    state = trainer.state
+    config = trainer.config
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
     print(
         f"train: best at step {state.best_step} of {state.step}, {config.select} "
@@ -42,16 +43,19 @@ def _parameters(trainer: Trainer) -> int:
 
 
 def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
-    """The figures of a finished run. Training seconds are those of optimizer steps without compilation; wall seconds
-    count everything.
+    """Return the figures of a finished run, as timings.json holds them.
+
+    Training seconds are those of optimizer steps without compilation; wall seconds count everything.
 
     Args:
-        flops: of a window, forward and backward.
+        flops: floating-point operations of a window, forward and backward.
     """
-    state, device, pad_to = trainer.state, trainer.device, trainer.loader.collator.pad_to
-    positions = state.windows * pad_to if pad_to else state.tokens
-    rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
-    shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
+    state = trainer.state
+    pad_to = trainer.loader.collator.pad_to
+    positions = state.windows * pad_to if pad_to else state.tokens  # padding included
+    rate = flops * state.windows / state.train_seconds
+    peak = peak_flops(trainer.device)  # None: not known for this device
+    shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
     return {
         "train_seconds": state.train_seconds,
         "compile_seconds": state.compile_seconds,
@@ -59,7 +63,7 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
         "windows_per_second": state.windows / state.train_seconds,
         "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds,
-        "peak_memory_gib": peak_memory_gib(device),
+        "peak_memory_gib": peak_memory_gib(trainer.device),
         "flops_per_window": flops,
         "flops_per_second": rate,
         **shares,
@@ -85,13 +89,14 @@ def write_reports(
     """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.
 
     Args:
+        kept: counts of the kept tokens of validation histories.
         tables: as the strategy's `Report` gives them.
         learned: likewise.
     """
     write_json(reports / "timings.json", timings)
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
     skipped = {f"skipped/{name}": rows for name, rows in tables.items() if name != "passes"}
-    shutil.rmtree(reports / "skipped", ignore_errors=True)  # it holds nothing of an earlier run
+    shutil.rmtree(reports / "skipped", ignore_errors=True)  # tables of an earlier run
     for name, rows in {**shown, "passes": tables["passes"], **skipped}.items():
         write_bytes(reports / f"{name}.csv", csv_of(rows))
     if learned:
@@ -99,7 +104,7 @@ def write_reports(
 
 
 def csv_of(rows: Sequence[Mapping[str, float | str]]) -> bytes:
-    """A table with a heading; numbers to six digits after the point."""
+    """Return a table with a heading as CSV; numbers have six digits after the point."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What params.yaml comes to on the data at hand: computed once, so that nothing below reads params.yaml again."""
+"""Compute once what params.yaml says to each part of training, so that no part reads params.yaml again."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ NO_INFLUENCE = ("threads", "checkpoint_every")
 
 
 class TrainParams(Protocol):
-    """What this stage reads of params.yaml."""
+    """`TrainParams` declares what this stage reads of params.yaml."""
 
     @property
     def seed(self) -> int: ...
@@ -45,26 +45,27 @@ class TrainParams(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecipe:
-    """How one run trains."""
+    """A recipe says to each part of a run how it trains."""
 
     seed: int
     dataset: str
     config: TrainConfig
     backbone: BackboneConfig
     chosen: ChosenStrategies
-    max_history: int
+    max_history: int  # items of a history, at most
     pad_to: int  # encoder positions of every window of a padded run; 0: packed
     input_tokens_per_item: int  # positions that an item of a history takes in the backbone
-    budget: int  # positions of one step, counted in the backbone's
+    budget: int  # encoder positions of one step, where an item takes `input_tokens_per_item`
 
     @classmethod
     def of(cls, params: TrainParams, splits: Splits, sids: Sids) -> "TrainingRecipe":
-        """The recipe of `params` on these splits and Semantic IDs.
+        """Compute the recipe of `params` on these splits and Semantic IDs.
 
         Raises:
             UserError: the two were made from different logs, or a history does not fit the budget or the padding.
         """
-        config, levels = params.train, len(sids.widths)
+        config = params.train
+        levels = len(sids.widths)
         sid_tokens_per_item = levels + params.backbone.separators  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest)
@@ -85,15 +86,15 @@ class TrainingRecipe:
 
     @property
     def all_targets(self) -> bool:
-        """Whether every item of a window but the first is a target too."""
+        """Return whether every item of a window but the first is a target too."""
         return self.config.targets == "all"
 
     def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
-        """What makes batches of the splits' windows on the device of the catalogue's codes."""
+        """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,
-            times_N=np.asarray(splits.timestamps_N) if self.backbone.wants_times else None,
+            times_M=np.asarray(splits.timestamps_N) if self.backbone.wants_times else None,
             pad_to=self.pad_to,
             longest=self.max_history,
             all_targets=self.all_targets,
@@ -101,7 +102,7 @@ class TrainingRecipe:
         )
 
     def influences(self) -> dict[str, Any]:
-        """Every parameter that shapes the result of training, as plain values."""
+        """Return every parameter that shapes the result of training, as plain values."""
         train = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in NO_INFLUENCE}
         return {
             "version": __version__,
@@ -113,10 +114,10 @@ class TrainingRecipe:
         }
 
     def model_config(self, inputs: Mapping[str, str]) -> dict[str, Any]:
-        """What models/generator/config.json says of the run.
+        """Return what models/generator/config.json says of the run.
 
         Args:
-            inputs: fingerprints of what the model was trained on.
+            inputs: fingerprints of the Semantic IDs and splits that the model was trained on, by name.
         """
         return {
             "strategy": self.chosen.text,
@@ -131,7 +132,7 @@ class TrainingRecipe:
 
 
 def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int) -> None:
-    """Whether the inputs fit each other, and a history of `longest` positions the budget and the padding."""
+    """Raise UserError unless inputs fit each other, and a history of `longest` positions fits budget and padding."""
     if len(sids.codes_IL) != splits.summary["items"]:
         raise UserError(
             f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",

@@ -1,6 +1,7 @@
-"""Stage train: SIDs and splits in, a trained generator and its loss curve out.
+"""Stage train makes a trained generator and its loss curve from Semantic IDs and splits.
 
-Runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline train`; then the first one writes.
+The stage runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline train`, of which the first
+one writes.
 """
 
 from collections.abc import Mapping
@@ -44,8 +45,10 @@ def run(
     reports: Path = REPORTS,
     scratch: Path = SCRATCH,
 ) -> dict[str, Any]:
-    """Train by `params` and write models/generator, and to reports/: timings.json, history.csv, kept_by_level.csv,
-    kept_by_position.csv, passes.csv and skipped/.
+    """Train by `params` and write models/generator and reports/.
+
+    The files of reports/ are timings.json, history.csv, kept_by_level.csv, kept_by_position.csv, passes.csv and
+    skipped/.
 
     Returns:
         What timings.json holds.
@@ -54,7 +57,9 @@ def run(
         UserError: an input is missing or does not fit the others, the loss diverges, a checkpoint is damaged, or the
             disk is full.
     """
-    held, read_sids = Splits.read(splits), Sids.read(sids)
+    # 1. Read the inputs, and find the checkpoint of an interrupted run with the same parameters and inputs.
+    held = Splits.read(splits)
+    read_sids = Sids.read(sids)
     recipe = TrainingRecipe.of(params, held, read_sids)
     inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
     checkpoints = Checkpoints(scratch, fingerprint(recipe.influences(), inputs))
@@ -62,20 +67,23 @@ def run(
     make_repeatable(device, recipe.config.deterministic)
     resume = checkpoints.load(device)
     _set_threads(recipe, resume)
+    # 2. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
         trainer = trainer_of(recipe, held, read_sids, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
             announce(trainer)
         state = trainer.run()
         kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, held.max_history, world)
-        report, eval_skips = trainer.strategy.sampler.report, trainer.strategy.sampler.eval_skips()
+        report = trainer.strategy.sampler.report
+        eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
         flops = flops_per_window(recipe, held, read_sids, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
+        # 3. The first process writes.
         if world.leads:
-            model, catalogue = trainer.evaluated, trainer.validation.catalogue
+            catalogue = trainer.validation.catalogue
             items = _named(read_parquet(Interactions(interactions).items))
-            save_generator(output, model, catalogue, items, recipe.model_config(inputs), eval_skips)
+            save_generator(output, trainer.evaluated, catalogue, items, recipe.model_config(inputs), eval_skips)
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
@@ -84,13 +92,14 @@ def run(
 
 
 def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
-    """As many threads as the user says, or as the work keeps busy. Sums depend on how many threads add them, so a
-    resumed run keeps the number that it began with.
+    """Set the number of threads: what the user says, or as many as the work can use.
+
+    Rounding depends on how many threads add up a sum, so a resumed run takes the number that it began with.
     """
-    numbers = recipe.config.batch_tokens // recipe.config.accumulate * recipe.backbone.d_model
+    numbers = recipe.config.batch_tokens // recipe.config.accumulate * recipe.backbone.d_model  # of one activation
     torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
 
 
 def _named(items: pd.DataFrame) -> pd.DataFrame:
-    """item_id, raw_id and, where the dataset has it, title."""
+    """Return the columns item_id, raw_id and, where the dataset has it, title."""
     return items[[column for column in ("item_id", "raw_id", "title") if column in items]]

@@ -1,1 +1,1 @@
-"""The engine that a stage trains a network with: steps, batches, the loop, validation, checkpoints."""
+"""This package trains a network for a stage: windows, steps, batches, the loop, validation, checkpoints."""

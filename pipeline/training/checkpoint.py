@@ -1,7 +1,7 @@
-"""The state of a training run on disk, so that `kill -9` costs at most the steps since the last checkpoint.
+"""Save the state of a training run, so that `kill -9` costs at most the steps since the last checkpoint.
 
-A checkpoint lives in the scratch folder, under the fingerprint of everything that shapes the result: it is picked up
-only by a run with the same parameters and the same input files, and deleted when that run has written its model.
+A checkpoint lies in the scratch folder, under the fingerprint of everything that shapes the result: only a run with the
+same parameters and the same input files picks it up, and deletes it when the model is written.
 """
 
 import hashlib
@@ -16,37 +16,43 @@ import torch
 from pipeline.artifacts import write_bytes
 from pipeline.errors import UserError
 
-DIGEST = hashlib.sha256().digest_size  # the checksum stands before the content
+DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file begins with
 
 
 class Checkpoints:
-    """The one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
+    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
 
     def __init__(self, scratch: Path, fingerprint: str):
         self.folder = scratch / "checkpoints" / fingerprint[:16]
         self.path = self.folder / "checkpoint.pt"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the checkpoint as a whole. Raises UserError when the disk is full; the older one then stays."""
+        """Replace the checkpoint as a whole.
+
+        Raises:
+            UserError: the disk is full; the older checkpoint is then still there.
+        """
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
         write_bytes(self.path, hashlib.sha256(content).digest() + content)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """The state, or None when this run starts from nothing.
+        """Return the saved state, or None when there is no checkpoint and the run starts from step 0.
 
         Raises:
-            UserError: the file is damaged (torch alone would not notice a flipped bit); nothing is deleted or trained.
+            UserError: the file is damaged (torch alone would not notice a flipped bit). The file is not deleted.
         """
         if not self.path.exists():
             return None
         whole = self.path.read_bytes()
-        digest, content = whole[:DIGEST], whole[DIGEST:]
+        digest = whole[:DIGEST]
+        content = whole[DIGEST:]
         try:
             if hashlib.sha256(content).digest() != digest:
                 raise pickle.UnpicklingError("its content does not match its checksum")
-            return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+            return state
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"the checkpoint {self.path} cannot be read: {str(error).splitlines()[0]}",
@@ -55,5 +61,5 @@ class Checkpoints:
             ) from error
 
     def delete(self) -> None:
-        """Called once the model is written."""
+        """Delete the checkpoint: the run has written its model."""
         shutil.rmtree(self.folder, ignore_errors=True)

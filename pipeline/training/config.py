@@ -1,4 +1,4 @@
-"""What `train:` in params.yaml may say."""
+"""Check the section `train` of params.yaml."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,11 +6,11 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How windows are drawn, batched and learned from."""
+    """These settings say how windows are drawn, batched and learned from."""
 
     windows: Literal["random_start", "prefixes", "all", "sequences"]
     targets: Literal["last", "all"]  # of a window: the item after it, or also every item in it but the first
-    max_windows: int  # windows to train on, over all passes; training ends with the step that reaches it
+    max_windows: int  # windows to train on, over all epochs; training ends with the step that reaches it
     batching: Literal["packed", "padded"]
     batch_tokens: int  # encoder positions of one optimizer step, over all processes
     pad_to: int  # padded: positions per window; 0: what max_history needs
@@ -26,7 +26,7 @@ class TrainConfig:
     validate_every: int  # steps
     patience: int  # validations without a better score before training stops
     select: Literal["recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10", "loss"]
-    beam: int  # of validation; constrained
+    beam: int  # beam width of validation; constrained
     checkpoint_every: int  # steps
     device: Literal["auto", "cpu", "cuda"]
     compile: bool  # GPU: compile the step and record it as CUDA graphs; costs half a minute at the first one

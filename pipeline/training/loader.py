@@ -1,4 +1,7 @@
-"""The batches of every step that one process trains on; on a GPU the next step is prepared beside the current one."""
+"""Give the batches of every step that one process trains on; on a GPU, prepare the next step beside the current one.
+
+Shape legend: W windows of a step.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -19,22 +22,20 @@ from pipeline.training.steps import Step, deal, steps_of_epoch
 from pipeline.training.windows import Epochs, Windows
 
 T = TypeVar("T")
-MEASURED_STEPS = 64  # of the first pass, which tell how large batches are
-# (pass, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
+MEASURED_STEPS = 64  # of the first epoch: their windows decide how large batches are
+# (epoch, starts_W, ends_W) of a step's windows -> what is computed of them; None: everything
 Select = Callable[[int, np.ndarray, np.ndarray], Selected | None]
-
-
 StepBatches = tuple[Step, list[Batch]]  # a step and this process's batches of it
 
 
 class BatchLoader:
-    """This process's batches of every step, in the order of training.
+    """Give this process's batches of every step, in the order of training.
 
     Args:
-        budget: encoder positions of a step, by what a whole history takes in the backbone.
+        budget: encoder positions of a step, where an item takes `input_tokens_per_item`.
         input_tokens_per_item: encoder positions of one item, its separator included.
         accumulate: parts that each process splits a step into.
-        fill: batches are filled up to few shapes, for a step that is recorded.
+        fill: fill batches up to few shapes, for a step that is recorded.
     """
 
     def __init__(
@@ -48,11 +49,14 @@ class BatchLoader:
         accumulate: int = 1,
         fill: bool = False,
     ):
-        self.epochs, self.collator = epochs, collator
-        self.budget, self.input_tokens_per_item = budget, input_tokens_per_item
+        self.epochs = epochs
+        self.collator = collator
+        self.budget = budget
+        self.input_tokens_per_item = input_tokens_per_item
         self.device = collator.codes_IL.device
+        # A step is dealt into parts for all processes. 2 processes, accumulate 3: rank 1 has parts 3, 4, 5 of 6.
         self.parts = world.size * accumulate
-        self.process_parts = range(world.rank * accumulate, (world.rank + 1) * accumulate)  # parts of this process
+        self.process_parts = range(world.rank * accumulate, (world.rank + 1) * accumulate)
         self.shape: Shape | None = None
         if fill:
             steps = steps_of_epoch(epochs, 0, 0, budget, input_tokens_per_item)
@@ -61,7 +65,10 @@ class BatchLoader:
     def rest_of_epoch(
         self, epoch: int, first: int, weigh: Weigh | None, select: Select | None = None
     ) -> Iterator[StepBatches]:
-        """The steps of a pass from place `first` on; on a GPU the next one is prepared while it works on this one."""
+        """Give the steps of an epoch from position `first` on, with their batches.
+
+        On a GPU the next step's batches are prepared while the GPU works on the current ones.
+        """
         batches = self._prepared(epoch, first, weigh, select)
         return prefetched_on_stream(batches, self.device) if can_record(self.device) else batches
 
@@ -69,12 +76,13 @@ class BatchLoader:
         shape: Shape | None = None
         for step in self._chosen(epoch, first, weigh, select):
             if shape is None and self.shape is not None:
-                # Always sized from the pass's first step, also after a resume: rounding depends on tensor sizes.
+                # Always sized from the epoch's first step, also after a resume: rounding depends on tensor sizes.
                 whole = step if first == 0 else next(self._chosen(epoch, 0, weigh, select))
                 shape = fitted_shape(self.shape, whole, self.parts)
             yield step, self._batches(step, shape)
 
     def _chosen(self, epoch: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
+        """Give the steps from position `first` on, with what `select` computes of each."""
         for step in steps_of_epoch(self.epochs, epoch, first, self.budget, self.input_tokens_per_item, weigh):
             if select is None:
                 yield step
@@ -82,38 +90,44 @@ class BatchLoader:
                 yield replace(step, selected=select(epoch, step.windows.starts_W, step.windows.ends_W))
 
     def first_windows(self) -> Windows:
-        """The windows of a run's first step, over all processes, where nothing is skipped."""
+        """Return the windows of a run's first step, over all processes, where nothing is skipped."""
         return next(steps_of_epoch(self.epochs, 0, 0, self.budget, self.input_tokens_per_item)).windows
 
     def _batches(self, step: Step, shape: Shape | None) -> list[Batch]:
-        parts, item_counts = deal(step.windows.lengths_W, self.parts), self.collator.count_items(step)
+        """Make this process's batches of a step."""
+        parts = deal(step.windows.lengths_W, self.parts)
+        # Items are counted over the whole step, so that their weights do not depend on how it is dealt.
+        item_counts = self.collator.count_items(step)
         return [self.collator(step, parts[part], shape=shape, item_counts=item_counts) for part in self.process_parts]
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:
-    """The same items; the next one is prepared in a thread while the caller works on this one."""
-    done: Any = object()
+    """Give the same items; a thread prepares the next item while the caller works on the current one."""
+    done: Any = object()  # what `next` gives after the last item
     with ThreadPoolExecutor(1) as worker:
         pending = worker.submit(next, items, done)
         while (item := pending.result()) is not done:
-            pending = worker.submit(next, items, done)
+            pending = worker.submit(next, items, done)  # begins before the caller gets `item`
             yield item
 
 
 def prefetched_on_stream(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
-    """The same steps, the next one prepared ahead and on a stream of its own, so that it does not wait for this one."""
-    stream, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    """Give the same steps; the next step is prepared ahead on a second stream, without waiting for the current one."""
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves Stream.__new__ without types
+    main = torch.cuda.current_stream(device)
 
     def prepare() -> Iterator[tuple[StepBatches, torch.cuda.Event]]:
+        # Runs in the worker thread: copies to the GPU go to the side stream, and an event marks their end.
         while True:
-            with torch.cuda.stream(stream):
+            with torch.cuda.stream(side):
                 step = next(steps, None)
             if step is None:
                 return
-            yield step, stream.record_event()
+            yield step, side.record_event()
 
     for step, ready in prefetched(prepare()):
         main.wait_event(ready)
+        # Memory that the side stream allocated must not be reused before the main stream has read it.
         for tensor in (tensor for batch in step[1] for tensor in tensors_of(batch)):
             tensor.record_stream(main)
         yield step

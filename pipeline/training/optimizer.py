@@ -1,4 +1,4 @@
-"""The update rule: optimizer, learning-rate schedule, clipping, averaged weights, mixed precision."""
+"""Build and apply the update rule: optimizer, learning-rate schedule, clipping, averaged weights, mixed precision."""
 
 import copy
 import math
@@ -14,10 +14,10 @@ from pipeline.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices alone.
+    """Build Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices.
 
     AdamW leaves out vectors (norm gains) and the position-bias tables: pulling either towards zero means nothing.
-    On a GPU the learning rate is a tensor there, so that a CUDA graph reads it anew at each step.
+    On a GPU the learning rate is a tensor in its memory, so that a CUDA graph reads it anew at each step.
     """
     device = next(model.parameters()).device
     on_gpu = can_record(device)
@@ -36,7 +36,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 
 def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
-    """The rate of optimizer step `step` (from 0), before which `windows` windows were trained or skipped.
+    """Return the rate of optimizer step `step` (from 0), before which `windows` windows were trained or skipped.
 
     The schedule runs over windows, not steps, and reaches zero at `max_windows`: a strategy that skips windows takes
     fewer steps through them, and its schedule has just as many.
@@ -48,7 +48,7 @@ def learning_rate(config: TrainConfig, step: int, windows: int) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next update."""
+    """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -57,19 +57,21 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
-    """As `loss.backward()`, but gradients are added to those at hand all at once: one by one would be a kernel each."""
+    """Add the gradients of `loss` to each parameter's `grad`, as `loss.backward()` does, but in one kernel for all."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    at_hand, more = list[Tensor](), list[Tensor]()
+    # Parameters that the loss does not depend on have no gradient.
+    sums = list[Tensor]()
+    added = list[Tensor]()
     for parameter, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            at_hand.append(parameter.grad)
-            more.append(gradient)
-    torch._foreach_add_(at_hand, more)
+            sums.append(parameter.grad)
+            added.append(gradient)
+    torch._foreach_add_(sums, added)
 
 
 def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
-    """Apply the gathered gradients and clear them. On a GPU their memory stays, where a CUDA graph will find it."""
+    """Apply the summed gradients and clear them; on a GPU they become zeros, since a CUDA graph reads their memory."""
     if config.clip_norm:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
@@ -78,7 +80,7 @@ def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
 
 
 class Average:
-    """Exponential moving average of the weights, as a second model that is evaluated and saved.
+    """Average the weights exponentially over steps, in a second model that is evaluated and saved.
 
     The decay starts low, min(decay, (1 + step) / (10 + step)), so that the random first weights are soon forgotten
     (the rule of TensorFlow's ExponentialMovingAverage).
@@ -87,21 +89,23 @@ class Average:
     def __init__(self, model: Backbone, decay: float):
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.weight = torch.zeros((), device=next(model.parameters()).device)  # of the model in the next update
+        self.weight = torch.zeros(
+            (), device=next(model.parameters()).device
+        )  # that the trained model has in the next update
 
     def set_weight(self, step: int) -> None:
-        """For the update after optimizer step `step` (from 0)."""
+        """Set the weight for the update after optimizer step `step` (from 0)."""
         self.weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's weights."""
+        """Move the average towards the model's weights."""
         averaged: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averaged, list[Tensor](model.parameters()), [self.weight] * len(averaged))
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager:
-    """bfloat16 matrix products over float32 weights where `precision` says so (auto: on a GPU)."""
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
+    """Compute matrix products over float32 weights in bfloat16 where `precision` says so (auto: on a GPU)."""
     if config.precision == "bfloat16" or (config.precision == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

@@ -1,78 +1,85 @@
-"""What one process does in an optimizer step: gradients of its batches, then the update. On a GPU both are recorded.
+"""Compute one process's share of an optimizer step: gradients of its batches, then the update. On a GPU both are
+recorded as CUDA graphs.
 
-It knows of no data, schedule or other processes: `loop.Trainer` has those, and benchmarks need none.
+Data, schedule and other processes are not known here: `loop.Trainer` has those, and benchmarks need none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.cuda_graphs import CudaGraphed, can_record
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, update
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one process computes gradients of at once: the argument of the recorded function."""
+    """A micro-batch is what one process computes gradients of at once: the argument of the recorded function."""
 
     batch: Batch
-    share: Tensor  # of a sample's loss in the step's
+    share: Tensor  # scalar: factor of a sample's loss in the loss of the step
+
+
+ComputeGradients = Callable[[MicroBatch], Tensor]
+ApplyUpdate = Callable[[None], None]
 
 
 def records(config: TrainConfig, device: torch.device) -> bool:
-    """Whether steps are compiled and recorded as CUDA graphs."""
+    """Return whether steps are compiled and recorded as CUDA graphs."""
     return config.compile and can_record(device)
 
 
 class OptimizerStep:
-    """A model and its optimizer.
+    """Hold a model and its optimizer, and compute gradients and updates.
 
     Args:
-        average: follows each update.
+        average: the averaged weights, which follow each update.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module, strategy: Strategy, average: Average | None = None):
-        self.config, self.model, self.strategy, self.average = config, model, strategy, average
+    def __init__(self, config: TrainConfig, model: Backbone, strategy: Strategy, average: Average | None = None):
+        self.config = config
+        self.model = model
+        self.strategy = strategy
+        self.average = average
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, config)
         self.records = records(config, self.device)
-        self._gradients_of: Callable[[MicroBatch], Tensor] = self._gradients
-        self._update_all: Callable[[None], None] = self._update
+        # The two halves of a step: plain methods, or the same methods recorded.
+        self._compute: ComputeGradients = self._gradients
+        self._apply: ApplyUpdate = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._recorded: list[CudaGraphed] = []
         if self.records:
-            network: Any = model
-            network.compile_training()
-            self._gradients_of = CudaGraphed(self._gradients, lambda part: network.sizes(part.batch.histories))
-            self._update_all = CudaGraphed(self._update)
-            self._recorded = [self._gradients_of, self._update_all]
+            model.compile_training()
+            # A recording of gradients also depends on numbers that are no tensors, such as the longest window.
+            self._compute = CudaGraphed(self._gradients, lambda part: model.sizes(part.batch.histories))
+            self._apply = CudaGraphed(self._update)
+            self._recorded = [self._compute, self._apply]
 
     def gradients(self, batch: Batch, share: Tensor) -> Tensor:
-        """Add the gradients of one part of a step to those at hand.
+        """Add the gradients of one part of a step to the gradients of the parts before it.
 
         Args:
-            share: a number, the share of a sample's loss in the step's.
+            share: scalar tensor, the factor of a sample's loss in the loss of the step.
 
         Returns:
             The loss of the part, summed over samples; the next call may overwrite it.
         """
-        return self._gradients_of(MicroBatch(batch, share))
+        return self._compute(MicroBatch(batch, share))
 
     def update(self) -> None:
-        """Apply the gathered gradients and clear them."""
-        self._update_all(None)
+        """Apply the summed gradients and clear them."""
+        self._apply(None)
 
     @property
     def warm_seconds(self) -> float:
-        """Spent so far on calls that compiled or recorded."""
+        """Return the seconds spent so far on calls that compiled or recorded."""
         return sum(recorded.warm_seconds for recorded in self._recorded)
 
     def _gradients(self, part: MicroBatch) -> Tensor:

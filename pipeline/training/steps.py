@@ -1,9 +1,9 @@
-"""A pass over windows, cut in its order into optimizer steps of at most `batch_tokens` encoder positions.
+"""Cut an epoch's windows, in their order, into optimizer steps of at most `batch_tokens` encoder positions.
 
-A step's windows are dealt into parts of about equal tokens, one per process and accumulation. The plan depends on
-(seed, pass) alone, so that the global batch is the same on one process or many.
+A step's windows are dealt into parts of about equal tokens, one per process and accumulation. The cut depends on
+(seed, epoch) alone, so that a step has the same windows on one process or many.
 
-Shape legend: W windows.
+Shape legend: W windows, N items of their histories, S tokens of one item.
 """
 
 from collections.abc import Iterator
@@ -16,79 +16,99 @@ from pipeline.strategies.base import Weigh
 from pipeline.training.windows import Epochs, Windows
 
 CHUNK = 65_536  # windows drawn at once
-FIRST_CHUNK = 8_192  # the first time: a GPU may wait for the first step
+FIRST_CHUNK = 8_192  # windows drawn at first, when a GPU may wait for the first step
 
 
 @dataclass(frozen=True)
 class Step:
-    """The windows of one optimizer step; they, and windows skipped among them, end before place `last` of the pass."""
+    """A step holds the windows of one optimizer step, their weights, and what is computed of them.
+
+    last: position in the epoch at which the next step begins; skipped windows between the two steps lie before it.
+    """
 
     epoch: int
     last: int
     windows: Windows
-    weights_W: np.ndarray
-    selected: Selected | None = None  # None: all of it
+    weights_W: np.ndarray  # float32
+    selected: Selected | None = None  # None: everything is computed
 
     @property
     def items_W(self) -> np.ndarray:
-        """Items of each history that enter the encoder."""
+        """Return how many items of each history enter the encoder, int64 [W]."""
         lengths_W = self.windows.lengths_W
         stays_N = self.selected.stays_N if self.selected else None
-        return (
-            lengths_W if stays_N is None else np.add.reduceat(stays_N, np.cumsum(lengths_W) - lengths_W, dtype=np.int64)
-        )
+        if stays_N is None:
+            return lengths_W
+        # Sum the flags of each history. Lengths 2, 3 begin at 0, 2: flags 1 0 | 1 1 1 -> 1, 3
+        begins_W = np.cumsum(lengths_W) - lengths_W
+        return np.add.reduceat(stays_N, begins_W, dtype=np.int64)
 
     def tokens(self, input_tokens_per_item: int) -> int:
-        """Tokens that enter the encoder."""
+        """Return how many tokens enter the encoder."""
         kept_NS = self.selected.tokens_NS if self.selected else None
-        return int(self.items_W.sum()) * input_tokens_per_item if kept_NS is None else int(kept_NS.sum())
+        if kept_NS is None:
+            return int(self.items_W.sum()) * input_tokens_per_item
+        return int(kept_NS.sum())
 
 
 def steps_of_epoch(
     epochs: Epochs, epoch: int, first: int, budget: int, input_tokens_per_item: int, weigh: Weigh | None = None
 ) -> Iterator[Step]:
-    """Cut a pass, from place `first` on, into steps of at most `budget` encoder positions.
+    """Cut an epoch, from position `first` on, into steps of at most `budget` encoder positions.
 
     Each cut depends on where the step begins and on nothing before it, so a resumed run goes on with the same steps.
     A window of weight 0 is in no step. No window may be longer than the budget.
     """
     size = FIRST_CHUNK
     while first < len(epochs):
+        # Draw a chunk of windows and give its full steps. The next chunk begins where these end.
         last = min(first + size, len(epochs))
         steps = _cut(epochs, epoch, first, last, budget, input_tokens_per_item, weigh)
         yield from steps
         if last == len(epochs):
             return
-        first, size = (steps[-1].last, max(size, CHUNK)) if steps else (first, 2 * size)
+        if steps:
+            first = steps[-1].last
+            size = max(size, CHUNK)
+        else:
+            size *= 2  # the chunk did not fill one step
 
 
 def _cut(
     epochs: Epochs, epoch: int, first: int, last: int, budget: int, input_tokens_per_item: int, weigh: Weigh | None
 ) -> list[Step]:
-    """The full steps within places [first, last); at the end of the pass also the one that is not full."""
+    """Return the full steps within positions [first, last); at the end of the epoch also the one that is not full."""
     windows = epochs.take(epoch, first, last)
+    # 1. Leave out windows of weight 0. Weights 1 0 1 1 -> kept 0, 2, 3
     weights_W = weigh(windows.starts_W, windows.ends_W) if weigh else np.ones(len(windows), np.float32)
     kept_W = np.flatnonzero(weights_W)
-    windows, weights_W = windows[kept_W], weights_W[kept_W]
+    windows = windows[kept_W]
+    weights_W = weights_W[kept_W]
+    # 2. Tokens up to the end of each window. Lengths 3, 2, 4 with 4 tokens an item -> 12, 20, 36
     tokens_W = np.cumsum(windows.lengths_W) * input_tokens_per_item
+    # 3. Fill one step after another. Budget 20: windows 0 and 1 are a step, and `begin` goes on at 2 with 20 spent.
     steps: list[Step] = []
-    begin, spent = 0, 0
+    begin = 0  # first window of the step
+    spent = 0  # tokens of the steps before it
     while begin < len(kept_W):
-        end = int(np.searchsorted(tokens_W, spent + budget, side="right"))
+        end = int(np.searchsorted(tokens_W, spent + budget, side="right"))  # first window that does not fit
         if end < len(kept_W):
             after = first + int(kept_W[end])
         elif last == len(epochs):
             after = last
         else:
-            break  # whether more windows fit, only the next chunk tells
+            break  # the next chunk may hold more windows for this step
         steps.append(Step(epoch, after, windows[begin:end], weights_W[begin:end]))
-        begin, spent = end, int(tokens_W[end - 1])
+        begin = end
+        spent = int(tokens_W[end - 1])
     return steps
 
 
 def samples_per_step(epochs: Epochs, budget: int, input_tokens_per_item: int, all_targets: bool = False) -> float:
-    """How many (history, target) pairs fill a step that leaves nothing out, by the first windows of a pass, which are a
-    random sample of it.
+    """Estimate how many (history, target) pairs fill a step that leaves nothing out.
+
+    The first windows of an epoch are a random sample of it: their pairs, times the share of their tokens that a step
+    holds, and no more than there are.
     """
     lengths_W = epochs.take(0, 0, CHUNK).lengths_W
     items = int(lengths_W.sum())
@@ -96,8 +116,11 @@ def samples_per_step(epochs: Epochs, budget: int, input_tokens_per_item: int, al
 
 
 def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Rows of a step dealt into `parts` of about equal tokens: longest first, back and forth. Parts may be empty."""
-    order_W = np.argsort(-lengths_W, kind="stable")
-    turn_W, seat_W = np.divmod(np.arange(len(order_W)), parts)
-    seat_W = np.where(turn_W % 2 == 0, seat_W, parts - 1 - seat_W)
+    """Deal the rows of a step into `parts` of about equal tokens. Parts may be empty.
+
+    The longest windows are dealt first, back and forth: lengths 5, 1, 4, 2 into 2 parts -> rows [0, 1] and [2, 3]
+    """
+    order_W = np.argsort(-lengths_W, kind="stable")  # 0, 2, 3, 1
+    turn_W, seat_W = np.divmod(np.arange(len(order_W)), parts)  # turns 0 0 1 1, seats 0 1 0 1
+    seat_W = np.where(turn_W % 2 == 0, seat_W, parts - 1 - seat_W)  # 0 1 1 0: every other turn goes back
     return [np.sort(order_W[seat_W == part]) for part in range(parts)]

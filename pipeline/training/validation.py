@@ -1,6 +1,6 @@
-"""Loss and ranking on the validation target of every user, divided among the processes.
+"""Measure loss and ranking on the validation target of every user, divided among the processes.
 
-Shape legend: W windows, U users with a validation target.
+Shape legend: W windows, N items of their histories, U users with a validation target.
 """
 
 from dataclasses import replace
@@ -23,16 +23,15 @@ from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
-BATCH = {"cpu": 256, "cuda": 2048}  # windows; no gradients are kept, so that it fits where training does
+BATCH = {"cpu": 256, "cuda": 2048}  # windows of a batch; without gradients it fits wherever training does
 
 
 class Validation:
-    """What a model is worth on validation. Holds the users' batches, which are the same every time, but for what the
-    strategy does not show the model.
+    """Measure models on the validation targets. The users' batches are made once, unless the strategy hides tokens.
 
     Args:
-        beam: of the ranking, constrained to the catalogue.
-        times: whether the backbone wants to know when the items of a history came.
+        beam: beam width of the ranking, which is constrained to the catalogue.
+        times: the backbone wants to know when the items of a history came.
     """
 
     def __init__(
@@ -45,12 +44,15 @@ class Validation:
         beam: int,
         times: bool = False,
     ):
-        self.strategy, self.catalogue, self.world = strategy, catalogue, world
+        self.strategy = strategy
+        self.catalogue = catalogue
+        self.world = world
         self.device = catalogue.codes_IL.device
-        times_N = np.asarray(splits.timestamps_N) if times else None
-        self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_N=times_N)
+        times_M = np.asarray(splits.timestamps_N) if times else None
+        self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M)
         self.users_U, positions_U = splits.targets("valid")
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
+        # By length, so that a batch holds histories of about equal length.
         rows = np.argsort(lengths_U, kind="stable")
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
@@ -61,25 +63,32 @@ class Validation:
         )
 
     def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
-        """This process's share of the batches."""
-        windows, size = self._windows, BATCH[self.device.type]
-        step = Step(
-            0, 0, windows, np.ones(len(windows), np.float32), self._selected(eval_skips) if eval_skips else None
-        )
+        """Make this process's share of the batches; all windows together stand for the one step."""
+        windows = self._windows
+        size = BATCH[self.device.type]
+        selected = self._selected(eval_skips) if eval_skips else None
+        step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
         batches = [self.collate(step, chunk) for chunk in chunks[self.world.share]]
-        # All of a target counts, and nothing is learned of it
+        # All codes of a target count, and a strategy learns nothing from it
         return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
 
     def _selected(self, eval_skips: EvalSkips) -> Selected:
+        """Return what the model sees of the histories: all but the skipped tokens."""
         index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
-        kept, levels = eval_skips.kept(index_N, offsets), self.catalogue.levels
+        kept = eval_skips.kept(index_N, offsets)
         return Selected(
-            np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
+            slots_W=np.zeros(self.windows, np.int64),
+            counted_WL=np.ones((self.windows, self.catalogue.levels), bool),
+            stays_N=kept.stays_N,
+            tokens_NS=kept.tokens_NS,
         )
 
     def measure(self, model: Backbone) -> dict[str, float]:
-        """`valid_loss` per window and the metrics of `pipeline.metrics`, over all users; equal on every process."""
+        """Return `valid_loss` per window and the metrics of `pipeline.metrics`.
+
+        Both are over all users, and equal on every process.
+        """
         eval_skips = self.strategy.sampler.eval_skips()
         batches = self._batches(eval_skips) if eval_skips else self.batches
         with evaluating(model):

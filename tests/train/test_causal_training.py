@@ -67,7 +67,7 @@ def test_the_loss_with_all_targets_is_the_sum_over_the_prefixes_of_each_window(w
     model = strategy.network.build(params.backbone, Catalogue(world.sids.codes_IL, world.sids.widths)).double()
     items_N, times_N = np.asarray(world.splits.items_N), np.asarray(world.splits.timestamps_N)
     epochs = Epochs(world.splits, "prefixes", 0)
-    collator = Collator(items_N, codes_IL, times_N=times_N, longest=world.splits.max_history, all_targets=True)
+    collator = Collator(items_N, codes_IL, times_M=times_N, longest=world.splits.max_history, all_targets=True)
     loader = BatchLoader(epochs, collator, World(), budget=params.train.batch_tokens, input_tokens_per_item=4)
     step, (batch,) = next(iter(loader.rest_of_epoch(0, 0, None)))
     expected = torch.zeros((), dtype=torch.float64)

@@ -139,7 +139,7 @@ def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(spl
     windows = Epochs(splits, "prefixes", 0).take(0, 0, 12)
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
     times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
-    batch = Collator(splits.items_N, codes_IL, times_N=times_N, all_targets=True)(step, np.arange(3, 12))
+    batch = Collator(splits.items_N, codes_IL, times_M=times_N, all_targets=True)(step, np.arange(3, 12))
     positions = [
         (row, index) for row in batch.histories.order + 3 for index in range(windows.starts_W[row], windows.ends_W[row])
     ]
