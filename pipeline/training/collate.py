@@ -159,7 +159,13 @@ class Collator:
 
         targets_W = to_device(self.items_N[windows.ends_W].astype(np.int64))
         weights_W = to_device(factors_W.astype(np.float32))
-        batch = Batch(histories, targets_W, self.codes_IL[targets_W], weights_W, distinct)
+        batch = Batch(
+            histories=histories,
+            targets_W=targets_W,
+            codes_WL=self.codes_IL[targets_W],
+            weights_W=weights_W,
+            distinct=distinct,
+        )
         rows_R = histories.order
         if self.all_targets:
             batch = self._every_item_a_target(batch, windows)

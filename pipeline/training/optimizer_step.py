@@ -45,7 +45,7 @@ class OptimizerStep:
         self._gradients_of: Callable[[MicroBatch], Tensor] = self._gradients
         self._update_all: Callable[[None], None] = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._recorded: list[CudaGraphed] = []
+        self._recorded: list[CudaGraphed[Any, Any]] = []
         if self.records:
             network: Any = model
             network.compile_training()

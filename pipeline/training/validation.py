@@ -75,7 +75,10 @@ class Validation:
         index_N, offsets = slices(self._windows.starts_W, self._windows.lengths_W)
         kept, levels = eval_skips.kept(index_N, offsets), self.catalogue.levels
         return Selected(
-            np.zeros(self.windows, np.int64), np.ones((self.windows, levels), bool), None, kept.stays_N, kept.tokens_NS
+            slots_W=np.zeros(self.windows, np.int64),
+            counted_WL=np.ones((self.windows, levels), bool),
+            stays_N=kept.stays_N,
+            tokens_NS=kept.tokens_NS,
         )
 
     def measure(self, model: Backbone) -> dict[str, float]:
