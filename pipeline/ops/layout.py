@@ -175,7 +175,7 @@ class Layout:
 
     @property
     def sequences(self) -> int:
-        """The number of sequences, W."""
+        """Return the number of sequences, W."""
         return sum(group.sequences for group in self.groups) if self.spans is None else len(self.spans.lengths_k)
 
     def real_nJ(self) -> list[Tensor | None]:

@@ -30,7 +30,7 @@ class Selected:
 
     @property
     def lost(self) -> int:
-        """The number of items that are left out."""
+        """Return the number of items that are left out."""
         return 0 if self.stays_N is None else int((~self.stays_N).sum())
 
     def rows(self, rows_W: np.ndarray, index_N: np.ndarray) -> "Selected":

@@ -115,7 +115,7 @@ class Histories:
 
     @property
     def windows(self) -> int:
-        """The number of windows, W."""
+        """Return the number of windows, W."""
         return len(self.order)
 
     def in_input_order(self, rows_W: Tensor) -> Tensor:

@@ -37,12 +37,12 @@ class Sequences:
 
     @property
     def starts_W(self) -> Tensor:
-        """The index of each sequence's first token, int64."""
+        """Return the index of each sequence's first token, int64."""
         return self.bounds[:-1]
 
     @property
     def lengths_W(self) -> Tensor:
-        """The number of tokens of each sequence, int64."""
+        """Return the number of tokens of each sequence, int64."""
         return self.history_W + self.fed
 
     def layout(self, times: Times | None = None) -> Layout:

@@ -29,7 +29,7 @@ def _not_dropped(seed, row, column, threshold):
 
 @triton.jit
 def dot(a, b, EXACT: tl.constexpr):
-    """Multiply two tiles: float32 exactly, other types on tensor cores."""
+    """Multiply two tiles; float32 in full precision if EXACT."""
     return tl.dot(a, b, input_precision="ieee" if EXACT else "tf32")
 
 
