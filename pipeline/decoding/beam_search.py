@@ -9,8 +9,8 @@ Shape legend: W windows, K beams, L code levels, I items, V codes of one level, 
 P Semantic IDs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from pipeline.ops.layout import uses_kernels
 from pipeline.packing.backbone import Backbone, require_eval
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
 

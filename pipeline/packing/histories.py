@@ -45,7 +45,7 @@ class Histories:
     decoder_positions: DecoderPositions | None = None  # those that are computed; None: all
 
     @classmethod
-    def pack(
+    def pack(  # noqa: PLR0913 - facts of a batch that are independent of each other, all but three by keyword
         cls,
         items_N: np.ndarray,
         offsets: np.ndarray,

@@ -149,7 +149,8 @@ class Sampler:
         The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
 
         Args:
-            logits, penalty: as `Network.logits` gives them.
+            logits: as `Network.logits` gives them.
+            penalty: likewise.
         """
         loss_W = sum(
             F.cross_entropy(logits_WV.float(), batch.codes_WL[:, level], reduction="none")

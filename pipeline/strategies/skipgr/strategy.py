@@ -89,7 +89,7 @@ class SkippingSampler(Sampler):
         if not resumed:
             self.journal.begin_epoch(epoch, self.snapshot, self.decisions, self.rescores)
         self.journal.seconds += time.perf_counter() - began
-        return lambda starts_W, ends_W: self.weights_N[ends_W]
+        return lambda _, ends_W: self.weights_N[ends_W]
 
     def _take(self, decisions: Decisions, rescores: bool) -> None:
         """Hold the decisions of a pass, and the weight of each target's window that follows from them."""
