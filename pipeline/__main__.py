@@ -1,4 +1,4 @@
-"""`python -m pipeline`: the same command as the console script `sidpipe`."""
+"""Run the command line by `python -m pipeline`, which is the same command as the console script `sidpipe`."""
 
 from pipeline.cli import main
 

@@ -1,4 +1,4 @@
-"""Work that a GPU does again and again, recorded as a CUDA graph: one launch, and no Python between the kernels.
+"""Record work that a GPU repeats as a CUDA graph: one launch, and no Python between the kernels.
 
 A training step of a small model, or a beam search, is some hundred kernels of a few microseconds each. Launched one by
 one from Python they take several times as long as they run.
@@ -10,49 +10,54 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-WARM = 2  # calls before the recording: they compile kernels, and allocate what stays
+WARM = 2  # calls before the recording: they compile kernels, and allocate memory that later calls use again
 T = TypeVar("T")
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether this device replays graphs, and so works beside the host instead of being waited for."""
+    """Tell whether this device replays graphs, and so works beside the host, which need not wait for it."""
     return device.type == "cuda"
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(Generic[_Result]):
+    """A recording is a graph with the tensors that it reads and writes at each replay."""
+
     graph: torch.cuda.CUDAGraph
     inputs: list[Tensor]  # what the graph reads
-    output: Any  # what it writes
+    output: _Result  # what it writes
 
 
-class CudaGraphed:
-    """A function whose calls are replayed from a CUDA graph, one for each shape of its argument.
+class CudaGraphed(Generic[_Argument, _Result]):
+    """A `CudaGraphed` replays the calls of a function from CUDA graphs, one for each shape of its argument.
 
-    Two calls of each shape run as they are, then it is recorded. The function must not wait for the GPU, and must
-    change tensors in place only. Random numbers continue from the generator as without recording.
+    The first two calls of each shape run as they are, then the function is recorded. The function must not wait for the
+    GPU, and must change tensors in place only. Random numbers continue from the generator as without recording.
 
     Args:
-        function: of one argument, None or a dataclass with tensors in it (and dataclasses with more). What it returns
-            may hold tensors too; the next call overwrites them.
-        key: of the argument, what else a recording depends on beside the shapes of its tensors.
+        function: takes one argument, None or a dataclass with tensors in it (and dataclasses with more). What it
+            returns may hold tensors too; the next call overwrites them.
+        key: tells what else in the argument a recording depends on, beside the shapes of the tensors.
     """
 
-    def __init__(self, function: Callable[[Any], Any], key: Callable[[Any], Hashable] = lambda _: None):
-        self.function, self.key = function, key
+    def __init__(self, function: Callable[[_Argument], _Result], key: Callable[[_Argument], Hashable] | None = None):
+        self.function = function
+        self.key = key
         self.warm_seconds = 0.0  # spent on calls that were not replays
-        self._recordings: dict[Hashable, Recording] = {}
+        self._recordings: dict[Hashable, Recording[_Result]] = {}
         self._calls: Counter[Hashable] = Counter()
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, argument: Any) -> Any:
+    def __call__(self, argument: _Argument) -> _Result:
         tensors = tensors_of(argument)
-        key = self.key(argument), *(tensor.shape for tensor in tensors)
+        key = (self.key(argument) if self.key else None, *(tensor.shape for tensor in tensors))
         if key not in self._recordings:
             return self._warm(argument, key)
         recording = self._recordings[key]
@@ -61,7 +66,8 @@ class CudaGraphed:
         recording.graph.replay()
         return recording.output
 
-    def _warm(self, argument: Any, key: Hashable) -> Any:
+    def _warm(self, argument: _Argument, key: Hashable) -> _Result:
+        """Call the function as it is, and record it once enough calls have run."""
         torch.cuda.synchronize()
         began = time.perf_counter()
         self._calls[key] += 1
@@ -72,19 +78,20 @@ class CudaGraphed:
         self.warm_seconds += time.perf_counter() - began
         return result
 
-    def _record(self, argument: Any) -> Recording:
-        graph, static = torch.cuda.CUDAGraph(), map_tensors(argument, torch.clone)
-        torch.clear_autocast_cache()  # what autocast made of the weights a moment ago will not be there at a replay
+    def _record(self, argument: _Argument) -> Recording[_Result]:
+        graph = torch.cuda.CUDAGraph()
+        static = map_tensors(argument, torch.clone)
+        torch.clear_autocast_cache()  # the copies of weights that autocast has cached will be gone at a replay
         # The worker that prepares batches may use the GPU meanwhile.
-        with _nothing_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             output = self.function(static)
         torch.clear_autocast_cache()
         return Recording(graph, tensors_of(static), output)
 
 
 @contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Garbage is collected before, and none meanwhile: freeing an old recording while one is made breaks it."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect garbage before the block and none in it: freeing an old recording breaks one that is being made."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -95,8 +102,8 @@ def _nothing_collected() -> Iterator[None]:
             gc.enable()
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in a dataclass and in the dataclasses in it, field by field."""
+def tensors_of(value: object) -> list[Tensor]:
+    """Return the tensors in a dataclass and in the dataclasses that it holds, field by field."""
     if isinstance(value, Tensor):
         return [value]
     if is_dataclass(value):
@@ -105,15 +112,10 @@ def tensors_of(value: Any) -> list[Tensor]:
 
 
 def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
-    """The same dataclass with `function` of each tensor that `tensors_of` finds."""
+    """Return a copy of the dataclass in which `function` has replaced each tensor that `tensors_of` finds."""
     if isinstance(value, Tensor):
-        return function(value)  # type: ignore[return-value]
+        return function(value)  # type: ignore[return-value]  # here T is Tensor
     if is_dataclass(value):
-        return replace(
-            value,
-            **{
-                field.name: map_tensors(getattr(value, field.name), function)  # type: ignore[type-var]
-                for field in fields(value)
-            },
-        )
+        changes = {field.name: map_tensors(getattr(value, field.name), function) for field in fields(value)}
+        return replace(value, **changes)  # type: ignore[type-var]  # mypy does not narrow T to a dataclass
     return value

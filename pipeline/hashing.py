@@ -1,6 +1,6 @@
-"""Random numbers as hashes of what they are for: any of them is computed on its own, and no stream has to be replayed.
+"""Compute each random number as a hash of what it is for, so that no stream has to be replayed to find it again.
 
-Shape legend: W numbers wanted at once.
+Shape legend: n numbers that are wanted at once.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,18 @@ Hash = Callable[[np.ndarray], np.ndarray]
 
 
 def hasher(*words: int) -> Hash:
-    """splitmix64 (Steele, Lea, Flood 2014), keyed by `words` (not negative): uint64 [W] -> uint64 [W]."""
+    """Return splitmix64 (Steele, Lea, Flood 2014), keyed by `words` (not negative): uint64 [n] -> uint64 [n]."""
     key = np.random.SeedSequence(list(words)).generate_state(1, np.uint64)
 
-    def hashed(x_W: np.ndarray) -> np.ndarray:
-        z_W = (x_W + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
-        z_W = (z_W ^ (z_W >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z_W = (z_W ^ (z_W >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z_W ^ (z_W >> np.uint64(31))
+    def hashed(x_n: np.ndarray) -> np.ndarray:
+        z_n = (x_n + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
+        z_n = (z_n ^ (z_n >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z_n = (z_n ^ (z_n >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z_n ^ (z_n >> np.uint64(31))
 
     return hashed
 
 
-def unit(hash_W: np.ndarray) -> np.ndarray:
-    """uint64 -> float64 in [0, 1)."""
-    return (hash_W >> np.uint64(11)) * 2.0**-53
+def unit(hash_n: np.ndarray) -> np.ndarray:
+    """Map hashes, uint64 [n], to numbers in [0, 1), float64 [n]."""
+    return (hash_n >> np.uint64(11)) * 2.0**-53

@@ -1,4 +1,4 @@
-"""What this machine lends to training and evaluation: device, threads, repeatable kernels, memory used."""
+"""Choose device, threads and deterministic kernels for training and evaluation, and measure the memory they use."""
 
 import math
 import os
@@ -12,14 +12,18 @@ from pipeline.errors import UserError
 
 CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # FLOP/s of dense bfloat16, by a part of the GPU's name
-NUMBERS_PER_THREAD = 2**17  # with less, two threads wait for each other longer than they save
+NUMBERS_PER_THREAD = 2**17  # with fewer, two threads wait for each other longer than they save
 
 
 def pick_device(wanted: str, key: str = "train.device") -> torch.device:
-    """`auto`: the GPU of this process if there is one, else the CPU. Raises UserError for `cuda` without a GPU.
+    """Return the device that the user wants; `auto` is the GPU of this process if there is one, else the CPU.
 
     Args:
-        key: where the user says so.
+        wanted: "auto", "cpu" or "cuda".
+        key: name of the parameter that says so, for the error.
+
+    Raises:
+        UserError: `wanted` is "cuda" and torch sees no GPU.
     """
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -35,10 +39,12 @@ def pick_device(wanted: str, key: str = "train.device") -> torch.device:
 
 
 def share_of_threads(numbers: int | None = None, proc: Path = Path("/proc"), quota: Path = CGROUP_QUOTA) -> int:
-    """Cores that this process may use, over the DVC experiments that run at once and torchrun's local processes.
+    """Return this process's share of the cores, which DVC experiments and torchrun's local processes divide.
 
     Args:
         numbers: size of the tensors that are worked on; small ones get no more threads than they keep busy.
+        proc: the folder where Linux lists processes.
+        quota: the file where a container says how many cores it may use.
     """
     sharing = running_experiments(proc) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     useful = _cores(quota) if numbers is None else numbers // NUMBERS_PER_THREAD
@@ -46,9 +52,9 @@ def share_of_threads(numbers: int | None = None, proc: Path = Path("/proc"), quo
 
 
 def running_experiments(proc: Path = Path("/proc")) -> int:
-    """Queued DVC experiments that run now on this machine, 1 outside of the queue.
+    """Return how many queued DVC experiments run now on this machine; 1 where no queue runs.
 
-    `dvc queue start -j N` runs each experiment in a process of its own, `dvc exp exec-run`. Where there is no /proc
+    `dvc queue start -j N` runs each experiment in a separate process, `dvc exp exec-run`. Where there is no /proc
     (macOS) they cannot be counted: set `train.threads` there.
     """
     commands = []
@@ -70,21 +76,22 @@ def _cores(quota: Path) -> int:
 
 
 def make_repeatable(device: torch.device, deterministic: bool) -> None:
-    """Kernels that add in a fixed order: always on a CPU, on a GPU when `deterministic` is on."""
+    """Use kernels that add in a fixed order: always on a CPU, on a GPU when `deterministic` is on."""
     if device.type == "cuda" and deterministic:
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(device.type == "cpu" or deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # no kernel here reads what it has not written
+    # No kernel here reads what it has not written, so that filling new tensors would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch's stub lacks it
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once a GPU has done what it was given, so that a clock read now counts it. A CPU is never behind."""
+    """Wait until a GPU has done what it was given, so that a clock read now counts it; a CPU is never behind."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s of dense bfloat16 at most; None where it is not known."""
+    """Return the peak rate of dense bfloat16 in FLOP/s; None for a device that `PEAKS` does not list."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -92,7 +99,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most GPU memory held by tensors so far, or on a CPU the largest resident size of the process."""
+    """Return in GiB the most GPU memory that tensors held so far, or on a CPU the process's largest resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

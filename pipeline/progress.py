@@ -1,4 +1,4 @@
-"""A progress line with rate and time left: a live bar in a terminal, a plain line every few seconds elsewhere.
+"""Print progress with rate and time left: a live bar in a terminal, a plain line every few seconds elsewhere.
 
 DVC and its queue pipe a stage's output, where a bar that redraws itself is unreadable and a line that is not flushed
 is not seen.
@@ -10,7 +10,7 @@ from types import TracebackType
 
 
 class Progress:
-    """Counts towards `total` and says how fast.
+    """A `Progress` counts towards `total` and says how fast.
 
     Args:
         label: what is going on, such as "train".
@@ -21,13 +21,17 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, unit: str, start: int = 0, every: float = 10.0):
-        self.label, self.total, self.unit, self.every = label, total, unit, every
-        self.done, self.start, self.note = start, start, ""
+        self.label = label
+        self.total = total
+        self.unit = unit
+        self.every = every
+        self.done = self.start = start
+        self.note = ""
         self.live = sys.stderr.isatty()
         self.began = self.shown = time.monotonic()
 
     def update(self, amount: int, note: str = "") -> None:
-        """`amount` more is done; `note` is appended to the line, such as the current loss."""
+        """Add `amount` to what is done, and show `note` (such as the current loss) at the end of the line."""
         self.done += amount
         self.note = note or self.note
         now = time.monotonic()
@@ -36,7 +40,7 @@ class Progress:
             self._show(end="\r" if self.live else "\n")
 
     def line(self) -> str:
-        """`train: 120,000 of 250,000 windows (48%), 6,100/s, 0:21 left, loss 9.12`"""
+        """Return the line: `train: 120,000 of 250,000 windows (48%), 6,100/s, 0:21 left, loss 9.12`."""
         rate = (self.done - self.start) / max(time.monotonic() - self.began, 1e-9)
         text = f"{self.label}: {self.done:,}"
         if self.total:

@@ -1,1 +1,1 @@
-"""Tensor operations on a packed axis. They know neither items nor networks nor files."""
+"""Compute on tensors along a packed axis. Nothing here knows items, networks or files."""

@@ -1,9 +1,10 @@
-"""Dropout that does not dominate training.
+"""Apply dropout without letting it dominate training.
 
 torch draws one number per element. On a CPU that takes a quarter of the time of a small model's step: here four
-elements share one draw of 64 bits, so that the rate is a multiple of 1/65536; the kept elements are scaled by exactly
-that rate. In a model compiled for a GPU it takes longer than moving the element: there the mask is a hash of (seed,
-place), fused into what computes the element. The numbers come from torch's global generator: seeding it repeats them.
+elements share one draw of 64 bits, so that the rate is a multiple of 1/65536, and the elements that remain are scaled
+by exactly that rate. In a model compiled for a GPU a draw takes longer than moving the element: there the mask is a
+hash of (seed, index), fused into what computes the element. The numbers come from torch's global generator: seeding it
+repeats them.
 """
 
 import math
@@ -13,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 2**16
+STEPS = 2**16  # values of a quarter of a 64-bit draw
 
 
 def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
-    """What to multiply with: 0 with probability p, else 1 / (1 - p); on the device and in the type of `like`."""
+    """Draw factors: 0 with probability p, else 1 / (1 - p); on the device and in the type of `like`."""
     if not _on_cpu(like):
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
-    size, dropped = math.prod(shape), round(p * STEPS)
+    size = math.prod(shape)
+    dropped = round(p * STEPS)  # how many of the 65,536 values of a 16-bit number mean that the element is dropped
     bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
-    keep = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2
-    return keep.to(like.dtype).mul_(STEPS / (STEPS - dropped))
+    remains = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2  # int16 begins at -STEPS / 2
+    return remains.to(like.dtype).mul_(STEPS / (STEPS - dropped))
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -31,11 +33,12 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def hashed_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
-    """True with probability 1 - p, by an integer hash of each element's place and a drawn seed; for compiled code.
+    """Return True with probability 1 - p, by a hash of each element's index and a drawn seed; for compiled code.
 
-    An integer hash in wrapping int32, as in the attention kernels.
+    The hash is computed in wrapping int32, as in the attention kernels.
     """
-    # The seed comes first: of a product of places the compiler would multiply out its constants, beyond int32.
+    # The seed is mixed in first: in a product of indices alone the compiler would multiply out the constants, and they
+    # would exceed int32.
     x = torch.arange(math.prod(shape), device=device, dtype=torch.int32)
     x = x ^ torch.randint(2**31 - 1, (1,), device=device, dtype=torch.int32)
     for factor in (0x7FEB352D, 0x2C1B3C6D):
@@ -44,7 +47,7 @@ def hashed_mask(shape: torch.Size, p: float, device: torch.device) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout`, faster."""
+    """`Dropout` does the same as `nn.Dropout`, faster."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -61,12 +64,13 @@ class Dropout(nn.Module):
 
 
 class ReluDropout(Dropout):
-    """Dropout of a ReLU: one pass and one saved tensor instead of two."""
+    """`ReluDropout` applies ReLU, then dropout, with one walk over the data and one saved tensor instead of two."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0 or not _on_cpu(x):
             return super().forward(F.relu(x))
-        return _ReluDropout.apply(x, self.p)
+        y: Tensor = _ReluDropout.apply(x, self.p)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+        return y
 
 
 class _ReluDropout(torch.autograd.Function):
@@ -80,5 +84,5 @@ class _ReluDropout(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors  # positive exactly where x was, and was kept
+        (y,) = ctx.saved_tensors  # positive exactly where x was positive and not dropped
         return torch.ops.aten.threshold_backward(grads[0], y, 0).mul_(ctx.scale), None

@@ -1,4 +1,4 @@
-"""The entropy of distributions over codes.
+"""Compute the entropy of distributions over codes.
 
 Shape legend: W windows, V codes of one level.
 """
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def entropy(logp_WV: Tensor) -> Tensor:
-    """Entropy of each row in nats, [W], from log-probabilities that are finite."""
+    """Return the entropy of each row in nats, [W], from log-probabilities that are finite."""
     return -(logp_WV.exp() * logp_WV).sum(1)

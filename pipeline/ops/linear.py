@@ -1,4 +1,4 @@
-"""T5's norm, and a linear layer with what stands before and behind it: norm, ReLU, dropout, residual.
+"""Apply T5's norm, and a linear layer fused with what surrounds it: norm, ReLU, dropout, residual.
 
 Shape legend: T positions of all sequences, d model width.
 """
@@ -12,7 +12,7 @@ from pipeline.ops.layout import uses_kernels
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: scaled by the root mean square, no mean, no bias."""
+    """`RMSNorm` is T5's layer norm: it divides by the root mean square, without mean or bias."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -30,7 +30,7 @@ def linear(
     norm: RMSNorm | None = None,
     residual_Td: Tensor | None = None,
 ) -> Tensor:
-    """residual + then(layer(norm(x))), each where given; one kernel where a GPU only reads the model."""
+    """Compute residual + then(layer(norm(x))), each part where given; in one kernel where a GPU only infers."""
     if uses_kernels(x_Td.device) and not layer.training and not torch.is_grad_enabled():
         from pipeline.ops.triton import decoding
 

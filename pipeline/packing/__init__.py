@@ -1,1 +1,1 @@
-"""What a batch is, on the host and on the device. Nothing here knows a network."""
+"""Pack windows into batches, on the host and on the device. Nothing here knows a network."""

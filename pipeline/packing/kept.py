@@ -1,4 +1,4 @@
-"""What stays of histories when a strategy leaves out items or tokens, decided on the host.
+"""Decide on the host which items and tokens of histories are kept when a strategy skips some.
 
 Shape legend: N items of all histories, M interactions of the splits, S tokens of one item (its codes, then the
 separator), L code levels.
@@ -13,26 +13,33 @@ from pipeline.packing.shape import any_of
 
 @dataclass(frozen=True)
 class KeptItems:
-    """What stays of histories, on the host: whole items or single tokens of them (the other is None), and something of
-    each history.
+    """`KeptItems` says what is kept of histories: either whole items or single tokens, something of each history.
+
+    The field that does not apply is None. All arrays are on the host.
     """
 
-    stays_N: np.ndarray | None  # bool: items; the others are as if they had never been there
-    tokens_NS: np.ndarray | None  # bool: tokens that enter the encoder
+    stays_N: np.ndarray | None  # bool: the items that are kept; the others are as if they had never been there
+    tokens_NS: np.ndarray | None  # bool: the tokens that enter the encoder
 
     @classmethod
     def of(cls, skip_NL: np.ndarray, offsets: np.ndarray, whole_items: bool, separators: bool) -> "KeptItems":
-        """From the tokens that are skipped; history w owns the items from offsets[w] to offsets[w + 1], one at least.
+        """Find what is kept where the tokens `skip_NL` are skipped.
 
-        An item leaves when all its tokens are skipped, and its separator with it. A history that would lose everything
-        keeps its last item.
+        An item leaves, with its separator, when all its tokens are skipped. A history that would lose everything keeps
+        its last item.
+
+        skip 01 11 | 11 11, offsets 0 2 4 -> stays 1 0 | 0 1; tokens 10 00 | 00 11
 
         Args:
-            whole_items: all tokens of an item stay while one of them does.
+            skip_NL: bool, the tokens that are skipped.
+            offsets: int64 [histories + 1]; history w has the items offsets[w] to offsets[w + 1], at least one.
+            whole_items: all tokens of an item are kept if one is.
+            separators: whether a separator follows the codes of an item.
         """
-        kept_NL = ~skip_NL
-        stays_N = any_of(kept_NL)
-        last_N = offsets[1:][~np.logical_or.reduceat(stays_N, offsets[:-1])] - 1  # of histories that would lose all
+        kept_NL = ~skip_NL  # 10 00 | 00 00
+        stays_N = any_of(kept_NL)  # 1 0 | 0 0
+        # The last item of each history that would lose everything, here item 3: it stays, with all its tokens.
+        last_N = offsets[1:][~np.logical_or.reduceat(stays_N, offsets[:-1])] - 1
         kept_NL[last_N] = stays_N[last_N] = True
         if whole_items:
             return cls(stays_N, None)
@@ -41,7 +48,10 @@ class KeptItems:
     def items(
         self, items_N: np.ndarray, offsets: np.ndarray, times_N: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The histories without the items that left."""
+        """Return items, offsets and times of the histories without the items that left.
+
+        items 5 6 7, offsets 0 2 3, stays 0 1 1 -> items 6 7, offsets 0 1 2
+        """
         if self.stays_N is None:
             return items_N, offsets, times_N
         return (
@@ -53,12 +63,12 @@ class KeptItems:
 
 @dataclass(frozen=True)
 class EvalSkips:
-    """Tokens that a trained model does not see in the histories that it is evaluated on."""
+    """`EvalSkips` says which tokens a trained model does not see in the histories that it is evaluated on."""
 
     skip_ML: np.ndarray  # bool, by flat position of the interaction in the splits
     whole_items: bool  # as in `KeptItems.of`
     separators: bool
 
     def kept(self, index_N: np.ndarray, offsets: np.ndarray) -> KeptItems:
-        """What stays of histories whose items are the interactions at flat positions `index_N`."""
+        """Find what is kept of histories whose items are the interactions at flat positions `index_N`."""
         return KeptItems.of(self.skip_ML[index_N], offsets, self.whole_items, self.separators)

@@ -1,12 +1,12 @@
-"""The packed axis of a causal backbone: each window one sequence, its history and what is fed of its target.
+"""Lay out the packed axis of a causal backbone: each window is one sequence, its history and the codes that are fed.
 
-The tokens of an item in a history are its L codes and, where the config says so, a separator. After those of all
-items stand the first L - 1 codes of the target. The last token of an item predicts level 1 of the item that follows,
-the token of level l predicts its level l + 1, and no start token exists. A backbone that reads one vector per item
-(`read`) has one token per item and nothing after them.
+The tokens of an item in a history are its L codes and, where the config says so, a separator. After the tokens of all
+items come the first L - 1 codes of the target. The last token of an item predicts level 1 of the item that follows, the
+token of level l predicts its level l + 1, and no start token exists. A backbone that reads one vector per item (`read`)
+has one token per item and nothing after them.
 
-All sizes are known on the host and all places computed on the device, so that nothing waits for it. Items that belong
-to no window may stand at the end of the packed axis; then their tokens belong to no sequence.
+All sizes are known on the host and all positions computed on the device, so that nothing waits for it. Items that
+belong to no window may come at the end of the packed axis; then their tokens belong to no sequence.
 
 Shape legend: W windows, N items, T tokens of all sequences, S tokens of an item, E tokens of a target that are fed.
 """
@@ -24,47 +24,56 @@ from pipeline.packing.histories import Histories
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Where each window's sequence lies on the packed axis."""
+    """`Sequences` says where each window's sequence lies on the packed axis."""
 
-    bounds: Tensor  # int64 [W + 1]: the first token of each sequence, and behind the last one
-    history_W: Tensor  # int64: its tokens that are history; `fed` more follow
-    first_item_W: Tensor  # int64: its first item on the axis of items
-    source_T: Tensor  # int64: which of the N * S history tokens, then W * E target tokens, stands here; padding: any
+    bounds: Tensor  # int64 [W + 1]: the first token of each sequence, and the end of the last one
+    history_W: Tensor  # int64: tokens of each sequence that are history; `fed` more follow
+    first_item_W: Tensor  # int64: the first item of each window on the axis of items
+    source_T: Tensor  # int64: which of the N * S history tokens, then W * E target tokens, each one is; padding: any
     per_item: int  # S
     fed: int  # E
-    longest: int  # places of the longest sequence, or a bound of it
-    capacity: int  # places of every sequence of a padded batch; 0: packed
+    longest: int  # slots of the longest sequence, or a bound of them
+    capacity: int  # slots of every sequence of a padded batch; 0: packed
 
     @property
     def starts_W(self) -> Tensor:
+        """Return the index of each sequence's first token, int64."""
         return self.bounds[:-1]
 
     @property
     def lengths_W(self) -> Tensor:
+        """Return the number of tokens of each sequence, int64."""
         return self.history_W + self.fed
 
     def layout(self, times: Times | None = None) -> Layout:
-        """How the axis falls into sequences, with the tokens' times where the backbone wants them."""
+        """Return the layout of the axis, with the tokens' times where the backbone reads times."""
         if self.capacity:
             return Layout.padded(self.lengths_W, self.capacity).timed(times)
         return Layout.packed(self.lengths_W, self.longest, starts=self.bounds).timed(times)
 
     def last_rows_W(self) -> Tensor:
-        """The place of each history's last token."""
+        """Return the row of each history's last token on the packed axis, int64."""
         return self.starts_W + self.history_W - 1
 
     def item_rows_N(self, items: int) -> Tensor:
-        """The place of each item's last token, of items of no window any place."""
+        """Return the row of each item's last token on the packed axis, int64; an item of no window has any row.
+
+        Two windows of 1 and 2 items, 2 tokens per item, 1 fed: the axis is h h t | h h h h t -> rows 1 | 4 6
+        """
         device = self.starts_W.device
         item_N = torch.arange(items, device=device)
-        window_N = torch.searchsorted(self.first_item_W, item_N, right=True) - 1
-        row_N = self.starts_W[window_N] + (item_N - self.first_item_W[window_N] + 1) * self.per_item - 1
+        window_N = torch.searchsorted(self.first_item_W, item_N, right=True) - 1  # 0 | 1 1
+        rank_N = item_N - self.first_item_W[window_N]  # which item of its window, from 0: 0 | 0 1
+        row_N = self.starts_W[window_N] + (rank_N + 1) * self.per_item - 1
         return row_N.clamp_(max=len(self.source_T) - 1)
 
 
 def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
-    """Sequences of `per_item` tokens per item of history and `fed` of the target; a padded batch has `pad_to` places
-    for the history.
+    """Lay out sequences of `per_item` tokens per item of history and `fed` of the target, one sequence per window.
+
+    A padded batch has `pad_to` slots for each history.
+
+    Two windows of 1 and 2 items, 2 tokens per item, 1 fed -> bounds 0 3 8, history 2, 4, source 0 1 6 | 2 3 4 5 7
 
     Raises:
         ValueError: a padded batch has a window longer than `pad_to`.
@@ -74,25 +83,35 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
             f"a window of {histories.longest * per_item} encoder positions does not fit train.pad_to "
             f"({histories.pad_to})"
         )
-    windows, device = len(histories.lengths_W), histories.lengths_W.device
+    windows = len(histories.lengths_W)
+    device = histories.lengths_W.device
+    all_history = len(histories.items_N) * per_item  # tokens of all histories: 6
     history_W = histories.lengths_W * per_item
-    first_item = F.pad(histories.lengths_W.cumsum(0), (1, 0))  # [W + 1], the end included
-    order = torch.arange(windows + 1, device=device)
-    capacity = histories.pad_to + fed if histories.pad_to else 0
-    if capacity:
-        bounds, size, longest = order * capacity, windows * capacity, capacity
+    # The first item of each window, and the end of the last one: 0 1 3
+    first_item = F.pad(histories.lengths_W.cumsum(0), (1, 0))
+    # Where sequences begin: all at multiples of one capacity, or each where the one before ends (0 3 8).
+    number = torch.arange(windows + 1, device=device)
+    if histories.pad_to:
+        capacity = longest = histories.pad_to + fed
+        bounds = number * capacity
+        size = windows * capacity
     else:
-        bounds, size = first_item * per_item + order * fed, len(histories.items_N) * per_item + windows * fed
+        capacity = 0
         longest = histories.longest * per_item + fed
-    starts_W, first_item_W = bounds[:-1], first_item[:-1]
-    position_T = torch.arange(size, device=device)
-    window_T = torch.searchsorted(starts_W, position_T, right=True) - 1
-    within_T = position_T - starts_W[window_T]
-    after_T = within_T - history_W[window_T]  # how far behind the history
-    all_history = len(histories.items_N) * per_item
-    source_T = torch.where(
-        after_T < 0, first_item_W[window_T] * per_item + within_T, all_history + window_T * fed + after_T
-    ).clamp_(max=all_history + windows * fed - 1)
+        bounds = first_item * per_item + number * fed
+        size = all_history + windows * fed
+    starts_W = bounds[:-1]
+    first_item_W = first_item[:-1]
+    # The window of each token and the token's position in it: 0 0 0 | 1 1 1 1 1 and 0 1 2 | 0 1 2 3 4
+    number_T = torch.arange(size, device=device)
+    window_T = torch.searchsorted(starts_W, number_T, right=True) - 1
+    position_T = number_T - starts_W[window_T]
+    # How far behind its history each token is; below 0 it is in the history: -2 -1 0 | -4 -3 -2 -1 0
+    after_T = position_T - history_W[window_T]
+    # Tokens of histories come first among the sources (0 1 | 2 3 4 5), those of targets behind all of them (6 | 7).
+    from_history_T = first_item_W[window_T] * per_item + position_T
+    from_target_T = all_history + window_T * fed + after_T
+    source_T = torch.where(after_T < 0, from_history_T, from_target_T).clamp_(max=all_history + windows * fed - 1)
     return Sequences(
         bounds=bounds,
         history_W=history_W,
@@ -106,13 +125,25 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
 
 
 def times_of(times_N: Tensor, lengths_W: Tensor, sequences: Sequences, levels: int) -> Times:
-    """Times of all tokens from those of the items. `levels`: codes of an item; 1 where items are vectors."""
+    """Return the times of all tokens from those of the items.
+
+    Two windows with items at 10 | 20 30, 2 levels, 1 code fed ->
+    asked 10 10 10 | 20 20 20 30 30, happened 10 10 10 | 20 20 30 30 30
+
+    Args:
+        times_N: int64, when each item came, in seconds.
+        lengths_W: int64, items of each window.
+        levels: codes of an item; 1 where items are vectors.
+    """
     first_W = sequences.first_item_W
+    # The time of the item before each one; the first item of a window has none before and takes its own: 10 | 20 20
     before_N = torch.cat([times_N[:1], times_N[:-1]])
     before_N = before_N.index_copy(0, first_W, times_N[first_W])
+    # From its last code on an item is known whole, and asks from its time; an earlier code asks from the item before.
     known_S = torch.arange(sequences.per_item, device=times_N.device) >= levels - 1
-    asked_NS = torch.where(known_S, times_N[:, None], before_N[:, None])
-    happened_NS = times_N[:, None].expand_as(asked_NS)
+    asked_NS = torch.where(known_S, times_N[:, None], before_N[:, None])  # 10 10 | 20 20, 20 30
+    happened_NS = times_N[:, None].expand_as(asked_NS)  # 10 10 | 20 20, 30 30
+    # The codes of the target have the time of the history's last item: 10 | 30
     last_WE = times_N[first_W + lengths_W - 1][:, None].expand(-1, sequences.fed)
     asked_T, happened_T = (
         torch.cat([x.flatten(), last_WE.flatten()])[sequences.source_T] for x in (asked_NS, happened_NS)

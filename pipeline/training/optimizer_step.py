@@ -54,7 +54,7 @@ class OptimizerStep:
         self._compute: ComputeGradients = self._gradients
         self._apply: ApplyUpdate = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._recorded: list[CudaGraphed] = []
+        self._recorded: list[CudaGraphed[MicroBatch, Tensor] | CudaGraphed[None, None]] = []
         if self.records:
             model.compile_training()
             # A recording of gradients also depends on numbers that are no tensors, such as the longest window.

@@ -24,7 +24,8 @@ def small_batch(windows: int = 9) -> tuple[Catalogue, Batch]:
     histories = Histories.pack(rng.integers(30, size=lengths.sum()), np.concatenate([[0], np.cumsum(lengths)]))
     targets_W = torch.from_numpy(rng.integers(30, size=windows))
     weights_W = torch.from_numpy(rng.random(windows).astype(np.float32) * 3)
-    return catalogue, Batch(histories, targets_W, catalogue.codes_IL[targets_W], weights_W)
+    codes_WL = catalogue.codes_IL[targets_W]
+    return catalogue, Batch(histories=histories, targets_W=targets_W, codes_WL=codes_WL, weights_W=weights_W)
 
 
 def small_model(catalogue: Catalogue) -> nn.Module:

@@ -181,11 +181,11 @@ def test_the_shape_of_an_epoch_holds_what_its_steps_leave_and_little_more(whole_
             replace(
                 step,
                 selected=Selected(
-                    np.zeros(count),
-                    np.ones((count, TOKENS - 1), bool),
-                    rng.integers(1, TOKENS, count),
-                    kept.stays_N,
-                    kept.tokens_NS,
+                    slots_W=np.zeros(count),
+                    counted_WL=np.ones((count, TOKENS - 1), bool),
+                    decoded_W=rng.integers(1, TOKENS, count),
+                    stays_N=kept.stays_N,
+                    tokens_NS=kept.tokens_NS,
                 ),
             )
         )

@@ -1,1 +1,1 @@
-"""The GPU kernels of `pipeline.ops`. Only this package, `decoding/` and a strategy's own kernel import Triton."""
+"""Implement `pipeline.ops` on a GPU. Only this package, `decoding/` and the kernels of strategies import Triton."""

@@ -1,19 +1,21 @@
-"""The packed attention as Triton kernels: one program walks over whole sequences, and no attention map is ever stored.
+"""Compute T5's attention on a GPU: a program walks over whole sequences, and no attention map is ever stored.
 
-Sequences are short, at most 512 positions, so a program holds all queries and keys of a sequence and head: nothing is
-shared between programs, nothing is added atomically, and equal inputs give equal bits. Sequences are sorted by length;
-a launch serves the lengths that its tile fits, with a fixed number of programs, so that no shape ever depends on data.
+Sequences are short, at most 512 positions, so one program computes all queries and keys of a sequence and head: nothing
+is shared between programs, nothing is added atomically, and equal inputs give equal bits. Sequences are sorted by
+length; a launch serves the lengths that its tile fits, with a fixed number of programs, so that no shape ever depends
+on data.
 
 Backward recomputes the weights from the saved log-sum-exp. The gradient of T5's learned bias is taken in two stages:
-each program sums dS over its sequences by relative distance (the diagonals), and what the programs hold is then summed.
-Dropout is a hash of (seed, query, head, key), so that both passes see the same mask.
+each program sums dS, the gradient of the scores, over its sequences by relative distance (the diagonals), and the sums
+of the programs are then added. Dropout is a hash of (seed, query, head, key), so that both passes see the same mask.
 
-Written for Hopper, correct on any CUDA GPU that Triton supports. `reference.reference_attention` is the oracle.
+Written for Hopper, correct on any CUDA GPU that Triton supports. Tests compare with `reference.reference_attention`.
 
 Shape legend: T query and S key positions of all sequences, W sequences, H heads, D head width, R relative distances.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -21,15 +23,16 @@ from torch import Tensor
 
 from pipeline.ops.layout import Mass, Spans, separate
 from pipeline.ops.triton.attention_kernels import backward_kernel, forward_kernel
-from pipeline.ops.triton.launch import Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
+from pipeline.ops.triton.launch import Launch, Options, Tile, add_diagonals, launch_all, launches_for, with_reach
 
-# mypy: disable-error-code="no-untyped-def"
-# What measured best on an H200, by class of lengths; the others for at most 16 queries of each sequence
+# The tiles that measured best on an H200, by class of lengths; FEW_ for at most 16 queries of each sequence
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 1, 16), Tile(64, 64, 4, 8), Tile(64, 64, 4, 8), Tile(64, 32, 4, 8))
 BACKWARD = (Tile(16, 16, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 2))
 FEW_FORWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 2, 8), Tile(16, 64, 1, 16), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
 FEW_BACKWARD = (Tile(16, 16, 1, 16), Tile(16, 32, 1, 16), Tile(16, 64, 2, 8), Tile(16, 128, 4, 8), Tile(16, 64, 4, 4))
-AFTER_DROPOUT, PADDED_QUERIES = 2, 4  # added to 1: which mass the forward kernel sums
+# Which mass the forward kernel sums: 0 none, 1 the plain one, and 1 plus these
+AFTER_DROPOUT = 2
+PADDED_QUERIES = 4
 
 
 def triton_attention(
@@ -41,13 +44,16 @@ def triton_attention(
     dropout: float = 0.0,
     mass: Mass | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As `attention.attention`, with the bias by relative distance.
+    """Compute `ops.attention.attention`, with the bias by relative distance.
 
     Args:
-        qkv: as `attention.packed_attention` takes them.
-        bias_HR: column R // 2 + d is the bias of key position minus query position d; R is odd. Self-attention only.
-        mass: also return, per key, the weights summed over heads and queries, float32 [S], no gradient.
+        qkv: as `ops.attention.packed_attention` takes them.
+        bias_HR: column R // 2 + d is the bias where key position minus query position is d; R is odd. Self-attention
+            only.
+        mass: also return the weights that each key receives, summed over heads and queries, float32 [S] without a
+            gradient.
     """
+    # Without dropout the kernels do not read the seed: any int32 tensor will do.
     seed = torch.randint(2**31 - 1, (1,), device=qkv[0].device, dtype=torch.int32) if dropout else spans.classes[:1]
     o_THD, _, mass_SH = _forward_op(
         list(qkv),
@@ -70,7 +76,8 @@ def triton_attention(
 
 def _options(
     q: Tensor, bias: Tensor | None, positions: Tensor | None, causal: bool, dropout: float, launch: Launch
-) -> dict[str, object]:
+) -> Options:
+    """Return the constants that both kernels are compiled with."""
     return {
         "CLASS": launch.index,
         "HAS_BIAS": bias is not None,
@@ -111,8 +118,9 @@ def _forward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = separate(qkv)
     T, H, D = q.shape
-    bias = with_reach(bias, max(longest_q, longest_k, reach))
-    o, lse = q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
+    bias = None if bias is None else with_reach(bias, max(longest_q, longest_k, reach))
+    o = q.new_empty(T, H, D)
+    lse = q.new_empty(T, H, dtype=torch.float32)  # log-sum-exp of each row of scores
     mass_SH = torch.zeros(k.shape[0] if mass else 0, H, device=q.device, dtype=torch.float32)
     launches = launches_for(q, longest_k, FORWARD if longest_q > 16 else FEW_FORWARD)
     arguments = (
@@ -157,22 +165,23 @@ def _forward_op(
 
 
 @_forward_op.register_fake
-def _(
-    qkv,
-    bias,
-    starts_q,
-    starts_k,
-    lengths_k,
-    classes,
-    positions,
-    seed,
-    longest_q,
-    longest_k,
-    reach,
-    causal,
-    dropout,
-    mass,
-):  # type: ignore[no-untyped-def]
+def _forward_shapes(
+    qkv: list[Tensor],
+    bias: Tensor | None,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    lengths_k: Tensor,
+    classes: Tensor,
+    positions: Tensor | None,
+    seed: Tensor,
+    longest_q: int,
+    longest_k: int,
+    reach: int,
+    causal: bool,
+    dropout: float,
+    mass: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty results of the right shapes and types, for torch.compile."""
     q, k, _ = separate(qkv)
     T, H, D = q.shape
     return (
@@ -205,10 +214,10 @@ def _backward_op(
     H, D = q.shape[1:]
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in qkv]
     dq, dk, dv = separate(gradients)
-    wide = with_reach(bias, max(longest_q, longest_k, reach))
+    wide = None if bias is None else with_reach(bias, max(longest_q, longest_k, reach))
     launches = launches_for(q, longest_k, BACKWARD if longest_q > 16 else FEW_BACKWARD)
     side = max(longest_q, reach)
-    # Each program's sums of dS: by relative distance, or where tokens were pruned by place.
+    # Each program's sums of dS: by relative distance, or where tokens were pruned by pair of positions.
     programs = [launch.programs if bias is not None else 0 for launch in launches]
     sums = torch.zeros(sum(programs), H, *((_columns(wide),) if positions is None else (side, side)), device=q.device)
     # Rows of dq that meet several key tiles are added up here.
@@ -250,7 +259,7 @@ def _backward_op(
             len(lengths_k),
             side,
         )
-        for program_sums, partial in zip(sums.split(programs), partials, strict=True)
+        for program_sums, partial in zip(torch.split(sums, programs), partials, strict=True)
     ]
     launch_all(
         backward_kernel,
@@ -265,7 +274,7 @@ def _backward_op(
 
 
 def _bias_gradient(sums: Tensor, bias_HR: Tensor | None, positions: Tensor | None) -> Tensor:
-    """[H, R], from what the programs hold."""
+    """Add up the sums of all programs and bring them to the bias's width, [H, R]."""
     if bias_HR is None:
         return sums.new_empty(sums.shape[1], 1)
     if positions is None:
@@ -276,38 +285,40 @@ def _bias_gradient(sums: Tensor, bias_HR: Tensor | None, positions: Tensor | Non
 
 
 @_backward_op.register_fake
-def _(
-    do,
-    qkv,
-    o,
-    lse,
-    bias,
-    starts_q,
-    starts_k,
-    lengths_k,
-    classes,
-    positions,
-    seed,
-    longest_q,
-    longest_k,
-    reach,
-    causal,
-    dropout,
-):  # type: ignore[no-untyped-def]
+def _backward_shapes(
+    do: Tensor,
+    qkv: list[Tensor],
+    o: Tensor,
+    lse: Tensor,
+    bias: Tensor | None,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    lengths_k: Tensor,
+    classes: Tensor,
+    positions: Tensor | None,
+    seed: Tensor,
+    longest_q: int,
+    longest_k: int,
+    reach: int,
+    causal: bool,
+    dropout: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Return empty results of the right shapes and types, for torch.compile."""
     return [x.new_empty(x.shape) for x in qkv], do.new_empty(do.shape[1], _columns(bias), dtype=torch.float32)
 
 
-def _keep_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     qkv, bias, *where, longest_q, longest_k, reach, causal, dropout, _ = inputs
     ctx.save_for_backward(*output[:2], bias, *where, *qkv)
     ctx.options = longest_q, longest_k, reach, causal, dropout
     ctx.mark_non_differentiable(output[1], output[2])
 
 
-def _gradients(ctx, do, _lse, _mass):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, do: Tensor, _lse: Tensor, _mass: Tensor) -> tuple[list[Tensor] | Tensor | None, ...]:
+    """Return a gradient for each argument of `_forward_op`: for qkv, for the bias, and None for the 12 others."""
     o, lse, bias, *where = ctx.saved_tensors[:9]
     dqkv, dbias = _backward_op(do.contiguous(), list(ctx.saved_tensors[9:]), o, lse, bias, *where, *ctx.options)
     return dqkv, None if bias is None else dbias, *[None] * 12
 
 
-_forward_op.register_autograd(_gradients, setup_context=_keep_for_backward)
+_forward_op.register_autograd(_gradients, setup_context=_save_for_backward)

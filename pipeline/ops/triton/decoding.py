@@ -1,12 +1,12 @@
-"""Beam search as a handful of Triton kernels per layer and level; decoding_kernels.py has them.
+"""Run what beam search repeats as a handful of Triton kernels per layer and level.
 
-A recorded search (cuda_graphs.py) costs some microseconds per kernel, however little it does: of a small batch their
-number is the price. So the norm goes into the product behind it and the residual into the one before; the cached keys
-and values of beams stay where they were written, and are found by the rows of a beam's ancestors; and a level's choice
-of beams is two kernels.
+A recorded search (cuda_graphs.py) costs some microseconds per kernel, however little the kernel does: for a small batch
+the number of kernels is the price. So the norm goes into the product after it and the residual into the product before
+it; the cached keys and values of beams stay where they were written, and are found by the rows of a beam's ancestors.
+decoding_kernels.py has these kernels; decoding/beam_kernels.py has the two that choose a level's beams.
 
-Shape legend: R rows (windows x beams), W windows, K beams, H heads, D head width, J decoder positions so far, V codes
-of one level, C candidates; T queries and S keys of all windows.
+Shape legend: R rows (windows x beams), W windows, H heads, D head width, d model width, J decoder positions so far, n
+outputs of a product; T queries and S keys of all windows.
 """
 
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ from torch import Tensor
 from pipeline.ops.layout import Spans
 from pipeline.ops.triton.decoding_kernels import ancestors_kernel, linear_kernel, window_kernel
 
-# Tiles of a product: rows, columns and inner columns of a tile, and warps; what measured best on an H200
+# Tiles of a product that measured best on an H200: rows, columns and inner columns of a tile, and warps
 TILES = ((128, 128, 64, 8), (64, 64, 64, 4), (16, 32, 128, 4))
-ENOUGH_TILES = 64
-PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as near as one of float32 and twice as fast
+ENOUGH_TILES = 64  # to occupy the chip
+PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as exact as one of float32, twice as fast
 
 
 def linear(
@@ -36,22 +36,27 @@ def linear(
     relu: bool = False,
     residual_Rn: Tensor | None = None,
 ) -> Tensor:
-    """relu(rms_norm(x) @ weight^T) + residual, each where asked for, in one kernel.
+    """Compute relu(rms_norm(x) @ weight^T) + residual, each part where asked for, in one kernel.
 
     Args:
-        dtype: float32 or bfloat16, of the products' factors and of the result, unless a residual gives it its own.
+        dtype: type of the product's factors, float32 or bfloat16, and of the result where there is no residual; the
+            result of a sum has the type of the residual.
     """
-    rows, width, outputs = len(x_Rd), x_Rd.shape[1], len(weight_nd)
-    exact, stages = dtype == torch.float32, _stages(x_Rd.device)
+    rows, width = x_Rd.shape
+    outputs = len(weight_nd)
+    exact = dtype == torch.float32
+    stages = _stages(x_Rd.device)
     bm, bn, bk, warps = _tile(rows, outputs)
-    if bm == TILES[0][0]:  # many tiles share what is done here once
+    if bm == TILES[0][0]:  # many rows: what each tile would do anew is done here once
         weight_nd = weight_nd.to(dtype)
         if exact and norm_d is not None:
-            x_Rd, norm_d = F.rms_norm(x_Rd, (width,), norm_d, 1e-6), None
+            x_Rd = F.rms_norm(x_Rd, (width,), norm_d, 1e-6)
+            norm_d = None
         elif norm_d is not None and stages == 3:
-            bn *= 2  # each tile norms its rows anew: fewer and wider ones
-    if exact:
-        bn, bk = min(bn, 64), bk // 2
+            bn *= 2  # each tile norms its rows anew, so fewer and wider tiles
+    if exact:  # float32 takes twice the memory
+        bn = min(bn, 64)
+        bk //= 2
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
     linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
         x_Rd.contiguous(),
@@ -78,7 +83,7 @@ def linear(
 
 
 def _tile(rows: int, outputs: int) -> tuple[int, int, int, int]:
-    """The largest tile of which there are enough to keep the chip busy, else the smallest."""
+    """Return the largest tile of which there are enough to keep the chip busy, else the smallest."""
     for tile in TILES[:-1]:
         if triton.cdiv(rows, tile[0]) * triton.cdiv(outputs, tile[1]) > ENOUGH_TILES:
             return tile
@@ -87,7 +92,7 @@ def _tile(rows: int, outputs: int) -> tuple[int, int, int, int]:
 
 @cache
 def _stages(device: torch.device) -> int:
-    """How many tiles of its factors a program holds at once: three where there is room, as on a Hopper."""
+    """Return how many tiles of its factors a program holds at once: three where shared memory suffices (Hopper)."""
     if device.type != "cuda":  # Triton's interpreter
         return 3
     return 3 if torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor > 200_000 else 2
@@ -96,7 +101,7 @@ def _stages(device: torch.device) -> int:
 def attend_to_ancestors(
     q_RHD: Tensor, past: Sequence[tuple[Tensor, Tensor]], rows_RJ: Tensor, bias_HJ: Tensor
 ) -> Tensor:
-    """As `attention.attend_to_ancestors`."""
+    """Compute `ops.attention.attend_to_ancestors`."""
     R, H, D = q_RHD.shape
     out = torch.empty(R, H, D, device=q_RHD.device, dtype=q_RHD.dtype)
     ancestors_kernel[(triton.cdiv(R, 16), H)](
@@ -129,17 +134,17 @@ def attend(
     causal: bool = False,
     equal: bool = False,
 ) -> Tensor:
-    """As `attention.triton_attention`, only forward, and all lengths in one launch.
+    """Compute `ops.triton.attention.triton_attention` forward only, all lengths in one launch.
 
     Args:
-        bias: [H, distances], as there.
+        bias: [H, distances], as in `triton_attention`.
         equal: `spans` are those of the keys; each window has T / W queries.
     """
     T, H, D = q_THD.shape
     windows = len(spans.lengths_k)
     queries = T // windows if equal else spans.longest_q
     rows = min(64, max(16, triton.next_power_of_2(queries)))
-    # Rows of no window must not hold noise.
+    # Where queries are not equal, rows of no window may follow: they must be zero, not what memory held before.
     out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
     window_kernel[(windows, H, triton.cdiv(queries, rows))](
         q_THD,

@@ -1,10 +1,13 @@
-"""The kernels of decoding.py: what beam search does again and again, a few launches for each layer and level.
+"""Compute in Triton what beam search repeats for each layer and level; decoding.py launches these kernels.
 
-Nothing is shared between programs and nothing is atomic: equal inputs give equal bits. BM rows and BN columns make a
-tile; BD, BV, BF, BB (powers of two) hold D columns, V codes, the children of a prefix, and the beams. Numbers that
-change with the batch are not specialised on: each value would be a compilation.
+Nothing is shared between programs and nothing is atomic: equal inputs give equal bits. Kernels are not specialised on
+numbers that change with the batch: each value would be a compilation.
+
+Shape legend: R rows (windows x beams), H heads, D head width, J decoder positions so far, Q queries of each window; BM
+rows and BN columns make a tile, BK columns of the inner width are taken at once, BD (a power of two) columns hold D.
 """
-# mypy: disable-error-code="no-untyped-def"
+# Triton has no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl
@@ -12,16 +15,16 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["rows"])
 def linear_kernel(
     x_ptr,
     weight_ptr,
     scale_ptr,
     residual_ptr,
     out_ptr,
-    M,
-    N,
-    K,
+    rows,
+    outputs,
+    width,
     eps,
     NORM: tl.constexpr,
     RELU: tl.constexpr,
@@ -32,25 +35,27 @@ def linear_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """x [M, K] times weight [N, K] transposed, both rounded to TYPE."""
+    """Multiply x [rows, width] by the transposed weight [outputs, width], both rounded to TYPE."""
     m = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)[:, None]
     n = tl.program_id(1) * BN + tl.arange(0, BN)
     out = tl.zeros([BM, BN], tl.float32)
     squares = tl.zeros([BM], tl.float32)
-    for start in range(0, K, BK):
+    for start in range(0, width, BK):
         k = start + tl.arange(0, BK)
-        x = tl.load(x_ptr + m * K + k[None, :], mask=(m < M) & (k[None, :] < K), other=0.0)
-        weight = tl.load(weight_ptr + n[None, :] * K + k[:, None], mask=(n[None, :] < N) & (k[:, None] < K), other=0.0)
-        if NORM:  # rows are scaled behind the product: by then all of a row has been seen
+        x = tl.load(x_ptr + m * width + k[None, :], mask=(m < rows) & (k[None, :] < width), other=0.0)
+        real = (n[None, :] < outputs) & (k[:, None] < width)
+        weight = tl.load(weight_ptr + n[None, :] * width + k[:, None], mask=real, other=0.0)
+        if NORM:  # rows are scaled after the product, when all of a row has been seen
             x = x.to(tl.float32)
             squares += tl.sum(x * x, 1)
-            x = x * tl.load(scale_ptr + k, mask=k < K, other=0.0)[None, :]
+            x = x * tl.load(scale_ptr + k, mask=k < width, other=0.0)[None, :]
         out = tl.dot(x.to(TYPE), weight.to(TYPE), out, input_precision=PRECISION)
     if NORM:
-        out *= tl.rsqrt(squares / K + eps)[:, None]
+        out *= tl.rsqrt(squares / width + eps)[:, None]
     if RELU:
         out = tl.maximum(out, 0.0)
-    here, real = m * N + n[None, :], (m < M) & (n[None, :] < N)
+    here = m * outputs + n[None, :]
+    real = (m < rows) & (n[None, :] < outputs)
     if RESIDUAL:
         out += tl.load(residual_ptr + here, mask=real, other=0.0)
     tl.store(out_ptr + here, out.to(out_ptr.dtype.element_ty), mask=real)
@@ -74,12 +79,13 @@ def ancestors_kernel(
     D: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """One query per row and head, against the key of its own row and those of its ancestors, one of each level."""
+    """Attend from one query per row and head to the keys of its row and of its ancestors, one of each level."""
     r, h, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.program_id(1), tl.arange(0, BD)
     column, real = h * D + d[None, :], (r[:, None] < R) & (d[None, :] < D)
     q = tl.load(q_ptr + r.to(tl.int64)[:, None] * stride + column, mask=real, other=0.0).to(tl.float32)
     top, total = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
+    # Softmax in one walk over the levels: when the running maximum `top` rises, the sums so far shrink.
     for j in tl.static_range(J):
         row = r.to(tl.int64)
         if j < J - 1:
@@ -96,7 +102,7 @@ def ancestors_kernel(
     tl.store(out_ptr + r.to(tl.int64)[:, None] * (H * D) + column, out.to(out_ptr.dtype.element_ty), mask=real)
 
 
-@triton.jit(do_not_specialize=["Q", "R"])
+@triton.jit(do_not_specialize=["Q", "distances"])
 def window_kernel(
     q_ptr,
     k_ptr,
@@ -111,7 +117,7 @@ def window_kernel(
     v_stride,
     Q,
     H,
-    R,
+    distances,
     EQUAL: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -121,7 +127,7 @@ def window_kernel(
     D: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """The queries of each window against its keys: Q of them if EQUAL, else those between the starts."""
+    """Attend from the queries of each window to its keys; it has Q queries if EQUAL, else those between the starts."""
     w, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, BD)
     m = tl.program_id(2) * BM + tl.arange(0, BM)
     first_q = w * Q if EQUAL else tl.load(starts_q_ptr + w)
@@ -132,18 +138,19 @@ def window_kernel(
     q = tl.load(q_ptr + rows * q_stride + column, mask=real, other=0.0)
     top, total = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
+    # Softmax in one walk over the keys, as above.
     for start in range(0, length, BN):
         n = start + tl.arange(0, BN)
-        held, keys = (n[:, None] < length) & (d[None, :] < D), (first_k + n[:, None]).to(tl.int64)
-        k = tl.load(k_ptr + keys * k_stride + column, mask=held, other=0.0)
-        v = tl.load(v_ptr + keys * v_stride + column, mask=held, other=0.0)
+        stored, keys = (n[:, None] < length) & (d[None, :] < D), (first_k + n[:, None]).to(tl.int64)
+        k = tl.load(k_ptr + keys * k_stride + column, mask=stored, other=0.0)
+        v = tl.load(v_ptr + keys * v_stride + column, mask=stored, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         seen = (n[None, :] < length) & (m[:, None] < queries)
         if HAS_BIAS:
-            scores += tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :], mask=seen, other=0.0)
+            scores += tl.load(bias_ptr + h * distances + distances // 2 - m[:, None] + n[None, :], mask=seen, other=0.0)
         if CAUSAL:
             seen = seen & (n[None, :] <= m[:, None])
-        scores = tl.where(seen, scores, -1e30)  # finite: rows of no query are computed too
+        scores = tl.where(seen, scores, -1e30)  # finite, since rows of no query are computed too
         higher = tl.maximum(top, tl.max(scores, 1))
         shrink, weights = tl.exp2((top - higher) * LOG2E), tl.exp2((scores - higher[:, None]) * LOG2E)
         total = total * shrink + tl.sum(weights, 1)

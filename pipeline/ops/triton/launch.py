@@ -1,13 +1,13 @@
-"""How the Triton attentions are launched: lengths in classes, classes side by side, compiled together.
+"""Launch the Triton attentions: lengths in classes, classes side by side, kernels compiled together.
 
-Shape legend: H heads, R relative distances, L places of a sequence.
+Shape legend: H heads, R relative distances, P positions of a sequence.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,14 @@ from torch import Tensor
 
 from pipeline.ops.layout import CLASSES, whole_tiles
 
+Arguments: TypeAlias = tuple[Any, ...]  # of a kernel, by position: tensors and numbers
+Options: TypeAlias = dict[str, object]  # of a kernel, by name: constants of its compilation
+Call: TypeAlias = tuple[tuple[int, int], Arguments, Options]  # beginning with the grid: programs, heads
+
 
 @dataclass(frozen=True)
 class Tile:
-    """What a program works on at once, and how many there are."""
+    """A `Tile` says what a program works on at once, and how many programs run."""
 
     rows: int  # queries
     columns: int  # keys
@@ -26,52 +30,71 @@ class Tile:
     per_chip: int  # programs of a multiprocessor, over all heads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One class of lengths: which, its longest sequence, the tile of queries and of keys, programs, warps."""
+    """A `Launch` serves one class of lengths."""
 
-    index: int
-    longest: int
-    rows: int
-    columns: int
-    programs: int
+    index: int  # of the class in `CLASSES`
+    longest: int  # keys of the longest sequence in the class
+    rows: int  # queries of a tile
+    columns: int  # keys of a tile
+    programs: int  # of each head
     warps: int
 
     @property
     def one_key_tile(self) -> bool:
+        """Tell whether one tile holds all keys of a sequence."""
         return self.longest <= self.columns
 
     @property
     def one_tile(self) -> bool:
+        """Tell whether one tile holds all queries and keys of a sequence in self-attention."""
         return self.one_key_tile and self.rows == self.columns
 
 
 def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launch]:
-    """What keys up to `longest_k` need, given the tile of each class; float32 gets smaller ones."""
+    """Return the launches that keys up to `longest_k` need, given the tile of each class; float32 gets smaller tiles.
+
+    longest_k 40 -> classes of at most 16, 32 and 64 keys
+    """
     chips = torch.cuda.get_device_properties(q.device).multi_processor_count if q.is_cuda else 2
+    needed = CLASSES[: 1 + sum(longest < longest_k for longest in CLASSES[:-1])]
     found: list[Launch] = []
-    for longest, tile in zip(CLASSES[: 1 + sum(longest < longest_k for longest in CLASSES[:-1])], tiles, strict=False):
-        rows, columns, warps = tile.rows, tile.columns, tile.warps
-        if q.dtype == torch.float32 and columns > 16:
-            rows, columns, warps = min(rows, 32), 32, 4
-        found.append(Launch(len(found), longest, rows, columns, max(1, chips * tile.per_chip // q.shape[1]), warps))
+    for index, (longest, tile) in enumerate(zip(needed, tiles, strict=False)):
+        small = q.dtype == torch.float32 and tile.columns > 16
+        found.append(
+            Launch(
+                index=index,
+                longest=longest,
+                rows=min(tile.rows, 32) if small else tile.rows,
+                columns=32 if small else tile.columns,
+                programs=max(1, chips * tile.per_chip // q.shape[1]),
+                warps=4 if small else tile.warps,
+            )
+        )
     return found
 
 
-def launch_all(
-    kernel: Any, launches: list[Launch], arguments: list[tuple[Any, ...]], options: list[dict[str, object]]
-) -> None:
-    """All launches of one call, each on a stream of its own: they touch different rows, and few sequences of one class
-    fill no GPU. What the caller does next waits for all of them.
+def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], options: list[Options]) -> None:
+    """Run all launches of one call, each on a separate stream.
+
+    They write different rows, and the few sequences of one class fill no GPU. What the caller does next waits for all
+    of them.
+
+    Args:
+        kernel: a Triton function; Triton has no types.
+        arguments: for each launch; the first of them are the queries [T, H, D].
+        options: for each launch.
     """
     q = arguments[0][0]
     grids = [(launch.programs, q.shape[1]) for launch in launches]
-    calls = list(zip(grids, arguments, options, strict=True))
+    calls: list[Call] = list(zip(grids, arguments, options, strict=True))
     if not q.is_cuda:  # Triton's interpreter
         for grid, positional, named in calls:
             kernel[grid](*positional, **named)
         return
     _compile(kernel, q, calls)
+    # Each stream waits for the work before this call, and the main stream for each of them.
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
     for (grid, positional, named), stream in zip(calls, _streams(q.device), strict=False):
@@ -84,12 +107,13 @@ def launch_all(
 _compiled: set[tuple[object, ...]] = set()
 
 
-def _compile(kernel: Any, q: Tensor, calls: list[tuple[Any, tuple[Any, ...], dict[str, object]]]) -> None:
+def _compile(kernel: Any, q: Tensor, calls: list[Call]) -> None:
     """Compile the kernels of a call side by side: one after another they would take most of a minute."""
 
-    def warm(call: tuple[Any, tuple[Any, ...], dict[str, object]]) -> None:
+    def warm(call: Call) -> None:
+        grid, positional, named = call
         with torch.cuda.device(q.device):
-            kernel.warmup(*call[1], grid=call[0], **call[2])
+            kernel.warmup(*positional, grid=grid, **named)
 
     key = (kernel, q.dtype, q.device, *(tuple(named.items()) for _, _, named in calls))
     if key not in _compiled:
@@ -100,21 +124,26 @@ def _compile(kernel: Any, q: Tensor, calls: list[tuple[Any, tuple[Any, ...], dic
 
 @cache
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(device) for _ in CLASSES]
+    return [torch.cuda.Stream(device) for _ in CLASSES]  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def with_reach(bias_HR: Tensor | None, longest: int) -> Tensor | None:
-    """The bias with room for every place of the last tile, so that its loads need no mask."""
-    if bias_HR is None:
-        return None
+def with_reach(bias_HR: Tensor, longest: int) -> Tensor:
+    """Pad the bias with zeros until it covers every position of the last tile, so that its loads need no mask."""
     margin = whole_tiles(longest) - bias_HR.shape[1] // 2
     return F.pad(bias_HR, (margin, margin)) if margin > 0 else bias_HR
 
 
-def add_diagonals(dbias_HR: Tensor, ds_HLL: Tensor) -> None:
-    """Add each diagonal (one relative distance) of [H, L, L] to `dbias`: skew the rows, then sum the columns."""
-    length, middle = ds_HLL.shape[1], dbias_HR.shape[1] // 2
-    skewed = F.pad(ds_HLL.flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
-    by_distance = skewed.unflatten(1, (length, 2 * length - 1)).sum(1)  # column r: distance r - (length - 1)
+def add_diagonals(dbias_HR: Tensor, ds_HPP: Tensor) -> None:
+    """Add each diagonal (one relative distance) of [H, P, P] to `dbias`: skew the rows, then sum the columns.
+
+    a b | c d has the diagonals c, a + d, b: distances -1, 0, 1
+    """
+    length = ds_HPP.shape[1]
+    middle = dbias_HR.shape[1] // 2  # the column of distance 0
+    # Last row first, `length` zeros behind each, read again in rows of 2 * length - 1: c d 0 | 0 a b
+    skewed = F.pad(ds_HPP.flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
+    # Column r now has the distance r - (length - 1).
+    by_distance = torch.unflatten(skewed, 1, (length, 2 * length - 1)).sum(1)
+    # Distances that one of the two does not have are left out.
     reach = min(length - 1, middle)
     dbias_HR[:, middle - reach : middle + reach + 1] += by_distance[:, length - 1 - reach : length + reach]

@@ -1,19 +1,20 @@
-"""HSTU's attention (ops/pointwise_attention.py) on a GPU, forward and backward; no attention map is ever stored.
+"""Compute HSTU's attention (ops/pointwise_attention.py) on a GPU; no attention map is ever stored.
 
 As in attention.py a program walks over whole sequences of one class of lengths, shares nothing with others and
 adds nothing atomically, so that equal inputs give equal bits. Pointwise weights need no running maximum: a row's
 divisor (how many keys it sees, or for softplus the sum of its weights) is applied to the finished row.
 
-The gradient of the position bias is taken as there, by diagonals. That of the time bias is a histogram of dS: for each
-tile the program sums dS bucket by bucket (the first, then from the least to the largest other in the tile: where times
-are days, most are empty) into one number per bucket that it keeps for all its sequences.
+The gradient of the position bias is summed along diagonals, as in attention.py. The gradient of the time bias is a
+histogram of dS, the gradient of the scores: for each tile the program sums dS bucket by bucket (the first bucket, then
+from the least to the largest other bucket in the tile: where times are days, most buckets are empty) into one number
+per bucket, which it carries through all its sequences.
 
-Written for Hopper. `reference.reference_pointwise` is the oracle.
+Written for Hopper. Tests compare with `reference.reference_pointwise`.
 
 Shape legend: T positions of all sequences, H heads, D head width, R relative distances, B time buckets.
 """
 
-from typing import cast
+from typing import Any
 
 import torch
 import triton
@@ -21,10 +22,10 @@ from torch import Tensor
 
 from pipeline.ops.layout import Spans
 from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times
-from pipeline.ops.triton.launch import Launch, Tile, add_diagonals, launch_all, launches_for, with_reach
+from pipeline.ops.triton.launch import Launch, Options, Tile, add_diagonals, launch_all, launches_for, with_reach
 from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kernel
 
-# What measured best on an H200, by class of lengths
+# The tiles that measured best on an H200, by class of lengths
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
 BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
 
@@ -39,11 +40,15 @@ def triton_pointwise(
     time_bias_BH: Tensor | None,
     kind: Kind,
 ) -> Tensor:
-    """As `ops.pointwise_attention.pointwise_attention`, with the position bias by distance: column R // 2 + d is the
-    bias of key position minus query position d.
+    """Compute `ops.pointwise_attention.pointwise_attention`, with the position bias by distance.
+
+    Args:
+        bias_HR: column R // 2 + d is the bias where key position minus query position is d; R is odd.
+        times: None where the layout is not timed.
+        time_bias_BH: read only with `times`.
     """
     asked, happened = (times.asked_T, times.happened_T) if times is not None else (None, None)
-    return _pointwise_op(
+    o_THD: Tensor = _pointwise_op(
         q_THD,
         k_THD,
         v_THD,
@@ -57,6 +62,7 @@ def triton_pointwise(
         spans.longest_k,
         kind == "silu",
     )[0]
+    return o_THD
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -78,8 +84,8 @@ def _pointwise_op(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     T, H, D = q.shape
-    reaching = cast(Tensor, with_reach(bias, longest))
-    o = q.new_zeros(T, H, D)  # zeros: positions of no sequence must not hold noise
+    reaching = with_reach(bias, longest)
+    o = q.new_zeros(T, H, D)  # zeros, since no program writes the positions of no sequence
     divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
     launches = launches_for(q, longest, FORWARD)
     arguments = (
@@ -111,7 +117,21 @@ def _pointwise_op(
 
 
 @_pointwise_op.register_fake
-def _(q, k, v, bias, time_bias, asked, happened, starts, lengths, classes, longest, silu):  # type: ignore[no-untyped-def]
+def _forward_shapes(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor,
+    time_bias: Tensor | None,
+    asked: Tensor | None,
+    happened: Tensor | None,
+    starts: Tensor,
+    lengths: Tensor,
+    classes: Tensor,
+    longest: int,
+    silu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return empty results of the right shapes and types, for torch.compile."""
     T, H, D = q.shape
     return q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
 
@@ -134,9 +154,10 @@ def _pointwise_backward_op(
     longest: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    H, reaching = q.shape[1], cast(Tensor, with_reach(bias, longest))
+    H = q.shape[1]
+    reaching = with_reach(bias, longest)
     launches = launches_for(q, longest, BACKWARD)
-    # Rows of dq are added to once per key tile, so they are float32 unless there is one.
+    # Each key tile adds to the rows of dq, so dq is float32 unless there is only one key tile.
     added = not all(launch.one_key_tile for launch in launches)
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
@@ -177,7 +198,7 @@ def _pointwise_backward_op(
         backward_kernel,
         launches,
         arguments,
-        [  # with half the warps it would spill registers
+        [  # with half as many warps the kernel would spill registers
             {
                 "ONE_KEY_TILE": launch.one_key_tile,
                 "ONE_TILE": launch.one_tile,
@@ -195,30 +216,52 @@ def _pointwise_backward_op(
 
 
 @_pointwise_backward_op.register_fake
-def _(do, q, k, v, o, divisor, bias, time_bias, asked, happened, starts, lengths, classes, longest, silu):  # type: ignore[no-untyped-def]
-    # Compiled code believes these types. Under autocast `bias` is bfloat16; the gradient of the time bias never is.
+def _backward_shapes(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    divisor: Tensor,
+    bias: Tensor,
+    time_bias: Tensor | None,
+    asked: Tensor | None,
+    happened: Tensor | None,
+    starts: Tensor,
+    lengths: Tensor,
+    classes: Tensor,
+    longest: int,
+    silu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return empty results of the right shapes and types, for torch.compile.
+
+    Compiled code believes these types. Under autocast `bias` is bfloat16; the gradient of the time bias never is.
+    """
     timed = TIME_BUCKETS if time_bias is not None else 0
     return (
-        *(x.new_empty(x.shape) for x in (q, k, v)),
+        q.new_empty(q.shape),
+        k.new_empty(k.shape),
+        v.new_empty(v.shape),
         bias.new_empty(bias.shape),
         q.new_empty(timed, q.shape[1], dtype=torch.float32),
     )
 
 
 def _make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
-    """Room for each program's sum of dS by place, [programs, H, side, side]."""
+    """Allocate each program's sum of dS by pair of positions, [programs, H, side, side]."""
     side = min(launch.longest, -(-longest // launch.columns) * launch.columns)
-    # A sum that fits one tile stays in registers, and is stored whole; others are added up here.
+    # A sum that fits one tile stays in registers, and is stored whole; others are added up in the slab, from zero.
     make = torch.empty if launch.one_tile else torch.zeros
     return make(launch.programs, q.shape[1], side, side, device=q.device, dtype=torch.float32)
 
 
 def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """A kernel that does not read an argument still needs a pointer."""
+    """Return the tensor, or another one: a kernel that does not read an argument still needs a pointer."""
     return instead if tensor is None else tensor
 
 
-def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, warps: int) -> dict[str, object]:
+def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, warps: int) -> Options:
+    """Return the constants that both kernels are compiled with."""
     return {
         "CLASS": launch.index,
         "TIMED": time_bias is not None,
@@ -233,17 +276,18 @@ def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, wa
     }
 
 
-def _keep_for_backward(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, *rest, longest, silu = inputs
     ctx.save_for_backward(q, k, v, *output, *rest)
     ctx.options = longest, silu
     ctx.mark_non_differentiable(output[1])
 
 
-def _gradients(ctx, do, _divisor):  # type: ignore[no-untyped-def]
+def _gradients(ctx: Any, do: Tensor, _divisor: Tensor) -> tuple[Tensor | None, ...]:
+    """Return a gradient for each argument of `_pointwise_op`: q, k, v, both biases, and None for the 7 others."""
     saved = ctx.saved_tensors
     dq, dk, dv, dbias, dtime = _pointwise_backward_op(do.contiguous(), *saved, *ctx.options)
     return dq, dk, dv, dbias, None if saved[6] is None else dtime, *[None] * 7
 
 
-_pointwise_op.register_autograd(_gradients, setup_context=_keep_for_backward)
+_pointwise_op.register_autograd(_gradients, setup_context=_save_for_backward)

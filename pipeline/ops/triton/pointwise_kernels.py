@@ -1,7 +1,13 @@
-"""The kernels of HSTU's attention: forward, and backward with the gradients of both biases.
+"""Compute HSTU's attention in Triton, forward, and backward with the gradients of both biases.
 
-`pointwise_attention.py` beside this file launches them and says how they work.
+pointwise_attention.py launches these kernels and says how they work.
+
+Shape legend: H heads, D head width, R relative distances, B time buckets; BM queries and BN keys make a tile, BD (a
+power of two) columns hold D; m and n are the positions of a tile's queries and keys in their sequence, i and j those in
+the tile.
 """
+# Triton has no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 import triton
 import triton.language as tl
@@ -9,18 +15,16 @@ import triton.language as tl
 from pipeline.ops.pointwise import BUCKET_WIDTH, EPSILON, TIME_BUCKETS
 from pipeline.ops.triton.attention_kernels import dot
 
-WIDTH, LAST_BUCKET, SMALL = tl.constexpr(BUCKET_WIDTH), tl.constexpr(TIME_BUCKETS - 1), tl.constexpr(EPSILON)
-
-
-# ---------------------------------------------------------------------------------------------------- kernels
-# mypy: disable-error-code="no-untyped-def"
+WIDTH = tl.constexpr(BUCKET_WIDTH)
+LAST_BUCKET = tl.constexpr(TIME_BUCKETS - 1)
+SMALL = tl.constexpr(EPSILON)
 
 
 @triton.jit
 def _score(
     q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED: tl.constexpr, EXACT: tl.constexpr
 ):
-    """(biased scores, time buckets, where the query sees the key) of one tile."""
+    """Return (biased scores, time buckets, where the query sees the key) of one tile."""
     seen = (n[None, :] < length) & (n[None, :] <= m[:, None])
     s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
     bucket = tl.zeros(s.shape, tl.int32)
@@ -33,6 +37,7 @@ def _score(
 
 @triton.jit
 def _activation(s, SILU: tl.constexpr):
+    """Compute SiLU or softplus of the scores."""
     if SILU:
         return s * tl.sigmoid(s)
     x = tl.exp(-tl.abs(s))
@@ -41,6 +46,7 @@ def _activation(s, SILU: tl.constexpr):
 
 @triton.jit
 def _slope(s, SILU: tl.constexpr):
+    """Compute the derivative of `_activation`."""
     slope = tl.sigmoid(s)
     if SILU:
         slope = slope * (1.0 + s * (1.0 - slope))
@@ -176,11 +182,11 @@ def backward_kernel(
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
                 dq_at = dq_ptr + rows * (H * D) + h * D + d[None, :]
-                if not ONE_KEY_TILE:  # this program alone adds to these rows
+                if not ONE_KEY_TILE:  # no other program adds to these rows
                     dq += tl.load(dq_at, mask=real_q, other=0.0)
                     tl.debug_barrier()
                 tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
-                if TIMED:  # dS is 0 where the query does not see the key
+                if TIMED:  # dS is 0 where the query does not see the key, so that any bucket will do there
                     bucket = tl.where(here, bucket, 0)
                     time_sum += tl.where(buckets == 0, tl.sum(tl.sum(tl.where(bucket == 0, ds, 0.0), 1), 0), 0.0)
                     for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1):
@@ -188,7 +194,7 @@ def backward_kernel(
                         time_sum += tl.where(buckets == b, in_bucket, 0.0)
                 if ONE_TILE:
                     ds_sum += ds
-                else:  # and to this slab
+                else:  # no other program adds to this slab
                     spot = slab + m[:, None] * side + n[None, :]
                     ds += tl.load(spot, mask=here, other=0.0)
                     tl.debug_barrier()

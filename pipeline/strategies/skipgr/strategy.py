@@ -114,7 +114,13 @@ class SkippingSampler(Sampler):
             if self.config.skips_inputs and self.decisions.decided
             else KeptItems(None, None)
         )
-        return Selected(self._slots(starts_W, ends_W), counted_WL, decoded_W, kept.stays_N, kept.tokens_NS)
+        return Selected(
+            slots_W=self._slots(starts_W, ends_W),
+            counted_WL=counted_WL,
+            decoded_W=decoded_W,
+            stays_N=kept.stays_N,
+            tokens_NS=kept.tokens_NS,
+        )
 
     def _select_of_all(self, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
         """Where every item is a target. Of one that several windows hold, the score is that of the one it ends."""
@@ -130,7 +136,7 @@ class SkippingSampler(Sampler):
             if self.config.skips_targets
             else np.ones((len(targets_N), self.levels), bool)
         )
-        return Selected(slots_N, counted_NL, all_targets=True)
+        return Selected(slots_W=slots_N, counted_WL=counted_NL, all_targets=True)
 
     def _slots(self, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         """Where scores of each window's target go: one window of each target in a pass has a place."""
