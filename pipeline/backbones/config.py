@@ -1,15 +1,17 @@
-"""What `backbone:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`BackboneConfig` says what `backbone:` in params.yaml may hold. This file must not load torch: checking params.yaml
+must be quick.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
 
-WITH_ENCODER = ("t5",)  # backbones whose history goes through a stack of its own
+WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
+    """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
     name: Literal["t5", "decoder", "hstu"] = "t5"
     encoder_layers: int = 2  # t5
@@ -43,5 +45,5 @@ class BackboneConfig:
 
     @property
     def wants_times(self) -> bool:
-        """Whether the network reads when the items of a history came."""
+        """True if the network reads the times of a history's items."""
         return self.name == "hstu" and self.hstu_attention == "silu" and self.time_bias
