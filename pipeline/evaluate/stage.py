@@ -180,4 +180,12 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
         for values_U in (ranking.ranks_U, ranking.bucket_ranks_U, ranking.lengths_U)
     )
     invalid, generated = world.sum(torch.tensor([ranking.invalid, ranking.generated], device=device)).tolist()
-    return Ranking(users_U, positions_U, ranks_U, bucket_ranks_U, lengths_U, invalid, generated)
+    return Ranking(
+        users_U=users_U,
+        positions_U=positions_U,
+        ranks_U=ranks_U,
+        bucket_ranks_U=bucket_ranks_U,
+        lengths_U=lengths_U,
+        invalid=invalid,
+        generated=generated,
+    )
