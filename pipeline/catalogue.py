@@ -73,8 +73,8 @@ class Catalogue(nn.Module):
         node_I = np.zeros(self.items, dtype=np.int64)  # the node of `level` above each row: at the root all 0
         self.prefixes = [1]  # P of each level, 0 .. L
         self.fanout = []  # most children that a node of each level has
-        # Per level [P + 1]: the items before each node, in sorted order, and all items; on the host, for those who walk
-        # the trie in parts
+        # Per level [P + 1]: the items before each node, in sorted order, and all items; on the host, for
+        # `decoding/exhaustive.py`, which walks the trie in runs
         self.leaves_before: list[np.ndarray] = [np.array([0, self.items])]
         for level in range(self.levels):
             # A row begins a node of the next level where its node or its code is new: level 0: 1 0 1, level 1: 1 1 1
@@ -153,5 +153,5 @@ def _check_distinct(codes: np.ndarray, order_I: np.ndarray) -> None:
         first, second = order_I[same[0]], order_I[same[0] + 1]
         raise ValueError(
             f"items {first} and {second} share the Semantic ID {codes[first].tolist()} "
-            f"({len(same)} such pairs): every item needs its own, a deduplication digit gives it one"
+            f"({len(same)} such pairs): with a deduplication digit no two items may share one"
         )

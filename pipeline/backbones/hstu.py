@@ -63,7 +63,7 @@ class HstuBlock(CausalBlock):
         return pointwise_weights(scores, seen, self.kind)
 
     def bias_of_times(self, elapsed: Tensor) -> Tensor:
-        assert self.time_bias is not None, "only a layer with a time bias is asked"
+        assert self.time_bias is not None, "times are given to a layer with a time bias only"
         return F.embedding(time_buckets(elapsed), self.time_bias)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ def beam_search(model: Backbone, histories: Histories, beam: int, constrained: b
     # From leaves to items. A beam without a candidate has score -inf and no leaf.
     nodes_WK = torch.where(scores_WK > float("-inf"), nodes_WK, -1)
     if catalogue.shares:
-        # One beam may stand for several items; slots after the last item point to a beam K, which has score -inf.
+        # One beam may name several items; slots after the last item point to a beam K, which has score -inf.
         items_WK, beams_WK = catalogue.items_of(nodes_WK, beam)
         scores_WK = F.pad(scores_WK, (0, 1), value=float("-inf")).gather(1, beams_WK)
         codes_WKL = F.pad(codes_WKL, (0, 0, 0, 1)).take_along_dim(beams_WK[..., None], 1)

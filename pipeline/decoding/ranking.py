@@ -121,8 +121,9 @@ class Ranker:
         self.times_N = np.asarray(splits.timestamps_N)[self.index_N]
         self.lengths_U = np.diff(self.offsets)
         self.targets_U = np.asarray(splits.items_N)[self.positions_U]
-        # A CPU takes histories of equal lengths in one batch, which are one group then. Kernels take any lengths, and a
-        # recorded search wants batches of one shape: there users stay in their order. Empty histories have no row.
+        # On a CPU, users are sorted by length, because equal lengths form one dense group of a batch. Kernels take any
+        # lengths, and a recorded search wants batches of one shape, so that users stay in order. Empty histories have
+        # no row.
         self.records = uses_kernels(catalogue.codes_IL.device)
         rows = np.arange(len(self.lengths_U)) if self.records else np.argsort(self.lengths_U, kind="stable")
         rows = rows[self.lengths_U[rows] > 0]

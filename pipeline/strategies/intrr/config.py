@@ -1,4 +1,6 @@
-"""What `intrr:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`IntrrConfig` says what `intrr:` in params.yaml may hold. This file must not load torch: checking params.yaml must be
+quick.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,10 +32,10 @@ class IntrrConfig:
 
     @property
     def aligns(self) -> bool:
-        """Whether the alignment loss is computed."""
+        """True if the alignment loss is computed."""
         return self.alignment > 0 and self.ablation != "no_alignment"
 
     @property
     def reads_uid(self) -> bool:
-        """Whether anything depends on the UID table."""
+        """True if a loss or an item's vector depends on the UID table."""
         return self.aligns or self.ablation != "no_redistribution"

@@ -1,4 +1,6 @@
-"""What `skipgr:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`SkipgrConfig` says what `skipgr:` in params.yaml may hold. This file must not load torch: checking params.yaml must
+be quick.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -53,7 +55,7 @@ class SkipgrConfig:
 
     @property
     def largest_ratio(self) -> float:
-        """The probability of being skipped that `max_weight` allows."""
+        """The largest probability r of being skipped that `max_weight` allows, as 1 / (1 - r) is the weight."""
         return 1 - 1 / self.max_weight
 
     @property
