@@ -1,4 +1,7 @@
-# Four words: `make repro` runs the pipeline, `make test` the tests, `make check` ruff and mypy, `make setup` only installs.
+# `make repro` runs the pipeline and `make test` the tests; a user needs no more. `make setup` only installs.
+# For developers: `make check` (lint, format, types, spelling), `make format`, `make test-long` (what takes minutes: the
+# README's commands, the tutorial, the docs, coverage), `make coverage`, `make docs` (the site, into site/) and
+# `make results` (docs/results.md from its rows). `.ci/run` calls check, test and test-long.
 # PYTHON=python3.12 picks another interpreter. TORCH_ARGS goes to pip for torch alone: without a GPU give it the index
 # of PyTorch's CPU builds (README), else pip brings CUDA along.
 PYTHON ?= python3
@@ -10,8 +13,12 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
+# mkdocs-material announces its successor at each build.
+export NO_MKDOCS_2_WARNING := 1
+# One process per core; a file's tests stay together, because they share what was costly to make.
+PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup repro test check
+.PHONY: setup setup-docs repro test test-long coverage check format docs results
 setup: $(VENV)/.ready
 
 # Installed again only when the list of packages changes; torch first, so that nothing else chooses its build.
@@ -24,16 +31,41 @@ $(VENV)/.ready: constraints.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
 	touch $@
 
+# What builds the site comes apart, so that a user's setup does not wait for it.
+setup-docs: $(VENV)/.docs-ready
+
+$(VENV)/.docs-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 repro: setup
 	@git rev-parse --verify --quiet HEAD > /dev/null || { echo "This folder is no git repository with a commit," \
 		"which DVC needs: git init && git add -A && git commit -m start"; exit 1; }
 	dvc repro
 
-# One process per core; a file's tests stay together, because they share what was costly to make.
 test: setup
-	pytest -n auto --maxprocesses 8 --dist loadfile
+	$(PYTEST)
+
+test-long: setup setup-docs coverage
+	$(PYTEST) -m long
+
+# The floor stands in pyproject.toml. Tests that start other processes (slow) would measure nothing here.
+coverage: setup
+	$(PYTEST) -q -m "not long and not slow" --cov --cov-report=term:skip-covered --no-cov-on-fail
 
 check: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	codespell
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+docs: setup setup-docs
+	mkdocs build --strict --quiet
+	@echo "The site is site/index.html."
+
+results: setup
+	python benchmarks/results.py

@@ -114,8 +114,8 @@ class Session:
     def params(self, tree: Path, settings: Row) -> Row:
         """The tree's params.yaml with its beauty-fast, or with `--small` a small network, and `settings`."""
         params, preset = (yaml.safe_load((tree / file).read_text(encoding="utf-8")) for file in SETTINGS)
-        for section, values in ({} if self.args.small else preset).items():
-            params[section].update(values)
+        for name, value in ({} if self.args.small else preset).items():
+            params[name] = {**params[name], **value} if isinstance(value, dict) else value
         for key, value in {"seed": 1, **(SMALL if self.args.small else {}), **settings}.items():
             *sections, name = key.split(".")
             (params[sections[0]] if sections else params)[name] = value
@@ -239,7 +239,7 @@ class Watch:
             ours = [event for event in self.profile.events() or [] if not getattr(event, "is_user_annotation", False)]
             self.kernels.update(event.name for event in ours if event.device_type == torch.autograd.DeviceType.CUDA)
 
-    def warned(self, message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+    def warned(self, message: Any, _category: Any, filename: str, lineno: int, *_: Any) -> None:
         if "called a synchronizing" in str(message):
             self.waits[f"{threading.current_thread().name} {Path(filename).name}:{lineno}"] += 1
 
@@ -350,7 +350,8 @@ def speed(session: Session, names: list[str]) -> None:
         return last
 
     if session.args.warm:
-        return session.all(warm, [f"{name} {label}" for name in names for label in session.trees])
+        session.all(warm, [f"{name} {label}" for name in names for label in session.trees])
+        return
     session.args.jobs = 1
     for _ in range(session.args.rounds):
         session.all(pair, names)

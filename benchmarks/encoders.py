@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from defaults import some
 
 from benchmarks.encoder_models import (
     IMAGE_TOKEN,
@@ -163,7 +164,7 @@ def qwen_row(
 ) -> Row:
     from pipeline.embed.multimodal import encode_batches
 
-    settings = EmbedConfig(encoder="multimodal", batch_tokens=args.qwen_tokens)
+    settings = some(EmbedConfig, encoder="multimodal", batch_tokens=args.qwen_tokens)
     grid = encoder.grid(500, 500) if with_image else (0, 0)
     prompts = qwen_prompts(grid, lengths)
     sizes = [len(prompt.ids) for prompt in prompts]

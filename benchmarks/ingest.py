@@ -14,14 +14,16 @@ import resource
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from defaults import default_params, some
 
-from pipeline.config import build_params
+from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.stage import run
 
 PART = 1_000_000  # events generated at once
@@ -59,9 +61,8 @@ def write_log(path: Path, events: int, seed: int = 0) -> None:
 
 def measure(log: Path, engine: str, memory_limit: str) -> dict[str, object]:
     """Run the stage once; returns one row of the table."""
-    params = build_params(
-        {"dataset": "custom", "ingest": {"path": str(log), "engine": engine, "memory_limit": memory_limit}}
-    )
+    source = some(IngestConfig, path=str(log), engine=engine, memory_limit=memory_limit)
+    params = replace(default_params(), dataset="custom", ingest=source)
     began = time.perf_counter()
     summary = run(params, output=log.parent / "interactions", scratch=log.parent / "scratch")
     seconds = time.perf_counter() - began

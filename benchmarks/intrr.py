@@ -30,6 +30,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from defaults import some
 from torch import Tensor, nn
 
 from pipeline.artifacts import Sids, Splits
@@ -51,7 +52,8 @@ from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Epochs, Windows
 
-WIDE = BackboneConfig(
+WIDE = some(
+    BackboneConfig,
     encoder_layers=4,
     decoder_layers=4,
     d_model=256,
@@ -129,7 +131,7 @@ def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
     """The strategy, and its model with random weights."""
     torch.manual_seed(0)
     result = choose_strategies(
-        name, {"intrr": IntrrConfig(digit_width=0)}
+        name, {"intrr": some(IntrrConfig, digit_width=0)}
     ).network()  # the catalogue's digit is as wide already
     return Strategy(result, Sampler()), result.build(NETWORKS[network], world.catalogue)
 
@@ -139,7 +141,7 @@ def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
 
 def measure_training(name: str, network: str, world: World, args: argparse.Namespace) -> tuple[float, float, float]:
     """(samples per second, GiB of a step, GiB of what stays between steps)."""
-    device, config = world.catalogue.codes_IL.device, TrainConfig(optimizer="adam", compile=not args.eager)
+    device, config = world.catalogue.codes_IL.device, some(TrainConfig, optimizer="adam", compile=not args.eager)
     before = allocated(device)
     strategy, model = build(name, network, world)
     optimizer_step, share = (
@@ -186,7 +188,7 @@ def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: S
 
 def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[float]:
     """Seconds of forward and backward of the item side, the backbone and the target side."""
-    device, config = world.catalogue.codes_IL.device, TrainConfig()
+    device, config = world.catalogue.codes_IL.device, some(TrainConfig)
     strategy, built = build("intrr", network, world)
     model = cast(RecursiveModel, built.train())
     step = Step(0, 0, world.windows(args.windows), np.ones(args.windows, np.float32))

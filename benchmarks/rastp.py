@@ -3,7 +3,7 @@
     python benchmarks/rastp.py --devices cuda
     python benchmarks/rastp.py --devices cpu --windows 32 --steps 2 --users 32
 
-Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and `preset tiger`. Windows:
+Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and rkmeans-256x3. Windows:
 `random` are training windows from a random start; `full` are histories of 30 items. The network has the TIGER shape.
 
 Columns. ms: one optimizer step, forward, backward and update. saved: 1 - time / time of packed full, on the same
@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from defaults import some
 from torch import nn
 from training import TIGER
 
@@ -40,7 +41,8 @@ from pipeline.training.steps import Step
 from pipeline.training.windows import Epochs, Windows
 
 LONGEST, BATCHES, WARM = 30, 6, 3
-RELEASED = RastpConfig(
+RELEASED = some(
+    RastpConfig,
     min_tokens=1,
     separators="compete",
     base="padded",
@@ -83,7 +85,7 @@ def ways() -> list[Way]:
         Way(
             f"packed rastp {name} after {after}{note}",
             False,
-            RastpConfig(keep=keep, after_layer=after, separators=separators),
+            some(RastpConfig, keep=keep, after_layer=after, separators=separators),
         )
         for separators, note in (("keep", ""), ("compete", ", separators compete"))
         for after in (1, 2, 3)
@@ -108,7 +110,7 @@ def measure(way: Way, splits: Splits, catalogue: Catalogue, kind: str, args: arg
     device, per_item = catalogue.codes_IL.device, catalogue.levels + TIGER.separators
     torch.manual_seed(0)
     pad_to = LONGEST * per_item if way.padded else 0
-    strategy, config = way.strategy(pad_to), TrainConfig(optimizer="adam", compile=not args.eager)
+    strategy, config = way.strategy(pad_to), some(TrainConfig, optimizer="adam", compile=not args.eager)
     model = strategy.network.build(TIGER, catalogue).train()
     optimizer_step, count = OptimizerStep(config, model, strategy), args.windows
     drawn = windows_of(kind, splits, count * BATCHES)

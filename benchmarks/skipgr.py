@@ -3,7 +3,7 @@
     python benchmarks/skipgr.py                                  # GPU: the TIGER shape, whole passes
     python benchmarks/skipgr.py --small --places 2000            # CPU: a small network, the first windows of a pass
 
-Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and `preset tiger`. The first
+Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and rkmeans-256x3. The first
 pass scores every token, as in training; those up to the first that computes skipped targets again (one in
 `rescore_every`) meet the new sizes of batches; the passes after them are timed, decisions and every step included.
 
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from defaults import some
 from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
@@ -39,17 +40,17 @@ from pipeline.training.optimizer_step import OptimizerStep, records
 from pipeline.training.steps import Step, samples_per_step
 from pipeline.training.windows import Epochs
 
-SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
+SMALL = some(BackboneConfig, encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
 WARM = 5  # passes: the first that scores all, and one that scores skipped targets again
-BOTH = SkipgrConfig(apply_to="both")
+BOTH = some(SkipgrConfig, apply_to="both")
 WAYS: dict[str, SkipgrConfig | None] = {
     "full": None,
-    "tokens, loss": SkipgrConfig(sequence_ratio=0.0),
+    "tokens, loss": some(SkipgrConfig, sequence_ratio=0.0),
     "tokens, loss and input": replace(BOTH, sequence_ratio=0.0),
-    "sequences, r 0.3": SkipgrConfig(token_ratio=0.0),
+    "sequences, r 0.3": some(SkipgrConfig, token_ratio=0.0),
     "both, r 0.3": BOTH,
     "both, 30% of sequences": replace(BOTH, sequence_share=0.3),
-    "InfoBatch, r 0.5": SkipgrConfig("loss", token_ratio=0.0, sequence_ratio=0.5, sequence_unit="window"),
+    "InfoBatch, r 0.5": some(SkipgrConfig, rule="loss", token_ratio=0.0, sequence_ratio=0.5, sequence_unit="window"),
     "random, 30% of sequences": replace(BOTH, rule="random", sequence_share=0.3),
 }
 
@@ -73,7 +74,7 @@ class Bench:
 
     def __init__(self, config: SkipgrConfig | None, splits: Splits, catalogue: Catalogue, args: argparse.Namespace):
         self.backbone, self.args, self.catalogue = SMALL if args.small else TIGER, args, catalogue
-        self.train = TrainConfig(optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
+        self.train = some(TrainConfig, optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
         self.device, self.per_item = catalogue.codes_IL.device, catalogue.levels + self.backbone.separators
         torch.manual_seed(0)
         network = Network()

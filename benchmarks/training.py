@@ -22,6 +22,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from defaults import default_params, some
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
@@ -37,8 +38,16 @@ from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
-TIGER = BackboneConfig(
-    encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024, ff_hidden_layers=2, dropout=0.15
+TIGER = some(
+    BackboneConfig,
+    encoder_layers=4,
+    decoder_layers=4,
+    d_model=128,
+    heads=6,
+    d_head=64,
+    d_ff=1024,
+    ff_hidden_layers=2,
+    dropout=0.15,
 )
 PEAK = PEAKS["H200"]
 LONGEST = 29
@@ -106,7 +115,7 @@ class Row:
         )
 
 
-def measure(
+def measure(  # noqa: PLR0913 - what one row of the table differs in
     strategy: str,
     splits: Splits,
     catalogue: Catalogue,
@@ -119,7 +128,7 @@ def measure(
 ) -> Row:
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
-    chosen = choose_strategies(strategy, {"rastp": {}, "intrr": {}})
+    chosen = choose_strategies(strategy, default_params().strategies)
     per_item = chosen.input_tokens_per_item(catalogue.levels, TIGER.separators)
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     network = chosen.network()
@@ -199,7 +208,7 @@ def main() -> None:
     args = parser.parse_args()
     device, splits, sids = pick_device("auto"), Splits.read(), Sids.read()
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
-    windows, config = grid_windows(splits), TrainConfig(optimizer="adam", compile=not args.eager)
+    windows, config = grid_windows(splits), some(TrainConfig, optimizer="adam", compile=not args.eager)
     print(
         f"{len(windows):,} windows, mean history {windows.lengths_W.mean():.2f} items, on "
         f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}"

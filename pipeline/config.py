@@ -1,4 +1,5 @@
-"""params.yaml <-> frozen dataclasses. An unknown key or a bad value is an error that names the nearest valid one.
+"""params.yaml <-> frozen dataclasses. An unknown key or a bad value is an error that names the nearest valid one; so is
+a missing key, because nothing here has a default: presets/demo.yaml alone says the defaults.
 
 Each section's dataclass lives in the folder that it is for (`pipeline/training/config.py`, ...), so that changing one
 knob's definition re-runs only the stages that read it; this file puts them together.
@@ -8,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -27,6 +28,7 @@ from pipeline.strategies.registry import choose_strategies, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
 
+MIGRATE = "`python -m pipeline migrate` adds missing keys to params.yaml, with their defaults"
 DATASETS = (
     "demo",
     "amazon-beauty",
@@ -40,7 +42,7 @@ DATASETS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Params:
     """The whole of params.yaml; one field per section, in the order of the graph.
 
@@ -48,22 +50,20 @@ class Params:
         the others.
     """
 
-    seed: int = 42
-    strategy: str = "full"
-    dataset: str = "demo"
-    ingest: IngestConfig = field(default_factory=IngestConfig)
-    embed: EmbedConfig = field(default_factory=EmbedConfig)
-    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
-    split: SplitConfig = field(default_factory=SplitConfig)
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    strategies: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    track: TrackConfig = field(default_factory=TrackConfig)
+    seed: int
+    strategy: str
+    dataset: str
+    ingest: IngestConfig
+    embed: EmbedConfig
+    quantize: QuantizeConfig
+    split: SplitConfig
+    backbone: BackboneConfig
+    train: TrainConfig
+    strategies: Mapping[str, Any]
+    evaluate: EvaluateConfig
+    track: TrackConfig
 
     def __post_init__(self) -> None:
-        missing = {name: make() for name, make in settings_types().items() if name not in self.strategies}
-        object.__setattr__(self, "strategies", {**self.strategies, **missing})  # frozen, and this completes it
         choose_strategies(self.strategy, self.strategies).check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
@@ -86,15 +86,12 @@ class Params:
         return {name: _plain(value) if dataclasses.is_dataclass(value) else value for name, value in laid_out.items()}
 
 
-def load_params(path: Path = Path("params.yaml"), *, complete: bool = False) -> Params:
+def load_params(path: Path = Path("params.yaml")) -> Params:
     """Read and check the whole file.
 
-    Args:
-        complete: a key that the file lacks is an error too. DVC reads parameters from the file and knows no defaults:
-            it stops at a stage whose parameter is missing when it has removed what the stage wrote.
-
     Raises:
-        UserError: the file is missing, is no YAML mapping, or holds unknown keys or bad values (all are listed).
+        UserError: the file is missing, is no YAML mapping, or holds unknown keys or bad values, or lacks keys (all are
+            listed).
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -108,36 +105,22 @@ def load_params(path: Path = Path("params.yaml"), *, complete: bool = False) -> 
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}", fix=RESTORE) from None
-    params = build_params(raw, str(path))
-    if complete and (missing := _missing(raw or {}, params)):
-        raise UserError("\n".join(missing), f"DVC reads every parameter from {path}", "add it, then `dvc repro`")
-    return params
-
-
-def _missing(raw: Mapping[str, Any], params: Params) -> list[str]:
-    """A line for each section or key of params.yaml that `raw` lacks, with its default."""
-    lines = []
-    for name, value in params.plain().items():
-        if name not in raw:
-            shown = yaml.safe_dump({name: value}, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
-            lines.append(f"missing key '{name}'; its default: {shown}")
-        elif dataclasses.is_dataclass(_types_of(Params)[name]):
-            lacking = [key for key in value if key not in raw[name]]
-            lines += [f"missing key '{name}.{key}'; its default: {value[key]!r}" for key in lacking]
-    return lines
+    return build_params(raw, str(path))
 
 
 def build_params(raw: Any, source: str = "params.yaml") -> Params:
     """Check a parsed mapping against the dataclasses.
 
     Raises:
-        UserError: listing every unknown key and bad value, and how to go on.
+        UserError: listing every unknown key, bad value and missing key, and how to go on.
     """
     problems: list[str] = []
-    params = _build(Params, raw if raw is not None else {}, "", problems)
-    if problems or params is None:
-        raise UserError("\n".join(problems), f"{source} was refused as a whole, nothing ran", RESTORE)
-    return params
+    missing: list[str] = []
+    params = _build(Params, raw if raw is not None else {}, "", problems, missing)
+    if params is None:
+        fix = "\n".join([RESTORE] * bool(problems) + [MIGRATE] * bool(missing))
+        raise UserError("\n".join(problems + missing), f"{source} was refused as a whole, nothing ran", fix)
+    return typing.cast(Params, params)
 
 
 def _plain(section: Any) -> dict[str, Any]:
@@ -146,23 +129,25 @@ def _plain(section: Any) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
+def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[str]) -> Any:
+    """`raw` as the dataclass `cls`. None, with lines in `problems` and `missing`, where it is not all right."""
     if not isinstance(raw, dict):
         problems.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of names to values, found {raw!r}")
         return None
     hints = _types_of(cls)
-    values, before = {}, len(problems)
+    values, before = {}, len(problems) + len(missing)
     for key, value in raw.items():
         if key not in hints:
             problems.append(f"unknown key '{prefix}{key}': {nearest(str(key), hints)}")
         elif dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems)
+            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems, missing)
         else:
             values[key] = _convert(value, hints[key], f"{prefix}{key}", problems)
-    if len(problems) > before:
+    missing += [f"missing key '{prefix}{key}'" for key in hints if key not in raw]
+    if len(problems) + len(missing) > before:
         return None
     if cls is Params:  # the sections of strategies move into a mapping of their own
-        values["strategies"] = {name: values.pop(name) for name in raw if name in settings_types()}
+        values["strategies"] = {name: values.pop(name) for name in settings_types()}
     try:
         return cls(**values)
     except ValueError as error:
@@ -172,7 +157,8 @@ def _build(cls: type, raw: Any, prefix: str, problems: list[str]) -> Any:
 
 def _types_of(cls: type) -> dict[str, Any]:
     """The type of each key of a section; at the top, the sections of strategies stand for the field `strategies`."""
-    hints = typing.get_type_hints(cls)
+    found = typing.get_type_hints(cls)
+    hints = {field.name: found[field.name] for field in dataclasses.fields(cls)}
     if cls is Params:
         del hints["strategies"]
         hints |= settings_types()

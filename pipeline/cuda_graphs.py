@@ -43,7 +43,7 @@ class CudaGraphed:
         key: of the argument, what else a recording depends on beside the shapes of its tensors.
     """
 
-    def __init__(self, function: Callable[[Any], Any], key: Callable[[Any], Hashable] = lambda argument: None):
+    def __init__(self, function: Callable[[Any], Any], key: Callable[[Any], Hashable] = lambda _: None):
         self.function, self.key = function, key
         self.warm_seconds = 0.0  # spent on calls that were not replays
         self._recordings: dict[Hashable, Recording] = {}

@@ -130,7 +130,7 @@ def check_params(root: Path) -> Check:
     try:
         params = load_params(root / "params.yaml")
     except UserError as error:
-        return Check("params", "fail", error.what, "mend it in params.yaml, then `dvc repro`")
+        return Check("params", "fail", error.what, error.fix)
     return Check("params", "ok", f"dataset {params.dataset}, strategy {params.strategy}, seed {params.seed}")
 
 

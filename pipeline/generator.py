@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
 from pipeline.strategies.base import NetworkTraits
-from pipeline.strategies.registry import choose_strategies
+from pipeline.strategies.registry import choose_strategies, from_saved
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -87,7 +87,8 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
-        chosen, backbone = choose_strategies(config["strategy"], config), BackboneConfig(**config["backbone"])
+        chosen = choose_strategies(config["strategy"], config)
+        backbone = from_saved(BackboneConfig, config["backbone"])
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)
         model.load_state_dict(weights)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ("networks", "tracked_project")  # fixtures that tests of several folders use
+# Which tests run and which were skipped, then fixtures that tests of several folders use
+pytest_plugins = ("selection", "networks", "tracked_project")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DVC_NO_ANALYTICS"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 

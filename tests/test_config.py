@@ -11,15 +11,29 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from settings import raw_params, read_params
 
-from pipeline.config import Params, build_params, load_params
+from pipeline.config import build_params, load_params
 from pipeline.errors import UserError
 
 
-def refusal(raw: Any) -> str:
+def refusal(changes: Any) -> str:
+    """What is said of params.yaml with these changes."""
     with pytest.raises(UserError) as caught:
-        build_params(raw)
+        read_params(changes)
     return str(caught.value)
+
+
+def keys(tree: Any, prefix: str = "") -> list[str]:
+    """Dotted names in order, sections and what they hold."""
+    members = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
+    members |= members.pop("strategies", {})  # whose sections stand beside the others
+    names = []
+    for name, value in members.items():
+        names.append(prefix + name)
+        if dataclasses.is_dataclass(value):
+            names += keys(value, f"{prefix}{name}.")
+    return names
 
 
 def test_an_unknown_key_names_the_nearest_one() -> None:
@@ -47,7 +61,7 @@ def test_a_refusal_ends_with_what_to_do_and_discards_no_settings() -> None:
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("0.001", 0.001), ("1", 1.0), ("'3e-4'", 0.0003)])
 def test_a_rate_may_be_written_in_any_way(text: str, value: float) -> None:
     """YAML 1.1 reads 1e-3 as text."""
-    rate = build_params({"train": {"learning_rate": yaml.safe_load(text)}}).train.learning_rate
+    rate = read_params({"train": {"learning_rate": yaml.safe_load(text)}}).train.learning_rate
     assert rate == value
     assert isinstance(rate, float)
 
@@ -64,14 +78,14 @@ def test_a_switch_is_true_or_false() -> None:
 
 
 def test_a_number_or_a_word_keeps_its_kind() -> None:
-    assert build_params({"ingest": {"k_core": 7}}).ingest.k_core == 7
-    assert build_params({"ingest": {"k_core": "recipe"}}).ingest.k_core == "recipe"
+    assert read_params({"ingest": {"k_core": 7}}).ingest.k_core == 7
+    assert read_params({"ingest": {"k_core": "recipe"}}).ingest.k_core == "recipe"
     assert "ingest.k_core is 'seven', expected int or 'recipe'" in refusal({"ingest": {"k_core": "seven"}})
 
 
 def test_an_unquoted_date_is_taken_as_its_text() -> None:
     split = {"protocol": "temporal", **yaml.safe_load("{valid_from: 2014-01-01, test_from: 2014-02-01}")}
-    assert build_params({"split": split}).split.valid_from == "2014-01-01"
+    assert read_params({"split": split}).split.valid_from == "2014-01-01"
 
 
 def test_values_that_contradict_each_other_are_refused() -> None:
@@ -81,7 +95,7 @@ def test_values_that_contradict_each_other_are_refused() -> None:
 
 
 def test_a_share_may_be_written_as_a_fraction() -> None:
-    assert build_params({"rastp": {"keep": "1/3"}}).strategies["rastp"].keep == 1 / 3
+    assert read_params({"rastp": {"keep": "1/3"}}).strategies["rastp"].keep == 1 / 3
     assert "rastp.keep is 'a third', expected float" in refusal({"rastp": {"keep": "a third"}})
     assert "rastp.keep is '1/0', expected float" in refusal({"rastp": {"keep": "1/0"}})
 
@@ -92,11 +106,11 @@ class TestSkipgr:
             assert f"skipgr.{name} is a share" in refusal({"skipgr": {name: 1.0}})
         assert "skipgr.level_ratios is a share" in refusal({"skipgr": {"level_ratios": [0.1, -0.1, 0.1]}})
         assert "above skipgr.max_weight 2" in refusal({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0}})
-        build_params({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0, "sequence_share": 0.3}})
+        read_params({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0, "sequence_share": 0.3}})
 
     def test_each_scored_level_has_its_ratio(self) -> None:
         raw = {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.2, 0.3]}}
-        build_params(raw)
+        read_params(raw)
         assert "has 3 entries for 4 levels" in refusal({**raw, "quantize": {"levels": 4}})
         assert "has 3 entries for 4 levels" in refusal({**raw, "skipgr": {**raw["skipgr"], "include_digit": True}})
 
@@ -105,25 +119,25 @@ class TestSkipgr:
         raw = {"strategy": "rastp+skipgr", "skipgr": {"apply_to": apply_to}}
         assert "rastp counts a history by items" in refusal(raw)
         for allowed in ({"input_unit": "item"}, {"apply_to": "loss"}, {"token_ratio": 0.0}):
-            build_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})
-        build_params({"strategy": "skipgr+rastp"})
+            read_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})
+        read_params({"strategy": "skipgr+rastp"})
         assert "intrr counts a history by items" in refusal({**raw, "strategy": "intrr+skipgr"})
 
     def test_where_every_item_is_a_target_none_leaves_a_history(self) -> None:
         raw = {"strategy": "skipgr", "backbone": {"name": "decoder"}, "train": {"targets": "all"}}
-        build_params(raw)
+        read_params(raw)
         for skipgr in ({"apply_to": "both", "input_unit": "item"}, {"sequence_unit": "window"}):
             assert "the items of a history are targets too" in refusal({**raw, "skipgr": skipgr})
 
     def test_single_tokens_leave_an_encoder_only(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("pipeline.strategies.skipgr.WITH_ENCODER", ("other",))
         assert "backbone t5 has none" in refusal({"strategy": "skipgr", "skipgr": {"apply_to": "both"}})
-        build_params({"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}})
+        read_params({"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}})
 
     def test_padding_would_fill_what_single_tokens_leave(self) -> None:
         raw = {"strategy": "skipgr", "skipgr": {"apply_to": "input"}, "train": {"batching": "padded"}}
         assert "that padding would fill again" in refusal(raw)
-        build_params({**raw, "skipgr": {"apply_to": "loss"}})
+        read_params({**raw, "skipgr": {"apply_to": "loss"}})
 
 
 class TestRastp:
@@ -134,8 +148,8 @@ class TestRastp:
     def test_needs_as_many_blocks_as_it_waits_for(self) -> None:
         raw = {"strategy": "rastp", "backbone": {"encoder_layers": 2}, "rastp": {"after_layer": 3}}
         assert "rastp.after_layer is 3, and backbone.encoder_layers only 2" in refusal(raw)
-        assert build_params({**raw, "rastp": {"after_layer": 2}}).strategies["rastp"].after_layer == 2
-        assert build_params({**raw, "strategy": "full"}).strategies["rastp"].after_layer == 3
+        assert read_params({**raw, "rastp": {"after_layer": 2}}).strategies["rastp"].after_layer == 2
+        assert read_params({**raw, "strategy": "full"}).strategies["rastp"].after_layer == 3
 
     def test_is_refused_on_backbones_without_an_encoder(self) -> None:
         for name in ("decoder", "hstu"):
@@ -145,7 +159,7 @@ class TestRastp:
     @pytest.mark.parametrize("rastp", [{"base": "padded"}, {"padded_queries": "count"}])
     def test_needs_padding_where_padding_counts(self, rastp: dict[str, str]) -> None:
         assert "set train.batching=padded" in refusal({"strategy": "rastp", "rastp": rastp})
-        build_params({"strategy": "rastp", "rastp": rastp, "train": {"batching": "padded"}})
+        read_params({"strategy": "rastp", "rastp": rastp, "train": {"batching": "padded"}})
 
     @pytest.mark.parametrize("text", ["full+rastp", "rastp+full"])
     def test_is_not_full(self, text: str) -> None:
@@ -158,7 +172,8 @@ class TestRastp:
 
 @pytest.mark.parametrize("raw", ["text", ["list"], 3])
 def test_a_file_that_is_no_mapping_is_refused(raw: Any) -> None:
-    assert "must be a mapping" in refusal(raw)
+    with pytest.raises(UserError, match="the file must be a mapping"):
+        build_params(raw)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
@@ -169,15 +184,53 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_an_empty_file_means_the_defaults(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("")
-    assert load_params(tmp_path / "params.yaml") == Params()
+class TestNothingHasADefault:
+    """A line that is deleted must not train something else."""
+
+    @pytest.mark.parametrize("key", keys(read_params()))
+    def test_a_missing_key_or_section_is_an_error(self, key: str) -> None:
+        raw = raw_params()
+        section, *name = key.split(".")
+        del (raw[section] if name else raw)[name[0] if name else section]
+        with pytest.raises(UserError) as caught:
+            build_params(raw)
+        assert caught.value.what == f"missing key '{key}'"
+        assert caught.value.fix.startswith("`python -m pipeline migrate` adds missing keys")
+
+    def test_is_listed_with_all_else_that_is_wrong(self) -> None:
+        raw = raw_params({"seed": "x", "train": {"learning_rat": 1}, "evaluate": {"beam": 1}})
+        del raw["train"]["compile"], raw["intrr"]
+        with pytest.raises(UserError) as caught:
+            build_params(raw)
+        first, second, third, *missing = caught.value.what.splitlines()
+        assert first.startswith("seed is 'x'")
+        assert second.startswith("unknown key 'train.learning_rat'")
+        assert third.startswith("evaluate.beam must be 10 or more")
+        assert missing == ["missing key 'train.compile'", "missing key 'intrr'"]
+        assert caught.value.fix.splitlines()[0].startswith("mend the value, then `dvc repro`")
+        assert "pipeline migrate" in caught.value.fix.splitlines()[1]
+
+    def test_an_empty_file_lacks_everything(self, tmp_path: Path) -> None:
+        (tmp_path / "params.yaml").write_text("")
+        with pytest.raises(UserError) as caught:
+            load_params(tmp_path / "params.yaml")
+        assert caught.value.what.splitlines() == [
+            f"missing key '{key}'" for key in keys(read_params()) if "." not in key
+        ]
+
+    def test_no_dataclass_of_a_section_has_one(self) -> None:
+        params = read_params()
+        for section in (params, *vars(params).values(), *params.strategies.values()):
+            if dataclasses.is_dataclass(section):
+                fields = dataclasses.fields(section)
+                assert all(field.default is field.default_factory is dataclasses.MISSING for field in fields), section
+                assert all(field.kw_only for field in fields), section
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.floats(1e-6, 1), st.integers(1, 999), st.sampled_from(["source", "shuffled"]))
 def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, ties: str) -> None:
-    params = build_params(
+    params = read_params(
         {"seed": seed, "train": {"learning_rate": rate}, "split": {"max_history": history, "ties": ties}}
     )
     assert build_params(yaml.safe_load(yaml.safe_dump(params.plain()))) == params
@@ -186,22 +239,17 @@ def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, 
 # ---------------------------------------------------------------------------------------------------- the file itself
 
 
-def keys(tree: Any, prefix: str = "") -> list[str]:
-    """Dotted names in order, sections and what they hold."""
-    members = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
-    members |= members.pop("strategies", {})  # whose sections stand beside the others
-    names = []
-    for name, value in members.items():
-        names.append(prefix + name)
-        if dataclasses.is_dataclass(value):
-            names += keys(value, f"{prefix}{name}.")
-    return names
-
-
 def test_params_yaml_holds_every_key_and_no_other(root: Path) -> None:
     raw = yaml.safe_load((root / "params.yaml").read_text())
     inner = [f"{section}.{key}" for section, value in raw.items() if isinstance(value, dict) for key in value]
     assert sorted([*raw, *inner]) == sorted(keys(load_params(root / "params.yaml")))
+
+
+def test_presets_demo_yaml_is_params_yaml_as_it_comes(root: Path) -> None:
+    """Its defaults and comments stay at hand when a user has edited params.yaml."""
+    head, _, rest = (root / "presets/demo.yaml").read_text().partition("\n\n")
+    assert all(line.startswith("# ") for line in head.splitlines())
+    assert rest == (root / "params.yaml").read_text()
 
 
 def test_params_yaml_keeps_the_form_that_dvc_writes(root: Path) -> None:
@@ -227,7 +275,7 @@ def test_every_item_as_a_target_needs_a_causal_backbone() -> None:
     said = refusal({"train": {"targets": "all"}})
     assert "train.targets all" in said
     assert "t5 is none: set backbone.name to decoder or hstu" in said
-    assert build_params({"train": {"targets": "all"}, "backbone": {"name": "hstu"}}).train.targets == "all"
+    assert read_params({"train": {"targets": "all"}, "backbone": {"name": "hstu"}}).train.targets == "all"
 
 
 def test_whole_sequences_need_every_item_as_a_target() -> None:
@@ -244,4 +292,4 @@ def test_only_hstus_time_bias_wants_times() -> None:
     }
     for (name, attention, bias), wanted in cases.items():
         backbone = {"name": name, "hstu_attention": attention, "time_bias": bias}
-        assert build_params({"backbone": backbone}).backbone.wants_times == wanted
+        assert read_params({"backbone": backbone}).backbone.wants_times == wanted

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.cuda_graphs import WARM, CudaGraphed, map_tensors, tensors_of
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+gpu = pytest.mark.gpu
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """A saved model comes back exactly, and a damaged one is named."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from pipeline.backbones import build_backbone
+from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.ranking import generate_items
@@ -149,3 +152,32 @@ def test_skips_that_no_strategy_reads_are_refused(saved):
     (folder / "skips.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="strategy full has no `eval_rule` that reads it"):
         load_generator(folder)
+
+
+@pytest.mark.parametrize("key", BackboneConfig.SAVED_WITHOUT)
+def test_a_model_that_is_older_than_a_key_loads_as_it_was_trained(saved, key: str) -> None:
+    """The value comes with the key's dataclass, never from params.yaml or its defaults."""
+    model, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    assert config["backbone"].pop(key) == BackboneConfig.SAVED_WITHOUT[key]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_generator(folder).model.config == model.config
+
+
+def test_skips_of_a_model_that_is_older_than_at_eval_are_for_training_alone(root: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(root / "tests/golden/generators/rastp+skipgr", tmp_path / "generator")
+    (folder / "skips.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["skipgr"].pop("at_eval")
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_generator(folder).eval_skips is None
+
+
+def test_a_saved_model_that_lacks_any_other_key_is_damaged(saved) -> None:
+    _, folder = saved
+    whole = json.loads((folder / "config.json").read_text())
+    for key in set(whole["backbone"]) - set(BackboneConfig.SAVED_WITHOUT):
+        backbone = {name: value for name, value in whole["backbone"].items() if name != key}
+        (folder / "config.json").write_text(json.dumps({**whole, "backbone": backbone}))
+        with pytest.raises(UserError, match=f"'{key}'"):
+            load_generator(folder)

@@ -2,33 +2,42 @@
 must be quick.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
-    name: Literal["t5", "decoder", "hstu"] = "t5"
-    encoder_layers: int = 2  # t5
-    decoder_layers: int = 2  # all layers of decoder and hstu
-    d_model: int = 64
-    heads: int = 4
-    d_head: int = 16
-    d_ff: int = 256
-    ff_hidden_layers: int = 1  # 1: T5's feed-forward; 2: GRID's, one more d_ff x d_ff layer
-    dropout: float = 0.1
-    separators: bool = True  # a learned token after each item of the history
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    embedding_std: float = 1.0  # t5, decoder: of the token and recency tables at the start; 1: T5's
-    recency_items: int = 0  # t5: places, counted from the last item, with a learned vector; 0: none, as published
-    hstu_attention: Literal["silu", "softplus"] = "silu"  # softplus: that of IntRR's code
-    time_bias: bool = True  # hstu with silu: a learned bias of the time between two items
+    name: Literal["t5", "decoder", "hstu"]
+    encoder_layers: int  # t5
+    decoder_layers: int  # all layers of decoder and hstu
+    d_model: int
+    heads: int
+    d_head: int
+    d_ff: int
+    ff_hidden_layers: int  # 1: T5's feed-forward; 2: GRID's, one more d_ff x d_ff layer
+    dropout: float
+    separators: bool  # a learned token after each item of the history
+    relative_buckets: int
+    relative_max_distance: int
+    embedding_std: float  # t5, decoder: of the token and recency tables at the start; 1: T5's
+    recency_items: int  # t5: places, counted from the last item, with a learned vector; 0: none, as published
+    hstu_attention: Literal["silu", "softplus"]  # softplus: that of IntRR's code
+    time_bias: bool  # hstu with silu: a learned bias of the time between two items
+
+    # Keys that came after the first saved models, and the value by which a model without the key computes as then.
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
+        "embedding_std": 1.0,
+        "recency_items": 0,
+        "hstu_attention": "silu",
+        "time_bias": True,
+    }
 
     def __post_init__(self) -> None:
         for name in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_head", "d_ff", "ff_hidden_layers"):

@@ -1,6 +1,7 @@
-"""Commands around experiments: recipes before a run, comparisons and measurements after it."""
+"""Commands around experiments: presets before a run, comparisons and measurements after it."""
 
 import json
+from itertools import groupby
 from typing import Annotated
 
 import typer
@@ -17,10 +18,11 @@ def preset(
         typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="One more value; repeat as needed."),
     ] = None,
 ) -> None:
-    """Write a published recipe into params.yaml, or list them.
+    """Write a preset into params.yaml, or list them by kind.
 
-    Comments and order stay. Presets combine: each writes only the keys that it names, and `demo` brings every default
-    back.
+    Comments and order stay. A part sets every key of its kind (data, encoder, quantizer, model, strategy) and no other,
+    so parts combine in any order. A whole sets all kinds but data and encoder; `demo` brings every default back. A
+    value that you set by hand in those sections is overwritten too: each change is printed.
 
     [dim]Examples:[/dim]
 
@@ -28,18 +30,47 @@ def preset(
 
       python -m pipeline preset amazon-beauty --set ingest.path=DIR
 
+      python -m pipeline preset beauty-fast && python -m pipeline preset skipgr
+
       python -m pipeline preset tiger --set train.max_windows=1000000
     """
-    from pipeline.presets import apply_preset, describe
+    from pipeline.presets.apply import apply_preset
+    from pipeline.presets.kinds import describe, sets
 
+    known = describe()
     if name is None:
-        for known, description in describe().items():
-            print(f"{known:18}{description}")
+        width = max(map(len, known), default=0) + 2
+        for kind, presets in groupby(known.values(), key=lambda preset: preset.kind):
+            print(f"{kind or 'of no kind'} ({sets(kind)})")
+            for preset in presets:
+                print(f"  {preset.name:{width}}{preset.summary}")
         return
     changes = apply_preset(name, settings or [])
     for change in changes:
         print(f"  {change}")
-    print(f"{len(changes)} values changed. Next: dvc repro" if changes else "params.yaml says so already.")
+    print(f"{len(changes)} values changed." if changes else "params.yaml says so already.")
+    print("Next: add one of these presets, then dvc repro" if known[name].add else "Next: dvc repro")
+    for line in known[name].add:
+        print(f"  {line}")
+
+
+@commands.command(rich_help_panel=PANEL)
+def migrate() -> None:
+    """Add to params.yaml the keys that a newer version needs, with their defaults.
+
+    Values, comments and order stay. An unknown key is refused, never removed. The defaults are those of
+    presets/demo.yaml.
+
+    [dim]Examples:[/dim]
+
+      git pull && python -m pipeline migrate
+    """
+    from pipeline.presets.migrate import add_missing_keys
+
+    added = add_missing_keys()
+    for key in added:
+        print(f"  {key}")
+    print(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")
 
 
 @commands.command(rich_help_panel=PANEL)

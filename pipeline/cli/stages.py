@@ -11,11 +11,11 @@ PANEL = "Stages"
 commands = typer.Typer()
 
 
-def _params(complete: bool = False) -> "Params":
-    """All of params.yaml, checked before the libraries of a stage are loaded; `complete` as in `load_params`."""
+def _params() -> "Params":
+    """All of params.yaml, checked before the libraries of a stage are loaded."""
     from pipeline.config import load_params
 
-    return load_params(complete=complete)
+    return load_params()
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -31,7 +31,7 @@ def check() -> None:
 
       dvc exp run -S train.learning_rate=-1    (fails, and everything is still there)
     """
-    params = _params(complete=True)
+    params = _params()
     from pipeline.check.stage import run
 
     run(params)

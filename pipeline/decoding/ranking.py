@@ -216,7 +216,7 @@ def rank_targets(
 
 
 @torch.no_grad()
-def generate_items(
+def generate_items(  # noqa: PLR0913 - all but three by keyword
     model: Backbone,
     items: np.ndarray,
     offsets: np.ndarray,

@@ -7,31 +7,32 @@ from typing import Literal
 FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
     """Which encoder turns an item into a vector."""
 
-    encoder: Literal["tfidf", "text", "multimodal", "precomputed"] = "tfidf"
+    encoder: Literal["tfidf", "text", "multimodal", "precomputed"]
     # Segments of the item's text; a segment whose field is missing is left out, the others are joined by ". ".
-    template: tuple[str, ...] = ("{title}", "{categories}", "{description}")
-    dimensions: int = 128  # tfidf: width after the truncated SVD (never more than the data allow)
+    template: tuple[str, ...]
+    dimensions: int  # tfidf: width after the truncated SVD (never more than the data allow)
     # text and multimodal, down to shard_items
-    model: str = "google/flan-t5-base"  # a Hugging Face name or a local folder
-    revision: str = "main"
-    max_tokens: int = 128  # longer texts are cut here
-    batch_tokens: int = 8192  # tokens of a batch, padding and images included
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    shard_items: int = 4096  # items of a shard; finished shards survive a kill
+    model: str  # a Hugging Face name or a local folder
+    revision: str
+    max_tokens: int  # longer texts are cut here
+    batch_tokens: int  # tokens of a batch, padding and images included
+    dtype: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on a GPU, float32 on a CPU
+    shard_items: int  # items of a shard; finished shards survive a kill
     # multimodal, down to max_image_pixels
-    images: str = "data/interactions"  # the folder that image paths start from; no image outside of it is read
-    prompt: str = "Summarize this item in one word. {item}"  # what the model is asked, after the images
-    pooling: Literal["last_token", "mean"] = "last_token"
-    image_tokens: int = 256  # of one image at most, 28 x 28 pixels each; larger images are shrunk
-    max_images: int = 4  # of one item; further ones are counted and left out
-    max_image_pixels: int = 50_000_000  # larger images are refused
-    # precomputed: a .npy, .safetensors or .parquet file; this default takes the vectors that came with the dataset.
-    path: str = "data/interactions/items.parquet"
-    match: Literal["auto", "id", "order"] = "auto"  # precomputed: how rows find their item
+    images: str  # the folder that image paths start from; no image outside of it is read
+    prompt: str  # what the model is asked, after the images
+    pooling: Literal["last_token", "mean"]
+    image_tokens: int  # of one image at most, 28 x 28 pixels each; larger images are shrunk
+    max_images: int  # of one item; further ones are counted and left out
+    max_image_pixels: int  # larger images are refused
+    # precomputed: a .npy, .safetensors or .parquet file; the vectors that came with the dataset are in
+    # data/interactions/items.parquet.
+    path: str
+    match: Literal["auto", "id", "order"]  # precomputed: how rows find their item
 
     def __post_init__(self) -> None:
         for name in (

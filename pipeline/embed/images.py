@@ -23,7 +23,7 @@ MAX_ASPECT = 200  # the model's own limit of one side over the other
 THREADS = min(16, os.cpu_count() or 1)  # decoding leaves Python's lock
 
 
-class BadImage(Exception):
+class BadImageError(Exception):
     """Why an image cannot be used, in a few words."""
 
 
@@ -40,11 +40,11 @@ class Picture:
         """RGB, upright.
 
         Raises:
-            BadImage, OSError: the file is another one by now, or gone.
+            BadImageError, OSError: the file is another one by now, or gone.
         """
         data = _read(self.path)
         if hashlib.sha256(data).hexdigest() != self.digest:
-            raise BadImage("other bytes than before")
+            raise BadImageError("other bytes than before")
         return _decode(data)
 
 
@@ -74,17 +74,17 @@ def survey(cells: Sequence[str | None], folder: Path, max_images: int, max_pixel
     lock = threading.Lock()
     with Progress("embed: images", len(wanted), "images") as progress, ThreadPoolExecutor(THREADS) as pool:
 
-        def check(name: str) -> Picture | BadImage:
+        def check(name: str) -> Picture | BadImageError:
             try:
                 return inspect(folder, name, max_pixels)
-            except BadImage as reason:
+            except BadImageError as reason:
                 return reason
             finally:
                 with lock:
                     progress.update(1)
 
         for (item, name), result in zip(wanted, pool.map(check, [name for _, name in wanted]), strict=True):
-            if isinstance(result, BadImage):
+            if isinstance(result, BadImageError):
                 found.rejects.append((item, name, str(result)))
             else:
                 found.pictures[item].append(result)
@@ -95,18 +95,18 @@ def inspect(folder: Path, name: str, max_pixels: int) -> Picture:
     """Find and decode one image.
 
     Raises:
-        BadImage: it cannot be used.
+        BadImageError: it cannot be used.
     """
     try:
         path = (folder / name).resolve()  # also through links
         if not path.is_relative_to(folder.resolve()):
-            raise BadImage("outside the dataset folder")
+            raise BadImageError("outside the dataset folder")
         if not path.is_file():
-            raise BadImage("no such file")
+            raise BadImageError("no such file")
         data = _read(path)
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a NUL in the name; links in a circle
         # Not the whole message: it may hold the path of this machine.
-        raise BadImage(f"cannot be read: {getattr(error, 'strerror', None) or 'no usable path'}") from None
+        raise BadImageError(f"cannot be read: {getattr(error, 'strerror', None) or 'no usable path'}") from None
     upright = _decode(data, max_pixels)
     return Picture(path, upright.width, upright.height, hashlib.sha256(data).hexdigest())
 
@@ -115,7 +115,7 @@ def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise BadImage(f"larger than {MAX_BYTES // 2**20} MiB")
+        raise BadImageError(f"larger than {MAX_BYTES // 2**20} MiB")
     return data
 
 
@@ -125,13 +125,13 @@ def _decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if max_pixels is not None and width * height > max_pixels:
-            raise BadImage(f"{width} x {height} is more than {max_pixels:,} pixels")
+            raise BadImageError(f"{width} x {height} is more than {max_pixels:,} pixels")
         if max(width, height) > MAX_ASPECT * min(width, height):
-            raise BadImage(f"{width} x {height} is longer than {MAX_ASPECT} times its width")
+            raise BadImageError(f"{width} x {height} is longer than {MAX_ASPECT} times its width")
         return ImageOps.exif_transpose(image).convert("RGB")
-    except BadImage:
+    except BadImageError:
         raise
     except UnidentifiedImageError:
-        raise BadImage(f"cannot be decoded: none of {', '.join(FORMATS)}") from None
+        raise BadImageError(f"cannot be decoded: none of {', '.join(FORMATS)}") from None
     except Exception as error:  # every decoder has its own for a damaged file
-        raise BadImage(f"cannot be decoded: {str(error) or type(error).__name__}") from None
+        raise BadImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from None

@@ -19,7 +19,7 @@ from torch import Tensor
 from pipeline.artifacts import fingerprint, write_parquet
 from pipeline.embed.batches import in_step, packed_batches, pick_dtype
 from pipeline.embed.config import EmbedConfig
-from pipeline.embed.images import THREADS, BadImage, Picture, Survey, survey
+from pipeline.embed.images import THREADS, BadImageError, Picture, Survey, survey
 from pipeline.embed.qwen import AFTER, BEFORE, IMAGE, Prompt, QwenEncoder
 from pipeline.embed.shards import EncodedItems, Shards, Share
 from pipeline.errors import UserError
@@ -144,7 +144,7 @@ def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
 def _pixels(encoder: QwenEncoder, picture: Picture) -> Tensor:
     try:
         return encoder.pixels(picture.load())
-    except (BadImage, OSError) as error:  # it was decoded without complaint a while ago
+    except (BadImageError, OSError) as error:  # it was decoded without complaint a while ago
         raise UserError(
             f"{picture.path} changed while items were embedded: {error}",
             "vectors must be of the images that were checked",

@@ -59,7 +59,8 @@ class QwenEncoder:
         model: a `Qwen2_5_VLModel`.
         images: a `Qwen2VLImageProcessorPil`.
         image_tokens: of one image at most.
-        name, revision: as those of a TextEncoder.
+        name: as that of a TextEncoder.
+        revision: as that of a TextEncoder.
     """
 
     def __init__(
@@ -364,7 +365,8 @@ def qwen_attention(
     """[T, H, D]: attention within each of n sequences that stand one after another.
 
     Args:
-        k_THD, v_THD: with as many heads, or with fewer that several query heads share.
+        k_THD: with as many heads, or with fewer that several query heads share.
+        v_THD: with the heads of `k_THD`.
         starts: int32 [n + 1]: sequence i owns [starts[i], starts[i + 1]).
         longest: at least the length of the longest one.
     """

@@ -34,8 +34,9 @@ def render_text(template: Sequence[str], item: Mapping[str, Any]) -> str:
     A field is missing when it is absent, None or blank. Runs of white space become one space.
     """
     words = {name: " ".join(str(value).split()) for name, value in item.items() if value is not None}
-    segments = []
-    for segment in template:
-        if all(words.get(name) for name in FIELD.findall(segment)):
-            segments.append(FIELD.sub(lambda match: words[match[1]], segment))
+    segments = [
+        FIELD.sub(lambda match: words[match[1]], segment)
+        for segment in template
+        if all(words.get(name) for name in FIELD.findall(segment))
+    ]
     return ". ".join(segments)

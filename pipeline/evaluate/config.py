@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """How the test number is made."""
 
-    beam: int = 20
-    decoding: Literal["constrained", "unconstrained", "exact"] = "constrained"  # exact scores the whole catalogue
-    filter_seen: bool = False  # drop items of the user's history from the ranking
-    batch_users: int = 256
-    bootstrap_samples: int = 1000  # for the 95% intervals
-    cooccurrence_window: int = 3  # baseline: two items co-occur when at most this many steps apart
+    beam: int
+    decoding: Literal["constrained", "unconstrained", "exact"]  # exact scores the whole catalogue
+    filter_seen: bool  # drop items of the user's history from the ranking
+    batch_users: int
+    bootstrap_samples: int  # for the 95% intervals
+    cooccurrence_window: int  # baseline: two items co-occur when at most this many steps apart
 
     def __post_init__(self) -> None:
         if self.beam < 10:

@@ -39,7 +39,8 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     """Filter, deduplicate, take the k-core and number what is left.
 
     Args:
-        log, items: Parquet files as staging.py writes them.
+        log: a Parquet file as staging.py writes it.
+        items: likewise; None where there is no item file.
         minimum: action column -> least value of an interaction.
 
     Raises:

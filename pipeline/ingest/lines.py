@@ -124,7 +124,7 @@ def _whole_characters(text: str) -> str:
 def _field_parser(file: RawFile) -> Callable[[str, Sequence[str] | None], Fields]:
     header = file.format.header
 
-    def parse(text: str, columns: Sequence[str] | None) -> Fields:
+    def parse(text: str, _columns: Sequence[str] | None) -> Fields:
         fields = text.split(file.format.delimiter)
         if len(fields) != len(header):
             raise ValueError(wrong_width(len(fields), len(header)))

@@ -43,7 +43,7 @@ def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = N
 
 def sample(file: RawFile, ticks: int = 1) -> pa.Table | None:
     """The first chunk with all its columns, or None when the file has no row."""
-    chunk = next(read_chunks(file, lambda line, reason, row: None, ticks=ticks), None)
+    chunk = next(read_chunks(file, lambda *_: None, ticks=ticks), None)
     return chunk.table if chunk else None
 
 

@@ -44,7 +44,7 @@ class Histories:
     decoder_positions: DecoderPositions | None = None  # decoder positions of each window; None: all
 
     @classmethod
-    def pack(
+    def pack(  # noqa: PLR0913 - facts of a batch that are independent of each other, all but three by keyword
         cls,
         items_N: np.ndarray,
         offsets: np.ndarray,

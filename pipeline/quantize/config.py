@@ -4,34 +4,34 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
     """How vectors become Semantic IDs."""
 
-    method: Literal["rkmeans", "rqvae", "vqvae", "simvq"] = "rkmeans"
-    levels: int = 3  # codes per item, the deduplication digit not counted
-    codes: int = 256  # codebook size of each level
-    normalize_input: bool = True  # L2-normalise the embeddings first
-    normalize_residuals: bool = True  # rkmeans, vqvae: L2-normalise what each level leaves, as GRID: fewer collisions
-    collisions: Literal["digit", "sinkhorn", "none"] = "digit"  # what tells items of equal codes apart
-    digit_width: int = 0  # values the deduplication digit may take; 0: as many as the largest group needs
-    max_collision_rate: float = 0.5  # share of items with the codes of another above which the stage fails
-    iterations: int = 40  # Lloyd passes per level of k-means
-    restarts: int = 1  # rkmeans: runs of k-means per level; the best one is kept
+    method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
+    levels: int  # codes per item, the deduplication digit not counted
+    codes: int  # codebook size of each level
+    normalize_input: bool  # L2-normalise the embeddings first
+    normalize_residuals: bool  # rkmeans, vqvae: L2-normalise what each level leaves, as GRID: fewer collisions
+    collisions: Literal["digit", "sinkhorn", "none"]  # what tells items of equal codes apart
+    digit_width: int  # values the deduplication digit may take; 0: as many as the largest group needs
+    max_collision_rate: float  # share of items with the codes of another above which the stage fails
+    iterations: int  # Lloyd passes per level of k-means
+    restarts: int  # rkmeans: runs of k-means per level; the best one is kept
     # rqvae and simvq
-    encoder: Literal["mlp", "identity"] = "mlp"  # identity: the levels quantize the embeddings themselves
-    hidden: tuple[int, ...] = (256,)  # widths between the embedding and the latent; the decoder mirrors them
-    latent: int = 64  # width that is quantized
-    estimator: Literal["straight_through", "rotation"] = "straight_through"  # gradient past the choice of a code
-    bias: bool = True  # simvq: of each level's linear map
+    encoder: Literal["mlp", "identity"]  # identity: the levels quantize the embeddings themselves
+    hidden: tuple[int, ...]  # widths between the embedding and the latent; the decoder mirrors them
+    latent: int  # width that is quantized
+    estimator: Literal["straight_through", "rotation"]  # gradient past the choice of a code
+    bias: bool  # simvq: of each level's linear map
     # rqvae, vqvae and simvq
-    commitment: float = 0.25  # weight of the term that pulls what is quantized towards its code
-    restart_dead: bool = True  # rqvae, vqvae: a code without items starts again at a random item
-    learning_rate: float = 0.005
-    batch_items: int = 256
-    max_steps: int = 3000  # optimizer steps; vqvae: of each level
-    patience: int = 10  # checks without a better reconstruction after which training stops
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    commitment: float  # weight of the term that pulls what is quantized towards its code
+    restart_dead: bool  # rqvae, vqvae: a code without items starts again at a random item
+    learning_rate: float
+    batch_items: int
+    max_steps: int  # optimizer steps; vqvae: of each level
+    patience: int  # checks without a better reconstruction after which training stops
+    device: Literal["auto", "cpu", "cuda"]
 
     def __post_init__(self) -> None:
         if self.levels < 1 or self.codes < 2 or self.iterations < 1 or self.restarts < 1:

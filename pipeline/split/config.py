@@ -5,15 +5,15 @@ from datetime import date
 from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitConfig:
     """Which interactions are for training, for choosing a model, and for the final number."""
 
-    protocol: Literal["leave_one_out", "temporal"] = "leave_one_out"
-    max_history: int = 20  # most recent items the model sees before a target
-    ties: Literal["source", "shuffled"] = "source"  # order of a user's interactions with equal timestamps
-    valid_from: str = ""  # temporal: first day of validation, YYYY-MM-DD (UTC)
-    test_from: str = ""  # temporal: first day of test
+    protocol: Literal["leave_one_out", "temporal"]
+    max_history: int  # most recent items the model sees before a target
+    ties: Literal["source", "shuffled"]  # order of a user's interactions with equal timestamps
+    valid_from: str  # temporal: first day of validation, YYYY-MM-DD (UTC)
+    test_from: str  # temporal: first day of test
 
     def __post_init__(self) -> None:
         if self.max_history < 1:

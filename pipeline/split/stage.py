@@ -73,8 +73,11 @@ def split_log(
     """The pure part: a log sorted by (user, time) as sequences with targets.
 
     Args:
-        users_N, items_N: dense ids. timestamps_N: seconds.
-        users, items: how many there are, those without an interaction included.
+        users_N: dense ids.
+        items_N: dense ids.
+        timestamps_N: seconds.
+        users: how many there are, those without an interaction included.
+        items: likewise.
 
     Raises:
         UserError: nothing is left to train on, or no validation or test target.

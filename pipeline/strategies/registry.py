@@ -93,21 +93,34 @@ class ChosenStrategies:
         return {name: dataclasses.asdict(section) for name, section in self.settings.items()}
 
 
+def from_saved(kind: type, values: Mapping[str, Any]) -> Any:
+    """A section of a saved model's config.json as its dataclass.
+
+    A key that the section lacks takes its value from `kind.SAVED_WITHOUT`: the model is older than the key. That value
+    is no default of params.yaml, but what computes as the code did before the key was there.
+
+    Raises:
+        TypeError: a key is unknown, or is missing and is not in `SAVED_WITHOUT`.
+    """
+    return kind(**{**getattr(kind, "SAVED_WITHOUT", {}), **values})
+
+
 def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategies:
     """Return the strategies that `text` names.
 
     Args:
-        sections: the settings of each that has some, by name: its dataclass, or that as plain values. Others are not
-            looked at.
+        sections: the settings of each that has some, by name: its dataclass, or that as plain values of a saved
+            model. Others are not looked at.
 
     Raises:
         ValueError: as `parse`; or a section is neither of the two.
+        TypeError: as `from_saved`.
     """
     found, settings = tuple(specs()[name] for name in parse(text)), {}
     for spec in found:
         if spec.settings is not None:
             section = sections[spec.name]
-            settings[spec.name] = spec.settings(**section) if isinstance(section, Mapping) else section
+            settings[spec.name] = from_saved(spec.settings, section) if isinstance(section, Mapping) else section
             if not isinstance(settings[spec.name], spec.settings):
                 raise ValueError(f"{spec.name} must be a mapping of names to values, found {section!r}")
     return ChosenStrategies(text, found, settings)

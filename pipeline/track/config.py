@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrackConfig:
     """Where runs are recorded."""
 
-    experiment: str = "sidpipe"  # name of the MLflow experiment
-    log_model: bool = True  # attach models/generator to the run
+    experiment: str  # name of the MLflow experiment
+    log_model: bool  # attach models/generator to the run

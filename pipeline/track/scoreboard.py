@@ -57,10 +57,10 @@ def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
         f"{'':{first}}{'all users':>{width * len(SCOREBOARD_METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
     )
     lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings())]
-    for row in table:
-        lines.append(
-            f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width for cell in row.cells)
-        )
+    lines += [
+        f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width for cell in row.cells)
+        for row in table
+    ]
     intervals = [
         f"{heading} {cell.interval[0]:.4f} to {cell.interval[1]:.4f}"
         for heading, cell in zip(headings(), table[0].cells, strict=True)

@@ -85,7 +85,8 @@ def write_reports(
     """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.
 
     Args:
-        tables, learned: as the strategy's `Report` gives them.
+        tables: as the strategy's `Report` gives them.
+        learned: likewise.
     """
     write_json(reports / "timings.json", timings)
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}

@@ -71,7 +71,7 @@ class Trainer:
         resume: what an earlier run saved, None to start from nothing.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a run, which train/assembly.py puts together by keyword
         self,
         config: TrainConfig,
         seed: int,

@@ -3,9 +3,8 @@
 It knows of no data, schedule or other processes: `loop.Trainer` has those, and benchmarks need none.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,9 @@ from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)

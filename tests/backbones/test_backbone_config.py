@@ -1,6 +1,7 @@
 """What `backbone:` refuses."""
 
 import pytest
+from settings import some
 
 from pipeline.backbones.config import BackboneConfig
 
@@ -19,4 +20,4 @@ from pipeline.backbones.config import BackboneConfig
 )
 def test_a_size_that_makes_no_network_is_refused_by_name(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
-        BackboneConfig(**bad)
+        some(BackboneConfig, **bad)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from settings import some
 from torch import nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
@@ -98,7 +99,7 @@ def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
     histories, targets_W = make_batch(model)
     ids, lengths = fed_ids(model, histories, targets_W)
     oracle = as_transformers(model).train()
-    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * (1 - p) if training else x)
+    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, *_: x * (1 - p) if training else x)
     for module in (dropout, attention):
         monkeypatch.setattr(module, "dropout_factors", lambda shape, p, like: like.new_full(shape, 1 - p))
     expected = expected_logits(model, oracle(input_ids=ids).last_hidden_state, lengths)
@@ -106,7 +107,8 @@ def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
 
 
 def test_the_published_size_has_the_parameters_that_its_shapes_say(random_codes):
-    config = BackboneConfig(
+    config = some(
+        BackboneConfig,
         name="decoder",
         decoder_layers=4,
         d_model=256,
@@ -126,7 +128,7 @@ def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch, random_cod
     widths = (32, 32, 32, 4)
     for name in ("decoder", "hstu"):
         torch.manual_seed(0)
-        model = build_backbone(BackboneConfig(name=name), Catalogue(random_codes(500, widths), widths)).eval()
+        model = build_backbone(some(BackboneConfig, name=name), Catalogue(random_codes(500, widths), widths)).eval()
         histories, targets_W = make_batch(model, count=200)
         codes_WL = model.catalogue.codes_IL[targets_W]
         losses = [

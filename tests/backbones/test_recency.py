@@ -12,7 +12,7 @@ def test_each_item_gets_the_vector_of_its_age_and_far_ones_share_the_last(make_m
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "recency.weight"})
     seen = []
     for each in (model, plain):
-        each.encoder[0].attention.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+        each.encoder[0].attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         each.encode(histories)
     tokens = model.tokens_IS.shape[1]
     expected = torch.zeros_like(seen[0])

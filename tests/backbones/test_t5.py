@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from settings import some
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers_t5 import as_transformers, decoder_ids, gradients, sum_of_losses
@@ -203,7 +204,7 @@ def test_dropout_acts_where_t5_has_it(make_model, make_batch, monkeypatch, shape
     histories, targets_W = make_batch(model)
     ids, mask = encoder_ids(model, histories)
     oracle = as_transformers(model)
-    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, inplace=False: x * (1 - p) if training else x)
+    monkeypatch.setattr(F, "dropout", lambda x, p=0.5, training=True, *_: x * (1 - p) if training else x)
     for module in (dropout, attention):
         monkeypatch.setattr(module, "dropout_factors", lambda shape, p, like: like.new_full(shape, 1 - p))
     logits = model.train()(histories, targets_W)
@@ -215,8 +216,16 @@ def test_dropout_acts_where_t5_has_it(make_model, make_batch, monkeypatch, shape
 
 
 def test_the_tiger_shape_has_13_million_parameters(random_codes):
-    tiger = BackboneConfig(
-        encoder_layers=4, decoder_layers=4, d_model=128, heads=6, d_head=64, d_ff=1024, ff_hidden_layers=2, dropout=0.15
+    tiger = some(
+        BackboneConfig,
+        encoder_layers=4,
+        decoder_layers=4,
+        d_model=128,
+        heads=6,
+        d_head=64,
+        d_ff=1024,
+        ff_hidden_layers=2,
+        dropout=0.15,
     )
     widths = (256, 256, 256, 15)
     model = build_backbone(tiger, Catalogue(random_codes(300, widths), widths))
@@ -231,7 +240,7 @@ def test_the_tiger_shape_has_13_million_parameters(random_codes):
 def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch, random_codes):
     widths = (32, 32, 32, 4)
     torch.manual_seed(0)
-    model = build_backbone(BackboneConfig(), Catalogue(random_codes(500, widths), widths)).eval()
+    model = build_backbone(some(BackboneConfig), Catalogue(random_codes(500, widths), widths)).eval()
     histories, targets_W = make_batch(model, count=200)
     loss = sum_of_losses(model, model(histories, targets_W), targets_W) / 200
     uniform = sum(np.log(width) for width in widths)

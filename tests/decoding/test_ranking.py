@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settings import some
 from torch import nn
 
 from pipeline.artifacts import Splits
@@ -43,7 +44,7 @@ def random_splits(rng: np.random.Generator, items: int = 16, users: int = 9) -> 
 
 def tiny_model(catalogue: Catalogue, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
+    config = some(BackboneConfig, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
     model = build_backbone(config, catalogue)
     for parameter in model.parameters():  # far from the flat start, so that histories and prefixes matter
         nn.init.normal_(parameter, std=0.5)

@@ -1,5 +1,7 @@
 """Items with texts and pictures, and how the tests hand them to the tiny Qwen2.5-VL."""
 
+from settings import some
+
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import Picture, inspect
 from pipeline.embed.multimodal import multimodal_vectors
@@ -18,7 +20,8 @@ ITEMS = [
 
 
 def config(model: str, folder, **changes) -> EmbedConfig:
-    return EmbedConfig(
+    return some(
+        EmbedConfig,
         **{
             "encoder": "multimodal",
             "model": model,
@@ -27,7 +30,7 @@ def config(model: str, folder, **changes) -> EmbedConfig:
             "batch_tokens": 150,
             "shard_items": 3,
             **changes,
-        }
+        },
     )
 
 
@@ -46,7 +49,7 @@ def embed(model, folder, items=ITEMS, **changes):
 def prompt_and_pixels(encoder, text, pictures: list[Picture]):
     grids = [encoder.grid(picture.width, picture.height) for picture in pictures]
     return (
-        encoder.prompt(EmbedConfig().prompt, text, grids, 128),
+        encoder.prompt(some(EmbedConfig).prompt, text, grids, 128),
         [encoder.pixels(picture.load()) for picture in pictures],
     )
 

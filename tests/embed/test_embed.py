@@ -3,9 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from settings import some, some_params
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
-from pipeline.config import Params
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.errors import UserError
@@ -30,12 +30,14 @@ def interactions(tmp_path):
 
 
 def embed(folder, config: EmbedConfig, name: str = "out") -> tuple[Embeddings, dict]:
-    summary = run(Params(embed=config), interactions=folder, output=folder.parent / name, scratch=folder.parent / "s")
+    summary = run(
+        some_params(embed=config), interactions=folder, output=folder.parent / name, scratch=folder.parent / "s"
+    )
     return Embeddings.read(folder.parent / name), summary
 
 
 def test_tfidf_gives_one_row_per_item_and_counts_those_without_text(interactions, capsys):
-    embeddings, summary = embed(interactions, EmbedConfig())
+    embeddings, summary = embed(interactions, some(EmbedConfig))
     assert embeddings.vectors_Id.shape == (6, 4)  # four texts allow no more
     assert (
         embeddings.encoder
@@ -55,14 +57,14 @@ def test_tfidf_gives_one_row_per_item_and_counts_those_without_text(interactions
 
 def test_a_second_run_writes_the_same_bytes_whatever_the_seed(interactions):
     for name, seed in (("a", 1), ("b", 2)):
-        run(Params(seed=seed), interactions=interactions, output=interactions.parent / name)
+        run(some_params(seed=seed), interactions=interactions, output=interactions.parent / name)
     for path in (interactions.parent / "a").iterdir():
         assert path.read_bytes() == (interactions.parent / "b" / path.name).read_bytes()
 
 
 def test_precomputed_takes_the_vectors_that_came_with_the_dataset(interactions):
     path = str(Interactions(interactions).items)
-    embeddings, summary = embed(interactions, EmbedConfig(encoder="precomputed", path=path))
+    embeddings, summary = embed(interactions, some(EmbedConfig, encoder="precomputed", path=path))
     assert (embeddings.vectors_Id == VECTORS).all()
     assert (summary["matched_by"], summary["unused_rows"], summary["file"]) == ("id", 0, "items.parquet")
     assert summary["fingerprint"]
@@ -73,14 +75,14 @@ def test_nan_or_infinite_numbers_name_the_first_items(interactions, tmp_path):
     broken[1, 0], broken[4, 2] = np.nan, np.inf
     np.save(tmp_path / "v.npy", broken)
     with pytest.raises(UserError, match="2 of 6 items have NaN or infinite numbers in their embedding, first: r1, r4"):
-        embed(interactions, EmbedConfig(encoder="precomputed", path=str(tmp_path / "v.npy")))
+        embed(interactions, some(EmbedConfig, encoder="precomputed", path=str(tmp_path / "v.npy")))
 
 
 def test_rows_of_zeros_are_counted_and_nothing_but_zeros_is_refused(interactions, tmp_path):
-    some = VECTORS.copy()
-    some[3] = 0
-    np.save(tmp_path / "v.npy", some)
-    config = EmbedConfig(encoder="precomputed", path=str(tmp_path / "v.npy"))
+    partly = VECTORS.copy()
+    partly[3] = 0
+    np.save(tmp_path / "v.npy", partly)
+    config = some(EmbedConfig, encoder="precomputed", path=str(tmp_path / "v.npy"))
     assert embed(interactions, config)[1]["zero_vectors"] == 1
     np.save(tmp_path / "v.npy", np.zeros((6, 4)))
     with pytest.raises(UserError, match="the embeddings of all items are zero"):
@@ -89,22 +91,22 @@ def test_rows_of_zeros_are_counted_and_nothing_but_zeros_is_refused(interactions
 
 def test_a_template_that_no_item_can_fill_is_refused(interactions):
     with pytest.raises(UserError, match="no item has a text") as caught:
-        embed(interactions, EmbedConfig(template=("{description}",)))
+        embed(interactions, some(EmbedConfig, template=("{description}",)))
     assert "the items have the columns item_id, raw_id, title" in caught.value.why
 
 
 def test_an_unknown_field_of_the_template_is_refused(interactions):
     with pytest.raises(UserError, match="the field 'tittle'"):
-        embed(interactions, EmbedConfig(template=("{tittle}",)))
+        embed(interactions, some(EmbedConfig, template=("{tittle}",)))
 
 
 def test_vectors_are_no_text(interactions):
     with pytest.raises(UserError, match="the field 'vector'"):
-        embed(interactions, EmbedConfig(template=("{vector}",)))
+        embed(interactions, some(EmbedConfig, template=("{vector}",)))
 
 
 def test_a_failed_run_leaves_what_was_there(interactions):
-    before = embed(interactions, EmbedConfig())[0].vectors_Id
+    before = embed(interactions, some(EmbedConfig))[0].vectors_Id
     with pytest.raises(UserError):
-        embed(interactions, EmbedConfig(template=("{tittle}",)))
+        embed(interactions, some(EmbedConfig, template=("{tittle}",)))
     assert (Embeddings.read(interactions.parent / "out").vectors_Id == before).all()

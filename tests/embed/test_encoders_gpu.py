@@ -10,9 +10,7 @@ from pipeline.embed.qwen import QwenEncoder
 from pipeline.embed.t5 import T5Encoder
 from pipeline.embed.text import mean_pool
 
-if not torch.cuda.is_available():
-    pytest.skip("these kernels need a GPU", allow_module_level=True)
-
+pytestmark = pytest.mark.gpu
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 

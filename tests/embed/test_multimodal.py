@@ -9,10 +9,10 @@ import torch
 import transformers
 from PIL import Image
 from qwen_items import ITEMS, SIZES, config, embed, pictures_of, prompt_and_pixels
+from settings import some_params
 from tiny_qwen import save_qwen
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
-from pipeline.config import Params
 from pipeline.embed.batches import packed_batches
 from pipeline.embed.images import Picture
 from pipeline.embed.qwen import QwenEncoder, qwen_attention
@@ -173,7 +173,7 @@ def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(
         }
     )
     write_parquet(Interactions(tmp_path / "interactions").items, frame)
-    params = Params(embed=config(model, folder, template=("{title}",)))
+    params = some_params(embed=config(model, folder, template=("{title}",)))
 
     def embed_into(name: str) -> dict:
         return run(params, interactions=tmp_path / "interactions", output=tmp_path / name, scratch=tmp_path / "scratch")

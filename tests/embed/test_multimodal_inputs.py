@@ -9,8 +9,8 @@ import torch
 import transformers
 from PIL import Image
 from qwen_items import ITEMS, SIZES, embed, pictures_of, prompt_and_pixels
+from settings import read_params, some
 
-from pipeline.config import build_params
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import inspect
 from pipeline.errors import UserError
@@ -32,8 +32,9 @@ def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch
     assert prompt.ids.tolist() == encoder.tokenizer(expected)["input_ids"]
 
 
-def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, folder):
-    pytest.importorskip("torchvision", reason="the full processor needs torchvision")
+@pytest.mark.usefixtures("model")
+def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder, folder):
+    pytest.importorskip("torchvision", reason="no torchvision: the full processor needs it")
     processor = transformers.Qwen2_5_VLProcessor(
         encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template
     )
@@ -41,7 +42,7 @@ def test_prompt_and_pixels_equal_those_of_the_full_processor(model, encoder, fol
     for text, cell in ITEMS:
         pictures = pictures_of(folder, cell)
         prompt, pixels = prompt_and_pixels(encoder, text, pictures)
-        question = EmbedConfig().prompt.replace("{item}", text)
+        question = some(EmbedConfig).prompt.replace("{item}", text)
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
         chat = [{"role": "user", "content": content}]
         rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -76,7 +77,7 @@ def test_an_image_gets_at_most_its_tokens_and_a_small_one_is_enlarged(encoder):
 
 def test_a_prompt_without_a_slot_for_the_text_is_refused():
     with pytest.raises(UserError, match=r"embed\.prompt must say where"):
-        build_params({"embed": {"prompt": "Describe it."}})
+        read_params({"embed": {"prompt": "Describe it."}})
 
 
 # ---------------------------------------------------------------------------------------------------- images
@@ -126,7 +127,7 @@ def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
     from pipeline.embed import images
 
     monkeypatch.setattr(images, "MAX_BYTES", 100)
-    with pytest.raises(images.BadImage, match="larger than"):
+    with pytest.raises(images.BadImageError, match="larger than"):
         inspect(folder, "d.png", 10**6)
 
 

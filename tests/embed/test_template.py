@@ -1,8 +1,8 @@
 """How an item's fields become its text."""
 
 import pytest
+from settings import read_params
 
-from pipeline.config import build_params
 from pipeline.embed.template import fields_of, render_text
 from pipeline.errors import UserError
 
@@ -46,4 +46,4 @@ def test_title_categories_and_description_may_be_absent_from_a_data_set():
 @pytest.mark.parametrize("segment", ["no field", "{}", "{title", "title}", "{title!r}", "{title.upper}", "{{title}}"])
 def test_a_segment_that_is_no_template_is_refused_when_params_are_read(segment):
     with pytest.raises(UserError, match=r"embed\.template segment"):
-        build_params({"embed": {"template": ["{title}", segment]}})
+        read_params({"embed": {"template": ["{title}", segment]}})

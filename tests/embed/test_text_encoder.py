@@ -184,7 +184,7 @@ def test_more_tokens_than_the_model_has_positions_for_are_refused(folders):
 
 
 def test_too_little_memory_says_what_to_lower(folders, tmp_path, monkeypatch):
-    def no_room(encoder, tokens):
+    def no_room(*_):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(TextEncoder, "start", no_room)

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from settings import some_params
 from tiny_text import ITEMS, config, save_tokenizer, texts
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
-from pipeline.config import Params
 from pipeline.embed import shards
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder, text_vectors
@@ -86,7 +86,7 @@ def interactions(tmp_path):
 
 
 def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(folders, interactions, tmp_path):
-    params = Params(embed=config(folders["bert"]))
+    params = some_params(embed=config(folders["bert"]))
     summary = run(params, interactions=interactions, output=tmp_path / "out", scratch=tmp_path / "scratch")
     assert summary["name"] == folders["bert"].rsplit("/", 1)[1]
     assert (summary["pooling"], summary["dtype"], summary["dimensions"]) == ("mean", "float32", 16)
@@ -101,7 +101,8 @@ def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(folders, inter
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
-from pipeline.config import Params
+sys.path.insert(0, "tests/support")
+from settings import some, some_params
 from pipeline.embed import shards
 from pipeline.embed.batches import token_budget_batches
 from pipeline.embed.config import EmbedConfig
@@ -110,8 +111,8 @@ from pipeline.embed.text import TextEncoder
 start = TextEncoder.start
 TextEncoder.start = lambda self, tokens: (time.sleep(0.3), start(self, tokens))[1]
 folder, model = Path(sys.argv[1]), sys.argv[2]
-config = EmbedConfig(encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
-run(Params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
+config = some(EmbedConfig, encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
+run(some_params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
 """
 
 
@@ -128,7 +129,7 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, intera
     assert 3 <= kept < 8
     assert not (tmp_path / "out").exists()
     counted = Counted(monkeypatch)
-    params = Params(embed=config(folders["t5"]))
+    params = some_params(embed=config(folders["t5"]))
     run(params, interactions=interactions, output=tmp_path / "out", scratch=scratch)
     assert counted.texts == ITEMS - 5 * kept
     run(params, interactions=interactions, output=tmp_path / "whole", scratch=tmp_path / "fresh")
@@ -170,7 +171,7 @@ def test_a_process_that_helps_writes_no_result(folders, interactions, tmp_path, 
     as_process(monkeypatch, 1, 2)
     assert (
         run(
-            Params(embed=config(folders["t5"])),
+            some_params(embed=config(folders["t5"])),
             interactions=interactions,
             output=tmp_path / "out",
             scratch=tmp_path / "scratch",

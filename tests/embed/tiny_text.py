@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 import transformers
+from settings import some
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from pipeline.embed.config import EmbedConfig
@@ -49,6 +50,7 @@ def texts(seed: int = 0, items: int = ITEMS) -> list[str]:
 
 
 def config(model: str, **changes) -> EmbedConfig:
-    return EmbedConfig(
-        **{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5, **changes}
+    return some(
+        EmbedConfig,
+        **{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5, **changes},
     )

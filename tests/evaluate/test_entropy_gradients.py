@@ -18,7 +18,7 @@ from pipeline.training.windows import Epochs
 
 
 @pytest.fixture
-def world(tmp_path: Path, torch_settings_given_back: None) -> TinyWorld:
+def world(tmp_path: Path, torch_settings_given_back: None) -> TinyWorld:  # noqa: ARG001 - asked for what it does
     """Inputs to train on, instead of the untrained generator of this folder's other tests."""
     return write_world(tmp_path)
 

@@ -18,7 +18,8 @@ def prune(world: World, **settings) -> None:
     """Make the model of the world one that was trained by rastp."""
     write_generator(world, strategy="rastp")
     path = world.paths["generator"] / "config.json"
-    write_json(path, read_json(path) | {"rastp": {"after_layer": 1, "min_tokens": 1, **settings}})
+    config = read_json(path)
+    write_json(path, {**config, "rastp": {**config["rastp"], "after_layer": 1, "min_tokens": 1, **settings}})
 
 
 def ask(world: World, **arguments):

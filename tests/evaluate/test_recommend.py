@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from evaluated_world import ITEMS, MAX_HISTORY, World, random_splits, write_generator
+from settings import some_params
 
 from pipeline.artifacts import write_parquet
-from pipeline.config import Params
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
@@ -67,7 +67,7 @@ def test_seen_items_can_be_left_out(world):
 
 
 def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(tmp_path):
-    world = World(tmp_path, random_splits(np.random.default_rng(0)), Params())
+    world = World(tmp_path, random_splits(np.random.default_rng(0)), some_params())
     world.splits.write(world.paths["splits"])
     write_generator(world, items=3)
     with pytest.raises(UserError, match="every item is in the history"):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from raw_logs import Ingested
+from settings import read_params
 
 from pipeline.artifacts import Interactions, read_json
-from pipeline.config import build_params
 from pipeline.ingest.stage import run
 
 
@@ -16,7 +16,7 @@ def ingest(tmp_path):
     """ingest(path, dataset="custom", **ingest settings): runs the stage and reads back what it wrote."""
 
     def call(path: Path | str, dataset: str = "custom", **settings: Any) -> Ingested:
-        params = build_params({"dataset": dataset, "ingest": {"path": str(path), **settings}})
+        params = read_params({"dataset": dataset, "ingest": {"path": str(path), **settings}})
         output = tmp_path / "output" / "interactions"
         run(params, output=output, scratch=tmp_path / "scratch")
         return Ingested(output, read_json(Interactions(output).summary))

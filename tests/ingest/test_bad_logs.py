@@ -203,12 +203,13 @@ def test_after_any_error_what_was_there_is_as_before(ingest, tmp_path):
 
 FULL_DISK = """
 import resource, sys
-from pipeline.config import build_params
 from pipeline.errors import UserError
 from pipeline.ingest.stage import run
 from pathlib import Path
+sys.path.insert(0, "tests/support")
+from settings import read_params
 log, output, scratch = map(Path, sys.argv[1:])
-params = build_params({"dataset": "custom", "ingest": {"path": str(log), "k_core": 0}})
+params = read_params({"dataset": "custom", "ingest": {"path": str(log), "k_core": 0}})
 run(params, output=output, scratch=scratch)
 before = {file.name: file.read_bytes() for file in output.iterdir()}
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

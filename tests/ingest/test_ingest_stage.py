@@ -81,7 +81,7 @@ def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest, root):
 )
 def test_amazon_comes_out_as_the_literature_counts_it(ingest, folder, counts):
     if not folder.exists():
-        pytest.skip("the real data set is not beside the project")
+        pytest.skip("no shared data")
     result = ingest(folder)
     assert (result.summary["users"], result.summary["items"], result.summary["interactions"]) == counts
     assert result.rejects == []
@@ -97,7 +97,7 @@ def test_amazon_comes_out_as_the_literature_counts_it(ingest, folder, counts):
 @pytest.mark.shared
 def test_movielens_latest_small_goes_through_its_recipe(ingest):
     if not MOVIES.exists():
-        pytest.skip("the real data set is not beside the project")
+        pytest.skip("no shared data")
     result = ingest(MOVIES, "movielens-latest")
     assert (result.summary["users"], result.summary["items"], result.summary["interactions"]) == (610, 3650, 90_274)
     first = result.frame("items").iloc[0]

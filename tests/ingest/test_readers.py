@@ -212,5 +212,5 @@ def test_a_csv_file_without_rows_has_no_chunk(tmp_path, text):
 
 
 def test_arrow_arrays_are_what_chunks_hold(tmp_path):
-    chunk = next(read_chunks(RawFile(write(tmp_path / "a.csv", "x\n1\n"), "a", CSV), lambda *reject: None))
+    chunk = next(read_chunks(RawFile(write(tmp_path / "a.csv", "x\n1\n"), "a", CSV), lambda *_: None))
     assert chunk.table.schema == pa.schema([("x", pa.string())])

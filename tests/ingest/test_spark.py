@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from raw_logs import csv_text, jsonl_text, write
 
-pytest.importorskip("pyspark", reason="needs the extra: pip install 'sidpipe[spark]'")
+pytest.importorskip("pyspark", reason="no pyspark: pip install 'sidpipe[spark]'")
 
 
 @pytest.mark.slow

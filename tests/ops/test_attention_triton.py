@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
-if not torch.cuda.is_available():
-    pytest.skip("the kernels need a GPU", allow_module_level=True)
+pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from attention_kernels import BOUNDS, cases, errors
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)

@@ -2,8 +2,6 @@
 (TRITON_INTERPRET=1), where matrix products round as the CPU's do.
 """
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -17,10 +15,12 @@ from pipeline.ops.layout import Layout, make_spans
 from pipeline.ops.reference import reference_attention
 from pipeline.packing.histories import Histories
 
-decoding_triton = pytest.importorskip("pipeline.ops.triton.decoding")
-beam_triton = pytest.importorskip("pipeline.decoding.beam_triton")
+pytest.importorskip("triton", reason="no GPU: Triton is not installed")
+from pipeline.decoding import beam_triton
+from pipeline.ops.triton import decoding as decoding_triton
+
 GPU = torch.cuda.is_available()
-pytestmark = pytest.mark.skipif(not GPU and os.environ.get("TRITON_INTERPRET") != "1", reason="the kernels need a GPU")
+pytestmark = pytest.mark.gpu(interpreter=True)
 DEVICE = "cuda" if GPU else "cpu"
 WIDTHS = (14, 12, 10, 4)
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2}
@@ -137,7 +137,7 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
         assert torch.equal(mine[named], theirs[named])
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(interpreter=False)
 @pytest.mark.parametrize(
     ("constrained", "pad_to", "beam"), [(True, 0, 1), (True, 0, 40), (False, 0, 40), (True, 50, 8)]
 )
@@ -146,7 +146,7 @@ def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_model, random_windo
     assert_equal_on_both(model, random_windows, constrained, pad_to, beam)
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(interpreter=False)
 def test_a_causal_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_causal, random_windows):
     assert_equal_on_both(make_causal("decoder", items=600, widths=WIDTHS), random_windows, True, 0, 40)
 
@@ -159,7 +159,7 @@ def assert_equal_on_both(model, random_windows, constrained, pad_to, beam):
     assert (ours.codes_WKL.cpu() == expected.codes_WKL).all(-1).float().mean() > 0.99  # near scores may change places
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(interpreter=False)
 def test_a_beam_too_wide_for_a_program_takes_the_plain_path(make_model, random_windows, monkeypatch):
     model = make_model(items=600, widths=WIDTHS).cuda()
     items_N, offsets, _ = random_windows(5, 600)

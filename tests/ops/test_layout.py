@@ -38,7 +38,7 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch):
 
     def build(make) -> Layout:
         with monkeypatch.context() as patch:
-            patch.setattr(module, "uses_kernels", lambda device: True)
+            patch.setattr(module, "uses_kernels", lambda _: True)
             return make()
 
     return build
@@ -60,7 +60,7 @@ def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, i
 
     groups = layouts()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "uses_kernels", lambda device: True)
+        patch.setattr(module, "uses_kernels", lambda _: True)
         spans = layouts()
     for on_cpu, on_gpu in zip(groups, spans, strict=True):
         assert on_cpu.spans is None

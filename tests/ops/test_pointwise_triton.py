@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-pytest.importorskip("triton")
-if not torch.cuda.is_available():
-    pytest.skip("the kernels need a GPU", allow_module_level=True)
+pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from kernels_silu import BOUNDS, silu_cases, silu_errors
+
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("case", list(silu_cases()), ids=str)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from settings import some
 from torch import nn
 
 from pipeline.packing.backbone import Backbone, evaluating, require_eval
@@ -49,7 +50,7 @@ def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(make_caus
 
 def test_the_hook_is_called_once_between_the_blocks_that_see_all_tokens_and_the_others(make_model, make_batch) -> None:
     plain = make_model(encoder_layers=3)
-    model = PrunedNetwork(RastpConfig(after_layer=2, at_eval=False)).build(plain.config, plain.catalogue).eval()
+    model = PrunedNetwork(some(RastpConfig, after_layer=2, at_eval=False)).build(plain.config, plain.catalogue).eval()
     seen: list[str] = []
     for number, block in enumerate(model.encoder, start=1):
         block.attention.register_forward_hook(lambda *_, number=number: seen.append(f"block {number}"))

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from settings import some
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers_t5 import as_transformers, decoder_ids, gradients
@@ -152,7 +153,7 @@ def test_what_is_left_out_is_not_computed(make_model) -> None:
 def test_prefixes_go_with_pruned_and_padded_encoders(make_model, pad_to: int) -> None:
     model = make_model(encoder_layers=2)
     model.pruner = None
-    pruned = PrunedNetwork(RastpConfig(after_layer=1)).build(model.config, model.catalogue)
+    pruned = PrunedNetwork(some(RastpConfig, after_layer=1)).build(model.config, model.catalogue)
     pruned.load_state_dict(model.state_dict())
     items, _, decoded_W, targets_W = ragged(model)
     for network in (model, pruned.eval()):

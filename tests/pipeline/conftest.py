@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from project_folder import Repository
 
-from pipeline.presets import apply_preset
+from pipeline.presets.apply import apply_preset
 
 SMALL = [
     "embed.dimensions=16",
@@ -71,7 +71,7 @@ def first_run(origin: Repository, twin: Repository) -> str:
 
 
 @pytest.fixture(scope="session")
-def seventh(origin: Repository, first_run: str) -> dict[str, str]:
+def seventh(origin: Repository, first_run: str) -> dict[str, str]:  # noqa: ARG001 - asked for what it does
     """The experiment `seventh`, with another seed: what DVC printed, how params.yaml changed, and the difference."""
     shown = {
         "output": origin.run("dvc", "exp", "run", "-S", "seed=7", "-n", "seventh"),
@@ -83,7 +83,7 @@ def seventh(origin: Repository, first_run: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def repository(origin: Repository, first_run: str) -> Iterator[Repository]:
+def repository(origin: Repository, first_run: str) -> Iterator[Repository]:  # noqa: ARG001 - asked for what it does
     """The project after its first run."""
     yield origin
     origin.restore()

@@ -60,7 +60,8 @@ def test_the_report_says_how_many_are_not_shown(sids, tmp_path):
     assert ("deduplication digit" in text) == sids.digit
 
 
-def test_an_unknown_item_names_the_nearest_one(sids, tmp_path):
+@pytest.mark.usefixtures("sids")
+def test_an_unknown_item_names_the_nearest_one(tmp_path):
     with pytest.raises(UserError, match="item 'v7' is not known") as caught:
         ask(tmp_path, "v7")
     assert "did you mean" in caught.value.fix

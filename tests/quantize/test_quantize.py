@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from settings import some, some_params
 
 from pipeline.artifacts import Embeddings, Sids, read_parquet, write_parquet
-from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.stage import check_collisions, make_sids, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
-SMALL = QuantizeConfig(levels=2, codes=8, iterations=10, max_collision_rate=1.0)
+SMALL = some(QuantizeConfig, levels=2, codes=8, iterations=10, max_collision_rate=1.0)
 TRAINED = {"hidden": (8,), "latent": 4, "max_steps": 60, "batch_items": 32}
 
 
@@ -29,7 +29,7 @@ def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "
     items = pd.DataFrame({"item_id": np.arange(90, dtype=np.int32), "raw_id": names, **columns})
     write_parquet(folder / "interactions" / "items.parquet", items)
     return run(
-        Params(seed=seed, quantize=config),
+        some_params(seed=seed, quantize=config),
         embeddings=folder / "embeddings",
         interactions=folder / "interactions",
         output=folder / output,
@@ -123,12 +123,12 @@ def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
 def test_normalised_input_makes_the_length_of_a_vector_irrelevant():
     scaled = vectors() * np.exp2(np.arange(90) % 5)[:, None].astype(np.float32)  # powers of two: exact in float32
     assert (make_sids(vectors(), SMALL, 1).codes_IL == make_sids(scaled, SMALL, 1).codes_IL).all()
-    plain = QuantizeConfig(levels=2, codes=8, iterations=10, normalize_input=False)
+    plain = some(QuantizeConfig, levels=2, codes=8, iterations=10, normalize_input=False)
     assert (make_sids(vectors(), plain, 1).codes_IL != make_sids(scaled, plain, 1).codes_IL).any()
 
 
 def test_a_digit_width_of_its_own_becomes_the_last_level_width():
-    assert make_sids(vectors(), QuantizeConfig(levels=2, codes=8, digit_width=50), 1).widths == (8, 8, 50)
+    assert make_sids(vectors(), some(QuantizeConfig, levels=2, codes=8, digit_width=50), 1).widths == (8, 8, 50)
 
 
 def test_importing_the_stage_loads_no_faiss():
@@ -142,11 +142,11 @@ def test_importing_the_stage_loads_no_faiss():
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_on_amazon_beauty_18_percent_collide_and_plain_residuals_collide_more():
     minilm = np.load(SHARED / "amazon-beauty" / "minilm_embeddings.npy").astype(np.float32)
-    normalised = make_sids(minilm, QuantizeConfig(iterations=15), 42).quality
-    plain = make_sids(minilm, QuantizeConfig(iterations=15, normalize_residuals=False), 42).quality
+    normalised = make_sids(minilm, some(QuantizeConfig, iterations=15), 42).quality
+    plain = make_sids(minilm, some(QuantizeConfig, iterations=15, normalize_residuals=False), 42).quality
     assert normalised["collision_rate"] == pytest.approx(0.182, abs=0.025)  # over seeds: 0.174 to 0.199
     assert normalised["two_level_prefixes"] == pytest.approx(6863, rel=0.05)
     assert plain["collision_rate"] > normalised["collision_rate"] + 0.01

@@ -125,18 +125,11 @@ def test_k_means_runs_on_a_gpu_where_faiss_sees_one(device, gpus, taken, monkeyp
     assert asked == [taken]
 
 
-@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="faiss-gpu is installed")
-def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra():
+def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra(monkeypatch):
+    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but faiss has no GPU") as caught:
         rkmeans(device="cuda").fit(clouds(0))
     assert "sidpipe[gpu]" in caught.value.fix
-
-
-@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus(), reason="needs faiss-gpu")
-def test_a_gpu_gives_clusters_as_good_as_the_cpu():
-    vectors = clouds(8, items=3000, width=32)
-    errors = [np.square(rkmeans(codes=64, device=device).fit(vectors).errors_I).sum() for device in ("cpu", "cuda")]
-    assert errors[1] == pytest.approx(errors[0], rel=0.05)
 
 
 def test_without_faiss_the_error_names_the_extras(monkeypatch):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from slow_residual import clouds
 
 from pipeline.errors import UserError
@@ -23,8 +24,9 @@ KINDS = [
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(
-        **{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64, **changes}
+    return some(
+        QuantizeConfig,
+        **{"levels": 3, "codes": 8, "hidden": (16,), "latent": 6, "max_steps": 100, "batch_items": 64, **changes},
     )
 
 
@@ -170,8 +172,8 @@ def test_items_that_are_all_alike_get_one_sid(method):
     assert np.isfinite(quantized.errors_I).all()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 @pytest.mark.parametrize("method", ["rqvae", "vqvae"])
-def test_a_gpu_that_is_not_there_is_named_by_its_key(method):
+def test_a_gpu_that_is_not_there_is_named_by_its_key(method, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but torch sees no GPU"):
         build_quantizer(config(method=method, device="cuda"), 0).fit(clouds(0))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from torch import nn
 
 from pipeline.errors import UserError
@@ -27,13 +28,15 @@ class Scripted(nn.Module):
         self.checks += 1
         return EncodedBatch(torch.zeros(len(rows), 1, dtype=torch.int64), torch.full((len(rows),), error))
 
-    def restart_dead(self, rows, codes, generator):
+    def restart_dead(self, *_):
         self.restarts += 1
 
 
 def run(errors: list[float], seed: int = 0, **changes) -> Scripted:
     model = Scripted([*errors, *[9.0] * 20])
-    train_quantizer(model, torch.arange(1.0, 11.0)[:, None], QuantizeConfig(batch_items=4, **changes), seed, "test")
+    train_quantizer(
+        model, torch.arange(1.0, 11.0)[:, None], some(QuantizeConfig, batch_items=4, **changes), seed, "test"
+    )
     return model
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from slow_residual import clouds, follow
 
 from pipeline.quantize import build_quantizer
@@ -11,8 +12,8 @@ from pipeline.quantize.vqvae import Level, plus_plus
 
 
 def config(**changes) -> QuantizeConfig:
-    return QuantizeConfig(
-        **{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64, **changes}
+    return some(
+        QuantizeConfig, **{"method": "vqvae", "levels": 3, "codes": 8, "max_steps": 200, "batch_items": 64, **changes}
     )
 
 

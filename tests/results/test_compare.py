@@ -159,8 +159,8 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
     rng = np.random.default_rng(4)
     chances_U, folders = chances(rng), []
     for name in ("full", "other"):
-        for run in simulated(rng, chances_U, [1, 2], name=name).runs:
-            folders.append(write_run(tmp_path / run.name, run.ranks))
+        runs = simulated(rng, chances_U, [1, 2], name=name).runs
+        folders += [write_run(tmp_path / run.name, run.ranks) for run in runs]
     comparisons = compare(folders, samples=100)
     text = comparison_text(comparisons)
     assert "demo: 1,000 users, beam 20, constrained, seen items kept" in text

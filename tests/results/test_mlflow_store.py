@@ -8,8 +8,8 @@ from urllib.parse import urlparse
 
 import pytest
 from finished_result import write_result
+from settings import read_params, some_params
 
-from pipeline.config import Params, build_params
 from pipeline.errors import UserError
 from pipeline.results.parameters import flatten
 from pipeline.results.tracking_uri import project_root, tracking_uri
@@ -30,7 +30,7 @@ def everything(store: Path) -> dict[str, list[Any]]:
 
 
 def track(**changes: Any) -> dict[str, Any]:
-    return stage.run(build_params(changes))
+    return stage.run(read_params(changes))
 
 
 def test_the_same_result_again_changes_nothing(store: Path) -> None:
@@ -42,7 +42,8 @@ def test_the_same_result_again_changes_nothing(store: Path) -> None:
     assert everything(store) == before
 
 
-def test_a_repeat_that_took_longer_is_the_same_result(project: Path, store: Path) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_repeat_that_took_longer_is_the_same_result(project: Path) -> None:
     first = track()
     write_result(project, seed=1, train_seconds=999.0)
     assert track()["run_id"] == first["run_id"]
@@ -157,8 +158,10 @@ def test_a_file_that_is_no_database_is_told(project: Path) -> None:
         track()
 
 
+@pytest.mark.usefixtures("store")
 def test_the_terminal_shows_the_result_and_the_way_to_all_runs(
-    project: Path, store: Path, capsys: pytest.CaptureFixture[str]
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     track(seed=3)
     lines = capsys.readouterr().out.splitlines()
@@ -183,6 +186,6 @@ def test_the_store_is_where_the_environment_says_or_in_the_project(
 
 
 def test_flat_parameters_are_the_keys_of_params_yaml() -> None:
-    flat = flatten(Params())
+    flat = flatten(some_params())
     assert (flat["seed"], flat["train.beam"], flat["ingest.minimum"]) == (42, 10, {})
     assert not [key for key in flat if key.count(".") > 1]

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from settings import read_params, some, some_params
 
 from pipeline.artifacts import Interactions, Splits, write_parquet
-from pipeline.config import Params, build_params
 from pipeline.errors import UserError
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
@@ -79,7 +79,7 @@ def test_temporal_equals_the_reference(days):
 @settings(max_examples=60, deadline=None)
 def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_test(days, protocol, ties):
     assume(any(days))  # ingest refuses an empty log
-    config = SplitConfig(protocol, ties=ties, valid_from=VALID_FROM, test_from=TEST_FROM)
+    config = some(SplitConfig, protocol=protocol, ties=ties, valid_from=VALID_FROM, test_from=TEST_FROM)
     try:
         splits = split_log(*flat(days), users=len(days), items=99, config=config, seed=1)
     except UserError:
@@ -116,14 +116,14 @@ def test_a_shuffle_puts_every_tied_interaction_last_equally_often():
 
 def test_ties_source_keeps_the_order_of_the_log():
     users, items, times = flat([[3, 3, 3, 3, 5], [1, 1, 2, 2]])
-    splits = split_log(users, items, times, users=2, items=9, config=SplitConfig(), seed=7)
+    splits = split_log(users, items, times, users=2, items=9, config=some(SplitConfig), seed=7)
     assert (splits.items_N == items).all()
 
 
 def test_the_summary_counts_targets_ties_and_short_users():
     # user 0 trains on three; 1 has only a test target; 2 only trains; 3 has a tie at its test target; 4 has nothing
     days = [[1, 2, 3, 4, 5], [1, 2], [7], [1, 4, 4], []]
-    summary = split_log(*flat(days), users=5, items=40, config=SplitConfig(max_history=9), seed=0).summary
+    summary = split_log(*flat(days), users=5, items=40, config=some(SplitConfig, max_history=9), seed=0).summary
     assert summary == {
         "protocol": "leave_one_out",
         "ties": "source",
@@ -156,12 +156,12 @@ def test_the_summary_counts_targets_ties_and_short_users():
 def test_a_bad_date_is_refused_when_params_are_read(valid_from, test_from, message):
     section = {"protocol": "temporal", "valid_from": valid_from, "test_from": test_from}
     with pytest.raises(UserError, match=message):
-        build_params({"split": section})
+        read_params({"split": section})
 
 
 def test_a_date_without_quotes_is_a_date_too():
     raw = yaml.safe_load("split: {protocol: temporal, valid_from: 2014-01-01, test_from: '2014-02-01'}")
-    assert build_params(raw).split.valid_from == "2014-01-01"
+    assert read_params(raw).split.valid_from == "2014-01-01"
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_date_without_quotes_is_a_date_too():
     ],
 )
 def test_dates_outside_the_log_name_its_first_and_last_day(valid_from, test_from, part):
-    config = SplitConfig("temporal", valid_from=valid_from, test_from=test_from)
+    config = some(SplitConfig, protocol="temporal", valid_from=valid_from, test_from=test_from)
     with pytest.raises(UserError, match=f"no {part} target") as caught:
         split_log(*flat([[2, 5, 9, 12, 25]]), users=1, items=5, config=config, seed=0)
     assert "from 1970-01-03 to 1970-01-26" in caught.value.why
@@ -181,7 +181,7 @@ def test_dates_outside_the_log_name_its_first_and_last_day(valid_from, test_from
 
 def test_a_log_with_nothing_to_train_on_is_refused():
     with pytest.raises(UserError, match="no train target"):
-        split_log(*flat([[1, 2, 3], [4, 5, 6]]), users=2, items=6, config=SplitConfig(), seed=0)
+        split_log(*flat([[1, 2, 3], [4, 5, 6]]), users=2, items=6, config=some(SplitConfig), seed=0)
 
 
 # ---------------------------------------------------------------------------------------------------- the stage
@@ -201,7 +201,7 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path
     write_log(tmp_path / "log", *flat([list(rng.integers(0, 4, 12)) for _ in range(30)]))
     written = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        params = Params(seed=seed, split=SplitConfig(ties="shuffled"))
+        params = some_params(seed=seed, split=some(SplitConfig, ties="shuffled"))
         run(params, interactions=tmp_path / "log", output=tmp_path / name)
         written[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert written["a"] == written["b"]
@@ -211,7 +211,7 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path
 def test_what_is_written_reads_back(tmp_path):
     users, items, times = flat([[1, 2, 3, 4], [5, 5, 6, 7, 8]])
     write_log(tmp_path / "log", users, items, times)
-    summary = run(Params(), interactions=tmp_path / "log", output=tmp_path / "splits")
+    summary = run(some_params(), interactions=tmp_path / "log", output=tmp_path / "splits")
     splits = Splits.read(tmp_path / "splits")
     assert splits.summary == summary
     assert splits.items_N.dtype == np.int32
@@ -221,7 +221,7 @@ def test_what_is_written_reads_back(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_before():
     raw = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
     raw["user_id"] = pd.factorize(raw["user"])[0]
@@ -229,7 +229,7 @@ def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_bef
     log = raw.sort_values(["user_id", "unix_time"], kind="stable")
     columns = [log[name].to_numpy() for name in ("user_id", "item_id", "unix_time")]
     summaries = {
-        ties: split_log(*columns, users=22_363, items=12_101, config=SplitConfig(ties=ties), seed=42).summary
+        ties: split_log(*columns, users=22_363, items=12_101, config=some(SplitConfig, ties=ties), seed=42).summary
         for ties in ("source", "shuffled")
     }
     assert summaries["source"]["tie_share"] == pytest.approx(0.436, abs=0.001)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from settings import some
 from torch import nn
 
 from pipeline.backbones import build_backbone
@@ -28,7 +29,9 @@ def small_batch(windows: int = 9) -> tuple[Catalogue, Batch]:
 
 def small_model(catalogue: Catalogue) -> nn.Module:
     torch.manual_seed(0)
-    config = BackboneConfig(encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+    config = some(
+        BackboneConfig, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0
+    )
     return build_backbone(config, catalogue)
 
 
@@ -64,13 +67,13 @@ def test_full_changes_nothing() -> None:
 
 @pytest.mark.parametrize("name", specs())
 def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
-    chosen = choose_strategies(name, {name: settings() for name, settings in settings_types().items()})
+    chosen = choose_strategies(name, {name: some(kind) for name, kind in settings_types().items()})
     assert isinstance(chosen.network(), Network)
 
 
 @pytest.mark.parametrize("name", specs())
 def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None:
-    chosen = choose_strategies(name, {name: settings() for name, settings in settings_types().items()})
+    chosen = choose_strategies(name, {name: some(kind) for name, kind in settings_types().items()})
     assert chosen.network().whole_items == (chosen.input_tokens_per_item(3, True) == 1)
 
 

@@ -1,6 +1,6 @@
 """A tiny world for the evaluate stage, on disk: splits, an untrained generator, timings, raw user ids."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from settings import some, some_params
 
 from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
 from pipeline.backbones.config import BackboneConfig
@@ -15,6 +16,8 @@ from pipeline.catalogue import Catalogue
 from pipeline.config import Params
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import save_generator
+from pipeline.strategies.intrr.config import IntrrConfig
+from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.registry import choose_strategies
 from pipeline.training.config import TrainConfig
 
@@ -63,7 +66,9 @@ def write_generator(
     codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)
     catalogue = Catalogue(codes, WIDTHS)
     torch.manual_seed(seed)
-    config = BackboneConfig(name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
+    config = some(
+        BackboneConfig, name=backbone, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16
+    )
     frame = pd.DataFrame(
         {
             "item_id": np.arange(items, dtype=np.int32),
@@ -71,7 +76,7 @@ def write_generator(
             "title": [f"Title {i}" if i % 4 else None for i in range(items)],
         }
     )
-    sections: dict[str, Any] = {"rastp": {}, "intrr": {}}
+    sections: dict[str, Any] = {"rastp": asdict(some(RastpConfig)), "intrr": asdict(some(IntrrConfig))}
     model = choose_strategies(strategy, sections).network().build(config, catalogue)
     save_generator(
         world.paths["generator"],
@@ -92,7 +97,8 @@ def write_generator(
 
 
 def make_world(root: Path) -> World:
-    params = replace(Params(), evaluate=EvaluateConfig(beam=10, bootstrap_samples=50), train=TrainConfig(threads=1))
+    evaluate = some(EvaluateConfig, beam=10, bootstrap_samples=50)
+    params = some_params(evaluate=evaluate, train=some(TrainConfig, threads=1))
     world = World(root, random_splits(np.random.default_rng(1)), params)
     world.splits.write(world.paths["splits"])
     write_generator(world)
@@ -103,6 +109,6 @@ def make_world(root: Path) -> World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, torch_settings_given_back: None) -> World:
+def world(tmp_path: Path, torch_settings_given_back: None) -> World:  # noqa: ARG001 - asked for what it does
     """The tiny world in a temporary folder, and torch's settings given back after each test."""
     return make_world(tmp_path)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from settings import some
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
@@ -44,7 +45,9 @@ def make_model():
         """A small T5 in evaluation mode, whose biases are large enough to matter."""
         torch.manual_seed(seed)
         small = {"d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32, "dropout": 0.0, "relative_max_distance": 24}
-        model = build_backbone(BackboneConfig(**small | config), Catalogue(_random_codes(items, widths, seed), widths))
+        model = build_backbone(
+            some(BackboneConfig, **small | config), Catalogue(_random_codes(items, widths, seed), widths)
+        )
         with torch.no_grad():
             model.encoder_bias.weight.normal_()
             model.decoder_bias.weight.normal_()
@@ -67,7 +70,7 @@ def make_causal():
         torch.manual_seed(seed)
         small = {"d_model": 16, "heads": 3, "d_head": 8, "d_ff": 32, "dropout": 0.0, "relative_max_distance": 24}
         model = build_backbone(
-            BackboneConfig(name=name, **small | config),
+            some(BackboneConfig, name=name, **small | config),
             Catalogue(_random_codes(items, widths, seed), widths),
             vectors_only,
         )

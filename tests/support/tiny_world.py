@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from settings import read_params
 
 from pipeline.artifacts import Sids, Splits, write_parquet
-from pipeline.config import Params, build_params
+from pipeline.config import Params
 from pipeline.train.stage import run
 from pipeline.training.loop import Trainer
 
@@ -61,7 +62,7 @@ def make_params(**sections: Any) -> Params:
     """Small settings, with some replaced: `make_params(seed=1, train={"ema": 0.9})`."""
     train = {**TRAIN, **sections.pop("train", {})}
     backbone = {**BACKBONE, **sections.pop("backbone", {})}
-    return build_params({"train": train, "backbone": backbone, **sections})
+    return read_params({"train": train, "backbone": backbone, **sections})
 
 
 def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, max_history: int = 6) -> Splits:

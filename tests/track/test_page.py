@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from settings import some_params
 
-from pipeline.config import Params
 from pipeline.results.identity import Result, read_result
 from pipeline.results.parameters import flatten
 from pipeline.track.page import render_page
@@ -15,17 +15,17 @@ from pipeline.track.scoreboard import scoreboard_rows, scoreboard_text
 
 
 @pytest.fixture
-def result(project: Path) -> Result:
+def result(project: Path) -> Result:  # noqa: ARG001 - asked for what it does
     return read_result(Path("reports"), Path("data/interactions"), Path("data/sids"), Path("dvc.lock"))
 
 
 @pytest.fixture
 def page(result: Result) -> str:
-    return render_page(result, flatten(Params()))
+    return render_page(result, flatten(some_params()))
 
 
 def test_equal_results_give_equal_bytes(result: Result, page: str) -> None:
-    assert render_page(result, flatten(Params())) == page
+    assert render_page(result, flatten(some_params())) == page
 
 
 def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
@@ -43,7 +43,7 @@ def test_the_page_shows_every_number_of_the_scoreboard(result: Result, page: str
 
 def test_the_page_has_two_curves_two_breakdowns_the_sids_and_every_parameter(result: Result, page: str) -> None:
     assert page.count("<svg") == 5
-    for key in flatten(Params()):
+    for key in flatten(some_params()):
         assert f"<code>{key}</code>" in page
     assert result.key in page
 
@@ -51,13 +51,13 @@ def test_the_page_has_two_curves_two_breakdowns_the_sids_and_every_parameter(res
 def test_what_a_strategy_drops_is_drawn_where_it_drops_something(result: Result, page: str) -> None:
     assert "Tokens that the encoder keeps" not in page
     pruned = replace(result, kept_by_level=[{"level": "level 1", "kept": "0.5"}, {"level": "separator", "kept": "1.0"}])
-    drawn = render_page(pruned, flatten(Params()))
+    drawn = render_page(pruned, flatten(some_params()))
     assert drawn.count("<svg") == 6
     assert "Tokens that the encoder keeps" in drawn
 
 
 def test_what_the_user_wrote_is_text_and_no_markup(result: Result) -> None:
-    params = flatten(Params()) | {"ingest.path": "<script>alert(1)</script>"}
+    params = flatten(some_params()) | {"ingest.path": "<script>alert(1)</script>"}
     assert "<script>" not in render_page(result, params)
 
 
@@ -65,7 +65,7 @@ def test_tags_are_closed(page: str) -> None:
     open_tags: list[str] = []
 
     class Reader(HTMLParser):
-        def handle_starttag(self, tag: str, attrs: object) -> None:
+        def handle_starttag(self, tag: str, _attrs: object) -> None:
             if tag not in ("meta", "br"):
                 open_tags.append(tag)
 
@@ -81,7 +81,7 @@ def test_tags_are_closed(page: str) -> None:
 
 def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
     short = replace(result, history=result.history[:1], by_history=result.by_history[:1])
-    assert render_page(short, flatten(Params())).count("<svg") == 5
+    assert render_page(short, flatten(some_params())).count("<svg") == 5
 
 
 def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:

@@ -22,7 +22,8 @@ def git(project: Path) -> Path:
     return project
 
 
-def test_a_clean_commit_is_named(git: Path) -> None:
+@pytest.mark.usefixtures("git")
+def test_a_clean_commit_is_named() -> None:
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
     tags = provenance()
     assert tags["git_commit"] == tags["mlflow.source.git.commit"] == head
@@ -37,12 +38,14 @@ def test_results_themselves_make_nothing_dirty_but_parameters_do(git: Path) -> N
     assert provenance()["git_dirty"] == "true"
 
 
-def test_the_experiment_is_the_one_that_dvc_names(git: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("git")
+def test_the_experiment_is_the_one_that_dvc_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_EXP_NAME", "brave-hare")
     monkeypatch.setenv("DVC_EXP_BASELINE_REV", "abc")
     assert provenance()["dvc_experiment"] == "brave-hare"
     assert provenance()["dvc_baseline"] == "abc"
 
 
-def test_without_git_there_is_no_commit(project: Path) -> None:
+@pytest.mark.usefixtures("project")
+def test_without_git_there_is_no_commit() -> None:
     assert provenance()["git_commit"] == ""

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.gpu
 EXACT = {"deterministic": True, "precision": "float32"}
 
 
@@ -69,7 +68,7 @@ def test_skipped_training_equals_the_cpu(world: TinyWorld, compiled: bool) -> No
         np.testing.assert_allclose(gpu, cpu, rtol=0.02, atol=1e-2)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.gpu(2)
 def test_two_gpus_equal_one_at_the_same_global_batch(world: TinyWorld, root: Path) -> None:
     train = {"max_windows": 400, "ema": 0.9, "optimizer": "adam", "device": "cuda", "precision": "float32"}
     one = losses(world, "one", 0.0, **train)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from tiny_world import TinyWorld, interrupt, make_params
 
 from pipeline.config import Params
@@ -146,7 +145,7 @@ def test_too_narrow_a_digit_is_refused_before_training(world: TinyWorld) -> None
     assert not (world.folder / "run").exists()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("items", ["batch_distinct", "all", "sample"])
 def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
     train = {"precision": "float32", "max_windows": 1200, "compile": True}

@@ -52,7 +52,7 @@ def checkpoint_files(world: TinyWorld) -> list[Path]:
     return list((world.folder / "scratch").rglob("checkpoint.pt"))
 
 
-def _interrupt(*args: Any) -> None:
+def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
-    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda numbers: 2)
+    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda _: 2)
     world.train(make_params(train={"threads": 0}))
     assert "1 threads, resumed at step 7" in capsys.readouterr().out
 

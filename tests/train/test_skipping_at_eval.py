@@ -228,7 +228,7 @@ def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWo
         differ += [row.score for row in shown] != [row.score for row in listed]
         _, rows = explain(user=f"u{user}", **folders)
         names = [f"B{splits.items_N[position]:03d}" for position, _ in left]
-        assert [row.item for row in rows if any(cast(ItemTokens, row).kept)] == names
+        assert [row.item for row in rows if any(cast("ItemTokens", row).kept)] == names
     assert differ > 3
 
 

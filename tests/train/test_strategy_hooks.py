@@ -22,7 +22,7 @@ class Recorder(Sampler):
 
     def begin_epoch(self, epoch: int) -> Weigh | None:
         self.calls.append(epoch)
-        return lambda starts_W, ends_W: np.where(ends_W % 2 == 0, *self.weights).astype(np.float32)
+        return lambda _, ends_W: np.where(ends_W % 2 == 0, *self.weights).astype(np.float32)
 
     def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
         if torch.is_grad_enabled():  # not in validation
@@ -39,7 +39,7 @@ class Recorder(Sampler):
 def train_with(
     sampler: Sampler, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
 ) -> pd.DataFrame:
-    monkeypatch.setattr("pipeline.strategies.registry.ChosenStrategies.sampler", lambda *chosen: sampler)
+    monkeypatch.setattr("pipeline.strategies.registry.ChosenStrategies.sampler", lambda *_: sampler)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from settings import some
 from torch import nn
 
 from pipeline.training.config import TrainConfig
@@ -39,7 +40,7 @@ def test_backward_adds_to_the_gradients_at_hand_and_leaves_alone_what_the_loss_d
 
 
 def test_adam_is_torch_adam_with_l2_on_everything() -> None:
-    config = TrainConfig(optimizer="adam", learning_rate=0.01, weight_decay=0.1)
+    config = some(TrainConfig, optimizer="adam", learning_rate=0.01, weight_decay=0.1)
     ours, reference = Small(), Small()
     optimizer = build_optimizer(ours, config)
     plain = torch.optim.Adam(reference.parameters(), 0.01, weight_decay=0.1)
@@ -53,7 +54,7 @@ def test_adam_is_torch_adam_with_l2_on_everything() -> None:
 
 
 def test_adamw_decays_matrices_but_neither_gains_nor_position_biases() -> None:
-    config = TrainConfig(optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
+    config = some(TrainConfig, optimizer="adamw", learning_rate=0.1, weight_decay=0.5)
     model, before = Small(), Small()
     optimizer = build_optimizer(model, config)
     for parameter in model.parameters():
@@ -66,7 +67,7 @@ def test_adamw_decays_matrices_but_neither_gains_nor_position_biases() -> None:
 
 @pytest.mark.parametrize(("schedule", "halfway"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
 def test_schedules_run_over_windows_and_warm_up_over_steps(schedule: str, halfway: float) -> None:
-    config = TrainConfig(learning_rate=0.4, schedule=schedule, warmup_steps=4, max_windows=1000)  # type: ignore[arg-type]
+    config = some(TrainConfig, learning_rate=0.4, schedule=schedule, warmup_steps=4, max_windows=1000)  # type: ignore[arg-type]
     assert [learning_rate(config, step, 0) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
     assert learning_rate(config, 100, 500) == pytest.approx(0.4 * halfway)
     assert learning_rate(config, 200, 1000) == pytest.approx(0.4 if schedule == "constant" else 0.0)
@@ -75,7 +76,9 @@ def test_schedules_run_over_windows_and_warm_up_over_steps(schedule: str, halfwa
 
 
 def test_the_rate_of_the_step_is_the_rate_applied() -> None:
-    config = TrainConfig(optimizer="adamw", learning_rate=0.4, weight_decay=0.0, schedule="linear", max_windows=100)
+    config = some(
+        TrainConfig, optimizer="adamw", learning_rate=0.4, weight_decay=0.0, schedule="linear", max_windows=100
+    )
     model, before = Small(), Small()
     optimizer = build_optimizer(model, config)
     gradients(model, 0)
@@ -87,7 +90,7 @@ def test_the_rate_of_the_step_is_the_rate_applied() -> None:
 
 
 def test_clipping_bounds_the_norm_over_all_parameters() -> None:
-    config = TrainConfig(optimizer="adam", learning_rate=1.0, weight_decay=0.0, clip_norm=0.5)
+    config = some(TrainConfig, optimizer="adam", learning_rate=1.0, weight_decay=0.0, clip_norm=0.5)
     model = Small()
     optimizer = build_optimizer(model, config)
     gradients(model, 0)
@@ -118,9 +121,9 @@ def test_the_average_forgets_the_first_weights_and_then_decays_slowly() -> None:
 
 def test_bfloat16_is_used_where_asked_and_weights_stay_float32() -> None:
     model, x = Small(), torch.ones(2, 3)
-    with autocast(TrainConfig(precision="bfloat16"), torch.device("cpu")):
+    with autocast(some(TrainConfig, precision="bfloat16"), torch.device("cpu")):
         assert model.linear(x).dtype == torch.bfloat16
     for precision in ("auto", "float32"):
-        with autocast(TrainConfig(precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
+        with autocast(some(TrainConfig, precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
             assert model.linear(x).dtype == torch.float32
     assert model.linear.weight.dtype == torch.float32

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class IntrrConfig:
-    """The recursive assignment network and its losses. Defaults: the paper's."""
+    """The recursive assignment network and its losses."""
 
-    uid_dim: int = 0  # width of the UID table; 0: backbone.d_model
-    hidden: int = 512  # of the MLPs
-    digit_width: int = 128  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
-    mix: Literal["soft", "straight_through"] = "soft"
-    context: Literal["last", "sum"] = "last"
-    codebooks: Literal["random", "quantizer"] = "random"  # what they start from
-    alignment: float = 0.1  # weight of the alignment loss (lambda)
-    alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"] = "batch_distinct"
-    alignment_sample: int = 1024  # items of `sample`
-    tie_break: Literal["digit", "uid"] = "digit"
-    ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"] = "none"
+    uid_dim: int  # width of the UID table; 0: backbone.d_model
+    hidden: int  # of the MLPs
+    digit_width: int  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
+    mix: Literal["soft", "straight_through"]
+    context: Literal["last", "sum"]
+    codebooks: Literal["random", "quantizer"]  # what they start from
+    alignment: float  # weight of the alignment loss (lambda)
+    alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"]
+    alignment_sample: int  # items of `sample`
+    tie_break: Literal["digit", "uid"]
+    ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"]
 
     def __post_init__(self) -> None:
         for name in ("uid_dim", "digit_width", "alignment"):

@@ -6,23 +6,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RastpConfig:
-    """Which encoder tokens go on. Defaults: the paper's, or where it is silent the better choice."""
+    """Which encoder tokens go on."""
 
-    keep: float = 1 / 3
-    min_tokens: int = 4
-    after_layer: int = 2
-    score: Literal["rastp", "l1", "l2", "attention", "random"] = "rastp"
-    unit: Literal["token", "item"] = "token"
-    separators: Literal["keep", "compete"] = "keep"
-    method: Literal["prune", "avg_pool", "max_pool"] = "prune"
-    pool_unit: Literal["token", "item"] = "token"
-    base: Literal["real", "padded"] = "real"
-    at_eval: bool = True
-    keep_positions: bool = True
-    padded_queries: Literal["ignore", "count"] = "ignore"
-    score_dropout: Literal["before", "after"] = "before"
+    keep: float
+    min_tokens: int
+    after_layer: int
+    score: Literal["rastp", "l1", "l2", "attention", "random"]
+    unit: Literal["token", "item"]
+    separators: Literal["keep", "compete"]
+    method: Literal["prune", "avg_pool", "max_pool"]
+    pool_unit: Literal["token", "item"]
+    base: Literal["real", "padded"]
+    at_eval: bool
+    keep_positions: bool
+    padded_queries: Literal["ignore", "count"]
+    score_dropout: Literal["before", "after"]
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:

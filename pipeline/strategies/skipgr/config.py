@@ -2,30 +2,31 @@
 be quick.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SkipgrConfig:
-    """What training skips by the model's own entropy. Defaults: the paper's, or where it is silent the safer choice."""
+    """What training skips by the model's own entropy."""
 
-    rule: Literal[
-        "low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"
-    ] = "low_entropy"
-    token_ratio: float = 0.1
-    level_ratios: tuple[float, ...] = ()  # one per scored level; empty: token_ratio for each
-    apply_to: Literal["loss", "input", "both"] = "loss"
-    input_unit: Literal["token", "item"] = "token"
-    rescore_every: int = 4  # passes
-    include_digit: bool = False
-    sequence_ratio: float = 0.3
-    sequence_share: float = 0.0  # 0: sequence_ratio counts
-    sequence_unit: Literal["user", "window"] = "user"
-    max_weight: float = 4.0
-    normalise: Literal["nominal", "kept"] = "nominal"
-    anneal_epochs: int = 0
-    at_eval: bool = False
+    rule: Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
+    token_ratio: float
+    level_ratios: tuple[float, ...]  # one per scored level; empty: token_ratio for each
+    apply_to: Literal["loss", "input", "both"]
+    input_unit: Literal["token", "item"]
+    rescore_every: int  # passes
+    include_digit: bool
+    sequence_ratio: float
+    sequence_share: float  # 0: sequence_ratio counts
+    sequence_unit: Literal["user", "window"]
+    max_weight: float
+    normalise: Literal["nominal", "kept"]
+    anneal_epochs: int
+    at_eval: bool
+
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"at_eval": False}  # as in backbones/config.py
 
     def __post_init__(self) -> None:
         for name, value in (

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pipeline.strategies.base import NetworkTraits, Sampler, TrainingPlan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ThinningConfig:
     """The share of windows that is dropped."""
 
-    share: float = 0.3
+    share: float
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:

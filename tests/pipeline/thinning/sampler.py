@@ -19,7 +19,7 @@ class ThinningSampler(Sampler):
     def begin_epoch(self, epoch: int) -> Weigh:
         share, hashed = self.config.share, hasher(self.plan.seed, 7, epoch)
 
-        def weigh(starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
+        def weigh(_: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
             draw_W = unit(hashed(ends_W.astype(np.uint64)))
             return np.where(draw_W < share, 0.0, 1.0 / (1.0 - share)).astype(np.float32)
 

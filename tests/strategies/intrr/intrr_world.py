@@ -3,6 +3,7 @@
 import intrr_reference as reference
 import numpy as np
 import torch
+from settings import some
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
@@ -27,9 +28,10 @@ def catalogue() -> Catalogue:
 
 def make(seed=0, backbone="t5", **settings) -> tuple[Strategy, RecursiveModel]:
     torch.manual_seed(seed)
-    network = RecursiveNetwork(IntrrConfig(**{"hidden": 12, "digit_width": DIGIT, **settings}))
-    config = BackboneConfig(
-        backbone,
+    network = RecursiveNetwork(some(IntrrConfig, **{"hidden": 12, "digit_width": DIGIT, **settings}))
+    config = some(
+        BackboneConfig,
+        name=backbone,
         encoder_layers=2,
         decoder_layers=2,
         d_model=8,

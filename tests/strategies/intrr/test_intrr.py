@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from intrr_world import DIGIT, ITEMS, batches_of, bucket_mates, catalogue, make, pack, step_of
+from settings import some
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
@@ -243,8 +244,8 @@ class TestTheDigit:
     def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
         codes_IL = catalogue().codes_IL[:, :-1]
         torch.manual_seed(0)
-        network = RecursiveNetwork(IntrrConfig(hidden=12))
-        config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
+        network = RecursiveNetwork(some(IntrrConfig, hidden=12))
+        config = some(BackboneConfig, encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
         model = network.build(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
         assert [len(book) for book in model.ran.codebooks] == [4, 3]
         beams = beam_search(model, pack([[1, 2], [3]]), ITEMS)

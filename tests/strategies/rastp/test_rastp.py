@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rastp_reference as reference
 import torch
+from settings import some
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.backbones.config import BackboneConfig
@@ -65,7 +66,7 @@ def make_model(strategy, dtype=torch.float64, **config):
         "dropout": 0.0,
         "relative_max_distance": 24,
     }
-    model = strategy.build(BackboneConfig(**small | config), catalogue())
+    model = strategy.build(some(BackboneConfig, **small | config), catalogue())
     with torch.no_grad():
         model.encoder_bias.weight.normal_()
     return model.to(dtype).eval()
@@ -99,7 +100,7 @@ def kept_positions(encoded, histories):
 @pytest.mark.parametrize("pad_to", [0, 40, 43], ids=["packed", "padded", "padded to no whole item"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_kept_tokens_and_outputs_are_those_of_the_equations(options, pad_to):
-    config = RastpConfig(**options)
+    config = some(RastpConfig, **options)
     model, windows = make_model(PrunedNetwork(config)), ragged()
     histories = pack(windows, pad_to)
     encoded = model.encode(histories)
@@ -110,7 +111,7 @@ def test_kept_tokens_and_outputs_are_those_of_the_equations(options, pad_to):
 
 
 def test_without_separators_every_token_is_scored():
-    config = RastpConfig(keep=0.4)
+    config = some(RastpConfig, keep=0.4)
     model, windows = make_model(PrunedNetwork(config), separators=False), ragged()
     histories = pack(windows)
     encoded = model.encode(histories)
@@ -120,7 +121,7 @@ def test_without_separators_every_token_is_scored():
 
 
 def test_the_score_is_attention_mass_times_l1_norm():
-    config = RastpConfig()
+    config = some(RastpConfig)
     model, windows = make_model(PrunedNetwork(config)), ragged()
     histories, seen = pack(windows), []
     original = model.pruner._importance
@@ -134,7 +135,7 @@ class TestTheReleasedCode:
     @pytest.mark.parametrize("packed", [False, True], ids=["padded batch", "packed batch"])
     def test_is_reproduced_exactly(self, packed):
         """Whoever packed the batch: where padding counts, the model pads for itself."""
-        model, windows = make_model(PrunedNetwork(RastpConfig(**RELEASED), pad_to=40)), ragged()
+        model, windows = make_model(PrunedNetwork(some(RastpConfig, **RELEASED), pad_to=40)), ragged()
         histories = pack(windows, 0 if packed else 40)
         encoded = model.encode(histories)
         assert encoded.layout.groups == (Group(len(windows), 13, 13),)
@@ -146,17 +147,17 @@ class TestTheReleasedCode:
         kept = []
         for options in ({}, RELEASED):
             histories = pack(ragged(), 40)
-            kept.append(make_model(PrunedNetwork(RastpConfig(**options), pad_to=40)).encode(histories).kept_NS)
+            kept.append(make_model(PrunedNetwork(some(RastpConfig, **options), pad_to=40)).encode(histories).kept_NS)
         assert not torch.equal(*kept)
 
     def test_prunes_nothing_from_a_window_that_fits_a_third_of_the_padding(self):
         histories = pack(ragged(), 40)
-        kept_NS = make_model(PrunedNetwork(RastpConfig(**RELEASED), pad_to=40)).encode(histories).kept_NS
+        kept_NS = make_model(PrunedNetwork(some(RastpConfig, **RELEASED), pad_to=40)).encode(histories).kept_NS
         for items, kept in zip(histories.lengths_W.tolist(), kept_NS.split(histories.lengths_W.tolist()), strict=True):
             assert int(kept.sum()) == min(5 * items, 13)
 
     def test_dropout_makes_its_score_random_in_training(self):
-        model = make_model(PrunedNetwork(RastpConfig(**RELEASED), pad_to=40), torch.float32, dropout=0.3).train()
+        model = make_model(PrunedNetwork(some(RastpConfig, **RELEASED), pad_to=40), torch.float32, dropout=0.3).train()
         kept = [model.encode(pack(ragged(), 40)).kept_NS for _ in range(2)]
         assert not torch.equal(*kept)
 
@@ -180,10 +181,10 @@ class TestPositions:
         )
 
     def test_without_them_later_blocks_have_no_bias(self):
-        model = make_model(PrunedNetwork(RastpConfig(keep_positions=False, after_layer=1)))
+        model = make_model(PrunedNetwork(some(RastpConfig, keep_positions=False, after_layer=1)))
         seen = []
         for block in model.encoder:
-            block.attention.register_forward_pre_hook(lambda module, args: seen.append(args[2]))
+            block.attention.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
         model.encode(pack(ragged()))
         assert [bias is None for bias in seen] == [False, True, True]
 
@@ -200,7 +201,7 @@ POOLS = [
 class TestPooling:
     @pytest.mark.parametrize("options", POOLS, ids=lambda options: " ".join(map(str, options.values())))
     def test_pools_are_those_of_the_reference(self, options):
-        config = RastpConfig(**options | {"keep": float(options["keep"])})
+        config = some(RastpConfig, **options | {"keep": float(options["keep"])})
         model, windows = make_model(PrunedNetwork(config)), ragged()
         histories = pack(windows)
         encoded = model.encode(histories)
@@ -210,7 +211,7 @@ class TestPooling:
             torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
 
     def test_a_third_makes_pools_of_three(self):
-        model = make_model(PrunedNetwork(RastpConfig(method="avg_pool", separators="compete")))
+        model = make_model(PrunedNetwork(some(RastpConfig, method="avg_pool", separators="compete")))
         encoded = model.encode(pack([[1, 2, 3]]))
         assert kept_positions(encoded, pack([[1, 2, 3]])) == [[0, 3, 6, 9, 12]]
 
@@ -223,7 +224,7 @@ class TestGradients:
 
     @pytest.mark.parametrize("options", [{}, {"method": "avg_pool"}, {"method": "max_pool", "pool_unit": "item"}])
     def test_are_the_derivatives_of_the_loss_in_every_parameter(self, options):
-        model, histories = make_model(PrunedNetwork(RastpConfig(**options))), pack(ragged())
+        model, histories = make_model(PrunedNetwork(some(RastpConfig, **options))), pack(ragged())
         self.loss(model, histories).backward()
         for name, parameter in model.named_parameters():
             direction = torch.randn_like(parameter)
@@ -237,7 +238,12 @@ class TestGradients:
             assert float((parameter.grad * direction).sum()) == pytest.approx(slope, rel=1e-4, abs=1e-4), name
 
     def test_reach_kept_tokens_only_and_through_them_every_token_of_the_blocks_before(self):
-        model, histories, seen, embedded = make_model(PrunedNetwork(RastpConfig(after_layer=2))), pack(ragged()), [], []
+        model, histories, seen, embedded = (
+            make_model(PrunedNetwork(some(RastpConfig, after_layer=2))),
+            pack(ragged()),
+            [],
+            [],
+        )
 
         class Watching(Pruner):
             def __call__(self, h_Td, *rest, **options):
@@ -246,7 +252,7 @@ class TestGradients:
                 return super().__call__(h_Td, *rest, **options)
 
         model.pruner.__class__ = Watching
-        model.dropout.register_forward_hook(lambda module, args, out: embedded.append(out) or out.retain_grad())
+        model.dropout.register_forward_hook(lambda *passed: embedded.append(passed[-1]) or passed[-1].retain_grad())
         self.loss(model, histories).backward()
         kept = model.encode(histories).kept_NS.flatten()
         reached = seen[0].grad.abs().sum(1) > 0
@@ -260,7 +266,7 @@ class TestCost:
         flops = {}
         for keep in (1.0, 0.5, 1 / 3):
             for after in (1, 2, 3):
-                model = make_model(PrunedNetwork(RastpConfig(keep=keep, after_layer=after)), torch.float32)
+                model = make_model(PrunedNetwork(some(RastpConfig, keep=keep, after_layer=after)), torch.float32)
                 with FlopCounterMode(display=False) as counter, torch.no_grad():
                     model(pack(ragged()), torch.arange(9))
                 flops[keep, after] = counter.get_total_flops()
@@ -271,7 +277,7 @@ class TestCost:
 
     @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"unit": "item"}, {"method": "avg_pool"}])
     def test_later_blocks_have_the_slots_that_are_announced(self, options):
-        strategy, windows = PrunedNetwork(RastpConfig(**options)), ragged()
+        strategy, windows = PrunedNetwork(some(RastpConfig, **options)), ragged()
         layout = make_model(strategy).encode(pack(windows)).layout
         announced = strategy.tokens_kept(np.array([len(window) for window in windows]), 5)
         assert sum(group.sequences * group.keys for group in layout.groups) == announced.sum()
@@ -279,40 +285,40 @@ class TestCost:
             assert announced.tolist() == [max(len(window) * 5 // 3, 4) for window in windows]
 
     def test_keep_1_is_full(self):
-        pruned, full = make_model(PrunedNetwork(RastpConfig(keep=1.0))), make_model(Network())
+        pruned, full = make_model(PrunedNetwork(some(RastpConfig, keep=1.0))), make_model(Network())
         assert pruned.pruner is None
         histories = pack(ragged())
         assert torch.equal(pruned.encode(histories).states_Td, full.encode(histories).states_Td)
-        assert PrunedNetwork(RastpConfig(keep=1.0)).tokens_kept(np.array([3]), 5) == [15]
+        assert PrunedNetwork(some(RastpConfig, keep=1.0)).tokens_kept(np.array([3]), 5) == [15]
 
 
 class TestInUse:
     def test_evaluation_may_see_all_tokens(self):
-        histories, config = pack(ragged()), RastpConfig(at_eval=False)
+        histories, config = pack(ragged()), some(RastpConfig, at_eval=False)
         model = make_model(PrunedNetwork(config))
         assert torch.equal(model.encode(histories).states_Td, make_model(Network()).encode(histories).states_Td)
         assert len(model.train().encode(histories).states_Td) < len(model.eval().encode(histories).states_Td)
 
     @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"score": "random"}])
     def test_a_window_is_pruned_alike_in_every_batch(self, options):
-        model, windows = make_model(PrunedNetwork(RastpConfig(**options))), ragged()
+        model, windows = make_model(PrunedNetwork(some(RastpConfig, **options))), ragged()
         together = score_catalogue(model, pack(windows))
         alone = torch.cat([score_catalogue(model, pack([window])) for window in windows])
         torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)
 
     def test_the_beam_finds_what_exact_scoring_finds(self):
-        model, histories = make_model(PrunedNetwork(RastpConfig())), pack(ragged())
+        model, histories = make_model(PrunedNetwork(some(RastpConfig))), pack(ragged())
         best = score_catalogue(model, histories).argmax(1)
         assert torch.equal(beam_search(model, histories, beam=ITEMS).items_WK[:, 0], best)
 
     def test_random_scores_differ_from_step_to_step_but_not_between_evaluations(self):
-        model, histories = make_model(PrunedNetwork(RastpConfig(score="random"))), pack(ragged())
+        model, histories = make_model(PrunedNetwork(some(RastpConfig, score="random"))), pack(ragged())
         assert torch.equal(model.encode(histories).kept_NS, model.encode(histories).kept_NS)
         model.train()
         assert not torch.equal(model.encode(histories).kept_NS, model.encode(histories).kept_NS)
 
     def test_bfloat16_keeps_nearly_the_same_tokens(self):
-        model, histories = make_model(PrunedNetwork(RastpConfig()), torch.float32), pack(ragged(40))
+        model, histories = make_model(PrunedNetwork(some(RastpConfig)), torch.float32), pack(ragged(40))
         exact = model.encode(histories).kept_NS
         with torch.autocast("cpu", torch.bfloat16):
             rounded = model.encode(histories)
@@ -338,7 +344,7 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
 
 @pytest.mark.parametrize("pad_to", [0, 40])
 def test_each_kept_token_has_one_slot_and_each_dropped_one_none(pad_to):
-    model, histories, seen = make_model(PrunedNetwork(RastpConfig())), pack(ragged(), pad_to), []
+    model, histories, seen = make_model(PrunedNetwork(some(RastpConfig))), pack(ragged(), pad_to), []
     original = model.pruner._choose
     model.pruner._choose = lambda *args: seen.append(original(*args)) or seen[-1]
     model.encode(histories)
@@ -352,4 +358,4 @@ def test_each_kept_token_has_one_slot_and_each_dropped_one_none(pad_to):
 @pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])
 def test_what_makes_no_sense_is_refused(change):
     with pytest.raises(ValueError, match=f"rastp.{next(iter(change))}"):
-        dataclasses.replace(RastpConfig(), **change)
+        dataclasses.replace(some(RastpConfig), **change)

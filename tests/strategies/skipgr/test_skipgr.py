@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import skipgr_reference as reference
 import torch
+from settings import some
 from skipgr_world import ITEMS, LEVELS, WIDTHS, plan, random_scores, scored
 
 from pipeline.backbones.config import BackboneConfig
@@ -33,7 +34,9 @@ class Toy:
         self.catalogue, self.plan = Catalogue(codes, WIDTHS), plan(**options)
         self.network = network or Network()
         torch.manual_seed(0)
-        small = BackboneConfig(encoder_layers=2, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+        small = some(
+            BackboneConfig, encoder_layers=2, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0
+        )
         self.model = self.network.build(small, self.catalogue).train()
         self.sampler = SkippingSampler(config, self.plan, NetworkTraits.of(self.network, small, self.catalogue))
         self.strategy = Strategy(self.network, self.sampler)
@@ -65,7 +68,7 @@ class Toy:
 
 class TestLoss:
     def test_the_scores_are_the_entropies_of_the_step_in_nats(self) -> None:
-        toy = Toy(SkipgrConfig())
+        toy = Toy(some(SkipgrConfig))
         batch, _ = toy.batch(0)
         toy.strategy.loss(toy.model, batch)
         scores_NL = toy.sampler.store.merge()
@@ -75,7 +78,7 @@ class TestLoss:
         assert set(np.flatnonzero(scores_NL[:, 0] != UNSCORED)) == set(scored(toy.plan))
 
     def test_they_are_float32_from_bfloat16_logits(self) -> None:
-        toy = Toy(SkipgrConfig())
+        toy = Toy(some(SkipgrConfig))
         with torch.autocast("cpu", torch.bfloat16):
             toy.strategy.loss(toy.model, toy.batch(0)[0])
         scores_M = toy.sampler.store.merge()[scored(toy.plan), 0]
@@ -83,7 +86,7 @@ class TestLoss:
         assert len(np.unique(scores_M)) > 0.9 * len(scores_M)
 
     def test_the_loss_is_the_weighted_sum_over_tokens_that_are_not_skipped(self) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.3))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.3))
         toy.score(random_scores(toy.plan))
         batch, step = toy.batch(1)
         ours = toy.strategy.loss(toy.model, batch)
@@ -101,7 +104,7 @@ class TestLoss:
 
     def test_the_sequence_weighted_gradient_is_unbiased(self) -> None:
         """Over many draws, with frozen scores: within its standard error of the full gradient, in every direction."""
-        toy = Toy(SkipgrConfig(token_ratio=0.0, sequence_ratio=0.5))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.0, sequence_ratio=0.5))
         scores_NL, draws = random_scores(toy.plan), []
         full = toy.gradient(0)
         for seed in range(150):
@@ -125,7 +128,7 @@ class TestLoss:
     def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(
         self, apply_to, distance, cosine
     ) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
         full = toy.gradient(0)
         toy.score(random_scores(toy.plan))
         skipped = toy.gradient(1)
@@ -133,16 +136,16 @@ class TestLoss:
         assert float(torch.cosine_similarity(skipped, full, dim=0)) == pytest.approx(cosine, abs=0.002)
 
     def test_kept_divides_by_the_items_that_are_left(self) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.3, normalise="kept"))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.3, normalise="kept"))
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
         kept = sum(not skip for end in step.windows.ends_W for skip in toy.sampler.decisions.skip_ML[end])
         assert toy.sampler.divisor(len(step.windows), step.selected) == pytest.approx(kept / 3)
-        nominal = Toy(SkipgrConfig())
+        nominal = Toy(some(SkipgrConfig))
         assert nominal.sampler.divisor(7, nominal.batch(0)[1].selected) == 16
 
     def test_windows_that_only_fill_a_batch_leave_no_score(self) -> None:
-        toy = Toy(SkipgrConfig())
+        toy = Toy(some(SkipgrConfig))
         batch, _ = toy.batch(0)
         weights_W = batch.weights_W.clone()
         weights_W[::2] = 0
@@ -152,7 +155,7 @@ class TestLoss:
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
     def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(self, unit_) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to="both", input_unit=unit_))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.4, apply_to="both", input_unit=unit_))
         found = []
         for shape in (None, Shape(400, 1600)):
             toy.score(random_scores(toy.plan))
@@ -165,7 +168,7 @@ class TestLoss:
         assert found[0][2] < found[1][2] == 400
 
     def test_validation_leaves_no_score_and_is_the_loss_of_full(self) -> None:
-        toy = Toy(SkipgrConfig())
+        toy = Toy(some(SkipgrConfig))
         step = Step(0, 0, Windows(toy.starts_W, toy.ends_W), np.ones(len(toy.ends_W), np.float32))
         batch = Collator(toy.plan.items_M, toy.catalogue.codes_IL)(step, np.arange(len(toy.ends_W)))
         assert torch.equal(toy.strategy.loss(toy.model, batch), Strategy(Network(), Sampler()).loss(toy.model, batch))
@@ -174,7 +177,7 @@ class TestLoss:
 
 class TestWhatIsComputed:
     def test_targets_lose_the_decoder_positions_of_their_last_skipped_tokens(self) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.4, sequence_ratio=0.0))
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
         for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
@@ -184,7 +187,7 @@ class TestWhatIsComputed:
             assert length == len(skip) > 0
 
     def test_they_are_scored_again_every_few_epochs_outside_of_the_loss(self) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0, rescore_every=3))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.4, sequence_ratio=0.0, rescore_every=3))
         toy.score(random_scores(toy.plan))
         before = toy.sampler.store.merge()
         for epoch in (1, 2, 3):
@@ -203,7 +206,7 @@ class TestWhatIsComputed:
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
     def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.6, sequence_ratio=0.0, apply_to="input", input_unit=unit_))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.6, sequence_ratio=0.0, apply_to="input", input_unit=unit_))
         toy.score(random_scores(toy.plan))
         toy.starts_W[::2] = toy.ends_W[::2] - 1
         _, step = toy.batch(1)
@@ -229,7 +232,7 @@ class TestWhatIsComputed:
 
     @pytest.mark.parametrize("apply_to", ["loss", "input", "both"])
     def test_apply_to_says_which_side(self, apply_to) -> None:
-        toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to=apply_to))
+        toy = Toy(some(SkipgrConfig, token_ratio=0.4, apply_to=apply_to))
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
         assert (step.selected.tokens_NS is None) == (apply_to == "loss")
@@ -237,7 +240,7 @@ class TestWhatIsComputed:
         assert (step.selected.decoded_W is None) == (apply_to == "input")
 
     def test_with_every_window_of_a_target_only_the_longest_scores_it(self) -> None:
-        toy = Toy(SkipgrConfig(), one_per_target=False)
+        toy = Toy(some(SkipgrConfig), one_per_target=False)
         first_U, max_history = toy.plan.first_U.tolist(), 6
         pairs = [
             (start, end)
@@ -250,7 +253,7 @@ class TestWhatIsComputed:
         assert writers == list(zip(toy.starts_W.tolist(), toy.ends_W.tolist(), strict=True))
 
     def test_frozen_scores_stay(self) -> None:
-        toy = Toy(SkipgrConfig("static_low_entropy"))
+        toy = Toy(some(SkipgrConfig, rule="static_low_entropy"))
         toy.strategy.loss(toy.model, toy.batch(0)[0])
         before = toy.sampler.store.merge()
         toy.strategy.loss(toy.model, toy.batch(1)[0])
@@ -258,7 +261,7 @@ class TestWhatIsComputed:
         assert (toy.sampler.store.merge() == before).all()
 
     def test_the_rule_loss_goes_by_the_loss(self) -> None:
-        toy = Toy(SkipgrConfig("loss"))
+        toy = Toy(some(SkipgrConfig, rule="loss"))
         batch, _ = toy.batch(0)
         total = toy.strategy.loss(toy.model, batch)
         assert toy.sampler.store.merge()[scored(toy.plan)].sum() == pytest.approx(float(total.detach()), rel=1e-5)
@@ -268,8 +271,10 @@ class TestEveryItemATarget:
     @pytest.mark.parametrize("once", [True, False])
     def test_the_loss_and_the_scores_are_those_of_each_position(self, once: bool) -> None:
         """Of a causal backbone, against one target at a time."""
-        toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, each_target_once=once)
-        config = BackboneConfig(name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
+        toy = Toy(some(SkipgrConfig, token_ratio=0.3), all_targets=True, each_target_once=once)
+        config = some(
+            BackboneConfig, name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0
+        )
         toy.model = toy.network.build(config, toy.catalogue).train()
         toy.score(random_scores(toy.plan))
         weigh = toy.sampler.begin_epoch(1)
@@ -302,7 +307,7 @@ class TestEveryItemATarget:
 
 def test_a_checkpoint_holds_what_it_always_held() -> None:
     """One that an earlier version wrote is resumed. It has more: the state of a strategy inside."""
-    toy, other = Toy(SkipgrConfig()), Toy(SkipgrConfig())
+    toy, other = Toy(some(SkipgrConfig)), Toy(some(SkipgrConfig))
     toy.batch(0)
     state = toy.sampler.state_dict()
     assert set(state) == {"scores", "snapshot", "pass_index", "seconds", "journal"}
@@ -314,9 +319,9 @@ def test_a_checkpoint_holds_what_it_always_held() -> None:
 
 class TestComposition:
     def test_ratios_of_0_are_the_strategy_inside(self) -> None:
-        sections = {"skipgr": SkipgrConfig(token_ratio=0.0, sequence_ratio=0.0), "rastp": RastpConfig()}
-        config = BackboneConfig(encoder_layers=2, d_model=16, heads=2, d_head=8, d_ff=32)
-        catalogue = Toy(SkipgrConfig()).catalogue
+        sections = {"skipgr": some(SkipgrConfig, token_ratio=0.0, sequence_ratio=0.0), "rastp": some(RastpConfig)}
+        config = some(BackboneConfig, encoder_layers=2, d_model=16, heads=2, d_head=8, d_ff=32)
+        catalogue = Toy(some(SkipgrConfig)).catalogue
         for text, network in (("skipgr", Network), ("rastp+skipgr", PrunedNetwork)):
             chosen = choose_strategies(text, sections)
             built = chosen.network()
@@ -324,8 +329,8 @@ class TestComposition:
             assert type(chosen.sampler(plan(), NetworkTraits.of(built, config, catalogue))) is Sampler
 
     def test_rastp_prunes_what_skipgr_left(self) -> None:
-        config = SkipgrConfig(token_ratio=0.6, apply_to="both", input_unit="item")
-        toy = Toy(config, PrunedNetwork(RastpConfig(after_layer=1, min_tokens=2)))
+        config = some(SkipgrConfig, token_ratio=0.6, apply_to="both", input_unit="item")
+        toy = Toy(config, PrunedNetwork(some(RastpConfig, after_layer=1, min_tokens=2)))
         toy.score(random_scores(toy.plan))
         batch, step = toy.batch(1)
         assert toy.model.pruner is not None
@@ -342,7 +347,7 @@ class TestComposition:
         class OneToken(Network):
             whole_items = True
 
-        toy = Toy(SkipgrConfig(token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())
+        toy = Toy(some(SkipgrConfig, token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
         assert step.selected.counted_WL.all()

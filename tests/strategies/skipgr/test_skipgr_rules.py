@@ -8,6 +8,7 @@ import skipgr_reference as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settings import some
 from skipgr_world import LEVELS, RULES, decide, plan, random_scores, scored
 
 from pipeline.hashing import hasher, unit
@@ -22,7 +23,7 @@ class TestTokens:
     def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(self, ratios, rule) -> None:
         of = plan()
         rules, scores_NL, index_M = (
-            Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS),
+            Rules(some(SkipgrConfig, rule=rule, level_ratios=ratios), of, LEVELS),
             random_scores(of),
             scored(of),
         )
@@ -45,8 +46,8 @@ class TestTokens:
         scores_NL = random_scores(of)
         scores_NL[scored(of)] = 0.5
         times_N = sum(
-            Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_ML[:, 0]
-            + Rules(SkipgrConfig(token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS)
+            Rules(some(SkipgrConfig, token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_ML[:, 0]
+            + Rules(some(SkipgrConfig, token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS)
             .decide(scores_NL, 1)
             .skip_ML[:, 0]
             for p in range(200)
@@ -55,12 +56,12 @@ class TestTokens:
         assert times_N[scored(of)].max() < 220
 
     def test_the_digit_goes_with_the_last_code_unless_it_is_scored_itself(self) -> None:
-        decisions = decide(SkipgrConfig(token_ratio=0.3))
+        decisions = decide(some(SkipgrConfig, token_ratio=0.3))
         assert (decisions.skip_ML[:, 2] == decisions.skip_ML[:, 1]).all()
         of = plan()
         for rules in (
-            Rules(SkipgrConfig(token_ratio=0.3, include_digit=True), of, LEVELS),
-            Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS, digit=False),
+            Rules(some(SkipgrConfig, token_ratio=0.3, include_digit=True), of, LEVELS),
+            Rules(some(SkipgrConfig, token_ratio=0.3), of, LEVELS, digit=False),
         ):
             own = rules.decide(random_scores(of), 1)
             assert own.thresholds_E.shape == (3,)
@@ -68,7 +69,7 @@ class TestTokens:
 
     def test_what_has_no_score_is_kept(self) -> None:
         of = plan()
-        decisions = decide(SkipgrConfig(token_ratio=0.9), of=of)
+        decisions = decide(some(SkipgrConfig, token_ratio=0.9), of=of)
         others = np.setdiff1d(np.arange(len(of.items_M)), scored(of))
         assert set(of.first_U) <= set(others)
         assert not decisions.skip_ML[others].any()
@@ -80,7 +81,7 @@ class TestSequences:
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy", "loss"])
     def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(self, unit_, rule) -> None:
         of = plan()
-        config = SkipgrConfig(rule, sequence_unit=unit_, sequence_ratio=0.4)
+        config = some(SkipgrConfig, rule=rule, sequence_unit=unit_, sequence_ratio=0.4)
         rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
         decisions, sign = rules.decide(scores_NL, 3), -1 if rule == "high_entropy" else 1
         first = of.first_U.tolist()
@@ -105,25 +106,25 @@ class TestSequences:
     def test_a_share_that_is_asked_for_is_realised(self) -> None:
         of = plan(users=4000)
         for unit_ in ("user", "window"):
-            config = SkipgrConfig(sequence_share=0.3, sequence_unit=unit_)
+            config = some(SkipgrConfig, sequence_share=0.3, sequence_unit=unit_)
             weights_M = Rules(config, of, LEVELS).decide(random_scores(of), 1).sequence_weights_M[scored(of)]
             assert (weights_M == 0).mean() == pytest.approx(0.3, abs=0.02)
             assert weights_M.mean() == pytest.approx(1, abs=0.03)
 
     def test_no_weight_is_above_the_largest(self) -> None:
-        config = SkipgrConfig(sequence_share=0.9, max_weight=3.0)
+        config = some(SkipgrConfig, sequence_share=0.9, max_weight=3.0)
         decisions = decide(config)
         assert decisions.sequence_weights_M.max() == pytest.approx(3)
         assert decisions.ratio == pytest.approx(2 / 3)
         with pytest.raises(ValueError, match="weighs what is kept by 10, above"):
-            SkipgrConfig(sequence_ratio=0.9)
+            some(SkipgrConfig, sequence_ratio=0.9)
 
 
 class TestRules:
     @pytest.mark.parametrize("rule", RULES)
     def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule) -> None:
         of = plan(users=300)
-        config = SkipgrConfig(rule, token_ratio=0.2)
+        config = some(SkipgrConfig, rule=rule, token_ratio=0.2)
         first, again = (decide(config, 1, of) for _ in range(2))
         for name, value in vars(first).items():
             np.testing.assert_array_equal(value, getattr(again, name))
@@ -135,13 +136,13 @@ class TestRules:
 
     def test_only_static_random_skips_the_same_in_every_epoch(self) -> None:
         for rule in RULES:
-            config = SkipgrConfig(rule)
+            config = some(SkipgrConfig, rule=rule)
             same = (decide(config, 1).sequence_weights_M == decide(config, 2).sequence_weights_M).all()
             assert same == (rule == "static_random"), rule
 
     def test_random_step_draws_anew_for_every_window_that_an_item_is_in(self) -> None:
         of = plan(users=200)
-        rules = Rules(SkipgrConfig("random_step", token_ratio=0.2), of, LEVELS)
+        rules = Rules(some(SkipgrConfig, rule="random_step", token_ratio=0.2), of, LEVELS)
         decisions = rules.decide(random_scores(of), 1)
         index_M = scored(of)
         one, other = (rules.skips_of_inputs(decisions, 1, index_M, np.full(len(index_M), end)) for end in (5, 6))
@@ -152,10 +153,10 @@ class TestRules:
 
     def test_the_first_epoch_and_the_annealed_ones_skip_nothing(self) -> None:
         of = plan(epochs=9.5)
-        config = SkipgrConfig(anneal_epochs=3)
+        config = some(SkipgrConfig, anneal_epochs=3)
         skipping = [p for p in range(10) if decide(config, p, of).skip_ML.any()]
         assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
-        assert [p for p in range(10) if decide(SkipgrConfig(), p, of).skip_ML.any()] == list(range(1, 10))
+        assert [p for p in range(10) if decide(some(SkipgrConfig), p, of).skip_ML.any()] == list(range(1, 10))
 
 
 class TestStore:
@@ -168,7 +169,7 @@ class TestStore:
             summands.append(tensor)
             return tensor
 
-        def give(tensor):
+        def give(_):
             return total[0]
 
         stores = [ScoreStore(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]

@@ -1,0 +1,1 @@
+"""Commands that write params.yaml: `preset` and `migrate`."""

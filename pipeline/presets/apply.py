@@ -1,0 +1,83 @@
+"""presets/NAME.yaml written onto params.yaml, whose comments and order stay.
+
+The result is checked as a whole before a byte is written, and written in the form that `dvc exp run -S` writes, so that
+`-S` later changes one line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.errors import UserError, nearest
+from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse_document, read_yaml, write_document
+from pipeline.presets.kinds import describe
+from pipeline.presets.migrate import Added, completed
+
+
+@dataclass(frozen=True)
+class Change:
+    """One value of params.yaml that becomes another."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} -> {self.after}"
+
+
+def apply_preset(
+    name: str, settings: list[str], *, folder: Path = PRESETS, params: Path = PARAMS
+) -> list[Added | Change]:
+    """Write the preset, then each `key=value` of `settings`, into params.yaml; keys that it lacks are added first.
+
+    Raises:
+        UserError: an unknown preset, key or value. params.yaml is then as it was.
+    """
+    known = describe(folder)
+    if name not in known:
+        raise UserError(
+            f"preset '{name}' is not known, {nearest(name, known)}",
+            f"presets are the files of {folder}/",
+            "run `python -m pipeline preset` for what each of them is",
+        )
+    document, added = completed(params, folder)
+    preset = folder / f"{name}.yaml"
+    written = leaves(parse_document(read_yaml(preset), preset) or {})
+    values = dict([*written, *map(_parse_setting, settings)])  # the later one wins
+    changes = [change for key, value in values.items() if (change := _assign(document, key, value))]
+    write_document(params, document)
+    return [*added, *changes]
+
+
+def _parse_setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text}: no '='", fix="write --set key=value, such as --set train.max_windows=1000000")
+    try:
+        parsed = YAML(typ="safe").load(value) if value else ""
+    except YAMLError:
+        parsed = value  # a path such as *.csv is no YAML
+    return key.strip(), str(parsed) if isinstance(parsed, date) else parsed
+
+
+def _assign(document: Any, key: str, value: Any) -> Change | None:
+    """Set one leaf in place; the check of the whole names the keys that do not exist."""
+    *sections, leaf = key.split(".", 1)
+    target = document
+    for section in sections:
+        if not isinstance(document.get(section), Mapping):
+            raise UserError(f"unknown key '{key}': {nearest(section, _sections(document))}", *UNTOUCHED)
+        target = document[section]
+    before = target.get(leaf)
+    target[leaf] = value
+    return Change(key, before, value) if before != value else None
+
+
+def _sections(document: Any) -> list[str]:
+    return [name for name, value in document.items() if isinstance(value, Mapping)]

@@ -1,0 +1,86 @@
+"""params.yaml as a document: read with its comments, and written in the form that `dvc exp run -S` writes.
+
+The form is a fixed point of DVC's writer, so that `-S` later changes one line.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from pipeline.artifacts import write_bytes
+from pipeline.config import build_params
+from pipeline.errors import UserError
+
+PRESETS, PARAMS = Path("presets"), Path("params.yaml")
+DEFAULTS = "demo.yaml"  # the file of presets/ that holds params.yaml as it comes: the one source of defaults
+UNTOUCHED = ("params.yaml was left as it was", "mend what is named, then run the command again")
+
+
+def read_yaml(path: Path) -> str:
+    """The text of a YAML file.
+
+    Raises:
+        UserError: the file is missing.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} is not here", "nothing was changed", "run from the project's folder") from None
+
+
+def parse_document(text: str, path: Path) -> Any:
+    """The document with its comments; `path` is for the message.
+
+    Raises:
+        UserError: the text is no YAML.
+    """
+    try:
+        return YAML().load(text)
+    except YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
+
+
+def write_document(path: Path, document: Any) -> None:
+    """Check the whole, then write it at once: another process sees the old file or the new one.
+
+    Raises:
+        UserError: as `check_document`. The file is then as it was.
+    """
+    text = _dump(document)
+    check_document(yaml.safe_load(text), path)
+    write_bytes(path, text.encode())
+
+
+def check_document(values: Any, path: Path) -> None:
+    """Check the values of the whole document as every stage would.
+
+    Raises:
+        UserError: an unknown or missing key or a bad value.
+    """
+    try:
+        build_params(values, str(path))
+    except UserError as error:
+        raise UserError(error.what, *UNTOUCHED) from None
+
+
+def _dump(document: Any) -> str:
+    """The same writer and settings as DVC's, its line width included."""
+    writer = YAML()
+    writer.default_flow_style = False
+    stream = io.StringIO()
+    writer.dump(document, stream)
+    return stream.getvalue()
+
+
+def leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """`section.key`, value. A mapping below that depth (ingest.columns) is a value."""
+    for name, value in document.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", inner) for key, inner in value.items())
+        else:
+            yield name, value

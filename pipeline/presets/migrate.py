@@ -1,0 +1,167 @@
+"""Yesterday's params.yaml brought up to today's keys: what it lacks is added, with its default and its comment.
+
+A missing entry is copied, line by line, from presets/demo.yaml to the position that it has there: after the nearest
+entry before it that params.yaml has. All else stays: values, comments, order, and keys that nobody knows, which are
+refused as ever.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml import CollectionNode, MappingNode, Node
+
+from pipeline.errors import UserError
+from pipeline.presets.document import (
+    DEFAULTS,
+    PARAMS,
+    PRESETS,
+    check_document,
+    leaves,
+    parse_document,
+    read_yaml,
+    write_document,
+)
+
+INDENT = 2  # of the keys of a section in presets/demo.yaml
+
+
+@dataclass(frozen=True)
+class Added:
+    """One key that params.yaml lacked."""
+
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"added {self.key}: {_in_one_line(self.value)}"
+
+
+def add_missing_keys(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[Added]:
+    """Add to params.yaml every section and key that it lacks. Nothing is written where it lacks none.
+
+    Raises:
+        UserError: a file is missing or no YAML, or params.yaml holds an unknown key or a bad value. It is then as it
+            was.
+    """
+    document, added = completed(params, folder)
+    if added:
+        write_document(params, document)
+    else:
+        check_document(yaml.safe_load(read_yaml(params)), params)
+    return added
+
+
+def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
+    """params.yaml as a document with all that it lacks, and what that is, in the order of the defaults.
+
+    Raises:
+        UserError: a file is missing or no YAML.
+    """
+    text, defaults = read_yaml(params), _without_head(read_yaml(folder / DEFAULTS))
+    mine, added = parse_document(text, params), list[Added]()
+    if mine is not None and not isinstance(mine, Mapping):
+        check_document(mine, params)  # which says so
+    for name, value in _values(defaults, folder / DEFAULTS).items():
+        if mine is None or name not in mine:
+            text = _insert(text, defaults, None, name)
+            added += [Added(key, inner) for key, inner in leaves({name: value})]
+        elif isinstance(value, Mapping) and (isinstance(mine[name], Mapping) or _is_bare(text, name)):
+            lacking = {key: inner for key, inner in value.items() if key not in (mine[name] or {})}
+            for key in lacking:
+                text = _insert(text, defaults, name, key)
+            added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
+    return parse_document(text, params) if added else mine, added
+
+
+def _values(text: str, path: Path) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
+
+
+def _without_head(text: str) -> str:
+    """The defaults as params.yaml has them: without the comment that every preset begins with, and its empty line."""
+    return text.partition("\n\n")[2] or text
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Where the entries of a mapping stand in a YAML text: of the whole file, or of one section."""
+
+    lines: list[str]
+    nodes: dict[str, tuple[Node, Node]]  # name -> key and value
+    top: int  # line of an entry that comes before all others, its comment included
+    brace: int | None  # index of the first character after `{`, of a mapping that is written in braces
+
+    @classmethod
+    def of(cls, text: str, section: str | None) -> "_Entries":
+        lines, root = text.splitlines(keepends=True), yaml.compose(text)
+        key, node = (None, root) if section is None else _nodes(root)[section]
+        nodes = _nodes(node)
+        brace = node.start_mark.index + 1 if isinstance(node, MappingNode) and node.flow_style else None
+        top = 0 if key is None else key.end_mark.line + 1
+        return cls(lines, nodes, top, brace)
+
+    def end(self, name: str) -> int:
+        """The line after an entry."""
+        return _last_line(self.nodes[name][1]) + 1
+
+    def block(self, name: str) -> list[str]:
+        """The lines of an entry, with those of its comment."""
+        names = list(self.nodes)
+        index = names.index(name)
+        return self.lines[self.end(names[index - 1]) if index else self.top : self.end(name)]
+
+
+def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
+    """`text` with an entry of `defaults` at its position in a section, or in the file itself (None)."""
+    source, target = _Entries.of(defaults, section), _Entries.of(text, section)
+    names = list(source.nodes)
+    before = next((other for other in reversed(names[: names.index(name)]) if other in target.nodes), None)
+    if target.brace is not None:
+        values = yaml.safe_load(defaults)
+        entry = f"{name}: {_in_one_line((values if section is None else values[section])[name])}"
+        if before:
+            index, entry = target.nodes[before][1].end_mark.index, f", {entry}"
+        else:
+            index, entry = target.brace, f"{entry}, " if target.nodes else entry
+        return text[:index] + entry + text[index:]
+    lines = target.lines
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    start, block = target.end(before) if before else target.top, source.block(name)
+    if section is not None:
+        indent = " " * next((key.start_mark.column for key, _ in target.nodes.values()), INDENT)
+        block = [indent + line[INDENT:] if line.strip() else line for line in block]
+    comment = list(itertools.takewhile(lambda line: line.strip() == "" or line.lstrip().startswith("#"), block))
+    if lines[start : start + len(comment)] == comment:  # only the key was taken out
+        start, block = start + len(comment), block[len(comment) :]
+    lines[start:start] = block
+    return "".join(lines)
+
+
+def _nodes(node: Node | None) -> dict[str, tuple[Node, Node]]:
+    return {key.value: (key, value) for key, value in node.value} if isinstance(node, MappingNode) else {}
+
+
+def _is_bare(text: str, section: str) -> bool:
+    """Whether a section is its name alone, because the lines of all its keys were taken out."""
+    return _nodes(yaml.compose(text))[section][1].value == ""
+
+
+def _last_line(node: Node) -> int:
+    """The number of the last line of a value. A block's own end mark stands behind the comments that follow it."""
+    if isinstance(node, CollectionNode) and node.value and not node.flow_style:
+        last = node.value[-1]
+        return _last_line(last[1] if isinstance(last, tuple) else last)
+    return node.end_mark.line - (node.end_mark.column == 0 and node.end_mark.line > node.start_mark.line)
+
+
+def _in_one_line(value: Any) -> str:
+    text = yaml.safe_dump({"key": value}, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    return text.strip()[len("{key: ") : -1]

@@ -1,0 +1,108 @@
+"""The commands of a page: what stands in its ```sh blocks, and an environment to run them in as a reader would."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMENT = re.compile(r"\s+#\s.*$")
+QUEUE_LIMIT = 900  # seconds that queued experiments may take
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of a block. block: the number of the block in its page, from 1."""
+
+    block: int
+    line: str
+
+    def __str__(self) -> str:
+        return f"{self.block}: {self.line}"
+
+
+def commands_of(page: str) -> Iterator[Command]:
+    """Every command of every ```sh block, in order, without its comment. A line that ends in a backslash goes on."""
+    for number, block in enumerate(BLOCK.findall(page), start=1):
+        for line in block.replace("\\\n", " ").splitlines():
+            if command := COMMENT.sub("", line).strip().removeprefix("$ "):
+                yield Command(number, command)
+
+
+@dataclass(frozen=True)
+class Clone:
+    """A fresh clone of the project in which commands run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, root: Path, path: Path) -> "Clone":
+        """Every file of the working tree that git does not ignore, as the first commit of a new repository.
+
+        Its .venv links to the environment that runs the tests: Python looks for pyvenv.cfg beside the folder `bin` that
+        it was started from. `make setup` finds nothing to do.
+        """
+        clone = cls(path)
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=root, capture_output=True, text=True, check=True
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            if (root / name).is_file():
+                (path / name).parent.mkdir(parents=True, exist_ok=True)
+                (path / name).write_bytes((root / name).read_bytes())
+                (path / name).chmod((root / name).stat().st_mode)
+        for command in ("git init -q -b main", "git add -A", "git commit -q -m Start"):
+            assert clone.run(command).returncode == 0
+        environment = path / ".venv"
+        environment.mkdir()
+        for entry in Path(sys.prefix).iterdir():
+            if not entry.name.startswith("."):
+                (environment / entry.name).symlink_to(entry)
+        for stamp in (".ready", ".docs-ready"):
+            (environment / stamp).touch()
+        return clone
+
+    def run(self, command: str, seconds: float = 900) -> subprocess.CompletedProcess[str]:
+        """The command in bash, with the clone's environment activated; a queue that it started is waited for."""
+        done = subprocess.run(
+            ["bash", "-c", f"set -e -o pipefail; {command}"],
+            cwd=self.path,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            timeout=seconds,
+        )
+        if "dvc queue start" in command and done.returncode == 0:
+            self.wait_for_queue()
+        return done
+
+    def environment(self) -> Mapping[str, str]:
+        """As in a terminal of a reader who has set nothing."""
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("DVC_", "MLFLOW_", "PYTEST_", "PYTHON", "COV_", "MAKE", "MFLAGS", "VIRTUAL_ENV"))
+        }
+        return kept | {
+            "PATH": f"{self.path / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "DVC_NO_ANALYTICS": "true",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            **{
+                f"GIT_{who}_{what}": value
+                for who in ("AUTHOR", "COMMITTER")
+                for what, value in (("NAME", "Reader"), ("EMAIL", "reader@example.org"))
+            },
+        }
+
+    def wait_for_queue(self) -> None:
+        """Until no experiment of the queue waits or runs; each of them must have succeeded."""
+        end = time.monotonic() + QUEUE_LIMIT
+        while (status := self.run("dvc queue status").stdout) and re.search(r"\b(Queued|Running)\b", status):
+            assert time.monotonic() < end, f"the queue is still at work\n{status}"
+            time.sleep(3)
+        assert "Failed" not in status, status
