@@ -26,12 +26,12 @@ class BackboneConfig:
     separators: bool  # a learned token after each item of the history
     relative_buckets: int
     relative_max_distance: int
-    embedding_std: float  # t5, decoder: of the token and recency tables at the start; 1: T5's
-    recency_items: int  # t5: places, counted from the last item, with a learned vector; 0: none, as published
-    hstu_attention: Literal["silu", "softplus"]  # softplus: that of IntRR's code
+    embedding_std: float  # t5, decoder: initial std of the token and recency tables; 1: T5's
+    recency_items: int  # t5: the last items of a history that have a learned vector each; 0: none, as published
+    hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
     time_bias: bool  # hstu with silu: a learned bias of the time between two items
 
-    # Keys that came after the first saved models, and the value by which a model without the key computes as then.
+    # Keys that are newer than the first saved models, and the value that makes an older model compute as it did then.
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
         "embedding_std": 1.0,
         "recency_items": 0,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import nearest
 from pipeline.strategies.spec import ParamsView, StrategySpec
@@ -93,11 +93,14 @@ class ChosenStrategies:
         return {name: dataclasses.asdict(section) for name, section in self.settings.items()}
 
 
-def from_saved(kind: type, values: Mapping[str, Any]) -> Any:
-    """A section of a saved model's config.json as its dataclass.
+Section = TypeVar("Section")
+
+
+def from_saved(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """Return a section of a saved model's config.json as its dataclass.
 
     A key that the section lacks takes its value from `kind.SAVED_WITHOUT`: the model is older than the key. That value
-    is no default of params.yaml, but what computes as the code did before the key was there.
+    is no default of params.yaml: it makes the code compute as it did before the key existed.
 
     Raises:
         TypeError: a key is unknown, or is missing and is not in `SAVED_WITHOUT`.
@@ -109,14 +112,15 @@ def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategie
     """Return the strategies that `text` names.
 
     Args:
-        sections: the settings of each that has some, by name: its dataclass, or that as plain values of a saved
-            model. Others are not looked at.
+        sections: the settings of each named strategy that has some, by name: its dataclass, or the plain values of a
+            saved model. Other sections are ignored.
 
     Raises:
         ValueError: as `parse`; or a section is neither of the two.
         TypeError: as `from_saved`.
     """
-    found, settings = tuple(specs()[name] for name in parse(text)), {}
+    found = tuple(specs()[name] for name in parse(text))
+    settings: dict[str, Any] = {}
     for spec in found:
         if spec.settings is not None:
             section = sections[spec.name]

@@ -8,14 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class IntrrConfig:
-    """The recursive assignment network and its losses."""
+    """The settings of intrr: the recursive assignment network and its losses."""
 
     uid_dim: int  # width of the UID table; 0: backbone.d_model
-    hidden: int  # of the MLPs
+    hidden: int  # width of the MLPs' hidden layer
     digit_width: int  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
     mix: Literal["soft", "straight_through"]
     context: Literal["last", "sum"]
-    codebooks: Literal["random", "quantizer"]  # what they start from
+    codebooks: Literal["random", "quantizer"]  # the vectors that the network's codebooks begin with
     alignment: float  # weight of the alignment loss (lambda)
     alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"]
     alignment_sample: int  # items of `sample`

@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RastpConfig:
-    """Which encoder tokens go on."""
+    """The settings of rastp: which encoder tokens go on."""
 
     keep: float
     min_tokens: int

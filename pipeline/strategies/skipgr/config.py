@@ -9,14 +9,14 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SkipgrConfig:
-    """What training skips by the model's own entropy."""
+    """The settings of skipgr: what training skips by the entropy of the model that it trains."""
 
     rule: Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
     token_ratio: float
     level_ratios: tuple[float, ...]  # one per scored level; empty: token_ratio for each
     apply_to: Literal["loss", "input", "both"]
     input_unit: Literal["token", "item"]
-    rescore_every: int  # passes
+    rescore_every: int  # epochs
     include_digit: bool
     sequence_ratio: float
     sequence_share: float  # 0: sequence_ratio counts
