@@ -90,7 +90,7 @@ class Bench:
         )
         self.share = samples_per_step(epochs, args.batch_tokens, self.per_item)
         plan = TrainingPlan(
-            items_N=items_N,
+            items_M=items_N,
             first_U=np.asarray(splits.offsets[:-1]),
             end_U=np.asarray(splits.train_end),
             windows=len(epochs),

@@ -1,13 +1,18 @@
-"""The catalogue as the model sees it: the Semantic ID of every item, and the tree of their prefixes.
+"""The catalogue holds the Semantic ID of every item, and the prefix trie of these Semantic IDs.
 
-Sorted lexicographically, the items below one prefix stand together. Level by level, the prefixes are numbered in that
-order, so the children of a prefix are a contiguous range of the next level's numbers: decoding gathers just those, and
-its cost does not depend on the number of items.
+When Semantic IDs are sorted lexicographically, the items below one prefix are neighbours. Level by level, the prefixes
+are numbered in that order, so that the children of a prefix are a contiguous range of the next level's numbers:
+decoding gathers these children only, and its cost does not depend on the number of items.
 
-Where no deduplication digit tells them apart, items may share a Semantic ID. They are ranked one after another, by item
-id: a model has no opinion on their order, and this one knows neither popularity nor the test set.
+    Semantic IDs  (0, 4) (0, 7) (2, 5)
+    level 0       node 0 (the root), its children are the nodes 0 .. 1 of level 1
+    level 1       nodes 0 (0) and 1 (2); children of node 0: nodes 0 .. 1 of level 2, of node 1: node 2
+    level 2       leaves 0 (0, 4), 1 (0, 7), 2 (2, 5)
 
-Shape legend: I items, L code levels, P prefixes of one length.
+Without a deduplication digit, several items may share a Semantic ID. They are ranked one after another, by item id: a
+model scores them equally, and the order by item id uses neither popularity nor the test set.
+
+Shapes: I items of the catalogue, L levels, W windows, K beams; local: P prefixes of one length, O slots of a ranking.
 """
 
 import numpy as np
@@ -16,24 +21,25 @@ from torch import Tensor, nn
 
 
 class Catalogue(nn.Module):
-    """Codes and prefix table. A module, so that it moves with the model; nothing of it is saved with the weights.
+    """Codes and prefix trie. It is a module, so that it moves with the model; its buffers are not saved with weights.
 
     Prefixes of length l are the nodes of level l; the root is node 0 of level 0 and the nodes of level L, the leaves,
     are the Semantic IDs in lexicographic order. Per level l < L: the children of node p are the nodes
     `first_child(l)[p] : first_child(l)[p + 1]` of level l + 1, in ascending order of their `code(l)`. The items of leaf
-    p are `item_of_leaf_I[first_item_P[p] : first_item_P[p + 1]]`; unless `shares`, leaf p is the item at place p.
+    p are `item_of_leaf_I[first_item_P[p] : first_item_P[p + 1]]`; unless `shares`, that is the one item
+    `item_of_leaf_I[p]`.
 
     Args:
         codes_IL: code of each item at each level; the row number is the item id.
         widths: how many values each level may take.
-        digit: the last level is a deduplication digit, so every item has a Semantic ID of its own.
+        digit: the last level is a deduplication digit, so that no two items share a Semantic ID.
 
     Raises:
         ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit.
     """
 
     codes_IL: Tensor  # int64
-    item_of_leaf_I: Tensor  # int64: item ids in the order of their leaves, those of one leaf ascending
+    item_of_leaf_I: Tensor  # int64: item ids in the order of their leaves, ascending within a leaf
     first_item_P: Tensor  # int64 [P + 1], P of level L
     leaf_of_item_I: Tensor  # int64: the leaf of each item
 
@@ -45,71 +51,85 @@ class Catalogue(nn.Module):
         self.items, self.levels = codes.shape
         self.digit = digit
         self.bucket_levels = self.levels - digit  # codes that come from the item's content
-        leaves = np.lexsort(codes.T[::-1])
+        # Item ids in lexicographic order of their codes; lexsort's last key is its first criterion, hence the reversal.
+        order_I = np.lexsort(codes.T[::-1])
         if digit:
-            _check_distinct(codes, leaves)
+            _check_distinct(codes, order_I)
         self._buffer("codes_IL", codes)
-        self._buffer("item_of_leaf_I", leaves)
-        self._build_tree(codes[leaves])
-        self.shares = self.prefixes[-1] < self.items  # some items have a Semantic ID in common
+        self._buffer("item_of_leaf_I", order_I)
+        self._build_trie(codes[order_I])
+        self.shares = self.prefixes[-1] < self.items  # True: some items have a Semantic ID in common
         self._buffer("first_item_P", self.leaves_before[-1])
+        # The leaf of each item. order 2 0 1, first item of each leaf 0 2 3 -> leaves of items 0, 1, 2: 0 1 0
         leaf_of_item_I = np.empty(self.items, dtype=np.int64)
-        leaf_of_item_I[leaves] = np.repeat(np.arange(self.prefixes[-1]), np.diff(self.leaves_before[-1]))
+        leaf_of_item_I[order_I] = np.repeat(np.arange(self.prefixes[-1]), np.diff(self.leaves_before[-1]))
         self._buffer("leaf_of_item_I", leaf_of_item_I)
 
-    def _build_tree(self, sorted_IL: np.ndarray) -> None:
-        """One CSR table per level, from the rows where a prefix differs from the one above it."""
-        node_of_row = np.zeros(self.items, dtype=np.int64)
+    def _build_trie(self, sorted_IL: np.ndarray) -> None:
+        """Build one table of children per level, from the rows where a prefix differs from the prefix of the row above.
+
+        The comments follow the Semantic IDs (0, 4), (0, 7), (2, 5), sorted, with widths 3 and 8.
+        """
+        node_I = np.zeros(self.items, dtype=np.int64)  # the node of `level` above each row: at the root all 0
         self.prefixes = [1]  # P of each level, 0 .. L
         self.fanout = []  # most children that a node of each level has
-        # Items left of each node, per level [P + 1]; on the host, for those who walk the tree in pieces
+        # Per level [P + 1]: the items before each node, in sorted order, and all items; on the host, for
+        # `decoding/exhaustive.py`, which walks the trie in runs
         self.leaves_before: list[np.ndarray] = [np.array([0, self.items])]
         for level in range(self.levels):
-            is_new = np.ones(self.items, dtype=bool)
-            is_new[1:] = (np.diff(node_of_row) > 0) | (np.diff(sorted_IL[:, level]) != 0)
-            rows = np.flatnonzero(is_new)  # first item below each node of the next level
-            counts = np.bincount(node_of_row[rows], minlength=self.prefixes[-1])
+            # A row begins a node of the next level where its node or its code is new: level 0: 1 0 1, level 1: 1 1 1
+            is_new_I = np.ones(self.items, dtype=bool)
+            is_new_I[1:] = (np.diff(node_I) > 0) | (np.diff(sorted_IL[:, level]) != 0)
+            rows = np.flatnonzero(is_new_I)
+            # Children of each node: level 0: 2, hence first_child 0 2; level 1: 2 1, hence first_child 0 2 3
+            counts = np.bincount(node_I[rows], minlength=self.prefixes[-1])
             self._buffer(f"first_child_{level}", np.concatenate([[0], np.cumsum(counts)]))
+            # The code that leads to each node of the next level: level 1: 4 7 5
             self._buffer(f"code_{level}", sorted_IL[rows, level])
-            self._buffer(f"edge_{level}", node_of_row[rows] * self.widths[level] + sorted_IL[rows, level])
+            # Node and code as one ascending number, for `child`: level 1: 0 * 8 + 4, 0 * 8 + 7, 1 * 8 + 5 = 4 7 13
+            self._buffer(f"edge_{level}", node_I[rows] * self.widths[level] + sorted_IL[rows, level])
             self.fanout.append(int(counts.max()))
             self.prefixes.append(len(rows))
             self.leaves_before.append(np.append(rows, self.items))
-            node_of_row = np.cumsum(is_new) - 1
+            # Nodes of the next level are numbered in the order of the rows: level 0 gives the rows the nodes 0 0 1
+            node_I = np.cumsum(is_new_I) - 1
 
     def _buffer(self, name: str, array: np.ndarray) -> None:
         self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)), persistent=False)
 
     def first_child(self, level: int) -> Tensor:
-        """int64 [P + 1]: the first child of each node of `level`, as a node of `level + 1`."""
+        """Return int64 [P + 1]: the first child of each node of `level`, as a node of `level + 1`."""
         return self.get_buffer(f"first_child_{level}")
 
     def code(self, level: int) -> Tensor:
-        """int64 [P of level + 1]: the last code of each prefix of length `level + 1`."""
+        """Return int64 [P of level + 1]: the last code of each prefix of length `level + 1`."""
         return self.get_buffer(f"code_{level}")
 
     def items_of(self, leaves_WK: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-        """The items of each row's leaves, one leaf after another, cut to the first `slots`.
+        """Return the items of each row's leaves, one leaf after another, cut to the first `slots`.
 
         Args:
-            leaves_WK: -1 where a beam names nothing; it keeps one place.
+            leaves_WK: -1 where a beam names nothing; such a beam takes one slot.
 
         Returns:
-            (item ids [W, places], -1 for none; the beam [W, places] that each comes from, K behind the last one).
+            (item ids [W, O], -1 for none; the beam [W, O] that each comes from, K after the last item).
         """
+        # Leaf 5 has two items, leaf 7 one: leaves 5, -1, 7 -> counts 2 1 1, ends 2 3 4
         first_WK = torch.where(leaves_WK < 0, 0, self.first_item_P[leaves_WK])
         counts_WK = torch.where(leaves_WK < 0, 1, self.first_item_P[leaves_WK + 1] - first_WK)
         ends_WK = counts_WK.cumsum(1)
-        slot_WN = torch.arange(slots, device=leaves_WK.device).repeat(len(leaves_WK), 1)
-        beam_WN = torch.searchsorted(ends_WK, slot_WN, right=True)
-        known_WN = beam_WN.clamp(max=leaves_WK.shape[1] - 1)
-        within_WN = slot_WN - (ends_WK - counts_WK).gather(1, known_WN)
-        item_WN = self.item_of_leaf_I[(first_WK.gather(1, known_WN) + within_WN).clamp(max=self.items - 1)]
-        named_WN = (beam_WN < leaves_WK.shape[1]) & (leaves_WK.gather(1, known_WN) >= 0)
-        return torch.where(named_WN, item_WN, -1), beam_WN
+        # Which beam fills each slot: slots 0 .. 4 -> beams 0 0 1 2 3, and 3 is K: nothing fills slot 4
+        slot_WO = torch.arange(slots, device=leaves_WK.device).repeat(len(leaves_WK), 1)
+        beam_WO = torch.searchsorted(ends_WK, slot_WO, right=True)
+        # Which item of its leaf that is: 0 1 . 0 .; slots without an item compute any number within bounds.
+        known_WO = beam_WO.clamp(max=leaves_WK.shape[1] - 1)
+        within_WO = slot_WO - (ends_WK - counts_WK).gather(1, known_WO)
+        item_WO = self.item_of_leaf_I[(first_WK.gather(1, known_WO) + within_WO).clamp(max=self.items - 1)]
+        named_WO = (beam_WO < leaves_WK.shape[1]) & (leaves_WK.gather(1, known_WO) >= 0)
+        return torch.where(named_WO, item_WO, -1), beam_WO
 
     def child(self, level: int, node: Tensor, code: Tensor) -> Tensor:
-        """The node of `level + 1` that `code` leads to from `node`, -1 where there is none (or `node` is -1)."""
+        """Return the node of `level + 1` that `code` leads to from `node`; -1 if there is none, or if `node` is -1."""
         edges = self.get_buffer(f"edge_{level}")  # ascending, because nodes are numbered lexicographically
         wanted = node * self.widths[level] + code
         found = torch.searchsorted(edges, wanted).clamp_(max=len(edges) - 1)
@@ -127,11 +147,11 @@ def _check_codes(codes: np.ndarray, widths: tuple[int, ...]) -> None:
         )
 
 
-def _check_distinct(codes: np.ndarray, leaves: np.ndarray) -> None:
-    same = np.flatnonzero((codes[leaves[1:]] == codes[leaves[:-1]]).all(axis=1))
+def _check_distinct(codes: np.ndarray, order_I: np.ndarray) -> None:
+    same = np.flatnonzero((codes[order_I[1:]] == codes[order_I[:-1]]).all(axis=1))
     if len(same):
-        first, second = leaves[same[0]], leaves[same[0] + 1]
+        first, second = order_I[same[0]], order_I[same[0] + 1]
         raise ValueError(
             f"items {first} and {second} share the Semantic ID {codes[first].tolist()} "
-            f"({len(same)} such pairs): every item needs its own, a deduplication digit gives it one"
+            f"({len(same)} such pairs): with a deduplication digit no two items may share one"
         )

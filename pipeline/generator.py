@@ -1,6 +1,9 @@
-"""models/generator/: a trained model with all that is needed to rebuild it and to name items by their raw ids.
+"""This module writes and reads models/generator/: a trained model, all that rebuilds it, and the raw ids of the items.
 
-Above strategies, because a network is rebuilt by the strategy that trained it; below all that trains or evaluates.
+It is a layer above the strategies, because the strategy that trained a network rebuilds it, and a layer below all code
+that trains or evaluates.
+
+Shapes: L levels; local: M interactions of the splits.
 """
 
 import dataclasses
@@ -21,19 +24,21 @@ from pipeline.packing.kept import EvalSkips
 from pipeline.strategies.base import NetworkTraits
 from pipeline.strategies.registry import choose_strategies, from_saved
 
-WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
-SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ITEMS = "items.parquet"
+SKIPS = "skips.safetensors"  # only where the model is evaluated without some tokens of the histories
 
 
 @dataclass(frozen=True)
 class Generator:
-    """What `load_generator` returns; the model is in evaluation mode."""
+    """A trained model in evaluation mode, with its catalogue; `load_generator` returns it."""
 
     model: Backbone
     catalogue: Catalogue
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
-    config: dict[str, Any]  # backbone, widths, digit, and what training added
-    eval_skips: EvalSkips | None = None  # of the splits that it was trained on
+    config: dict[str, Any]  # config.json: backbone, widths, digit, and what training added
+    eval_skips: EvalSkips | None = None  # by flat positions in the splits that the model was trained on
 
 
 def save_generator(
@@ -47,10 +52,10 @@ def save_generator(
     """Write the folder; equal weights give equal bytes.
 
     Args:
-        items_frame: item_id, raw_id, title, sorted by item_id; the codes are added here.
+        items_frame: item_id, raw_id, title, sorted by item_id; this function adds the codes.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
-        eval_skips: what the strategy evaluates the model without (`Sampler.eval_skips`).
+        eval_skips: the tokens that the model is evaluated without (`Sampler.eval_skips`); None: none.
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
@@ -71,7 +76,7 @@ def save_generator(
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
-    """Rebuild what `save_generator` wrote.
+    """Rebuild the model that `save_generator` wrote, on `device`.
 
     Raises:
         UserError: a file is missing or damaged, or the files do not belong together.
@@ -101,6 +106,11 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
 
 
 def _read_skips(folder: Path, levels: int) -> np.ndarray:
+    """Read skip_ML, bool [M, L].
+
+    Raises:
+        ValueError: the array has another number of levels.
+    """
     skip_ML = read_tensors(folder / SKIPS)["skip"]
     if skip_ML.ndim != 2 or skip_ML.shape[1] != levels:
         raise ValueError(f"{SKIPS} has shape {list(skip_ML.shape)}, a Semantic ID {levels} levels")

@@ -1,4 +1,4 @@
-"""Backbones: the networks over Semantic IDs. None of them knows how items are decoded from it."""
+"""This package holds the backbones: the networks over Semantic IDs. No backbone knows how items are decoded from it."""
 
 from typing import TYPE_CHECKING
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only: bool = False) -> "SidBackbone":
-    """The network that `config.name` names, on the catalogue's device.
+    """Build the network that `config.name` names, on the catalogue's device.
+
+    Weights are drawn on the CPU from torch's global generator: one seed gives equal weights on every device. This
+    function loads torch, so that checking params.yaml does not.
 
     Args:
         vectors_only: build only what `read` needs: histories of item vectors in, a state for each window out.
-
-    Weights are drawn on the CPU from torch's global generator: one seed gives the same ones on every device. torch is
-    loaded here, not when params.yaml is checked.
     """
     from pipeline.backbones.decoder import Decoder
     from pipeline.backbones.hstu import Hstu

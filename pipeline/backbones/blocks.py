@@ -1,12 +1,16 @@
-"""The layers that T5 is stacked of, over a packed axis of tokens; each has its norm and its residual.
+"""This module holds the layers of T5 over a packed axis of tokens; each layer has its norm and its residual.
 
-Shape legend: T positions of all sequences, S key positions, d model width, H heads, D head width, R rows of incremental
-decoding (windows x beams), J positions decoded so far.
+A position bias comes in the form that `RelativeBias.for_layout` gives it for the layout: by query and key, or by
+distance.
+
+Shapes: T positions of all sequences, d width of the model, H heads, D width of a head; local: S key positions of all
+sequences (in cross-attention, the encoder's), R rows of a decoding step (windows x beams), J positions of a row so far.
 """
 
-from collections.abc import Iterable
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.config import BackboneConfig
@@ -15,40 +19,52 @@ from pipeline.ops.dropout import Dropout, ReluDropout
 from pipeline.ops.layout import Layout, Mass
 from pipeline.ops.linear import RMSNorm, linear
 
-KeysValues = tuple[Tensor, Tensor]  # of one layer, equal shapes; here both [S, H, D]
-Past = tuple[KeysValues, ...]  # those of beams, one of each level
+KeysValues = tuple[Tensor, Tensor]  # keys and values of one layer, equal shapes; in this module both [S, H, D]
+Past = tuple[KeysValues, ...]  # keys and values of the beams of one layer: a pair for each level decoded so far
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def module_list(modules: Iterable[Module]) -> Sequence[Module]:
+    """Register `modules` as an `nn.ModuleList`, and keep the type that a ModuleList forgets."""
+    return cast(Sequence[Module], nn.ModuleList(modules))
 
 
 class SelfAttention(nn.Module):
-    """Norm, attention within a sequence, residual."""
+    """Attend within a sequence: norm, attention, residual."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         inner = config.heads * config.d_head
-        self.heads, self.p = config.heads, config.dropout
+        self.heads = config.heads
+        self.p = config.dropout
         self.norm = RMSNorm(config.d_model)
         self.qkv = nn.Linear(config.d_model, 3 * inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, *, causal: bool = False, mass: Mass | None = None
+        self, h_Td: Tensor, layout: Layout, bias: Tensor | None, *, causal: bool = False, mass: Mass | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The states, and with `mass` the attention mass [T] that each token receives."""
+        """Return the states [T, d], and with `mass` the attention mass [T] that each token receives."""
         mixed_THD, mass_T = packed_attention(
-            (self._packed(h_Td),), layout, bias_HQK, causal=causal, mass=mass, dropout=self.p if self.training else 0.0
+            (self._packed(h_Td),), layout, bias, causal=causal, mass=mass, dropout=self.p if self.training else 0.0
         )
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td), mass_T
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values [T, H, D] from one product."""
+        """Return queries, keys and values [T, H, D], computed as one product."""
         return self._packed(h_Td).unbind(1)
 
     def _packed(self, h_Td: Tensor) -> Tensor:
-        return linear(self.qkv, h_Td, norm=self.norm).unflatten(1, (3, self.heads, -1))
+        """Return queries, keys and values as one tensor [T, 3, H, D]."""
+        return torch.unflatten(linear(self.qkv, h_Td, norm=self.norm), 1, (3, self.heads, -1))
 
     def extend(self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor) -> tuple[Tensor, Past]:
-        """One more position of each row; see `attend_to_ancestors`. No dropout."""
+        """Compute one more position of each row, without dropout, and add its keys and values to `past`.
+
+        `attend_to_ancestors` says what `rows_RJ` and `bias_HJ` are.
+        """
         q, k, v = self.project(h_Rd)
         past = (*past, (k, v))
         mixed_RHD = attend_to_ancestors(q, past, rows_RJ, bias_HJ)
@@ -56,24 +72,26 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Norm, attention to the history, without a position bias, residual."""
+    """Attend to the encoder's states: norm, attention without a position bias, residual."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         inner = config.heads * config.d_head
-        self.heads, self.p = config.heads, config.dropout
+        self.heads = config.heads
+        self.p = config.dropout
         self.norm = RMSNorm(config.d_model)
         self.q = nn.Linear(config.d_model, inner, bias=False)
         self.kv = nn.Linear(config.d_model, 2 * inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
         self.dropout = Dropout(config.dropout)
 
-    def packed(self, memory_Td: Tensor) -> Tensor:
-        """Keys and values [S, 2, H, D]."""
-        return linear(self.kv, memory_Td).unflatten(1, (2, self.heads, -1))
+    def packed(self, memory_Sd: Tensor) -> Tensor:
+        """Return the keys and values of the encoder's states as one tensor [S, 2, H, D]."""
+        return torch.unflatten(linear(self.kv, memory_Sd), 1, (2, self.heads, -1))
 
-    def keys_values(self, memory_Td: Tensor) -> KeysValues:
-        k, v = self.packed(memory_Td).unbind(1)
+    def keys_values(self, memory_Sd: Tensor) -> KeysValues:
+        """Return the keys and the values of the encoder's states, [S, H, D] each."""
+        k, v = self.packed(memory_Sd).unbind(1)
         return k, v
 
     def forward(self, h_Td: Tensor, memory_S2HD: Tensor, layout: Layout) -> Tensor:
@@ -83,27 +101,28 @@ class CrossAttention(nn.Module):
         return linear(self.o, mixed_THD.flatten(1), self.dropout, residual_Td=h_Td)
 
     def extend(self, h_Rd: Tensor, memory: KeysValues, encoder: Layout) -> Tensor:
-        """As `forward` without dropout, for however many rows each window has."""
+        """Compute `forward` without dropout for one position of each row; every window has equally many rows."""
         mixed_RHD = attend_to_windows(self._queries(h_Rd), *memory, encoder)
         return linear(self.o, mixed_RHD.flatten(1), residual_Td=h_Rd)
 
     def _queries(self, h_Td: Tensor) -> Tensor:
-        return linear(self.q, h_Td, norm=self.norm).unflatten(1, (self.heads, -1))
+        """Return the queries [T, H, D]."""
+        return torch.unflatten(linear(self.q, h_Td, norm=self.norm), 1, (self.heads, -1))
 
 
 class FeedForward(nn.Module):
-    """Norm, ReLU layers, residual."""
+    """Transform each token alone: norm, ReLU layers, residual."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.norm = RMSNorm(config.d_model)
         self.wi = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.hidden = cast(
-            Iterable[nn.Linear],
-            nn.ModuleList(nn.Linear(config.d_ff, config.d_ff, bias=False) for _ in range(config.ff_hidden_layers - 1)),
+        self.hidden = module_list(
+            nn.Linear(config.d_ff, config.d_ff, bias=False) for _ in range(config.ff_hidden_layers - 1)
         )
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
-        self.relu, self.dropout = ReluDropout(config.dropout), Dropout(config.dropout)
+        self.relu = ReluDropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor) -> Tensor:
         x = linear(self.wi, h_Td, self.relu, norm=self.norm)
@@ -113,32 +132,44 @@ class FeedForward(nn.Module):
 
 
 class EncoderBlock(nn.Module):
+    """One layer of the encoder: self-attention in both directions, then feed-forward."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.attention = SelfAttention(config)
         self.ff = FeedForward(config)
 
     def forward(
-        self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor | None, mass: Mass | None = None
+        self, h_Td: Tensor, layout: Layout, bias: Tensor | None, mass: Mass | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """As its attention."""
-        h_Td, mass_T = self.attention(h_Td, layout, bias_HQK, mass=mass)
+        """Return the states [T, d], and with `mass` the attention mass [T] that each token receives."""
+        h_Td, mass_T = self.attention(h_Td, layout, bias, mass=mass)
         return self.ff(h_Td), mass_T
 
 
 class DecoderBlock(nn.Module):
+    """One layer of the decoder: causal self-attention, cross-attention to the encoder's states, feed-forward."""
+
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.attention = SelfAttention(config)
         self.cross = CrossAttention(config)
         self.ff = FeedForward(config)
 
-    def forward(self, h_Td: Tensor, layout: Layout, bias_HQK: Tensor, memory_S2HD: Tensor, cross: Layout) -> Tensor:
-        h_Td, _ = self.attention(h_Td, layout, bias_HQK, causal=True)
-        return self.ff(self.cross(h_Td, memory_S2HD, cross))
+    def forward(self, h_Td: Tensor, layout: Layout, bias: Tensor, memory_S2HD: Tensor, cross: Layout) -> Tensor:
+        """Return the states [T, d].
+
+        Args:
+            memory_S2HD: keys and values of the encoder's states, as `CrossAttention.packed` gives them.
+            cross: how the decoder's positions and the encoder's fall into windows.
+        """
+        h_Td, _ = self.attention(h_Td, layout, bias, causal=True)
+        states_Td: Tensor = self.ff(self.cross(h_Td, memory_S2HD, cross))
+        return states_Td
 
     def extend(
         self, h_Rd: Tensor, past: Past, rows_RJ: Tensor, bias_HJ: Tensor, memory: KeysValues, encoder: Layout
     ) -> tuple[Tensor, Past]:
+        """Compute one more position of each row, as `SelfAttention.extend` and `CrossAttention.extend` do."""
         h_Rd, past = self.attention.extend(h_Rd, past, rows_RJ, bias_HJ)
         return self.ff(self.cross.extend(h_Rd, memory, encoder)), past

@@ -1,20 +1,21 @@
-"""What the causal backbones share: from histories to logits and back, around a stack of blocks.
+"""All causal backbones share this base: it leads from histories to logits, around a stack of blocks.
 
-A window is one sequence of tokens (packing/sequences.py), none of which sees a later one. In training the logits of a
-target are read at the last token of the history and at the target's codes; with `Histories.all_targets`, at every item:
-each one is the target of the items before it, all in one pass. In decoding the history is read once, its keys and
-values are kept once per window, and each beam adds the few of its own codes.
+A window is one sequence of tokens (packing/sequences.py), and no token sees a later one. In training the logits of a
+target are read at the last token of the history and at the target's codes. With `Histories.all_targets` they are read
+at every item: each item is the target of the items before it, all in one pass. In decoding the history is read once,
+its keys and values are stored once per window, and each beam adds the keys and values of the codes that it chose.
 
-`read` takes one vector per item instead of codes, and returns the states behind them.
+`read` takes one vector per item instead of codes, and returns the states of these items.
 
-Shape legend: W windows, N items, T tokens of all sequences, R rows that are read, S tokens of an item, L code levels, d
-model width, H heads, D head width, K beams, P history places of the longest window, J own tokens of a beam, V codes.
+Shapes: W windows, N items of all histories, T tokens of all sequences, L levels, V codes of a level, K beams, H heads,
+D width of a head, d width of the model; local: R rows whose states are read, S tokens of an item, P history positions
+of the longest window, J codes of a beam that are decoded, C = P + J columns that a beam attends to.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,19 @@ from pipeline.packing.sequences import Sequences, lay_out, times_of
 
 
 class CausalBlock(nn.Module, ABC):
-    """One layer. What `project` returns as the gate, `finish` gets back after attention (HSTU's U, T5's input)."""
+    """One layer of a causal backbone: project, attend, finish.
+
+    `project` returns a gate beside queries, keys and values, and `finish` gets it unchanged: HSTU's U, T5's input.
+    """
 
     def forward(self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None) -> Tensor:
-        """The layer's output, [T, d]; or of some rows alone, [R, d], where no one reads the others."""
+        """Return the layer's output [T, d]; or with `rows_R` the output [R, d] of these rows, if only they are read."""
         return self.forward_with_memory(h_Td, layout, bias, rows_R)[0]
 
     def forward_with_memory(
         self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """As `forward`, and the keys and values of all tokens, [T, H, D] each."""
+        """Return what `forward` returns, and the keys and values of all tokens, [T, H, D] each."""
         q_THD, k_THD, v_THD, gate = self.project(h_Td)
         mixed_THD = self.attend(q_THD, k_THD, v_THD, layout, bias)
         if rows_R is not None:
@@ -50,48 +54,54 @@ class CausalBlock(nn.Module, ABC):
 
     @abstractmethod
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys, values [T, H, D] and the gate [T, ...]."""
+        """Return queries, keys and values [T, H, D], and the gate [T, ...]."""
 
     @abstractmethod
     def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
-        """Attention of every token to itself and those before it in its sequence, [T, H, D]."""
+        """Attend from every token to itself and to the tokens before it in its sequence; return [T, H, D]."""
 
     @abstractmethod
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
-        """Attention weights from biased scores over all keys of a query (the last axis), 0 where `seen` is False."""
+        """Return attention weights of biased scores; the last axis holds all keys of a query.
+
+        The weights are 0 where `seen` is False.
+        """
 
     @abstractmethod
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        """The layer's output from its input and what attention brought."""
+        """Return the layer's output [T, d] from the layer's input, the result of `attend`, and the gate."""
 
     def bias_of_times(self, elapsed: Tensor) -> Tensor:
-        """The bias for times in seconds [...], [..., H]. A layer that knows no times adds nothing, [..., 1]."""
+        """Return the bias [..., H] of times in seconds [...]; a layer that reads no times returns zeros [..., 1]."""
         return torch.zeros((*elapsed.shape, 1), device=elapsed.device)
+
+
+Block = TypeVar("Block", bound=CausalBlock)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CausalDecodingState:
-    """What the next step of incremental decoding needs. Never changed: a step returns a new one.
+    """The state of incremental decoding between two steps. It never changes: a step returns a new one.
 
-    Histories are kept with their last tokens aligned, so that a distance is a difference of columns.
+    The histories' last tokens are aligned in the last column, so that a distance is a difference of columns.
     """
 
-    states_Wd: Tensor  # behind each history
+    states_Wd: Tensor  # state of each history's last token
     memory: tuple[KeysValues, ...]  # per layer: keys and values of the history [W, H, P, D], one copy per window
-    seen_WP: Tensor  # bool: where the history is
-    elapsed_WP: Tensor | None  # int64: seconds from each of its tokens to its end; for a backbone that wants times
+    seen_WP: Tensor  # bool: True where a column holds a token of the history
+    elapsed_WP: Tensor | None  # int64: seconds from each token to the history's end; for a backbone that wants times
     level: int = 0  # levels decoded so far
-    past: tuple[KeysValues, ...] = ()  # per layer: the beams' own [W, K, H, J, D]
+    past: tuple[KeysValues, ...] = ()  # per layer: keys and values of the beams' codes [W, K, H, J, D]
 
 
-class CausalBackbone(SidBackbone):
-    """A stack of causal blocks over packed sequences; subclasses bring the blocks.
+class CausalBackbone(SidBackbone, Generic[Block]):
+    """A stack of causal blocks over packed sequences; a subclass builds the blocks.
 
     Args:
-        vectors_only: for `read` alone: no tokens and no heads.
+        vectors_only: build only what `read` needs: no token table and no heads.
     """
 
-    blocks: Iterable[CausalBlock]
+    blocks: Iterable[Block]
     norm: nn.Module
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
@@ -103,48 +113,56 @@ class CausalBackbone(SidBackbone):
             for head in self.heads:
                 nn.init.normal_(head.weight, std=config.d_model**-0.5)
 
-    # ------------------------------------------------------------------------------------------ of the subclass
+    # ------------------------------------------------------------------------------------ what a subclass may change
 
     def embed(self, tokens_T: Tensor) -> Tensor:
-        """Input vectors of token ids, [T, d]."""
-        return self.tokens(tokens_T)
+        """Return the input vectors [T, d] of token ids."""
+        vectors_Td: Tensor = self.tokens(tokens_T)
+        return vectors_Td
 
     @abstractmethod
-    def position_bias(self, block: Any) -> RelativeBias:
-        """The block's bias of relative positions."""
+    def position_bias(self, block: Block) -> RelativeBias:
+        """Return the block's bias of relative positions; blocks may share one."""
 
     # ------------------------------------------------------------------------------------------ training
 
     def compile_training(self) -> None:
-        """Compile the blocks, at the first training batch and for batches of every size. All of them share one
-        compilation; outside of training they run as they are.
+        """Compile the blocks, at the first training batch and for batches of every size.
+
+        All blocks share one compilation. Outside of training they run uncompiled.
         """
         for block in self.blocks:
             block.compile(dynamic=True)
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
-        """The numbers that, beside the shapes of its tensors, a training step over `histories` depends on."""
+        """Return the numbers that a training step over `histories` depends on beside the shapes of its tensors."""
         return histories.longest, histories.pad_to, histories.all_targets
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of every level: L tensors [W, V of the level], or [N, V] with `all_targets`: of what
-        follows each item.
+        """Return teacher-forced logits of every level: L tensors [W, V of the level].
+
+        With `all_targets` they are [N, V of the level]: the logits of the item that follows each item.
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
+        # The target's last code is predicted, and never fed.
         fed = self.levels - 1
         sequences = lay_out(histories, self.tokens_IS.shape[1], fed)
+        # `source_T` points into one list: the tokens of all histories, then those of the targets that are fed.
         tokens = torch.cat([self.tokens_IS[histories.items_N].flatten(), self.tokens_IS[targets_W, :fed].flatten()])
         h_Td = self.embed(tokens[sequences.source_T])
+        # Level l + 1 is predicted l tokens after the history's last one. Codes a b c of a target, no separators:
+        # history ... x y z, then a b -> z predicts level 1, a level 2, b level 3; z in row 5 -> rows 5 6 7
         rows_RL = _read_rows(histories, sequences)[:, None] + torch.arange(self.levels, device=h_Td.device)
-        rows_RL = rows_RL.clamp_(max=len(h_Td) - 1)  # of items of no window
+        rows_RL = rows_RL.clamp_(max=len(h_Td) - 1)  # items that belong to no window may point behind the end
         times = self._times(histories, sequences, self.levels)
-        states_RLd = self._stack(h_Td, sequences, times, rows_RL.flatten()).unflatten(0, rows_RL.shape)
+        states = self._stack(h_Td, sequences, times, rows_RL.flatten())
+        states_RLd = torch.unflatten(states, 0, rows_RL.shape)
         return [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
-        """As `SidBackbone.read`; with `all_targets` [N, d], behind every item."""
+        """Return what `SidBackbone.read` says; with `all_targets` the states [N, d] of every item."""
         sequences = lay_out(histories, 1, 0)
         times = self._times(histories, sequences, 1)
         if histories.pad_to:
@@ -159,22 +177,35 @@ class CausalBackbone(SidBackbone):
         rows_R: Tensor,
         memory: list[KeysValues] | None = None,
     ) -> Tensor:
-        """All blocks; normed states [R, d] of the rows that are read. `kept` takes each layer's keys and values."""
-        h_Td, layout = self.dropout(h_Td), sequences.layout(times)
-        biases: dict[RelativeBias, Tensor] = {}  # blocks may share one
+        """Run all blocks and the final norm; return the states [R, d] of the rows that are read.
+
+        Args:
+            memory: takes the keys and values of each layer, where it is given.
+        """
+        h_Td = self.dropout(h_Td)
+        layout = sequences.layout(times)
+        biases: dict[RelativeBias, Tensor] = {}  # the bias of each table: blocks that share a table share its bias
         for number, block in enumerate(self.blocks, start=1):
             table = self.position_bias(block)
             if table not in biases:
                 biases[table] = table.for_layout(layout, sequences.longest)
-            rows = rows_R if number == self.config.decoder_layers else None  # what no one reads is not computed
-            if memory is None:  # only training runs what is compiled
+            # Only the last block's output is read, and only at `rows_R`: its other rows are not finished.
+            rows = rows_R if number == self.config.decoder_layers else None
+            if memory is None:
+                # Only training runs the compiled block: evaluation would compile again, for other shapes.
                 h_Td = (block if self.training else block.forward)(h_Td, layout, biases[table], rows)
             else:
                 h_Td, keys_values = block.forward_with_memory(h_Td, layout, biases[table], rows)
                 memory.append(keys_values)
-        return self.norm(h_Td)
+        states_Rd: Tensor = self.norm(h_Td)
+        return states_Rd
 
     def _times(self, histories: Histories, sequences: Sequences, levels: int) -> Times | None:
+        """Return the times of all tokens, or None for a network that reads none.
+
+        Raises:
+            ValueError: the network reads times and the histories have none.
+        """
         if not self.wants_times:
             return None
         if histories.times_N is None:
@@ -185,16 +216,19 @@ class CausalBackbone(SidBackbone):
 
     def begin(self, histories: Histories) -> CausalDecodingState:
         """Read the histories once, for all levels and beams."""
-        tokens, per_item = list[KeysValues](), self.tokens_IS.shape[1]
+        keys_values_T = list[KeysValues]()  # per layer, of all tokens on the packed axis [T, H, D]
+        per_item = self.tokens_IS.shape[1]
         sequences = lay_out(histories, per_item, 0)
         times = self._times(histories, sequences, self.levels)
         tokens_T = self.tokens_IS[histories.items_N].flatten()[sequences.source_T]
         last_W = sequences.last_rows_W()
-        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, tokens)
-        back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)  # ends aligned
+        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, keys_values_T)
+        # From the packed axis to one row per window, last tokens aligned in the last column.
+        # lengths 1, 3 of tokens a | b c d: back 2 1 0 -> rows . . a | b c d; seen 0 0 1 | 1 1 1
+        back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)
         seen_WP = back_P < sequences.history_W[:, None]
         source_WP = torch.where(seen_WP, last_W[:, None] - back_P, 0)
-        memory = tuple((k[source_WP].transpose(1, 2), v[source_WP].transpose(1, 2)) for k, v in tokens)
+        memory = tuple((k[source_WP].transpose(1, 2), v[source_WP].transpose(1, 2)) for k, v in keys_values_T)
         elapsed_WP = None
         if times is not None:
             elapsed_WP = times.asked_T[last_W, None] - times.happened_T[source_WP]
@@ -203,62 +237,76 @@ class CausalBackbone(SidBackbone):
     def step(
         self, state: CausalDecodingState, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
     ) -> tuple[Tensor, CausalDecodingState]:
-        """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
+        """Return the logits [W, K, V] of the next level, rows in packed order, and the state after it.
+
+        The first step takes no beams: K is 1.
 
         Args:
             beams_WK: int64, which of the previous step's beams each beam continues.
-            codes_WK: int64, the code that it appends.
+            codes_WK: int64, the code that each beam appends.
         """
-        level, past = state.level, list[KeysValues]()
+        level = state.level
         if beams_WK is None or codes_WK is None:
+            # `begin` has read the history, whose last state predicts level 1.
             return self._logits(state.states_Wd, 0)[:, None], replace(state, level=1)
         h_Rd = self.embed((codes_WK + self.first_token[level - 1]).flatten())
+        # The new code is in the last column. P 6, level 2: history in columns 0 to 5, codes in 6 and 7 -> query 7 of 8
         columns = state.seen_WP.shape[1] + level
         biases = {
-            table: table(range(columns - 1, columns), columns)[:, 0]  # [H, columns]; blocks may share one
+            table: table(range(columns - 1, columns), columns)[:, 0]  # [H, C]
             for table in dict.fromkeys(map(self.position_bias, self.blocks))
         }
+        past = list[KeysValues]()
         for number, block in enumerate(self.blocks):
             q, k, v, gate = block.project(h_Rd)
-            beam = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
+            new_k, new_v = (torch.unflatten(x, 0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
             if state.past:
-                beam = tuple(
-                    torch.cat([before.take_along_dim(beams_WK[..., None, None, None], 1), x], 3)
-                    for before, x in zip(state.past[number], beam, strict=True)
-                )
-            past.append((beam[0], beam[1]))
-            mixed = self._mix(
-                block, q.unflatten(0, beams_WK.shape), state, number, past[-1], biases[self.position_bias(block)]
-            )
+                # A beam takes over the keys and values of the beam that it continues: beams 0 0 2 -> rows 0, 0, 2
+                parent_WK111 = beams_WK[..., None, None, None]
+                old_k, old_v = (x.take_along_dim(parent_WK111, 1) for x in state.past[number])
+                new_k, new_v = torch.cat([old_k, new_k], 3), torch.cat([old_v, new_v], 3)
+            past.append((new_k, new_v))
+            q_WKHD = torch.unflatten(q, 0, beams_WK.shape)
+            mixed = self._mix(block, q_WKHD, state, number, past[-1], biases[self.position_bias(block)])
             h_Rd = block.finish(h_Rd, mixed.flatten(0, 1), gate)
-        logits_WKV = self._logits(self.norm(h_Rd), level).unflatten(0, beams_WK.shape)
+        logits_WKV = torch.unflatten(self._logits(self.norm(h_Rd), level), 0, beams_WK.shape)
         return logits_WKV, replace(state, level=level + 1, past=tuple(past))
 
     def _mix(
         self,
-        block: CausalBlock,
+        block: Block,
         q_WKHD: Tensor,
         state: CausalDecodingState,
         number: int,
         beams: KeysValues,
         bias_HC: Tensor,
     ) -> Tensor:
-        """Attention of each beam's newest token to its window's history and its own codes, [W, K, H, D]."""
-        (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], beams
-        history, extra = k_WHPD.shape[2], k_WKHJD.shape[3]
+        """Attend from each beam's newest token to the window's history and the beam's codes; return [W, K, H, D].
+
+        Args:
+            number: index of the block.
+            beams: keys and values of the beams' codes, the newest included.
+        """
+        k_WHPD, v_WHPD = state.memory[number]
+        k_WKHJD, v_WKHJD = beams
+        history = k_WHPD.shape[2]
+        decoded = k_WKHJD.shape[3]
+        # Scores over P + J columns. All beams of a window share its history, which is never copied for each of them.
         to_history = (q_WKHD.transpose(1, 2) @ k_WHPD.mT).transpose(1, 2)  # [W, K, H, P]
         to_beam = (k_WKHJD @ q_WKHD[..., None])[..., 0]  # [W, K, H, J]
         scores = torch.cat([to_history, to_beam], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_HC
+        # A code of the beam is always seen, and no time has passed since it: seen . x x | x x, elapsed . 9 0 | 0 0
         if state.elapsed_WP is not None:
-            elapsed_WC = nn.functional.pad(state.elapsed_WP, (0, extra))  # its own codes: no time has passed
+            elapsed_WC = nn.functional.pad(state.elapsed_WP, (0, decoded))
             scores = scores + block.bias_of_times(elapsed_WC).transpose(1, 2)[:, None]
-        seen_WC = nn.functional.pad(state.seen_WP, (0, extra), value=True)
+        seen_WC = nn.functional.pad(state.seen_WP, (0, decoded), value=True)
         weights = block.weigh(scores, seen_WC[:, None, None, :]).to(v_WHPD.dtype)
+        # The weights fall apart again: those of the history, and those of the beam's codes.
         from_history = (weights[..., :history].transpose(1, 2) @ v_WHPD).transpose(1, 2)
         return from_history + (weights[..., None, history:] @ v_WKHJD)[..., 0, :]
 
 
 def _read_rows(histories: Histories, sequences: Sequences) -> Tensor:
-    """int64 [R]: the last token of each history, or of every item."""
+    """Return int64 [R]: the row of the last token of each history, or with `all_targets` of every item."""
     return sequences.item_rows_N(len(histories.items_N)) if histories.all_targets else sequences.last_rows_W()

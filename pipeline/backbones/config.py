@@ -1,16 +1,18 @@
-"""What `backbone:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`BackboneConfig` says what `backbone:` in params.yaml may hold. This file must not load torch: checking params.yaml
+must be quick.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-WITH_ENCODER = ("t5",)  # backbones whose history goes through a stack of its own
+WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
+    """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
     name: Literal["t5", "decoder", "hstu"]
     encoder_layers: int  # t5
@@ -24,12 +26,12 @@ class BackboneConfig:
     separators: bool  # a learned token after each item of the history
     relative_buckets: int
     relative_max_distance: int
-    embedding_std: float  # t5, decoder: of the token and recency tables at the start; 1: T5's
-    recency_items: int  # t5: places, counted from the last item, with a learned vector; 0: none, as published
-    hstu_attention: Literal["silu", "softplus"]  # softplus: that of IntRR's code
+    embedding_std: float  # t5, decoder: initial std of the token and recency tables; 1: T5's
+    recency_items: int  # t5: the last items of a history that have a learned vector each; 0: none, as published
+    hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
     time_bias: bool  # hstu with silu: a learned bias of the time between two items
 
-    # Keys that came after the first saved models, and the value by which a model without the key computes as then.
+    # Keys that are newer than the first saved models, and the value that makes an older model compute as it did then.
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
         "embedding_std": 1.0,
         "recency_items": 0,
@@ -52,5 +54,5 @@ class BackboneConfig:
 
     @property
     def wants_times(self) -> bool:
-        """Whether the network reads when the items of a history came."""
+        """True if the network reads the times of a history's items."""
         return self.name == "hstu" and self.hstu_attention == "silu" and self.time_bias

@@ -1,17 +1,14 @@
-"""A T5-style causal decoder over Semantic IDs: GRID's decoder-only TIGER, which IntRR builds on.
+"""`Decoder` is a T5-style causal decoder over Semantic IDs: GRID's decoder-only TIGER, which IntRR builds on.
 
-Blocks, relative position bias and initialisation are those of T5's decoder without cross-attention (t5.py); how a
-window becomes a sequence is said in packing/sequences.py, what is done with it in causal.py.
+Blocks, relative position bias and initialisation are those of T5's decoder without cross-attention (t5.py).
+packing/sequences.py says how a window becomes a sequence, and causal.py how a network trains and decodes with it.
 
-Shape legend: T tokens of all sequences, d model width, H heads, D head width.
+Shapes: T tokens of all sequences, d width of the model, H heads, D width of a head.
 """
-
-from collections.abc import Iterable
-from typing import cast
 
 from torch import Tensor, nn
 
-from pipeline.backbones.blocks import FeedForward, SelfAttention
+from pipeline.backbones.blocks import FeedForward, SelfAttention, module_list
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
@@ -23,7 +20,7 @@ from pipeline.ops.linear import RMSNorm, linear
 
 
 class DecoderOnlyBlock(CausalBlock):
-    """Causal self-attention, then feed-forward."""
+    """One layer: causal self-attention, then feed-forward."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
@@ -42,20 +39,20 @@ class DecoderOnlyBlock(CausalBlock):
         return scores.masked_fill(~seen, float("-inf")).softmax(-1)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        return self.ff(linear(self.attention.o, mixed_THD.flatten(1), self.attention.dropout, residual_Td=h_Td))
+        h_Td = linear(self.attention.o, mixed_THD.flatten(1), self.attention.dropout, residual_Td=h_Td)
+        states_Td: Tensor = self.ff(h_Td)
+        return states_Td
 
 
-class Decoder(CausalBackbone):
-    """`decoder_layers` T5 blocks, causal, and a final norm."""
+class Decoder(CausalBackbone[DecoderOnlyBlock]):
+    """A stack of `decoder_layers` causal T5 blocks and a final norm; all blocks share one position bias."""
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue, vectors_only)
         self.bias = RelativeBias(config, bidirectional=False)
-        self.blocks = cast(
-            Iterable[CausalBlock], nn.ModuleList(DecoderOnlyBlock(config) for _ in range(config.decoder_layers))
-        )
+        self.blocks = module_list(DecoderOnlyBlock(config) for _ in range(config.decoder_layers))
         self.norm = nn.Sequential(RMSNorm(config.d_model), Dropout(config.dropout))
         self._initialise_as_t5()
 
-    def position_bias(self, block: CausalBlock) -> RelativeBias:
+    def position_bias(self, block: DecoderOnlyBlock) -> RelativeBias:
         return self.bias

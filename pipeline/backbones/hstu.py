@@ -1,26 +1,25 @@
-"""HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"), causal and packed, over Semantic IDs or item vectors.
+"""`Hstu` is HSTU (Zhai et al. 2024, "Actions Speak Louder than Words"), causal and packed, over Semantic IDs or item
+vectors.
 
 A layer (Eq. 1 to 3): U, V, Q, K = SiLU(W norm(x)); A V by pointwise attention (ops/pointwise_attention.py); then
-x + W' (norm(A V) * U). Its bias knows relative positions, and the time between two items by its logarithm.
-What differs from the authors' research code:
-- time is counted from the query's own item. Theirs counts from the item that is to be predicted, whose time only
+x + W' (norm(A V) * U). Its bias depends on the relative position, and on the logarithm of the time between two items.
+This layer differs from the authors' research code:
+- time is counted from the query's item. Theirs counts from the item that is to be predicted, whose time only
   training knows;
 - positions fall into T5's buckets instead of one for each distance, so that no length is built in; the two biases have
   a number per head instead of one for all heads;
-- items are Semantic IDs with a head per level, as in every backbone here; a norm before the heads.
+- items are Semantic IDs with a head per level, as in every backbone here; a norm precedes the heads.
 `hstu_attention: softplus` is the layer of IntRR's code: softplus weights that sum to one, scores over sqrt(D), SiLU on
-U alone, no norm behind the attention and no times.
+U alone, no norm after the attention and no times.
 
-Shape legend: T tokens of all sequences, d model width, H heads, D head width, B time buckets.
+Shapes: T tokens of all sequences, d width of the model, H heads, D width of a head.
 """
-
-from collections.abc import Iterable
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.backbones.blocks import module_list
 from pipeline.backbones.causal import CausalBackbone, CausalBlock
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
@@ -30,16 +29,17 @@ from pipeline.ops.layout import Layout
 from pipeline.ops.pointwise import TIME_BUCKETS, time_buckets
 from pipeline.ops.pointwise_attention import pointwise_attention, pointwise_weights
 
-STD = 0.02  # of HSTU's initialisation
+STD = 0.02  # standard deviation of HSTU's initialisation
 
 
 class HstuBlock(CausalBlock):
-    """HSTU's layer."""
+    """One layer of HSTU: pointwise attention with SiLU weights; its gate is U."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         inner = config.heads * config.d_head
-        self.heads, self.kind = config.heads, config.hstu_attention
+        self.heads = config.heads
+        self.kind = config.hstu_attention
         self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
         self.uvqk = nn.Linear(config.d_model, 4 * inner, bias=False)
         self.bias = RelativeBias(config, bidirectional=False)
@@ -53,7 +53,7 @@ class HstuBlock(CausalBlock):
         nn.init.zeros_(self.o.bias)
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, v, q, k = F.silu(self.uvqk(self.norm(h_Td))).unflatten(1, (4, self.heads, -1)).unbind(1)
+        u, v, q, k = torch.unflatten(F.silu(self.uvqk(self.norm(h_Td))), 1, (4, self.heads, -1)).unbind(1)
         return q, k, v, u
 
     def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
@@ -63,14 +63,16 @@ class HstuBlock(CausalBlock):
         return pointwise_weights(scores, seen, self.kind)
 
     def bias_of_times(self, elapsed: Tensor) -> Tensor:
-        return F.embedding(time_buckets(elapsed), cast(Tensor, self.time_bias))
+        assert self.time_bias is not None, "times are given to a layer with a time bias only"
+        return F.embedding(time_buckets(elapsed), self.time_bias)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        return h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))
+        states_Td: Tensor = h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))
+        return states_Td
 
 
 class SoftplusBlock(HstuBlock):
-    """The layer of IntRR's code."""
+    """One layer of IntRR's code: softplus weights, SiLU on U alone, no norm after the attention."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__(config)
@@ -81,26 +83,28 @@ class SoftplusBlock(HstuBlock):
         nn.init.normal_(self.bias.weight)
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, v, q, k = self.uvqk(self.norm(h_Td)).unflatten(1, (4, self.heads, -1)).unbind(1)
+        u, v, q, k = torch.unflatten(self.uvqk(self.norm(h_Td)), 1, (4, self.heads, -1)).unbind(1)
         return q * q.shape[2] ** -0.5, k, v, F.silu(u)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        return h_Td + self.dropout(self.o(mixed_THD.flatten(1) * gate.flatten(1)))
+        states_Td: Tensor = h_Td + self.dropout(self.o(mixed_THD.flatten(1) * gate.flatten(1)))
+        return states_Td
 
 
-class Hstu(CausalBackbone):
-    """`decoder_layers` HSTU layers and a final norm."""
+class Hstu(CausalBackbone[HstuBlock]):
+    """A stack of `decoder_layers` HSTU layers and a final norm; each layer has its position bias."""
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue, vectors_only)
         layer = HstuBlock if config.hstu_attention == "silu" else SoftplusBlock
-        self.blocks = cast(Iterable[HstuBlock], nn.ModuleList(layer(config) for _ in range(config.decoder_layers)))
+        self.blocks = module_list(layer(config) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
         if not vectors_only:
             nn.init.normal_(self.tokens.weight, std=STD)
 
     def embed(self, tokens_T: Tensor) -> Tensor:
-        return self.tokens(tokens_T) * self.config.d_model**0.5
+        scale: float = self.config.d_model**0.5
+        return super().embed(tokens_T) * scale
 
     def position_bias(self, block: HstuBlock) -> RelativeBias:
         return block.bias

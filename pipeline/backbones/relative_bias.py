@@ -1,6 +1,8 @@
-"""T5's position bias: a learned number per head and bucket of distance, added to attention's scores.
+"""This module holds T5's position bias: a learned number per head and bucket of distance, added to attention's scores.
 
-Shape legend: H heads, Q queries, K keys, R relative distances, B buckets.
+A distance is the key's position minus the query's.
+
+Shapes: H heads; local: Q query positions, C key positions (columns), R relative distances, B buckets.
 """
 
 import math
@@ -14,7 +16,7 @@ from pipeline.ops.layout import Layout, whole_tiles
 
 
 class RelativeBias(nn.Module):
-    """A learned bias per head and bucket of distance, shared by all layers of a stack (T5, section 2.1)."""
+    """A learned bias per head and bucket of distance, which all layers of a stack share (T5, section 2.1)."""
 
     bucket_of_distance: Tensor
 
@@ -27,37 +29,54 @@ class RelativeBias(nn.Module):
         self.register_buffer("bucket_of_distance", buckets, persistent=False)
 
     def forward(self, queries: range, keys: int) -> Tensor:
-        """[H, queries, keys] for the query positions `queries` and the key positions 0 .. keys - 1."""
+        """Return the bias [H, Q, C] of the query positions `queries` and the key positions 0 .. keys - 1."""
         device = self.weight.device
-        distance_QK = (
-            torch.arange(keys, device=device) - torch.arange(queries.start, queries.stop, device=device)[:, None]
-        )
-        buckets_QK = self.bucket_of_distance[distance_QK.clamp_(-self.reach, self.reach) + self.reach]
-        return F.embedding(buckets_QK, self.weight).permute(2, 0, 1)
+        key_C = torch.arange(keys, device=device)
+        query_Q = torch.arange(queries.start, queries.stop, device=device)
+        distance_QC = key_C - query_Q[:, None]
+        # The table's index 0 is distance -reach: reach 2, distances -3 -1 0 5 -> clamped -2 -1 0 2 -> index 0 1 2 4
+        buckets_QC = self.bucket_of_distance[distance_QC.clamp_(-self.reach, self.reach) + self.reach]
+        return F.embedding(buckets_QC, self.weight).permute(2, 0, 1)
 
     def for_layout(self, layout: Layout, longest: int) -> Tensor:
-        """The bias of a self-attention, in the form that its layout takes; `longest` bounds the positions."""
-        return self.by_distance(longest) if layout.bias_by_distance else self(range(longest), longest)
+        """Return the bias of a self-attention in the form that its layout takes; `longest` bounds the positions.
+
+        The form is [H, R] where the layout takes its bias by distance, else [H, longest, longest].
+        """
+        if layout.bias_by_distance:
+            return self.by_distance(longest)
+        bias_HQC: Tensor = self(range(longest), longest)
+        return bias_HQC
 
     def by_distance(self, length: int) -> Tensor:
-        """[H, R]: column R // 2 + d is the bias of key position minus query position d, for sequences of `length` and
-        what they leave free in a GPU kernel's last tile.
+        """Return the bias [H, R] by distance: column R // 2 + i is the bias of distance i.
+
+        The distances reach over sequences of `length`, and over the rest of a GPU kernel's last tile.
         """
         most = whole_tiles(length)
         distances = torch.arange(-most, most + 1, device=self.weight.device).clamp_(-self.reach, self.reach)
         one_hot_RB = F.one_hot(self.bucket_of_distance[distances + self.reach], len(self.weight))
-        return (one_hot_RB.to(self.weight.dtype) @ self.weight).T.contiguous()  # a product: its gradient adds in order
+        # A matrix product rather than a look-up: its gradient is a sum in a fixed order, so that runs repeat exactly.
+        return (one_hot_RB.to(self.weight.dtype) @ self.weight).T.contiguous()
 
 
 def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
-    """T5's buckets of key position minus query position: exact when near, logarithmic up to `max_distance`."""
+    """Return T5's bucket of each distance: exact when near, logarithmic up to `max_distance`.
+
+    Args:
+        distances: int64, key positions minus query positions.
+        bidirectional: keys on both sides of a query have buckets; otherwise later keys share the bucket of distance 0.
+    """
     base = torch.zeros_like(distances)
     if bidirectional:
+        # Half of the buckets for earlier keys, half for later ones.
         buckets //= 2
         base = torch.where(distances > 0, buckets, 0)
         distances = distances.abs()
     else:
         distances = (-distances).clamp(min=0)
+    # 16 buckets up to distance 128: distances 0 .. 7 have their buckets 0 .. 7, and 8, 16, 32, 64 the buckets 8, 10,
+    # 12, 14; from 128 on all are in the last, 15.
     exact = buckets // 2
     scale = (buckets - exact) / math.log(max_distance / exact)
     far = exact + ((distances.clamp(min=1).float() / exact).log() * scale).long()

@@ -1,20 +1,21 @@
-"""What all backbones over Semantic IDs share: the tokens of items, their vectors, the heads, T5's initialisation.
+"""All backbones over Semantic IDs share this base: the tokens of items, their vectors, the heads, T5's initialisation.
 
 A token is a (level, code) pair, or the separator that may follow each item of a history. Level l's codes are the token
-ids from `first_token[l]` on; the separator comes behind those of all levels. Each level has a head of its own.
+ids from `first_token[l]` on; the separator's id follows those of all levels. Each level has a separate head.
 
-Shape legend: I items of the catalogue, L code levels, S tokens of one item in a history (its codes, then the
-separator), N items, W windows, T rows, d model width, V codes of one level.
+    widths 3, 2 -> first_token 0, 3; separator 5; an item of codes (2, 1) is the tokens 2, 4, 5
+
+Shapes: I items of the catalogue, L levels, N items of all histories, W windows, T rows, d width of the model, V codes
+of one level; local: S tokens of one item in a history (its codes, then the separator).
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones.blocks import CrossAttention, SelfAttention
+from pipeline.backbones.blocks import CrossAttention, SelfAttention, module_list
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.ops.linear import RMSNorm
@@ -23,11 +24,11 @@ from pipeline.packing.histories import Histories
 
 
 class SidBackbone(Backbone):
-    """A network whose histories are tokens, or with `read` one vector per item.
+    """A network that reads histories of tokens, or with `read` one vector per item.
 
-    A base class rather than a module inside the network: its weights are `tokens.weight` and `heads.0.weight` in
-    model.safetensors. A subclass adds the parts where they have always stood among its own: the order in which weights
-    are drawn and registered is part of a seed's result and of a checkpoint.
+    It is a base class rather than a module inside the network, because its weights are named `tokens.weight` and
+    `heads.0.weight` in model.safetensors. A subclass calls `_add_tokens` and `_add_heads` at fixed points of its
+    constructor: the order in which weights are drawn and registered is part of a seed's result and of a checkpoint.
     """
 
     config: BackboneConfig
@@ -37,12 +38,14 @@ class SidBackbone(Backbone):
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue):
         super().__init__()
-        self.config, self.catalogue, self.levels = config, catalogue, catalogue.levels
+        self.config = config
+        self.catalogue = catalogue
+        self.levels = catalogue.levels
         self.first_token = [sum(catalogue.widths[:level]) for level in range(self.levels)]  # of each level
         self.separator = sum(catalogue.widths)
 
     def _add_tokens(self, more: int) -> None:
-        """The token table, with `more` rows behind those of the codes, and each item's tokens."""
+        """Add `tokens_IS`, and the table `tokens` with `more` rows after those of the codes."""
         codes_IL = self.catalogue.codes_IL
         tokens_IL = codes_IL + torch.tensor(self.first_token, device=codes_IL.device)
         parts = [tokens_IL]
@@ -53,16 +56,16 @@ class SidBackbone(Backbone):
 
     def _add_heads(self) -> None:
         width = self.config.d_model
-        heads = nn.ModuleList(nn.Linear(width, codes, bias=False) for codes in self.catalogue.widths)
-        self.heads = cast(Sequence[nn.Linear], heads)
+        self.heads = module_list(nn.Linear(width, codes, bias=False) for codes in self.catalogue.widths)
 
     @torch.no_grad()
     def _initialise_as_t5(self) -> None:
-        """T5's: normal with std fan_in^-0.5, but queries (d_model * d_head)^-0.5 for want of scaling; embeddings as
-        `embedding_std` says, which T5 has at 1.
+        """Initialise as T5 does: normal with std fan_in^-0.5, and tables with std `embedding_std`, which is 1 in T5.
+
+        Queries have std (d_model * d_head)^-0.5, because T5's attention does not scale its scores.
         """
         for table in self.modules():
-            if isinstance(table, nn.Embedding):  # drawn with std 1
+            if isinstance(table, nn.Embedding):  # torch drew it with std 1
                 table.weight.mul_(self.config.embedding_std)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -77,20 +80,25 @@ class SidBackbone(Backbone):
 
     @property
     def token_names(self) -> list[str]:
+        """Names of an item's S tokens in a history: `level 1` and so on, then `separator` where there is one."""
         return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
 
     @abstractmethod
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
-        """The state [W, d] behind the last item of each window, rows in packed order.
+        """Return the state [W, d] of the last item of each window, rows in packed order.
 
         Args:
             vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
         """
 
     def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
-        """The logits of a level, float32 even under autocast: rounded to bfloat16, near codes would tie."""
+        """Return the logits [T, V] of a level from states, which `norm` normalises first where it is given.
+
+        They are float32 even under autocast: rounded to bfloat16, near codes would tie.
+        """
         with torch.autocast(h_Td.device.type, enabled=False):
             return self._head(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm)
 
     def _head(self, head: nn.Linear, h_Td: Tensor, norm: RMSNorm | None) -> Tensor:
-        return head(h_Td if norm is None else norm(h_Td))
+        logits_TV: Tensor = head(h_Td if norm is None else norm(h_Td))
+        return logits_TV

@@ -1,12 +1,11 @@
-"""From a model to ranked items: beam search over Semantic IDs, and exact scores of a whole catalogue.
+"""This module ranks items by beam search over Semantic IDs.
 
-The score of an item is the log-probability of its codes, each from the softmax over all codes of its level, constrained
-or not: the constraint only keeps the search from spending beams on codes that name nothing. Items that share a Semantic
-ID have one score and follow each other by item id. A window is never handled alone: every step below is one operation
-over all windows and beams.
+The score of an item is the log-probability of its codes. Each code's probability is from the softmax over all codes of
+its level, also in a constrained search: the constraint only saves the search from spending beams on codes that name
+nothing. Items that share a Semantic ID have one score and follow each other by item id. Every step below is one
+operation over all windows and beams; no window is handled alone.
 
-Shape legend: W windows, K beams, L code levels, I items, V codes of one level, C candidates, F children of a prefix,
-P Semantic IDs.
+Shapes: W windows, K beams, L levels, V codes of one level; local: C candidates of a window, F children of a prefix.
 """
 
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Beams:
 
 @torch.no_grad()
 def beam_search(model: Backbone, histories: Histories, beam: int, constrained: bool = True) -> Beams:
-    """The items of the `beam` most probable Semantic IDs of each window, found level by level, cut to `beam` places.
+    """Return the items of the `beam` most probable Semantic IDs of each window, cut to the first `beam` items.
 
     Equal scores are ordered by Semantic ID (constrained) or by beam and code (free), so that results repeat exactly.
 
@@ -53,6 +52,7 @@ def beam_search(model: Backbone, histories: Histories, beam: int, constrained: b
     """
     require_eval(model)
     catalogue = model.catalogue
+    # Each window begins with one beam: the root of the prefix trie, no code, score 0.
     logits_WKV, state = model.step(model.begin(histories))
     scores_WK = torch.zeros(logits_WKV.shape[:2], device=logits_WKV.device)
     nodes_WK = torch.zeros_like(scores_WK, dtype=torch.int64)
@@ -61,21 +61,27 @@ def beam_search(model: Backbone, histories: Histories, beam: int, constrained: b
         scores_WK, ranks_WK, beams_WK = best_continuations(
             catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained
         )
+        # The code that each new beam appends, and the prefix that it then has: -1 when it names nothing (free search).
         if constrained:
-            new_WK, nodes_WK = catalogue.code(level)[ranks_WK], ranks_WK
+            nodes_WK = ranks_WK
+            new_WK = catalogue.code(level)[nodes_WK]
         else:
             new_WK = ranks_WK % catalogue.widths[level]
             nodes_WK = catalogue.child(level, nodes_WK.gather(1, beams_WK), new_WK)
+        # codes (4), (7); beams 1 1 0, new codes 2 5 2 -> (7, 2), (7, 5), (4, 2)
         codes_WKL = torch.cat([codes_WKL.take_along_dim(beams_WK[..., None], 1), new_WK[..., None]], -1)
         if level + 1 < catalogue.levels:
             logits_WKV, state = model.step(state, beams_WK, new_WK)
+    # From leaves to items. A beam without a candidate has score -inf and no leaf.
     nodes_WK = torch.where(scores_WK > float("-inf"), nodes_WK, -1)
     if catalogue.shares:
+        # One beam may name several items; slots after the last item point to a beam K, which has score -inf.
         items_WK, beams_WK = catalogue.items_of(nodes_WK, beam)
         scores_WK = F.pad(scores_WK, (0, 1), value=float("-inf")).gather(1, beams_WK)
         codes_WKL = F.pad(codes_WKL, (0, 0, 0, 1)).take_along_dim(beams_WK[..., None], 1)
     else:
         items_WK = torch.where(nodes_WK >= 0, catalogue.item_of_leaf_I[nodes_WK], -1)
+    # A small catalogue gives fewer than `beam` candidates: the rest is filled up.
     missing = beam - items_WK.shape[1]
     return Beams(
         histories.in_input_order(F.pad(items_WK, (0, missing), value=-1)),
@@ -85,18 +91,24 @@ def beam_search(model: Backbone, histories: Histories, beam: int, constrained: b
 
 
 class Search:
-    """`beam_search` of many batches.
+    """Run `beam_search` over many batches, on a GPU as a recorded CUDA graph.
 
     Args:
-        shape: where kernels run, what batches are filled up to; the search is then recorded as a CUDA graph, which sees
-            the weights that the model has at each call. None: batches are searched as they come.
+        shape: the shape that every batch is filled up to, so that one recording serves all batches; only where kernels
+            run. The recorded search reads the weights that the model has at each call. None: batches are searched
+            without filling and without recording.
         longest: bound of a window's items where `shape` is given.
     """
 
     def __init__(
         self, model: Backbone, beam: int, *, constrained: bool = True, shape: Shape | None = None, longest: int = 0
     ):
-        self.model, self.beam, self.constrained, self.shape, self.longest = model, beam, constrained, shape, longest
+        self.model = model
+        self.beam = beam
+        self.constrained = constrained
+        self.shape = shape
+        self.longest = longest
+        # A recording replays the search for tensors of the same shapes and the same `model.sizes`.
         self._beams: Callable[[Histories], Beams] = self._search
         if shape is not None:
             self._beams = CudaGraphed(self._search, model.sizes)
@@ -108,18 +120,22 @@ class Search:
         times_N: np.ndarray | None = None,
         kept_NS: np.ndarray | None = None,
     ) -> Beams:
-        """Search the windows items_N[offsets[w]:offsets[w + 1]], with their times for a model that wants them. A later
-        call may overwrite the result.
+        """Search the windows items_N[offsets[w]:offsets[w + 1]]. A later call may overwrite the result.
 
         Args:
+            times_N: seconds, the time of each item; for a model that wants times.
             kept_NS: see `Histories.pack`; only without `shape`.
         """
-        device, windows = self.model.catalogue.codes_IL.device, len(offsets) - 1
+        device = self.model.catalogue.codes_IL.device
+        windows = len(offsets) - 1
         if self.shape is not None:
+            # Windows of item 0 fill the batch up to the shape, and their results are cut off again.
+            # shape of 4 windows and 12 items, lengths 3, 2 -> filling 4, 3; offsets 0 3 5 -> 0 3 5 9 12
             filling_W = self.shape.filling(np.diff(offsets), self.longest)
             items_N = np.pad(items_N, (0, int(filling_W.sum())))
             times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
             offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
+        # With a recording, this call copies the tensors of the histories into those that the graph reads, and replays.
         beams = self._beams(
             Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N, kept_NS=kept_NS)
         )
@@ -138,11 +154,11 @@ def best_continuations(
     beam: int,
     constrained: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The `beam` best continuations of each window's beams, or all, when there are fewer; best first.
+    """Return the `beam` best continuations of each window's beams, or all if there are fewer; best first.
 
     Returns:
-        [W, K] each: score; rank, which orders equal scores: the node of the next level (constrained), or beam and code
-        as one number, beam * V + code (free); the beam that is continued.
+        [W, K] each: the score; the rank, which orders equal scores and is the node of the next level (constrained) or
+        beam and code as one number, beam * V + code (free); the beam that is continued.
     """
     if uses_kernels(logits_WKV.device) and beam <= WIDEST_ON_KERNELS:
         from pipeline.decoding import beam_triton
@@ -150,11 +166,14 @@ def best_continuations(
         return beam_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)
     scores_WKV = scores_WK[..., None] + logits_WKV.float().log_softmax(-1)
     if not constrained:
-        scores_WC, width = scores_WKV.flatten(1), scores_WKV.shape[2]
+        # Candidates are all codes of all beams: V 4, candidate 6 -> beam 1, code 2
+        scores_WC = scores_WKV.flatten(1)
         scores_WK, best_WK = top_k(scores_WC, torch.arange(scores_WC.shape[1], device=scores_WC.device), beam)
-        return scores_WK, best_WK, best_WK // width
+        return scores_WK, best_WK, best_WK // scores_WKV.shape[2]
     # Candidates are the children of each beam's prefix, padded to the widest prefix of the level.
-    fanout, first = catalogue.fanout[level], catalogue.first_child(level)
+    # first 0 2 3, beams at nodes 1 and 0, fanout 2 -> children 2 . | 0 1 (a dot does not exist: child 0, score -inf)
+    fanout = catalogue.fanout[level]
+    first = catalogue.first_child(level)
     child_F = torch.arange(fanout, device=nodes_WK.device)
     begin_WK1 = first[nodes_WK][..., None]
     exists_WKF = child_F < first[nodes_WK + 1][..., None] - begin_WK1
@@ -165,13 +184,15 @@ def best_continuations(
 
 
 def top_k(scores_WC: Tensor, rank_C: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest float32 scores of each row (or all, when there are fewer) and where they are, best first.
+    """Return the k largest float32 scores of each row (or all if there are fewer) and their columns, best first.
 
     Equal scores come in ascending order of `rank_C` (integers below 2^31): score and rank are packed into one integer,
     because `topk` itself promises nothing about ties.
     """
+    # Integers in the order of the floats: negative floats have all bits but the sign flipped.
     bits_WC = scores_WC.view(torch.int32)
-    bits_WC = bits_WC ^ ((bits_WC >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+    bits_WC = bits_WC ^ ((bits_WC >> 31) & 0x7FFFFFFF)
+    # Above them, the lower rank is the larger number: keys of (0.5, rank 3) < (0.5, rank 1) < (0.7, rank 9)
     keys_WC = (bits_WC.long() << 32) | (0x7FFFFFFF - rank_C)
     best_WK = keys_WC.topk(min(k, scores_WC.shape[1])).indices
     return scores_WC.gather(1, best_WK), best_WK

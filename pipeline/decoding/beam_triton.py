@@ -1,6 +1,6 @@
-"""A level's choice of beams as two Triton kernels; beam_kernels.py has them.
+"""This module chooses a level's beams by two Triton kernels, those of beam_kernels.py.
 
-Shape legend: W windows, K beams, V codes of one level, C candidates.
+Shapes: W windows, K beams, V codes of one level; local: C candidates of a window.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_kernels import candidates_kernel, choose_beams_kernel
 
-KEYS_AT_ONCE = 1024  # int64 that a program sorts
+KEYS_AT_ONCE = 1024  # keys (int64) that a program sorts at once, at least
 
 
 def best_continuations(
@@ -22,11 +22,16 @@ def best_continuations(
     beam: int,
     constrained: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `beam_search.best_continuations`: the best children of each beam first, then the best of these."""
+    """Return what `beam_search.best_continuations` says: the best children of each beam first, then the best of these.
+
+    A window has K * `best_per_beam` candidates: beam 5 and 40 children of a beam -> K beams with 8 candidates each.
+    """
     windows, beams, width = logits_WKV.shape
-    first, code = catalogue.first_child(level), catalogue.code(level)
+    first = catalogue.first_child(level)
+    code = catalogue.code(level)
     fanout = catalogue.fanout[level] if constrained else width
-    best, children = min(beam, beams * fanout), _padded(fanout)
+    best = min(beam, beams * fanout)
+    children = _padded(fanout)
     width_padded = _padded(beam)
     best_per_beam = min(width_padded, children)
     keys_WC = torch.empty(windows, beams * best_per_beam, device=logits_WKV.device, dtype=torch.int64)
@@ -67,5 +72,6 @@ def best_continuations(
 
 
 def _padded(size: int) -> int:
-    """What `tl.topk` takes."""
-    return max(2, triton.next_power_of_2(size))
+    """Return the next size that `tl.topk` takes: a power of two, 2 or more."""
+    power: int = triton.next_power_of_2(size)
+    return max(2, power)

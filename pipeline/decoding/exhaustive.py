@@ -1,6 +1,7 @@
-"""Exact scores of a whole catalogue: every Semantic ID, level by level down the prefix trie.
+"""This module scores a whole catalogue exactly: every Semantic ID, level by level down the prefix trie.
 
-Shape legend: W windows, K beams, I items, P Semantic IDs, C children of some nodes, V codes of one level.
+Shapes: W windows, K beams, I items of the catalogue, V codes of one level; local: P Semantic IDs, C children of some
+nodes.
 """
 
 from collections.abc import Iterator
@@ -19,9 +20,10 @@ SCORING_BUDGET = 2**24  # log-probabilities held at once while a catalogue is sc
 
 @torch.no_grad()
 def score_catalogue(model: Backbone, histories: Histories) -> Tensor:
-    """Exact log-probability of every item for every window: float32 [W, I], rows in input order.
+    """Return the exact log-probability of every item for every window: float32 [W, I], rows in input order.
 
-    Walks the whole prefix tree, so its cost grows with the catalogue: an oracle, and exact ranking of small catalogues.
+    The walk visits the whole prefix trie, so that its cost grows with the catalogue. It serves as an oracle in tests
+    and ranks small catalogues exactly.
 
     Raises:
         ValueError: the model is in training mode.
@@ -39,8 +41,14 @@ def score_catalogue(model: Backbone, histories: Histories) -> Tensor:
 def _score_below(
     model: Backbone, state: Any, logits_WKV: Tensor, scores_WK: Tensor, level: int, first: int, stop: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`."""
+    """Yield the scores of all leaves below the nodes first .. stop - 1 of `level`, which are the beams of `state`.
+
+    Yields:
+        A run of leaves, and their scores [W, leaves of the run].
+    """
     catalogue = model.catalogue
+    # The children of all these nodes are one range of the next level's nodes.
+    # children offsets 3 5 6 of two nodes -> the nodes 3, 4, 5; beams 0 0 1
     offsets = catalogue.first_child(level)[first : stop + 1]
     begin, end = int(offsets[0]), int(offsets[-1])
     beam_C = torch.repeat_interleave(offsets.diff(), output_size=end - begin)
@@ -49,6 +57,7 @@ def _score_below(
     if level + 1 == catalogue.levels:
         yield slice(begin, end), scores_WC
         return
+    # The children become the beams of the next step, in runs so small that the leaves below one run fit into memory.
     windows = len(scores_WC)
     for a, b in _chunks(catalogue, level + 1, begin, end, SCORING_BUDGET // (windows * max(catalogue.widths))):
         part = slice(a - begin, b - begin)
@@ -57,7 +66,10 @@ def _score_below(
 
 
 def _chunks(catalogue: Catalogue, level: int, begin: int, end: int, leaves: int) -> Iterator[tuple[int, int]]:
-    """Splits the nodes begin .. end - 1 into runs with at most `leaves` items below them (but one node at least)."""
+    """Split the nodes begin .. end - 1 of `level` into runs with at most `leaves` items below them, one node at least.
+
+    items before each node 0 2 3 7 8, leaves 3 -> runs (0, 2), (2, 3) with its one node of 4 items, (3, 4)
+    """
     before = catalogue.leaves_before[level]
     while begin < end:
         stop = int(np.searchsorted(before, before[begin] + leaves, side="right")) - 1

@@ -1,14 +1,14 @@
-"""Where each held-out item lands in what the model generates: the one path from a model to ranks.
+"""This module finds the rank of each held-out item among the items that a model generates: the one path to ranks.
 
 Validation during training, the final evaluation and the tests all rank here, so that they cannot disagree about what
 a history is, what counts as found, or how seen items leave the ranking.
 
-Shape legend: U users ranked, W users of one batch, K places of the beam, L code levels, H items of
-the longest history of a batch, I items of the catalogue.
+Shapes: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all histories;
+local: U users that are ranked, J items of the longest history of a batch.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -27,46 +27,42 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 DecodingMethod = Literal["constrained", "unconstrained", "exact"]
-INVALID = -1  # a generated SID that names no item
-EMPTY = -2  # a place that holds nothing: the catalogue is smaller than the beam, or seen items were dropped
+INVALID = -1  # in a slot of the beam: a generated SID that names no item
+EMPTY = -2  # in a slot of the beam: nothing, as the catalogue is smaller than the beam or seen items were dropped
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """One row per target, in user order.
+    """The ranks of all targets: one row per target, in user order.
 
-    positions_U: flat index of the target in the splits. ranks_U int64: 1-based place of the exact item in the beam,
-    0 when it is not there; items that share a Semantic ID have a place each, by item id. bucket_ranks_U: the same for
-    the first output with the target's codes, the deduplication digit (if there is one) left aside. lengths_U: items of
-    the history, before any is skipped; a target without any history cannot be ranked: it counts as a miss (0) and stays
-    in every denominator. invalid of the `generated` SIDs name no item.
+    A target without any history cannot be ranked: it counts as a miss (rank 0) and stays in every denominator.
     """
 
     users_U: np.ndarray
-    positions_U: np.ndarray
-    ranks_U: np.ndarray
-    bucket_ranks_U: np.ndarray
-    lengths_U: np.ndarray
-    invalid: int
-    generated: int
+    positions_U: np.ndarray  # flat index of the target in the splits
+    ranks_U: np.ndarray  # int64: 1-based rank of the item, 0 if not found; items of one Semantic ID rank by item id
+    bucket_ranks_U: np.ndarray  # int64: the rank of the first output with the target's codes, whatever its digit
+    lengths_U: np.ndarray  # items of the history, before any is skipped
+    invalid: int  # generated Semantic IDs that name no item
+    generated: int  # all generated Semantic IDs
 
     @property
     def invalid_share(self) -> float:
-        """Generated Semantic IDs that name no item, out of all that were generated."""
+        """The share of generated Semantic IDs that name no item."""
         return self.invalid / max(self.generated, 1)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model generated for a batch, best first: items_WK (INVALID, EMPTY where no item), codes_WKL."""
+    """The items that a model generated for a batch of histories, best first."""
 
-    items_WK: np.ndarray
+    items_WK: np.ndarray  # INVALID or EMPTY where there is no item
     codes_WKL: np.ndarray
-    scores_WK: np.ndarray
+    scores_WK: np.ndarray  # log-probabilities
 
 
 def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The at most `max_history` items before each flat position, in the sequence of the user who owns it.
+    """Return the history of each flat position: at most `max_history` items before it in the user's sequence.
 
     Returns:
         (items int32 flat, oldest first; offsets int64 [W + 1]): history w is items[offsets[w]:offsets[w + 1]].
@@ -76,22 +72,26 @@ def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _history_index(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(flat positions of the items of each target's history; offsets)."""
-    positions, starts_U = np.asarray(positions, np.int64), np.asarray(splits.offsets)
+    """Return the flat positions of the items of each target's history, and the offsets of the histories.
+
+    sequences start at 0 and 5, max_history 3; positions 4, 6 -> index 1 2 3 | 5, offsets 0 3 4
+    """
+    positions = np.asarray(positions, np.int64)
+    starts_U = np.asarray(splits.offsets)
     first = starts_U[np.searchsorted(starts_U, positions, side="right") - 1]
     begin = np.maximum(first, positions - splits.max_history)
     return slices(begin, positions - begin)
 
 
 class Ranker:
-    """Ranks the held-out item of every user of `part` (`valid` or `test`), for one model after another.
+    """Rank the held-out item of every user of `part` (`valid` or `test`), for one model after another.
 
     Args:
-        beam: places of the ranking; a target below it is not found.
+        beam: length of the ranking; a target with a worse rank is not found.
         decoding: beam search constrained to the catalogue, unconstrained, or `exact`: every item is scored.
         filter_seen: items of the history leave the ranking. The beam is widened by `max_history`, so that `beam`
-            places remain; a target that the user already had can then not be found.
-        users: rank only these (a process's share); those without a target in `part` are left out.
+            items remain. A target that is in the user's history can then not be found.
+        users: rank only these (a process's share); users without a target in `part` are left out.
     """
 
     def __init__(
@@ -106,18 +106,24 @@ class Ranker:
         batch_users: int = 256,
         users: np.ndarray | None = None,
     ):
-        self.catalogue, self.beam, self.decoding = catalogue, beam, decoding
-        self.drop_seen, self.longest = splits.max_history if filter_seen else 0, splits.max_history
+        self.catalogue = catalogue
+        self.beam = beam
+        self.decoding = decoding
+        self.longest = splits.max_history
+        self.drop_seen = splits.max_history if filter_seen else 0
         self.users_U, self.positions_U = splits.targets(part)
         if users is not None:
             chosen = np.isin(self.users_U, users)
-            self.users_U, self.positions_U = self.users_U[chosen], self.positions_U[chosen]
+            self.users_U = self.users_U[chosen]
+            self.positions_U = self.positions_U[chosen]
         self.index_N, self.offsets = _history_index(splits, self.positions_U)
         self.items_N = np.asarray(splits.items_N)[self.index_N]
         self.times_N = np.asarray(splits.timestamps_N)[self.index_N]
-        self.lengths_U, self.targets_U = np.diff(self.offsets), np.asarray(splits.items_N)[self.positions_U]
-        # Kernels take any lengths, and a recorded search wants one shape; else equal lengths in one batch, which then
-        # is one group.
+        self.lengths_U = np.diff(self.offsets)
+        self.targets_U = np.asarray(splits.items_N)[self.positions_U]
+        # On a CPU, users are sorted by length, because equal lengths form one dense group of a batch. Kernels take any
+        # lengths, and a recorded search wants batches of one shape, so that users stay in order. Empty histories have
+        # no row.
         self.records = uses_kernels(catalogue.codes_IL.device)
         rows = np.arange(len(self.lengths_U)) if self.records else np.argsort(self.lengths_U, kind="stable")
         rows = rows[self.lengths_U[rows] > 0]
@@ -125,12 +131,14 @@ class Ranker:
         self._search: Search | None = None
 
     def rank(self, model: Backbone, progress: "Progress | None" = None, eval_skips: EvalSkips | None = None) -> Ranking:
-        """The model is put into evaluation mode for the while and left in the mode it was in.
+        """Rank the targets with a model. The model is in evaluation mode meanwhile, and afterwards in its earlier mode.
 
         Args:
-            eval_skips: what the model does not see of the histories; `filter_seen` goes by the whole ones.
+            eval_skips: the tokens of the histories that the model does not see; `filter_seen` drops the skipped items
+                too.
         """
-        ranks_U, bucket_ranks_U = np.zeros_like(self.positions_U), np.zeros_like(self.positions_U)
+        ranks_U = np.zeros_like(self.positions_U)
+        bucket_ranks_U = np.zeros_like(self.positions_U)
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
         invalid = generated = 0
         with evaluating(model):
@@ -144,7 +152,15 @@ class Ranker:
                 generated += int((outputs.items_WK != EMPTY).sum())
                 if progress is not None:
                     progress.update(len(rows))
-        return Ranking(self.users_U, self.positions_U, ranks_U, bucket_ranks_U, self.lengths_U, invalid, generated)
+        return Ranking(
+            users_U=self.users_U,
+            positions_U=self.positions_U,
+            ranks_U=ranks_U,
+            bucket_ranks_U=bucket_ranks_U,
+            lengths_U=self.lengths_U,
+            invalid=invalid,
+            generated=generated,
+        )
 
     def _generate(
         self, model: Backbone, index: np.ndarray, offsets: np.ndarray, eval_skips: EvalSkips | None
@@ -156,14 +172,14 @@ class Ranker:
             beam=self.beam,
             decoding=self.decoding,
             drop_seen=self.drop_seen,
-            # What is left of a batch changes with the table of skips, and with it the shapes: nothing to record.
+            # A batch's shapes depend on the items that are skipped, so that no recording would serve two batches.
             search=self._recorded(model) if eval_skips is None else None,
             times=self.times_N[index] if model.wants_times else None,
             kept=None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets),
         )
 
     def _recorded(self, model: Backbone) -> Search | None:
-        """One search for all batches of a model, where kernels run; else None."""
+        """Return the one search that serves all batches of a model, where kernels run; else None."""
         if self.records and (self._search is None or self._search.model is not model):
             self._search = Search(
                 model,
@@ -175,6 +191,16 @@ class Ranker:
         return self._search
 
 
+class RankerOptions(TypedDict, total=False):
+    """The keyword arguments of `Ranker`."""
+
+    beam: Required[int]
+    decoding: DecodingMethod
+    filter_seen: bool
+    batch_users: int
+    users: np.ndarray | None
+
+
 def rank_targets(
     model: Backbone,
     catalogue: "Catalogue",
@@ -183,9 +209,9 @@ def rank_targets(
     *,
     progress: "Progress | None" = None,
     eval_skips: EvalSkips | None = None,
-    **options: Any,
+    **options: Unpack[RankerOptions],
 ) -> Ranking:
-    """`Ranker` for one model; options are its own."""
+    """Rank the targets with one model; `options` are arguments of `Ranker`."""
     return Ranker(catalogue, splits, part, **options).rank(model, progress, eval_skips)
 
 
@@ -202,15 +228,19 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
     times: np.ndarray | None = None,
     kept: KeptItems | None = None,
 ) -> Outputs:
-    """What the model expects next after each history (flat items and offsets, none of them empty), best first.
+    """Return the `beam` items that the model expects next after each history, best first.
 
     Args:
-        drop_seen: drop the items of the history, from a beam wider by this many places. 0: keep them.
-        search: of this model, width and kind, where there will be more batches.
-        times: seconds, when each of the items came; for a model that wants it.
-        kept: what the model sees of the histories; None: all.
+        items: the items of all histories, end to end.
+        offsets: history w is items[offsets[w]:offsets[w + 1]], one item at least.
+        drop_seen: drop the items of the history, from a beam wider by this many slots. 0: the history stays in.
+        search: the search to use, for this model, width (`beam` + `drop_seen`) and `decoding`, where more batches will
+            follow; None: a new one.
+        times: seconds, the time of each item; for a model that wants times.
+        kept: the part of the histories that the model sees; None: all.
     """
-    width, codes_IL = beam + drop_seen, model.catalogue.codes_IL
+    width = beam + drop_seen
+    codes_IL = model.catalogue.codes_IL
     kept_NS = kept.tokens_NS if kept else None
     seen_N, starts, times_N = kept.items(items, offsets, times) if kept else (items, offsets, times)
     if decoding == "exact":
@@ -230,27 +260,33 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
 
 
 def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam: int) -> Outputs:
-    """The first `beam` outputs that are not in the row's history; places that cannot be filled are EMPTY."""
+    """Return the first `beam` outputs that are not in the row's history; slots that nothing fills are EMPTY."""
+    # Histories as rows: lengths 2, 1 of items 7 9 | 4 -> [[7, 9], [4, EMPTY]]
     lengths_W = np.diff(offsets)
-    history_WH = np.full((len(lengths_W), lengths_W.max()), EMPTY, np.int64)
-    history_WH[np.arange(history_WH.shape[1]) < lengths_W[:, None]] = items
-    seen_WK = (outputs.items_WK[:, :, None] == history_WH[:, None, :]).any(-1)
-    keep_WK = np.argsort(seen_WK, axis=1, kind="stable")[:, :beam]
+    history_WJ = np.full((len(lengths_W), lengths_W.max()), EMPTY, np.int64)
+    history_WJ[np.arange(history_WJ.shape[1]) < lengths_W[:, None]] = items
+    seen_WK = (outputs.items_WK[:, :, None] == history_WJ[:, None, :]).any(-1)
+    # A stable sort moves seen items behind the others: seen 0 1 0 0, beam 2 -> columns 0 2
+    column_WK = np.argsort(seen_WK, axis=1, kind="stable")[:, :beam]
     seen_WK, items_WK, scores_WK = (
-        np.take_along_axis(array, keep_WK, 1) for array in (seen_WK, outputs.items_WK, outputs.scores_WK)
+        np.take_along_axis(array, column_WK, 1) for array in (seen_WK, outputs.items_WK, outputs.scores_WK)
     )
-    codes_WKL = np.take_along_axis(outputs.codes_WKL, keep_WK[..., None], 1)
+    codes_WKL = np.take_along_axis(outputs.codes_WKL, column_WK[..., None], 1)
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
 
 
 def target_ranks(
     outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray, bucket_levels: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """1-based place of each target, and of the first output with its first `bucket_levels` codes; 0: not there."""
+    """Return the rank of each target, and of the first output with the target's first `bucket_levels` codes.
+
+    Ranks are int64 [W], from 1; 0: the output has no such item.
+    """
     target_WK = outputs.items_WK == targets_W[:, None]
     bucket_WK = (outputs.codes_WKL[..., :bucket_levels] == codes_IL[targets_W, None, :bucket_levels]).all(-1)
     return _first(target_WK), _first(bucket_WK & (outputs.items_WK != EMPTY))
 
 
 def _first(hits_WK: np.ndarray) -> np.ndarray:
+    """Return the 1-based column of the first hit of each row, 0 without a hit."""
     return np.where(hits_WK.any(1), hits_WK.argmax(1) + 1, 0)

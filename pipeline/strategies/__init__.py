@@ -1,1 +1,1 @@
-"""A folder per strategy, each holding only its difference from plain training (`base.py`); `registry.py` finds them."""
+"""Each folder here is a strategy: its difference from plain training (`base.py`). `registry.py` finds the folders."""

@@ -1,11 +1,10 @@
-"""The parts of a strategy, and plain training, which is what happens where a strategy changes nothing.
+"""This module holds the parts of a strategy. The base classes are plain training; a strategy overrides what differs.
 
-A `Network` says what is trained, a `Sampler` which windows and tokens of a pass are computed and how they count, and a
-`Report` what is told of it afterwards. A `Strategy` is a pair of a network and a sampler. No part knows of files,
+A `Network` says what is trained. A `Sampler` says which windows and tokens of an epoch are computed and how they count.
+A `Report` says afterwards what was skipped. A `Strategy` is a pair of a network and a sampler. No part knows of files,
 devices, processes or schedules.
 
-Shape legend: W windows, N items of all histories, M interactions of the splits, S tokens of one item (L codes, then the
-separator), L code levels, V codes of one level, U users.
+Shapes: W windows, L levels, V codes of one level; local: M interactions of the splits, flat, U users.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,42 +25,42 @@ from pipeline.packing.kept import EvalSkips
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
-TableRows = list[dict[str, float | str]]  # of a table; every row has the same keys
-EvalRule = Callable[[np.ndarray], EvalSkips]  # skip_ML of a finished run -> what its model is evaluated without
+TableRows = list[dict[str, float | str]]  # the rows of a table, all with the same keys
+EvalRule = Callable[[np.ndarray], EvalSkips]  # skip_ML of a finished run -> the tokens that its model does not see
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """What a sampler may know of the run that it takes part in."""
+    """The facts of a run that a sampler may use."""
 
-    items_N: np.ndarray  # the splits' items; windows are flat positions in it
-    first_U: np.ndarray  # each user's first position, and one past the last one for training
-    end_U: np.ndarray
-    windows: int  # of a pass
+    items_M: np.ndarray  # the splits' items; windows are flat positions in it
+    first_U: np.ndarray  # each user's first flat position
+    end_U: np.ndarray  # one past each user's last flat position for training
+    windows: int  # of an epoch
     samples_per_step: float  # (history, target) pairs of a step of `full`
-    epochs: float  # that the run takes
+    epochs: float  # epochs of the run
     one_per_target: bool  # True: one window per target. False: every window of up to max_history items
     all_targets: bool  # every item of a window but the first is a target too
-    each_target_once: bool  # each item is a target at most once per pass
+    each_target_once: bool  # each item is a target at most once per epoch
     max_history: int
     seed: int
     device: torch.device
-    sum: Callable[[Tensor], Tensor]  # over processes, on all of which it must be called
+    sum: Callable[[Tensor], Tensor]  # sums over all processes, each of which must call it
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTraits:
-    """What a sampler may know of the network and of the Semantic IDs that it reads."""
+    """The facts of the network, and of the Semantic IDs that it reads, that a sampler may use."""
 
     widths: tuple[int, ...]  # codes of each level
     digit: bool  # the last level is the deduplication digit
     separators: bool  # a separator follows the codes of an item
     whole_items: bool  # an item is one token, so that only whole items can leave a history
-    shortens_targets: bool  # the last tokens of a target can leave the computation, and not only the loss
+    shortens_targets: bool  # the last tokens of a target can leave the decoder, and not only the loss
 
     @classmethod
     def of(cls, network: "Network", config: BackboneConfig, catalogue: Catalogue) -> "NetworkTraits":
-        """The traits of a network that `network` builds."""
+        """Return the traits of the model that `network` builds."""
         return cls(
             widths=catalogue.widths,
             digit=catalogue.digit,
@@ -72,19 +71,20 @@ class NetworkTraits:
 
 
 class Network:
-    """The backbone as it is. Subclasses override what they change of it.
+    """Build and call the plain backbone. A subclass overrides what it changes.
 
-    items: whether a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
-        many parts it was split into, their weights add up to its targets (by which the trainer divides): `each` item of
-        the step has the same total weight, or each `occurrence` of an item.
+    items: says if a training batch lists its distinct items, and how they are weighed. Over an optimizer step, however
+        many parts it was split into, their weights add up to the step's targets (by which the trainer divides): `each`
+        item of the step has the same total weight, or each `occurrence` of an item.
     """
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
     whole_items = False  # an item is a single token
 
     def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
-        """The network to train, on the catalogue's device; a trained one is rebuilt by the same call. Random weights
-        follow torch's seed.
+        """Build the network to train, on the catalogue's device; the same call rebuilds a trained one.
+
+        Random weights follow torch's seed.
         """
         return build_backbone(config, catalogue)
 
@@ -96,57 +96,64 @@ class Network:
         """
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
-        """The logits [W, V] of every level, and what the batch adds to the loss beside their cross-entropy. Logits of
-        positions that `batch.histories.decoder_positions` leave out mean nothing.
+        """Return the logits [W, V] of every level, and a penalty that is added to their cross-entropy.
+
+        Logits of positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
         return model(batch.histories, batch.targets_W), 0.0
 
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
-        """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
-        items of history.
+        """Return the encoder positions, padding not counted, that the last block and the decoder see of each window.
+
+        Args:
+            items_W: items of each window's history.
         """
         return items_W * input_tokens_per_item
 
 
 class Report:
-    """What is told of a run where nothing was skipped."""
+    """Report a run where nothing was skipped."""
 
     def tables(self, epochs: int, levels: int) -> dict[str, TableRows]:
-        """What was skipped, once training is over: `passes`, a row for each, and `by_level`, a row for each level."""
+        """Return what was skipped in the whole run: `passes`, a row per epoch, and `by_level`, a row per level."""
         return {
             "passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0} for number in range(epochs)],
             "by_level": [{"level": f"level {level + 1}", "skipped": 0.0} for level in range(levels)],
         }
 
     def learned(self) -> dict[str, np.ndarray]:
-        """Arrays by name that belong to the result beside the network. Called on every process."""
+        """Return arrays by name that belong to the result beside the network. Every process calls this."""
         return {}
 
     def figures(self) -> dict[str, float]:
-        """More keys of timings.json; those that are measured stand in `artifacts.MEASURED`."""
+        """Return more keys of timings.json; `artifacts.MEASURED` names those that measure time or memory."""
         return {}
 
 
 class Sampler:
-    """Every window and every token, all alike. Subclasses override what they change; one is made for each run."""
+    """Train on every window and every token, all alike. A subclass overrides what it changes; a run has one sampler."""
 
     def begin_epoch(self, epoch: int) -> Weigh | None:
-        """Called before the first window of a pass is drawn, when every step before it is done (and again when a
-        stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
+        """Return what weighs the windows of an epoch; None trains on all alike.
+
+        The trainer calls this before it draws the epoch's first window, when every earlier step is done, and again when
+        a stopped run resumes inside the epoch.
         """
         return None
 
     def select(self, epoch: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
-        """What is computed of the windows of a step (those of weight 0 are not among them); None: everything. May be
-        asked for a step ahead of the one that is trained, within the pass.
+        """Return what is computed of the windows of a step; None: everything.
+
+        `starts_W` and `ends_W` hold no windows of weight 0. The trainer may call this for a step while it still trains
+        an earlier step of the epoch.
         """
         return None
 
     def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
-        """Weighted sum over the batch's windows of the cross-entropy summed over levels (digit included), float32, and
-        the penalty.
+        """Return the loss of a batch, float32: the weighted sum of its windows' cross-entropies, and the penalty.
 
-        The trainer divides by `divisor` of the whole optimizer step, however many parts that step was split into.
+        A window's cross-entropy is summed over levels, digit included. The trainer divides by `divisor` of the whole
+        optimizer step, however many parts that step was split into.
 
         Args:
             logits: as `Network.logits` gives them.
@@ -159,41 +166,50 @@ class Sampler:
         return (loss_W * batch.weights_W).sum() + penalty
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
-        """What a step's loss, summed over all parts and processes, is divided by; `windows` are in the step (or
-        targets, where every item is one).
+        """Return the number that a step's loss, summed over all parts and processes, is divided by.
+
+        Args:
+            windows: windows of the step, or its targets if every item is a target.
         """
         return windows
 
     def end_step(self, weights_W: np.ndarray, encoder_tokens: int, selected: Selected | None) -> None:
-        """Called after each optimizer step with the weights of its windows, the tokens of them that entered the
-        encoder, and what `select` said.
+        """Take note of an optimizer step when it is done.
+
+        Args:
+            weights_W: weights of its windows.
+            encoder_tokens: tokens of these windows that entered the encoder.
+            selected: the answer of `select`.
         """
 
     def eval_skips(self) -> EvalSkips | None:
-        """What the model is evaluated without, by what is known now; None: nothing. Called on every process."""
+        """Return the tokens that the model is evaluated without, by the scores so far; None: it sees all tokens.
+
+        Every process calls this.
+        """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors, numbers and text only. Called on every process."""
+        """Return what a resumed run needs: tensors, numbers and text only. Every process calls this."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
     @property
     def report(self) -> Report:
-        """What is told of the run."""
+        """The report of the run."""
         return Report()
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A network and a sampler, as training sees them together."""
+    """A network and a sampler, which training uses together."""
 
     network: Network
     sampler: Sampler
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of a batch, summed over its windows; see `Sampler.loss`."""
+        """Return the loss of a batch, summed over its windows; see `Sampler.loss`."""
         logits, penalty = self.network.logits(model, batch)
         return self.sampler.loss(logits, penalty, batch)

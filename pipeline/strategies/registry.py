@@ -1,7 +1,7 @@
-"""The strategies that there are, found by their folders, and the ones that `strategy:` in params.yaml names.
+"""This registry finds all strategies by their folders, and chooses the ones that `strategy:` in params.yaml names.
 
 Every folder beside this file is a strategy; its `__init__.py` holds `SPEC`. Nothing else lists strategies: a new one
-is a folder here, a section of params.yaml and a line of dvc.yaml. Light on purpose, as spec.py says.
+is a folder here, a section of params.yaml and a line of dvc.yaml. This file must not load torch, as spec.py says.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import nearest
 from pipeline.strategies.spec import ParamsView, StrategySpec
@@ -27,14 +27,14 @@ FULL = StrategySpec(
 
 @cache
 def specs() -> dict[str, StrategySpec]:
-    """Every strategy by its name: `full` first, then the folders in alphabetical order."""
+    """Return every strategy by its name: `full` first, then the folders in alphabetical order."""
     folders = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
     found = [importlib.import_module(f"pipeline.strategies.{folder}").SPEC for folder in folders]
     return {spec.name: spec for spec in (FULL, *found)}
 
 
 def settings_types() -> dict[str, type]:
-    """The dataclass of each strategy's section of params.yaml, by the section's name."""
+    """Return the dataclass of each strategy's section of params.yaml, by the section's name."""
     return {name: spec.settings for name, spec in specs().items() if spec.settings is not None}
 
 
@@ -44,16 +44,16 @@ class ChosenStrategies:
 
     text: str  # as written
     specs: tuple[StrategySpec, ...]  # in alphabetical order
-    settings: Mapping[str, Any]  # the dataclass of each that has a section, by name
+    settings: Mapping[str, Any]  # by strategy name, the settings of each strategy that has a section
 
     def input_tokens_per_item(self, levels: int, separators: bool) -> int:
-        """Positions that an item of the history takes in the backbone."""
+        """Return the positions that an item of the history takes in the backbone."""
         return next(
             (spec.input_tokens_per_item for spec in self.specs if spec.input_tokens_per_item), levels + separators
         )
 
     def network(self, pad_to: int = 0) -> "Network":
-        """What builds the network.
+        """Return the network's part of the strategy.
 
         Args:
             pad_to: encoder positions of every window of a padded run, 0 for packed.
@@ -64,40 +64,43 @@ class ChosenStrategies:
         return build(pad_to) if build else Network()
 
     def sampler(self, plan: "TrainingPlan", traits: "NetworkTraits") -> "Sampler":
-        """What decides which windows and tokens are computed, for one run."""
+        """Return the sampler of one run: it decides which windows and tokens are computed."""
         from pipeline.strategies.base import Sampler
 
         build = self._builder("sampler")
         return build(plan, traits) if build else Sampler()
 
     def eval_rule(self, traits: "NetworkTraits") -> "EvalRule | None":
-        """What makes of a finished run's decisions what the model is evaluated without; None: it sees everything."""
+        """Return the rule that turns a finished run's decisions into `EvalSkips`; None: the model sees all tokens."""
         build = self._builder("eval_rule")
         return build(traits) if build else None
 
     def _builder(self, part: Literal["network", "sampler", "eval_rule"]) -> Callable[..., Any] | None:
-        """The function of the one strategy that brings a part, with its settings filled in; None where none does."""
+        """Return the function of the one strategy that brings a part, bound to its settings; None if none does."""
         for spec in self.specs:
             if build := getattr(spec, part):
                 return partial(build, self.settings.get(spec.name))
         return None
 
     def check(self, params: ParamsView) -> None:
-        """Raise ValueError where a strategy does not fit the other settings."""
+        """Raise ValueError if a strategy does not fit the other settings."""
         for spec in self.specs:
             others = tuple(other.name for other in self.specs if other is not spec)
             spec.check(self.settings.get(spec.name), params, others)
 
     def plain_settings(self) -> dict[str, dict[str, Any]]:
-        """The settings as plain values, by name."""
+        """Return the settings of each strategy as plain values, by name."""
         return {name: dataclasses.asdict(section) for name, section in self.settings.items()}
 
 
-def from_saved(kind: type, values: Mapping[str, Any]) -> Any:
-    """A section of a saved model's config.json as its dataclass.
+Section = TypeVar("Section")
+
+
+def from_saved(kind: type[Section], values: Mapping[str, Any]) -> Section:
+    """Return a section of a saved model's config.json as its dataclass.
 
     A key that the section lacks takes its value from `kind.SAVED_WITHOUT`: the model is older than the key. That value
-    is no default of params.yaml, but what computes as the code did before the key was there.
+    is no default of params.yaml: it makes the code compute as it did before the key existed.
 
     Raises:
         TypeError: a key is unknown, or is missing and is not in `SAVED_WITHOUT`.
@@ -106,17 +109,18 @@ def from_saved(kind: type, values: Mapping[str, Any]) -> Any:
 
 
 def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategies:
-    """The strategies that `text` names.
+    """Return the strategies that `text` names.
 
     Args:
-        sections: the settings of each that has some, by name: its dataclass, or that as plain values of a saved
-            model. Others are not looked at.
+        sections: the settings of each named strategy that has some, by name: its dataclass, or the plain values of a
+            saved model. Other sections are ignored.
 
     Raises:
         ValueError: as `parse`; or a section is neither of the two.
         TypeError: as `from_saved`.
     """
-    found, settings = tuple(specs()[name] for name in parse(text)), {}
+    found = tuple(specs()[name] for name in parse(text))
+    settings: dict[str, Any] = {}
     for spec in found:
         if spec.settings is not None:
             section = sections[spec.name]
@@ -127,12 +131,13 @@ def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategie
 
 
 def parse(text: str) -> tuple[str, ...]:
-    """`"skipgr+rastp"` -> `("rastp", "skipgr")`: the names in normal (alphabetical) order.
+    """Return the names in alphabetical order: `"skipgr+rastp"` -> `("rastp", "skipgr")`.
 
     Raises:
         ValueError: an unknown name, a repeated one, or a combination that means nothing.
     """
-    names, known = str(text).split("+"), specs()
+    names = str(text).split("+")
+    known = specs()
     for name in names:
         if name not in known:
             raise ValueError(f"strategy '{name}' is not known, {nearest(name, known)}")
@@ -148,13 +153,13 @@ def parse(text: str) -> tuple[str, ...]:
 
 
 def _refusal(found: Iterable[StrategySpec]) -> str | None:
-    """Why two of these strategies do not compose, where one of them says so."""
+    """Return why two of these strategies do not compose, in the words of the one that refuses; None if none does."""
     pairs = itertools.permutations(found, 2)
     return next((one.refuses[other.name] for one, other in pairs if other.name in one.refuses), None)
 
 
 def _compose(one: StrategySpec, other: StrategySpec) -> bool:
-    """Whether one of two strategies names the other, and one brings the network and the other the sampler."""
-    said = other.name in one.composes_with or one.name in other.composes_with
+    """Return True if one of two strategies names the other, and they do not bring the same part."""
+    named = other.name in one.composes_with or one.name in other.composes_with
     clash = (one.network and other.network) or (one.sampler and other.sampler)
-    return said and not clash
+    return named and not clash

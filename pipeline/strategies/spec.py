@@ -1,7 +1,7 @@
-"""What a strategy's folder says of itself: a `StrategySpec`, by which the rest of the program knows it.
+"""A `StrategySpec` is how a strategy's folder describes the strategy to the rest of the program.
 
-Light on purpose: checking params.yaml must not load torch. So a spec names functions, and these import the network or
-the sampler when they are called.
+This file must not load torch, because checking params.yaml must be quick. So a spec names functions, and these import
+the network or the sampler when they are called.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ class QuantizeView(Protocol):
 
 
 class ParamsView(Protocol):
-    """What of params.yaml a check may read beside the strategy's own section."""
+    """The keys of params.yaml that a check may read beside the strategy's section."""
 
     @property
     def strategy(self) -> str: ...
@@ -51,15 +51,15 @@ class ParamsView(Protocol):
 
 
 def _no_check(settings: Any, params: ParamsView, others: tuple[str, ...]) -> None:
-    """A strategy that fits every setting refuses none."""
+    """Accept all settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StrategySpec:
-    """One strategy: what it is called, what it may be told, and how it is built.
+    """One strategy: its name, its settings, and the functions that build its parts.
 
-    A strategy brings a network, or a sampler, or both; what it does not bring is that of plain training. Two strategies
-    compose when one brings the network and the other the sampler.
+    A strategy brings a network, or a sampler, or both; a part that it does not bring is that of plain training. Two
+    strategies compose when one brings the network and the other the sampler.
     """
 
     name: str
@@ -67,10 +67,10 @@ class StrategySpec:
     settings: type | None = None  # frozen dataclass of its section of params.yaml, which has the strategy's name
     network: "Callable[[Any, int], Network] | None" = None  # (settings, pad_to) -> network
     sampler: "Callable[[Any, TrainingPlan, NetworkTraits], Sampler] | None" = None
-    # (settings, traits) -> what a trained model is evaluated without; None where it is evaluated with everything
+    # (settings, traits) -> the rule that a trained model is evaluated by; None: it is evaluated with all tokens
     eval_rule: "Callable[[Any, NetworkTraits], EvalRule | None] | None" = None
-    # (settings, params.yaml, names of the strategies composed with) -> ValueError where they do not fit each other
+    # (settings, params.yaml, names of the strategies composed with); raises ValueError where they do not fit together
     check: Callable[[Any, ParamsView, tuple[str, ...]], None] = _no_check
-    composes_with: frozenset[str] = frozenset()  # said by either side of a pair
+    composes_with: frozenset[str] = frozenset()  # names of other strategies; one strategy of a pair must name the other
     refuses: Mapping[str, str] = field(default_factory=dict)  # name of another strategy -> why they do not compose
     input_tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID

@@ -103,7 +103,7 @@ def _plan(recipe: TrainingRecipe, splits: Splits, loader: BatchLoader, world: Wo
     config = recipe.config
     windows = len(loader.epochs)
     return TrainingPlan(
-        items_N=np.asarray(splits.items_N),
+        items_M=np.asarray(splits.items_N),
         first_U=np.asarray(splits.offsets[:-1]),
         end_U=np.asarray(splits.train_end),
         windows=windows,

@@ -1,4 +1,4 @@
-"""intrr: one token per item, made and decoded by a small recursive network (strategy.py names the paper)."""
+"""intrr makes one token of each item, and decodes it, by a small recursive network (strategy.py names the paper)."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -
         raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
     if settings.tie_break == "uid" and params.quantize.collisions != "digit":
         raise ValueError(
-            "intrr.tie_break uid takes the place of the deduplication digit: set "
+            "intrr.tie_break uid replaces the logits of the deduplication digit: set "
             "quantize.collisions=digit, or leave intrr.tie_break at digit"
         )
 

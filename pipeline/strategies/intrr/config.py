@@ -1,4 +1,6 @@
-"""What `intrr:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`IntrrConfig` says what `intrr:` in params.yaml may hold. This file must not load torch: checking params.yaml must be
+quick.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,14 +8,14 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class IntrrConfig:
-    """The recursive assignment network and its losses."""
+    """The settings of intrr: the recursive assignment network and its losses."""
 
     uid_dim: int  # width of the UID table; 0: backbone.d_model
-    hidden: int  # of the MLPs
+    hidden: int  # width of the MLPs' hidden layer
     digit_width: int  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
     mix: Literal["soft", "straight_through"]
     context: Literal["last", "sum"]
-    codebooks: Literal["random", "quantizer"]  # what they start from
+    codebooks: Literal["random", "quantizer"]  # the vectors that the network's codebooks begin with
     alignment: float  # weight of the alignment loss (lambda)
     alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"]
     alignment_sample: int  # items of `sample`
@@ -30,10 +32,10 @@ class IntrrConfig:
 
     @property
     def aligns(self) -> bool:
-        """Whether the alignment loss is computed."""
+        """True if the alignment loss is computed."""
         return self.alignment > 0 and self.ablation != "no_alignment"
 
     @property
     def reads_uid(self) -> bool:
-        """Whether anything depends on the UID table."""
+        """True if a loss or an item's vector depends on the UID table."""
         return self.aligns or self.ablation != "no_redistribution"

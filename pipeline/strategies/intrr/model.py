@@ -1,11 +1,12 @@
-"""One token per item: a backbone that reads item vectors, and a recursive assignment network on both of its sides.
+"""`RecursiveModel` is IntRR's model: a backbone that reads one vector per item, between two uses of one network.
 
-IntRR (network.py names the paper). An item's vector is what the network makes of its UID embedding; the backbone reads
-one such vector per item of a history; the network turns the backbone's state into the codes of the next item. Decoding
-runs the backbone once, and the beam over the network alone.
+IntRR (network.py names the paper) has a recursive assignment network before and after the backbone. Before it, the
+network turns an item's UID embedding into the item's vector; the backbone reads one such vector per item of a history;
+after it, the network turns the backbone's state into the codes of the next item. Decoding runs the backbone once, and
+the network for each level of the beam.
 
-Shape legend: W windows, N items of all windows, U distinct items of a batch, I items of the catalogue, K beams, V codes
-of one level, F items of one prefix, d model width, L code levels.
+Shapes: I items of the catalogue, W windows, N items of all histories, K beams, L levels, V codes of one level, d width
+of the model; local: U distinct items of a batch, X items whose vectors are computed, F items of one prefix.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,32 +26,34 @@ from pipeline.packing.histories import DistinctItems, Histories
 from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.network import RecursiveAssignmentNetwork, negative_log_likelihood
 
-CHUNK = 65_536  # items whose vectors are computed at once when the whole catalogue is
+CHUNK = 65_536  # items of the catalogue whose vectors are computed at once
 
 
 @dataclass(frozen=True)
 class RecursiveDecodingState:
-    """Beams on their way down the levels. Never changed: a step returns a new one."""
+    """The beams between two levels. The state never changes: a step returns a new one."""
 
     signal_Wd: Tensor  # the backbone's state of each window
     level: int = 0  # levels decoded so far
-    context_WKd: Tensor | None = None
-    node_WK: Tensor | None = None  # of the catalogue's prefix tree, -1 outside of it
+    context_WKd: Tensor | None = None  # the network's context after the beams' codes; None at level 0
+    node_WK: Tensor | None = None  # int64: each beam's node of the prefix trie, -1 outside of it
 
 
 class RecursiveModel(Backbone):
-    """Backbone, UID table and network.
+    """A backbone, a table of UID embeddings, and the recursive assignment network.
 
     Args:
         catalogue: its deduplication digit, if it has one, may be narrower than the model's, `settings.digit_width`.
-        settings: `intrr` of params.yaml.
+        settings: the section `intrr` of params.yaml.
     """
 
     token_names = ("item",)
 
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, settings: IntrrConfig):
         super().__init__()
-        self.config, self.settings = config, settings
+        self.config = config
+        self.settings = settings
+        # The model's digit has `digit_width` vectors, so that its catalogue is as wide.
         widths = catalogue.widths
         if catalogue.digit and settings.digit_width:
             widths = (*widths[:-1], settings.digit_width)
@@ -58,7 +61,7 @@ class RecursiveModel(Backbone):
         self.backbone = build_backbone(config, self.catalogue, vectors_only=True)
         if settings.reads_uid:
             uid_dim = settings.uid_dim or config.d_model
-            self.uid = nn.Embedding(catalogue.items, uid_dim)  # std 1, as of the backbone's normed states
+            self.uid = nn.Embedding(catalogue.items, uid_dim)  # std 1, like the backbone's normed states
             self.uid_out = nn.Linear(uid_dim, config.d_model, bias=False) if settings.uid_dim else nn.Identity()
             if isinstance(self.uid_out, nn.Linear):
                 nn.init.normal_(self.uid_out.weight, std=uid_dim**-0.5)
@@ -66,8 +69,8 @@ class RecursiveModel(Backbone):
         self.items_ran = self._network() if settings.ablation == "no_sharing" else None
         self.compiled_items: Callable[..., Any] | None = None
         self.compiled_targets: Callable[..., list[Tensor]] | None = None
-        self._vectors_Id: Tensor | None = None  # of the whole catalogue, as of the last evaluation
-        self._outdated = True
+        self._vectors_Id: Tensor | None = None  # item vectors, as computed by the last evaluation
+        self._outdated = True  # the weights may have changed since then
 
     def _network(self) -> RecursiveAssignmentNetwork:
         settings = self.settings
@@ -79,14 +82,14 @@ class RecursiveModel(Backbone):
     def start_from(self, codebooks: Mapping[str, np.ndarray]) -> None:
         """Begin at the quantizer's codebooks (`level_1` .. [V, any width]) instead of random ones.
 
-        Each is centred, turned into d columns by random orthogonal directions, and scaled to the size of a random one.
-        The deduplication digit has none and stays random, as does a level whose centroids are all the same.
+        Each codebook is centred, turned into d columns by random orthogonal directions, and scaled to the size of a
+        random one. The deduplication digit has no codebook and stays random, as does a level of equal centroids.
         """
         for ran in [self.ran] if self.items_ran is None else [self.ran, self.items_ran]:
             for level in range(self.catalogue.bucket_levels):
                 rows = torch.from_numpy(codebooks[f"level_{level + 1}"]).double()
                 rows = rows - rows.mean(0)
-                if rows.abs().max() > 1e-6:  # of unit vectors: more than rounding
+                if rows.abs().max() > 1e-6:  # centroids of unit vectors differ by more than rounding
                     rows = rows @ _orthogonal(rows.shape[1], self.config.d_model)
                     ran.codebooks[level].copy_(rows / rows.square().mean().sqrt() * self.config.d_model**-0.5)
 
@@ -98,18 +101,19 @@ class RecursiveModel(Backbone):
         codes_WL: Tensor,
         distinct: DistinctItems | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """What both losses are made of, float32.
+        """Return the logits and the alignment of both losses, float32.
 
         Args:
             codes_WL: int64, the Semantic ID of each target, in packed order.
-            distinct: the items of the histories; needed to train. Without it the catalogue's vectors are used, and the
-                alignment is 0.
+            distinct: the distinct items of the histories; needed to train. Without them the catalogue's vectors are
+                used, and the alignment is 0.
 
         Returns:
             (logits of every level [W, V], of Eq. 10; the weighted alignment, one number, Eq. 8).
         """
         if distinct is None:
-            vectors_Nd, alignment = self.item_vectors()[histories.items_N], codes_WL.new_zeros((), dtype=torch.float32)
+            vectors_Nd = self.item_vectors()[histories.items_N]
+            alignment = codes_WL.new_zeros((), dtype=torch.float32)
         else:
             items = self.compiled_items if self.training and self.compiled_items else self._items
             vectors_Nd, alignment = items(histories.items_N, distinct.items_U, distinct.weights_U)
@@ -118,8 +122,10 @@ class RecursiveModel(Backbone):
         return targets(states_Wd, codes_WL), alignment
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
-        """The backbone's sizes. They are asked for before each use of a recorded search, which reads the catalogue's
-        vectors but cannot see that they are outdated: they are brought up to date here.
+        """Return the backbone's sizes, and in evaluation bring the catalogue's vectors up to date.
+
+        A recorded search reads these vectors, and a replay cannot compute them anew; `sizes` is called before each
+        replay.
         """
         if not self.training:
             self.item_vectors()
@@ -132,25 +138,34 @@ class RecursiveModel(Backbone):
         self.compiled_targets = torch.compile(self._targets, dynamic=True)
 
     def _items(self, items_N: Tensor, items_U: Tensor, weights_U: Tensor) -> tuple[Tensor, Tensor]:
-        """(the vector of each item of the histories [N, d], the weighted alignment of Eq. 8)."""
-        rule, computed = self.settings.alignment_items if self.settings.aligns else "", items_U
+        """Return the vector of each item of the histories [N, d], and the weighted alignment of Eq. 8."""
+        rule = self.settings.alignment_items if self.settings.aligns else ""
+        # Vectors are computed once per distinct item. items 7 2 7, distinct 2 7 -> rows 1 0 1
+        items_X = items_U
         row_N = torch.searchsorted(items_U, items_N)
         if rule == "all":
-            computed, row_N = torch.arange(self.catalogue.items, device=items_U.device), items_N
+            items_X = torch.arange(self.catalogue.items, device=items_U.device)
+            row_N = items_N
         elif rule == "sample":
             drawn = torch.randint(self.catalogue.items, (self.settings.alignment_sample,), device=items_U.device)
-            computed = torch.cat([items_U, drawn])
-        vectors_Xd, logits = self._redistribute(computed)
+            items_X = torch.cat([items_U, drawn])
+        vectors_Xd, logits = self._redistribute(items_X)
         vectors_Nd = F.embedding(row_N, vectors_Xd)
+        # The alignment is the weighted sum over the batch's items, or the mean over all or the drawn ones times the
+        # same total weight: the trainer divides by the number of targets.
         if not self.settings.aligns:
             return vectors_Nd, weights_U.new_zeros(())
-        losses_X = negative_log_likelihood(logits, self.catalogue.codes_IL[computed])
+        losses_X = negative_log_likelihood(logits, self.catalogue.codes_IL[items_X])
         if rule in ("batch_distinct", "batch_occurrences"):
             return vectors_Nd, (losses_X * weights_U).sum()
         return vectors_Nd, losses_X[-self.settings.alignment_sample * (rule == "sample") :].mean() * weights_U.sum()
 
     def _redistribute(self, items_X: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Vectors [X, d] of items, and the logits of their codes that the same pass gave."""
+        """Return the vectors [X, d] of items, and the logits of their codes from the same pass.
+
+        With ablation `no_redistribution` an item's vector is the sum of its codes' vectors; the logits then come from
+        teacher forcing, and the list is empty where no alignment wants them.
+        """
         ran = self.ran if self.items_ran is None else self.items_ran
         if self.settings.ablation != "no_redistribution":
             return ran.redistribute(self.uid_out(self.uid(items_X)))
@@ -159,7 +174,7 @@ class RecursiveModel(Backbone):
         return ran.look_up(codes_XL), logits
 
     def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> list[Tensor]:
-        """Logits of every level of the targets."""
+        """Return the logits of every level of the targets, L tensors [W, V]."""
         if self.training and self.settings.ablation == "no_teacher_forcing":
             return self.ran.redistribute(states_Wd)[1]
         return self.ran.teach(states_Wd, codes_WL)
@@ -167,13 +182,15 @@ class RecursiveModel(Backbone):
     # -------------------------------------------------------------------------------------------------- evaluation
 
     def train(self, mode: bool = True) -> "RecursiveModel":
-        """The catalogue's vectors are then outdated: weights may change between one evaluation and the next."""
+        """Change the mode, and mark the catalogue's vectors as outdated: weights may change between evaluations."""
         self._outdated = True
         return super().train(mode)
 
     @torch.no_grad()
     def item_vectors(self) -> Tensor:
-        """Vectors of the whole catalogue [I, d], computed once after each call of `eval`, always in the same place.
+        """Return the vectors of the whole catalogue [I, d], computed once after each call of `eval`.
+
+        They are always written into the same tensor, which recorded searches read.
 
         Raises:
             ValueError: the model is in training mode, where the vectors change with every step.
@@ -182,7 +199,7 @@ class RecursiveModel(Backbone):
             raise ValueError("training needs the distinct items of a batch: the vectors change with every step")
         if self._outdated or self._vectors_Id is None:
             items_I = torch.arange(self.catalogue.items, device=self.catalogue.codes_IL.device)
-            vectors_Id = torch.cat([self._redistribute(part)[0] for part in items_I.split(CHUNK)])
+            vectors_Id = torch.cat([self._redistribute(part)[0] for part in torch.split(items_I, CHUNK)])
             if self._vectors_Id is None or self._vectors_Id.device != vectors_Id.device:
                 self._vectors_Id = vectors_Id
             else:
@@ -192,11 +209,11 @@ class RecursiveModel(Backbone):
 
     @torch.no_grad()
     def code_shares(self, items_U: Tensor) -> list[Tensor]:
-        """How items distribute themselves over the codes of each level: L tensors [U, V], rows sum to 1."""
+        """Return the shares of each level's codes in the vectors of items: L tensors [U, V], rows sum to 1."""
         logits = self._redistribute(items_U)[1]
-        if not logits:  # nothing is redistributed: an item is its own codes
-            codes_UL, widths = self.catalogue.codes_IL[items_U], self.catalogue.widths
-            return [F.one_hot(codes_UL[:, level], width).float() for level, width in enumerate(widths)]
+        if not logits:  # nothing is redistributed: an item's vector is made of the item's codes alone
+            codes_UL = self.catalogue.codes_IL[items_U]
+            return [F.one_hot(codes_UL[:, level], width).float() for level, width in enumerate(self.catalogue.widths)]
         return [logits_UV.softmax(-1) for logits_UV in logits]
 
     def begin(self, histories: Histories) -> RecursiveDecodingState:
@@ -206,14 +223,17 @@ class RecursiveModel(Backbone):
     def step(
         self, state: RecursiveDecodingState, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
     ) -> tuple[Tensor, RecursiveDecodingState]:
-        """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
+        """Return the logits [W, K, V] of the next level, rows in packed order, and the state after it.
+
+        The first step takes no beams: K is 1.
 
         Args:
             beams_WK: int64, which of the previous step's beams each beam continues.
-            codes_WK: int64, the code that it appends.
+            codes_WK: int64, the code that each beam appends.
         """
         next_state = self._continue(state, beams_WK, codes_WK)
-        level, signal_W1d = state.level, next_state.signal_Wd[:, None]
+        level = state.level
+        signal_W1d = next_state.signal_Wd[:, None]
         if self.settings.tie_break == "uid" and level == self.catalogue.levels - 1:
             logits_WKV = self._among_items(next_state)
         else:
@@ -223,12 +243,14 @@ class RecursiveModel(Backbone):
     def _continue(
         self, state: RecursiveDecodingState, beams_WK: Tensor | None, codes_WK: Tensor | None
     ) -> RecursiveDecodingState:
-        """The beams that go on, with the code that each appends."""
+        """Return the state of the beams that go on, each with the code that it appends."""
         before_WK = state.node_WK
         if beams_WK is None or codes_WK is None:
+            # Each window begins with one beam at the root of the trie.
             return replace(state, node_WK=state.signal_Wd.new_zeros(len(state.signal_Wd), 1, dtype=torch.int64))
         assert before_WK is not None
         node_WK = self.catalogue.child(state.level - 1, before_WK.gather(1, beams_WK), codes_WK)
+        # The context adds up over levels (`sum`), so that a beam takes over its parent's; or the new code replaces it.
         context_WKd = state.context_WKd
         if context_WKd is not None and self.ran.context == "sum":
             context_WKd = context_WKd.take_along_dim(beams_WK[..., None], 1)
@@ -236,13 +258,16 @@ class RecursiveModel(Backbone):
         return replace(state, node_WK=node_WK, context_WKd=self.ran.extend(context_WKd, vectors_WKd))
 
     def _among_items(self, state: RecursiveDecodingState) -> Tensor:
-        """Logits [W, K, V] of the last digit: state x item vector for the digits that a prefix has, else -inf.
+        """Return the logits [W, K, V] of the deduplication digit from item vectors instead of the network.
 
+        The logit of a digit that a prefix has is the state times the vector of the item; it is -inf for other digits.
         A prefix that names no item has equal logits, so that its beams stay finite and count as invalid.
         """
-        catalogue, level = self.catalogue, self.catalogue.levels - 1
+        catalogue = self.catalogue
+        level = catalogue.levels - 1
         assert state.node_WK is not None
         node_WK = state.node_WK.clamp(min=0)
+        # The items of each beam's prefix in F columns: first child 4, 2 items, F 3 -> children 4 5 4, exists 1 1 0
         first_WK1 = catalogue.first_child(level)[node_WK][..., None]
         child_WKF = first_WK1 + torch.arange(catalogue.fanout[level], device=node_WK.device)
         exists_WKF = child_WKF < catalogue.first_child(level)[node_WK + 1][..., None]
@@ -250,12 +275,13 @@ class RecursiveModel(Backbone):
         vectors_WKFd = self.item_vectors()[catalogue.item_of_leaf_I[child_WKF]]
         scores_WKF = torch.einsum("wd,wkfd->wkf", state.signal_Wd, vectors_WKFd).masked_fill_(~exists_WKF, -torch.inf)
         logits_WKV = scores_WKF.new_full((*node_WK.shape, catalogue.widths[level]), -torch.inf)
-        # A place that holds no item repeats the first one's digit: `amax` keeps that item's score.
+        # From columns to digits. A column without an item repeats the first item's digit with score -inf: `amax` takes
+        # the item's score.
         logits_WKV.scatter_reduce_(2, catalogue.code(level)[child_WKF], scores_WKF, "amax")
         return torch.where(state.node_WK[..., None] < 0, 0, logits_WKV)
 
 
 def _orthogonal(rows: int, columns: int) -> Tensor:
-    """A random matrix of orthogonal unit columns, or where there are more columns than rows, of such rows."""
-    turn = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns), dtype=torch.float64))[0]
+    """Return a random matrix of orthogonal unit columns, or of such rows if there are fewer rows than columns."""
+    turn: Tensor = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns), dtype=torch.float64))[0]
     return turn if rows >= columns else turn.T

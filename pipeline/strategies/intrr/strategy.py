@@ -1,25 +1,27 @@
-"""intrr: one token per item, made and decoded by a small recursive network.
+"""intrr makes one token of each item, and decodes it, by a small recursive network.
 
 Paper: Wang, Xu, Deng, Yan, Liu, Chu, "IntRR: A Framework for Integrating SID Redistribution and Length Reduction",
 2026.
 Equations: the recursive assignment network (4 to 6), item vectors (7) and alignment (8) are in network.py; the
-backbone's state of the last item (9) and the loss of its codes (10) in model.py; their sum (11) is here.
+backbone's state of the last item (9) and the loss of the target's codes (10) in model.py; their sum (11) is here.
 Different on purpose:
-- both losses are means: L_rec over targets, L_aln over items, each of the sum over levels. As the paper's raw sums,
-  the weight of the alignment would change with the size of the data and of a batch;
-- of the levels above, the alignment sees what the pass that made the item's vector saw: a mixture, never the true code;
-- a backbone's recency vectors begin at zero: item vectors begin small, and would be drowned.
+- both losses are means of sums over levels: L_rec over targets, L_aln over items. With the paper's raw sums, the weight
+  of the alignment would change with the size of the data and of a batch;
+- the alignment at a level sees the mixtures of the earlier levels, from the pass that made the item's vector, and never
+  the true codes;
+- a backbone's recency vectors begin at zero, because item vectors begin small and random recency would drown them.
 The configuration that the authors ship has a weight of 0 for the alignment (`alignment: 0`), hard codes with the
 gradient of the mixture (`mix: straight_through`), a UID table of 512 (`uid_dim: 512`), and counts an item for each time
 it occurs (`alignment_items: batch_occurrences`).
 Command: dvc exp run -S strategy=intrr
-Time and score: docs/intrr.md, and benchmarks/intrr.py.
+Expected on Amazon Beauty with one H200 (preset beauty-fast, strategy intrr, 15 M windows, mean of 3 seeds): 40 s of
+training, recall@10 0.0720; full needs 85 s and has 0.0842. With backbone decoder (1 seed): 37 s, recall@10 0.0718; full
+needs 54 s and has 0.0817. Measured: docs/results.md; more in docs/intrr.md.
 
-Shape legend: W windows, I items of the catalogue.
+Shapes: W windows, I items of the catalogue, L levels.
 """
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ from pipeline.strategies.intrr.model import RecursiveModel
 
 
 class RecursiveNetwork(Network):
-    """A `RecursiveModel` in place of the plain backbone."""
+    """Build and call a `RecursiveModel` instead of the plain backbone."""
 
     whole_items = True
 
@@ -45,26 +47,36 @@ class RecursiveNetwork(Network):
         self.items = "occurrence" if config.alignment_items == "batch_occurrences" else "each"
 
     def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
-        """Raises UserError when more items share their codes than the deduplication digit has vectors."""
+        """Build the `RecursiveModel`.
+
+        Raises:
+            UserError: more items share their codes than the deduplication digit has vectors.
+        """
         _check_digit(catalogue, self.config.digit_width)
         return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)
 
     def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
+        """Begin at the quantizer's codebooks if the settings say so."""
         if self.config.codebooks == "quantizer":
-            cast(RecursiveModel, model).start_from(codebooks)
+            assert isinstance(model, RecursiveModel)
+            model.start_from(codebooks)
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
-        """The sum of their cross-entropy and the second is Eq. 11. When not training the alignment is 0: what remains
-        is what `full` has, the negative log-likelihood of the target.
+        """Return the logits of every level, and the weighted alignment: Eq. 11 is their cross-entropy plus the latter.
+
+        Outside of training the alignment is 0, and the loss is that of `full`: the negative log-likelihood of the
+        target.
         """
         logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
         return logits, self.config.alignment * alignment
 
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
+        """Return what `Network.tokens_kept` says: one position per item."""
         return items_W
 
 
 def _check_digit(catalogue: Catalogue, width: int) -> None:
+    """Raise UserError if a digit is `width` or more, and name the items of the largest group of equal codes."""
     digits_I = catalogue.codes_IL[:, -1]
     if not catalogue.digit or not width or int(digits_I.max()) < width:
         return

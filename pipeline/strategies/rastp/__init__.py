@@ -1,4 +1,4 @@
-"""rastp: after an encoder block, only the tokens that matter go on (strategy.py names the paper)."""
+"""rastp prunes tokens after an encoder block; the important ones go on (strategy.py names the paper)."""
 
 from typing import TYPE_CHECKING
 

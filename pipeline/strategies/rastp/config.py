@@ -1,4 +1,6 @@
-"""What `rastp:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`RastpConfig` says what `rastp:` in params.yaml may hold. This file must not load torch: checking params.yaml must be
+quick.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RastpConfig:
-    """Which encoder tokens go on."""
+    """The settings of rastp: which encoder tokens go on."""
 
     keep: float
     min_tokens: int
@@ -31,10 +33,10 @@ class RastpConfig:
 
     @property
     def scores_mass(self) -> bool:
-        """Whether the choice rests on attention."""
+        """True if the scores of tokens depend on attention."""
         return self.method == "prune" and self.score in ("rastp", "attention")
 
     @property
     def counts_padding(self) -> bool:
-        """Whether padding changes what is kept, so that batches have to have it."""
+        """True if padding changes which tokens are kept, so that batches must be padded."""
         return self.base == "padded" or (self.scores_mass and self.padded_queries == "count")

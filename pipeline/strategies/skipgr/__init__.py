@@ -1,4 +1,4 @@
-"""skipgr: tokens and sequences that the model is already sure of are skipped (strategy.py names the paper)."""
+"""skipgr skips tokens and sequences that the model is already sure of (strategy.py names the paper)."""
 
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ def _check(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) 
 
 
 def _check_single_tokens(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
-    """Single tokens can leave a history only where nothing else counts it by items."""
+    """Refuse to skip single tokens of a history if the strategy, the network or the batches count it by items."""
     if others:
         raise ValueError(
             f"strategy {params.strategy}: {others[0]} counts a history by items, so skipgr may not skip "

@@ -1,4 +1,6 @@
-"""What `skipgr:` in params.yaml may say. Light on purpose: checking params.yaml must not load torch."""
+"""`SkipgrConfig` says what `skipgr:` in params.yaml may hold. This file must not load torch: checking params.yaml must
+be quick.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +9,14 @@ from typing import ClassVar, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SkipgrConfig:
-    """What training skips by the model's own entropy."""
+    """The settings of skipgr: what training skips by the entropy of the model that it trains."""
 
     rule: Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
     token_ratio: float
     level_ratios: tuple[float, ...]  # one per scored level; empty: token_ratio for each
     apply_to: Literal["loss", "input", "both"]
     input_unit: Literal["token", "item"]
-    rescore_every: int  # passes
+    rescore_every: int  # epochs
     include_digit: bool
     sequence_ratio: float
     sequence_share: float  # 0: sequence_ratio counts
@@ -54,7 +56,7 @@ class SkipgrConfig:
 
     @property
     def largest_ratio(self) -> float:
-        """The probability of being skipped that `max_weight` allows."""
+        """The largest probability r of being skipped that `max_weight` allows, as 1 / (1 - r) is the weight."""
         return 1 - 1 / self.max_weight
 
     @property

@@ -1,6 +1,6 @@
-"""What skipgr tells of a run: its tables, the scores that it learned, and shares over the passes that skipped.
+"""skipgr reports a run by its tables, the scores that it learned, and shares over the epochs that skipped.
 
-Shape legend: N interactions of the splits, flat, L code levels.
+Shapes: L levels; local: M interactions of the splits, flat.
 """
 
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from pipeline.strategies.skipgr.store import Journal, ScoreStore
 
 @dataclass(frozen=True)
 class SkippingReport(Report):
-    """Reads what a run wrote down."""
+    """Report a run from its journal and its scores."""
 
     rules: Rules
     store: ScoreStore
     journal: Journal
 
     def tables(self, epochs: int, levels: int) -> dict[str, TableRows]:
-        """As `Report.tables`, and the journal's others."""
+        """Return the tables of `Report.tables`, and the journal's further ones."""
         return self.journal.tables()
 
     def learned(self) -> dict[str, np.ndarray]:
-        """`scores`: float32 [N, L] by flat position in the splits, -1 where there is none."""
+        """Return `scores`: float32 [M, L] by flat position in the splits, -1 where there is no score."""
         return {"scores": self.store.merge()}
 
     def figures(self) -> dict[str, float]:
-        """Shares over the passes that skipped, and what was computed in all."""
+        """Return the shares that were skipped, over the epochs that skipped, and the sums of what was computed."""
         rows = self.journal.rows
         deciding = [row for row in rows if self.rules.skips_in(int(row["pass"]))]
         shares = {

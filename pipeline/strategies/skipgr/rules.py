@@ -1,13 +1,13 @@
-"""Who is skipped in a pass: skipgr's decisions (strategy.py), from the scores that earlier passes left.
+"""These rules decide what skipgr (strategy.py) skips in an epoch, from the scores that earlier epochs left.
 
-Pure functions of (scores, seed, pass): the same on one process or many, and after a resume. NumPy, on the host: the
-sizes of all that is left are then known before a step begins.
+The decisions are pure functions of (scores, seed, epoch): one process and many decide alike, and so does a resumed run.
+NumPy makes them on the host, so that all sizes are known before a step begins.
 
-Shape legend: N interactions of the splits, flat, M those of them that have a score, L code levels, E levels that are
-scored, U sequences (users, or the windows of single targets), W windows, n any of these.
+Shapes: N items of histories, L levels; local: M interactions of the splits, flat, R interactions that have a score, E
+levels that are scored, U sequences (users, or the windows of single targets), n any of these.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,97 +16,115 @@ from pipeline.strategies.base import TrainingPlan
 from pipeline.strategies.skipgr.config import SkipgrConfig
 
 UNSCORED = -1.0
-# Last words of the hashes' keys: what a draw is for. Draws about tokens add the level to theirs.
-SEQUENCE, TIE, TOKEN, INPUT = 0, 1, 101, 201
+# The last part of a hash's key says what a draw is for. TIE, TOKEN and INPUT have the level added to them.
+SEQUENCE = 0
+TIE = 1
+TOKEN = 101
+INPUT = 201
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """Of one pass, by flat position of an interaction.
+    """The decisions of one epoch, by flat position of an interaction.
 
-    thresholds_E: the r-quantile of each level, nats (`loss`: of the losses); mean: of the sequences' scores; ratio:
-    Eq. 16's r. All nan where nothing was decided.
+    `thresholds_E`, `mean` and `ratio` are nan where nothing was decided.
     """
 
-    scored_N: np.ndarray  # bool
-    skip_NL: np.ndarray  # bool: tokens; the digit's follows the last code's unless it is scored itself
-    sequence_weights_N: np.ndarray  # float32: of the window with this target; 0: the sequence is skipped
-    thresholds_E: np.ndarray
-    mean: float
-    ratio: float
+    scored_M: np.ndarray  # bool: the interaction has a score
+    skip_ML: np.ndarray  # bool: skipped tokens; the digit goes with the last code unless it is scored itself
+    sequence_weights_M: np.ndarray  # float32: weight of the window with this target; 0: the sequence is skipped
+    thresholds_E: np.ndarray  # the r-quantile of each level's entropies, nats (rule `loss`: of the losses)
+    mean: float  # of the sequences' scores
+    ratio: float  # Eq. 16's r
 
     @property
     def decided(self) -> bool:
+        """True where scores led to a decision; False where nothing is skipped."""
         return not np.isnan(self.mean)
 
 
 class Rules:
-    """Decides by the parameters of a run.
+    """Decide by the parameters of a run which tokens and sequences an epoch skips.
 
     Args:
         levels: codes of an item, the deduplication digit included.
-        digit: whether there is one; it is the last.
+        digit: the last level is a deduplication digit.
         whole_items: tokens of an item are skipped together or not at all.
     """
 
     def __init__(
         self, config: SkipgrConfig, plan: TrainingPlan, levels: int, digit: bool = True, whole_items: bool = False
     ):
-        self.config, self.plan, self.levels, self.whole_items = config, plan, levels, whole_items
+        self.config = config
+        self.plan = plan
+        self.levels = levels
+        self.whole_items = whole_items
         self.scored_levels = levels - (digit and not config.include_digit)
         self.ratios_E = np.array(config.level_ratios or (config.token_ratio,) * self.scored_levels)
-        lengths_U = np.diff(plan.first_U, append=len(plan.items_N))
-        self._user_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
+        lengths_U = np.diff(plan.first_U, append=len(plan.items_M))
+        self._user_M = np.repeat(np.arange(len(lengths_U)), lengths_U)
+        # epochs 10, anneal_epochs 2 -> epochs 8 and 9 skip nothing
         last = int(plan.epochs)
         self.first_annealed = last - config.anneal_epochs if config.anneal_epochs else last + 1
 
     def skips_in(self, epoch: int) -> bool:
-        """Whether a pass skips: not the first one, which scores everything, nor those at the end."""
+        """True if an epoch skips: all but the first, which scores everything, and the annealed ones at the end."""
         return 0 < epoch < self.first_annealed
 
     def rescores_in(self, epoch: int) -> bool:
-        """Whether tokens that are skipped as targets are computed all the same, to be scored anew."""
+        """True if an epoch computes also the target tokens that it skips, to score them anew."""
         return self.skips_in(epoch) and epoch % self.config.rescore_every == 0
 
-    def no_skips(self, scores_NL: np.ndarray) -> Decisions:
-        """Decisions that keep everything."""
-        count = len(scores_NL)
+    def no_skips(self, scores_ML: np.ndarray) -> Decisions:
+        """Return decisions that keep everything."""
+        count = len(scores_ML)
         return Decisions(
-            scores_NL[:, 0] != UNSCORED,
-            np.zeros((count, self.levels), bool),
-            np.ones(count, np.float32),
-            np.full(self.scored_levels, np.nan),
-            np.nan,
-            np.nan,
+            scored_M=scores_ML[:, 0] != UNSCORED,
+            skip_ML=np.zeros((count, self.levels), bool),
+            sequence_weights_M=np.ones(count, np.float32),
+            thresholds_E=np.full(self.scored_levels, np.nan),
+            mean=np.nan,
+            ratio=np.nan,
         )
 
-    def decide(self, scores_NL: np.ndarray, epoch: int) -> Decisions:
-        """From the latest scores, float32, `UNSCORED` where there are none."""
-        index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
-        if not self.skips_in(epoch) or not len(index_M):
-            return self.no_skips(scores_NL)
-        sign, scores_ME = self._sign, self._scores(scores_NL, index_M, epoch)
-        skip_ML, thresholds_E = self._tokens(scores_ME, index_M, epoch)
-        weights_M, mean, ratio = self._sequences(scores_ME, index_M, epoch)
-        decisions = self.no_skips(scores_NL)
-        decisions.skip_NL[index_M] = skip_ML
-        decisions.sequence_weights_N[index_M] = weights_M
-        return Decisions(
-            decisions.scored_N, decisions.skip_NL, decisions.sequence_weights_N, sign * thresholds_E, sign * mean, ratio
-        )
+    def decide(self, scores_ML: np.ndarray, epoch: int) -> Decisions:
+        """Return an epoch's decisions from the latest scores, float32, `UNSCORED` where there are none."""
+        # Only interactions that have a score are decided about: scores 0.3, -1, 0.1 -> index 0 2
+        index_R = np.flatnonzero(scores_ML[:, 0] != UNSCORED)
+        if not self.skips_in(epoch) or not len(index_R):
+            return self.no_skips(scores_ML)
+        # Low scores are skipped: `high_entropy` decides on the negative scores, and reports positive figures.
+        scores_RE = self._scores(scores_ML, index_R, epoch)
+        skip_RL, thresholds_E = self._tokens(scores_RE, index_R, epoch)
+        weights_R, mean, ratio = self._sequences(scores_RE, index_R, epoch)
+        # From the scored interactions back to all: the others are never skipped, and weigh 1.
+        decisions = self.no_skips(scores_ML)
+        decisions.skip_ML[index_R] = skip_RL
+        decisions.sequence_weights_M[index_R] = weights_R
+        return replace(decisions, thresholds_E=self._sign * thresholds_E, mean=self._sign * mean, ratio=ratio)
 
-    def skips_at_eval(self, scores_NL: np.ndarray, epoch: int) -> np.ndarray:
-        """bool [N, L]: tokens that a model with these scores is evaluated without, also where the pass skips none."""
-        index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
-        skip_NL = np.zeros((len(scores_NL), self.levels), bool)
-        if len(index_M):
-            skip_NL[index_M], _ = self._tokens(self._scores(scores_NL, index_M, epoch), index_M, epoch)
-        return skip_NL
+    def skips_at_eval(self, scores_ML: np.ndarray, epoch: int) -> np.ndarray:
+        """Return bool [M, L]: the tokens that a model with these scores is evaluated without.
+
+        They are skipped also where the epoch skips none.
+        """
+        index_R = np.flatnonzero(scores_ML[:, 0] != UNSCORED)
+        skip_ML = np.zeros((len(scores_ML), self.levels), bool)
+        if len(index_R):
+            skip_ML[index_R], _ = self._tokens(self._scores(scores_ML, index_R, epoch), index_R, epoch)
+        return skip_ML
 
     def skips_of_inputs(self, decisions: Decisions, epoch: int, index_N: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
-        """bool [n, L]: tokens that are skipped of items of histories; `ends_N` are the targets of their windows."""
+        """Return bool [N, L]: the skipped tokens of items of histories.
+
+        Args:
+            index_N: flat position of each item.
+            ends_N: flat position of the target of each item's window.
+        """
         if self.config.rule != "random_step":
-            return decisions.skip_NL[index_N]
+            skip_NL: np.ndarray = decisions.skip_ML[index_N]
+            return skip_NL
+        # `random_step` draws for each item in each window anew, hence by target and item.
         mixed_N = hasher(self.plan.seed, epoch, INPUT)(ends_N.astype(np.uint64)) + index_N.astype(np.uint64)
         skip_NE = np.stack(
             [
@@ -115,75 +133,97 @@ class Rules:
             ],
             1,
         )
-        return self._all_levels(skip_NE & decisions.scored_N[index_N, None])
+        return self._all_levels(skip_NE & decisions.scored_M[index_N, None])
 
     # ------------------------------------------------------------------------------------------------ parts
 
     @property
     def _sign(self) -> float:
+        """-1 where high scores are skipped, else 1."""
         return -1.0 if self.config.rule == "high_entropy" else 1.0
 
-    def _scores(self, scores_NL: np.ndarray, index_M: np.ndarray, epoch: int) -> np.ndarray:
-        """What the rule goes by, float64 [M, E]; low ones are skipped."""
+    def _scores(self, scores_ML: np.ndarray, index_R: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the scores that the rule decides by, float64 [R, E]; low ones are skipped."""
         if self.config.rule in ("random", "random_step", "static_random"):
             return np.stack(
                 [
-                    unit(self._hash(epoch, TOKEN + level)(index_M.astype(np.uint64)))
+                    unit(self._hash(epoch, TOKEN + level)(index_R.astype(np.uint64)))
                     for level in range(self.scored_levels)
                 ],
                 1,
             )
-        return self._sign * scores_NL[index_M, : self.scored_levels].astype(np.float64)
+        scores_RE: np.ndarray = self._sign * scores_ML[index_R, : self.scored_levels].astype(np.float64)
+        return scores_RE
 
     def _hash(self, epoch: int, purpose: int) -> Hash:
-        """New draws in every pass, but for `static_random`."""
+        """Return draws that are new in every epoch; with `static_random` all epochs have the same draws."""
         return hasher(self.plan.seed, 0 if self.config.rule == "static_random" else epoch, purpose)
 
-    def _tokens(self, scores_ME: np.ndarray, index_M: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Eq. 12: True for the lowest share of each level, [M, L], and the thresholds."""
-        skip_ME, thresholds_E = np.zeros(scores_ME.shape, bool), np.full(self.scored_levels, -np.inf)
+    def _tokens(self, scores_RE: np.ndarray, index_R: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Apply Eq. 12: return True for the lowest share of each level, [R, L], and the thresholds [E]."""
+        skip_RE = np.zeros(scores_RE.shape, bool)
+        thresholds_E = np.full(self.scored_levels, -np.inf)
         for level, ratio in enumerate(self.ratios_E):
             ties = self._hash(epoch, TIE + level)
-            skip_ME[:, level], thresholds_E[level] = lowest(scores_ME[:, level], ratio, index_M, ties)
-        return self._all_levels(skip_ME), thresholds_E
+            skip_RE[:, level], thresholds_E[level] = lowest(scores_RE[:, level], ratio, index_R, ties)
+        return self._all_levels(skip_RE), thresholds_E
 
     def _all_levels(self, skip_nE: np.ndarray) -> np.ndarray:
-        """With the digit, and by whole items where that is asked for (Eq. 14)."""
+        """Add a digit that is not scored, and with `whole_items` skip an item's tokens together or not at all (Eq. 14).
+
+        two scored levels and a digit: 1 0 -> 1 0 0, and 1 1 -> 1 1 1; with whole_items 0 0 0 and 1 1 1
+        """
         skip_nL = skip_nE if self.scored_levels == self.levels else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
         return np.broadcast_to(skip_nL.all(1, keepdims=True), skip_nL.shape) if self.whole_items else skip_nL
 
-    def _sequences(self, scores_ME: np.ndarray, index_M: np.ndarray, epoch: int) -> tuple[np.ndarray, float, float]:
-        """Eq. 15 and 16: the weight of each target's window, the mean over sequences, and r."""
-        scores_M = np.add.reduce(scores_ME.T) / self.scored_levels
+    def _sequences(self, scores_RE: np.ndarray, index_R: np.ndarray, epoch: int) -> tuple[np.ndarray, float, float]:
+        """Apply Eq. 15 and 16: return the weight of each target's window [R], the mean over sequences, and r."""
+        # Eq. 15. The score of an interaction is the mean over its levels, that of a user the mean over interactions.
+        # users 0 0 2, scores 0.2 0.4 0.9 -> counts 2 0 1; sequences 0 and 2 with the scores 0.3 and 0.9
+        scores_R = np.add.reduce(scores_RE.T) / self.scored_levels
         if self.config.sequence_unit == "user" and self.config.rule != "random_step":
-            of_M = self._user_N[index_M]
-            counts_U = np.bincount(of_M)
-            found_U = np.flatnonzero(counts_U)
-            scores_U = np.bincount(of_M, scores_M)[found_U] / counts_U[found_U]
+            sequence_R = self._user_M[index_R]
+            counts = np.bincount(sequence_R)
+            found_U = np.flatnonzero(counts)
+            scores_U = np.bincount(sequence_R, scores_R)[found_U] / counts[found_U]
         else:
-            of_M, found_U, scores_U, counts_U = index_M, index_M, scores_M, np.ones(index_M[-1] + 1)
+            # Each target is a sequence, numbered by its flat position.
+            sequence_R = index_R
+            counts = np.ones(index_R[-1] + 1)
+            found_U = index_R
+            scores_U = scores_R
+        # Eq. 16. A sequence below the mean (0.6: sequence 0) may be skipped: with weight 0 at probability r, else with
+        # weight 1 / (1 - r), so that the expected weight is 1.
         mean = mean_without_rounding_up(scores_U)
-        below_U = found_U[scores_U < mean]
-        ratio = self._ratio(float(counts_U[below_U].sum() / len(index_M)))
-        draw_U = unit(self._hash(epoch, SEQUENCE)(below_U.astype(np.uint64)))
-        weights_U = np.ones(len(counts_U), np.float32)
-        weights_U[below_U] = np.where(draw_U < ratio, 0.0, 1.0 / (1.0 - ratio))
-        return weights_U[of_M], mean, ratio
+        below = found_U[scores_U < mean]
+        ratio = self._ratio(float(counts[below].sum() / len(index_R)))
+        draws = unit(self._hash(epoch, SEQUENCE)(below.astype(np.uint64)))
+        weights = np.ones(len(counts), np.float32)
+        weights[below] = np.where(draws < ratio, 0.0, 1.0 / (1.0 - ratio))
+        return weights[sequence_R], mean, ratio
 
     def _ratio(self, below: float) -> float:
-        """Eq. 16's r, or that which skips `sequence_share` of the windows when a share of `below` may be skipped."""
+        """Return Eq. 16's r; with `sequence_share` the r that skips this share of all windows.
+
+        A share of `below` of all windows may be skipped: sequence_share 0.2, below 0.5 -> r 0.4, unless `max_weight`
+        limits it.
+        """
         if not self.config.sequence_share:
             return self.config.sequence_ratio
         return min(self.config.sequence_share / below, self.config.largest_ratio) if below else 0.0
 
 
 def lowest(scores_n: np.ndarray, ratio: float, index_n: np.ndarray, ties: Hash) -> tuple[np.ndarray, float]:
-    """True for the nearest count to `ratio` of the lowest scores, and the highest of them; of equal scores those whose
-    index has the lower hash.
+    """Return True for the lowest scores, a share of `ratio` of all (rounded to a count), and the highest of them.
+
+    Of equal scores those are chosen whose index has the lower hash.
+
+    scores 3 1 2 1, ratio 0.25 -> one of the two ones, the threshold 1
     """
     count = int(ratio * len(scores_n) + 0.5)
     if count == 0:
         return np.zeros(len(scores_n), bool), -np.inf
+    # All scores below the threshold are chosen, and as many that equal it as the count wants.
     threshold = np.partition(scores_n, count - 1)[count - 1]
     chosen_n = scores_n < threshold
     tied = np.flatnonzero(scores_n == threshold)
@@ -193,6 +233,6 @@ def lowest(scores_n: np.ndarray, ratio: float, index_n: np.ndarray, ties: Hash) 
 
 
 def mean_without_rounding_up(values_n: np.ndarray) -> float:
-    """The mean; of equal values exactly that value, so that none of them is below it."""
+    """Return the mean; where all values are equal, exactly that value, so that none of them is below the mean."""
     least = values_n.min()
     return float(least + (values_n - least).mean())

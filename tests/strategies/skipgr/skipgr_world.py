@@ -16,7 +16,7 @@ def plan(users: int = 30, seed: int = 3, **options) -> TrainingPlan:
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
     known = {
-        "items_N": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32),
+        "items_M": rng.integers(0, ITEMS, lengths.sum()).astype(np.int32),
         "first_U": first_U,
         "end_U": first_U + lengths - 2,
         "windows": int((lengths - 3).sum()),
@@ -41,7 +41,7 @@ def scored(of: TrainingPlan) -> np.ndarray:
 def random_scores(of: TrainingPlan, seed: int = 0, ties: bool = True) -> np.ndarray:
     """With many equal ones, as a model that is sure of much has them."""
     rng, index_M = np.random.default_rng(seed), scored(of)
-    scores_NL = np.full((len(of.items_N), LEVELS), UNSCORED, np.float32)
+    scores_NL = np.full((len(of.items_M), LEVELS), UNSCORED, np.float32)
     drawn = rng.random((len(index_M), LEVELS)) * 1.5
     scores_NL[index_M] = np.round(drawn * 8) / 8 if ties else drawn
     return scores_NL

@@ -56,7 +56,7 @@ class Toy:
         selected = self.sampler.select(epoch, windows.starts_W, windows.ends_W)
         step = Step(epoch, 0, windows, weights_W[kept_W], selected)
         rows_W = np.arange(len(kept_W))
-        return Collator(self.plan.items_N, self.catalogue.codes_IL, longest=6)(step, rows_W, shape=shape), step
+        return Collator(self.plan.items_M, self.catalogue.codes_IL, longest=6)(step, rows_W, shape=shape), step
 
     def gradient(self, epoch: int) -> torch.Tensor:
         batch, step = self.batch(epoch)
@@ -90,7 +90,7 @@ class TestLoss:
         toy.score(random_scores(toy.plan))
         batch, step = toy.batch(1)
         ours = toy.strategy.loss(toy.model, batch)
-        skip_NL, expected = toy.sampler.decisions.skip_NL, 0.0
+        skip_NL, expected = toy.sampler.decisions.skip_ML, 0.0
         weight_of = dict(zip(step.windows.ends_W.tolist(), step.weights_W.tolist(), strict=True))
         assert batch.histories.decoder_positions is not None
         plain = dataclasses.replace(batch.histories, decoder_positions=None)
@@ -139,7 +139,7 @@ class TestLoss:
         toy = Toy(some(SkipgrConfig, token_ratio=0.3, normalise="kept"))
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
-        kept = sum(not skip for end in step.windows.ends_W for skip in toy.sampler.decisions.skip_NL[end])
+        kept = sum(not skip for end in step.windows.ends_W for skip in toy.sampler.decisions.skip_ML[end])
         assert toy.sampler.divisor(len(step.windows), step.selected) == pytest.approx(kept / 3)
         nominal = Toy(some(SkipgrConfig))
         assert nominal.sampler.divisor(7, nominal.batch(0)[1].selected) == 16
@@ -170,7 +170,7 @@ class TestLoss:
     def test_validation_leaves_no_score_and_is_the_loss_of_full(self) -> None:
         toy = Toy(some(SkipgrConfig))
         step = Step(0, 0, Windows(toy.starts_W, toy.ends_W), np.ones(len(toy.ends_W), np.float32))
-        batch = Collator(toy.plan.items_N, toy.catalogue.codes_IL)(step, np.arange(len(toy.ends_W)))
+        batch = Collator(toy.plan.items_M, toy.catalogue.codes_IL)(step, np.arange(len(toy.ends_W)))
         assert torch.equal(toy.strategy.loss(toy.model, batch), Strategy(Network(), Sampler()).loss(toy.model, batch))
         assert (toy.sampler.store.merge() == UNSCORED).all()
 
@@ -181,7 +181,7 @@ class TestWhatIsComputed:
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
         for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
-            skip = toy.sampler.decisions.skip_NL[end].tolist()
+            skip = toy.sampler.decisions.skip_ML[end].tolist()
             while skip and skip[-1]:
                 skip.pop()
             assert length == len(skip) > 0
@@ -192,7 +192,7 @@ class TestWhatIsComputed:
         before = toy.sampler.store.merge()
         for epoch in (1, 2, 3):
             batch, _ = toy.batch(epoch)
-            gone = toy.sampler.decisions.skip_NL.copy()
+            gone = toy.sampler.decisions.skip_ML.copy()
             toy.score(before)
             toy.strategy.loss(toy.model, batch)
             fresh_NL = (toy.sampler.store.merge() != before)[scored(toy.plan)]
@@ -214,7 +214,7 @@ class TestWhatIsComputed:
         assert step.selected.counted_WL.all()
         index, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
-            kept_NL = ~toy.sampler.decisions.skip_NL[start:end]
+            kept_NL = ~toy.sampler.decisions.skip_ML[start:end]
             if unit_ == "item":
                 kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
             if not kept_NL.any():
@@ -286,14 +286,14 @@ class TestEveryItemATarget:
         found = []
         for shape in (None, Shape(60, 260)):
             toy.score(random_scores(toy.plan))
-            collate = Collator(toy.plan.items_N, toy.catalogue.codes_IL, longest=6, all_targets=True)
+            collate = Collator(toy.plan.items_M, toy.catalogue.codes_IL, longest=6, all_targets=True)
             batch = collate(step, np.arange(len(windows)), shape=shape)
             found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.sampler.store.merge()))
-        before, expected, skip_NL = random_scores(toy.plan), 0.0, toy.sampler.decisions.skip_NL
+        before, expected, skip_NL = random_scores(toy.plan), 0.0, toy.sampler.decisions.skip_ML
         for start, end, weight in zip(windows.starts_W, windows.ends_W, weights_W, strict=True):
             for target in range(start + 1, end + 1):
-                history = Histories.pack(toy.plan.items_N[start:target], np.array([0, target - start]))
-                item = torch.tensor([int(toy.plan.items_N[target])])
+                history = Histories.pack(toy.plan.items_M[start:target], np.array([0, target - start]))
+                item = torch.tensor([int(toy.plan.items_M[target])])
                 for level, logits_1V in enumerate(toy.model(history, item)):
                     logp_V = logits_1V[0].detach().double().log_softmax(0)
                     if not skip_NL[target, level]:

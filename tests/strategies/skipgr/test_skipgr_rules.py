@@ -31,7 +31,7 @@ class TestTokens:
         for level, ratio in enumerate(ratios):
             ties = rules._hash(2, TIE + level)(index_M.astype(np.uint64)).tolist()
             hits, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
-            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[index]) for index in hits}
+            assert set(np.flatnonzero(decisions.skip_ML[:, level])) == {int(index_M[index]) for index in hits}
             assert decisions.thresholds_E[level] == sign * threshold
 
     @settings(max_examples=30, deadline=None)
@@ -46,10 +46,10 @@ class TestTokens:
         scores_NL = random_scores(of)
         scores_NL[scored(of)] = 0.5
         times_N = sum(
-            Rules(some(SkipgrConfig, token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_NL[:, 0]
+            Rules(some(SkipgrConfig, token_ratio=0.3), of, LEVELS).decide(scores_NL, 1 + p % 11).skip_ML[:, 0]
             + Rules(some(SkipgrConfig, token_ratio=0.3), dataclasses.replace(of, seed=p), LEVELS)
             .decide(scores_NL, 1)
-            .skip_NL[:, 0]
+            .skip_ML[:, 0]
             for p in range(200)
         )
         assert times_N[scored(of)].min() > 40
@@ -57,7 +57,7 @@ class TestTokens:
 
     def test_the_digit_goes_with_the_last_code_unless_it_is_scored_itself(self) -> None:
         decisions = decide(some(SkipgrConfig, token_ratio=0.3))
-        assert (decisions.skip_NL[:, 2] == decisions.skip_NL[:, 1]).all()
+        assert (decisions.skip_ML[:, 2] == decisions.skip_ML[:, 1]).all()
         of = plan()
         for rules in (
             Rules(some(SkipgrConfig, token_ratio=0.3, include_digit=True), of, LEVELS),
@@ -65,15 +65,15 @@ class TestTokens:
         ):
             own = rules.decide(random_scores(of), 1)
             assert own.thresholds_E.shape == (3,)
-            assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
+            assert not (own.skip_ML[:, 2] == own.skip_ML[:, 1]).all()
 
     def test_what_has_no_score_is_kept(self) -> None:
         of = plan()
         decisions = decide(some(SkipgrConfig, token_ratio=0.9), of=of)
-        others = np.setdiff1d(np.arange(len(of.items_N)), scored(of))
+        others = np.setdiff1d(np.arange(len(of.items_M)), scored(of))
         assert set(of.first_U) <= set(others)
-        assert not decisions.skip_NL[others].any()
-        assert (decisions.sequence_weights_N[others] == 1).all()
+        assert not decisions.skip_ML[others].any()
+        assert (decisions.sequence_weights_M[others] == 1).all()
 
 
 class TestSequences:
@@ -93,9 +93,9 @@ class TestSequences:
             sequence = reference.sequence_of(position, first, unit_)
             draw = unit(rules._hash(3, SEQUENCE)(np.array([sequence], np.uint64)))[0]
             expected = (0 if draw < 0.4 else 1 / 0.6) if sequence in below else 1
-            assert decisions.sequence_weights_N[position] == np.float32(expected)
+            assert decisions.sequence_weights_M[position] == np.float32(expected)
         assert decisions.mean == pytest.approx(sign * sum(means.values()) / len(means))
-        assert len(set(decisions.sequence_weights_N)) == 3
+        assert len(set(decisions.sequence_weights_M)) == 3
 
     def test_equal_scores_are_not_below_their_mean(self) -> None:
         """A plain float mean of equal numbers may be above them, and all would be skipped (InfoBatch#25)."""
@@ -107,14 +107,14 @@ class TestSequences:
         of = plan(users=4000)
         for unit_ in ("user", "window"):
             config = some(SkipgrConfig, sequence_share=0.3, sequence_unit=unit_)
-            weights_M = Rules(config, of, LEVELS).decide(random_scores(of), 1).sequence_weights_N[scored(of)]
+            weights_M = Rules(config, of, LEVELS).decide(random_scores(of), 1).sequence_weights_M[scored(of)]
             assert (weights_M == 0).mean() == pytest.approx(0.3, abs=0.02)
             assert weights_M.mean() == pytest.approx(1, abs=0.03)
 
     def test_no_weight_is_above_the_largest(self) -> None:
         config = some(SkipgrConfig, sequence_share=0.9, max_weight=3.0)
         decisions = decide(config)
-        assert decisions.sequence_weights_N.max() == pytest.approx(3)
+        assert decisions.sequence_weights_M.max() == pytest.approx(3)
         assert decisions.ratio == pytest.approx(2 / 3)
         with pytest.raises(ValueError, match="weighs what is kept by 10, above"):
             some(SkipgrConfig, sequence_ratio=0.9)
@@ -128,16 +128,16 @@ class TestRules:
         first, again = (decide(config, 1, of) for _ in range(2))
         for name, value in vars(first).items():
             np.testing.assert_array_equal(value, getattr(again, name))
-        assert first.skip_NL[scored(of), 0].mean() == pytest.approx(0.2, abs=0.001)
-        assert (first.sequence_weights_N[scored(of)] == 0).mean() == pytest.approx(0.15, abs=0.05)
-        assert (first.skip_NL != decide(dataclasses.replace(config, rule="low_entropy"), 1, of).skip_NL).any() != (
+        assert first.skip_ML[scored(of), 0].mean() == pytest.approx(0.2, abs=0.001)
+        assert (first.sequence_weights_M[scored(of)] == 0).mean() == pytest.approx(0.15, abs=0.05)
+        assert (first.skip_ML != decide(dataclasses.replace(config, rule="low_entropy"), 1, of).skip_ML).any() != (
             rule in ("low_entropy", "static_low_entropy", "loss")
         )
 
     def test_only_static_random_skips_the_same_in_every_epoch(self) -> None:
         for rule in RULES:
             config = some(SkipgrConfig, rule=rule)
-            same = (decide(config, 1).sequence_weights_N == decide(config, 2).sequence_weights_N).all()
+            same = (decide(config, 1).sequence_weights_M == decide(config, 2).sequence_weights_M).all()
             assert same == (rule == "static_random"), rule
 
     def test_random_step_draws_anew_for_every_window_that_an_item_is_in(self) -> None:
@@ -154,9 +154,9 @@ class TestRules:
     def test_the_first_epoch_and_the_annealed_ones_skip_nothing(self) -> None:
         of = plan(epochs=9.5)
         config = some(SkipgrConfig, anneal_epochs=3)
-        skipping = [p for p in range(10) if decide(config, p, of).skip_NL.any()]
+        skipping = [p for p in range(10) if decide(config, p, of).skip_ML.any()]
         assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
-        assert [p for p in range(10) if decide(some(SkipgrConfig), p, of).skip_NL.any()] == list(range(1, 10))
+        assert [p for p in range(10) if decide(some(SkipgrConfig), p, of).skip_ML.any()] == list(range(1, 10))
 
 
 class TestStore:
