@@ -60,7 +60,7 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     catalogue = engine.read(items) if items else _first_rows(engine, interactions, "item")
     encoded = encode(interactions, users, catalogue)
 
-    # A user who meets an item again keeps the first time only.
+    # Only the first interaction of a user with an item remains: (ann, tea) at 5 and at 9 -> (ann, tea) at 5.
     coded = engine.materialize(earliest(encoded))
     steps.append(_count("earliest of each user and item", coded))
 
@@ -77,6 +77,7 @@ def _first_rows(engine: Engine, interactions: Table, column: str) -> Table:
 
 def encode(interactions: Table, users: Table, items: Table) -> Table:
     """Replace the raw ids of users and items by their source rows."""
+    # (ann, jam, time 7) with ann's first row 0 and jam's first row 1 -> (0, 1, time 7)
     for column, table in (("user", users), ("item", items)):
         codes = table.select(__raw_id="raw_id", __code="source_row")
         interactions = interactions.join(codes, interactions[column] == codes["__raw_id"]).drop(column, "__raw_id")
@@ -86,6 +87,7 @@ def encode(interactions: Table, users: Table, items: Table) -> Table:
 
 def earliest(interactions: Table) -> Table:
     """Return the first interaction of each (user, item), by time and then by source row."""
+    # __nth numbers the interactions of a user with an item 0, 1, ...; those with 0 remain.
     nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "source_row"])
     return interactions.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
 
@@ -109,6 +111,8 @@ def k_core(engine: Engine, interactions: Table, k: int) -> tuple[Table, int]:
         users = engine.materialize(_frequent(_within(interactions, users, items), "user", k))
         items = engine.materialize(_frequent(_within(interactions, users, items), "item", k))
         rounds += 1
+
+        # sizes 9 users, 7 items, then 8, 7, then 8, 7 again: the third round removed nobody
         before = sizes
         sizes = tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
         if sizes == before:

@@ -73,7 +73,7 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
     clash = [name for name in actions if name in RESERVED or name.startswith("__")]
     if clash:
         raise UserError(
-            f"ingest.columns names {clash[0]}, which is a column of ingest's own",
+            f"ingest.columns names {clash[0]}, which is a name that ingest reserves",
             "ingest.columns may name user, item, timestamp and actions; an action needs a name that is free",
             f"write another name than {clash[0]} on the left side in ingest.columns",
         )
@@ -81,7 +81,7 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
 
 
 def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
-    """Return the numeric columns that nothing else claims, each under its own name.
+    """Return the numeric columns that nothing else claims, each under the log's name.
 
     Left out are columns without a name and pandas' `__index_level_0__`, which are row numbers, and a log's column
     `position`, which `ingest.columns` has to map to another name.

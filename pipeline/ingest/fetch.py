@@ -88,8 +88,10 @@ def download(url: str, folder: Path, urls: Sequence[str]) -> Path:
         )
     target = folder / _name(url)
     partial = target.with_name(target.name + ".partial")
-    failures = 0
+    failures = 0  # attempts in a row that brought no new byte
     while not target.exists():
+        # Each attempt goes on after the bytes of those before. With ATTEMPTS 5, a connection that drops again and again
+        # but brings bytes each time is tried without end; one that brings none is given up after 5 attempts.
         before = _size(partial)
         try:
             _continue(url, partial)

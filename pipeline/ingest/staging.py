@@ -178,6 +178,8 @@ def _plan(
 
     The first file that has rows decides on the actions; the files after it must have the same ones.
     """
+    # Files a.csv (user, item, time, rating), b.csv (no rows), c.csv (user, item, time, rating, note):
+    # a.csv decides on rating, b.csv has None, c.csv must have rating and loses note.
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
     for file in files:
@@ -216,6 +218,8 @@ def _usable(
     # found ["user is missing", "rating is not a number", null] -> usable [F, F, T]
     found = reasons(complaints, len(chunk.lines))
     usable = pc.is_null(found)
+
+    # row numbers of the bad rows, here 0 and 1, and their text in the columns that are shown: "u1,i7,x"
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]

@@ -126,7 +126,7 @@ def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
     from pipeline.embed import images
 
     monkeypatch.setattr(images, "MAX_BYTES", 100)
-    with pytest.raises(images.BadImage, match="larger than"):
+    with pytest.raises(images.BadImageError, match="larger than"):
         inspect(folder, "d.png", 10**6)
 
 

@@ -102,8 +102,9 @@ class Feed:
         # day 1 of 10 items, items 4 to 6: the interval [14, 17) of the running sum; a point in it falls on one item
         low_R, high_R = day_R * self.items + first_R, day_R * self.items + end_R
         point_R = self.sums[low_R] + rng.random(len(day_R)) * (self.sums[high_R] - self.sums[low_R])
-        item_R: np.ndarray = np.clip(np.searchsorted(self.sums, point_R, side="right") - 1, low_R, high_R - 1)
-        item_R = item_R % self.items  # clipped: rounding may put a point just outside its interval
+        # Rounding may put a point just outside of its interval, so the position is clipped.
+        position_R = np.clip(np.searchsorted(self.sums, point_R, side="right") - 1, low_R, high_R - 1)
+        item_R: np.ndarray = position_R % self.items
         return item_R
 
 
