@@ -41,7 +41,8 @@ class PackedQwen(nn.Module):
         self.model = model
         self.dtype = model.dtype
 
-        # Blocks of the vision tower attend within windows; those in fullatt_block_indexes within whole images (0).
+        # Blocks of the vision tower attend within windows of 112 x 112 pixels, which are 8 x 8 = 64 patches; those in
+        # fullatt_block_indexes attend within whole images (0).
         tower = model.visual
         for i, block in enumerate(tower.blocks):
             whole = i in tower.fullatt_block_indexes
@@ -96,6 +97,8 @@ class PackedQwen(nn.Module):
         """Compute the vision tower's positions and windows on the CPU; the tower would wait for the device for them."""
         tower = self.model.visual
         grid_thw = torch.tensor([(1, *grid) for grid in grids])  # times, rows, columns: an image has one time
+
+        # An image of 16 x 8 patches has two windows of 8 x 8: cu_seqlens 0 128, cu_window_seqlens 0 64 128.
         window_index, cu_window_seqlens = get_vision_window_index(
             grid_thw, tower.spatial_merge_size, tower.window_size, tower.patch_size
         )
@@ -133,6 +136,7 @@ class _VisionAttention(nn.Module):
         largest: int,
         **_: Any,
     ) -> Tensor:
+        # [P, 3 * H * D] -> three times [P, H, D]
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
         q, k = (fused(rotate, x, *position_embeddings) for x in (q, k))
         mixed_PHD = qwen_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
@@ -155,6 +159,7 @@ class _TextAttention(nn.Module):
     def forward(
         self, hidden_states: Tensor, position_embeddings: tuple[Tensor, Tensor], starts: Tensor, longest: int, **_: Any
     ) -> tuple[Tensor, None]:
+        # [1, T, d] -> [T, H, D], with fewer heads for keys and values than for queries
         q, k, v = (
             project(hidden_states[0]).unflatten(1, (-1, self.width))
             for project in (self.q_proj, self.k_proj, self.v_proj)

@@ -71,10 +71,14 @@ class QwenEncoder:
         self.name = name
         self.revision = revision
         self.image_token = model.config.image_token_id
+
+        # Patches of 14 x 14 pixels, merged 2 x 2: a token covers 28 x 28 pixels, 256 tokens cover 200,704 pixels.
         self.merge = images.merge_size
         self.side = images.patch_size * self.merge  # pixels of an image token
         self.max_pixels = image_tokens * self.side**2
         self.min_pixels = min(images.size["shortest_edge"], self.max_pixels)  # smaller images are enlarged
+
+        # Matches each special token of the vocabulary: <|im_end|> or <|im_start|> or ...
         self.special = re.compile("|".join(map(re.escape, sorted(tokenizer.get_added_vocab()))))
 
     @classmethod
@@ -105,6 +109,7 @@ class QwenEncoder:
 
     def grid(self, width: int, height: int) -> Grid:
         """Return the rows and columns of patches of an image of that size (pixels)."""
+        # 100 x 50 pixels are resized to 112 x 56, the nearest multiples of 28: 4 rows and 8 columns of patches
         height, width = smart_resize(height, width, self.side, self.min_pixels, self.max_pixels)
         return height // self.images.patch_size, width // self.images.patch_size
 
@@ -130,6 +135,7 @@ class QwenEncoder:
 
     def cut(self, text: str, max_tokens: int) -> str:
         """Return the text up to the end of token number `max_tokens`."""
+        # offsets of "red nail polish": (0, 3), (3, 8), (8, 15); with max_tokens 2 the text ends at 8
         ends = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return text if len(ends) <= max_tokens else text[: ends[max_tokens - 1][1]]
 
@@ -156,6 +162,8 @@ class QwenEncoder:
         positions_3T = np.concatenate([self.positions(prompt) for prompt in prompts], axis=1)
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
+
+        # The patches of all images, in the order of the items; the network puts them where the image tokens are.
         patches = torch.cat([send_to_device(part, self.device) for part in pixels]) if len(pixels) else None
         hidden_Td = self.model(
             send_to_device(ids_T, self.device),
@@ -198,5 +206,6 @@ class QwenEncoder:
 
 def pool(hidden_Td: Tensor, lengths: Sequence[int], pooling: str) -> Tensor:
     """Return float32 [n, d]: the last token's state of each sequence, or the mean over prompt, text and images."""
+    # lengths 5, 3: rows 0 to 4 and 5 to 7; `last_token` takes rows 4 and 7
     parts = torch.split(hidden_Td, list(lengths))
     return torch.stack([(part[-1] if pooling == "last_token" else part.float().mean(0)).float() for part in parts])

@@ -50,6 +50,8 @@ class RKMeans:
             seed = int(np.random.default_rng([self.seed, level, restart]).integers(2**31 - 1))
             centroids_Vd, codes_I = kmeans(rows_Id, self.codes, self.iterations, seed, self.device)
             results.append((centroids_Vd, codes_I))
+
+            # The sum is NumPy's in float64, so that it does not depend on the number of threads.
             errors.append(np.square(rows_Id - centroids_Vd[codes_I], dtype=np.float64).sum())
         return results[int(np.argmin(errors))]
 

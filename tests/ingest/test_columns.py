@@ -65,7 +65,7 @@ def test_row_numbers_are_no_actions():
 
 @pytest.mark.parametrize("name", ["user_id", "position", "__nth"])
 def test_an_action_cannot_have_a_name_of_our_own(name):
-    with pytest.raises(UserError, match=f"names {name}, which is a column of ingest's own"):
+    with pytest.raises(UserError, match=f"names {name}, which is a name that ingest reserves"):
         log({name: "who"}, user=["u"], item=["i"], time=["1"], who=["3"])
 
 
