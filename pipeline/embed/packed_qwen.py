@@ -223,7 +223,9 @@ def qwen_attention(
     """Attend within each of n packed sequences, [T, H, D].
 
     Args:
-        k_THD, v_THD: with as many heads as q_THD, or with fewer heads that several query heads share.
+        q_THD: queries of all sequences.
+        k_THD: keys, with as many heads as q_THD, or with fewer heads that several query heads share.
+        v_THD: values, with the heads of k_THD.
         starts: int32 [n + 1]; sequence i is [starts[i], starts[i + 1]) on the packed axis.
         longest: the length of the longest sequence, or more.
         scale: factor of the scores.
@@ -238,7 +240,7 @@ def qwen_attention(
         from torch.nn.attention.varlen import varlen_attn
 
         return cast(  # it returns a tuple only if asked for more than the output
-            "Tensor",
+            Tensor,
             varlen_attn(
                 q_THD,
                 k_THD,

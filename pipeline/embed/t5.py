@@ -12,8 +12,9 @@ Shape legend: B texts, S tokens of the longest text, R = B * S rows, padding inc
 width.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +24,6 @@ from transformers.activations import ACT2FN
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from pipeline.embed.fused import add_norm, fused, gate, gelu_tanh, rms_norm
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FAMILY = ("t5", "mt5")  # `model_type` of T5, T5 v1.1, Flan-T5 and mT5
 ALIGNED = 16  # attention's kernels want each row of the mask to start at a multiple of so many columns
@@ -43,7 +41,7 @@ class T5Encoder(nn.Module):
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
-        self.blocks = cast("Sequence[_Block]", nn.ModuleList(_Block(config) for _ in range(config.num_layers)))
+        self.blocks = cast(Sequence[_Block], nn.ModuleList(_Block(config) for _ in range(config.num_layers)))
         self.act = gelu_tanh if config.dense_act_fn == "gelu_new" else ACT2FN[config.dense_act_fn]
         self.norm = nn.Parameter(torch.ones(config.d_model))
 

@@ -40,7 +40,8 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     """Filter, deduplicate, take the k-core and number what is left.
 
     Args:
-        log, items: Parquet files as staging.py writes them.
+        log: the log as staging.py writes it, a Parquet file.
+        items: the item file as staging.py writes it; None if there is none.
         minimum: action column -> least value of an interaction.
 
     Raises:

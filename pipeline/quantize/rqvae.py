@@ -53,7 +53,7 @@ class ResidualAutoencoder(nn.Module):
     @property
     def books(self) -> list[Codebook | MappedCodebook]:
         """The codebooks of the levels, with the type that `nn.ModuleList` hides."""
-        return cast("list[Codebook | MappedCodebook]", list(self.levels))
+        return cast(list[Codebook | MappedCodebook], list(self.levels))
 
     def quantize(self, rows_Bk: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return lists by level: the codes [B], the rows that were quantized [B, k], and the codes' vectors [B, k]."""

@@ -73,8 +73,11 @@ def split_log(
     """Split a log that is sorted by (user, time) into sequences with targets, without reading or writing files.
 
     Args:
-        users_N, items_N: dense ids. timestamps_N: seconds.
-        users, items: how many users and items there are, those without an interaction included.
+        users_N: dense ids of users.
+        items_N: dense ids of items.
+        timestamps_N: seconds.
+        users: how many users there are, those without an interaction included.
+        items: how many items there are, those without an interaction included.
 
     Raises:
         UserError: there is no training, validation or test target.
