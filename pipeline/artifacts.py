@@ -1,9 +1,9 @@
 """The files that stages hand to each other: names, schemas, readers, writers, fingerprints.
 
-Parquet, safetensors, NumPy arrays and JSON; never pickle. Every writer gives the same bytes for the same content: no
-times, no run ids, rows in a stated order. What a stage reads it checks here, so that a damaged file is named.
+The files are Parquet, safetensors, NumPy arrays and JSON; never pickle. Every writer gives the same bytes for the same
+content: no times, no run ids, rows in a stated order. The readers name the file if it is missing or damaged.
 
-Shape legend: I items, U users, N interactions, L code levels, d embedding width.
+Shape legend: I items, U users, N interactions of all users end to end, L levels, d width of the embeddings.
 """
 
 import hashlib
@@ -11,17 +11,25 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import UserError
 
-INTERACTIONS, EMBEDDINGS, SIDS = Path("data/interactions"), Path("data/embeddings"), Path("data/sids")
-SPLITS, GENERATOR, REPORTS = Path("data/splits"), Path("models/generator"), Path("reports")
-SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output: checkpoints and half-finished shards survive here
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
 
-# Keys of metrics.json and timings.json that are measurements and so differ from run to run.
+INTERACTIONS = Path("data/interactions")
+EMBEDDINGS = Path("data/embeddings")
+SIDS = Path("data/sids")
+SPLITS = Path("data/splits")
+GENERATOR = Path("models/generator")
+REPORTS = Path("reports")
+SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints and unfinished shards survive here
+
+# Keys of metrics.json and timings.json that are measured (seconds, bytes, speeds) and so differ from run to run.
 MEASURED = frozenset(
     {
         "train_seconds",
@@ -44,7 +52,7 @@ MEASURED = frozenset(
 
 
 def read_json(path: Path) -> Any:
-    """Parsed JSON. Raises UserError when the file is missing or damaged."""
+    """Read and parse a JSON file. Raises UserError if it is missing or damaged."""
     try:
         return json.loads(_existing(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -52,12 +60,16 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with keys in the given order, written whole or not at all."""
+    """Write indented JSON with keys in the given order, whole or not at all."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write through a temporary neighbour, so that a kill or a full disk never leaves half a file behind."""
+    """Write a temporary file beside `path` and rename it, so that a kill or a full disk never leaves half a file.
+
+    Raises:
+        UserError: the file cannot be written; an earlier version is unchanged.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -70,15 +82,16 @@ def write_bytes(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
         raise UserError(
             f"could not write {path}: {error.strerror}",
-            "nothing that was there before was changed",
-            "free some space or mend the permissions, then run the same command again",
+            "an earlier version of the file, if there was one, is unchanged",
+            "free some space or correct the permissions, then run the same command again",
         ) from error
 
 
-def write_parquet(path: Path, table: "Any", metadata: dict[str, str] | None = None) -> None:
-    """A pyarrow Table (or pandas DataFrame) as Parquet with fixed settings, so that equal rows give equal bytes.
+def write_parquet(path: Path, table: "pa.Table | pd.DataFrame", metadata: dict[str, str] | None = None) -> None:
+    """Write a table as Parquet with fixed settings, so that equal rows give equal bytes.
 
-    `metadata` travels in the file's schema; the table's own is dropped.
+    Args:
+        metadata: goes into the file's schema and replaces the metadata of the table.
     """
     import io
 
@@ -92,8 +105,8 @@ def write_parquet(path: Path, table: "Any", metadata: dict[str, str] | None = No
     write_bytes(path, buffer.getvalue())
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> "Any":
-    """A Parquet file as a pandas DataFrame. Raises UserError when it is missing or damaged."""
+def read_parquet(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
+    """Read a Parquet file. Raises UserError if it is missing or damaged."""
     import pandas as pd
 
     try:
@@ -103,7 +116,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> "Any":
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
-    """NumPy arrays as safetensors."""
+    """Write NumPy arrays as safetensors."""
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
@@ -111,7 +124,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """NumPy arrays of a safetensors file. Raises UserError when it is missing or damaged."""
+    """Read the NumPy arrays of a safetensors file. Raises UserError if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -122,7 +135,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hex sha256 over JSON-like values and the bytes of files and folders (`Path`s), in the given order."""
+    """Return the hex sha256 of JSON-like values and of the bytes of files and folders (`Path`s), in the given order."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
@@ -140,8 +153,8 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise UserError(
             f"{path} is not here",
-            "an earlier stage writes it",
-            "run `dvc repro`, or `dvc checkout` if it was made before",
+            "an earlier stage writes this file",
+            "run `dvc repro`, or `dvc checkout` if the file was made before",
         )
     return path
 
@@ -150,7 +163,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
         f"{path} cannot be read: {error}",
         "the file is damaged or was cut short",
-        "delete it and run `dvc checkout`, or `dvc repro` to make it again",
+        "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
     )
 
 
@@ -159,14 +172,14 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 @dataclass(frozen=True)
 class Interactions:
-    """data/interactions/, written by ingest.
+    """The paths of data/interactions/, which ingest writes.
 
     interactions.parquet: user_id int32, item_id int32, timestamp int64 (seconds), position int32 (0.. within the user),
         then the log's action columns; sorted by (user_id, position).
     users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
-        (title, categories, description where the dataset has them; null where missing), image (path inside the
-        dataset folder, or null; several as `image_names` reads them), vector (list<float32>, only where the dataset
-        brought its own); sorted by item_id.
+        (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
+        folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
+        vectors); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
         filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
     """
@@ -195,8 +208,10 @@ class Interactions:
 
 
 def image_names(cell: str | None) -> list[str]:
-    """The paths in a cell of items.parquet's column `image`: one, or several with ";" or " > " between them, which is
-    how ingest writes a list."""
+    """Return the paths in a cell of items.parquet's column `image`.
+
+    A cell holds one path, or several with ";" or " > " between them, which is how ingest writes a list.
+    """
     return [name for part in (cell or "").split(" > ") for text in part.split(";") if (name := text.strip())]
 
 
@@ -205,13 +220,13 @@ def image_names(cell: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """data/embeddings/: item vectors float32 [I, d], row = item_id, and what says which encoder made them.
+    """The content of data/embeddings/: item vectors float32 [I, d], row = item_id, and facts about their encoder.
 
-    A multimodal encoder also leaves rejects.parquet there: raw_id, image, reason of each image that could not be used.
+    A multimodal encoder also writes rejects.parquet there: raw_id, image and reason of each image that was refused.
     """
 
     vectors_Id: np.ndarray
-    encoder: dict[str, Any]  # name, revision, pooling, template, dtype, counts
+    encoder: dict[str, Any]  # embeddings.json: name, revision, pooling, template, dtype, counts
 
     def write(self, folder: Path = EMBEDDINGS) -> None:
         write_tensors(folder / "embeddings.safetensors", {"vectors": self.vectors_Id.astype(np.float32)})
@@ -227,12 +242,13 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Sids:
-    """data/sids/: one Semantic ID per item.
+    """The content of data/sids/: one Semantic ID per item.
 
-    codes_IL: int32 [I, L]. widths: how many values each level may take. codebooks: the quantizer's tensors (`level_1`
-    [codes, d], ...). quality: what quality.json holds, `widths` and `digit` included. digit: the last column is the
-    deduplication digit, which makes every Semantic ID unique; without it, items may share one. Beside these files the
-    stage writes levels.csv: the figures of quality.json per level, for plots.
+    codes_IL: int32 [I, L], row = item_id. widths: how many values each level may take. codebooks: the quantizer's
+    tensors (`level_1` [codes, d], ...). quality: the content of quality.json, to which `write` adds `widths` and
+    `digit`. digit: whether the last level is the deduplication digit, which makes every Semantic ID unique; without it,
+    items may share one. Beside these files the stage writes levels.csv: the figures of quality.json per level, for
+    plots.
     """
 
     codes_IL: np.ndarray
@@ -256,22 +272,22 @@ class Sids:
         frame = read_parquet(folder / "sids.parquet")
         quality = read_json(folder / "quality.json")
         codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
-        digit = quality.get("digit", True)  # files from before there was a choice do not say so
+        digit = quality.get("digit", True)  # older files do not say it, and always have the digit
         return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality, digit)
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Splits:
-    """data/splits/: every user's sequence, flat, and which positions are targets.
+    """The content of data/splits/: the sequences of all users end to end, and which interactions are targets.
 
-    items_N int32 and timestamps_N int64 hold the sequences one user after another; user u owns
-    [offsets[u], offsets[u + 1]), offsets int64 [U + 1]. train_end int64 [U]: flat index one past u's last training
-    interaction. valid_target, test_target int64 [U]: flat index of the held-out interaction, -1 where u has none. A
-    target's history is the at most `max_history` interactions before it in u's sequence: a test history holds the
-    validation item, as the field does.
+    items_N int32 and timestamps_N int64 (seconds) hold one user's sequence after the other's. offsets int64 [U + 1]:
+    the interactions of user u are [offsets[u], offsets[u + 1]). An index on this axis is a flat index. train_end int64
+    [U]: flat index one past u's last training interaction. valid_target, test_target int64 [U]: flat index of the
+    held-out interaction, -1 if u has none. A target's history is the at most `max_history` interactions before it in
+    u's sequence, so a test history holds the validation item, as is usual in the field.
     """
 
     items_N: np.ndarray
@@ -303,7 +319,7 @@ class Splits:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
-        """Memory-mapped: only what is touched is read."""
+        """Open the arrays memory-mapped, so that only those parts are read that are used."""
         arrays = {}
         for name in cls.ARRAYS:
             path = _existing(folder / f"{name}.npy")
@@ -314,13 +330,15 @@ class Splits:
         return cls(**arrays, summary=read_json(folder / "splits.json"))
 
     def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """(users, flat target positions) of part `valid` or `test`, in user order."""
+        """Return (users, flat indices of their targets) of part `valid` or `test`, in user order."""
         target = {"valid": self.valid_target, "test": self.test_target}[part]
         users = np.flatnonzero(np.asarray(target) >= 0)
         return users, np.asarray(target)[users]
 
     def has_tie(self, positions: np.ndarray) -> np.ndarray:
-        """Whether each target has an earlier interaction of the same user with the same timestamp."""
+        """Tell which of these flat indices follow an interaction of the same user with the same timestamp, bool."""
+        # offsets 0 3 5: position 3 is user 1's first, so it has no tie, even if position 2 has the same timestamp.
         starts = np.asarray(self.offsets)[np.searchsorted(self.offsets, positions, side="right") - 1]
         before = np.maximum(positions - 1, 0)
-        return (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])
+        ties: np.ndarray = (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])
+        return ties

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see, and helpers for what it says."""
+"""The one exception that users are meant to see, and helpers for its text."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,18 +7,20 @@ RESTORE = "mend the value, then `dvc repro`; what DVC removed comes back from it
 
 
 class UserError(Exception):
-    """Something the user can mend: what is wrong, why it matters, and what to do about it.
+    """An error that the user can correct: what is wrong, why it matters, and what to do about it.
 
     The command line prints the three parts and exits with code 1, without a traceback unless `--debug` is given.
     """
 
     def __init__(self, what: str, why: str = "", fix: str = ""):
-        self.what, self.why, self.fix = what, why, fix
+        self.what = what
+        self.why = why
+        self.fix = fix
         super().__init__("\n".join(part for part in (what, why, fix) if part))
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """Names the closest valid word and lists all of them: `did you mean 'rastp'? (valid: full, rastp)`."""
+    """Name the closest valid word and list all valid words: `did you mean 'rastp'? (valid: full, rastp)`."""
     valid = sorted(valid)
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""

@@ -1,4 +1,4 @@
-"""Raw ids as a user types them -> dense ids."""
+"""Turn raw ids, as a user types them, into dense ids."""
 
 import difflib
 from collections.abc import Sequence
@@ -12,14 +12,19 @@ from pipeline.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-CANDIDATES = 100_000  # ids that an unknown one is held against
+CANDIDATES = 100_000  # known ids among which the nearest ones to an unknown id are searched
 
 
 def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path) -> np.ndarray:
-    """Dense ids of raw ones: rows of `known`, by its raw_id.
+    """Return the dense ids of raw ids: the rows of `known` that have them as raw_id.
+
+    Args:
+        known: a table with a column raw_id, row = dense id.
+        kind: `user` or `item`, for the message.
+        source: the file of `known`, for the message.
 
     Raises:
-        UserError: naming the nearest raw ids of one that is not known.
+        UserError: a raw id is not known; the message names the nearest known ones.
     """
     import pandas as pd
 

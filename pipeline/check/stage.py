@@ -1,9 +1,9 @@
-"""Stage check: a mistake in params.yaml is refused while the outputs of all other stages are still there.
+"""Stage check: refuse a mistake in params.yaml while the outputs of all other stages are still there.
 
-DVC removes what a stage wrote before it runs the stage again. A mistake that a later stage found would therefore cost
-results that took hours. So `check` reads the whole of params.yaml, and every other stage depends on the file that it
-writes: DVC runs it first, and touches no other stage when it fails. The content of that file never changes. Hence a new
-value runs this stage, which takes a moment, and of the others only those that read the value.
+DVC removes the outputs of a stage before it runs the stage again, so a mistake that a later stage found would cost
+results that took hours. Therefore `check` reads the whole of params.yaml, and every other stage depends on the file
+that `check` writes: DVC runs `check` first, and touches no other stage if `check` fails. The content of that file never
+changes. Hence a new value runs this stage, which takes a moment, and of the others only those that read the value.
 """
 
 import os
@@ -13,19 +13,19 @@ from typing import Protocol
 from pipeline.errors import RESTORE, UserError
 
 CHECKED = Path("data/checked.txt")
-INTERACTIONS = Path("data/interactions")  # what ingest writes: paths below it need not be there yet
+INTERACTIONS = Path("data/interactions")  # ingest writes this folder, so paths below it need not exist yet
 LINE = "All of params.yaml was valid. This line never changes, so that no stage runs again because of it.\n"
 
 
 class IngestPaths(Protocol):
-    """The paths of `ingest:`."""
+    """The paths in section `ingest` of params.yaml."""
 
     @property
     def path(self) -> str: ...
 
 
 class EmbedPaths(Protocol):
-    """The paths of `embed:`."""
+    """The paths in section `embed` of params.yaml."""
 
     @property
     def path(self) -> str: ...
@@ -35,7 +35,7 @@ class EmbedPaths(Protocol):
 
 
 class CheckParams(Protocol):
-    """What the stage itself looks at. Whoever holds parameters has checked their values: see `pipeline.config`."""
+    """The values that the stage itself reads. `pipeline.config` checks all values when it builds the parameters."""
 
     @property
     def seed(self) -> int: ...
@@ -54,15 +54,15 @@ class CheckParams(Protocol):
 
 
 def run(params: CheckParams, *, output: Path = CHECKED) -> None:
-    """Write the constant line. That `params` exist says that all values of params.yaml are valid.
+    """Check the paths and write the constant line. All other values were checked when `params` was built.
 
     Raises:
-        UserError: a path that a stage reads from is not there.
+        UserError: a path that a stage reads does not exist.
     """
     _check_paths(params)
     output.parent.mkdir(parents=True, exist_ok=True)
-    # DVC may have made the output a link into its cache, which must not be written through. `artifacts.write_bytes`
-    # does the same, but its file loads NumPy, and this stage has to answer at once.
+    # DVC may have made the output a link into its cache, and writing through the link would change the cache; so a new
+    # file replaces the link. `artifacts.write_bytes` does the same, but its file loads NumPy, which takes a moment.
     written = output.with_name(f"{output.name}.new")
     written.write_text(LINE, encoding="utf-8")
     os.replace(written, output)
@@ -70,7 +70,7 @@ def run(params: CheckParams, *, output: Path = CHECKED) -> None:
 
 
 def _check_paths(params: CheckParams) -> None:
-    """Every path in the dependencies of dvc.yaml that params.yaml names must exist."""
+    """Refuse paths of params.yaml that dvc.yaml lists as dependencies and that do not exist."""
     named = {"ingest.path": params.ingest.path, "embed.path": params.embed.path, "embed.images": params.embed.images}
     missing = [
         f"{key} {path} is not here"
@@ -80,6 +80,6 @@ def _check_paths(params: CheckParams) -> None:
     if missing:
         raise UserError(
             "\n".join(missing),
-            "a stage reads from there; a published log comes by `python -m pipeline fetch`",
+            "a stage reads this path; `python -m pipeline fetch` downloads the log of a public data set",
             RESTORE,
         )

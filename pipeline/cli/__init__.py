@@ -1,7 +1,7 @@
-"""The command line: one command per stage, and what surrounds them; a file for each panel of `--help`.
+"""The command line: one command per stage and the commands around them, one file for each panel of `--help`.
 
-Thin on purpose. Each command imports what it needs when it runs, so that `--help` loads neither torch, pandas nor
-mlflow. `main` is where errors meant for the user become three plain lines and exit code 1.
+The commands are thin. Each command imports its libraries when it runs, so that `--help` loads neither torch, pandas nor
+mlflow. `main` turns errors meant for the user into a few plain lines and exit code 1.
 """
 
 import errno
@@ -27,8 +27,8 @@ for panel in (stages, experiments, checks, serve):
 
 
 def main() -> None:
-    """A UserError or a full disk ends with exit code 1 and no traceback, unless --debug is given."""
-    debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to what failed
+    """Run the command line; a UserError or a full disk ends with exit code 1, and with a traceback only for --debug."""
+    debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to a command that failed
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
     except UserError as error:
@@ -43,7 +43,7 @@ def main() -> None:
             _explain(
                 UserError(
                     f"the disk is full or a file may not grow further{where}: {error.strerror}",
-                    "the command stopped; what was complete before is still there",
+                    "the command stopped; files that were complete before are still there",
                     "free some space, then run the same command again",
                 )
             )
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _explain(error: UserError) -> int:
-    """What, why and what to do, on stderr. Returns the exit code."""
+    """Print what, why and what to do to stderr, and return the exit code."""
     what, *more = str(error).splitlines()
     print(f"error: {what}", *(f"  {line}" for line in more), sep="\n", file=sys.stderr, flush=True)
     return 1

@@ -15,7 +15,8 @@ def doctor(
 ) -> None:
     """Check whether this machine and project are ready to run.
 
-    Python, torch, faiss, DVC, git, params.yaml, the raw log, MLflow's store, the disk. Exit code 1 when one fails.
+    Looks at Python, torch, faiss, DVC, git, params.yaml, the raw log, MLflow's store and the disk. The exit code is 1
+    if a check fails.
 
     [dim]Examples:[/dim]
 

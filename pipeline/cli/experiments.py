@@ -81,16 +81,16 @@ def compare(
             metavar="[RUN]...",
             show_default=False,
             help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. "
-            "None: the experiments of this commit and the workspace.",
+            "Without any: the experiments of this commit and the workspace.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
-    """Set finished runs against the first one, user by user.
+    """Compare finished runs with the first one, user by user.
 
-    Differences with intervals, the smallest that could have been seen, and the words `better` and `not worse`.
-    Runs that differ in their seed only are one arm; seeds are resampled before users.
+    Prints differences with intervals, the smallest difference that could have been seen, and the verdicts `better` and
+    `not worse`. Runs that differ in their seed only are one arm; seeds are resampled before users.
 
     [dim]Examples:[/dim]
 
@@ -110,12 +110,12 @@ def compare(
 @commands.command(rich_help_panel=PANEL)
 def gradients(
     batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
-    windows: Annotated[int, typer.Option(min=4, help="Training windows of each.")] = 256,
+    windows: Annotated[int, typer.Option(min=4, help="Training windows of each batch.")] = 256,
 ) -> None:
     """Show how strongly the trained model would learn from tokens of each entropy (SkipGR's Figure 2).
 
-    Norm of the gradient of the mean loss of each quartile of tokens, over all levels and of each level. Reads
-    data/splits and models/generator, writes reports/gradients.csv and reports/gradients.svg.
+    Prints the norm of the gradient of the mean loss of each quartile of tokens, over all levels and for each level.
+    Reads data/splits and models/generator, writes reports/gradients.csv and reports/gradients.svg.
 
     [dim]Examples:[/dim]
 

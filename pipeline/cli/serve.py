@@ -1,4 +1,4 @@
-"""Commands that ask a trained model, or look one of its items up."""
+"""Commands that ask a trained model for items, explain its view of a history, or look up an item's Semantic ID."""
 
 import json
 from typing import Annotated
@@ -11,16 +11,16 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def recommend(
-    user: Annotated[str | None, typer.Option(help="Raw id: go on from all that the log has of this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many items.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
     """Ask the trained model for the next items.
 
-    Prints raw id, score (log-probability of the Semantic ID) and title. A list of items is seen whole, a user as
-    in evaluation (skipgr.at_eval).
+    Prints raw id, score (log-probability of the Semantic ID) and title. The model sees all items of --history; of a
+    --user it sees what it sees in evaluation (skipgr.at_eval).
 
     [dim]Examples:[/dim]
 
@@ -42,12 +42,12 @@ def recommend(
 @commands.command(rich_help_panel=PANEL)
 def sids(
     item: Annotated[str, typer.Option(help="Raw id of the item.")],
-    titles: Annotated[int, typer.Option(min=0, help="Other items that each prefix names, at most.")] = 5,
+    titles: Annotated[int, typer.Option(min=0, help="The most other items that are named for each prefix.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
 ) -> None:
-    """Show an item's Semantic ID, and which items share its beginning.
+    """Show an item's Semantic ID, and which items share its prefixes.
 
-    Its codes, then for each prefix how many items stand below it and the titles of some.
+    Prints the item's codes, then for each prefix the number of items below it and the titles of some of them.
 
     [dim]Examples:[/dim]
 
@@ -65,14 +65,15 @@ def sids(
 
 @commands.command(rich_help_panel=PANEL)
 def explain(
-    user: Annotated[str | None, typer.Option(help="Raw id: all that the log has of this user.")] = None,
+    user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
     history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
-    """Show what the trained model makes of the items of a history (strategies rastp and intrr).
+    """Show how the trained model represents the items of a history (strategies rastp and intrr).
 
-    One line per item, oldest first. rastp: its codes, a dash for each that is dropped, the separator as a bar. intrr:
-    how much of each of its codes is in the item's vector, and which other code has more.
+    Prints one line per item, oldest first. With rastp the line has the item's codes, a dash for each token that is
+    pruned, and the separator as a bar. With intrr it has the share of each of the item's codes in the item's vector,
+    and the other code that has a larger share.
 
     [dim]Examples:[/dim]
 

@@ -1,4 +1,4 @@
-"""One command per stage of dvc.yaml, and `fetch`, which brings the raw files of the first."""
+"""One command per stage of dvc.yaml, and `fetch`, which downloads the raw files that `ingest` reads."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +22,8 @@ def _params() -> "Params":
 def check() -> None:
     """Refuse a bad value in params.yaml before DVC removes any output.
 
-    Every other stage depends on it. Reads the whole of params.yaml, writes data/checked.txt, a line that never changes:
-    a new value runs this stage, and of the others only those that read the value.
+    Reads the whole of params.yaml and writes data/checked.txt, a line that never changes. Every other stage depends on
+    this file: a new value runs this stage, and of the others only those that read the value.
 
     [dim]Examples:[/dim]
 
@@ -41,8 +41,8 @@ def check() -> None:
 def ingest() -> None:
     """Clean the raw log, and number its users and items.
 
-    Drops bad rows and repeats, keeps the k-core. Reads ingest.path, writes data/interactions; every bad row is in
-    rejects.parquet there, with its reason.
+    Leaves out bad rows, repeated interactions and all outside the k-core. Reads ingest.path, writes data/interactions;
+    rejects.parquet there lists every bad row with its reason.
 
     [dim]Examples:[/dim]
 
@@ -58,7 +58,7 @@ def ingest() -> None:
 
 @commands.command(rich_help_panel=PANEL)
 def embed() -> None:
-    """Give every item a vector, from its text and images or as you bring it.
+    """Give every item a vector, from its text and images or from a file of vectors.
 
     A killed run goes on after its last shard. Reads data/interactions, writes data/embeddings.
 
@@ -80,8 +80,8 @@ def embed() -> None:
 def quantize() -> None:
     """Turn the vectors into Semantic IDs, one per item.
 
-    A last digit keeps apart what the codes do not. Reads data/embeddings, writes data/sids with a quality report
-    (collisions, codes used, reconstruction error, neighbours kept together).
+    A deduplication digit tells items of equal codes apart. Reads data/embeddings, writes data/sids with a quality
+    report (collisions, used codes, reconstruction error, how often nearest neighbours share codes).
 
     [dim]Examples:[/dim]
 
@@ -97,7 +97,7 @@ def quantize() -> None:
 
 @commands.command(rich_help_panel=PANEL)
 def split() -> None:
-    """Decide what trains, what chooses the model, and what tests.
+    """Choose the interactions for training, for validation and for test.
 
     Reads data/interactions, writes data/splits.
 
@@ -136,9 +136,9 @@ def train() -> None:
 
 @commands.command(rich_help_panel=PANEL)
 def evaluate() -> None:
-    """Test the model beside what counting alone reaches.
+    """Evaluate the model and the counting baselines on the test targets.
 
-    Recall, NDCG and MRR with 95% intervals, popularity and co-occurrence on the same users.
+    Computes recall, NDCG and MRR with 95% intervals, for the model and for popularity and co-occurrence.
 
     Reads data/splits and models/generator, writes reports/metrics.json, ranks.parquet and two breakdowns.
 
@@ -156,9 +156,9 @@ def evaluate() -> None:
 
 @commands.command(rich_help_panel=PANEL)
 def track() -> None:
-    """Show the result, as a page and as a run in MLflow.
+    """Record the result as a page and as a run in MLflow.
 
-    One run per result, however often it is made or restored.
+    A result has one run in MLflow, however often it is made or restored.
 
     Reads dvc.lock and reports/, writes reports/index.html and one MLflow run.
 
@@ -179,13 +179,15 @@ def fetch(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...", show_default=False, help="Instead of the publisher's; for a custom dataset."
+            metavar="[URL]...",
+            show_default=False,
+            help="Addresses to use instead of the publisher's, as for dataset custom.",
         ),
     ] = None,
 ) -> None:
     """Download the raw files of `dataset` into data/raw.
 
-    An interrupted download goes on where it stopped; without a connection, says which file to put where.
+    An interrupted download goes on where it stopped. Without a connection the command says which file to put where.
 
     [dim]Examples:[/dim]
 

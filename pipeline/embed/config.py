@@ -1,4 +1,4 @@
-"""What `embed:` in params.yaml may say."""
+"""The settings of the stage embed: section `embed` of params.yaml."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
-    """Which encoder turns an item into a vector."""
+    """Say which encoder turns items into vectors, and how."""
 
     encoder: Literal["tfidf", "text", "multimodal", "precomputed"]
     # Segments of the item's text; a segment whose field is missing is left out, the others are joined by ". ".

@@ -1,6 +1,7 @@
-"""Item images from the dataset folder. They are untrusted: each is checked before any of them reaches a model.
+"""Find, check and load item images from the dataset folder.
 
-An image that is missing, outside the folder, too large or broken is a reject with a reason; its item goes on without.
+Images are untrusted, so each image is checked before any image reaches a model. An image that is missing, outside the
+folder, too large or broken becomes a reject with a reason, and its item is embedded without it.
 """
 
 import hashlib
@@ -17,19 +18,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.artifacts import image_names
 from pipeline.progress import Progress
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of an animation the first frame
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the first frame of an animation is taken
 MAX_BYTES = 64 * 2**20
-MAX_ASPECT = 200  # the model's own limit of one side over the other
-THREADS = min(16, os.cpu_count() or 1)  # decoding leaves Python's lock
+MAX_ASPECT = 200  # the model's limit on one side over the other
+THREADS = min(16, os.cpu_count() or 1)  # threads help, because decoding releases Python's lock
 
 
 class BadImageError(Exception):
-    """Why an image cannot be used, in a few words."""
+    """An image cannot be used; the message says why in a few words."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that was decoded once without complaint. digest: sha256 of the file."""
+    """An image that was decoded once without an error. width, height: pixels, upright. digest: sha256 of the file."""
 
     path: Path
     width: int
@@ -37,10 +38,10 @@ class Picture:
     digest: str
 
     def load(self) -> Image.Image:
-        """RGB, upright.
+        """Decode the image as RGB, upright.
 
         Raises:
-            BadImageError, OSError: the file is another one by now, or gone.
+            BadImageError, OSError: the file has changed since it was checked, or is gone.
         """
         data = _read(self.path)
         if hashlib.sha256(data).hexdigest() != self.digest:
@@ -50,12 +51,12 @@ class Picture:
 
 @dataclass
 class Survey:
-    """The images of all items, and what was left aside."""
+    """The usable images of all items, the rejected ones, and counts."""
 
-    pictures: list[list[Picture]] = field(default_factory=list)  # of each item
+    pictures: list[list[Picture]] = field(default_factory=list)  # usable images of each item
     rejects: list[tuple[int, str, str]] = field(default_factory=list)  # (item, image as the data name it, reason)
     named: int = 0  # images that the items name
-    beyond: int = 0  # of these, after an item's first `max_images`
+    beyond: int = 0  # named images that come after an item's first `max_images`
 
 
 def survey(cells: Sequence[str | None], folder: Path, max_images: int, max_pixels: int) -> Survey:
@@ -63,10 +64,11 @@ def survey(cells: Sequence[str | None], folder: Path, max_images: int, max_pixel
 
     Args:
         cells: column `image` of each item: one path, several, or none (`image_names`), relative to `folder`.
-        max_images: of one item; further ones are not looked at.
+        max_images: images of one item that are looked at; further ones are counted only.
         max_pixels: width times height above which an image is refused before it is decoded.
     """
-    found, names = Survey(), [image_names(cell) for cell in cells]
+    found = Survey()
+    names = [image_names(cell) for cell in cells]
     found.named = sum(map(len, names))
     found.beyond = sum(max(0, len(of_item) - max_images) for of_item in names)
     wanted = [(item, name) for item, of_item in enumerate(names) for name in of_item[:max_images]]
@@ -95,17 +97,17 @@ def inspect(folder: Path, name: str, max_pixels: int) -> Picture:
     """Find and decode one image.
 
     Raises:
-        BadImageError: it cannot be used.
+        BadImageError: the image cannot be used.
     """
     try:
-        path = (folder / name).resolve()  # also through links
+        path = (folder / name).resolve()  # follows links, so that none leads outside
         if not path.is_relative_to(folder.resolve()):
             raise BadImageError("outside the dataset folder")
         if not path.is_file():
             raise BadImageError("no such file")
         data = _read(path)
     except (OSError, ValueError, RuntimeError) as error:  # no permission; a NUL in the name; links in a circle
-        # Not the whole message: it may hold the path of this machine.
+        # The whole message may hold a path of this machine, so only the system's words for the error are used.
         raise BadImageError(f"cannot be read: {getattr(error, 'strerror', None) or 'no usable path'}") from None
     upright = _decode(data, max_pixels)
     return Picture(path, upright.width, upright.height, hashlib.sha256(data).hexdigest())
@@ -120,7 +122,7 @@ def _read(path: Path) -> bytes:
 
 
 def _decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
-    """RGB, turned upright as the camera said; the size is checked before a pixel is decoded."""
+    """Decode an image as RGB, upright by its EXIF orientation; the size is checked before a pixel is decoded."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
@@ -133,5 +135,5 @@ def _decode(data: bytes, max_pixels: int | None = None) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise BadImageError(f"cannot be decoded: none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # every decoder has its own for a damaged file
+    except Exception as error:  # each decoder raises another exception for a damaged file
         raise BadImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from None

@@ -1,9 +1,9 @@
-"""Multimodal embedding of all items: what goes to the encoder, in which order, and what is counted.
+"""Embed all items by their texts and images: check the images, write the prompts, run the encoder in batches.
 
-Images are all checked first (images.py), so that a broken one shows before hours of work. While the GPU computes a
-batch, threads decode the images of the next ones.
+All images are checked first (images.py), so that a broken image shows before hours of work. While the GPU computes a
+batch, threads decode the images of the next batches.
 
-Shape legend: I items, d embedding width.
+Shape legend: I items, d width of the embeddings.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from pipeline.embed.shards import EncodedItems, Shards, Share
 from pipeline.errors import UserError
 from pipeline.machine import pick_device
 
-AHEAD = 2  # batches whose images are being decoded
+AHEAD = 2  # batches whose images are decoded ahead of the GPU
 
 
 def multimodal_vectors(
@@ -36,20 +36,24 @@ def multimodal_vectors(
     output: Path,
     scratch: Path,
 ) -> EncodedItems | None:
-    """Vectors of all items; one without text and without a usable image becomes zeros. Writes `output`/rejects.parquet.
+    """Embed all items and write `output`/rejects.parquet; an item without text and usable image becomes zeros.
 
     Args:
-        texts: of each item, "" where it has none.
+        texts: text of each item, "" where it has none.
         images: column `image` of each item.
+        raw_ids: raw id of each item, for rejects.parquet.
+        output: folder for rejects.parquet.
+        scratch: folder for the shards.
 
     Returns:
-        None in a process that only helps (shards.py).
+        float32 [I, d] and facts; None in a process that only helps another one (shards.py).
 
     Raises:
-        UserError: see `QwenEncoder`; not one of the images can be used, there is nothing to embed, an image changed
+        UserError: see `QwenEncoder`; no image at all can be used, there is nothing to embed, an image changed
             meanwhile, or memory ran out.
     """
-    device, share = pick_device("auto"), Share.of_environment()
+    device = pick_device("auto")
+    share = Share.of_environment()
     dtype = pick_dtype(config.dtype, device)
     encoder = QwenEncoder.load(config.model, config.revision, dtype, device, config.image_tokens)
     found = survey(images, Path(config.images), config.max_images, config.max_image_pixels)
@@ -61,11 +65,15 @@ def multimodal_vectors(
             f"embed.template reads {', '.join(config.template)}",
             "mend embed.template, or bring an item file with titles or images",
         )
+
+    # The prompt of an item has an image token for each merged patch of its images, so the grids come first.
     grids = [[encoder.grid(picture.width, picture.height) for picture in pictures] for pictures in found.pictures]
     prompts = [
         encoder.prompt(config.prompt, text, of_item, config.max_tokens)
         for text, of_item in zip(texts, grids, strict=True)
     ]
+
+    # Items are encoded from long to short; lengths 0, 7, 9 -> order [2, 1]: item 0 has nothing to embed.
     lengths = np.array(
         [
             len(prompt.ids) if text or pictures else 0
@@ -73,18 +81,9 @@ def multimodal_vectors(
         ]
     )
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
-    facts = {
-        "name": encoder.name,
-        "revision": encoder.revision,
-        "pooling": config.pooling,
-        "dtype": dtype,
-        "max_tokens": config.max_tokens,
-        "template": list(config.template),
-        "prompt": config.prompt,
-        "chat": [BEFORE, IMAGE, AFTER],
-        "image_tokens": config.image_tokens,
-        "max_images": config.max_images,
-    }
+
+    # All that decides the vectors goes into the fingerprint, which names the folder of the shards.
+    facts = _facts(encoder, config, dtype)
     key = fingerprint(
         facts,
         config.shard_items,
@@ -111,16 +110,18 @@ def multimodal_vectors(
 def encode_batches(
     encoder: QwenEncoder, prompts: Sequence[Prompt], pictures: Sequence[Sequence[Picture]], config: EmbedConfig
 ) -> Iterator[np.ndarray]:
-    """Vectors of the items, batch by batch, images decoded ahead of time."""
+    """Yield the vectors of the items, batch by batch, with images decoded ahead of time."""
     spans = list(packed_batches([len(prompt.ids) for prompt in prompts], config.batch_tokens))
-    # One more thread puts a batch's images together, for the GPU to fetch: this one must not fall behind it.
+    # The readers decode images. The packer, one more thread, joins the images of a batch in pinned memory, so that the
+    # main thread is free to start the GPU's work.
     with ThreadPoolExecutor(THREADS) as readers, ThreadPoolExecutor(1) as packer:
 
-        def read(span: slice) -> Future:
+        def read(span: slice) -> Future[list[Tensor]]:
             pixels = [readers.submit(_pixels, encoder, picture) for of_item in pictures[span] for picture in of_item]
             return packer.submit(_together, pixels, encoder.device)
 
         def ready() -> Iterator[tuple[slice, list[Tensor]]]:
+            # With AHEAD 2, batches 0 and 1 are read at first, and batch i + 2 when batch i is handed out.
             waiting = deque(read(span) for span in spans[:AHEAD])
             for i, span in enumerate(spans):
                 waiting.extend(read(later) for later in spans[i + AHEAD : i + AHEAD + 1])
@@ -133,8 +134,8 @@ def encode_batches(
         yield from in_step(start, ready(), config.batch_tokens)
 
 
-def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
-    """All patches of a batch as one tensor, in memory that the GPU reads by itself; empty where there are none."""
+def _together(pixels: Sequence[Future[Tensor]], device: torch.device) -> list[Tensor]:
+    """Join all patches of a batch into one tensor, pinned for a GPU; without patches the list is empty."""
     if not pixels:
         return []
     patches = torch.cat([future.result() for future in pixels])
@@ -144,12 +145,28 @@ def _together(pixels: Sequence[Future], device: torch.device) -> list[Tensor]:
 def _pixels(encoder: QwenEncoder, picture: Picture) -> Tensor:
     try:
         return encoder.pixels(picture.load())
-    except (BadImageError, OSError) as error:  # it was decoded without complaint a while ago
+    except (BadImageError, OSError) as error:  # the survey decoded this file without an error
         raise UserError(
             f"{picture.path} changed while items were embedded: {error}",
-            "vectors must be of the images that were checked",
+            "every vector must come from the image that was checked at the start",
             "run the same command again",
         ) from None
+
+
+def _facts(encoder: QwenEncoder, config: EmbedConfig, dtype: str) -> dict[str, Any]:
+    """Return the encoder and its settings, for embeddings.json and for the fingerprint of the shards."""
+    return {
+        "name": encoder.name,
+        "revision": encoder.revision,
+        "pooling": config.pooling,
+        "dtype": dtype,
+        "max_tokens": config.max_tokens,
+        "template": list(config.template),
+        "prompt": config.prompt,
+        "chat": [BEFORE, IMAGE, AFTER],
+        "image_tokens": config.image_tokens,
+        "max_images": config.max_images,
+    }
 
 
 def _no_image(found: Survey, config: EmbedConfig) -> UserError:
@@ -157,7 +174,7 @@ def _no_image(found: Survey, config: EmbedConfig) -> UserError:
     return UserError(
         f"none of the {found.named:,} images that the items name can be used; {name}: {reason}",
         f"image paths start from embed.images, which is {config.images}",
-        "set embed.images to the dataset's folder (the demo's is data/interactions/raw), or take embed.encoder text",
+        "set embed.images to the dataset's folder (the demo's is data/interactions/raw), or set embed.encoder to text",
     )
 
 

@@ -1,11 +1,13 @@
-"""Work that is kept shard by shard, so that a killed run goes on where it stopped, and several processes can share it.
+"""Store vectors shard by shard, so that a killed run goes on where it stopped and several processes share the work.
 
 A shard is a safetensors file in the scratch folder, written whole or not at all. The folder's name is a fingerprint of
-all that decides the vectors, so that shards of other settings or other items are never taken.
+all that decides the vectors, so that shards of other settings or other items are never used.
 
-Under `torchrun --nproc-per-node N -m pipeline embed`, process r makes the shards r, r + N, ... on a GPU of its own; the
-first one then gathers all. The shards are all that they exchange, so N processes that somebody started by hand, with
-RANK and WORLD_SIZE in their environment and one scratch folder, do as well.
+Under `torchrun --nproc-per-node n -m pipeline embed`, process r of n makes the shards r, r + n, ... on its own GPU, and
+process 0 then gathers all shards. The processes exchange nothing but shards, so n processes that somebody started by
+hand, with RANK and WORLD_SIZE in their environment and one scratch folder, work too.
+
+Shape legend: I items, d width of the embeddings.
 """
 
 import os
@@ -22,29 +24,29 @@ from pipeline.artifacts import read_tensors, write_tensors
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 
-PATIENCE = 30.0  # seconds, and twice the time of a shard
+PATIENCE = 30.0  # seconds to wait for another process's next shard, besides twice the time that a shard takes
 
 
 @dataclass(frozen=True)
 class Share:
-    """This process among those that embed together."""
+    """This process's rank among the processes that embed together, and their number."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def of_environment(cls) -> "Share":
-        """As torchrun describes it."""
+        """Read rank and number of processes from the environment variables of torchrun."""
         return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
     @property
     def leads(self) -> bool:
-        """Whether this process gathers the shards, writes the result and prints."""
+        """True for the process that gathers the shards, writes the result and prints."""
         return self.rank == 0
 
 
 class EncodedItems(NamedTuple):
-    """float32 [I, d], what embeddings.json says about them, and the shards to remove once they are written."""
+    """The vectors float32 [I, d], the encoder's facts for embeddings.json, and the shards to remove after writing."""
 
     vectors_Id: np.ndarray
     facts: dict[str, Any]
@@ -60,17 +62,19 @@ class Shards:
         self.spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
     def fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
-        """Make the shards of this process that are not there yet, and gather all of them.
+        """Make the shards of this process that are not on disk yet, and gather all shards.
 
         Args:
-            encode: the vectors of consecutive rows, in parts that add up to the slice.
+            encode: returns the vectors of consecutive rows, in parts that add up to the slice.
 
         Returns:
-            float32 [rows, d]; None where another process gathers.
+            float32 [rows, d]; None if another process gathers.
         """
+        # 5 shards and 2 processes: process 0 makes 0, 2, 4 and process 1 makes 1, 3
         assigned = range(share.rank, len(self.spans), share.size)
         missing = [shard for shard in assigned if self.read(shard) is None]
-        total, left = self._count(assigned), self._count(missing)
+        total = self._count(assigned)
+        left = self._count(missing)
         if left < total:
             print(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
         label = "embed" if share.size == 1 else f"embed, process {share.rank + 1} of {share.size}"
@@ -86,17 +90,22 @@ class Shards:
             return self._gather(encode, progress)
 
     def _wait(self, patience: float) -> None:
-        """Until the other processes have made their shards, or none came for `patience` seconds: one may have died."""
-        missing, since = len(self.spans), time.monotonic()
+        """Wait until the other processes have made their shards, or none came for `patience` seconds.
+
+        A process that brings no shard for so long may have died; its shards are then made here.
+        """
+        missing = len(self.spans)
+        since = time.monotonic()  # when the latest shard came
         while (left := sum(not self._path(shard).exists() for shard in range(len(self.spans)))) and (
             left < missing or time.monotonic() - since < patience
         ):
             if left < missing:
-                missing, since = left, time.monotonic()
+                missing = left
+                since = time.monotonic()
             time.sleep(0.1)
 
     def _gather(self, encode: Callable[[slice], Iterable[np.ndarray]], progress: Progress) -> np.ndarray:
-        """All vectors; what no other process has made is made here."""
+        """Return all vectors, and make the shards that are still missing."""
         parts = []
         for shard in range(len(self.spans)):
             vectors = self.read(shard)
@@ -116,10 +125,11 @@ class Shards:
         return made
 
     def _count(self, shards: Iterable[int]) -> int:
+        """Count the rows of these shards."""
         return sum(self.spans[shard].stop - self.spans[shard].start for shard in shards)
 
     def read(self, shard: int) -> np.ndarray | None:
-        """float32 [rows of the shard, d], or None where it is not there or damaged."""
+        """Return float32 [rows of the shard, d], or None if the shard is missing or damaged."""
         path = self._path(shard)
         if not path.exists():
             return None
@@ -130,7 +140,7 @@ class Shards:
             return None
 
     def remove(self) -> None:
-        """Once the result is written they are of no more use."""
+        """Remove all shards; call this when the result is written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, shard: int) -> Path:

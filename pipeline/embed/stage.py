@@ -1,12 +1,13 @@
-"""Stage embed: every item gets a vector.
+"""Stage embed: give every item a vector.
 
-Reads data/interactions/items.parquet (and images), writes data/embeddings/. An item that has nothing to embed gets a
-vector of zeros and is counted: it shares its codes with the other such items, and the deduplication digit tells them
-apart. The seed changes nothing here, so that runs with different seeds share their embeddings.
+The stage reads data/interactions/items.parquet (and images) and writes data/embeddings/. An item that has nothing to
+embed gets a vector of zeros and is counted: it shares its codes with the other such items, and the deduplication digit
+tells them apart. The seed changes nothing here, so that runs with different seeds share their embeddings.
 
-Runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline embed`; then the first one writes.
+The stage runs in one process, or in n processes under `torchrun --nproc-per-node n -m pipeline embed`, of which the
+first one writes.
 
-Shape legend: I items, d embedding width.
+Shape legend: I items, d width of the embeddings.
 """
 
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class EmbedParams(Protocol):
-    """What the stage reads of params.yaml."""
+    """The part of params.yaml that the stage reads."""
 
     @property
     def embed(self) -> EmbedConfig: ...
@@ -36,13 +37,14 @@ class EmbedParams(Protocol):
 def run(
     params: EmbedParams, *, interactions: Path = INTERACTIONS, output: Path = EMBEDDINGS, scratch: Path = SCRATCH
 ) -> dict[str, Any]:
-    """Write data/embeddings/ and return what embeddings.json holds.
+    """Write data/embeddings/ and return the content of embeddings.json; {} in a process that only helps another one.
 
     Raises:
         UserError: an input is missing or damaged, no item has a text, an item has no vector or one with NaN, or the
             encoder cannot be loaded.
     """
-    config, items = params.embed, Interactions(interactions).items
+    config = params.embed
+    items = Interactions(interactions).items
     raw_ids = read_parquet(items, columns=["raw_id"])["raw_id"].tolist()
     shards = None
     if config.encoder == "precomputed":
@@ -60,7 +62,7 @@ def run(
         vectors_Id, facts, shards = encoded
     summary = {"encoder": config.encoder, **_count(vectors_Id, raw_ids), **facts}
     if config.encoder != "multimodal":
-        (output / "rejects.parquet").unlink(missing_ok=True)  # of an earlier run
+        (output / "rejects.parquet").unlink(missing_ok=True)  # an earlier run may have left one
     Embeddings(vectors_Id, summary).write(output)
     if shards:
         shards.remove()
@@ -69,7 +71,7 @@ def run(
 
 
 def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, scratch: Path) -> "EncodedItems | None":
-    """By a neural encoder; None in a process that only helps another. Writes the rejected images."""
+    """Embed the items by a neural encoder and write the rejected images; None in a process that only helps another."""
     if config.encoder == "text":
         from pipeline.embed.text import text_vectors
 
@@ -91,7 +93,7 @@ def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, 
 
 
 def item_texts(items: Path, template: tuple[str, ...], required: bool = True) -> list[str]:
-    """The text of each item, "" where it has none, in the order of item_id.
+    """Return the text of each item, "" where it has none, in the order of item_id.
 
     Raises:
         UserError: the template names a field that the items do not have, or (where `required`) no item has a text.
@@ -118,24 +120,24 @@ def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, d
 
 
 def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
-    """Counts, after a check that every number is one.
+    """Check that all vectors are usable, and count them.
 
     Raises:
-        UserError: NaN or infinite numbers, or nothing but zeros.
+        UserError: a vector has NaN or infinite numbers, or all vectors are zeros.
     """
     broken = np.flatnonzero(~np.isfinite(vectors_Id).all(axis=1))
     if len(broken):
         raise UserError(
             f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
             f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
-            "distances to them mean nothing",
-            "mend these vectors (for embed.encoder text: try embed.dtype float32)",
+            "distances to such vectors mean nothing",
+            "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
         )
     zeros = int((~vectors_Id.any(axis=1)).sum())
     if zeros == len(raw_ids):
         raise UserError(
             "the embeddings of all items are zero",
-            "nothing tells them apart",
+            "vectors of zeros do not tell items apart",
             "bring other vectors, or choose another embed.encoder",
         )
     return {"items": len(raw_ids), "dimensions": vectors_Id.shape[1], "zero_vectors": zeros}
@@ -150,7 +152,7 @@ def _report(summary: dict[str, Any]) -> None:
         print(
             f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
             + (
-                f", {summary['items_without_text']:,} of them as they have no text at all"
+                f", {summary['items_without_text']:,} of them because they have no text"
                 if summary.get("items_without_text") and summary["encoder"] != "multimodal"
                 else ""
             )

@@ -1,9 +1,9 @@
-"""Hugging Face text encoders: tokens in, one vector per text out.
+"""Embed texts by a Hugging Face text encoder: one vector per text.
 
-Of a T5 only the encoder is loaded (t5.py runs it); other models run as `transformers` has them. A text's vector is the
-mean of the last hidden states over its real tokens, the model's own special tokens included, padding not.
+Of a T5 only the encoder is loaded, and t5.py runs it; other models run as `transformers` implements them. A text's
+vector is the mean of the last hidden states over its tokens; the model's special tokens count, padding does not.
 
-Shape legend: I items, B texts of a batch, T tokens of the longest text, d embedding width.
+Shape legend: I items, B texts of a batch, S tokens of the longest text, d width of the embeddings.
 """
 
 import sys
@@ -23,23 +23,31 @@ from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load
 from pipeline.errors import UserError
 from pipeline.machine import pick_device
 
-TOKENIZE_AT_ONCE = 10_000  # texts
+TOKENIZE_AT_ONCE = 10_000  # texts that one call of the tokenizer gets
 
 
 def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> EncodedItems | None:
-    """Vectors of all texts; "" becomes zeros. None in a process that only helps (shards.py).
+    """Embed all texts; "" becomes zeros.
 
-    Texts are encoded from long to short, so that a batch holds texts of about one length, and memory that is too small
-    shows at once.
+    Texts are encoded from long to short, so that a batch holds texts of about one length, and too little memory shows
+    at once.
+
+    Returns:
+        float32 [I, d] and facts; None in a process that only helps another one (shards.py).
 
     Raises:
         UserError: see `TextEncoder`; or memory ran out.
     """
-    device, share = pick_device("auto"), Share.of_environment()
+    device = pick_device("auto")
+    share = Share.of_environment()
     encoder = TextEncoder(config.model, config.revision, pick_dtype(config.dtype, device), device)
     tokens = encoder.tokenize(texts, config.max_tokens)
+
+    # Lengths 0 (an empty text), 7, 9 -> order [2, 1]
     lengths = np.array([len(ids) if text else 0 for text, ids in zip(texts, tokens, strict=True)])
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+
+    # All that decides the vectors goes into the fingerprint, which names the folder of the shards.
     facts = {
         "name": encoder.name,
         "revision": encoder.revision,
@@ -72,11 +80,12 @@ class TextEncoder:
     files.
 
     Raises:
-        UserError: the model is not there, is no text encoder, or its weights are incomplete.
+        UserError: the model is not found, is no text encoder, or its weights are incomplete.
     """
 
     def __init__(self, model: str, revision: str, dtype: str, device: torch.device):
-        self.device, self.dtype = device, dtype
+        self.device = device
+        self.dtype = dtype
         try:
             config = load_config(model, revision)
             self.tokenizer = load_tokenizer(model, revision)
@@ -85,12 +94,12 @@ class TextEncoder:
         except NOT_LOADED as error:
             raise not_loaded(model, "text encoder", error) from None
         self.name, self.revision = name_and_revision(model, revision, config)
-        # T5's positions are relative: any length is read. Others have a table of so many.
+        # T5's positions are relative, so it reads texts of any length. Other models have a table of absolute positions.
         positions = getattr(config, "max_position_embeddings", None)
         self.limit = min(positions, self.tokenizer.model_max_length) if positions else sys.maxsize
 
     def tokenize(self, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
-        """int32 token ids of each text, special tokens included, cut to `max_tokens`.
+        """Return the token ids of each text, int32, special tokens included, cut to `max_tokens`.
 
         Raises:
             UserError: the model has no positions for so many tokens.
@@ -98,7 +107,7 @@ class TextEncoder:
         if max_tokens > self.limit:
             raise UserError(
                 f"embed.max_tokens is {max_tokens}, but {self.name} reads at most {self.limit}",
-                "it has no positions for more",
+                "the model has no positions for more tokens",
                 f"set embed.max_tokens to {self.limit} or less",
             )
         tokens: list[np.ndarray] = []
@@ -110,30 +119,31 @@ class TextEncoder:
         return tokens
 
     def embed(self, tokens: Sequence[np.ndarray]) -> np.ndarray:
-        """float32 [B, d] of one batch of texts."""
+        """Return the vectors of one batch of texts, float32 [B, d]."""
         return self.start(tokens).cpu().numpy()
 
     @torch.inference_mode()
     def start(self, tokens: Sequence[np.ndarray]) -> Tensor:
-        """As `embed`, on the device and without waiting for it."""
-        ids_BT, mask_BT = (send_to_device(x, self.device) for x in padded(tokens, self.tokenizer.pad_token_id or 0))
+        """Start to compute what `embed` returns, and return it on the device without waiting for it."""
+        ids_BS, mask_BS = (send_to_device(x, self.device) for x in padded(tokens, self.tokenizer.pad_token_id or 0))
         if isinstance(self.model, T5Encoder):
-            hidden_BTd = self.model(ids_BT, mask_BT)
+            hidden_BSd = self.model(ids_BS, mask_BS)
         else:
-            hidden_BTd = self.model(input_ids=ids_BT, attention_mask=mask_BT.long()).last_hidden_state.float()
-        return mean_pool(hidden_BTd, mask_BT)
+            hidden_BSd = self.model(input_ids=ids_BS, attention_mask=mask_BS.long()).last_hidden_state.float()
+        return mean_pool(hidden_BSd, mask_BS)
 
 
 def padded(tokens: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
-    """(int64 ids [B, T], bool mask [B, T]) of one batch of texts."""
+    """Return (int64 ids [B, S], bool mask [B, S]) of one batch of texts."""
+    # ids [5, 6], [7] -> ids_BS [[5, 6], [7, pad]], mask_BS [[1, 1], [1, 0]]
     lengths = torch.tensor([len(one) for one in tokens])
-    mask_BT = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids_BT = torch.full(mask_BT.shape, pad)
-    ids_BT[mask_BT] = torch.from_numpy(np.concatenate(tokens)).long()
-    return ids_BT, mask_BT
+    mask_BS = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids_BS = torch.full(mask_BS.shape, pad)
+    ids_BS[mask_BS] = torch.from_numpy(np.concatenate(tokens)).long()
+    return ids_BS, mask_BS
 
 
-def mean_pool(hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:
-    """Mean over the positions where the mask is true, [B, d]."""
-    real_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
-    return real_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+def mean_pool(hidden_BSd: Tensor, mask_BS: Tensor) -> Tensor:
+    """Return the mean over the positions where the mask is true, [B, d]."""
+    real_BSd = torch.where(mask_BS[..., None], hidden_BSd, 0.0)
+    return real_BSd.sum(dim=1) / mask_BS.sum(dim=1, keepdim=True)

@@ -1,6 +1,6 @@
-"""TF-IDF and truncated SVD (latent semantic analysis): item vectors without any weights to download.
+"""Make item vectors by TF-IDF and truncated SVD (latent semantic analysis), without any weights to download.
 
-Shape legend: I items, W words, d embedding width.
+Shape legend: I items, V words of the vocabulary, d width of the embeddings.
 """
 
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.errors import UserError
 
-# Start of the randomized SVD, which hardly matters. Not params.seed: a sweep over seeds must not embed again each time,
-# as with a large text encoder that takes hours.
+# Where the randomized SVD starts; its result hardly depends on it. params.seed is not used, because a sweep over seeds
+# must not embed again for each seed.
 SEED = 42
 
 
 def tfidf_vectors(texts: Sequence[str], dimensions: int) -> np.ndarray:
-    """float32 [I, d], where d is `dimensions`, or less when there are fewer words, or fewer texts with a word.
+    """Return float32 [I, d]; d is `dimensions`, or less if there are fewer words, or fewer texts with a word.
 
-    A text without a word becomes zeros. The sign of each dimension, which the SVD leaves open, makes its largest
-    word weight positive.
+    A text without a word becomes zeros. The SVD leaves the sign of each dimension open; the sign is chosen so that the
+    largest word weight of the dimension is positive.
 
     Raises:
-        UserError: there is not one word in the texts.
+        UserError: the texts do not have a single word.
     """
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     try:
@@ -35,9 +35,11 @@ def tfidf_vectors(texts: Sequence[str], dimensions: int) -> np.ndarray:
             "tfidf compares items by their words",
             "mend embed.template, or choose another embed.encoder",
         ) from None
+    # weights is sparse, [I, V]; its rank is at most the number of words, and of texts that have a word.
     width = min(dimensions, np.count_nonzero(weights.getnnz(axis=1)), weights.shape[1])
     # One thread: a parallel sum may round differently, and the bytes must not depend on the machine's load.
     with threadpool_limits(limits=1):
-        _, _, words_dW = randomized_svd(weights, width, n_iter=5, flip_sign=False, random_state=SEED)
-        signs_d = np.sign(words_dW[np.arange(width), np.abs(words_dW).argmax(axis=1)])
-        return (weights @ words_dW.T * signs_d).astype(np.float32)
+        _, _, words_dV = randomized_svd(weights, width, n_iter=5, flip_sign=False, random_state=SEED)
+        signs_d = np.sign(words_dV[np.arange(width), np.abs(words_dV).argmax(axis=1)])
+        vectors_Id: np.ndarray = (weights @ words_dV.T * signs_d).astype(np.float32)
+    return vectors_Id

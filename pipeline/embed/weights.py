@@ -1,5 +1,6 @@
-"""Published weights, from the Hugging Face hub or a local folder: all of them or an error, and never their code."""
+"""Load published weights from the Hugging Face hub or a local folder: all weights or an error, and never their code."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +11,28 @@ from safetensors import SafetensorError
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
 
-# What the libraries raise for a model that is absent, of another kind, damaged or too large (RuntimeError)
+# The libraries raise these for a model that is absent, of another kind, damaged or too large (RuntimeError).
 NOT_LOADED = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
 
 
 def load_config(model: str, revision: str) -> Any:
-    """The model's configuration. Raises one of NOT_LOADED."""
+    """Return the model's configuration. Raises one of NOT_LOADED."""
     return transformers.AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 def load_tokenizer(model: str, revision: str) -> Any:
-    """The model's tokenizer. Raises one of NOT_LOADED."""
+    """Return the model's tokenizer. Raises one of NOT_LOADED."""
     return transformers.AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
 
 
 def load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
-    """The model without its head and without a decoder of its own; on the CPU.
+    """Return the model on the CPU, without its head and without the decoder of an encoder-decoder.
 
     Raises:
-        ValueError: weights are missing, and would be random. Or another one of NOT_LOADED.
+        ValueError: weights are missing, and would be random. Other failures raise another one of NOT_LOADED.
     """
-    transformers.logging.set_verbosity_error()  # its report of unused weights: the decoder, a language-model head
+    # Silences the report of unused weights, which are the decoder's and the language-model head's.
+    transformers.logging.set_verbosity(logging.ERROR)
     kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
     loaded, report = kind.from_pretrained(
         model,
@@ -48,7 +50,7 @@ def load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
 
 
 def name_and_revision(model: str, revision: str, config: Any) -> tuple[str, str]:
-    """What embeddings.json says: a folder's name and the sha256 of its files, or a hub name and its commit."""
+    """Return a folder's name and the sha256 of its files, or a hub name and its commit, for embeddings.json."""
     folder = Path(model)
     if folder.is_dir():
         return folder.name, fingerprint(folder)
@@ -56,11 +58,11 @@ def name_and_revision(model: str, revision: str, config: Any) -> tuple[str, str]
 
 
 def not_loaded(model: str, kind: str, error: Exception) -> UserError:
-    """One message for all of NOT_LOADED. kind: what embed.model should be, such as "text encoder"."""
+    """Return the error to raise for any of NOT_LOADED. kind: what embed.model should be, such as "text encoder"."""
     first_line, _, _ = str(error).partition("\n")
     return UserError(
         f"the {kind} '{model}' could not be loaded: {first_line}",
         f"embed.model must be a {kind}'s name on the Hugging Face hub, or a local folder that holds one",
-        f"check the name and embed.revision; without internet, run `hf download {model} --local-dir models/encoder` "
-        "where there is some, bring the folder here, and set embed.model to its path",
+        f"check the name and embed.revision; if this machine has no internet, run `hf download {model} --local-dir "
+        "models/encoder` on one that has it, copy the folder here, and set embed.model to its path",
     )

@@ -1,9 +1,9 @@
-"""A chunk of rows as text, and what all readers have in common: opening a file, and saying what is wrong with it."""
+"""A chunk of a raw file's rows as text, and what every reader shares: to open a file and to say what is wrong in it."""
 
 import gzip
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ Reject = Callable[[int, str, str], None]  # (line, reason, row as written)
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows of a file.
+    """Some rows of a file, in the file's order.
 
     table: one string column per column of the file; null or "" where a value is missing.
     lines: 1-based line of the file on which each row begins (for Parquet the row number).
@@ -28,11 +28,13 @@ class Chunk:
     records: np.ndarray
 
     def filter(self, keep: np.ndarray) -> "Chunk":
+        """Return the rows where `keep` (bool per row) is true."""
         return Chunk(self.table.filter(pa.array(keep)), self.lines[keep], self.records[keep])
 
 
-def open_binary(file: RawFile) -> IO[bytes]:
-    return gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb")  # type: ignore[return-value]
+def open_binary(file: RawFile) -> gzip.GzipFile | io.BufferedReader:
+    """Open a file for reading bytes, decompressed where it is gzipped."""
+    return gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb")
 
 
 def wrong_width(found: int, expected: int) -> str:
@@ -42,8 +44,8 @@ def wrong_width(found: int, expected: int) -> str:
 def truncated(file: RawFile) -> UserError:
     return UserError(
         f"{file.name} is no complete gzip file",
-        "it was cut short, or is not compressed at all",
-        "download or copy it again (`gzip -t FILE` must be silent)",
+        "the file was cut short, or it is not compressed at all",
+        "download or copy the file again (`gzip -t FILE` must print nothing)",
     )
 
 
@@ -51,5 +53,5 @@ def wrong_encoding(file: RawFile, line: int) -> UserError:
     return UserError(
         f"{file.name}, line {line}: not valid UTF-8",
         "the text is probably Latin-1 (or Windows-1252)",
-        "convert it: iconv -f latin1 -t utf-8 OLD > NEW",
+        "convert the file: iconv -f latin1 -t utf-8 OLD > NEW",
     )

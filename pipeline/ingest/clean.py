@@ -1,8 +1,9 @@
-"""Second half of the stage, as Ibis expressions that DuckDB and Spark both run: filters, k-core, dense ids, positions.
+"""Second half of the stage: Ibis expressions that DuckDB and Spark both run. They filter, take the k-core and number.
 
-Raw ids are replaced by integers before the costly steps: a user by the source row of its first event, an item by that
-too, or by its record in the item file where there is one. Dense ids number the survivors in this order. No action of a
-log has a name that begins with two underscores, so such names are ours.
+Integers replace raw ids before the costly steps. A user becomes the source row of its first interaction. An item
+becomes its record in the item file or, without such a file, the source row of its first interaction. Dense ids number
+the users and items that are left, in the order of these integers. No action of a log has a name that begins with two
+underscores, so such names are free for columns of this file.
 """
 
 from collections.abc import Mapping
@@ -21,104 +22,127 @@ from pipeline.ingest.engines import Engine
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What the log becomes.
+    """The cleaned and numbered log.
 
     log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
     users: user_id, raw_id. items: item_id, raw_id, source_row (with an item file the record there), then its texts.
-    steps: interactions, users and items after each filter, in their order. passes: of the k-core.
+    steps: interactions, users and items after each filter, in the order of the filters. rounds: those of the k-core.
     """
 
     log: pa.Table
     users: pa.Table
     items: pa.Table
     steps: list[dict[str, Any]]
-    passes: int
+    rounds: int
 
 
 def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
     """Filter, deduplicate, take the k-core and number what is left.
 
     Args:
-        log: a Parquet file as staging.py writes it.
-        items: likewise; None where there is no item file.
+        log: the log as staging.py writes it, a Parquet file.
+        items: the item file as staging.py writes it; None if there is none.
         minimum: action column -> least value of an interaction.
 
     Raises:
         UserError: a filter leaves nothing.
     """
-    events = engine.read(log)
-    actions = [name for name in events.columns if name not in ("source_row", "user", "item", "timestamp")]
-    steps = [_count("usable rows", events)]
+    interactions = engine.read(log)
+    actions = [name for name in interactions.columns if name not in ("source_row", "user", "item", "timestamp")]
+    steps = [_count("usable rows", interactions)]
+
+    # minimum {"click": 1} leaves out the rows whose click is 0
     if minimum:
-        events = events.filter([_[name] >= least for name, least in minimum.items()])
-        steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
-    users = engine.materialize(events.group_by(raw_id="user").agg(source_row=_.source_row.min()))
-    catalogue = (
-        engine.read(items)
-        if items
-        else engine.materialize(events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
-    )
-    coded = engine.materialize(earliest(encode(events, users, catalogue)))
+        interactions = interactions.filter([_[name] >= least for name, least in minimum.items()])
+        steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), interactions))
+
+    # Raw ids become integers: rows 0 (ann, tea), 1 (bob, jam), 2 (ann, jam) -> users ann 0, bob 1; items tea 0, jam 1.
+    users = _first_rows(engine, interactions, "user")
+    catalogue = engine.read(items) if items else _first_rows(engine, interactions, "item")
+    encoded = encode(interactions, users, catalogue)
+
+    # Only the first interaction of a user with an item remains: (ann, tea) at 5 and at 9 -> (ann, tea) at 5.
+    coded = engine.materialize(earliest(encoded))
     steps.append(_count("earliest of each user and item", coded))
-    core, passes = k_core(engine, coded, k)
+
+    core, rounds = k_core(engine, coded, k)
     core_log = engine.materialize(core)
     steps.append(_count(f"{k}-core", core_log))
-    return Cleaned(*number(engine, core_log, users, catalogue, actions), steps, passes)
+    return Cleaned(*number(engine, core_log, users, catalogue, actions), steps, rounds)
 
 
-def encode(events: Table, users: Table, items: Table) -> Table:
-    """Events with the source rows of user and item in place of raw ids."""
+def _first_rows(engine: Engine, interactions: Table, column: str) -> Table:
+    """Return raw_id and source_row of the first interaction of each user or item."""
+    return engine.materialize(interactions.group_by(raw_id=column).agg(source_row=_.source_row.min()))
+
+
+def encode(interactions: Table, users: Table, items: Table) -> Table:
+    """Replace the raw ids of users and items by their source rows."""
+    # (ann, jam, time 7) with ann's first row 0 and jam's first row 1 -> (0, 1, time 7)
     for column, table in (("user", users), ("item", items)):
         codes = table.select(__raw_id="raw_id", __code="source_row")
-        events = events.join(codes, events[column] == codes["__raw_id"]).drop(column, "__raw_id")
-        events = events.rename({column: "__code"})
-    return events
+        interactions = interactions.join(codes, interactions[column] == codes["__raw_id"]).drop(column, "__raw_id")
+        interactions = interactions.rename({column: "__code"})
+    return interactions
 
 
-def earliest(events: Table) -> Table:
-    """Of each (user, item) the first event, by time and then by place in the source."""
+def earliest(interactions: Table) -> Table:
+    """Return the first interaction of each (user, item), by time and then by source row."""
+    # __nth numbers the interactions of a user with an item 0, 1, ...; those with 0 remain.
     nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "source_row"])
-    return events.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
+    return interactions.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
 
 
-def k_core(engine: Engine, events: Table, k: int) -> tuple[Table, int]:
-    """The largest part of `events` in which every user and every item has at least `k` events, and the passes it took.
+def k_core(engine: Engine, interactions: Table, k: int) -> tuple[Table, int]:
+    """Find the largest part in which every user and every item has at least `k` interactions.
 
-    Only the sets of surviving users and items are kept between passes: copying the events each time is what makes a
-    k-core costly. It is reached when a pass removes nobody.
+    Only the sets of users and items that are left are stored between rounds: to copy the interactions each time is what
+    makes a k-core costly. The k-core is reached when a round removes nobody.
+
+    Returns:
+        (that part, the number of rounds)
     """
-    users, items, passes = None, None, 0
+    users: Table | None = None
+    items: Table | None = None
+    rounds = 0
     sizes: tuple[int, ...] = ()
     while k > 1:
-        users = engine.materialize(_frequent(_within(events, users, items), "user", k))
-        items = engine.materialize(_frequent(_within(events, users, items), "item", k))
-        passes += 1
-        before, sizes = sizes, tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
+        # Users first, then items among what these users leave: an item that falls below k may pull down a user, who is
+        # found in the next round.
+        users = engine.materialize(_frequent(_within(interactions, users, items), "user", k))
+        items = engine.materialize(_frequent(_within(interactions, users, items), "item", k))
+        rounds += 1
+
+        # sizes 9 users, 7 items, then 8, 7, then 8, 7 again: the third round removed nobody
+        before = sizes
+        sizes = tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
         if sizes == before:
             break
-    return _within(events, users, items), passes
+    return _within(interactions, users, items), rounds
 
 
-def _frequent(events: Table, column: str, k: int) -> Table:
-    return events.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column)
+def _frequent(interactions: Table, column: str, k: int) -> Table:
+    return interactions.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column)
 
 
-def _within(events: Table, users: Table | None, items: Table | None) -> Table:
+def _within(interactions: Table, users: Table | None, items: Table | None) -> Table:
     if users is not None:
-        events = events.semi_join(users, "user")
+        interactions = interactions.semi_join(users, "user")
     if items is not None:
-        events = events.semi_join(items, "item")
-    return events
+        interactions = interactions.semi_join(items, "item")
+    return interactions
 
 
-def _count(name: str, events: Table) -> dict[str, Any]:
-    counts = events.agg(interactions=_.count(), users=_.user.nunique(), items=_.item.nunique()).to_pyarrow().to_pylist()
-    step = {"step": name, **{column: int(value) for column, value in counts[0].items()}}
+def _count(name: str, interactions: Table) -> dict[str, Any]:
+    counts = interactions.agg(interactions=_.count(), users=_.user.nunique(), items=_.item.nunique())
+    row = counts.to_pyarrow().to_pylist()[0]
+    step = {"step": name, **{column: int(value) for column, value in row.items()}}
     if not step["interactions"]:
         raise UserError(
             f"nothing is left of the log after the filter '{name}'",
-            "every user and item must keep enough interactions, and an interaction its minimum",
-            "lower ingest.k_core (0 keeps all) or ingest.minimum, or bring a larger log",
+            "every user and every item needs enough interactions, and an interaction needs the values of "
+            "ingest.minimum",
+            "lower ingest.k_core (0 leaves out nobody) or ingest.minimum, or bring a larger log",
         )
     return step
 
@@ -126,11 +150,16 @@ def _count(name: str, events: Table) -> dict[str, Any]:
 def number(
     engine: Engine, core_log: Table, users: Table, catalogue: Table, actions: list[str]
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """(log, users, items) with dense ids, as `Cleaned` describes them."""
-    user_ids, item_ids = engine.materialize(_dense(core_log, "user")), engine.materialize(_dense(core_log, "item"))
+    """Return (log, users, items) with dense ids and positions, as `Cleaned` describes them."""
+    # source rows of users 4, 9, 30 -> user_id 0, 1, 2; of items likewise
+    user_ids = engine.materialize(_dense(core_log, "user"))
+    item_ids = engine.materialize(_dense(core_log, "item"))
+
+    # position 0, 1, ... within each user, by time; equal times in the order of the source
     by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
     log = core_log.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
     log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
+
     named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
     named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
     return (
@@ -141,6 +170,6 @@ def number(
 
 
 def _dense(core_log: Table, column: str) -> Table:
-    """`column` and `column`_id, int32 0.. in the order of `column`."""
+    """Return `column` and `column`_id, int32 0.. in the order of `column`."""
     ids = ibis.row_number().over(order_by=column).cast("int32")
     return core_log.select(column).distinct().mutate(ids.name(f"{column}_id"))

@@ -1,7 +1,8 @@
-"""Which column of a log is the user, the item, the time; which further ones are actions; and an item file's fields.
+"""Recognise the columns of a log (user, item, time, actions) and the fields of an item file.
 
-`ingest.columns` names them where the names below do not. Further numeric columns (rating, click, watch_seconds, ...)
-are actions and are kept; text columns of a log are not.
+In this folder "our name" of a column is its name in data/interactions, and "the log's name" is its name in the raw
+file. `ingest.columns` names the columns that the lists below do not know. Further numeric columns (rating, click,
+watch_seconds, ...) are actions and go into the output; further text columns of a log are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.values import numbers
 
-# Lower case, underscores left out.
+# The log's names that are recognised, in lower case and without underscores.
 LOG_NAMES = {
     "user": ("user", "userid", "reviewerid"),
     "item": ("item", "itemid", "asin", "movieid"),
@@ -26,12 +27,12 @@ ITEM_NAMES = {
     "description": ("description",),
     "image": ("image",),
 }
-OURS = ("user_id", "item_id", "position", "source_row")  # names of the output that an action cannot have
+RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the output, names that no action can have
 
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The log's names of what we read; `actions` maps our name to the log's."""
+    """The columns that ingest reads, by the log's names; `actions` maps our name to the log's."""
 
     user: str
     item: str
@@ -40,10 +41,11 @@ class LogColumns:
 
     @property
     def wanted(self) -> list[str]:
+        """The log's names of all of them: user, item, timestamp, then the actions."""
         return [self.user, self.item, self.timestamp, *self.actions.values()]
 
     def named(self) -> dict[str, str]:
-        """Our name -> the log's."""
+        """Return our name -> the log's, of all of them."""
         return {"user": self.user, "item": self.item, "timestamp": self.timestamp, **self.actions}
 
 
@@ -51,11 +53,13 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
     """Find user, item, timestamp and actions among the columns of a log's first rows.
 
     Args:
+        sample: the first rows, all columns as text.
         mapping: our name -> the log's, from `ingest.columns` or a recipe; an empty name leaves that column out.
+        source: the log's name, for error messages.
         guess_actions: also take the further columns that hold mostly numbers in these rows.
 
     Raises:
-        UserError: a column is missing, or two could be meant; lists the columns found.
+        UserError: a column is missing, or two columns could be meant; the message lists the columns found.
     """
     names = sample.column_names
     roles = {role: _find(role, names, mapping, LOG_NAMES, source) for role in LOG_NAMES}
@@ -66,19 +70,22 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
     }
     if guess_actions:
         actions |= _guess_actions(sample, {*roles.values(), *mapping.values(), *mapping})
-    clash = [name for name in actions if name in OURS or name.startswith("__")]
+    clash = [name for name in actions if name in RESERVED or name.startswith("__")]
     if clash:
         raise UserError(
-            f"ingest.columns names {clash[0]}, which is a column of ingest's own",
-            "the names to give are user, item, timestamp, or that of an action",
-            f"rename {clash[0]}",
+            f"ingest.columns names {clash[0]}, which is a name that ingest reserves",
+            "ingest.columns may name user, item, timestamp and actions; an action needs a name that is free",
+            f"write another name than {clash[0]} on the left side in ingest.columns",
         )
     return LogColumns(**roles, actions=actions)
 
 
 def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
-    """Numeric columns that nothing else claims; neither nameless ones nor pandas' `__index_level_0__`, which are row
-    numbers, nor a log's own `position`, which has to be mapped to another name."""
+    """Return the numeric columns that nothing else claims, each under the log's name.
+
+    Left out are columns without a name and pandas' `__index_level_0__`, which are row numbers, and a log's column
+    `position`, which `ingest.columns` has to map to another name.
+    """
     known = {name for role in LOG_NAMES.values() for name in role}
     return {
         name: name
@@ -86,21 +93,22 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
         if name
         and not name.startswith("__")
         and name not in taken
-        and name not in OURS
+        and name not in RESERVED
         and _plain(name) not in known
         and _is_numeric(sample[name])
     }
 
 
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
-    """Our name -> the item file's, for item (always there) and every further column, known or not.
+    """Return our name -> the item file's, for item (always there) and every further column, known or not.
 
     Raises:
-        UserError: there is no item column, or two columns could be meant; lists the columns found.
+        UserError: there is no item column, or two columns could be meant; the message lists the columns found.
     """
+    # `ingest.columns: {item: video}` may be about the log alone: it counts here only if the item file has that column.
     mapping = {
         ours: theirs for ours, theirs in mapping.items() if ours in ITEM_NAMES and (ours != "item" or theirs in names)
-    }  # the log may call its items otherwise
+    }
     found = {"item": _find("item", names, mapping, ITEM_NAMES, source)}
     for ours in ITEM_NAMES:
         if ours in mapping or any(_plain(name) in ITEM_NAMES[ours] for name in names):
@@ -117,7 +125,7 @@ def _find(
     if role in mapping:
         return _mapped(role, mapping[role], names, source)
     matches = [name for name in names if _plain(name) in known[role]]
-    fix = f"name it: ingest.columns: {{{role}: NAME}}; recognised by themselves: {', '.join(known[role])}"
+    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {', '.join(known[role])}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:
@@ -128,7 +136,7 @@ def _find(
 def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
     if theirs not in names:
         raise UserError(
-            f"{source} has no column '{theirs}', wanted as {ours}",
+            f"{source} has no column '{theirs}', which ingest.columns or the recipe reads as {ours}",
             _found(names),
             f"mend ingest.columns: {nearest(theirs, names)}",
         )
@@ -144,6 +152,6 @@ def _plain(name: str) -> str:
 
 
 def _is_numeric(column: pa.ChunkedArray) -> bool:
-    """Most of the values that are there are numbers; the others will be rejects."""
+    """Tell whether most of the values that are not missing are numbers; the other values will be rejects."""
     values, missing = numbers(column.combine_chunks())
-    return 2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py()
+    return bool(2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py())

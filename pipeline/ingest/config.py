@@ -1,4 +1,4 @@
-"""What `ingest:` in params.yaml may say."""
+"""The settings of the stage ingest: section `ingest` of params.yaml."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
-    """Where the raw log lies and how it is cleaned."""
+    """Say where the raw log lies and how it is cleaned."""
 
     path: str  # a file or a folder, which DVC can depend on; for the demo the one with scenario.yaml
     files: str  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*

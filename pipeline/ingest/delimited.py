@@ -1,9 +1,10 @@
-"""CSV and TSV through Arrow's streaming parser, with the line of every row.
+"""Read CSV and TSV through Arrow's streaming parser, and find the line of every row.
 
-Arrow numbers the rows it refuses and says nothing about those it gives, so lines are worked out: a row's number is its
-place among all rows, and its line is that plus the line breaks inside quoted fields before it.
+Arrow numbers the rows that it refuses and does not number those that it delivers, so lines are worked out. A row's
+number is its position among all rows; its line is that number plus the line breaks inside quoted fields of the rows
+before it.
 
-Shape legend: N good rows of a batch, B bad rows among them.
+Shape legend: G good rows of a batch, B bad rows among them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +18,11 @@ from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
 from pipeline.ingest.sources import RawFile
 
-BLOCK_BYTES = 4 << 20  # of text parsed at once; a quoted field cannot be longer
+BLOCK_BYTES = 4 << 20  # bytes of text parsed at once; a quoted field cannot be longer
 
 
 def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
-    """Rows of a delimited file; `readers.read_chunks` documents the arguments."""
+    """Yield the rows of a delimited file; `readers.read_chunks` documents the arguments."""
     lines = LineCounter(first=1 if file.format.header else 2)
     try:
         names = _names(file)
@@ -30,7 +31,7 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
                 chunk = lines.with_lines(pa.Table.from_batches([batch]), reject)
                 yield Chunk(chunk.table.select(columns or names), chunk.lines, chunk.records)
         lines.finish(reject)
-    except UnicodeDecodeError:  # of the header
+    except UnicodeDecodeError:  # only decoding the header raises it
         raise wrong_encoding(file, line=1) from None
     except (pa.ArrowInvalid, OSError) as error:
         if "Empty CSV" not in str(error):
@@ -41,13 +42,13 @@ def _names(file: RawFile) -> list[str]:
     if file.format.header:
         return list(file.format.header)
     with _open(file, [], LineCounter(first=2)) as batches:
-        names = batches.schema.names
+        names: list[str] = batches.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
             f"{file.name} has the column '{twice[0]}' twice",
             f"columns found: {', '.join(names)}",
-            "rename or remove one of them",
+            "rename or remove one of the two columns",
         )
     return names
 
@@ -66,62 +67,82 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
             ignore_empty_lines=False,
             invalid_row_handler=lines.refuse,
         ),
-        # Nothing is null: "NA" is a user's name as good as any, and what is missing is "".
+        # Nothing is null: "NA" is a user's name as good as any, and a missing value is "".
         pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[]),
     )
 
 
 class LineCounter:
-    """Gives each row its line and number.
+    """Gives each row its line and its number.
 
     Args:
-        first: line, and row in Arrow's count, of the file's first row of data.
+        first: line of the file's first row of data, which is also its number in Arrow's count.
     """
 
     def __init__(self, first: int):
-        self.first = self.number = first  # of the next row
+        self.first = first
+        self.number = first  # of the next row
         self.breaks = 0  # line breaks inside the rows so far
         self.blank = 0  # blank lines so far
-        self.bad: list[tuple[int, str, str]] = []  # (number, reason, text) of refused rows, not placed yet
+        self.bad: list[tuple[int, str, str]] = []  # (number, reason, text) of refused rows whose line is not known yet
 
     def refuse(self, row: pacsv.InvalidRow) -> str:
-        """Arrow's invalid_row_handler, called before the batch that the row would have been in is given out."""
+        """Note a bad row; Arrow calls this before it delivers the batch that the row would have been in."""
         self.bad.append((row.number, wrong_width(row.actual_columns, row.expected_columns), row.text))
         return "skip"
 
     def with_lines(self, table: pa.Table, reject: Reject) -> Chunk:
-        """The batch without its blank lines; bad rows that stand before its end go to `reject`."""
+        """Return the batch without its blank lines; bad rows that stand before its end go to `reject`."""
+        # A bad row belongs to this batch if fewer good rows stand before it than the batch has. The good rows before it
+        # are all rows before it less the bad ones: the next row is 10, the bad rows are 11 and 12, then one good row
+        # (10) stands before each of them.
         bad = 0
         while bad < len(self.bad) and self.bad[bad][0] - self.number - bad < table.num_rows:
             bad += 1
-        numbers_N, lines_N = self._advance(_line_breaks(table), bad, reject)
-        blank_N = _is_blank(table)
-        records_N = numbers_N - self.first - self.blank - np.cumsum(blank_N)
-        self.blank += int(blank_N.sum())
-        return Chunk(table, lines_N, records_N).filter(~blank_N)
+        numbers_G, lines_G = self._advance(_line_breaks(table), bad, reject)
+
+        # Blank lines are rows for Arrow but no records: rows a, blank, b -> blank_G 0 1 0; records of a and b 0, 1.
+        blank_G = _is_blank(table)
+        records_G = numbers_G - self.first - self.blank - np.cumsum(blank_G)
+        self.blank += int(blank_G.sum())
+        return Chunk(table, lines_G, records_G).filter(~blank_G)
 
     def finish(self, reject: Reject) -> None:
-        """Bad rows after the last good one."""
+        """Reject the bad rows after the last good one."""
         self._advance(np.zeros(0, np.int64), len(self.bad), reject)
 
-    def _advance(self, breaks_N: np.ndarray, bad: int, reject: Reject) -> tuple[np.ndarray, np.ndarray]:
-        """(numbers_N, lines_N) of the next N good rows, among which the next `bad` refused ones stand."""
-        taken, self.bad = self.bad[:bad], self.bad[bad:]
+    def _advance(self, breaks_G: np.ndarray, bad: int, reject: Reject) -> tuple[np.ndarray, np.ndarray]:
+        """Return (numbers_G, lines_G) of the next G good rows, among which the next `bad` refused ones stand.
+
+        The comments follow one example: the next row has number 2 and line 2; good, bad and good rows follow, and the
+        first of them has one line break inside.
+        """
+        # breaks_G [1, 0]; the refused row has the number 3
+        taken = self.bad[:bad]
+        self.bad = self.bad[bad:]
+
+        # positions among the 3 rows: at_B [1], hence at_G [0, 2]
+        rows = len(breaks_G) + bad
         at_B = np.array([number for number, _, _ in taken], np.int64) - self.number
-        at_N = np.delete(np.arange(len(breaks_N) + bad), at_B)
-        breaks = np.zeros(len(breaks_N) + bad, np.int64)
-        breaks[at_N], breaks[at_B] = breaks_N, [text.count("\n") for _, _, text in taken]
-        numbers = self.number + np.arange(len(breaks))
+        at_G = np.delete(np.arange(rows), at_B)
+
+        # line breaks inside each row: [1, 0, 0]
+        breaks = np.zeros(rows, np.int64)
+        breaks[at_G] = breaks_G
+        breaks[at_B] = [text.count("\n") for _, _, text in taken]
+
+        # numbers [2, 3, 4]; line breaks before each row [0, 1, 1], hence lines [2, 4, 5]
+        numbers = self.number + np.arange(rows)
         lines = numbers + self.breaks + np.cumsum(breaks) - breaks
         for line, (_, reason, text) in zip(lines[at_B].tolist(), taken, strict=True):
             reject(line, reason, text)
-        self.number += len(breaks)
+        self.number += rows
         self.breaks += int(breaks.sum())
-        return numbers[at_N], lines[at_N]
+        return numbers[at_G], lines[at_G]
 
 
 def _line_breaks(table: pa.Table) -> np.ndarray:
-    """int64 [N]: line breaks inside the fields of each row."""
+    """Count the line breaks inside the fields of each row, int64 [G]."""
     counts = np.zeros(table.num_rows, np.int64)
     for column in table.columns:
         counts += pc.count_substring(column, "\n").to_numpy()
@@ -129,7 +150,7 @@ def _line_breaks(table: pa.Table) -> np.ndarray:
 
 
 def _is_blank(table: pa.Table) -> np.ndarray:
-    """bool [N]: all fields are empty, as Arrow shows a blank line."""
+    """Tell which rows have only empty fields, which is how Arrow shows a blank line. bool [G]."""
     blank = np.ones(table.num_rows, bool)
     for column in table.columns:
         if blank.any():
@@ -147,9 +168,13 @@ def _explain(file: RawFile, error: Exception) -> UserError:
         return UserError(
             f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
             "a double quote was probably opened and never closed",
-            "mend the file at that place",
+            "close or remove that quote in the file",
         )
-    return UserError(f"{file.name} cannot be read: {text.splitlines()[0]}", fix="mend the file, or leave it out")
+    return UserError(
+        f"{file.name} cannot be read: {text.splitlines()[0]}",
+        "the parser of CSV and TSV files stopped there",
+        "mend the file, or leave it out of ingest.path and ingest.files",
+    )
 
 
 def _first_bad_line(file: RawFile) -> int:

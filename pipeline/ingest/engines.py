@@ -14,20 +14,22 @@ from pipeline.ingest.config import IngestConfig
 
 
 class Engine:
-    """An Ibis backend and a folder for what is computed on the way."""
+    """An Ibis backend, and a folder for the tables that it computes on the way."""
 
     def __init__(self, backend: BaseBackend, folder: Path):
-        self.backend, self.folder, self.materialized = backend, folder, 0
+        self.backend = backend
+        self.folder = folder
+        self.materialized = 0  # tables written so far
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, path: Path) -> Table:
         return self.backend.read_parquet(str(path))
 
     def materialize(self, table: Table) -> Table:
-        """`table`, computed now and read back from Parquet.
+        """Compute `table` now, write it as Parquet and return a table that reads this file.
 
-        Not Ibis' `cache`: on Spark a cached table still carries the plan that made it, which doubles with every pass of
-        a k-core until printing it fills the memory.
+        Ibis' `cache` would not do: on Spark a cached table still carries the plan that made it, and the plan doubles
+        with every round of a k-core until printing it fills the memory.
         """
         self.materialized += 1
         path = self.folder / f"{self.materialized}.parquet"
@@ -37,7 +39,7 @@ class Engine:
 
 @contextmanager
 def connect(config: IngestConfig, folder: Path) -> Iterator[Engine]:
-    """The engine of `ingest.engine`; DuckDB stays within `memory_limit` and goes to `folder` above it.
+    """Open the engine that `ingest.engine` names; DuckDB stays within `memory_limit` and spills to `folder` above it.
 
     Raises:
         UserError: Spark is not installed, the memory limit is no size, or DuckDB ran out of memory or disk.
@@ -46,14 +48,15 @@ def connect(config: IngestConfig, folder: Path) -> Iterator[Engine]:
         yield Engine(_spark(), folder)
         return
     try:
-        # Every result is sorted explicitly, so nothing is lost by letting DuckDB work in any order.
+        # Every result is sorted explicitly, so DuckDB may work in any order.
         connection = ibis.duckdb.connect(
             memory_limit=config.memory_limit, temp_directory=str(folder / "spill"), preserve_insertion_order=False
         )
     except duckdb.Error as error:
         raise UserError(
             f"ingest.memory_limit is {config.memory_limit!r}: {_first_line(error)}",
-            fix="write a size such as 4GB or 512MB",
+            "DuckDB does not understand this size",
+            "set ingest.memory_limit to a size such as 4GB or 512MB",
         ) from None
     connection.raw_sql("SET enable_progress_bar = false")  # it redraws itself, which is unreadable in a pipe
     try:
@@ -62,22 +65,22 @@ def connect(config: IngestConfig, folder: Path) -> Iterator[Engine]:
         raise UserError(
             f"DuckDB stopped: {_first_line(error)}",
             "nothing that was there before was changed",
-            f"raise ingest.memory_limit (now {config.memory_limit}) or free space under {folder.parent}",
+            f"raise ingest.memory_limit (now {config.memory_limit}), or free some disk space under {folder.parent}",
         ) from error
     finally:
         connection.disconnect()
 
 
 def _spark() -> BaseBackend:
-    """A session with the settings of spark-defaults.conf or PYSPARK_SUBMIT_ARGS (master, memory, ...)."""
+    """Start a Spark session with the settings of spark-defaults.conf or PYSPARK_SUBMIT_ARGS (master, memory, ...)."""
     try:
         from pyspark.errors import PySparkException
         from pyspark.sql import SparkSession
     except ImportError:
         raise UserError(
             "ingest.engine is spark, but pyspark is not installed",
-            "Spark is an extra, it is large",
-            "pip install 'sidpipe[spark]' (and Java 17), or set ingest.engine: duckdb",
+            "pyspark is large, so it is an extra that is installed only on demand",
+            "run `pip install 'sidpipe[spark]'` and install Java 17, or set ingest.engine: duckdb",
         ) from None
     try:
         session = (
@@ -89,8 +92,8 @@ def _spark() -> BaseBackend:
     except PySparkException as error:
         raise UserError(
             f"Spark did not start: {_first_line(error)}",
-            "it needs Java 17, and its settings to be right",
-            "install Java, look at spark-defaults.conf, or set ingest.engine: duckdb",
+            "Spark needs Java 17 and correct settings",
+            "install Java 17, check spark-defaults.conf and PYSPARK_SUBMIT_ARGS, or set ingest.engine: duckdb",
         ) from None
     return ibis.pyspark.connect(session)
 

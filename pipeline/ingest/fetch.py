@@ -1,7 +1,7 @@
-"""`python -m pipeline fetch`: the publisher's files by URL, resumed where a connection was dropped.
+"""Download a publisher's files by URL, for `python -m pipeline fetch`, and resume where a connection was dropped.
 
-A download grows in NAME.partial; NAME.partial.tag holds what the server called that version of the file, so that the
-two halves of a resumed download are never of different versions.
+A download grows in NAME.partial. NAME.partial.tag holds the server's name of that version of the file, so that both
+parts of a resumed download are of one version.
 """
 
 import http.client
@@ -23,8 +23,8 @@ from pipeline.progress import Progress
 
 BLOCK_BYTES = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 5  # in a row that bring no new byte
-PAUSE = 1.0  # seconds after the first failed attempt; doubles
+ATTEMPTS = 5  # attempts in a row that bring no new byte, after which a download fails
+PAUSE = 1.0  # seconds before the second attempt; it doubles with each further one
 DROPPED = (ConnectionError, TimeoutError, http.client.HTTPException, URLError, ssl.SSLError)
 
 
@@ -33,22 +33,22 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
 
     Args:
         dataset: a recipe's name, or `custom` with `urls`.
-        folder: where to put them; data/raw/DATASET if not given.
-        urls: instead of the publisher's.
+        folder: where the files go; data/raw/DATASET if not given.
+        urls: addresses to use instead of the publisher's.
 
     Returns:
-        The files, ready for `ingest.path: FOLDER`; of a recipe's zip archive those that it reads.
+        The files, ready for `ingest.path: FOLDER`; of a recipe's zip archive only the files that the recipe reads.
 
     Raises:
-        UserError: nothing to fetch, no connection (says which file to put where), or a full disk.
+        UserError: nothing to fetch, no connection (the message says which file to put where), or a full disk.
     """
     folder = folder or Path("data/raw") / dataset
     urls = list(urls or (RECIPES[dataset].urls if dataset in RECIPES else ()))
     if not urls:
         raise UserError(
             f"there is nothing to fetch for the dataset {dataset}",
-            "the demo is simulated by ingest, and a log of your own is where you have it",
-            "set dataset to a public one, or ingest.path to your log",
+            "ingest simulates the demo, and a log of your own is on this machine already",
+            "set dataset to a public data set, or ingest.path to your log",
         )
     files = _present(dataset, folder)
     if not files:
@@ -59,8 +59,8 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
         except OSError as error:
             raise UserError(
                 f"could not write into {folder}: {error.strerror or error}",
-                "what was downloaded so far is kept",
-                "free some space, then fetch again",
+                "the part that was downloaded so far is still there",
+                "free some disk space, then run `python -m pipeline fetch` again",
             ) from error
     for file in files:
         print(f"{sha256(file)}  {file}")
@@ -69,16 +69,29 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
 
 
 def download(url: str, folder: Path, urls: Sequence[str]) -> Path:
-    """The file at `url`, in `folder` under its own name; continues a partial one and survives dropped connections.
+    """Download `url` into `folder`; continue a partial download, and survive dropped connections.
 
-    `urls` are all files of the dataset, for the message to somebody offline.
+    Args:
+        urls: all addresses of the dataset, which the message lists where there is no connection.
+
+    Returns:
+        The file, which has the last part of the address as its name.
+
+    Raises:
+        UserError: the address is not http or https, or the server cannot be reached or refuses.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url} is no http or https address", fix=f"download it by other means into {folder}")
+        raise UserError(
+            f"{url} is no http or https address",
+            "fetch downloads over http and https only",
+            f"download the file by other means into {folder}",
+        )
     target = folder / _name(url)
     partial = target.with_name(target.name + ".partial")
-    failures = 0
+    failures = 0  # attempts in a row that brought no new byte
     while not target.exists():
+        # Each attempt goes on after the bytes of those before. With ATTEMPTS 5, a connection that drops again and again
+        # but brings bytes each time is tried without end; one that brings none is given up after 5 attempts.
         before = _size(partial)
         try:
             _continue(url, partial)
@@ -97,10 +110,10 @@ def download(url: str, folder: Path, urls: Sequence[str]) -> Path:
 
 
 def _continue(url: str, partial: Path) -> None:
-    """One request for what is still missing.
+    """Request the bytes that `partial` still lacks, and append them.
 
     Raises:
-        ConnectionError: the connection ended before the file did; what came is kept.
+        ConnectionError: the connection ended before the file did; `partial` holds the bytes that came.
     """
     have = _size(partial)
     request = Request(url, headers={"User-Agent": "sidpipe"})
@@ -126,7 +139,7 @@ def _continue(url: str, partial: Path) -> None:
 
 
 def _remember(partial: Path, headers: http.client.HTTPMessage) -> None:
-    """Keep the version of the file; a server that names none cannot be resumed, nor one with a weak tag."""
+    """Write down the server's name of this version; without a name, or with a weak ETag, no download is resumed."""
     etag = headers.get("ETag", "")
     version = headers.get("Last-Modified", "") if etag.startswith("W/") or not etag else etag
     if version:
@@ -150,10 +163,10 @@ def _name(url: str) -> str:
 def _unreachable(url: str, partial: Path, urls: Sequence[str], reason: str) -> UserError:
     return UserError(
         f"could not download {url}: {reason}",
-        "what came so far is kept and continued next time" if _size(partial) else "this machine may be offline",
+        "the next fetch goes on after the part that came" if _size(partial) else "this machine may be offline",
         "\n".join(
             [
-                "run `python -m pipeline fetch` again, or download elsewhere and put here:",
+                "run `python -m pipeline fetch` again, or download the files elsewhere and put them here:",
                 *(f"  {partial.parent / _name(each)}  from {each}" for each in urls),
             ]
         ),
@@ -161,17 +174,21 @@ def _unreachable(url: str, partial: Path, urls: Sequence[str], reason: str) -> U
 
 
 def _present(dataset: str, folder: Path) -> list[Path]:
-    """The recipe's files, if all of them are in `folder`."""
+    """Return the recipe's files if all of them are in `folder`, else an empty list."""
     recipe = RECIPES.get(dataset)
     found = [sorted(folder.glob(pattern))[:1] for pattern in (recipe.log, recipe.items)] if recipe else []
     return [file for files in found for file in files] if all(found) else []
 
 
 def _unpack(dataset: str, file: Path) -> list[Path]:
-    """Of a recipe's archive the files that it reads, beside it, without their folders; the archive is then removed."""
+    """Unpack the files that a recipe reads beside its archive, without folders, and remove the archive.
+
+    Any other file is returned as it is.
+    """
     if file.suffix != ".zip" or dataset not in RECIPES:
         return [file]
-    recipe, files = RECIPES[dataset], []
+    recipe = RECIPES[dataset]
+    files = []
     try:
         with zipfile.ZipFile(file) as archive:
             for pattern in (recipe.log, recipe.items):
@@ -184,8 +201,8 @@ def _unpack(dataset: str, file: Path) -> list[Path]:
         file.unlink()
         raise UserError(
             f"{file.name} is no archive with {recipe.log} and {recipe.items}",
-            "it was removed",
-            "fetch it again, or unpack the publisher's archive by hand into " + str(file.parent),
+            "the download was broken or is of something else; the file was removed",
+            f"run `python -m pipeline fetch` again, or unpack the publisher's archive by hand into {file.parent}",
         ) from None
     file.unlink()
     return files

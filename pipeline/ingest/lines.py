@@ -1,4 +1,4 @@
-"""Files with one row per line: JSON objects, Python literals, and fields behind a long separator."""
+"""Read files with one row per line: JSON objects, Python literals, and fields divided by a long separator."""
 
 import ast
 import gzip
@@ -14,12 +14,12 @@ from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
-MAX_LITERAL = 200_000  # characters; bounds the memory that parsing a hostile line takes
+MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
 
 
 def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
-    """Rows of a file of lines; `readers.read_chunks` documents the arguments."""
+    """Yield the rows of a file of lines; `readers.read_chunks` documents the arguments."""
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
     for record, (line, text) in enumerate(_text_lines(file)):
@@ -56,10 +56,10 @@ def _text_lines(file: RawFile) -> Iterator[tuple[int, str]]:
 
 
 def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:
-    """A JSON object as text by name; numbers keep the digits they were written with.
+    """Return the fields of a JSON object as text by name; numbers are as they were written, digit by digit.
 
     Raises:
-        ValueError: broken JSON, or no object.
+        ValueError: the line is broken JSON, or no object.
     """
     try:
         value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
@@ -69,10 +69,10 @@ def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:
 
 
 def parse_literal(text: str, columns: Sequence[str] | None = None) -> Fields:
-    """A Python dict literal as text by name, never evaluated as code.
+    """Return the fields of a Python dict literal as text by name; the line is never evaluated as code.
 
     Raises:
-        ValueError: broken or too long a literal, or no dict.
+        ValueError: the literal is broken or too long, or no dict.
     """
     if len(text) > MAX_LITERAL:
         raise ValueError(f"longer than {MAX_LITERAL:,} characters")
@@ -91,9 +91,9 @@ def _texts(value: Any, columns: Sequence[str] | None, kind: str) -> Fields:
 
 
 def as_text(value: Any) -> str | None:
-    """A field as text: `["Beauty", "Nails"]` is a path, `Beauty > Nails`; a list of paths is joined by `; `.
+    """Return a field as text: `["Beauty", "Nails"]` is a path, `Beauty > Nails`; a list of paths is joined by `; `.
 
-    What has no text of its own, such as a nested object or a list in a list in a list, is None.
+    A value that has no text, such as a nested object or a list in a list in a list, gives None.
 
     Raises:
         ValueError: an escape such as \\ud800 stands for half a character.
@@ -114,7 +114,7 @@ def _scalar_text(value: Any) -> str | None:
 
 
 def _whole_characters(text: str) -> str:
-    """Joins the surrogate pairs that Python 2 wrote for characters beyond 16 bits."""
+    """Join the surrogate pairs that Python 2 wrote for characters beyond 16 bits."""
     try:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
     except UnicodeDecodeError:
@@ -124,7 +124,8 @@ def _whole_characters(text: str) -> str:
 def _field_parser(file: RawFile) -> Callable[[str, Sequence[str] | None], Fields]:
     header = file.format.header
 
-    def parse(text: str, _columns: Sequence[str] | None) -> Fields:
+    def parse(text: str, columns: Sequence[str] | None) -> Fields:
+        del columns  # a row has all fields of the header; the chunk takes the columns that are wanted
         fields = text.split(file.format.delimiter)
         if len(fields) != len(header):
             raise ValueError(wrong_width(len(fields), len(header)))

@@ -1,8 +1,8 @@
-"""Raw files as chunks of text columns with the line each row stands on, whatever the format.
+"""Read raw files of any format as chunks of text columns, with the line on which each row stands.
 
-Everything is read as text first: only so can a bad value be shown as it was written, with its line. What is no row at
-all (broken JSON, a line with the wrong number of fields) goes to `reject`; a file that cannot be read any further
-raises a UserError. Blank lines are no rows.
+Everything is read as text first, so that a bad value can be shown as it was written, with its line. A line that is no
+row at all (broken JSON, the wrong number of fields) goes to `reject`; a file that cannot be read any further raises a
+UserError. Blank lines are no rows.
 """
 
 import gzip
@@ -23,11 +23,12 @@ from pipeline.ingest.sources import RawFile
 
 
 def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None, ticks: int = 1) -> Iterator[Chunk]:
-    """All rows of a file in order; no chunk is empty.
+    """Yield all rows of a file in order; no chunk is empty.
 
     Args:
+        reject: called with (line, reason, row as written) for each line that is no row.
         columns: the columns wanted; None: all of them (of JSON lines: those that the chunk has).
-        ticks: how many units of the log's clock a second has; Parquet's own timestamps are expressed in them.
+        ticks: units of the log's clock in a second; values of Parquet's timestamp type are expressed in these units.
 
     Raises:
         UserError: the file is truncated, not in its encoding, or not in its format.
@@ -42,9 +43,13 @@ def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = N
 
 
 def sample(file: RawFile, ticks: int = 1) -> pa.Table | None:
-    """The first chunk with all its columns, or None when the file has no row."""
-    chunk = next(read_chunks(file, lambda *_: None, ticks=ticks), None)
+    """Return the first chunk with all its columns, or None when the file has no row."""
+    chunk = next(read_chunks(file, _ignore, ticks=ticks), None)
     return chunk.table if chunk else None
+
+
+def _ignore(line: int, reason: str, row: str) -> None:
+    """Reject nothing: bad rows of a sample are reported when the whole file is read."""
 
 
 def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> Iterator[Chunk]:
@@ -62,11 +67,12 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> I
         raise UserError(
             f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
             "the file is damaged or was cut short",
-            "make or copy it again",
+            "write or copy the file again",
         ) from None
 
 
 def _column_text(column: pa.Array, ticks: int) -> pa.Array:
+    """Return a Parquet column as text: times in ticks since 1970, flags as 1 and 0, lists by `as_text`."""
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
         micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
         return pc.cast(pc.divide(micros, 1_000_000 // ticks), pa.string())

@@ -1,7 +1,7 @@
-"""What is known beforehand about the public datasets: where their files come from, how they are written, their k-core.
+"""Recipes of the public datasets: where their files come from, how the files are written, and the k-core to take.
 
-A recipe makes `dataset` and `ingest.path` enough. To add one, add a row to `RECIPES` (and its name to
-`pipeline.config.DATASETS`); the readers need no change as long as one of the formats below fits.
+With a recipe, `dataset` and `ingest.path` are the only settings needed. To add a recipe, add a row to `RECIPES` and its
+name to `pipeline.config.DATASETS`; the readers need no change as long as one of the formats below fits.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,14 +11,14 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-K_CORE = 5  # of every dataset whose recipe says nothing else
-# Least value that makes a row an interaction; elsewhere every row is one.
+K_CORE = 5  # the k of every dataset whose recipe says nothing else
+# Action column -> least value that makes a row of that dataset an interaction; elsewhere every row is one.
 MINIMUM: dict[str, dict[str, float]] = {"demo": {"click": 1.0}}
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a raw file is written.
+    """The way a raw file is written.
 
     kind: csv (one-character delimiter), separated (a longer one), jsonl (one JSON object a line), literal (one Python
         literal a line, as Amazon's metadata) or parquet.
@@ -33,17 +33,22 @@ class Format:
     quoted: bool = True
 
 
-CSV, TSV = Format("csv"), Format("csv", "\t")
-JSONL, LITERAL, PARQUET = Format("jsonl"), Format("literal"), Format("parquet")
+CSV = Format("csv")
+TSV = Format("csv", "\t")
+JSONL = Format("jsonl")
+LITERAL = Format("literal")
+PARQUET = Format("parquet")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetRecipe:
-    """One public dataset.
+    """The facts about one public dataset.
 
     log, items: file names (a trailing * lets the unpacked file do as well), in `ingest.path` or one folder below.
     log_columns, item_columns: our column name -> the publisher's.
-    categories: makes the `categories` column of an item chunk, where that is more than a copy.
+    urls: the publisher's addresses.
+    k_core: the least number of interactions of each user and item; 0 leaves out nobody.
+    categories: computes the `categories` column of an item chunk, where it is more than a copy of a column.
     """
 
     log: str
@@ -83,7 +88,7 @@ GENRES_100K = (
 
 
 def _amazon(category: str) -> DatasetRecipe:
-    """The 5-core reviews of 2014 and the metadata of all items of the category."""
+    """Describe the 5-core reviews of 2014 and the metadata of all items of one Amazon category."""
     return DatasetRecipe(
         log=f"reviews_{category}_5.json*",
         items=f"meta_{category}.json*",
@@ -103,12 +108,12 @@ def _amazon(category: str) -> DatasetRecipe:
 
 
 def _split_genres(chunk: pa.Table) -> pa.Array:
-    """`Comedy|Drama` -> `Comedy, Drama`."""
+    """Turn `Comedy|Drama` into `Comedy, Drama`."""
     return pc.replace_substring(chunk["genres"], "|", ", ")
 
 
 def _flagged_genres(chunk: pa.Table) -> pa.Array:
-    """Nineteen columns of 0 and 1 -> `Comedy, Drama`."""
+    """Turn nineteen columns of 0 and 1 into `Comedy, Drama`."""
     rows = zip(*(chunk[name].to_pylist() for name in GENRES_100K), strict=True)
     return pa.array(
         [", ".join(name for name, flag in zip(GENRES_100K, row, strict=True) if flag == "1") for row in rows],
@@ -117,6 +122,7 @@ def _flagged_genres(chunk: pa.Table) -> pa.Array:
 
 
 def _movielens_csv(archive: str) -> DatasetRecipe:
+    """Describe the newer MovieLens data sets: ratings.csv and movies.csv with header lines."""
     return DatasetRecipe(
         log="ratings.csv",
         items="movies.csv",
@@ -130,6 +136,7 @@ def _movielens_csv(archive: str) -> DatasetRecipe:
 
 
 def _columns(*names: str) -> dict[str, str]:
+    """Map each name to itself: the header of the format has our names already."""
     return {name: name for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Rows that cannot be used, each with its file, line and reason, and the rule for when there are too many of them."""
+"""Collect the rows that cannot be used, each with its file, line and reason, and tell when there are too many."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from pipeline.errors import UserError
 from pipeline.ingest.sources import RawFile
 
 SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
-ROW_CHARACTERS = 300  # of a bad row that are kept
+ROW_CHARACTERS = 300  # characters of a bad row that are written; longer rows are cut
 BUFFER_ROWS = 50_000
 
 
 class Rejects:
-    """Collects bad rows into a Parquet file at `path`, a buffer at a time, and counts them by file and reason."""
+    """Writes bad rows into a Parquet file at `path`, a buffer at a time, and counts them by file and reason."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -37,11 +37,14 @@ class Rejects:
         self.writer.close()
 
     def of(self, file: RawFile) -> Callable[[int, str, str], None]:
-        """What readers call with (line, reason, row)."""
+        """Return the function that readers of `file` call with (line, reason, row)."""
         return lambda line, reason, row: self.add(file.name, line, reason, row)
 
     def add(self, source: str, line: int, reason: str, row: str) -> None:
-        """Count a bad row. One that spans lines was swallowed by a stray quote: each line is a row lost, and listed."""
+        """Count and list a bad row.
+
+        A row that spans lines was swallowed by a stray quote: each of its lines is a lost row and is listed alone.
+        """
         for offset, text in enumerate(row.split("\n")):
             self.examples.setdefault(reason, f"{source}, line {line + offset}: {text[:80]}")
             self.counts[source, reason] += 1
@@ -57,10 +60,11 @@ class Rejects:
         self.buffer.clear()
 
     def total(self, sources: Sequence[str]) -> int:
+        """Count the bad rows of these files."""
         return sum(count for (source, _), count in self.counts.items() if source in sources)
 
     def by_reason(self, sources: Sequence[str] | None = None) -> dict[str, int]:
-        """Rows per reason, most frequent first; of all sources if none are given."""
+        """Count the bad rows per reason, most frequent first, of `sources` or of all files."""
         reasons: Counter[str] = Counter()
         for (source, reason), count in self.counts.items():
             if sources is None or source in sources:
@@ -68,18 +72,24 @@ class Rejects:
         return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
 
     def table(self) -> pa.Table:
-        """All rejects, by source and line; after the collection is closed."""
+        """Return all rejects, sorted by source and line. Call it after the context manager has ended."""
         table = pq.read_table(self.path)
         return table.take(pc.sort_indices(table, [("source", "ascending"), ("line", "ascending")]))
 
     def too_many(self, sources: Sequence[str], read: int, limit: float, saved: Path) -> UserError | None:
-        """The error to raise when more than `limit` of the `read` rows of `sources` are rejects; `saved` lists them."""
+        """Return the error to raise if more than `limit` of the `read` rows of `sources` are rejects, else None.
+
+        Args:
+            read: rows read of these files, rejected ones included.
+            limit: share of them that may be rejects.
+            saved: the file that will list the rejects, for the message.
+        """
         rejected = self.total(sources)
         if rejected <= limit * read:
             return None
         reasons = self.by_reason(sources)
         lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
-        fix = f"All of them are in {saved}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
+        fix = f"{saved} lists all of them. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
             fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."

@@ -1,4 +1,4 @@
-"""Finding a dataset's raw files under `ingest.path`: what the stage reads, in which order, and under which names."""
+"""Find a dataset's raw files under `ingest.path`: which files the stage reads, in which order, under which names."""
 
 import glob
 import hashlib
@@ -14,7 +14,7 @@ VECTORS = "*_embeddings.npy"
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read. `name` is its path inside the dataset, so that outputs do not depend on where that lies."""
+    """A file to read. `name` is its path inside the dataset's folder: outputs do not depend on where the folder is."""
 
     path: Path
     name: str
@@ -27,7 +27,10 @@ class RawFile:
 
 @dataclass(frozen=True)
 class Source:
-    """The raw files of a dataset; `vectors_found` lists all own-vector files, of which one is used if it is alone."""
+    """The raw files of a dataset.
+
+    vectors_found: all files of item vectors (`VECTORS`); a file is used only if it is the only one.
+    """
 
     log: list[RawFile]
     items: RawFile | None = None
@@ -35,10 +38,11 @@ class Source:
 
     @property
     def vectors(self) -> Path | None:
+        """The file of item vectors that is used, if any."""
         return self.vectors_found[0] if len(self.vectors_found) == 1 else None
 
     def sha256(self) -> dict[str, str]:
-        """Hex digest of every file that is read, by name."""
+        """Return the hex digest of every file that is read, by name."""
         paths = {file.name: file.path for file in [*self.log, *([self.items] if self.items else [])]}
         if self.vectors:
             paths[self.vectors.name] = self.vectors
@@ -51,7 +55,7 @@ def sha256(path: Path) -> str:
 
 
 def find_source(dataset: str, path: str) -> Source:
-    """The files of `dataset` under `path` (a file, a glob or a folder).
+    """Find the files of `dataset` under `path` (a file, a glob or a folder).
 
     Raises:
         UserError: a file is missing, its format is not known, or it is not clear which file is meant.
@@ -67,7 +71,7 @@ def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
         if not matches:
             raise UserError(
                 f"{pattern.rstrip('*')} is not in {folder}",
-                f"the recipe {dataset} reads it",
+                f"the recipe of {dataset} reads this file",
                 f"set ingest.path to the folder that holds it, or run `python -m pipeline fetch`, which puts the "
                 f"publisher's files into data/raw/{dataset}",
             )
@@ -85,21 +89,23 @@ def _find_custom(path: str) -> Source:
     if not files:
         raise UserError(
             f"no file at {path}",
-            "ingest.path names the raw log: a file, a glob or a folder",
+            "ingest.path (with ingest.files) names the raw log: a file, a glob or a folder",
             "set ingest.path to your log",
         )
-    parts = Path(path).parts  # names count from the folder before the first wildcard
+    # A file's name begins after the folders without a wildcard: logs/*/part.csv -> a/part.csv, b/part.csv
+    parts = Path(path).parts
     base = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     return Source([RawFile(file, _name(file, base), _format(file)) for file in files])
 
 
 def _find_folder(folder: Path) -> Source:
-    log, items = _known(folder, "interactions.*"), _known(folder, "items.*")
+    log = _known(folder, "interactions.*")
+    items = _known(folder, "items.*")
     if not log:
         listing = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise UserError(
             f"no interactions.* in {folder}",
-            f"the log of a dataset folder has that name; found {listing}",
+            f"the log of a dataset folder must have that name; the folder holds {listing}",
             "rename your log, or set ingest.path to the file itself",
         )
     if len(items) > 1:
@@ -108,7 +114,7 @@ def _find_folder(folder: Path) -> Source:
 
 
 def _known(folder: Path, pattern: str) -> list[RawFile]:
-    """Files of a known format; others beside them, such as interactions.csv.dvc, are not the log."""
+    """Return the files of a known format that match; others, such as interactions.csv.dvc, are left out."""
     files = (file for file in sorted(folder.glob(pattern)) if _suffix(file) in FORMATS)
     return [RawFile(file, file.name, _format(file)) for file in files]
 
@@ -121,14 +127,14 @@ def _only(files: list[Path], folder: Path) -> Path:
     if len(files) > 1:
         raise UserError(
             f"{' and '.join(f.name for f in files)} are both in {folder}",
-            "only one of them can be meant",
-            "move the other away",
+            "the stage reads one of them and cannot tell which",
+            "move the other file away",
         )
     return files[0]
 
 
 def _suffix(file: Path) -> str:
-    """`log.2024.csv.gz` -> `.csv`"""
+    """Return the format's suffix: `log.2024.csv.gz` -> `.csv`."""
     return file.with_suffix("").suffix if file.suffix == ".gz" else file.suffix
 
 
@@ -136,7 +142,7 @@ def _format(file: Path) -> Format:
     if _suffix(file) not in FORMATS:
         raise UserError(
             f"the format of {file} is not known",
-            "it is told from the end of the file's name",
-            f"use one of {', '.join(FORMATS)}, plain or with .gz",
+            "the end of the file's name tells its format",
+            f"let the name end in one of {', '.join(FORMATS)}, plain or with .gz",
         )
     return FORMATS[_suffix(file)]

@@ -1,7 +1,7 @@
-"""Stage ingest: a raw log becomes data/interactions/, clean and numbered; `artifacts.Interactions` says what is there.
+"""Stage ingest: clean a raw log, number its users and items, and write data/interactions/ (`artifacts.Interactions`).
 
-Ids are dense and follow the source: users in the order of their first event, items in the order of the item file, or of
-their first event where there is none.
+Ids are dense and follow the source: users are in the order of their first interaction, items in the order of the item
+file or, without one, of their first interaction.
 """
 
 import shutil
@@ -26,11 +26,11 @@ from pipeline.ingest.staging import StagedItems, StagedLog, stage_items, stage_l
 from pipeline.ingest.vectors import read_vectors, vector_column
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
-TICKS = {"s": 1, "ms": 1000}  # in a second
+TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
 
 
 class IngestParams(Protocol):
-    """What the stage reads of params.yaml."""
+    """The part of params.yaml that the stage reads."""
 
     @property
     def dataset(self) -> str: ...
@@ -40,13 +40,13 @@ class IngestParams(Protocol):
 
 
 def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
-    """Read the raw log of `params.dataset` and write `output`; nothing there changes unless all of it succeeds.
+    """Read the raw log of `params.dataset` and write `output`, whole or not at all.
 
     Returns:
-        What ingest.json holds.
+        The content of ingest.json.
 
     Raises:
-        UserError: anything wrong with the log or its settings, or a full disk.
+        UserError: the log or its settings are wrong, or the disk is full.
     """
     with _workspace(scratch / "ingest") as work:
         new = work / "output"
@@ -60,7 +60,7 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
 
 @contextmanager
 def _workspace(folder: Path) -> Iterator[Path]:
-    """An empty folder that is gone afterwards; a disk that fails is the user's to mend."""
+    """Make an empty folder and remove it at the end; an error of the disk becomes a UserError."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         (folder / "output").mkdir(parents=True)
@@ -76,7 +76,7 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 
 def _raw_path(params: IngestParams, output: Path) -> str:
-    """`ingest.path` with `ingest.files`; the demo is first simulated, into the folder `raw` of the output."""
+    """Join `ingest.path` and `ingest.files`; the demo's log is simulated first, into the folder `raw` of the output."""
     if params.dataset != "demo":
         return str(Path(params.ingest.path, params.ingest.files))
     from pipeline.ingest.demo import generate_demo_log
@@ -87,8 +87,13 @@ def _raw_path(params: IngestParams, output: Path) -> str:
 def _stage(
     params: IngestParams, source: Source, work: Path, saved_rejects: Path
 ) -> tuple[StagedLog, StagedItems | None, Rejects]:
-    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `saved_rejects`."""
-    config, recipe = params.ingest, RECIPES.get(params.dataset)
+    """Write the raw files as typed Parquet into `work`.
+
+    Raises:
+        UserError: too many rows are bad (`saved_rejects` then lists them), or the log has no rows.
+    """
+    config = params.ingest
+    recipe = RECIPES.get(params.dataset)
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
@@ -103,6 +108,8 @@ def _stage(
             items=items,
             guess_actions=recipe is None,
         )
+
+    # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
     read = [([items.source], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
@@ -113,8 +120,8 @@ def _stage(
     if not log.columns:
         raise UserError(
             f"{', '.join(names)}: the log has no rows",
-            "there is nothing to learn from",
-            "check that ingest.path is the right file, and that it was written to the end",
+            "without interactions there is nothing to learn from",
+            "check that ingest.path is the right file, and that the file was written to the end",
         )
     return log, items, rejects
 
@@ -128,7 +135,7 @@ def _clean_and_write(
     work: Path,
     output: Path,
 ) -> dict[str, Any]:
-    """Write the new output folder; returns what its ingest.json holds."""
+    """Write the new output folder and return the content of its ingest.json."""
     vectors = read_vectors(source.vectors, items) if source.vectors else None
     with connect(params.ingest, work / "engine") as engine:
         cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
@@ -149,7 +156,7 @@ def _clean_and_write(
         "rejects": rejects.by_reason(),
         "minimum": _minimum(params),
         "k_core": _k_core(params),
-        "k_core_passes": cleaned.passes,
+        "k_core_passes": cleaned.rounds,
         "steps": cleaned.steps,
         "columns": log.columns,
         "vector_width": vectors.shape[1] if vectors is not None else None,
@@ -180,7 +187,7 @@ def _minimum(params: IngestParams) -> dict[str, float]:
 
 
 def _item_table(cleaned: Cleaned) -> pa.Table:
-    """items.parquet without vectors; the usual text columns are there even when the dataset has none."""
+    """Return items.parquet without vectors; the usual text columns are there even if the dataset has none."""
     table = cleaned.items
     for name in ITEM_NAMES:
         if name != "item" and name not in table.column_names:
@@ -189,7 +196,7 @@ def _item_table(cleaned: Cleaned) -> pa.Table:
 
 
 def _replace(old: Path, new: Path) -> None:
-    """Put the folder `new` in the place of `old`; a failing copy between disks leaves `old` as it was."""
+    """Replace the folder `old` by `new`; a failing copy between disks leaves `old` as it was."""
     old.parent.mkdir(parents=True, exist_ok=True)
     beside = old.with_name(f".{old.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
@@ -203,13 +210,14 @@ def _replace(old: Path, new: Path) -> None:
 
 
 def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
-    rows, rejected = summary["rows_read"], summary["rejected"]
+    rows = summary["rows_read"]
+    rejected = summary["rejected"]
     print(
         f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
         f"in {output}, from {rows:,} rows"
     )
     if rejected:
-        print(f"{rejected:,} rows could not be used: see rejects.parquet there")
+        print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
-        print(f"vectors not taken, because there are several ({names}): name one by embed.path")
+        print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")

@@ -1,6 +1,6 @@
-"""First half of the stage: raw files become typed Parquet in the scratch folder, bad rows become rejects.
+"""First half of the stage: write raw files as typed Parquet into the scratch folder, and bad rows as rejects.
 
-One pass over the files in bounded memory. What comes after (filters, k-core, ids) is relational and lives in clean.py.
+The files are read once, in bounded memory. The steps that follow (filters, k-core, ids) are relational: see clean.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
 from pipeline.progress import Progress
 
-EVENT = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
-OURS = ("source_row", "item_id", "raw_id", "vector")  # names that an item file's further columns cannot take
+INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
+RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StagedItems:
 
     path: Path
     source: str
-    ids: pa.Array  # string, those of the good rows
+    ids: pa.Array  # string: raw ids of the good rows
     read: int  # rows of the file, rejected ones included
 
 
@@ -61,13 +61,16 @@ def stage_items(
     shown = [columns[name] for name in ("item", "image") if name in columns]
     texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
     schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
-    seen: set[str] = set()
+    seen: set[str] = set()  # raw ids so far, for finding an item that is listed twice
     accepted = []
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
         for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
+            # The file's columns under our names: {"item": asin, "title": title, ...}
             fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
             if make_categories:
                 fields["categories"] = make_categories(chunk.table)
+
+            # Rows with a complaint go to the rejects, the others are written.
             usable = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
             arrays = [fields["item"], *(_text(fields.get(name), len(usable)) for name in texts)]
             good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(usable)
@@ -83,14 +86,15 @@ def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
     if head is None:
         raise UserError(
             f"{file.name} holds no readable rows",
-            "it should list the items of the log",
-            "check that it was written to the end, or move it away",
+            "this file should list the items of the log",
+            "check that the file was written to the end, or move it away",
         )
     columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in OURS}
+    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
 def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Complaint]:
+    """Find what is wrong with the rows of an item chunk, and add its raw ids to `seen`."""
     repeated = []
     for raw_id in fields["item"].to_pylist():
         repeated.append(raw_id in seen)
@@ -103,12 +107,13 @@ def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Com
 
 
 def leaves_folder(cell: str | None) -> bool:
-    """Whether a path given by the data could name a file outside the dataset folder, on any operating system."""
+    """Tell whether a path that the data give could name a file outside the dataset folder, on any operating system."""
     paths = [PureWindowsPath(name) for name in image_names(cell)]  # splits at / and at \
     return any(path.anchor or ".." in path.parts for path in paths)
 
 
 def _text(column: pa.Array | None, rows: int) -> pa.Array:
+    """Return the column with null where it is empty; only nulls where there is no column."""
     return pa.nulls(rows, pa.string()) if column is None else pc.if_else(pc.equal(column, ""), None, column)
 
 
@@ -126,29 +131,35 @@ def stage_log(
     items: StagedItems | None,
     guess_actions: bool,
 ) -> StagedLog:
-    """Read the log.
+    """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
         mapping: our column name -> the log's, complete for a recipe.
         ticks: units of the log's clock in a second.
-        minimum: action columns that must be there in every row.
-        items: where there is an item file, an item it does not list is a reject.
+        minimum: action column -> least value; a row without a value in one of these columns is a reject.
+        items: the item file, if there is one; a row whose item it does not list is a reject.
         guess_actions: take further numeric columns as actions.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
     """
+    # The first file with rows decides on the columns of the output: source_row, user, item, timestamp, its actions.
     plan = _plan(files, mapping, ticks, guess_actions)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
         _check_minimum(minimum, columns)
-    schema = pa.schema([*EVENT, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
-    accepted, first = 0, 0
+    schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
+
+    # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
+    accepted = 0
+    first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
-            last = -1
+            last = -1  # number of the file's last row
             for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None, ticks):
                 assert names is not None  # a file without columns has no chunks
+
+                # Type the columns, send rows with a complaint to the rejects and write the others.
                 arrays, complaints = _type(chunk, names, ticks, minimum, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
@@ -163,7 +174,12 @@ def stage_log(
 def _plan(
     files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int, guess_actions: bool
 ) -> list[tuple[RawFile, LogColumns | None]]:
-    """Each file with its columns; the first one that has rows decides on the actions. None: not one good row."""
+    """Return each file with its columns, None for a file without a good row.
+
+    The first file that has rows decides on the actions; the files after it must have the same ones.
+    """
+    # Files a.csv (user, item, time, rating), b.csv (no rows), c.csv (user, item, time, rating, note):
+    # a.csv decides on rating, b.csv has None, c.csv must have rating and loses note.
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
     for file in files:
@@ -180,10 +196,11 @@ def _plan(
 def _type(
     chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float], items: StagedItems | None
 ) -> tuple[list[pa.Array], list[Complaint]]:
-    """The chunk's columns after source_row, and what is wrong with them."""
+    """Return the chunk's columns after source_row, typed, and what is wrong with them."""
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     seconds, wrong_times = time_column(time, ticks)
-    arrays, complaints = [user, item, seconds], [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
+    arrays = [user, item, seconds]
+    complaints = [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong = number_column(text, name, required=name in minimum)
         arrays.append(values)
@@ -196,9 +213,13 @@ def _type(
 def _usable(
     file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, shown: Sequence[str]
 ) -> pa.Array:
-    """bool per row; the other rows go to the rejects, with the columns `shown`."""
+    """Tell which rows have no complaint (bool per row); the other rows go to the rejects, with the columns `shown`."""
+    # complaints ([T, F, F], "user is missing"), ([T, T, F], "rating is not a number") ->
+    # found ["user is missing", "rating is not a number", null] -> usable [F, F, T]
     found = reasons(complaints, len(chunk.lines))
     usable = pc.is_null(found)
+
+    # row numbers of the bad rows, here 0 and 1, and their text in the columns that are shown: "u1,i7,x"
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]
@@ -215,5 +236,5 @@ def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
                 f"action columns found: {', '.join(columns.actions) or 'none'}",
                 f"mend ingest.minimum: {nearest(name, columns.actions)}"
                 if columns.actions
-                else f"name the column: ingest.columns: {{{name}: NAME}}, or empty ingest.minimum",
+                else f"name the column in ingest.columns: {{{name}: NAME}}, or set ingest.minimum to {{}}",
             )

@@ -1,4 +1,4 @@
-"""Item vectors that come with a dataset: `*_embeddings.npy` beside the item file, row by row in its order."""
+"""Read the item vectors that come with a dataset: `*_embeddings.npy` beside the item file, in the order of its rows."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CHUNK_ITEMS = 100_000  # an Arrow list column counts its values in 32 bits
 
 
 def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
-    """Float vectors [rows of the item file, width], memory-mapped.
+    """Return float vectors [rows of the item file, width], memory-mapped.
 
     Raises:
         UserError: there is no item file, the counts differ, or the file is no matrix of floats.
@@ -20,7 +20,7 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
     if items is None:
         raise UserError(
             f"{path.name} has no item file beside it",
-            "its rows follow the order of items.*",
+            "row i of the vectors belongs to row i of the item file, items.*",
             "add the item file, or move the vectors away",
         )
     try:
@@ -28,26 +28,27 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
     except (ValueError, EOFError) as error:
         raise UserError(
             f"{path.name} cannot be read: {error}",
-            "the file is damaged or holds Python objects",
+            "the file is damaged, or it holds Python objects",
             "save a float array with numpy.save",
         ) from None
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise UserError(
-            f"{path.name} holds {vectors.dtype} {list(vectors.shape)}",
-            "one float vector per item is needed",
-            "save an array [items, width] of floats",
+            f"{path.name} holds an array of {vectors.dtype} {list(vectors.shape)}",
+            "the array must be floats of shape [items, width]",
+            "save the vectors as such an array",
         )
     if len(vectors) != items.read:
         raise UserError(
             f"{path.name} has {len(vectors):,} rows, {items.source} has {items.read:,}",
-            "row by row they must be the same items",
+            "row i of both must be the same item",
             "make the vectors again from this item file",
         )
-    return vectors
+    rows: np.ndarray = vectors
+    return rows
 
 
 def vector_column(vectors: np.ndarray, rows: np.ndarray) -> pa.ChunkedArray:
-    """list<float32> column of the vectors at `rows`."""
+    """Return the vectors at `rows` as a column of type list<float32>."""
     chunks = []
     for start in range(0, len(rows), CHUNK_ITEMS):
         part = np.asarray(vectors[rows[start : start + CHUNK_ITEMS]], np.float32)

@@ -1,4 +1,4 @@
-"""Quantizers: each turns item vectors into codes, in a file of its own; `quantizer.Quantizer` is what they promise."""
+"""Turn item vectors into codes: one file per quantizer; `quantizer.Quantizer` is the protocol of all quantizers."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def build_quantizer(config: QuantizeConfig, seed: int) -> "Quantizer":
-    """The quantizer that `config.method` names; its libraries are loaded here, not when params.yaml is checked."""
+    """Build the quantizer that `config.method` names; its libraries are loaded now, not when params.yaml is checked."""
     if config.method == "rkmeans":
         from pipeline.quantize.rkmeans import RKMeans
 

@@ -1,6 +1,6 @@
-"""Items that got the same codes, and the deduplication digit that tells them apart.
+"""Group the items of equal codes, and number the items of a group by the deduplication digit.
 
-Shape legend: I items, L code levels, G groups of items with equal codes.
+Shape legend: I items, L levels, G groups of items with equal codes.
 """
 
 import numpy as np
@@ -9,7 +9,8 @@ from pipeline.errors import UserError
 
 
 def group_by_codes(codes_IL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(group of each item [I], size of each group [G]); groups are numbered in lexicographic order of their codes."""
+    """Return (group of each item [I], size of each group [G]); groups are in lexicographic order of their codes."""
+    # codes (2, 1), (0, 5), (2, 1) -> order 1 0 2, starts 1 1 0, groups_I 1 0 1, sizes 1 2
     order = np.lexsort(codes_IL.T[::-1])
     sorted_IL = codes_IL[order]
     starts = np.ones(len(codes_IL), dtype=bool)
@@ -20,13 +21,13 @@ def group_by_codes(codes_IL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def deduplication_digits(codes_IL: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """(digit of each item int32 [I], how many values it may take).
+    """Return (deduplication digit of each item, int32 [I]; the number of values that a digit may take).
 
-    The digit is the item's rank inside its group, in the order of item ids; an item alone has 0.
+    The digits count the items of a group from 0, in the order of item ids; an item that is alone has 0.
 
     Args:
         codes_IL: row = item_id.
-        width: values the digit may take; 0: as many as the largest group needs.
+        width: number of values that a digit may take; 0: as many as the largest group needs.
 
     Raises:
         UserError: a group is larger than `width`.
@@ -38,10 +39,11 @@ def deduplication_digits(codes_IL: np.ndarray, width: int) -> tuple[np.ndarray, 
         raise UserError(
             f"quantize.digit_width is {width}, but {largest} items share the codes {codes_IL[members[0]].tolist()}: "
             f"item_id {', '.join(map(str, members[:5]))}{', ...' if largest > 5 else ''}",
-            "the deduplication digit must tell them apart",
-            f"set quantize.digit_width to {largest} or more (0: as many as needed), or lower the collisions with more "
-            "quantize.codes or quantize.levels",
+            "the deduplication digit must tell these items apart",
+            f"set quantize.digit_width to {largest} or more (0: as many as needed), or raise quantize.codes or "
+            "quantize.levels, so that fewer items share their codes",
         )
+    # groups_I 1 0 1 -> by_group 1 0 2, firsts_G 0 1 -> digits 0 0 1
     by_group = np.argsort(groups_I, kind="stable")
     firsts_G = np.cumsum(sizes_G) - sizes_G
     digits_I = np.empty(len(groups_I), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What `quantize:` in params.yaml may say."""
+"""The settings of the stage quantize: section `quantize` of params.yaml."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
-    """How vectors become Semantic IDs."""
+    """Say how vectors become Semantic IDs."""
 
     method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
     levels: int  # codes per item, the deduplication digit not counted

@@ -1,4 +1,4 @@
-"""One item's Semantic ID, and which items stand below each of its prefixes: `python -m pipeline sids`."""
+"""Look up one item's Semantic ID and the items below each of its prefixes, for `python -m pipeline sids`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,11 @@ from pipeline.raw_ids import dense_ids
 
 @dataclass(frozen=True)
 class Prefix:
-    """codes: the first codes of the item's Semantic ID. items: how many items have them. others: titles (raw ids where
-    there is none) of some of the other ones, by item id."""
+    """A prefix of an item's Semantic ID.
+
+    codes: the first codes of the Semantic ID. items: how many items have these codes, the item included. others: titles
+    (raw ids of items without a title) of some of the other items, by item id.
+    """
 
     codes: list[int]
     items: int
@@ -23,7 +26,10 @@ class Prefix:
 
 @dataclass(frozen=True)
 class ItemSid:
-    """digit: the deduplication digit, None where Semantic IDs have none. prefixes: the shortest first."""
+    """An item, its Semantic ID and its prefixes.
+
+    item: raw id. digit: the deduplication digit, None if Semantic IDs have none. prefixes: from short to long.
+    """
 
     item: str
     title: str
@@ -33,25 +39,27 @@ class ItemSid:
 
 
 def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, sids: Path = SIDS) -> ItemSid:
-    """The Semantic ID of the item with that raw id.
+    """Look up the Semantic ID of the item with that raw id.
 
     Args:
-        titles: other items that each prefix names, at most.
+        titles: the most other items that each prefix names.
 
     Raises:
         UserError: the item is not known, or the files are missing, damaged or of different logs.
     """
     path = Interactions(interactions).items
-    items, read = read_parquet(path), Sids.read(sids)
+    items = read_parquet(path)
+    read = Sids.read(sids)
     if len(items) != len(read.codes_IL):
         raise UserError(
             f"{path} lists {len(items):,} items, {sids} has {len(read.codes_IL):,}",
-            "they were made from different logs",
-            "run `dvc repro`, or `dvc checkout`",
+            "the two were made from different logs",
+            "run `dvc repro`, or `dvc checkout` for the files of this commit",
         )
     number = int(dense_ids([item], items, "item", path)[0])
     names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
     codes_IL = read.codes_IL[:, :-1] if read.digit else read.codes_IL
+    # codes of the item 2 1 5, of another item 2 1 7 -> the other's row of below_IL is 1 1 0
     below_IL = np.logical_and.accumulate(codes_IL == codes_IL[number], axis=1)
     item_codes = codes_IL[number].tolist()
     prefixes = [
@@ -68,7 +76,7 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
 
 
 def sid_text(found: ItemSid) -> str:
-    """The codes, then one block per prefix."""
+    """Write the codes as text, then one block per prefix."""
     digit = "" if found.digit is None else f", deduplication digit {found.digit}"
     lines = [f"{found.item}  {found.title}".rstrip(), f"codes {' '.join(map(str, found.codes))}{digit}"]
     for prefix in found.prefixes:

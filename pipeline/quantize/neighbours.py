@@ -1,20 +1,20 @@
-"""Whether Semantic IDs keep together what belongs together: nearest neighbours, and items of one category.
+"""Measure whether Semantic IDs hold together nearest neighbours and items of one category.
 
-Shape legend: I items, S sampled items, L code levels, P prefixes, K categories, d embedding width.
+Shape legend: I items, S sampled items, L levels, P items of a chunk, d width of the embeddings.
 """
 
 import numpy as np
 
 from pipeline.quantize.collisions import group_by_codes
 
-SAMPLE = 1000  # items whose nearest neighbour is looked for
-CHUNK = 2**15  # items that they are held against at once
+SAMPLE = 1000  # items whose nearest neighbour is searched
+CHUNK = 2**15  # items that are compared with the sample at once
 
 
 def neighbour_agreement(vectors_Id: np.ndarray, codes_IL: np.ndarray) -> list[float]:
-    """Per level: share of items whose nearest neighbour (Euclidean) has the same codes up to that level.
+    """Return, per level, the share of items whose nearest neighbour (Euclidean) has the same codes up to that level.
 
-    Measured on `SAMPLE` items, always the same ones for the same number of items.
+    The share is measured on `SAMPLE` items, which depend on nothing but the number of items.
     """
     items = len(vectors_Id)
     sample_S = np.sort(np.random.default_rng(0).permutation(items)[:SAMPLE])
@@ -24,30 +24,38 @@ def neighbour_agreement(vectors_Id: np.ndarray, codes_IL: np.ndarray) -> list[fl
 
 
 def nearest_others(vectors_Id: np.ndarray, sample_S: np.ndarray) -> np.ndarray:
-    """int64 [S]: the item nearest to each of the sample, itself left out; of equally near ones the first."""
-    best_S, nearest_S = np.full(len(sample_S), -np.inf), np.zeros(len(sample_S), np.int64)
+    """Return the item nearest to each of the sample but itself, int64 [S]; of equally near items the first."""
+    best_S = np.full(len(sample_S), -np.inf)
+    nearest_S = np.zeros(len(sample_S), np.int64)
     for first in range(0, len(vectors_Id), CHUNK):
-        part = vectors_Id[first : first + CHUNK]
-        closeness = 2 * vectors_Id[sample_S] @ part.T - np.square(part).sum(axis=1)
-        in_part = (sample_S >= first) & (sample_S < first + len(part))
-        closeness[in_part, sample_S[in_part] - first] = -np.inf
-        nearest, best = closeness.argmax(axis=1), closeness.max(axis=1)
-        better = best > best_S
-        best_S[better], nearest_S[better] = best[better], nearest[better] + first
+        # The closeness 2 s.v - |v|^2 orders items as -|s - v|^2 does: |s|^2 is the same for all items v of a row.
+        part_Pd = vectors_Id[first : first + CHUNK]
+        closeness_SP = 2 * vectors_Id[sample_S] @ part_Pd.T - np.square(part_Pd).sum(axis=1)
+
+        # An item is not its own neighbour: sample item 5 is column 1 of the chunk that begins with item 4.
+        in_part_S = (sample_S >= first) & (sample_S < first + len(part_Pd))
+        closeness_SP[in_part_S, sample_S[in_part_S] - first] = -np.inf
+
+        column_S = closeness_SP.argmax(axis=1)
+        closest_S = closeness_SP.max(axis=1)
+        better_S = closest_S > best_S
+        best_S[better_S] = closest_S[better_S]
+        nearest_S[better_S] = column_S[better_S] + first
     return nearest_S
 
 
 def category_agreement(codes_IL: np.ndarray, categories_I: np.ndarray) -> tuple[list[float | None], float | None]:
-    """Share of the pairs of items with the same codes up to a level that are of one category, and that of all pairs.
+    """Compute how often two items are of one category, among those with the same codes up to a level, and among all.
 
     Args:
-        categories_I: int [I], -1 where an item has none: it is left out.
+        categories_I: int [I]; an item without a category has -1 and is left out.
 
     Returns:
-        (per level, by chance); None where there is no pair.
+        (share of pairs per level, share of all pairs: by chance); None if there is no pair.
     """
     known = categories_I >= 0
-    codes_IL, categories_I = codes_IL[known], categories_I[known]
+    codes_IL = codes_IL[known]
+    categories_I = categories_I[known]
     everything = np.zeros(len(codes_IL), np.int64)
     levels = [
         _agreement(group_by_codes(codes_IL[:, : level + 1])[0], categories_I) for level in range(codes_IL.shape[1])
@@ -56,11 +64,13 @@ def category_agreement(codes_IL: np.ndarray, categories_I: np.ndarray) -> tuple[
 
 
 def _agreement(prefix_I: np.ndarray, categories_I: np.ndarray) -> float | None:
-    """Pairs that agree in both, over pairs that agree in the prefix."""
+    """Divide the number of pairs that agree in prefix and category by the number that agree in the prefix."""
+    # prefix_I 0 0 0 1, categories_I 7 7 8 8: one pair of 3 with prefix 0 agrees in the category too -> 1/3
     prefixes = _pairs(np.bincount(prefix_I))
     _, both = np.unique(np.stack([prefix_I, categories_I]), axis=1, return_counts=True)
     return float(_pairs(both) / prefixes) if prefixes else None
 
 
 def _pairs(counts: np.ndarray) -> int:
+    """Count the ordered pairs within groups of these sizes."""
     return int((counts * (counts - 1)).sum())

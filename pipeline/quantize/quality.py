@@ -1,6 +1,6 @@
-"""How good the Semantic IDs are before a generator is trained on them: quality.json and levels.csv.
+"""Measure how good the Semantic IDs are before a generator is trained on them, for quality.json and levels.csv.
 
-Shape legend: I items, L code levels, C codes of a level, G groups of items with equal codes, d embedding width.
+Shape legend: I items, L levels, V codes of a level, G groups of items with equal codes, d width of the embeddings.
 """
 
 from collections.abc import Mapping
@@ -27,15 +27,18 @@ LEVEL_COLUMNS = (
 def quality_metrics(
     vectors_Id: np.ndarray, quantized: Quantized, codes: int, categories_I: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Flat numbers, and one mapping per level. All of it is about the codes without the deduplication digit.
+    """Return quality numbers and one mapping of numbers per level, all about codes without the deduplication digit.
 
-    collision_rate: share of items that share their codes with another. identical_vectors: share of items whose vector
-    is that of another, which no quantizer can tell apart. relative_reconstruction_error: squared errors over squared
-    lengths of what was quantized. category_agreement_by_chance: that of all pairs, null without categories. The levels:
-    see `code_usage`; prefixes: distinct codes up to the level; agreements: see neighbours.py.
+    collision_rate: share of items that share their codes with another item. identical_vectors: share of items with the
+    same vector as another item, which no quantizer can tell apart. relative_reconstruction_error: squared errors over
+    squared lengths of the quantized vectors. category_agreement_by_chance: the agreement of all pairs, null without
+    categories. Numbers of a level: see `code_usage`; prefixes: distinct codes up to the level; neighbour_agreement and
+    category_agreement: see neighbours.py.
 
     Args:
-        categories_I: int [I], -1 where an item has none; None: no item has one.
+        vectors_Id: float32 [I, d], as they were quantized.
+        codes: codebook size of a level.
+        categories_I: int [I], -1 for an item without a category; None: no item has a category.
     """
     codes_IL = quantized.codes_IL
     _, sizes_G = group_by_codes(codes_IL)
@@ -65,22 +68,23 @@ def quality_metrics(
 
 
 def collision_rate(codes_IL: np.ndarray) -> float:
-    """Share of items that share their codes with another."""
+    """Return the share of items that share their codes with another item."""
     _, sizes_G = group_by_codes(codes_IL)
     return round(1 - int((sizes_G == 1).sum()) / len(codes_IL), 6)
 
 
-def code_usage(counts_C: np.ndarray) -> dict[str, float]:
-    """How evenly the codes of a level are used, from how many items have each.
+def code_usage(counts_V: np.ndarray) -> dict[str, float]:
+    """Measure how evenly the codes of a level are used, from the number of items of each code.
 
-    used_codes: codes with an item. entropy_bits: of the distribution of items over codes. perplexity: 2 to that power,
-    the number of codes that would be as uneven if they were used equally. gini: 0 all equal, towards 1 one has all.
+    used_codes: codes with an item. entropy_bits: entropy of the distribution of items over codes. perplexity: 2 to the
+    power of the entropy, the number of codes with this entropy if all were used equally. gini: 0 if all codes have
+    equally many items, near 1 if one code has all items.
     """
-    shares_C = np.sort(counts_C) / counts_C.sum()
-    used = shares_C[shares_C > 0]
+    shares_V = np.sort(counts_V) / counts_V.sum()
+    used = shares_V[shares_V > 0]
     entropy = max(0.0, float(-(used * np.log2(used)).sum()))  # one code alone: 0, not the -0.0 of the sum
-    ranks_C = np.arange(1, len(shares_C) + 1)
-    gini = float(((2 * ranks_C - len(shares_C) - 1) * shares_C).sum() / len(shares_C))
+    ranks_V = np.arange(1, len(shares_V) + 1)
+    gini = float(((2 * ranks_V - len(shares_V) - 1) * shares_V).sum() / len(shares_V))
     return {
         "used_codes": len(used),
         "entropy_bits": round(entropy, 4),
@@ -90,7 +94,7 @@ def code_usage(counts_C: np.ndarray) -> dict[str, float]:
 
 
 def level_table(quality: Mapping[str, Any]) -> str:
-    """CSV of `LEVEL_COLUMNS`, one row per level; a figure that does not exist is empty."""
+    """Write `LEVEL_COLUMNS` as CSV, one row per level; a figure that does not exist is empty."""
     lines = [",".join(LEVEL_COLUMNS)]
     number = 1
     while (figures := quality.get(f"level_{number}")) is not None:
@@ -101,7 +105,7 @@ def level_table(quality: Mapping[str, Any]) -> str:
 
 
 def _identical(vectors_Id: np.ndarray) -> float:
-    """Share of items whose vector is, bit by bit, that of another."""
+    """Return the share of items whose vector is, bit by bit, that of another item."""
     rows = np.ascontiguousarray(vectors_Id)
     _, counts = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0], return_counts=True)
     return round(int(counts[counts > 1].sum()) / len(rows), 6)

@@ -1,9 +1,10 @@
-"""Stage quantize: item vectors become Semantic IDs.
+"""Stage quantize: turn item vectors into Semantic IDs.
 
-Reads data/embeddings/ and the items' categories, writes data/sids/ (the codes of each item with the deduplication digit
-last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's plot).
+The stage reads data/embeddings/ and the items' categories. It writes data/sids/: the codes of each item with the
+deduplication digit last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's
+plot.
 
-Shape legend: I items, L code levels, d embedding width.
+Shape legend: I items, L levels, d width of the embeddings.
 """
 
 from dataclasses import replace
@@ -31,7 +32,7 @@ from pipeline.quantize.quantizer import unit_rows
 
 
 class QuantizeParams(Protocol):
-    """What the stage reads of params.yaml."""
+    """The part of params.yaml that the stage reads."""
 
     @property
     def seed(self) -> int: ...
@@ -43,11 +44,12 @@ class QuantizeParams(Protocol):
 def run(
     params: QuantizeParams, *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
 ) -> dict[str, Any]:
-    """Write data/sids/ and return what quality.json holds.
+    """Write data/sids/ and return the content of quality.json.
 
     Raises:
-        UserError: the embeddings or the items are missing or damaged, more codes than items, more collisions than
-            allowed, a digit too narrow, a library or GPU that is not there, or training diverged. Nothing is written.
+        UserError: the embeddings or the items are missing or damaged, there are more codes than items or more
+            collisions than allowed, the digit is too narrow, a library or GPU is missing, or training diverged. Nothing
+            is written then.
     """
     vectors_Id = Embeddings.read(embeddings).vectors_Id
     items = read_parquet(Interactions(interactions).items)
@@ -63,11 +65,21 @@ def run(
 def make_sids(
     vectors_Id: np.ndarray, config: QuantizeConfig, seed: int, categories_I: np.ndarray | None = None
 ) -> Sids:
-    """The pure part. vectors_Id: float32 [I, d], row = item_id. categories_I: int [I], -1 where an item has none."""
+    """Compute Semantic IDs, without reading or writing files.
+
+    Args:
+        vectors_Id: float32 [I, d], row = item_id.
+        categories_I: int [I], -1 for an item without a category; None: no item has a category.
+
+    Raises:
+        UserError: as `run`, except for the files.
+    """
     if config.normalize_input:
         vectors_Id, _ = unit_rows(vectors_Id)
     quantized = build_quantizer(config, seed).fit(vectors_Id)
     before = collision_rate(quantized.codes_IL)
+
+    # Items of equal codes: `sinkhorn` gives them other last codes, `digit` a further column, `none` leaves them.
     if config.collisions == "sinkhorn":
         from pipeline.quantize.sinkhorn import spread_last_codes
 
@@ -79,10 +91,12 @@ def make_sids(
             codes_IL=np.column_stack([quantized.codes_IL[:, :-1], last_I]),
             errors_I=quantized.errors_with(last_I),
         )
-    codes_IL, widths = quantized.codes_IL, (config.codes,) * config.levels
+    codes_IL = quantized.codes_IL
+    widths = (config.codes,) * config.levels
     if config.collisions == "digit":
         digits_I, digit_width = deduplication_digits(codes_IL, config.digit_width)
-        codes_IL, widths = np.column_stack([codes_IL, digits_I]), (*widths, digit_width)
+        codes_IL = np.column_stack([codes_IL, digits_I])
+        widths = (*widths, digit_width)
     return Sids(
         codes_IL=codes_IL,
         widths=widths,
@@ -98,46 +112,48 @@ def make_sids(
 
 
 def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
-    """Raises UserError, with advice from the figures, when more items share their codes than config allows."""
-    rate, allowed = quality["collision_rate"], config.max_collision_rate
+    """Raise UserError, with advice from the figures, if more items share their codes than config allows."""
+    rate = quality["collision_rate"]
+    allowed = config.max_collision_rate
     if rate <= allowed:
         return
     used = min(quality[f"level_{level + 1}"]["used_codes"] for level in range(config.levels))
     advice = []
     if quality["identical_vectors"] > rate / 2:
         advice.append(
-            f"{quality['identical_vectors']:.1%} of items have the vector of another: embed more of their "
-            "text (embed.template), as no quantizer can tell these apart"
+            f"{quality['identical_vectors']:.1%} of items have the same vector as another item, and no quantizer can "
+            "tell these apart: embed more of their text (embed.template)"
         )
     if used < config.codes / 2:
         advice.append(
-            f"a level uses {used} of its {config.codes} codes: another quantize.method spreads them better"
-            + ("" if config.method == "rkmeans" else ", so may another quantize.learning_rate")
+            f"a level uses {used} of its {config.codes} codes: choose another quantize.method"
+            + ("" if config.method == "rkmeans" else " or another quantize.learning_rate")
+            + ", which may use more of them"
         )
     advice.append(
         "raise quantize.codes or quantize.levels"
         + ("" if config.normalize_residuals else ", switch on quantize.normalize_residuals")
-        + f", or accept it: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}"
+        + f", or accept the collisions: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}"
     )
     raise UserError(
         f"{rate:.1%} of items share their codes with another, quantize.max_collision_rate allows "
         f"{allowed:.1%}; the largest group has {quality['largest_group']} items",
-        "what their codes do not tell apart, a generator can only guess",
+        "a generator can only guess among items of equal codes",
         "\n".join([*advice, RESTORE]),
     )
 
 
 def summary(sids: Sids) -> str:
-    """Collisions and level widths, in two lines."""
+    """Write collisions and level widths as text, in two lines."""
     quality = sids.quality
     last = {
         "digit": "the last is the deduplication digit",
         "none": "items of equal codes share a Semantic ID",
-        "sinkhorn": f"{quality['quantizer_collision_rate']:.1%} of items shared theirs before the last level was "
+        "sinkhorn": f"{quality['quantizer_collision_rate']:.1%} of items shared their codes before the last level was "
         "assigned anew",
     }[quality["collisions"]]
     return (
         f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
-        f"{quality['collision_rate']:.1%} of items share theirs, {quality['largest_group']} at most\n"
+        f"{quality['collision_rate']:.1%} of items share their codes, {quality['largest_group']} at most\n"
         f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}"
     )

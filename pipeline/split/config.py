@@ -1,4 +1,4 @@
-"""What `split:` in params.yaml may say."""
+"""The settings of the stage split: section `split` of params.yaml."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -7,7 +7,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfig:
-    """Which interactions are for training, for choosing a model, and for the final number."""
+    """Say which interactions are for training, for choosing a model, and for the final number."""
 
     protocol: Literal["leave_one_out", "temporal"]
     max_history: int  # most recent items the model sees before a target

@@ -1,11 +1,11 @@
-"""Which interactions are for training, which choose the model, and which give the final number.
+"""Choose the interactions for training, those that choose the model, and those that give the final number.
 
-Both protocols work on flat sequences (see `pipeline.artifacts.Splits`) and return flat indices; -1 means that the user
-has no such target. A target always has at least one interaction before it, as there is nothing to predict from
-otherwise. Whatever a protocol keeps out of training lies at or after `train_end`, so that a reader who stays below
-`train_end` cannot meet a held-out interaction.
+Both protocols work on the sequences of all users end to end (see `pipeline.artifacts.Splits`) and return flat indices,
+which are indices on that axis; -1 means that the user has no such target. A target always has at least one interaction
+before it, because its history would be empty otherwise. All interactions that are not for training lie at or after
+`train_end`, so that a reader who stays below `train_end` meets no held-out interaction.
 
-Shape legend: U users, N interactions.
+Shape legend: U users, N interactions of all users end to end.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Targets:
-    """int64 [U] each: one past the user's last training interaction, and the held-out interactions."""
+    """Flat indices, int64 [U] each: one past the user's last training interaction, and the held-out interactions."""
 
     train_end: np.ndarray
     valid_target: np.ndarray
@@ -24,10 +24,14 @@ class Targets:
 
 
 def leave_one_out(offsets: np.ndarray) -> Targets:
-    """Last interaction is test, second last is validation, the others are for training.
+    """Hold out each user's last interaction for test and the second last for validation; the others are for training.
 
-    A user with two interactions has only a test target, and one with a single interaction only trains.
+    A user with two interactions has only a test target, and a user with one interaction is only for training.
+
+    Args:
+        offsets: int64 [U + 1]; the interactions of user u are [offsets[u], offsets[u + 1]).
     """
+    # lengths 4, 2, 1, hence offsets 0 4 6 7 -> train_end 2 5 7, valid_target 2 -1 -1, test_target 3 5 -1
     starts, ends = offsets[:-1], offsets[1:]
     lengths = ends - starts
     held_out = np.clip(lengths - 1, 0, 2)
@@ -39,13 +43,15 @@ def leave_one_out(offsets: np.ndarray) -> Targets:
 
 
 def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, test_from: str) -> Targets:
-    """Training is what lies before `valid_from`; targets are each user's first interaction in the two later periods.
+    """Train on interactions before `valid_from`; the first of each user in the two later periods are the targets.
 
     The validation target lies in [valid_from, test_from), the test target at or after test_from; both dates are days
-    of UTC, YYYY-MM-DD. The rest stays in the sequence and is never a target: later interactions of the validation
-    period are history of the test target, and those after the test target are read by nothing. A user's very first
-    interaction is no target either, as it has no history.
+    of UTC, YYYY-MM-DD. The other interactions stay in the sequence and are never a target: later interactions of the
+    validation period are history of the test target, and nothing reads those after the test target. A user's very first
+    interaction is no target either, because it has no history.
     """
+    # A user with 2 interactions before valid_from, 2 in the validation period and 3 after it, from flat index 10:
+    # train_end 12, test_start 14 -> validation target 12, test target 14.
     starts, ends = offsets[:-1], offsets[1:]
     train_end = starts + _earlier(offsets, timestamps_N, valid_from)
     test_start = starts + _earlier(offsets, timestamps_N, test_from)
@@ -57,7 +63,9 @@ def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, tes
 
 
 def _earlier(offsets: np.ndarray, timestamps_N: np.ndarray, day: str) -> np.ndarray:
-    """How many interactions of each user lie before the first second of `day` (UTC). int64 [U]."""
+    """Count the interactions of each user before the first second of `day` (UTC), int64 [U]."""
+    # earlier is a running sum over all users: interactions before the day 1 1 0 | 1 -> earlier 0 1 2 2 3, counts 2 1
     moment = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
     earlier = np.concatenate([[0], np.cumsum(timestamps_N < moment, dtype=np.int64)])
-    return earlier[offsets[1:]] - earlier[offsets[:-1]]
+    counts_U: np.ndarray = earlier[offsets[1:]] - earlier[offsets[:-1]]
+    return counts_U

@@ -1,9 +1,9 @@
-"""Stage split: sequences, and which of their positions are training, validation and test.
+"""Stage split: write the users' sequences, and which of their positions are for training, validation and test.
 
-Reads data/interactions/, writes data/splits/. Nothing is copied per window: a window is a pair of flat indices, so the
-split of ten million interactions is a handful of arrays that later stages map into memory.
+The stage reads data/interactions/ and writes data/splits/. Nothing is copied per window: a window is a pair of flat
+indices, so the split of ten million interactions is a handful of arrays that later stages map into memory.
 
-Shape legend: U users, N interactions.
+Shape legend: U users, N interactions of all users end to end.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from pipeline.split.ties import shuffle_ties
 
 
 class SplitParams(Protocol):
-    """What the stage reads of params.yaml."""
+    """The part of params.yaml that the stage reads."""
 
     @property
     def seed(self) -> int: ...
@@ -54,7 +54,7 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
         f"{summary['test_targets']:,} test targets of {summary['users']:,} users"
     )
     print(
-        f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before "
+        f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before them "
         f"(ties: {summary['ties']})"
     )
     return summary
@@ -70,27 +70,36 @@ def split_log(
     config: SplitConfig,
     seed: int,
 ) -> Splits:
-    """The pure part: a log sorted by (user, time) as sequences with targets.
+    """Split a log that is sorted by (user, time) into sequences with targets, without reading or writing files.
 
     Args:
-        users_N: dense ids.
-        items_N: dense ids.
+        users_N: dense ids of users.
+        items_N: dense ids of items.
         timestamps_N: seconds.
-        users: how many there are, those without an interaction included.
-        items: likewise.
+        users: how many users there are, those without an interaction included.
+        items: how many items there are, those without an interaction included.
 
     Raises:
-        UserError: nothing is left to train on, or no validation or test target.
+        UserError: there is no training, validation or test target.
     """
     if config.ties == "shuffled":
         order = shuffle_ties(users_N, timestamps_N, seed)
-        items_N = items_N[order]  # users and timestamps are equal within a group of ties: they stay as they are
+        items_N = items_N[order]  # the order changes neither users nor timestamps: they are equal within a tie
+    # users_N 0 0 0 2 with 3 users -> offsets 0 3 3 4
     offsets = np.searchsorted(users_N, np.arange(users + 1)).astype(np.int64)
     if config.protocol == "leave_one_out":
         targets = leave_one_out(offsets)
     else:
         targets = temporal(offsets, timestamps_N, config.valid_from, config.test_from)
-    splits = Splits(items_N, timestamps_N, offsets, targets.train_end, targets.valid_target, targets.test_target, {})
+    splits = Splits(
+        items_N=items_N,
+        timestamps_N=timestamps_N,
+        offsets=offsets,
+        train_end=targets.train_end,
+        valid_target=targets.valid_target,
+        test_target=targets.test_target,
+        summary={},
+    )
     splits = replace(splits, summary=_summarise(splits, items, config))
     _require_targets(splits, config)
     return splits
@@ -103,7 +112,7 @@ def _require_targets(splits: Splits, config: SplitConfig) -> None:
         if config.protocol == "leave_one_out":
             raise UserError(
                 f"no {part} target is left",
-                "leave_one_out holds out a user's last two interactions, and the first is only history",
+                "leave_one_out holds out a user's last two interactions, and the first one is only history",
                 "bring a log where users have four interactions or more",
             )
         first, last = (
@@ -118,9 +127,14 @@ def _require_targets(splits: Splits, config: SplitConfig) -> None:
 
 
 def _summarise(splits: Splits, items: int, config: SplitConfig) -> dict[str, Any]:
-    """What splits.json holds; `tie_share` is that of the test targets."""
+    """Return the content of splits.json.
+
+    tie_share: share of test targets that have an earlier interaction of their user with the same timestamp;
+    valid_tie_share: the same of validation targets.
+    """
     starts, ends = splits.offsets[:-1], splits.offsets[1:]
-    (_, valid), (_, test) = splits.targets("valid"), splits.targets("test")
+    _, valid = splits.targets("valid")
+    _, test = splits.targets("test")
     dates = {"valid_from": config.valid_from, "test_from": config.test_from} if config.protocol == "temporal" else {}
     return {
         "protocol": config.protocol,

@@ -32,13 +32,13 @@ def random_splits(rng: np.random.Generator, items: int = 16, users: int = 9) -> 
     test_target = np.where(rng.random(users) < 0.8, offsets[1:] - 1, -1)
     valid_target = np.where(lengths > 1, offsets[1:] - 2, -1)
     return Splits(
-        rng.integers(0, items, offsets[-1]).astype(np.int32),
-        np.arange(offsets[-1]),
-        offsets,
-        np.maximum(offsets[1:] - 2, offsets[:-1]),
-        valid_target,
-        test_target,
-        {"max_history": MAX_HISTORY},
+        items_N=rng.integers(0, items, offsets[-1]).astype(np.int32),
+        timestamps_N=np.arange(offsets[-1]),
+        offsets=offsets,
+        train_end=np.maximum(offsets[1:] - 2, offsets[:-1]),
+        valid_target=valid_target,
+        test_target=test_target,
+        summary={"max_history": MAX_HISTORY},
     )
 
 

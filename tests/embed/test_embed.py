@@ -52,7 +52,7 @@ def test_tfidf_gives_one_row_per_item_and_counts_those_without_text(interactions
         }
     )
     assert (embeddings.vectors_Id[[2, 5]] == 0).all()
-    assert "2 items have a vector of zeros, 2 of them as they have no text at all" in capsys.readouterr().out
+    assert "2 items have a vector of zeros, 2 of them because they have no text" in capsys.readouterr().out
 
 
 def test_a_second_run_writes_the_same_bytes_whatever_the_seed(interactions):

@@ -15,7 +15,8 @@ from tiny_qwen import save_qwen
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed.batches import packed_batches
 from pipeline.embed.images import Picture
-from pipeline.embed.qwen import QwenEncoder, qwen_attention
+from pipeline.embed.packed_qwen import qwen_attention
+from pipeline.embed.qwen import QwenEncoder
 from pipeline.embed.stage import run
 from pipeline.errors import UserError
 

@@ -122,7 +122,7 @@ def test_a_dataset_without_vectors_says_that_there_is_no_column_of_them(tmp_path
     pq.write_table(pa.table({"raw_id": IDS, "title": IDS}), tmp_path / "items.parquet")
     with pytest.raises(UserError, match="expected one column of vectors, found none") as caught:
         precomputed_vectors(tmp_path / "items.parquet", "auto", IDS)
-    assert caught.value.why == "it holds raw_id, title"
+    assert caught.value.why == "the file holds raw_id, title"
 
 
 def test_vectors_of_different_length_are_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
     server.drops = [1_000_000] + [0] * module.ATTEMPTS
     with pytest.raises(UserError, match="dropped after 1,000,000 of 3,000,000 bytes") as error:
         fetch("custom", tmp_path, [f"{server.url}/log.bin"])
-    assert error.value.why == "what came so far is kept and continued next time"
+    assert error.value.why == "the next fetch goes on after the part that came"
     assert fetch("custom", tmp_path, [f"{server.url}/log.bin"])[0].read_bytes() == CONTENT
     assert server.asked[-1] == "bytes=1000000-"
 

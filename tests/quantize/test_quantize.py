@@ -110,7 +110,7 @@ def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
     with pytest.raises(UserError) as caught:
         check_collisions(quality, config)
     for words in (
-        "50.0% of items have the vector of another",
+        "50.0% of items have the same vector as another item",
         "a level uses 3 of its 8 codes",
         "another quantize.learning_rate",
         "switch on quantize.normalize_residuals",

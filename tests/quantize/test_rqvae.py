@@ -96,12 +96,12 @@ def test_the_loss_is_the_reconstruction_and_each_levels_two_terms():
     model.start(rows, 0)
     with torch.no_grad():
         for level in model.levels:
-            level.table_Ck += 0.1 * torch.randn_like(level.table_Ck)
+            level.table_Vk += 0.1 * torch.randn_like(level.table_Vk)
         residual = latent = model.encoder(rows)
         expected = 0.0
         for level in model.levels:
             chosen = torch.stack(
-                [min(level.table_Ck, key=lambda code: float((row - code).square().sum())) for row in residual]
+                [min(level.table_Vk, key=lambda code: float((row - code).square().sum())) for row in residual]
             )
             expected += 1.4 * float((residual - chosen).square().mean())
             residual = residual - chosen
@@ -139,12 +139,12 @@ def test_a_code_without_items_starts_again_at_what_an_item_leaves_to_its_level()
 def test_the_table_of_simvq_is_frozen_and_its_codes_are_the_mapped_rows():
     torch.manual_seed(0)
     book = MappedCodebook(8, 6, bias=True)
-    table = book.table_Ck.clone()
+    table = book.table_Vk.clone()
     optimizer = torch.optim.SGD(book.parameters(), lr=0.1)
     for _ in range(3):
         book.vectors().square().sum().backward()
         optimizer.step()
-    assert torch.equal(book.table_Ck, table)
+    assert torch.equal(book.table_Vk, table)
     assert {name for name, _ in book.named_parameters()} == {"map.weight", "map.bias"}
     expected = torch.stack([book.map.weight @ row + book.map.bias for row in table])
     torch.testing.assert_close(book.vectors(), expected)
@@ -154,7 +154,7 @@ def test_simvq_writes_the_mapped_codes_not_the_table():
     """Else whoever decodes from codes gets vectors that nothing was quantized to."""
     quantized = build_quantizer(config(method="simvq", encoder="identity"), 1).fit(clouds(9))
     torch.manual_seed(1)
-    untouched = ResidualAutoencoder(config(method="simvq", encoder="identity"), 8).levels[0].table_Ck.numpy()
+    untouched = ResidualAutoencoder(config(method="simvq", encoder="identity"), 8).levels[0].table_Vk.numpy()
     assert np.linalg.norm(quantized.codebooks["level_1"] - untouched) > 0.1
     assert not any(name.startswith(("encoder", "decoder")) for name in quantized.codebooks)
 

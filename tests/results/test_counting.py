@@ -22,13 +22,13 @@ def splits_of(sequences: list[list[int]], items: int = ITEMS) -> Splits:
     offsets = np.concatenate([[0], np.cumsum([len(s) for s in sequences])])
     ends = offsets[1:]
     return Splits(
-        np.concatenate(sequences).astype(np.int32),
-        np.arange(offsets[-1]),
-        offsets,
-        ends - 2,
-        ends - 2,
-        ends - 1,
-        {"max_history": MAX_HISTORY, "items": items},
+        items_N=np.concatenate(sequences).astype(np.int32),
+        timestamps_N=np.arange(offsets[-1]),
+        offsets=offsets,
+        train_end=ends - 2,
+        valid_target=ends - 2,
+        test_target=ends - 1,
+        summary={"max_history": MAX_HISTORY, "items": items},
     )
 
 
@@ -106,13 +106,13 @@ def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation():
 def test_a_user_without_history_is_ranked_by_popularity():
     splits = splits_of([[3, 3, 3, 1, 2], [3, 4, 4, 1, 2]])
     alone = Splits(
-        np.append(splits.items_N, 4).astype(np.int32),
-        np.arange(11),
-        np.append(splits.offsets, 11),
-        np.append(splits.train_end, 10),
-        np.append(splits.valid_target, -1),
-        np.append(splits.test_target, 10),
-        splits.summary,
+        items_N=np.append(splits.items_N, 4).astype(np.int32),
+        timestamps_N=np.arange(11),
+        offsets=np.append(splits.offsets, 11),
+        train_end=np.append(splits.train_end, 10),
+        valid_target=np.append(splits.valid_target, -1),
+        test_target=np.append(splits.test_target, 10),
+        summary=splits.summary,
     )
     found = baselines(alone, window=2)
     assert (found.popularity_U[-1], found.cooccurrence_U[-1]) == (2, 2)
@@ -127,13 +127,13 @@ def test_counting_alone_is_strong_on_amazon_beauty():
     items, catalogue = pd.factorize(log["asin"])
     ends = np.cumsum(log.groupby("user", sort=True).size().to_numpy())
     splits = Splits(
-        items.astype(np.int32),
-        log["unix_time"].to_numpy(),
-        np.concatenate([[0], ends]),
-        ends - 2,
-        ends - 2,
-        ends - 1,
-        {"max_history": 20, "items": len(catalogue)},
+        items_N=items.astype(np.int32),
+        timestamps_N=log["unix_time"].to_numpy(),
+        offsets=np.concatenate([[0], ends]),
+        train_end=ends - 2,
+        valid_target=ends - 2,
+        test_target=ends - 1,
+        summary={"max_history": 20, "items": len(catalogue)},
     )
     found = baselines(splits, window=3)
     assert recall_at(found.popularity_U, 10) == pytest.approx(0.0114, abs=0.0002)

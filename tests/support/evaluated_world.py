@@ -49,13 +49,13 @@ def random_splits(rng: np.random.Generator) -> Splits:
     ends = offsets[1:]
     times = 1000 + np.cumsum(rng.integers(0, 2, offsets[-1]))
     return Splits(
-        rng.integers(0, ITEMS, offsets[-1]).astype(np.int32),
-        times,
-        offsets,
-        ends - 2,
-        ends - 2,
-        ends - 1,
-        {"max_history": MAX_HISTORY, "items": ITEMS},
+        items_N=rng.integers(0, ITEMS, offsets[-1]).astype(np.int32),
+        timestamps_N=times,
+        offsets=offsets,
+        train_end=ends - 2,
+        valid_target=ends - 2,
+        test_target=ends - 1,
+        summary={"max_history": MAX_HISTORY, "items": ITEMS},
     )
 
 

@@ -73,13 +73,13 @@ def make_splits(lengths: list[int], rng: np.random.Generator, items: int = 40, m
     held = np.asarray(lengths) >= 3
     last = offsets[1:]
     return Splits(
-        items_N,
-        np.arange(offsets[-1]),
-        offsets,
-        np.where(held, last - 2, last),
-        np.where(held, last - 2, -1),
-        np.where(held, last - 1, -1),
-        {"max_history": max_history, "items": items},
+        items_N=items_N,
+        timestamps_N=np.arange(offsets[-1]),
+        offsets=offsets,
+        train_end=np.where(held, last - 2, last),
+        valid_target=np.where(held, last - 2, -1),
+        test_target=np.where(held, last - 1, -1),
+        summary={"max_history": max_history, "items": items},
     )
 
 

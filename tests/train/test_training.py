@@ -1,6 +1,7 @@
 """What training computes: the loss, the update, and that batching, parts and parameters change no result."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TinyWorld, make_params, make_splits
 
-from pipeline.artifacts import Sids, Splits
+from pipeline.artifacts import Sids
 from pipeline.backbones import build_backbone
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
@@ -132,7 +133,7 @@ def with_other_items(world: TinyWorld, tmp_path: Path, positions: np.ndarray) ->
     """The same world in a new folder, with every item at these positions replaced."""
     items_N = np.array(world.splits.items_N)
     items_N[positions] = (items_N[positions] + 17) % 40
-    changed = Splits(items_N, *(getattr(world.splits, name) for name in Splits.ARRAYS[1:]), world.splits.summary)
+    changed = replace(world.splits, items_N=items_N)
     folder = tmp_path / "changed"
     changed.write(folder / "splits")
     for name in ("sids", "interactions"):
@@ -221,7 +222,7 @@ def test_a_budget_below_one_history_is_refused(world: TinyWorld, params: Any, wo
 
 
 def test_sids_of_another_catalogue_are_refused(world: TinyWorld) -> None:
-    splits = Splits(*(getattr(world.splits, name) for name in Splits.ARRAYS), {**world.splits.summary, "items": 41})
+    splits = replace(world.splits, summary={**world.splits.summary, "items": 41})
     with pytest.raises(UserError, match="40 Semantic IDs for 41 items"):
         TrainingRecipe.of(make_params(), splits, world.sids)
 

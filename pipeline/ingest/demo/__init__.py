@@ -1,7 +1,7 @@
-"""A seeded simulator of a short-video platform, so that the pipeline runs without anybody's data.
+"""Simulate a short-video platform from a seed, so that the pipeline runs without anybody's data.
 
-`generate_demo_log` writes raw files like a user's, which then go the ordinary way through ingest. scenario.py holds the
-knobs, items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
+`generate_demo_log` writes raw files like a user's, and ingest reads them like any others. scenario.py holds the knobs,
+items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
 """
 
 import gzip
@@ -24,7 +24,7 @@ def generate_demo_log(scenario_path: Path, seed: int, output: Path) -> Path:
 
     Args:
         scenario_path: the YAML file with the knobs.
-        seed: of everything that is drawn.
+        seed: decides everything that is drawn.
         output: folder for interactions.csv.gz (user, item, timestamp in seconds, click, watch_seconds, like, share; in
             order of time), items.jsonl (item, title, description, categories, image) and images/ITEM.png.
 

@@ -1,9 +1,11 @@
-"""The demo's users: sessions over the weeks, what the feed shows in them, and what is clicked.
+"""Simulate the demo's users: their sessions over the weeks, what the feed shows in them, and what they click.
 
 A user has one current interest, a leaf of the category tree. The feed shows mostly that leaf; a click may move the
-interest along the category's route, over a bridge, or back to a favourite. What comes next therefore depends on the
+interest along the category's route, over a bridge, or back to a favourite. The next click therefore depends on the
 latest clicks and on their direction, which counting pairs cannot see, and on nothing in an item's words.
-Shape legend: U users, S sessions, E exposures, R exposures of one round, I items, F leaves, D days, K favourites.
+
+Shape legend: I items, U users, S sessions, E exposures, R exposures of one round (one for each user who has one more),
+F leaves, Y days, P favourite leaves of a user.
 """
 
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ HOURS = np.array([2, 1, 1, 1, 1, 1, 2, 4, 5, 4, 4, 5, 7, 6, 5, 5, 6, 7, 8, 10, 1
 
 
 class Log(NamedTuple):
-    """Exposures sorted by (time, user): one row per video shown, clicked or not."""
+    """The log of the platform, sorted by (time, user): one exposure per video shown, clicked or not."""
 
     user_E: np.ndarray
     item_E: np.ndarray
@@ -29,11 +31,11 @@ class Log(NamedTuple):
     watch_E: np.ndarray  # seconds
     like_E: np.ndarray
     share_E: np.ndarray
-    noise_E: np.ndarray  # shown in a noise session: known to the simulator alone, never written
+    noise_E: np.ndarray  # bool: shown in a noise session; only the simulator knows it, no file holds it
 
 
 class Sessions(NamedTuple):
-    """Sorted by (user, start)."""
+    """The sessions of all users, sorted by (user, start)."""
 
     user_S: np.ndarray
     start_S: np.ndarray  # int64, seconds since START
@@ -42,7 +44,7 @@ class Sessions(NamedTuple):
 
 
 def plan_sessions(scenario: Scenario, rng: np.random.Generator) -> Sessions:
-    """When users come, how long they stay, and which sessions are noise."""
+    """Draw when users come, how long they stay, and which sessions are noise."""
     activity_U = rng.gamma(6.0, 1 / 6.0, scenario.users)
     user_S = np.repeat(np.arange(scenario.users), 1 + rng.poisson((scenario.sessions - 1) * activity_U))
     count = len(user_S)
@@ -57,7 +59,7 @@ def plan_sessions(scenario: Scenario, rng: np.random.Generator) -> Sessions:
 
 
 def simulate(scenario: Scenario, items: Items, routes: Routes, rng: np.random.Generator) -> Log:
-    """Live through all sessions, the r-th exposure of every user at once."""
+    """Live through all sessions, round by round: round r is the r-th exposure of every user who has so many."""
     sessions = plan_sessions(scenario, rng)
     audience = Audience(scenario, items, routes, rng)
     rounds = [
@@ -70,7 +72,8 @@ def simulate(scenario: Scenario, items: Items, routes: Routes, rng: np.random.Ge
 
 
 def _rounds(sessions: Sessions) -> Iterator[np.ndarray]:
-    """The session of every user's first exposure, of every user's second one, and so on."""
+    """Yield the sessions [R] of every user's first exposure, then of every user's second exposure, and so on."""
+    # user_S 0 0 1 with length_S 1 2 1 -> session_E 0 1 1 2; user_E 0 0 0 1; round_E 0 1 2 0; yields [0 2], [1], [1]
     session_E = np.repeat(np.arange(len(sessions.user_S)), sessions.length_S)
     user_E = sessions.user_S[session_E]
     round_E = np.arange(len(user_E)) - np.searchsorted(user_E, user_E)
@@ -84,40 +87,52 @@ class Feed:
     def __init__(self, items: Items):
         self.items = len(items.leaf_I)
         self.edges_F = np.searchsorted(items.leaf_I, np.arange(items.leaf_I[-1] + 2))
-        # one running sum over days x items: a leaf on a day is an interval of it
-        self.sums = np.concatenate([[0.0], np.cumsum(items.weight_DI.ravel())])
+        # One running sum over days x items; the items of one leaf on one day are an interval of it.
+        self.sums = np.concatenate([[0.0], np.cumsum(items.weight_YI.ravel())])
 
     def of_leaf(self, day_R: np.ndarray, leaf_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One item of each row's leaf."""
+        """Draw one item of each row's leaf, [R]."""
         return self._draw(day_R, self.edges_F[leaf_R], self.edges_F[leaf_R + 1], rng)
 
     def of_day(self, day_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """One item of all, by the day's popularity."""
+        """Draw one item of the whole catalogue for each row, by the popularity of its day, [R]."""
         return self._draw(day_R, np.zeros_like(day_R), np.full_like(day_R, self.items), rng)
 
     def _draw(self, day_R: np.ndarray, first_R: np.ndarray, end_R: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        # day 1 of 10 items, items 4 to 6: the interval [14, 17) of the running sum; a point in it falls on one item
         low_R, high_R = day_R * self.items + first_R, day_R * self.items + end_R
         point_R = self.sums[low_R] + rng.random(len(day_R)) * (self.sums[high_R] - self.sums[low_R])
-        return np.clip(np.searchsorted(self.sums, point_R, side="right") - 1, low_R, high_R - 1) % self.items
+        # Rounding may put a point just outside of its interval, so the position is clipped.
+        position_R = np.clip(np.searchsorted(self.sums, point_R, side="right") - 1, low_R, high_R - 1)
+        item_R: np.ndarray = position_R % self.items
+        return item_R
 
 
 class Audience:
-    """All users at one moment: interest_U (leaf), clock_U (seconds since START) and what each has seen, seen_UI."""
+    """All users at one moment: interest_U (leaf), clock_U (seconds since START) and seen_UI (bool: saw the item)."""
 
     def __init__(self, scenario: Scenario, items: Items, routes: Routes, rng: np.random.Generator):
-        self.scenario, self.items, self.routes, self.rng = scenario, items, routes, rng
+        self.scenario = scenario
+        self.items = items
+        self.routes = routes
+        self.rng = rng
         self.feed = Feed(items)
-        self.favourites_UK = rng.integers(scenario.leaf_count, size=(scenario.users, scenario.favourites))
-        self.interest_U = self.favourites_UK[:, 0].copy()
+        self.favourites_UP = rng.integers(scenario.leaf_count, size=(scenario.users, scenario.favourites))
+        self.interest_U = self.favourites_UP[:, 0].copy()
         self.clock_U = np.zeros(scenario.users, dtype=np.int64)
         self.seen_UI = np.zeros((scenario.users, scenario.items), dtype=bool)
 
     def live(self, user_R: np.ndarray, start_R: np.ndarray, noise_R: np.ndarray) -> Log:
-        """One exposure for each of these users, who are all different, in sessions that began at `start_R`."""
+        """Expose each of these users, who are all different, to one item, in sessions that began at `start_R`."""
         item_R = self._show(user_R, start_R // DAY, noise_R)
-        new_R = ~self.seen_UI[user_R, item_R]  # the platform shows no video twice
-        user_R, item_R, start_R, noise_R = user_R[new_R], item_R[new_R], start_R[new_R], noise_R[new_R]
+
+        # The platform shows no video twice: an exposure whose item the user has seen is dropped.
+        new_R = ~self.seen_UI[user_R, item_R]
+        user_R, item_R = user_R[new_R], item_R[new_R]
+        start_R, noise_R = start_R[new_R], noise_R[new_R]
         self.seen_UI[user_R, item_R] = True
+
+        # The user's clock stands at the end of the latest video, or at the session's start if that is later.
         fits_R = (self.items.leaf_I[item_R] == self.interest_U[user_R]) & ~noise_R
         click_R, watch_R, like_R, share_R = self._react(item_R, fits_R, noise_R)
         time_R = np.maximum(self.clock_U[user_R], start_R)
@@ -126,12 +141,14 @@ class Audience:
         return Log(user_R, item_R, START + time_R, click_R, watch_R, like_R, share_R, noise_R)
 
     def _show(self, user_R: np.ndarray, day_R: np.ndarray, noise_R: np.ndarray) -> np.ndarray:
-        """What the feed shows: the current interest, what is popular today, or anything.
+        """Choose the item that the feed shows: of the current interest, of those popular today, or any item.
 
-        Noise sessions get anything; a video that the user has seen gives way to one that is popular today.
+        Noise sessions get any item. Instead of a video that the user has seen comes one that is popular today.
         """
+        # A draw below `interest` shows the current interest, one below `trending` what is popular, others anything.
         source_R = np.where(noise_R, 1.0, self.rng.random(len(user_R)))
-        interest, trending = self.scenario.feed_interest, self.scenario.feed_interest + self.scenario.feed_trending
+        interest = self.scenario.feed_interest
+        trending = interest + self.scenario.feed_trending
         of_leaf_R = self.feed.of_leaf(day_R, self.interest_U[user_R], self.rng)
         of_day_R = self.feed.of_day(day_R, self.rng)
         anything_R = self.rng.integers(self.scenario.items, size=len(user_R))
@@ -141,8 +158,13 @@ class Audience:
     def _react(
         self, item_R: np.ndarray, fits_R: np.ndarray, noise_R: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """(click, watch seconds, like, share); the last three follow the click and whether the video fits."""
-        knobs, rng, count = self.scenario, self.rng, len(item_R)
+        """Draw (click, watch seconds, like, share), each [R].
+
+        The chances of the last three depend on the click and on whether the video fits the interest (`fits_R`).
+        """
+        knobs = self.scenario
+        rng = self.rng
+        count = len(item_R)
         chance_R = np.where(noise_R, knobs.click_noise, np.where(fits_R, knobs.click_interest, knobs.click_other))
         click_R = rng.random(count) < chance_R
         watched_R = self.items.seconds_I[item_R] * np.where(fits_R, rng.beta(5, 2, count), rng.beta(3, 4, count))
@@ -151,11 +173,13 @@ class Audience:
         return click_R, watch_R, rng.random(count) < knobs.like * keen_R, rng.random(count) < knobs.share * keen_R
 
     def _move(self, user_R: np.ndarray) -> None:
-        """After a click the interest stays, or goes on by route, bridge or habit."""
+        """Move the interest of users who clicked: it stays, or goes on by route, by bridge or to a favourite leaf."""
         user_R = user_R[self.rng.random(len(user_R)) < self.scenario.move]
-        leaf_R, way_R = self.interest_U[user_R], self.rng.random(len(user_R))
-        favourite_R = self.favourites_UK[user_R, self.rng.integers(self.scenario.favourites, size=len(user_R))]
-        step, bridge = self.scenario.route_step, self.scenario.route_step + self.scenario.route_bridge
+        leaf_R = self.interest_U[user_R]
+        way_R = self.rng.random(len(user_R))
+        favourite_R = self.favourites_UP[user_R, self.rng.integers(self.scenario.favourites, size=len(user_R))]
+        step = self.scenario.route_step
+        bridge = step + self.scenario.route_bridge
         self.interest_U[user_R] = np.where(
             way_R < step,
             self.routes.step_F[leaf_R],

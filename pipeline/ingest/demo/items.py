@@ -1,7 +1,9 @@
-"""The demo's items: their leaf, words and popularity, and the routes along which interests move between leaves.
+"""Draw the demo's items (leaf, words, popularity) and the routes along which interests move between leaves.
 
 Words, popularity and routes are drawn independently of each other, so that a text says what an item is about and
-nothing about what is clicked next. Shape legend: I items (sorted by leaf), F leaves, D days.
+nothing about what is clicked next.
+
+Shape legend: I items (sorted by leaf), F leaves, Y days.
 """
 
 from dataclasses import dataclass
@@ -12,18 +14,18 @@ from pipeline.ingest.demo.scenario import Scenario
 from pipeline.ingest.demo.vocabulary import CLOSERS, DESCRIPTIONS, OPENERS, TREE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Items:
     """All items, sorted by leaf.
 
     names_I: raw ids, handed out at random so that they say nothing. leaf_I int64. tail_I bool: long-tail items.
-    weight_DI float64: how often the feed shows each item on each day. seconds_I float64: the video's length.
+    weight_YI float64: how often the feed shows each item on each day. seconds_I float64: the video's length.
     """
 
     names_I: np.ndarray
     leaf_I: np.ndarray
     tail_I: np.ndarray
-    weight_DI: np.ndarray
+    weight_YI: np.ndarray
     seconds_I: np.ndarray
     titles: list[str]
     descriptions: list[str]
@@ -32,7 +34,10 @@ class Items:
 
 @dataclass(frozen=True)
 class Routes:
-    """Where an interest goes from each leaf, int64 [F]: step_F inside the category, one ring each; bridge_F outside."""
+    """The leaf to which an interest goes from each leaf, int64 [F].
+
+    step_F stays inside the category, whose leaves form one ring; bridge_F leads outside of it.
+    """
 
     step_F: np.ndarray
     bridge_F: np.ndarray
@@ -40,7 +45,8 @@ class Routes:
 
 def make_items(scenario: Scenario, rng: np.random.Generator) -> Items:
     """Draw the catalogue."""
-    leaf_I, count = _leaves(scenario, rng), scenario.items
+    count = scenario.items
+    leaf_I = _leaves(scenario, rng)
     names_I = np.array([f"v{number:05d}" for number in rng.permutation(count)])
     tail_I = np.zeros(count, dtype=bool)
     tail_I[rng.choice(count, round(scenario.long_tail * count), replace=False)] = True
@@ -54,7 +60,7 @@ def make_items(scenario: Scenario, rng: np.random.Generator) -> Items:
         names_I=names_I,
         leaf_I=leaf_I,
         tail_I=tail_I,
-        weight_DI=_popularity(scenario, tail_I, rng),
+        weight_YI=_popularity(scenario, tail_I, rng),
         seconds_I=np.exp(rng.normal(np.log(25), 0.5, count)).clip(6, 90),
         titles=[title for title, _ in texts],
         descriptions=[description for _, description in texts],
@@ -63,9 +69,10 @@ def make_items(scenario: Scenario, rng: np.random.Generator) -> Items:
 
 
 def make_routes(scenario: Scenario, rng: np.random.Generator) -> Routes:
-    """Draw the usual ways from leaf to leaf."""
+    """Draw the routes from leaf to leaf."""
     category_F = np.arange(scenario.leaf_count) // scenario.leaves_used
-    step_F, bridge_F = np.empty_like(category_F), np.empty_like(category_F)
+    step_F = np.empty_like(category_F)
+    bridge_F = np.empty_like(category_F)
     for category in range(scenario.categories):
         ring = rng.permutation(np.flatnonzero(category_F == category))
         step_F[ring] = np.roll(ring, -1)
@@ -74,24 +81,27 @@ def make_routes(scenario: Scenario, rng: np.random.Generator) -> Routes:
 
 
 def _leaves(scenario: Scenario, rng: np.random.Generator) -> np.ndarray:
-    """Leaf of every item, sorted: one item for each leaf, the others spread unevenly."""
+    """Draw the leaf of every item, int64 [I], sorted: one item for each leaf, the others spread unevenly."""
     count = scenario.leaf_count
     share_F = rng.dirichlet(np.full(count, 20.0))
     return np.repeat(np.arange(count), 1 + rng.multinomial(scenario.items - count, share_F))
 
 
 def _popularity(scenario: Scenario, tail_I: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the popularity of each item on each day, float64 [Y, I]: a base, with one bell-shaped peak in time."""
     base_I = np.exp(rng.normal(0, scenario.popularity_spread, scenario.items))
     base_I *= np.where(tail_I, scenario.long_tail_weight, 1.0)
     peak_I = rng.uniform(0, scenario.days, scenario.items)
-    distance_DI = (np.arange(scenario.days)[:, None] - peak_I) / scenario.trend_days
-    return base_I * (1 + scenario.trend_boost * np.exp(-(distance_DI**2)))
+    distance_YI = (np.arange(scenario.days)[:, None] - peak_I) / scenario.trend_days
+    weight_YI: np.ndarray = base_I * (1 + scenario.trend_boost * np.exp(-(distance_YI**2)))
+    return weight_YI
 
 
 def _write(words: list[str], rng: np.random.Generator) -> tuple[str, str]:
-    """A title and a description from the leaf's words, no word twice."""
+    """Write a title and a description from the leaf's words, without using a word twice."""
     first, second, *rest = (words[i] for i in rng.permutation(len(words))[:5])
-    opener, closer = OPENERS[rng.integers(len(OPENERS))], CLOSERS[rng.integers(len(CLOSERS))]
+    opener = OPENERS[rng.integers(len(OPENERS))]
+    closer = CLOSERS[rng.integers(len(CLOSERS))]
     title = (f"{opener} {first} {closer}", f"{first.capitalize()} and {second} {closer}", f"{opener} {first} {second}")[
         rng.integers(3)
     ]

@@ -1,6 +1,6 @@
-"""Small PNG pictures that show an item's category: the colour is the top category, the shape its leaf.
+"""Draw small PNG pictures that show an item's category: the colour is the top category, the shape its leaf.
 
-Place, size and shade vary from item to item. Nothing but the category is in them.
+Position, size and shade of the shape vary from item to item. A picture tells nothing but the category.
 """
 
 import io
@@ -23,11 +23,12 @@ COLOURS = (
 
 
 def draw(category: int, leaf: int, rng: np.random.Generator) -> bytes:
-    """PNG bytes of one item; `leaf` counts inside its category."""
+    """Return the PNG bytes of one item's picture; `leaf` counts inside its category."""
     shade = rng.uniform(0.8, 1.15)
     red, green, blue = (min(255, int(channel * shade)) for channel in COLOURS[category])
     image = Image.new("RGB", (SIDE, SIDE), (red, green, blue))
-    x, y, radius = rng.uniform(20, 28), rng.uniform(20, 28), rng.uniform(12, 17)
+    x, y = rng.uniform(20, 28), rng.uniform(20, 28)
+    radius = rng.uniform(12, 17)
     ImageDraw.Draw(image).polygon(_outline(leaf, x, y, radius, rng.uniform(0, 0.3)), fill=(250, 246, 236))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
@@ -35,7 +36,7 @@ def draw(category: int, leaf: int, rng: np.random.Generator) -> bytes:
 
 
 def _outline(leaf: int, x: float, y: float, radius: float, turn: float) -> list[tuple[float, float]]:
-    """Even leaves are polygons of 3, 4, ... corners, odd ones stars of 4, 5, ... points."""
+    """Return the corners of a leaf's shape: polygons of 3, 4, ... corners for even leaves, stars for odd ones."""
     star = leaf % 2 == 1
     corners = 3 + star + leaf // 2
     points = []

@@ -1,4 +1,4 @@
-"""Every knob of the demo's simulator, and the reading of data/demo/scenario.yaml, which explains each of them."""
+"""Define every knob of the demo's simulator and read data/demo/scenario.yaml, which explains each knob."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ SHARES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """A short-video platform to simulate. Shares are between 0 and 1; the YAML file says what each knob means."""
 
@@ -77,12 +77,12 @@ class Scenario:
 
     @property
     def leaves_used(self) -> int:
-        """Leaves of each category: a small catalogue fills less of the tree."""
+        """Leaves of each category that have items: a small catalogue fills less of the tree."""
         return min(self.leaves, self.items // (self.categories * self.leaf_items))
 
     @property
     def leaf_count(self) -> int:
-        """Leaves of all categories."""
+        """Leaves of all categories that have items."""
         return self.categories * self.leaves_used
 
     @property
@@ -101,13 +101,21 @@ def load_scenario(path: Path) -> Scenario:
     except FileNotFoundError:
         raise UserError(
             f"{path} is not here",
-            "the demo's simulator reads its settings from it",
-            "git checkout data/demo, or set ingest.path to the folder that holds scenario.yaml",
+            "the demo's simulator reads its settings from this file",
+            "run `git checkout data/demo`, or set ingest.path to the folder that holds scenario.yaml",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}", fix="git checkout data/demo") from None
+        raise UserError(
+            f"{path} is not valid YAML: {error}",
+            "the demo's simulator reads its settings from this file",
+            "correct the file, or bring the original back: git checkout data/demo",
+        ) from None
     if not isinstance(raw, dict):
-        raise UserError(f"{path} must be a mapping of names to values", fix="git checkout data/demo")
+        raise UserError(
+            f"{path} must be a mapping of names to values",
+            "the demo's simulator reads its settings from this file",
+            "correct the file, or bring the original back: git checkout data/demo",
+        )
     types = {field.name: field.type for field in dataclasses.fields(Scenario)}
     problems = [f"unknown key '{key}': {nearest(str(key), types)}" for key in raw if key not in types]
     problems += [f"missing key '{name}'" for name in types if name not in raw]
@@ -121,7 +129,11 @@ def load_scenario(path: Path) -> Scenario:
             return Scenario(**raw)
         except ValueError as error:
             problems.append(str(error))
-    raise UserError("\n".join(problems), f"{path} was refused as a whole, nothing was simulated", "mend them")
+    raise UserError(
+        "\n".join(problems),
+        f"every value of {path} must be valid; nothing was simulated",
+        f"correct these values in {path}",
+    )
 
 
 def _is_number(value: object, kind: object) -> bool:

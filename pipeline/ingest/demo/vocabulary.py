@@ -1,9 +1,9 @@
-"""The words of the demo catalogue: a category tree, and what the videos of each leaf talk about.
+"""The words of the demo catalogue: a category tree, and the words that the videos of each leaf use.
 
-Every word belongs to one leaf, and none says which video, or which leaf, comes next.
+Every word belongs to one leaf, and no word says which video, or which leaf, is clicked next.
 """
 
-# top category -> leaf -> its ten words
+# top category -> leaf -> the leaf's ten words
 TREE: dict[str, dict[str, str]] = {
     "Food": {
         "Baking": "sourdough brioche crust oven dough cinnamon muffins croissants yeast frosting",
