@@ -313,7 +313,7 @@ def picture() -> None:
     codes_IL = loaded.catalogue.codes_IL.numpy()
     order = np.lexsort(codes_IL.T[::-1])
     mates = order[:-1][same := (codes_IL[order[:-1], :-1] == codes_IL[order[1:], :-1]).all(1)], order[1:][same]
-    rows = [weights_of(loaded, items) for items in mates]
+    rows = [found for items in mates if (found := weights_of(loaded, items)) is not None]
     apart = [
         sum(np.abs(np.subtract(a, b)).sum() for a, b in zip(one.weights[:-1], other.weights[:-1], strict=True))
         for one, other in zip(*rows, strict=True)

@@ -139,7 +139,7 @@ def measure(
         return collate(step, rows, shape=shape, listed=collate.listed(step))
 
     ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
-    made = ((step, [batch_of(step)]) for step in source) if fed else ready
+    made: Iterator[tuple[Step, list[Batch]]] = ((step, [batch_of(step)]) for step in source) if fed else ready
     if fed and device.type == "cuda":
         made = beside(made, device)
 

@@ -1,20 +1,24 @@
 """A saved model comes back exactly, and a damaged one is named."""
 
 import json
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from networks import MakeBatch, MakeCausal, MakeModel
 
 from pipeline.backbones import build_backbone
+from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.ranking import generate
 from pipeline.errors import UserError
 from pipeline.generator import load_generator, save_generator
 
-EXTRA = {
+EXTRA: dict[str, Any] = {
     "strategy": "full",
     "pad_to": 0,
     "max_history": 20,
@@ -25,7 +29,7 @@ EXTRA = {
 
 
 @pytest.fixture
-def saved(make_model, tmp_path):
+def saved(make_model: MakeModel, tmp_path: Path) -> tuple[T5, Path]:
     """(model, folder it was saved to)."""
     model = make_model(separators=False, ff_hidden_layers=2)
     items = model.catalogue.items
@@ -40,7 +44,7 @@ def saved(make_model, tmp_path):
     return model, tmp_path / "generator"
 
 
-def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
+def test_the_loaded_model_ranks_and_scores_exactly_alike(saved: tuple[T5, Path], make_batch: MakeBatch) -> None:
     model, folder = saved
     generator = load_generator(folder)
     histories, _ = make_batch(model)
@@ -52,7 +56,9 @@ def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
 
 
 @pytest.mark.parametrize("name", ["decoder", "hstu"])
-def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, name):
+def test_a_causal_backbone_comes_back_too(
+    make_causal: MakeCausal, make_batch: MakeBatch, tmp_path: Path, name: Literal["decoder", "hstu"]
+) -> None:
     model = make_causal(name)
     frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
     save_generator(tmp_path, model, model.catalogue, frame, EXTRA)
@@ -62,7 +68,7 @@ def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, nam
     assert torch.equal(beam_search(loaded, histories, 10).scores_WK, beam_search(model, histories, 10).scores_WK)
 
 
-def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved):
+def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved: tuple[T5, Path]) -> None:
     model, folder = saved
     generator = load_generator(folder)
     assert generator.config == {**generator.config, **EXTRA}
@@ -73,7 +79,7 @@ def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(sa
     assert codes.tolist() == model.catalogue.codes_IL.tolist()
 
 
-def test_equal_models_give_equal_bytes(saved, tmp_path):
+def test_equal_models_give_equal_bytes(saved: tuple[T5, Path], tmp_path: Path) -> None:
     _, folder = saved
     generator = load_generator(folder)
     names = ["item_id", "raw_id", "title"]
@@ -82,7 +88,7 @@ def test_equal_models_give_equal_bytes(saved, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
-def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_path):
+def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(separators=False)
     shared = Catalogue(model.catalogue.codes_IL[torch.arange(60) // 2], model.catalogue.widths, digit=False)
     frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
@@ -93,7 +99,7 @@ def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
-def test_a_missing_file_is_named(saved, name):
+def test_a_missing_file_is_named(saved: tuple[T5, Path], name: str) -> None:
     _, folder = saved
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
@@ -101,7 +107,7 @@ def test_a_missing_file_is_named(saved, name):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
-def test_a_file_that_was_cut_short_is_named(saved, name):
+def test_a_file_that_was_cut_short_is_named(saved: tuple[T5, Path], name: str) -> None:
     _, folder = saved
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
@@ -121,7 +127,7 @@ def test_a_file_that_was_cut_short_is_named(saved, name):
         {"widths": None},
     ],
 )
-def test_files_that_do_not_belong_together_are_refused(saved, change):
+def test_files_that_do_not_belong_together_are_refused(saved: tuple[T5, Path], change: dict[str, Any]) -> None:
     _, folder = saved
     config = json.loads((folder / "config.json").read_text())
     for key, value in change.items():
@@ -132,7 +138,7 @@ def test_files_that_do_not_belong_together_are_refused(saved, change):
 
 
 @pytest.mark.parametrize("name", ["rastp+skipgr", "intrr", "hstu"])
-def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, root):
+def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name: str, root: Path) -> None:
     """Trained, and asked, at commit ab439d4."""
     folder = root / "tests/golden/generators" / name
     loaded, expected = load_generator(folder), json.loads((folder / "expected.json").read_text())
@@ -144,7 +150,7 @@ def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, ro
     assert (loaded.eval_skips is None) == (name != "rastp+skipgr")
 
 
-def test_skips_that_no_strategy_reads_are_refused(saved):
+def test_skips_that_no_strategy_reads_are_refused(saved: tuple[T5, Path]) -> None:
     _, folder = saved
     (folder / "skips.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="strategy full has no `eval_rule` that reads it"):

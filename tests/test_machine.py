@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.machine import peak_memory_gib, pick_device, running_experiments, share_of_threads
 
@@ -52,7 +51,7 @@ def test_experiments_of_the_dvc_queue_are_counted(tmp_path: Path, commands: tupl
 def test_threads_are_the_cores_available_over_those_who_share_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str, threads: int
 ) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
@@ -64,7 +63,7 @@ def test_threads_are_the_cores_available_over_those_who_share_them(
 def test_small_tensors_get_no_more_threads_than_they_keep_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, threads: int
 ) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert share_of_threads(numbers, processes(tmp_path / "proc"), tmp_path / "cpu.max") == threads
 
 

@@ -1,8 +1,5 @@
 """The GPU kernels of HSTU's attention give what the float64 reference gives. Runs where there is a GPU."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,11 +7,10 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from kernels_silu import BOUNDS, silu_cases, silu_errors
+from benchmarks.kernels_silu import BOUNDS, SiluCase, silu_cases, silu_errors
 
 
 @pytest.mark.parametrize("case", list(silu_cases()), ids=str)
-def test_outputs_and_gradients_equal_the_reference(case):
+def test_outputs_and_gradients_equal_the_reference(case: SiluCase) -> None:
     found = silu_errors(case)
     assert all(error <= BOUNDS[case.dtype] for error in found.values()), found

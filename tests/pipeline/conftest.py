@@ -61,11 +61,15 @@ def twin(origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Reposi
     return Repository(folder)
 
 
+def _reproduce(repository: Repository) -> str:
+    return repository.run("dvc", "repro")
+
+
 @pytest.fixture(scope="session")
 def first_run(origin: Repository, twin: Repository) -> str:
     """What `dvc repro` printed; its results are committed afterwards, as the README tells. The twin runs beside it."""
     with ThreadPoolExecutor() as pool:
-        output, _ = pool.map(lambda repository: repository.run("dvc", "repro"), (origin, twin))
+        output, _ = pool.map(_reproduce, (origin, twin))
     origin.commit("Results")
     return output
 

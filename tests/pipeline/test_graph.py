@@ -18,7 +18,8 @@ SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
 
 @pytest.fixture(scope="module")
 def graph(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    stages: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    return stages
 
 
 def local_imports(root: Path, file: str, lazy: bool = True) -> set[str]:

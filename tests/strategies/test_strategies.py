@@ -1,5 +1,7 @@
 """What a strategy may change, seen from the trainer, and that `full` changes nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,8 +59,9 @@ def test_the_loss_is_float32_under_autocast() -> None:
 
 def test_full_changes_nothing() -> None:
     chosen = choose("full", {})
+    unread: Any = None
     assert type(chosen.network()) is Network
-    assert type(chosen.sampler(None, None)) is Sampler
+    assert type(chosen.sampler(unread, unread)) is Sampler
     assert chosen.tokens_per_item(3, True) == 4
 
 
@@ -75,7 +78,9 @@ def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None
 
 
 @pytest.mark.parametrize(("text", "section"), [("rastp", None), ("rastp", [1]), (3, {}), (None, {})])
-def test_what_is_no_strategy_or_no_section_is_a_value_error(text, section) -> None:
+def test_what_is_no_strategy_or_no_section_is_a_value_error(
+    text: Any, section: dict[str, Any] | list[int] | None
+) -> None:
     with pytest.raises(ValueError, match=r"must be a mapping|is not known"):
         choose(text, {"rastp": section})
 

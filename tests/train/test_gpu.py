@@ -10,7 +10,7 @@ import torch
 from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-EXACT = {"deterministic": True, "precision": "float32"}
+EXACT: dict[str, Any] = {"deterministic": True, "precision": "float32"}
 
 
 def losses(world: TinyWorld, name: str, dropout: float, **train: Any) -> np.ndarray:

@@ -17,8 +17,8 @@ from pipeline.packing.shape import Shape
 from pipeline.training.feed import Feed
 from pipeline.training.windows import Passes
 
-SMALL = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
-MUCH = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
+SMALL: dict[str, Any] = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
+MUCH: dict[str, Any] = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
 
 
 def skipping(strategy: str = "skipgr", train: dict[str, Any] | None = None, **skipgr: Any) -> Params:
@@ -27,7 +27,8 @@ def skipping(strategy: str = "skipgr", train: dict[str, Any] | None = None, **sk
 
 
 def timings(world: TinyWorld, name: str = "run") -> dict[str, float]:
-    return json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    found: dict[str, float] = json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    return found
 
 
 def csv(world: TinyWorld, file: str, name: str = "run") -> pd.DataFrame:
@@ -71,7 +72,7 @@ def test_it_takes_the_passes_of_full_and_less_of_everything_else(world: TinyWorl
 
 
 def test_ratios_of_0_train_as_full_does(world: TinyWorld) -> None:
-    nothing = {"token_ratio": 0.0, "sequence_ratio": 0.0}
+    nothing: dict[str, Any] = {"token_ratio": 0.0, "sequence_ratio": 0.0}
     for plain, composed in (("full", "skipgr"), ("rastp", "rastp+skipgr")):
         world.train(skipping(plain), plain)
         world.train(skipping(composed, **nothing, input_unit="item"), composed)

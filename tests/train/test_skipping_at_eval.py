@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_world import TinyWorld, interrupt, make_params
-from torch import nn
 
 from pipeline.artifacts import write_parquet
 from pipeline.config import Params
@@ -19,6 +18,7 @@ from pipeline.evaluate import stage
 from pipeline.evaluate.explain import ItemTokens, explain
 from pipeline.evaluate.recommend import recommend
 from pipeline.generator import Generator, load_generator
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
 from pipeline.training.validation import Validation
 
@@ -146,7 +146,7 @@ def test_validation_is_that_of_histories_cut_by_hand(
     tables: list[np.ndarray] = []  # of each validation
     measure = Validation.measure
 
-    def noting(self: Validation, model: nn.Module) -> dict[str, float]:
+    def noting(self: Validation, model: Backbone) -> dict[str, float]:
         eval_skips = self.strategy.sampler.eval_skips()
         assert eval_skips is not None
         tables.append(eval_skips.skip_ML)
@@ -208,7 +208,7 @@ def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWo
             {"user_id": np.arange(splits.users, dtype=np.int32), "raw_id": [f"u{user}" for user in range(splits.users)]}
         ),
     )
-    folders = {
+    folders: dict[str, Any] = {
         "interactions": tmp_path / "known",
         "splits": world.folder / "splits",
         "generator": world.folder / "run" / "generator",

@@ -16,7 +16,7 @@ from pipeline.strategies.base import Sampler, Weigh
 class Recorder(Sampler):
     """Writes down what it is asked; weighs windows by the parity of their target's position."""
 
-    def __init__(self, even: float, odd: float):
+    def __init__(self, even: float, odd: float) -> None:
         self.weights = (even, odd)
         self.calls: list[Any] = []
 

@@ -1,6 +1,7 @@
 """What training computes: the loss, the update, and that batching, parts and parameters change no result."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TinyWorld, make_params, make_splits
 
-from pipeline.artifacts import Sids, Splits
+from pipeline.artifacts import Sids
 from pipeline.backbones import build_backbone
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
@@ -21,7 +22,7 @@ from pipeline.train.recipe import Recipe
 from pipeline.training.validation import Validation
 from pipeline.training.windows import Passes
 
-STILL = {"dropout": 0.0}  # different layouts draw different dropout
+STILL: dict[str, Any] = {"dropout": 0.0}  # different layouts draw different dropout
 
 
 def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
@@ -90,11 +91,12 @@ def test_the_loss_starts_at_a_uniform_guess_and_goes_down(world: TinyWorld) -> N
 
 
 def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
-    for name, train in {
+    changes: dict[str, dict[str, Any]] = {
         "packed": {},
         "padded": {"batching": "padded"},
         "wide": {"batching": "padded", "pad_to": 40},
-    }.items():
+    }
+    for name, train in changes.items():
         world.train(make_params(backbone=STILL, train={"max_windows": 400, **train}), name)
     assert largest_difference(world, "packed", "padded") < 1e-5
     assert largest_difference(world, "packed", "wide") < 1e-5
@@ -132,7 +134,7 @@ def with_other_items(world: TinyWorld, tmp_path: Path, positions: np.ndarray) ->
     """The same world in a new folder, with every item at these positions replaced."""
     items_N = np.array(world.splits.items_N)
     items_N[positions] = (items_N[positions] + 17) % 40
-    changed = Splits(items_N, *(getattr(world.splits, name) for name in Splits.ARRAYS[1:]), world.splits.summary)
+    changed = replace(world.splits, items_N=items_N)
     folder = tmp_path / "changed"
     changed.write(folder / "splits")
     for name in ("sids", "interactions"):
@@ -221,7 +223,7 @@ def test_a_budget_below_one_history_is_refused(world: TinyWorld, params: Any, wo
 
 
 def test_sids_of_another_catalogue_are_refused(world: TinyWorld) -> None:
-    splits = Splits(*(getattr(world.splits, name) for name in Splits.ARRAYS), {**world.splits.summary, "items": 41})
+    splits = replace(world.splits, summary={**world.splits.summary, "items": 41})
     with pytest.raises(UserError, match="40 Semantic IDs for 41 items"):
         Recipe.of(make_params(), splits, world.sids)
 

@@ -2,25 +2,28 @@
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.artifacts import Splits
 from pipeline.training.windows import Passes, shuffled
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 examples = settings(max_examples=40, deadline=None)
 
 
-def splits_of(counts: list[int], max_history: int) -> SimpleNamespace:
+def splits_of(counts: list[int], max_history: int) -> Splits:
     """Users with `counts` training interactions, each followed by two that are held out."""
     offsets = np.concatenate([[0], np.cumsum(np.array(counts) + 2)])
-    return SimpleNamespace(offsets=offsets, train_end=offsets[:-1] + counts, max_history=max_history)
+    fake = SimpleNamespace(offsets=offsets, train_end=offsets[:-1] + counts, max_history=max_history)
+    return cast(Splits, fake)
 
 
-def all_windows(splits: SimpleNamespace) -> set[tuple[int, int]]:
+def all_windows(splits: Splits) -> set[tuple[int, int]]:
     """Every (start, end) with at least one and at most max_history items before a training target."""
     found = set()
     for first, train_end in zip(splits.offsets, splits.train_end, strict=False):
@@ -87,8 +90,8 @@ def test_random_starts_are_uniform_and_differ_between_passes() -> None:
 
 @examples
 @given(lengths, st.sampled_from(["random_start", "prefixes", "all", "sequences"]), st.integers(0, 5), st.integers(1, 9))
-def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: str, first: int, size: int) -> None:
-    passes = Passes(splits_of(counts, 4), rule, 1)  # type: ignore[arg-type]
+def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: Any, first: int, size: int) -> None:
+    passes = Passes(splits_of(counts, 4), rule, 1)
     part = passes.take(2, first, first + size)
     assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(passes, 2)[first : first + size]
 
@@ -97,7 +100,7 @@ def test_no_window_touches_a_held_out_position() -> None:
     splits = splits_of([5, 0, 9, 1], 3)
     held = {int(end) + i for end in splits.train_end for i in (0, 1)}
     for rule in ("random_start", "prefixes", "all", "sequences"):
-        for start, end in drawn(Passes(splits, rule, 0)):  # type: ignore[arg-type]
+        for start, end in drawn(Passes(splits, rule, 0)):
             assert not held & set(range(start, end + 1))
 
 

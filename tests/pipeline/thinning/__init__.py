@@ -26,7 +26,8 @@ class ThinningConfig:
 def _sampler(settings: ThinningConfig, course: "Course", traits: "Traits") -> "Sampler":
     from pipeline.strategies.thinning.sampler import ThinningSampler
 
-    return ThinningSampler(settings, course)
+    sampler: Sampler = ThinningSampler(settings, course)
+    return sampler
 
 
 SPEC = StrategySpec(

@@ -13,7 +13,7 @@ from pipeline.strategies.base import Course, Sampler, Weigh
 class ThinningSampler(Sampler):
     """Weighs a window 0 with probability `share`, and else so that a pass adds up to the same."""
 
-    def __init__(self, config: ThinningConfig, course: Course):
+    def __init__(self, config: ThinningConfig, course: Course) -> None:
         self.config, self.course = config, course
 
     def begin_pass(self, pass_index: int) -> Weigh:

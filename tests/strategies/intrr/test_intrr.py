@@ -1,10 +1,13 @@
 """IntRR against its equations, written slowly, on random batches of ragged windows."""
 
+from typing import Any
+
 import intrr_reference as reference
 import numpy as np
 import pytest
 import torch
 from intrr_world import DIGIT, ITEMS, batches_of, bucket_mates, catalogue, make, pack, step_of
+from typed import gradient_of, present, recording, total
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
@@ -13,11 +16,12 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.packing.shape import Shape
 from pipeline.strategies.intrr.config import IntrrConfig
+from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
 from pipeline.strategies.intrr.strategy import RecursiveNetwork
 from pipeline.training.collate import Collator
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "the paper's": {},
     "straight through": {"mix": "straight_through"},
     "sum of levels": {"context": "sum"},
@@ -34,7 +38,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-def test_loss_and_gradients_equal_the_equations(settings):
+def test_loss_and_gradients_equal_the_equations(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     model.train()
     _, (batch,), windows = batches_of(strategy, model)
@@ -48,11 +52,11 @@ def test_loss_and_gradients_equal_the_equations(settings):
     torch.testing.assert_close(strategy.loss(model, batch).double() / len(windows), expected, rtol=1e-5, atol=1e-5)
     (len(windows) * expected).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().max() > 0, name
+        assert gradient_of(parameter).abs().max() > 0, name
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_every_item_can_be_the_target_of_those_before_it():
+def test_every_item_can_be_the_target_of_those_before_it() -> None:
     strategy, model = make(backbone="decoder")
     _, (batch,), windows = batches_of(strategy, model.train(), all_targets=True)
     batch.weights_W.fill_(1)
@@ -66,7 +70,7 @@ def test_every_item_can_be_the_target_of_those_before_it():
 
 
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}, {"alignment_items": "all"}])
-def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
+def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     whole, *parts = (
         sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
@@ -76,7 +80,7 @@ def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}])
-def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
+def test_windows_that_only_fill_a_batch_up_change_nothing(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
@@ -87,12 +91,12 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
         for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
     ]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
-    assert not listed.counts_I[items_N[:9]].all()
+    assert not present(listed).counts_I[items_N[:9]].all()
     plain, filled = (strategy.loss(model, batch).item() for batch in batches)
     assert filled == pytest.approx(plain, rel=1e-6)
 
 
-def test_a_part_without_windows_has_no_loss():
+def test_a_part_without_windows_has_no_loss() -> None:
     strategy, model = make()
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
@@ -101,7 +105,7 @@ def test_a_part_without_windows_has_no_loss():
     assert strategy.loss(model, batch).item() == 0
 
 
-def test_weights_of_windows_do_not_touch_the_alignment():
+def test_weights_of_windows_do_not_touch_the_alignment() -> None:
     strategy, model = make()
     _, (batch,), _ = batches_of(strategy, model)
     logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
@@ -110,7 +114,7 @@ def test_weights_of_windows_do_not_touch_the_alignment():
     torch.testing.assert_close(strategy.loss(model, batch), expected)
 
 
-def test_a_sample_aligns_items_of_the_whole_catalogue():
+def test_a_sample_aligns_items_of_the_whole_catalogue() -> None:
     strategy, model = make(alignment_items="sample", alignment_sample=4000)
     step, (batch,), _ = batches_of(strategy, model)
     costs = torch.stack([reference.item(model, number)[1] for number in range(ITEMS)])
@@ -118,7 +122,7 @@ def test_a_sample_aligns_items_of_the_whole_catalogue():
     assert alignment.item() / len(step.windows) == pytest.approx(costs.mean().item(), rel=0.03)
 
 
-def test_the_loss_is_float32_under_autocast():
+def test_the_loss_is_float32_under_autocast() -> None:
     strategy, model = make()
     model = model.float().train()
     _, (batch,), _ = batches_of(strategy, model)
@@ -130,10 +134,12 @@ def test_the_loss_is_float32_under_autocast():
 
 
 class TestItemVectors:
-    def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(self, monkeypatch):
+    def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         _, model = make()
-        redistribute, calls = model._redistribute, []
-        monkeypatch.setattr(model, "_redistribute", lambda items: calls.append(items) or redistribute(items))
+        calls: list[Any] = []
+        monkeypatch.setattr(model, "_redistribute", recording(model._redistribute, calls))
         before_Id = model.eval().item_vectors().clone()
         kept_Id = model.item_vectors()
         assert len(calls) == 1
@@ -147,13 +153,13 @@ class TestItemVectors:
         assert model.item_vectors() is kept_Id
         assert len(calls) == 2
 
-    def test_training_refuses_the_vectors_of_another_step(self):
+    def test_training_refuses_the_vectors_of_another_step(self) -> None:
         strategy, model = make()
         _, (batch,), _ = batches_of(strategy, model)
         with pytest.raises(ValueError, match="distinct items"):
             model.train()(batch.histories, batch.codes_WL)
 
-    def test_items_of_one_semantic_id_differ_by_their_uid_alone(self):
+    def test_items_of_one_semantic_id_differ_by_their_uid_alone(self) -> None:
         """All codes but the digit; without redistribution they differ by the digit's vector alone."""
         first, second = bucket_mates()
         _, model = make()
@@ -166,7 +172,7 @@ class TestItemVectors:
             (digits_Vd[codes_IL[first, -1]] - digits_Vd[codes_IL[second, -1]]).detach(),
         )
 
-    def test_weights_are_distributions_over_each_level(self):
+    def test_weights_are_distributions_over_each_level(self) -> None:
         _, model = make()
         weights = model.eval().code_shares(torch.arange(ITEMS))
         assert [w.shape[1] for w in weights] == [4, 3, DIGIT]
@@ -174,7 +180,7 @@ class TestItemVectors:
             expected = torch.stack([reference.walk(model.ran, model.uid.weight[i])[0][level] for i in range(ITEMS)])
             torch.testing.assert_close(w, expected.detach())
 
-    def test_without_redistribution_they_are_the_items_own_codes(self):
+    def test_without_redistribution_they_are_the_items_own_codes(self) -> None:
         _, model = make(ablation="no_redistribution", alignment=0.0)
         for level, w in enumerate(model.eval().code_shares(torch.arange(ITEMS))):
             assert w.argmax(1).tolist() == model.catalogue.codes_IL[:, level].tolist()
@@ -182,39 +188,39 @@ class TestItemVectors:
 
 
 class TestAblations:
-    def test_without_alignment_equals_a_weight_of_zero(self):
+    def test_without_alignment_equals_a_weight_of_zero(self) -> None:
         losses = []
         for settings in ({"ablation": "no_alignment"}, {"alignment": 0.0}):
             strategy, model = make(**settings)
             losses.append(strategy.loss(model.train(), batches_of(strategy, model)[1][0]).item())
         assert losses[0] == losses[1]
 
-    def test_validation_is_teacher_forced_and_knows_no_alignment_under_every_ablation(self):
+    def test_validation_is_teacher_forced_and_knows_no_alignment_under_every_ablation(self) -> None:
         for ablation in ("none", "no_teacher_forcing", "no_redistribution", "no_sharing"):
             strategy, model = make(ablation=ablation)
             _, (batch,), windows = batches_of(strategy, model.eval())
             batch.weights_W.fill_(1)
             items_N = batch.histories
-            expected = -sum(score_catalogue(model, pack([history]))[0, number] for history, number in windows)
+            expected = -total(score_catalogue(model, pack([history]))[0, number] for history, number in windows)
             plain = type(batch)(items_N, batch.targets_W, batch.codes_WL, batch.weights_W)
             assert strategy.loss(model, plain).item() == pytest.approx(expected.item(), rel=1e-5)
 
-    def test_a_uid_table_that_nothing_reads_does_not_exist(self):
+    def test_a_uid_table_that_nothing_reads_does_not_exist(self) -> None:
         _, model = make(ablation="no_redistribution", alignment=0.0)
         assert not [name for name in model.state_dict() if name.startswith("uid")]
 
-    def test_the_two_sides_share_nothing_but_the_backbone_without_sharing(self):
+    def test_the_two_sides_share_nothing_but_the_backbone_without_sharing(self) -> None:
         strategy, model = make(ablation="no_sharing", alignment=0.0)
         _, (batch,), _ = batches_of(strategy, model.train())
         states_Wd = torch.randn(len(batch.targets_W), 8, dtype=torch.float64)
         torch.cat(model._targets(states_Wd, batch.codes_WL), 1).square().sum().backward()
-        assert all(parameter.grad is None for parameter in model.items_ran.parameters())
+        assert all(parameter.grad is None for parameter in present(model.items_ran).parameters())
         assert all(parameter.grad is not None for parameter in model.ran.parameters())
 
 
 class TestTheQuantizersCodebooks:
     @pytest.mark.parametrize("width", [3, 8, 20])
-    def test_keep_their_geometry_as_far_as_the_widths_allow(self, width):
+    def test_keep_their_geometry_as_far_as_the_widths_allow(self, width: int) -> None:
         strategy, model = make(codebooks="quantizer")
         books = {
             "level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
@@ -232,7 +238,7 @@ class TestTheQuantizersCodebooks:
         torch.testing.assert_close(second, before[1], msg="centroids without spread")
         torch.testing.assert_close(digit, before[2])
 
-    def test_are_not_looked_at_by_default(self):
+    def test_are_not_looked_at_by_default(self) -> None:
         strategy, model = make()
         before = [book.detach().clone() for book in model.ran.codebooks]
         strategy.network.start_from(model, {"level_1": np.ones((4, 3), np.float32)})
@@ -240,12 +246,13 @@ class TestTheQuantizersCodebooks:
 
 
 class TestTheDigit:
-    def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
+    def test_may_be_missing_so_that_items_share_their_semantic_ids(self) -> None:
         codes_IL = catalogue().codes_IL[:, :-1]
         torch.manual_seed(0)
         network = RecursiveNetwork(IntrrConfig(hidden=12))
         config = BackboneConfig(encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
         model = network.build(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
+        assert isinstance(model, RecursiveModel)
         assert [len(book) for book in model.ran.codebooks] == [4, 3]
         beams = beam_search(model, pack([[1, 2], [3]]), ITEMS)
         assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2
@@ -254,13 +261,13 @@ class TestTheDigit:
             expected_I = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
         torch.testing.assert_close(beams.scores_WK[1].double(), expected_I[beams.items_WK[1]], rtol=1e-5, atol=1e-5)
 
-    def test_has_a_width_of_its_own(self):
+    def test_has_a_width_of_its_own(self) -> None:
         _, model = make()
         assert [len(book) for book in model.ran.codebooks] == [4, 3, DIGIT]
         _, model = make(digit_width=0)
         assert [len(book) for book in model.ran.codebooks] == list(catalogue().widths)
 
-    def test_that_cannot_tell_a_group_apart_is_refused_by_the_group_s_name(self):
+    def test_that_cannot_tell_a_group_apart_is_refused_by_the_group_s_name(self) -> None:
         largest = catalogue().widths[-1]
         with pytest.raises(UserError) as refused:
             make(digit_width=largest - 1)
@@ -271,19 +278,19 @@ class TestTheDigit:
 
 
 @pytest.mark.slow
-def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same():
+def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same() -> None:
     """By a backend that traces both passes but generates no code, so that it runs anywhere."""
     strategy, model = make(mix="straight_through")
     _, (batch,), _ = batches_of(strategy, model.float().train())
     gradients = []
     for compiled in (False, True):
         if compiled:
-            model.compiled_items, model.compiled_targets = (
+            model.compiled_items, model.compiled_targets = (  # type: ignore[assignment]  # compiling hides the types
                 torch.compile(side, backend="aot_eager", fullgraph=True, dynamic=True)
                 for side in (model._items, model._targets)
             )
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             strategy.loss(model, batch).backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        gradients.append([gradient_of(parameter).clone() for parameter in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)

@@ -1,6 +1,7 @@
 """The GPU kernel chooses what torch chooses. Runs where there is a GPU."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     pytest.skip("the kernels need a GPU", allow_module_level=True)
 
-CASES = (
+CASES: tuple[dict[str, Any], ...] = (
     {},
     {"separators": "compete"},
     {"keep": 0.5, "score": "attention"},
@@ -36,7 +37,9 @@ def batch(pruner: Pruner, pad_to: int, device: str) -> tuple[Histories, int, int
 
 @pytest.mark.parametrize("pad_to", [0, 160])
 @pytest.mark.parametrize(("options", "item"), itertools.product(CASES, ITEMS), ids=str)
-def test_the_choice_is_that_of_torch_with_and_without_equal_scores(options, item, pad_to) -> None:
+def test_the_choice_is_that_of_torch_with_and_without_equal_scores(
+    options: dict[str, Any], item: tuple[int, bool], pad_to: int
+) -> None:
     if options.get("base") == "padded" and not pad_to:
         pytest.skip("there is no padded length")
     pruner = Pruner(RastpConfig(**options), *item, pad_to)

@@ -1,15 +1,18 @@
 """What skipgr's decisions do to the loss, its gradient and what is computed."""
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import skipgr_reference as reference
 import torch
 from skipgr_world import ITEMS, LEVELS, WIDTHS, course, random_scores, scored
+from typed import gradient_of, present
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.packing.batch import Batch
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Network, Sampler, Strategy, Traits
@@ -27,7 +30,7 @@ from pipeline.training.windows import Windows
 class Toy:
     """A small network, its windows, and a strategy around it."""
 
-    def __init__(self, config: SkipgrConfig, network=None, **options):
+    def __init__(self, config: SkipgrConfig, network: Network | None = None, **options: Any) -> None:
         rng = np.random.default_rng(0)
         codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:ITEMS], WIDTHS), 1)
         self.catalogue, self.course = Catalogue(codes, WIDTHS), course(**options)
@@ -44,7 +47,7 @@ class Toy:
     def score(self, scores_NL: np.ndarray) -> None:
         self.sampler.store.load(torch.from_numpy(scores_NL))
 
-    def batch(self, pass_index: int, shape: Shape | None = None):
+    def batch(self, pass_index: int, shape: Shape | None = None) -> tuple[Batch, Step]:
         """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
         weigh = self.sampler.begin_pass(pass_index)
         weights_W = weigh(self.starts_W, self.ends_W)
@@ -60,7 +63,7 @@ class Toy:
         self.model.zero_grad()
         loss = self.strategy.loss(self.model, batch)
         (loss / self.sampler.divisor(len(step.windows), step.selected)).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+        return torch.cat([gradient_of(parameter).flatten() for parameter in self.model.parameters()])
 
 
 class TestLoss:
@@ -70,7 +73,9 @@ class TestLoss:
         toy.strategy.loss(toy.model, batch)
         scores_NL = toy.sampler.store.merge()
         for level, logits_WV in enumerate(toy.model(batch.histories, batch.targets_W)):
-            for slot, probabilities in zip(batch.slots_W.tolist(), logits_WV.double().softmax(1).tolist(), strict=True):
+            for slot, probabilities in zip(
+                present(batch.slots_W).tolist(), logits_WV.double().softmax(1).tolist(), strict=True
+            ):
                 assert scores_NL[slot, level] == pytest.approx(reference.entropy(probabilities), abs=1e-5)
         assert set(np.flatnonzero(scores_NL[:, 0] != UNSCORED)) == set(scored(toy.course))
 
@@ -92,12 +97,12 @@ class TestLoss:
         assert batch.histories.prefixes is not None
         plain = dataclasses.replace(batch.histories, prefixes=None)
         for level, logits_WV in enumerate(toy.model(plain, batch.targets_W)):
-            for row, end in enumerate(batch.slots_W.tolist()):
+            for row, end in enumerate(present(batch.slots_W).tolist()):
                 if not skip_NL[end, level]:
                     logp_V = logits_WV[row].double().log_softmax(0)
                     expected -= weight_of[end] * float(logp_V[batch.codes_WL[row, level]].detach())
         assert float(ours.detach()) == pytest.approx(expected, rel=1e-5)
-        assert not any(skip_NL[end].all() for end in batch.slots_W.tolist())
+        assert not any(skip_NL[end].all() for end in present(batch.slots_W).tolist())
 
     def test_the_sequence_weighted_gradient_is_unbiased(self) -> None:
         """Over many draws, with frozen scores: within its standard error of the full gradient, in every direction."""
@@ -123,7 +128,7 @@ class TestLoss:
         ("apply_to", "distance", "cosine"), [("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)]
     )
     def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(
-        self, apply_to, distance, cosine
+        self, apply_to: Literal["loss", "input", "both"], distance: float, cosine: float
     ) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
         full = toy.gradient(0)
@@ -148,10 +153,12 @@ class TestLoss:
         weights_W[::2] = 0
         toy.strategy.loss(toy.model, dataclasses.replace(batch, weights_W=weights_W))
         found = toy.sampler.store.merge()[:, 0] != UNSCORED
-        assert set(np.flatnonzero(found)) == set(batch.slots_W[1::2].tolist())
+        assert set(np.flatnonzero(found)) == set(present(batch.slots_W)[1::2].tolist())
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
-    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(self, unit_) -> None:
+    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(
+        self, unit_: Literal["token", "item"]
+    ) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to="both", input_unit=unit_))
         found = []
         for shape in (None, Shape(400, 1600)):
@@ -177,7 +184,7 @@ class TestWhatIsComputed:
         toy = Toy(SkipgrConfig(token_ratio=0.4, sequence_ratio=0.0))
         toy.score(random_scores(toy.course))
         _, step = toy.batch(1)
-        for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
+        for end, length in zip(step.windows.ends_W, present(present(step.selected).decoded_W), strict=True):
             skip = toy.sampler.decisions.skip_NL[end].tolist()
             while skip and skip[-1]:
                 skip.pop()
@@ -198,43 +205,44 @@ class TestWhatIsComputed:
             if pass_index == 3:
                 assert batch.histories.prefixes is None
                 assert len(batch.targets_W) == len(scored(toy.course))
-                assert (batch.counted_WL.numpy() == ~gone[batch.slots_W.numpy()]).all()
+                assert (present(batch.counted_WL).numpy() == ~gone[present(batch.slots_W).numpy()]).all()
             toy.score(before)
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
-    def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_) -> None:
+    def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_: Literal["token", "item"]) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.6, sequence_ratio=0.0, apply_to="input", input_unit=unit_))
         toy.score(random_scores(toy.course))
         toy.starts_W[::2] = toy.ends_W[::2] - 1
         _, step = toy.batch(1)
         assert len(step.windows) == len(scored(toy.course))
-        assert step.selected.counted_WL.all()
+        selected = present(step.selected)
+        assert selected.counted_WL.all()
         place, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
             kept_NL = ~toy.sampler.decisions.skip_NL[start:end]
             if unit_ == "item":
-                kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
+                kept_NL = np.repeat(kept_NL.any(1, keepdims=True), 3, 1)
             if not kept_NL.any():
                 kept_NL[-1], emptied = True, emptied + 1
             rows = slice(place, place + end - start)
             if unit_ == "item":
-                assert (step.selected.stays_N[rows] == kept_NL.all(1)).all()
+                assert (present(selected.stays_N)[rows] == kept_NL.all(1)).all()
             else:  # a separator stays with any token of its item
                 expected_NS = np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1)
-                assert (step.selected.tokens_NS[rows] == expected_NS).all()
+                assert (present(selected.tokens_NS)[rows] == expected_NS).all()
             place, tokens = place + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
         assert emptied > 0
         assert step.tokens(LEVELS + 1) == tokens
         assert step.items_W.min() > 0
 
     @pytest.mark.parametrize("apply_to", ["loss", "input", "both"])
-    def test_apply_to_says_which_side(self, apply_to) -> None:
+    def test_apply_to_says_which_side(self, apply_to: Literal["loss", "input", "both"]) -> None:
         toy = Toy(SkipgrConfig(token_ratio=0.4, apply_to=apply_to))
         toy.score(random_scores(toy.course))
-        _, step = toy.batch(1)
-        assert (step.selected.tokens_NS is None) == (apply_to == "loss")
-        assert step.selected.counted_WL.all() == (apply_to == "input")
-        assert (step.selected.decoded_W is None) == (apply_to == "input")
+        selected = present(toy.batch(1)[1].selected)
+        assert (selected.tokens_NS is None) == (apply_to == "loss")
+        assert selected.counted_WL.all() == (apply_to == "input")
+        assert (selected.decoded_W is None) == (apply_to == "input")
 
     def test_with_every_window_of_a_target_only_the_longest_scores_it(self) -> None:
         toy = Toy(SkipgrConfig(), one_per_target=False)
@@ -345,8 +353,9 @@ class TestComposition:
         toy = Toy(SkipgrConfig(token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())
         toy.score(random_scores(toy.course))
         _, step = toy.batch(1)
-        assert step.selected.counted_WL.all()
-        assert step.selected.decoded_W is None
-        assert step.selected.tokens_NS is None
-        assert step.selected.lost > 0
+        selected = present(step.selected)
+        assert selected.counted_WL.all()
+        assert selected.decoded_W is None
+        assert selected.tokens_NS is None
+        assert selected.lost > 0
         assert len(step.windows) < len(scored(toy.course))

@@ -1,6 +1,7 @@
 """What skipgr skips: its decisions and its store against the paper's equations, written slowly."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import skipgr_reference as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skipgr_world import LEVELS, RULES, course, decide, random_scores, scored
+from skipgr_world import LEVELS, RULES, Rule, course, decide, random_scores, scored
 
 from pipeline.hashing import hasher, unit
 from pipeline.strategies.skipgr.config import SkipgrConfig
@@ -19,7 +20,9 @@ from pipeline.strategies.skipgr.store import Store
 class TestTokens:
     @pytest.mark.parametrize("ratios", [(0.1, 0.1), (0.05, 0.4), (0.0, 0.5)])
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy"])
-    def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(self, ratios, rule) -> None:
+    def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(
+        self, ratios: tuple[float, float], rule: Rule
+    ) -> None:
         of = course()
         rules, scores_NL, index_M = (
             Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS),
@@ -35,7 +38,9 @@ class TestTokens:
 
     @settings(max_examples=30, deadline=None)
     @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(1, 5))
-    def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(self, count: int, ratio: float, kinds) -> None:
+    def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(
+        self, count: int, ratio: float, kinds: int
+    ) -> None:
         rng = np.random.default_rng(count)
         chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, np.arange(count), hasher(count))
         assert abs(chosen.sum() - ratio * count) <= 0.5
@@ -78,7 +83,9 @@ class TestTokens:
 class TestSequences:
     @pytest.mark.parametrize("unit_", ["user", "window"])
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy", "loss"])
-    def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(self, unit_, rule) -> None:
+    def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(
+        self, unit_: Literal["user", "window"], rule: Rule
+    ) -> None:
         of = course()
         config = SkipgrConfig(rule, sequence_unit=unit_, sequence_ratio=0.4)
         rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
@@ -121,7 +128,7 @@ class TestSequences:
 
 class TestRules:
     @pytest.mark.parametrize("rule", RULES)
-    def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule) -> None:
+    def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule: Rule) -> None:
         of = course(users=300)
         config = SkipgrConfig(rule, token_ratio=0.2)
         first, again = (decide(config, 1, of) for _ in range(2))
@@ -164,11 +171,11 @@ class TestStore:
         summands: list[torch.Tensor] = []
         total: list[torch.Tensor] = []
 
-        def collect(tensor):
+        def collect(tensor: torch.Tensor) -> torch.Tensor:
             summands.append(tensor)
             return tensor
 
-        def give(tensor):
+        def give(tensor: torch.Tensor) -> torch.Tensor:
             return total[0]
 
         stores = [Store(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]

@@ -4,7 +4,7 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -55,3 +55,9 @@ class Ingested:
     def rejects(self) -> list[tuple[str, int, str]]:
         """(source, line, reason) of each bad row."""
         return list(self.frame("rejects")[["source", "line", "reason"]].itertuples(index=False, name=None))
+
+
+class Ingest(Protocol):
+    """The fixture `ingest`."""
+
+    def __call__(self, path: Path | str, dataset: str = "custom", **settings: Any) -> Ingested: ...

@@ -1,6 +1,7 @@
 """A tiny Qwen2.5-VL with random weights, saved as the published ones are: model, tokenizer, image processor."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -46,7 +47,7 @@ def save_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
 
 def save_qwen(folder: Path, seed: int = 0) -> str:
     """The whole model, its language-model head too, as one finds it on the hub."""
-    ids = {name: save_tokenizer(folder).convert_tokens_to_ids(name) for name in SPECIAL}
+    ids: dict[str, Any] = {name: save_tokenizer(folder).convert_tokens_to_ids(name) for name in SPECIAL}
     torch.manual_seed(seed)
     config = transformers.Qwen2_5_VLConfig(
         text_config={

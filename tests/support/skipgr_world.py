@@ -1,5 +1,7 @@
 """A small course of training for skipgr's decisions: users, targets and their scores."""
 
+from typing import Any, Literal, get_args
+
 import numpy as np
 import torch
 
@@ -8,10 +10,11 @@ from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import UNSCORED, Decisions, Rules
 
 WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40
-RULES = ("low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss")
+Rule = Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-def course(users: int = 30, seed: int = 3, **options) -> Course:
+def course(users: int = 30, seed: int = 3, **options: Any) -> Course:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
