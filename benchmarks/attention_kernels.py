@@ -64,7 +64,7 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     sizes = torch.full_like(lengths, case.pad_to) if case.pad_to else lengths
     queries = torch.full_like(lengths, case.queries) if case.queries else sizes
     longest = case.pad_to or case.longest
-    positions = _kept_places(lengths, case.reach, generator) if case.reach else None
+    positions = _kept_positions(lengths, case.reach, generator) if case.reach else None
 
     def normal(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) * 0.4).to("cuda", case.dtype).requires_grad_()
@@ -112,15 +112,15 @@ def _layout(case: Case, lengths: Tensor, positions: Tensor | None) -> Layout:
     return layout.cross(Layout.equal(len(lengths), case.queries, lengths.device)) if case.queries else layout
 
 
-def _kept_places(lengths: Tensor, reach: int, generator: torch.Generator) -> Tensor:
+def _kept_positions(lengths: Tensor, reach: int, generator: torch.Generator) -> Tensor:
     """Ascending random places below `reach` for the tokens of each sequence, one sequence after another."""
     return torch.cat([torch.randperm(reach, generator=generator)[:n].sort().values for n in lengths.tolist()])
 
 
 def _square(bias_HR: Tensor, longest: int) -> Tensor:
     """Bias by distance -> [H, Q, K]."""
-    place = torch.arange(longest)
-    return bias_HR[:, place - place[:, None] + longest - 1]
+    position = torch.arange(longest)
+    return bias_HR[:, position - position[:, None] + longest - 1]
 
 
 def _relative(ours: Tensor, expected: Tensor) -> float:

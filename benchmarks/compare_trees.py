@@ -67,7 +67,7 @@ AT_THE_END: Row = {"train.validate_every": 10**6, "train.checkpoint_every": 10**
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunOutput:
     """A process that ended well."""
 
     output: str
@@ -88,7 +88,7 @@ class Session:
         self.scratch = Path(self.temporary.name)
         self.trees: dict[str, Path] = {"old": args.old, "new": args.new}
 
-    def run(self, name: str, tree: Path, words: Iterable[str], settings: Row, limit: float = 400) -> Ran:
+    def run(self, name: str, tree: Path, words: Iterable[str], settings: Row, limit: float = 400) -> RunOutput:
         """A Python process of `tree` in a folder of its own, the same one for the same name. Raises RuntimeError."""
         folder = self.scratch / re.sub(r"\W+", "-", name)
         if not folder.exists():
@@ -99,7 +99,7 @@ class Session:
             (folder / "params.yaml").write_text(text, encoding="utf-8")
         return self.process(name, tree, words, folder, limit)
 
-    def process(self, name: str, tree: Path, words: Iterable[str], folder: Path, limit: float) -> Ran:
+    def process(self, name: str, tree: Path, words: Iterable[str], folder: Path, limit: float) -> RunOutput:
         """One that is cut off at its limit or at the end of all time, together with the workers that compile for it."""
         began, log = time.monotonic(), self.scratch / f"{threading.get_ident()}.txt"
         left = max(1, round(min(limit, self.began + self.args.seconds - began)))
@@ -109,7 +109,7 @@ class Session:
         output, seconds = log.read_text(encoding="utf-8", errors="replace"), time.monotonic() - began
         if code:  # 137 or -9: cut off
             raise RuntimeError("\n".join([f"{name}: exit code {code}, {seconds:.0f} s", *output.splitlines()[-25:]]))
-        return Ran(output, seconds, folder)
+        return RunOutput(output, seconds, folder)
 
     def params(self, tree: Path, settings: Row) -> Row:
         """The tree's params.yaml with its beauty-fast, or with `--small` a small network, and `settings`."""
@@ -162,7 +162,7 @@ def identity(session: Session, case: str) -> Result:
     return line, row["verdict"] != "DIFFERENT" and not row["keys"], row
 
 
-def exactly(session: Session, case: str, settings: Row) -> tuple[Ran, Row, str]:
+def exactly(session: Session, case: str, settings: Row) -> tuple[RunOutput, Row, str]:
     """A run of the old tree, the way of `EXACT` that it took, and how those before it failed."""
     refused = ""
     for mode in EXACT:
@@ -173,7 +173,7 @@ def exactly(session: Session, case: str, settings: Row) -> tuple[Ran, Row, str]:
     raise RuntimeError(refused)
 
 
-def differences(old: Ran, new: Ran) -> Row:
+def differences(old: RunOutput, new: RunOutput) -> Row:
     """What two runs left, compared: bytes, losses, weights."""
 
     def sha256(file: Path) -> str:
@@ -251,9 +251,9 @@ class Watch:
             "kernels": sum(self.kernels.values()) or None,
             "compiled": counters["stats"]["unique_graphs"],
             "recompiled": len(reasons),
-            "waits": sum(count for place, count in self.waits.items() if place.startswith("MainThread")),
+            "waits": sum(count for index, count in self.waits.items() if index.startswith("MainThread")),
             "by_name": dict(self.kernels),
-            "where": [*reasons, *(f"{place}: {count}" for place, count in self.waits.items())],
+            "where": [*reasons, *(f"{index}: {count}" for index, count in self.waits.items())],
         }
 
 
@@ -263,8 +263,8 @@ def counted(out: Path) -> int:
 
     graph: Any = torch.cuda.CUDAGraph
     watch, record, replay, sys.argv = Watch(), graph.capture_begin, graph.replay, ["sidpipe", "train"]
-    graph.capture_begin = lambda own, *values, **named: record(watch.see("recordings", own), *values, **named)
-    graph.replay = lambda own: replay(watch.see("replays", own))
+    graph.capture_begin = lambda instance, *values, **named: record(watch.see("recordings", instance), *values, **named)
+    graph.replay = lambda instance: replay(watch.see("replays", instance))
     try:
         command()
     except SystemExit as ended:
@@ -359,7 +359,7 @@ def speed(session: Session, names: list[str]) -> None:
 
 def verdict(case: str, gathered: list[Figures]) -> Result:
     """Of the pairs so far."""
-    old, new = ([figures[case] for figures in gathered[place::2]] for place in (0, 1))
+    old, new = ([figures[case] for figures in gathered[index::2]] for index in (0, 1))
     before, after = (statistics.median(rate for rate, _ in values) for values in (old, new))
     memory = [max(gib for _, gib in values) for values in (old, new)]
     good = after >= SLOWEST * before and not memory[1] > MEMORY * memory[0]  # nan is not more

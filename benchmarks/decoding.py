@@ -45,10 +45,10 @@ def measure(
     shape = Shape.of([lengths[row] for row in rows], int(lengths.max())) if device.type == "cuda" else None
     search, seconds = Search(model, beam, constrained=constrained, shape=shape, longest=int(lengths.max())), []
     for number in range(-4, 3 * count):  # the first ones compile and record
-        index, own = slices(offsets[rows[number % count]], lengths[rows[number % count]])
+        index, batch_offsets = slices(offsets[rows[number % count]], lengths[rows[number % count]])
         began = time.perf_counter()
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            search(items[index], own).items_WK.cpu()
+            search(items[index], batch_offsets).items_WK.cpu()
         if number >= 0:
             seconds.append(time.perf_counter() - began)
     return float(np.median(seconds))

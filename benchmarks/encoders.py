@@ -45,7 +45,7 @@ from benchmarks.encoder_models import (
     t5_flops,
     t5_texts,
 )
-from pipeline.embed.batches import in_step, packed_batches, to_device, token_budget_batches
+from pipeline.embed.batches import in_step, packed_batches, send_to_device, token_budget_batches
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.qwen import QwenEncoder
 from pipeline.embed.t5 import T5Encoder
@@ -94,7 +94,7 @@ def t5_pass(model: Encoder, texts: list[np.ndarray], budget: int, device: torch.
     """Vectors of the texts, which come from long to short, batch by batch."""
 
     def start(batch: slice) -> torch.Tensor:
-        ids_BT, mask_BT = (to_device(x, device) for x in padded(texts[batch], 0))
+        ids_BT, mask_BT = (send_to_device(x, device) for x in padded(texts[batch], 0))
         return mean_pool(model(ids_BT, mask_BT), mask_BT)
 
     return in_step(start, token_budget_batches([len(text) for text in texts], budget), budget)
@@ -177,15 +177,15 @@ def qwen_row(
     subset = [prompts[i] for i in chosen]
     list(encode_batches(encoder, subset[: 2 * len(subset) // len(few)], pictures, settings))
     seconds = timed(lambda: list(encode_batches(encoder, subset, pictures, settings)), args.profile)
-    own = np.array(sizes)[chosen]
-    flops = qwen_flops(config, own, grid[0] * grid[1], len(chosen) if with_image else 0)
+    chosen_sizes = np.array(sizes)[chosen]
+    flops = qwen_flops(config, chosen_sizes, grid[0] * grid[1], len(chosen) if with_image else 0)
     return Row(
         name,
         len(chosen),
         seconds,
         flops,
-        int(own.sum()),
-        f"mean length {own.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
+        int(chosen_sizes.sum()),
+        f"mean length {chosen_sizes.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
         + (", JPEGs decoded meanwhile" if with_image else ""),
     )
 

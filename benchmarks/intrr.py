@@ -43,13 +43,13 @@ from pipeline.strategies.base import Sampler, Strategy
 from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator, common_shape
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import autocast
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
-from pipeline.training.windows import Passes, Windows
+from pipeline.training.windows import Epochs, Windows
 
 WIDE = BackboneConfig(
     encoder_layers=4,
@@ -90,8 +90,8 @@ def synthetic(args: argparse.Namespace, device: str, length: int) -> World:
     codes_IL[:, :LEVELS] = rng.integers(0, CODES, (args.items, LEVELS))
     order = np.lexsort(codes_IL.T[::-1])
     same = (np.diff(codes_IL[order], axis=0) == 0).all(1)
-    for place in np.flatnonzero(same):  # the digit counts up within a group of equal codes
-        codes_IL[order[place + 1], -1] = codes_IL[order[place], -1] + 1
+    for best in np.flatnonzero(same):  # the digit counts up within a group of equal codes
+        codes_IL[order[best + 1], -1] = codes_IL[order[best], -1] + 1
     items_N = rng.integers(0, args.items, 200_000)
     times_N = np.cumsum(rng.integers(60, 9_000, len(items_N)))
 
@@ -106,10 +106,10 @@ def synthetic(args: argparse.Namespace, device: str, length: int) -> World:
 def beauty(device: str) -> World:
     """Windows of data/splits, one per target of a pass, from random starts."""
     splits, sids = Splits.read(), Sids.read()
-    passes = Passes(splits, "random_start", 0)
+    epochs = Epochs(splits, "random_start", 0)
 
     def windows(count: int) -> Windows:
-        parts = [passes.take(number, 0, len(passes)) for number in range(-(-count // len(passes)))]
+        parts = [epochs.take(number, 0, len(epochs)) for number in range(-(-count // len(epochs)))]
         return Windows(
             *(np.concatenate([getattr(part, name) for part in parts])[:count] for name in ("starts_W", "ends_W"))
         )
@@ -128,8 +128,10 @@ def beauty(device: str) -> World:
 def build(name: str, network: str, world: World) -> tuple[Strategy, nn.Module]:
     """The strategy, and its model with random weights."""
     torch.manual_seed(0)
-    own = choose(name, {"intrr": IntrrConfig(digit_width=0)}).network()  # the catalogue's digit is as wide already
-    return Strategy(own, Sampler()), own.build(NETWORKS[network], world.catalogue)
+    result = choose_strategies(
+        name, {"intrr": IntrrConfig(digit_width=0)}
+    ).network()  # the catalogue's digit is as wide already
+    return Strategy(result, Sampler()), result.build(NETWORKS[network], world.catalogue)
 
 
 # ------------------------------------------------------------------------------------------------------- training
@@ -179,7 +181,7 @@ def batch_of(strategy: Strategy, step: Step, world: World, times: bool, shape: S
         longest=world.longest,
         weigh_items=strategy.network.items,
     )
-    return collate(step, np.arange(len(step.windows)), shape=shape, listed=collate.listed(step))
+    return collate(step, np.arange(len(step.windows)), shape=shape, item_counts=collate.count_items(step))
 
 
 def measure_parts(network: str, world: World, args: argparse.Namespace) -> list[float]:
@@ -250,11 +252,11 @@ def training_table(device: str, args: argparse.Namespace) -> None:
         for network in args.networks:
             whole: tuple[float, float, float] | None = None
             for name in ("full", "intrr"):
-                own = measure_training(name, network, world, args)
-                whole = whole or own
+                result = measure_training(name, network, world, args)
+                whole = whole or result
                 print(
-                    f"{network + ' ' + name:20}{own[0]:12,.0f}{own[0] / whole[0]:7.2f}x{own[1]:9.3f}"
-                    f"{own[1] / whole[1]:9.0%}{own[2]:11.3f}",
+                    f"{network + ' ' + name:20}{result[0]:12,.0f}{result[0] / whole[0]:7.2f}x{result[1]:9.3f}"
+                    f"{result[1] / whole[1]:9.0%}{result[2]:11.3f}",
                     flush=True,
                 )
                 clean(device)
@@ -306,14 +308,14 @@ def clean(device: str) -> None:
 
 def picture() -> None:
     """Two items with the same Semantic ID but the digit, those that differ most, as bars of what they made of it."""
-    from pipeline.evaluate.explain import weights_of
+    from pipeline.evaluate.explain import code_weights
     from pipeline.generator import load_generator
 
     loaded = load_generator(Path("models/generator"))
     codes_IL = loaded.catalogue.codes_IL.numpy()
     order = np.lexsort(codes_IL.T[::-1])
     mates = order[:-1][same := (codes_IL[order[:-1], :-1] == codes_IL[order[1:], :-1]).all(1)], order[1:][same]
-    rows = [found for items in mates if (found := weights_of(loaded, items)) is not None]
+    rows = [code_weights(loaded, items) or [] for items in mates]  # there are some: the model is intrr's
     apart = [
         sum(np.abs(np.subtract(a, b)).sum() for a, b in zip(one.weights[:-1], other.weights[:-1], strict=True))
         for one, other in zip(*rows, strict=True)
@@ -321,9 +323,9 @@ def picture() -> None:
     for row in (rows[0][int(np.argmax(apart))], rows[1][int(np.argmax(apart))]):
         print(f"\n{row.item}  {row.title}\nSemantic ID {row.codes}")
         for level, (code, weights) in enumerate(zip(row.codes, row.weights, strict=True), 1):
-            for place in np.argsort(weights)[::-1][:5]:
-                own = "  <- its Semantic ID" if place == code else ""
-                print(f"  level {level}  {place:4}  {weights[place]:5.2f}  {'#' * round(40 * weights[place])}{own}")
+            for best in np.argsort(weights)[::-1][:5]:
+                result = "  <- its Semantic ID" if best == code else ""
+                print(f"  level {level}  {best:4}  {weights[best]:5.2f}  {'#' * round(40 * weights[best])}{result}")
 
 
 def main() -> None:

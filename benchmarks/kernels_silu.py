@@ -89,8 +89,8 @@ def silu_errors(
     # Whole minutes of two weeks: of no such time would a GPU's less exact logarithm choose another bucket.
     times = Times(*(torch.randint(20_000, (total,), generator=generator) * 60 for _ in range(2)))
     on_device = Times(times.asked_T.to(device), times.happened_T.to(device)) if case.timed else None
-    own = lengths.to(device)
-    layout = Layout.padded(own, longest) if case.pad_to else Layout.packed(own, longest)
+    lengths_W = lengths.to(device)
+    layout = Layout.padded(lengths_W, longest) if case.pad_to else Layout.packed(lengths_W, longest)
     attend = torch.compile(pointwise_attention, dynamic=True) if case.compiled else pointwise_attention
     out = attend(q, k, v, layout.timed(on_device), bias, time_bias, case.kind)
     wanted = [x for x in (q, k, v, bias, time_bias) if x is not None]
@@ -121,8 +121,8 @@ def silu_errors(
 
 def _square(bias_HR: Tensor, longest: int) -> Tensor:
     """Bias by distance -> [H, Q, K]."""
-    place = torch.arange(longest)
-    return bias_HR[:, place - place[:, None] + longest - 1]
+    position = torch.arange(longest)
+    return bias_HR[:, position - position[:, None] + longest - 1]
 
 
 def main() -> int:

@@ -38,7 +38,7 @@ from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import autocast
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
-from pipeline.training.windows import Passes, Windows
+from pipeline.training.windows import Epochs, Windows
 
 LONGEST, BATCHES, WARM = 30, 6, 3
 RELEASED = RastpConfig(
@@ -96,8 +96,8 @@ def ways() -> list[Way]:
 def windows_of(kind: str, splits: Splits, count: int) -> Windows:
     """`count` windows. `full` ones run over the borders of users: only their length matters here."""
     if kind == "random":
-        passes = Passes(splits, "random_start", 0)
-        parts = [passes.take(number, 0, len(passes)) for number in range(-(-count // len(passes)))]
+        epochs = Epochs(splits, "random_start", 0)
+        parts = [epochs.take(number, 0, len(epochs)) for number in range(-(-count // len(epochs)))]
         return Windows(
             *(np.concatenate([getattr(part, name) for part in parts])[:count] for name in ("starts_W", "ends_W"))
         )

@@ -209,12 +209,12 @@ def quality(rows: list[Row]) -> Iterable[str]:
             "| strategy | seeds | recall@10 | ndcg@10 | without ties | against the first, recall@10 | training | "
             "windows/s | tokens trained | memory |\n|---|---|---|---|---|---|---|---|---|---|"
         )
-        own = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
+        selected = [row for row in rows if row.get("kind") == "quality" and row["group"] == group]
         paired = {row["arm"]: row for row in rows if row.get("kind") == "paired" and row["group"] == group}
         for arm in arms:
-            yield _quality_line(arm, [row for row in own if row["arm"] == arm], paired.get(arm))
-        if own:
-            first = own[0]
+            yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
+        if selected:
+            first = selected[0]
             yield (
                 f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
                 f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
@@ -228,7 +228,7 @@ def quality(rows: list[Row]) -> Iterable[str]:
                 f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |"
             )
             yield f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained.\n"
-            yield from _origins(own)
+            yield from _origins(selected)
 
 
 def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
@@ -257,13 +257,13 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
 
 def time_to_recall(rows: list[Row]) -> Iterable[str]:
     """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that did."""
-    own = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
-    if not own:
+    selected = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
+    if not selected:
         yield "missing"
         return
     yield "| runs | " + " | ".join(f"{recall:.2f}" for recall in RECALLS) + " | best |\n|" + "---|" * (2 + len(RECALLS))
-    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in own):
-        runs = [row for row in own if (row["group"], row["arm"]) == (group, arm)]
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in selected):
+        runs = [row for row in selected if (row["group"], row["arm"]) == (group, arm)]
         cells = []
         for recall in RECALLS:
             windows = [next((windows for windows, reached in row["curve"] if reached >= recall), None) for row in runs]
@@ -276,16 +276,16 @@ def time_to_recall(rows: list[Row]) -> Iterable[str]:
 
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
     """A table of the rows of one kind: column title -> format of the row."""
-    own = [row for row in rows if row.get("kind") == kind and not row.get("superseded")]
-    if not own:
+    selected = [row for row in rows if row.get("kind") == kind and not row.get("superseded")]
+    if not selected:
         yield "missing"
         return
     yield "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
-    for row in own:
+    for row in selected:
         shown = {key: _Blank() if value is None else value for key, value in row.items()}
         yield "| " + " | ".join(text.format(**shown) for text in columns.values()) + " |"
     yield ""
-    yield from _origins(own)
+    yield from _origins(selected)
 
 
 class _Blank:
@@ -329,7 +329,7 @@ def page(rows: list[Row]) -> str:
 
 def add(args: argparse.Namespace) -> list[Row]:
     """Rows of finished runs, and of each arm's paired difference to the first."""
-    from pipeline.results.compare import compare, rows
+    from pipeline.results.compare import compare, comparison_rows
     from pipeline.results.ranks import Ranks
 
     arms = {
@@ -366,7 +366,7 @@ def add(args: argparse.Namespace) -> list[Row]:
                 "group": args.group,
                 **{key: row[key] for key in ("arm", "metric", "difference", "low", "high", "verdict", "seeds")},
             }
-            for row in rows(compare(named))
+            for row in comparison_rows(compare(named))
             if row["metric"] == "recall_at_10"
         ]
     return found

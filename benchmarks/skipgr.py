@@ -29,15 +29,15 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.machine import pick_device, wait_for
-from pipeline.strategies.base import Course, Network, Sampler, Strategy, Traits
+from pipeline.strategies.base import Network, NetworkTraits, Sampler, Strategy, TrainingPlan
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.strategy import SkippingSampler
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
-from pipeline.training.feed import Feed, Prepared
+from pipeline.training.loader import BatchLoader, StepBatches
 from pipeline.training.optimizer_step import OptimizerStep, records
 from pipeline.training.steps import Step, samples_per_step
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 SMALL = BackboneConfig(encoder_layers=2, decoder_layers=2, d_model=64, heads=4, d_head=16, d_ff=256)
 WARM = 5  # passes: the first that scores all, and one that scores skipped targets again
@@ -80,40 +80,40 @@ class Bench:
         torch.manual_seed(0)
         network = Network()
         self.model: Any = network.build(self.backbone, catalogue).train()
-        passes, items_N = Passes(splits, "random_start", 0), np.asarray(splits.items_N)
-        self.feed = Feed(
-            passes,
+        epochs, items_N = Epochs(splits, "random_start", 0), np.asarray(splits.items_N)
+        self.loader = BatchLoader(
+            epochs,
             Collator(items_N, catalogue.codes_IL, longest=splits.max_history),
             World(),
             budget=args.batch_tokens,
-            tokens_per_item=self.per_item,
+            input_tokens_per_item=self.per_item,
             fill=records(self.train, self.device),
         )
-        self.share = samples_per_step(passes, args.batch_tokens, self.per_item)
-        course = Course(
+        self.share = samples_per_step(epochs, args.batch_tokens, self.per_item)
+        plan = TrainingPlan(
             items_N=items_N,
             first_U=np.asarray(splits.offsets[:-1]),
             end_U=np.asarray(splits.train_end),
-            windows=len(passes),
+            windows=len(epochs),
             samples_per_step=self.share,
-            passes=1e9,
+            epochs=1e9,
             one_per_target=True,
             all_targets=False,
-            once=False,
+            each_target_once=False,
             max_history=splits.max_history,
             seed=0,
             device=self.device,
             sum=World().sum,
         )
-        traits = Traits.of(network, self.backbone, catalogue)
-        self.sampler = SkippingSampler(config, course, traits) if config else Sampler()
+        traits = NetworkTraits.of(network, self.backbone, catalogue)
+        self.sampler = SkippingSampler(config, plan, traits) if config else Sampler()
         self.strategy = Strategy(network, self.sampler)
         self.optimizer_step = OptimizerStep(self.train, self.model, self.strategy)
 
-    def steps(self, number: int) -> Iterator[Prepared]:
+    def steps(self, number: int) -> Iterator[StepBatches]:
         """Of a pass, up to `--places`."""
-        weigh = self.sampler.begin_pass(number)
-        steps = self.feed.rest_of_pass(number, 0, weigh, self.sampler.select)
+        weigh = self.sampler.begin_epoch(number)
+        steps = self.loader.rest_of_epoch(number, 0, weigh, self.sampler.select)
         return itertools.takewhile(lambda pair: not self.args.places or pair[0].last <= self.args.places, steps)
 
     def run(self, number: int) -> list[Step]:
@@ -134,12 +134,12 @@ class Bench:
         before = self.sampler.report.figures().get("bookkeeping_seconds", 0.0)
         wait_for(self.device)
         began = time.perf_counter()
-        passes = [self.run(WARM + number) for number in range(self.args.passes)]
+        epochs = [self.run(WARM + number) for number in range(self.args.epochs)]
         wait_for(self.device)
         seconds = time.perf_counter() - began
         decided = self.sampler.report.figures().get("bookkeeping_seconds", 0.0) - before
-        steps = [step for done in passes for step in done]
-        count = self.args.passes
+        steps = [step for done in epochs for step in done]
+        count = self.args.epochs
         scoring = self.scoring_seconds() * len(steps)
         rows = self.sampler.report.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
         return Measured(
@@ -180,9 +180,9 @@ class Bench:
 
     def flops(self, step: Step) -> float:
         """Matrix products of the forward pass, 2 per multiply-add."""
-        own = self.backbone
-        d, inner, lengths_W = own.d_model, own.heads * own.d_head, step.windows.lengths_W
-        ff = 2 * d * own.d_ff + (own.ff_hidden_layers - 1) * own.d_ff**2
+        result = self.backbone
+        d, inner, lengths_W = result.d_model, result.heads * result.d_head, step.windows.lengths_W
+        ff = 2 * d * result.d_ff + (result.ff_hidden_layers - 1) * result.d_ff**2
         kept_NS = step.selected.tokens_NS if step.selected else None
         tokens_W = (
             step.items_W * self.per_item
@@ -190,9 +190,9 @@ class Bench:
             else np.add.reduceat(kept_NS.sum(1), np.cumsum(lengths_W) - lengths_W)
         )
         positions_W = self.decoded(step)
-        encoder = own.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
+        encoder = result.encoder_layers * (tokens_W * (4 * d * inner + ff) + 2 * inner * tokens_W**2)
         cross = tokens_W * 2 * d * inner + 2 * inner * positions_W * tokens_W
-        decoder = own.decoder_layers * (positions_W * (6 * d * inner + ff) + 2 * inner * positions_W**2 + cross)
+        decoder = result.decoder_layers * (positions_W * (6 * d * inner + ff) + 2 * inner * positions_W**2 + cross)
         return float(2 * (encoder + decoder + d * sum(self.catalogue.widths)).sum())
 
 
@@ -218,12 +218,12 @@ def main() -> None:
     full: Measured | None = None
     for number in sorted({0, *(int(text) for text in args.ways.split(","))}):
         way = list(WAYS)[number]
-        own = Bench(WAYS[way], splits, catalogue, args).measure()
-        full = full or own
+        result = Bench(WAYS[way], splits, catalogue, args).measure()
+        full = full or result
         print(
-            f"{way:26}{own.sequences:10.1%}{own.tokens:8.1%}{own.windows / full.windows:9.3f}"
-            f"{own.encoder / full.encoder:9.3f}{own.decoder / full.decoder:9.3f}{own.flops / full.flops:8.3f}"
-            f"{own.seconds:9.2f}{full.seconds / own.seconds:9.2f}x{own.bookkeeping:13.2%}",
+            f"{way:26}{result.sequences:10.1%}{result.tokens:8.1%}{result.windows / full.windows:9.3f}"
+            f"{result.encoder / full.encoder:9.3f}{result.decoder / full.decoder:9.3f}{result.flops / full.flops:8.3f}"
+            f"{result.seconds:9.2f}{full.seconds / result.seconds:9.2f}x{result.bookkeeping:13.2%}",
             flush=True,
         )
         torch.compiler.reset()

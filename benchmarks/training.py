@@ -29,10 +29,10 @@ from pipeline.catalogue import Catalogue
 from pipeline.machine import PEAKS, peak_memory_gib, pick_device, wait_for
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Sampler, Strategy
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator, common_shape
 from pipeline.training.config import TrainConfig
-from pipeline.training.feed import MEASURED_STEPS, beside
+from pipeline.training.loader import MEASURED_STEPS, prefetched_on_stream
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
@@ -119,8 +119,8 @@ def measure(
 ) -> Row:
     """Train `count` steps of `size` windows after warming up, and time them."""
     device, items = catalogue.codes_IL.device, np.asarray(splits.items_N)
-    chosen = choose(strategy, {"rastp": {}, "intrr": {}})
-    per_item = chosen.tokens_per_item(catalogue.levels, TIGER.separators)
+    chosen = choose_strategies(strategy, {"rastp": {}, "intrr": {}})
+    per_item = chosen.input_tokens_per_item(catalogue.levels, TIGER.separators)
     pad_to = (LONGEST + 1) * per_item if config.batching == "padded" else 0
     network = chosen.network()
     torch.manual_seed(0)
@@ -130,18 +130,20 @@ def measure(
     source, rows = steps(windows, size), np.arange(size)
     drawn = [next(source) for _ in range(12)]
     share, shape = torch.full((), 1 / size, device=device), None
-    if optimizer_step.records:  # room for nearly all steps, as `Feed` measures it: each further shape is recorded anew
+    if (
+        optimizer_step.records
+    ):  # room for nearly all steps, as `BatchLoader` measures it: each further shape is recorded anew
         shape = common_shape(itertools.islice(steps(windows, size), MEASURED_STEPS), 1, LONGEST)
 
     collate = Collator(items, catalogue.codes_IL, pad_to=pad_to, longest=LONGEST, weigh_items=network.items)
 
     def batch_of(step: Step) -> Batch:
-        return collate(step, rows, shape=shape, listed=collate.listed(step))
+        return collate(step, rows, shape=shape, item_counts=collate.count_items(step))
 
     ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
     made: Iterator[tuple[Step, list[Batch]]] = ((step, [batch_of(step)]) for step in source) if fed else ready
     if fed and device.type == "cuda":
-        made = beside(made, device)
+        made = prefetched_on_stream(made, device)
 
     def train() -> None:
         _, (batch,) = next(made)

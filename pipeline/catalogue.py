@@ -88,8 +88,8 @@ class Catalogue(nn.Module):
         """int64 [P of level + 1]: the last code of each prefix of length `level + 1`."""
         return self.get_buffer(f"code_{level}")
 
-    def items_of(self, leaves_WK: Tensor, places: int) -> tuple[Tensor, Tensor]:
-        """The items of each row's leaves, one leaf after another, cut to the first `places`.
+    def items_of(self, leaves_WK: Tensor, slots: int) -> tuple[Tensor, Tensor]:
+        """The items of each row's leaves, one leaf after another, cut to the first `slots`.
 
         Args:
             leaves_WK: -1 where a beam names nothing; it keeps one place.
@@ -100,10 +100,10 @@ class Catalogue(nn.Module):
         first_WK = torch.where(leaves_WK < 0, 0, self.first_item_P[leaves_WK])
         counts_WK = torch.where(leaves_WK < 0, 1, self.first_item_P[leaves_WK + 1] - first_WK)
         ends_WK = counts_WK.cumsum(1)
-        place_WN = torch.arange(places, device=leaves_WK.device).repeat(len(leaves_WK), 1)
-        beam_WN = torch.searchsorted(ends_WK, place_WN, right=True)
+        slot_WN = torch.arange(slots, device=leaves_WK.device).repeat(len(leaves_WK), 1)
+        beam_WN = torch.searchsorted(ends_WK, slot_WN, right=True)
         known_WN = beam_WN.clamp(max=leaves_WK.shape[1] - 1)
-        within_WN = place_WN - (ends_WK - counts_WK).gather(1, known_WN)
+        within_WN = slot_WN - (ends_WK - counts_WK).gather(1, known_WN)
         item_WN = self.item_of_leaf_I[(first_WK.gather(1, known_WN) + within_WN).clamp(max=self.items - 1)]
         named_WN = (beam_WN < leaves_WK.shape[1]) & (leaves_WK.gather(1, known_WN) >= 0)
         return torch.where(named_WN, item_WN, -1), beam_WN

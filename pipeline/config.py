@@ -23,7 +23,7 @@ from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.registry import choose, settings_types
+from pipeline.strategies.registry import choose_strategies, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
 
@@ -64,7 +64,7 @@ class Params:
     def __post_init__(self) -> None:
         missing = {name: make() for name, make in settings_types().items() if name not in self.strategies}
         object.__setattr__(self, "strategies", {**self.strategies, **missing})  # frozen, and this completes it
-        choose(self.strategy, self.strategies).check(self)
+        choose_strategies(self.strategy, self.strategies).check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
                 f"train.targets all needs a backbone where no item sees a later one, and "

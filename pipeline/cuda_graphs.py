@@ -56,8 +56,8 @@ class CudaGraphed:
         if key not in self._recordings:
             return self._warm(argument, key)
         recording = self._recordings[key]
-        for kept, tensor in zip(recording.inputs, tensors, strict=True):
-            kept.copy_(tensor)
+        for input_tensor, tensor in zip(recording.inputs, tensors, strict=True):
+            input_tensor.copy_(tensor)
         recording.graph.replay()
         return recording.output
 
@@ -73,13 +73,13 @@ class CudaGraphed:
         return result
 
     def _record(self, argument: Any) -> Recording:
-        graph, own = torch.cuda.CUDAGraph(), map_tensors(argument, torch.clone)
+        graph, static = torch.cuda.CUDAGraph(), map_tensors(argument, torch.clone)
         torch.clear_autocast_cache()  # what autocast made of the weights a moment ago will not be there at a replay
         # The worker that prepares batches may use the GPU meanwhile.
         with _nothing_collected(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = self.function(own)
+            output = self.function(static)
         torch.clear_autocast_cache()
-        return Recording(graph, tensors_of(own), output)
+        return Recording(graph, tensors_of(static), output)
 
 
 @contextmanager

@@ -33,10 +33,10 @@ class World:
         """This process's rows of what all processes divide among them."""
         return slice(self.rank, None, self.size)
 
-    def gather(self, own_U: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+    def gather(self, share_U: np.ndarray, count: int, device: torch.device) -> np.ndarray:
         """All `count` numbers, int64, the same on each process; each brings those of its `share`."""
         values_U = torch.zeros(count, dtype=torch.int64, device=device)
-        values_U[self.share] = torch.from_numpy(own_U).to(device)
+        values_U[self.share] = torch.from_numpy(share_U).to(device)
         return self.sum(values_U).cpu().numpy()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -54,7 +54,9 @@ class World:
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         flat = self.sum(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        )
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
-from pipeline.strategies.base import Traits
-from pipeline.strategies.registry import choose
+from pipeline.strategies.base import NetworkTraits
+from pipeline.strategies.registry import choose_strategies
 
 WEIGHTS, CONFIG, ITEMS = "model.safetensors", "config.json", "items.parquet"
 SKIPS = "skips.safetensors"  # only of a model that is evaluated without some tokens of the histories
@@ -82,11 +82,11 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
-        chosen, backbone = choose(config["strategy"], config), BackboneConfig(**config["backbone"])
+        chosen, backbone = choose_strategies(config["strategy"], config), BackboneConfig(**config["backbone"])
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)
         model.load_state_dict(weights)
-        rule = chosen.eval_rule(Traits.of(network, backbone, catalogue))
+        rule = chosen.eval_rule(NetworkTraits.of(network, backbone, catalogue))
         if rule is None and (folder / SKIPS).exists():
             raise ValueError(f"{SKIPS} is there, and strategy {chosen.text} has no `eval_rule` that reads it")
         eval_skips = rule(_read_skips(folder, catalogue.levels)) if rule else None

@@ -33,6 +33,19 @@ BESIDE = {
     ("cli", "presets"),
     ("cli", "doctor"),
 }
+# Names that two modules may define, and why. Any other public class or function has a name to itself.
+SHARED_NAMES = {
+    "run": "each stage has one; a caller names the stage",
+    "compare": "the command, and the function that it calls",
+    "explain": "the command, and the function that it calls",
+    "fetch": "the command, and the function that it calls",
+    "recommend": "the command, and the function that it calls",
+    "attend_to_ancestors": "one function, on a CPU and as a kernel",
+    "best_continuations": "one function, on a CPU and as a kernel",
+    "linear": "one function, on a CPU and as a kernel",
+    "forward_kernel": "the two attentions, each in the file of its kernels",
+    "backward_kernel": "the two attentions, each in the file of its kernels",
+}
 KERNELS = ("pipeline/ops/triton/", "pipeline/decoding/")
 
 
@@ -148,6 +161,29 @@ def test_no_strategy_names_a_device(root: Path, files: list[str]) -> None:
             for node in ast.walk(ast.parse((root / file).read_text())):
                 assert not (isinstance(node, ast.Constant) and node.value in ("cuda", "cpu")), file
                 assert not (isinstance(node, ast.Attribute) and node.attr in ("is_cuda", "cuda")), file
+
+
+def test_a_public_name_is_defined_in_one_module(root: Path, files: list[str]) -> None:
+    """Classes, functions and aliases of types at the top level: a reader who meets a name need not ask which."""
+    modules: dict[str, list[str]] = {}
+    for file in files:
+        for name in public_names(root, file):
+            modules.setdefault(name, []).append(file)
+    shared = {name: found for name, found in modules.items() if len(found) > 1}
+    assert not {name: found for name, found in shared.items() if name not in SHARED_NAMES}
+    assert set(SHARED_NAMES) <= set(shared), "names that no longer need leave"
+
+
+def public_names(root: Path, file: str) -> set[str]:
+    """The classes, functions and type aliases (`Rows = list[...]`) that a file defines at its top level."""
+    found = set()
+    for node in ast.parse((root / file).read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+            found |= {name for name in names if name[0].isupper() and name.upper() != name}
+    return {name for name in found if not name.startswith("_")}
 
 
 def test_files_and_functions_stay_small(root: Path, files: list[str]) -> None:

@@ -41,10 +41,10 @@ def test_children_are_those_of_brute_force_sets(rows: list[tuple[int, int, int]]
 def test_a_child_is_found_by_its_code_or_not_at_all(rows: list[tuple[int, int, int]]) -> None:
     catalogue = Catalogue(np.array(rows), WIDTHS)
     for level, width in enumerate(WIDTHS):
-        places = {prefix: node for node, prefix in enumerate(prefixes(rows, level + 1))}
+        slots = {prefix: node for node, prefix in enumerate(prefixes(rows, level + 1))}
         for node, prefix in enumerate(prefixes(rows, level)):
             found = catalogue.child(level, torch.full((width,), node), torch.arange(width))
-            assert found.tolist() == [places.get((*prefix, code), -1) for code in range(width)]
+            assert found.tolist() == [slots.get((*prefix, code), -1) for code in range(width)]
         assert catalogue.child(level, torch.full((width,), -1), torch.arange(width)).eq(-1).all()
 
 
@@ -70,7 +70,7 @@ def test_items_with_one_semantic_id_are_refused_by_name() -> None:
     st.integers(1, 12),
 )
 def test_without_a_digit_the_items_of_a_leaf_follow_each_other_by_item_id(
-    rows: list[tuple[int, int, int]], random: Random, places: int
+    rows: list[tuple[int, int, int]], random: Random, slots: int
 ) -> None:
     catalogue = Catalogue(np.array(rows), WIDTHS, digit=False)
     leaves = prefixes(rows, 3)
@@ -83,8 +83,8 @@ def test_without_a_digit_the_items_of_a_leaf_follow_each_other_by_item_id(
         for beam, leaf in enumerate(beams)
         for item in ([-1] if leaf < 0 else [i for i, row in enumerate(rows) if row == leaves[leaf]])
     ]
-    items, sources = catalogue.items_of(torch.tensor([beams]), places)
-    assert list(zip(items[0].tolist(), sources[0].tolist(), strict=True)) == (expected + [(-1, 4)] * places)[:places]
+    items, sources = catalogue.items_of(torch.tensor([beams]), slots)
+    assert list(zip(items[0].tolist(), sources[0].tolist(), strict=True)) == (expected + [(-1, 4)] * slots)[:slots]
 
 
 def test_the_bucket_is_all_codes_but_a_digit() -> None:

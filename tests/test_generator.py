@@ -14,7 +14,7 @@ from pipeline.backbones import build_backbone
 from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
-from pipeline.decoding.ranking import generate
+from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.generator import load_generator, save_generator
 
@@ -144,7 +144,7 @@ def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name: st
     loaded, expected = load_generator(folder), json.loads((folder / "expected.json").read_text())
     times = np.arange(6) * 1000 if loaded.model.wants_times else None
     items, offsets = np.array([3, 4, 5, 17, 18, 30]), np.array([0, 3, 5, 6])
-    outputs = generate(loaded.model, items, offsets, beam=5, times=times)
+    outputs = generate_items(loaded.model, items, offsets, beam=5, times=times)
     assert outputs.items_WK.tolist() == expected["items"]
     np.testing.assert_allclose(outputs.scores_WK, expected["scores"], atol=1e-4)
     assert (loaded.eval_skips is None) == (name != "rastp+skipgr")

@@ -15,7 +15,7 @@ from pipeline.ops.dropout import Dropout, ReluDropout
 from pipeline.ops.layout import Layout, Mass
 from pipeline.ops.linear import RMSNorm, linear
 
-KeysValues = tuple[Tensor, Tensor]  # both [S, H, D]
+KeysValues = tuple[Tensor, Tensor]  # of one layer, equal shapes; here both [S, H, D]
 Past = tuple[KeysValues, ...]  # those of beams, one of each level
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones.blocks import KeysValues
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.sid_tokens import SidBackbone
@@ -29,17 +30,15 @@ from pipeline.ops.pointwise import Times
 from pipeline.packing.histories import Histories
 from pipeline.packing.sequences import Sequences, lay_out, times_of
 
-KeysValues = tuple[Tensor, Tensor]
-
 
 class CausalBlock(nn.Module, ABC):
     """One layer. What `project` returns as the gate, `finish` gets back after attention (HSTU's U, T5's input)."""
 
     def forward(self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None) -> Tensor:
         """The layer's output, [T, d]; or of some rows alone, [R, d], where no one reads the others."""
-        return self.keeping(h_Td, layout, bias, rows_R)[0]
+        return self.forward_with_memory(h_Td, layout, bias, rows_R)[0]
 
-    def keeping(
+    def forward_with_memory(
         self, h_Td: Tensor, layout: Layout, bias: Tensor, rows_R: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
         """As `forward`, and the keys and values of all tokens, [T, H, D] each."""
@@ -65,13 +64,13 @@ class CausalBlock(nn.Module, ABC):
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
         """The layer's output from its input and what attention brought."""
 
-    def bias_of_times(self, passed: Tensor) -> Tensor:
+    def bias_of_times(self, elapsed: Tensor) -> Tensor:
         """The bias for times in seconds [...], [..., H]. A layer that knows no times adds nothing, [..., 1]."""
-        return torch.zeros((*passed.shape, 1), device=passed.device)
+        return torch.zeros((*elapsed.shape, 1), device=elapsed.device)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class CausalDecodingState:
     """What the next step of incremental decoding needs. Never changed: a step returns a new one.
 
     Histories are kept with their last tokens aligned, so that a distance is a difference of columns.
@@ -80,7 +79,7 @@ class Decoding:
     states_Wd: Tensor  # behind each history
     memory: tuple[KeysValues, ...]  # per layer: keys and values of the history [W, H, P, D], one copy per window
     seen_WP: Tensor  # bool: where the history is
-    passed_WP: Tensor | None  # int64: seconds from each of its tokens to its end; for a backbone that wants times
+    elapsed_WP: Tensor | None  # int64: seconds from each of its tokens to its end; for a backbone that wants times
     level: int = 0  # levels decoded so far
     past: tuple[KeysValues, ...] = ()  # per layer: the beams' own [W, K, H, J, D]
 
@@ -158,7 +157,7 @@ class CausalBackbone(SidBackbone):
         sequences: Sequences,
         times: Times | None,
         rows_R: Tensor,
-        kept: list[KeysValues] | None = None,
+        memory: list[KeysValues] | None = None,
     ) -> Tensor:
         """All blocks; normed states [R, d] of the rows that are read. `kept` takes each layer's keys and values."""
         h_Td, layout = self.dropout(h_Td), sequences.layout(times)
@@ -168,11 +167,11 @@ class CausalBackbone(SidBackbone):
             if table not in biases:
                 biases[table] = table.for_layout(layout, sequences.longest)
             rows = rows_R if number == self.config.decoder_layers else None  # what no one reads is not computed
-            if kept is None:  # only training runs what is compiled
+            if memory is None:  # only training runs what is compiled
                 h_Td = (block if self.training else block.forward)(h_Td, layout, biases[table], rows)
             else:
-                h_Td, keys_values = block.keeping(h_Td, layout, biases[table], rows)
-                kept.append(keys_values)
+                h_Td, keys_values = block.forward_with_memory(h_Td, layout, biases[table], rows)
+                memory.append(keys_values)
         return self.norm(h_Td)
 
     def _times(self, histories: Histories, sequences: Sequences, levels: int) -> Times | None:
@@ -184,26 +183,26 @@ class CausalBackbone(SidBackbone):
 
     # ------------------------------------------------------------------------------------------ decoding
 
-    def begin(self, histories: Histories) -> Decoding:
+    def begin(self, histories: Histories) -> CausalDecodingState:
         """Read the histories once, for all levels and beams."""
-        kept, per_item = list[KeysValues](), self.tokens_IS.shape[1]
+        tokens, per_item = list[KeysValues](), self.tokens_IS.shape[1]
         sequences = lay_out(histories, per_item, 0)
         times = self._times(histories, sequences, self.levels)
         tokens_T = self.tokens_IS[histories.items_N].flatten()[sequences.source_T]
         last_W = sequences.last_rows_W()
-        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, kept)
+        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, tokens)
         back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)  # ends aligned
         seen_WP = back_P < sequences.history_W[:, None]
-        place_WP = torch.where(seen_WP, last_W[:, None] - back_P, 0)
-        memory = tuple((k[place_WP].transpose(1, 2), v[place_WP].transpose(1, 2)) for k, v in kept)
-        passed_WP = None
+        source_WP = torch.where(seen_WP, last_W[:, None] - back_P, 0)
+        memory = tuple((k[source_WP].transpose(1, 2), v[source_WP].transpose(1, 2)) for k, v in tokens)
+        elapsed_WP = None
         if times is not None:
-            passed_WP = times.asked_T[last_W, None] - times.happened_T[place_WP]
-        return Decoding(states_Wd=states_Wd, memory=memory, seen_WP=seen_WP, passed_WP=passed_WP)
+            elapsed_WP = times.asked_T[last_W, None] - times.happened_T[source_WP]
+        return CausalDecodingState(states_Wd=states_Wd, memory=memory, seen_WP=seen_WP, elapsed_WP=elapsed_WP)
 
     def step(
-        self, state: Decoding, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
-    ) -> tuple[Tensor, Decoding]:
+        self, state: CausalDecodingState, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
+    ) -> tuple[Tensor, CausalDecodingState]:
         """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
 
         Args:
@@ -221,13 +220,13 @@ class CausalBackbone(SidBackbone):
         }
         for number, block in enumerate(self.blocks):
             q, k, v, gate = block.project(h_Rd)
-            own = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
+            beam = tuple(x.unflatten(0, beams_WK.shape)[:, :, :, None] for x in (k, v))  # [W, K, H, 1, D]
             if state.past:
-                own = tuple(
+                beam = tuple(
                     torch.cat([before.take_along_dim(beams_WK[..., None, None, None], 1), x], 3)
-                    for before, x in zip(state.past[number], own, strict=True)
+                    for before, x in zip(state.past[number], beam, strict=True)
                 )
-            past.append((own[0], own[1]))
+            past.append((beam[0], beam[1]))
             mixed = self._mix(
                 block, q.unflatten(0, beams_WK.shape), state, number, past[-1], biases[self.position_bias(block)]
             )
@@ -236,18 +235,24 @@ class CausalBackbone(SidBackbone):
         return logits_WKV, replace(state, level=level + 1, past=tuple(past))
 
     def _mix(
-        self, block: CausalBlock, q_WKHD: Tensor, state: Decoding, number: int, own: KeysValues, bias_HC: Tensor
+        self,
+        block: CausalBlock,
+        q_WKHD: Tensor,
+        state: CausalDecodingState,
+        number: int,
+        beams: KeysValues,
+        bias_HC: Tensor,
     ) -> Tensor:
         """Attention of each beam's newest token to its window's history and its own codes, [W, K, H, D]."""
-        (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], own
+        (k_WHPD, v_WHPD), (k_WKHJD, v_WKHJD) = state.memory[number], beams
         history, extra = k_WHPD.shape[2], k_WKHJD.shape[3]
         to_history = (q_WKHD.transpose(1, 2) @ k_WHPD.mT).transpose(1, 2)  # [W, K, H, P]
-        to_own = (k_WKHJD @ q_WKHD[..., None])[..., 0]  # [W, K, H, J]
-        scores = torch.cat([to_history, to_own], -1)
+        to_beam = (k_WKHJD @ q_WKHD[..., None])[..., 0]  # [W, K, H, J]
+        scores = torch.cat([to_history, to_beam], -1)
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + bias_HC
-        if state.passed_WP is not None:
-            passed_WC = nn.functional.pad(state.passed_WP, (0, extra))  # its own codes: no time has passed
-            scores = scores + block.bias_of_times(passed_WC).transpose(1, 2)[:, None]
+        if state.elapsed_WP is not None:
+            elapsed_WC = nn.functional.pad(state.elapsed_WP, (0, extra))  # its own codes: no time has passed
+            scores = scores + block.bias_of_times(elapsed_WC).transpose(1, 2)[:, None]
         seen_WC = nn.functional.pad(state.seen_WP, (0, extra), value=True)
         weights = block.weigh(scores, seen_WC[:, None, None, :]).to(v_WHPD.dtype)
         from_history = (weights[..., :history].transpose(1, 2) @ v_WHPD).transpose(1, 2)

@@ -28,7 +28,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.ops.dropout import Dropout
 from pipeline.ops.layout import Layout
 from pipeline.ops.pointwise import TIME_BUCKETS, time_buckets
-from pipeline.ops.pointwise_attention import pointwise_attention, weights_of
+from pipeline.ops.pointwise_attention import pointwise_attention, pointwise_weights
 
 STD = 0.02  # of HSTU's initialisation
 
@@ -60,10 +60,10 @@ class HstuBlock(CausalBlock):
         return pointwise_attention(q_THD, k_THD, v_THD, layout, bias, self.time_bias, self.kind)
 
     def weigh(self, scores: Tensor, seen: Tensor) -> Tensor:
-        return weights_of(scores, seen, self.kind)
+        return pointwise_weights(scores, seen, self.kind)
 
-    def bias_of_times(self, passed: Tensor) -> Tensor:
-        return F.embedding(time_buckets(passed), cast(Tensor, self.time_bias))
+    def bias_of_times(self, elapsed: Tensor) -> Tensor:
+        return F.embedding(time_buckets(elapsed), cast(Tensor, self.time_bias))
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
         return h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))

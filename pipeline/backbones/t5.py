@@ -36,11 +36,11 @@ from pipeline.ops.layout import Layout
 from pipeline.ops.linear import RMSNorm, linear
 from pipeline.packing.histories import Histories
 from pipeline.packing.pruning import TokenPruner
-from pipeline.packing.shape import places_on
+from pipeline.packing.shape import capacity_on
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncoderOutput:
     """Encoder output: normed states [T, d] in packed order and how they fall into windows."""
 
     states_Td: Tensor
@@ -49,7 +49,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoding:
+class T5DecodingState:
     """What the next step of incremental decoding needs. Never changed: a step returns a new one."""
 
     memory: tuple[KeysValues, ...]  # per layer: the encoder's keys and values, one copy per window
@@ -110,22 +110,22 @@ class T5(SidBackbone):
             block.compile(dynamic=True)
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of every level: L tensors [W, V of the level]. Where `histories.prefixes` leave a
-        position out, its row means nothing.
+        """Teacher-forced logits of every level: L tensors [W, V of the level]. Where
+        `histories.decoder_positions` leave a position out, its row means nothing.
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
-        prefixes, windows, levels = histories.prefixes, len(targets_W), self.levels
+        decoder_positions, windows, levels = histories.decoder_positions, len(targets_W), self.levels
         encoded = self.encode(histories)
         inputs_WL = torch.cat([self._start_WK(windows, 1), self.tokens_IS[targets_W, : levels - 1]], 1)
-        inputs_P = inputs_WL.flatten() if prefixes is None else inputs_WL.flatten()[prefixes.place_P]
+        inputs_P = inputs_WL.flatten() if decoder_positions is None else inputs_WL.flatten()[decoder_positions.index_P]
         h_Td = self.dropout(self.tokens(inputs_P))
-        if prefixes is None:
+        if decoder_positions is None:
             layout = Layout.equal(windows, levels, h_Td.device)
             cross = encoded.layout.cross(layout)
         else:
-            layout, cross = prefixes.layouts(encoded.layout)
+            layout, cross = decoder_positions.layouts(encoded.layout)
         bias = self.decoder_bias.for_layout(layout, levels)
         states_Td = encoded.states_Td
         if torch.is_autocast_enabled(states_Td.device.type):  # once, and not for each layer
@@ -133,7 +133,7 @@ class T5(SidBackbone):
         for block in self.decoder:
             h_Td = _run(block)(h_Td, layout, bias, block.cross.packed(states_Td), cross)
         h_Td = self.dropout(self.decoder_norm(h_Td))
-        h_WLd = h_Td.unflatten(0, (windows, levels)) if prefixes is None else prefixes.by_level(h_Td)
+        h_WLd = h_Td.unflatten(0, (windows, levels)) if decoder_positions is None else decoder_positions.by_level(h_Td)
         return [self._logits(h_WLd[:, level], level) for level in range(levels)]
 
     def kept_tokens(self, histories: Histories, on_prune: Callable[[], None] | None = None) -> Tensor:
@@ -142,7 +142,7 @@ class T5(SidBackbone):
 
     def encode(
         self, histories: Histories, *, prune: bool = False, on_prune: Callable[[], None] | None = None
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """Run the encoder over all windows.
 
         Args:
@@ -154,7 +154,7 @@ class T5(SidBackbone):
         """
         tokens = histories.tokens
         tokens_T = self.tokens_IS[histories.items_N].flatten()
-        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.place_T])
+        h_Td = self.tokens(tokens_T if tokens is None else tokens_T[tokens.index_T])
         return self._run_encoder(h_Td, histories, self.tokens_IS.shape[1], self._pruner(prune), on_prune)
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
@@ -164,7 +164,7 @@ class T5(SidBackbone):
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         pruner = self._pruner()
         histories = _padded_for(pruner, histories)
-        return histories.longest, histories.pad_to, _places_after(pruner, histories)
+        return histories.longest, histories.pad_to, _slots_after(pruner, histories)
 
     def _pruner(self, prune: bool = False) -> TokenPruner | None:
         """What prunes tokens in this pass."""
@@ -177,10 +177,10 @@ class T5(SidBackbone):
         per_item: int,
         pruner: TokenPruner | None = None,
         on_prune: Callable[[], None] | None = None,
-    ) -> Encoded:
+    ) -> EncoderOutput:
         """All blocks over inputs in packed order, `per_item` of each item."""
         histories = _padded_for(pruner, histories)
-        size = _places_after(pruner, histories)
+        size = _slots_after(pruner, histories)
         if self.recency is not None:
             h_Td = h_Td + self._recency(histories, per_item)
         h_Td, layout, longest = self._lay_out(h_Td, histories, per_item)
@@ -198,16 +198,16 @@ class T5(SidBackbone):
             layout, kept_NS = pruned.layout(), pruned.kept_NS
             if not here.keep_positions:
                 bias = None
-        return Encoded(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
+        return EncoderOutput(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
 
     def _recency(self, histories: Histories, per_item: int) -> Tensor:
         """The learned vector of each input's place in line, counted from the last item: [T, d]."""
         assert self.recency is not None
-        places, tokens = self.recency.num_embeddings, histories.tokens
+        ages, tokens = self.recency.num_embeddings, histories.tokens
         if tokens is not None:
-            return self.recency(tokens.age_T.clamp(max=places - 1))
-        places_N = _places(histories.items_N, histories.lengths_W, places)
-        return self.recency(places_N).repeat_interleave(per_item, 0)
+            return self.recency(tokens.age_T.clamp(max=ages - 1))
+        ages_N = _ages(histories.items_N, histories.lengths_W, ages)
+        return self.recency(ages_N).repeat_interleave(per_item, 0)
 
     def _lay_out(self, h_Td: Tensor, histories: Histories, per_item: int) -> tuple[Tensor, Layout, int]:
         """(the inputs, padded where the histories are; their layout; a bound of a window's positions)."""
@@ -225,9 +225,9 @@ class T5(SidBackbone):
 
     # -------------------------------------------------------------------------------------------------- decoding
 
-    def begin(self, histories: Histories) -> Decoding:
+    def begin(self, histories: Histories) -> T5DecodingState:
         encoded = self.encode(histories)
-        return Decoding(
+        return T5DecodingState(
             memory=tuple(block.cross.keys_values(encoded.states_Td) for block in self.decoder),
             encoder=encoded.layout,
             windows=histories.windows,
@@ -238,10 +238,10 @@ class T5(SidBackbone):
 
     def step(
         self,
-        state: Decoding,
+        state: T5DecodingState,
         beams_WK: Tensor | None = None,
         codes_WK: Tensor | None = None,
-    ) -> tuple[Tensor, Decoding]:
+    ) -> tuple[Tensor, T5DecodingState]:
         level, windows, rows_RJ = state.level, state.windows, state.rows_RJ
         if beams_WK is None or codes_WK is None:
             tokens_WK = self._start_WK(windows, 1)
@@ -250,12 +250,12 @@ class T5(SidBackbone):
             rows_RJ = _with_parents(rows_RJ, beams_WK)
         h_Rd = self.tokens(tokens_WK.flatten())
         bias_HJ = state.bias_HLL[:, level, : level + 1]
-        kept = []
+        new_past = []
         for block, past, memory in zip(self.decoder, state.past, state.memory, strict=True):
             h_Rd, past = block.extend(h_Rd, past, rows_RJ, bias_HJ, memory, state.encoder)
-            kept.append(past)
+            new_past.append(past)
         logits_WKV = self._logits(h_Rd, level, self.decoder_norm).unflatten(0, tokens_WK.shape)
-        return logits_WKV, replace(state, level=level + 1, past=tuple(kept), rows_RJ=rows_RJ)
+        return logits_WKV, replace(state, level=level + 1, past=tuple(new_past), rows_RJ=rows_RJ)
 
     def _head(self, head: nn.Linear, h_Td: Tensor, norm: RMSNorm | None) -> Tensor:
         return linear(head, h_Td, norm=norm)  # one kernel where a GPU only reads the model
@@ -276,11 +276,11 @@ def _with_parents(rows_RJ: Tensor, beams_WK: Tensor) -> Tensor:
     return torch.cat([rows_RJ[rows_R], rows_R[:, None]], 1)
 
 
-def _places(items_N: Tensor, lengths_W: Tensor, places: int) -> Tensor:
-    """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `places` share the last."""
-    ends_W, place_N = lengths_W.cumsum(0), torch.arange(len(items_N), device=items_N.device)
-    ends_N = ends_W[torch.searchsorted(ends_W, place_N, right=True)]
-    return (ends_N - 1 - place_N).clamp_(max=places - 1)
+def _ages(items_N: Tensor, lengths_W: Tensor, ages: int) -> Tensor:
+    """int64 [N]: 0 for the last item of each window, 1 for the one before; all beyond `ages` share the last."""
+    ends_W, position_N = lengths_W.cumsum(0), torch.arange(len(items_N), device=items_N.device)
+    ends_N = ends_W[torch.searchsorted(ends_W, position_N, right=True)]
+    return (ends_N - 1 - position_N).clamp_(max=ages - 1)
 
 
 def _padded_for(pruner: TokenPruner | None, histories: Histories) -> Histories:
@@ -288,10 +288,10 @@ def _padded_for(pruner: TokenPruner | None, histories: Histories) -> Histories:
     return replace(histories, pad_to=histories.pad_to or pruner.pad_to) if pruner else histories
 
 
-def _places_after(pruner: TokenPruner | None, histories: Histories) -> int:
+def _slots_after(pruner: TokenPruner | None, histories: Histories) -> int:
     """Places that the pruner leaves, of all windows; 0: there is none."""
     size = pruner.size(histories.lengths, histories.longest, histories.pad_to) if pruner else 0
-    return places_on(histories.items_N.device, size)
+    return capacity_on(histories.items_N.device, size)
 
 
 def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_to: int) -> Tensor:
@@ -302,6 +302,6 @@ def _pad(h_Td: Tensor, padding_Sd: Tensor, lengths_W: Tensor, longest: int, pad_
     first_W, real_WP = lengths_W.cumsum(0) - lengths_W, position_P < lengths_W[:, None]
     source_WP = torch.where(real_WP, first_W[:, None] + position_P, tokens + position_P % len(padding_Sd))
     # Nothing that counts sees padding, so its gradient is zero; to add that up, place by place, would take a GPU long.
-    place_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
-    place_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
-    return gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), place_T)
+    slot_T = torch.full((tokens + len(padding_Sd),), -1, device=h_Td.device)
+    slot_T.scatter_(0, source_WP.flatten(), torch.arange(real_WP.numel(), device=h_Td.device))[tokens:] = -1
+    return gather_unique(torch.cat([h_Td, padding_Sd]), source_WP.flatten(), slot_T)

@@ -70,10 +70,10 @@ def compare(
       python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
     """
     from pipeline.results.compare import compare as differences
-    from pipeline.results.compare import report, rows
+    from pipeline.results.compare import comparison_rows, comparison_text
 
     comparisons = differences(runs or [], samples=samples)
-    print(json.dumps(rows(comparisons), indent=2) if as_json else report(comparisons))
+    print(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -92,6 +92,6 @@ def gradients(
 
       python -m pipeline gradients --batches 100 --windows 1024
     """
-    from pipeline.evaluate.entropy_gradients import gradients as measured
+    from pipeline.evaluate.entropy_gradients import gradients_by_entropy
 
-    print(measured(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
+    print(gradients_by_entropy(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))

@@ -35,8 +35,8 @@ def recommend(
         print(json.dumps([vars(item) for item in items], indent=2))
         return
     width = max(len(item.item) for item in items)
-    for place, item in enumerate(items, start=1):
-        print(f"{place:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+    for rank, item in enumerate(items, start=1):
+        print(f"{rank:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -57,10 +57,10 @@ def sids(
     """
     from dataclasses import asdict
 
-    from pipeline.quantize.lookup import look_up, report
+    from pipeline.quantize.lookup import look_up, sid_text
 
     found = look_up(item, titles)
-    print(json.dumps(asdict(found), indent=2) if as_json else report(found))
+    print(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -81,10 +81,10 @@ def explain(
       python -m pipeline explain --history v00012,v00007,v00090 --json
     """
     from pipeline.evaluate.explain import explain as tokens
-    from pipeline.evaluate.explain import report
+    from pipeline.evaluate.explain import explanation_text
 
     loaded, rows = tokens(user=user, history=_split(history))
-    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else report(loaded, rows))
+    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
 
 
 def _split(history: str | None) -> list[str] | None:

@@ -29,11 +29,11 @@ def candidates_kernel(
     K,
     V,
     FREE: tl.constexpr,
-    KEPT: tl.constexpr,
+    TOP: tl.constexpr,
     BV: tl.constexpr,
     BF: tl.constexpr,
 ):
-    """Keys of what may follow a beam, the KEPT best of its BF."""
+    """Keys of what may follow a beam, the TOP best of its BF."""
     row, v, f = tl.program_id(0).to(tl.int64), tl.arange(0, BV), tl.arange(0, BF)
     logits = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf")).to(tl.float32)
     top = tl.max(logits, 0)
@@ -48,13 +48,13 @@ def candidates_kernel(
         code = tl.load(code_ptr + begin + f, mask=f < count, other=0)
     score = tl.load(logits_ptr + row * V + code, mask=f < count, other=float("-inf")).to(tl.float32) - normaliser
     keys = _key(score, tl.where(f < count, begin + f, 0))
-    if KEPT < BF:
-        keys = tl.topk(keys, KEPT)
-    tl.store(keys_ptr + row * KEPT + tl.arange(0, KEPT), keys)
+    if TOP < BF:
+        keys = tl.topk(keys, TOP)
+    tl.store(keys_ptr + row * TOP + tl.arange(0, TOP), keys)
 
 
 @triton.jit(do_not_specialize=["K", "C", "best", "V"])
-def choose_kernel(
+def choose_beams_kernel(
     keys_ptr,
     nodes_ptr,
     first_ptr,

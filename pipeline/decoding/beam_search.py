@@ -152,10 +152,10 @@ def best_continuations(
         return scores_WK, best_WK, best_WK // width
     # Candidates are the children of each beam's prefix, padded to the widest prefix of the level.
     fanout, first = catalogue.fanout[level], catalogue.first_child(level)
-    place_F = torch.arange(fanout, device=nodes_WK.device)
+    child_F = torch.arange(fanout, device=nodes_WK.device)
     begin_WK1 = first[nodes_WK][..., None]
-    exists_WKF = place_F < first[nodes_WK + 1][..., None] - begin_WK1
-    child_WKF = torch.where(exists_WKF, begin_WK1 + place_F, 0)
+    exists_WKF = child_F < first[nodes_WK + 1][..., None] - begin_WK1
+    child_WKF = torch.where(exists_WKF, begin_WK1 + child_F, 0)
     scores_WKF = scores_WKV.gather(2, catalogue.code(level)[child_WKF]).masked_fill_(~exists_WKF, float("-inf"))
     scores_WK, best_WK = top_k(scores_WKF.flatten(1), child_WKF.flatten(1), beam)
     return scores_WK, child_WKF.flatten(1).gather(1, best_WK), best_WK // fanout

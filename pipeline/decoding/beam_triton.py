@@ -8,7 +8,7 @@ import triton
 from torch import Tensor
 
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.beam_kernels import candidates_kernel, choose_kernel
+from pipeline.decoding.beam_kernels import candidates_kernel, choose_beams_kernel
 
 KEYS_AT_ONCE = 1024  # int64 that a program sorts
 
@@ -27,9 +27,9 @@ def best_continuations(
     first, code = catalogue.first_child(level), catalogue.code(level)
     fanout = catalogue.fanout[level] if constrained else width
     best, children = min(beam, beams * fanout), _padded(fanout)
-    places = _padded(beam)
-    kept = min(places, children)
-    keys_WC = torch.empty(windows, beams * kept, device=logits_WKV.device, dtype=torch.int64)
+    width_padded = _padded(beam)
+    best_per_beam = min(width_padded, children)
+    keys_WC = torch.empty(windows, beams * best_per_beam, device=logits_WKV.device, dtype=torch.int64)
     candidates_kernel[(windows * beams,)](
         logits_WKV.contiguous(),
         scores_WK,
@@ -40,14 +40,14 @@ def best_continuations(
         beams,
         width,
         FREE=not constrained,
-        KEPT=kept,
+        TOP=best_per_beam,
         BV=triton.next_power_of_2(width),
         BF=children,
         num_warps=min(8, max(1, children // 128)),
     )
     scores_WK = torch.empty(windows, best, device=logits_WKV.device)
     ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
-    choose_kernel[(windows,)](
+    choose_beams_kernel[(windows,)](
         keys_WC,
         nodes_WK,
         first,
@@ -55,12 +55,12 @@ def best_continuations(
         ranks_WK,
         beams_WK,
         beams,
-        beams * kept,
+        beams * best_per_beam,
         best,
         width,
         FREE=not constrained,
-        BC=max(places, KEYS_AT_ONCE),
-        BB=places,
+        BC=max(width_padded, KEYS_AT_ONCE),
+        BB=width_padded,
         num_warps=8,
     )
     return scores_WK, ranks_WK, beams_WK

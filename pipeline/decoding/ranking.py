@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.catalogue import Catalogue
     from pipeline.progress import Progress
 
-Decoding = Literal["constrained", "unconstrained", "exact"]
+DecodingMethod = Literal["constrained", "unconstrained", "exact"]
 INVALID = -1  # a generated SID that names no item
 EMPTY = -2  # a place that holds nothing: the catalogue is smaller than the beam, or seen items were dropped
 
@@ -101,7 +101,7 @@ class Ranker:
         part: str,
         *,
         beam: int,
-        decoding: Decoding = "constrained",
+        decoding: DecodingMethod = "constrained",
         filter_seen: bool = False,
         batch_users: int = 256,
         users: np.ndarray | None = None,
@@ -137,7 +137,7 @@ class Ranker:
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
                 outputs = self._generate(model, index, offsets, eval_skips)
-                ranks_U[rows], bucket_ranks_U[rows] = places(
+                ranks_U[rows], bucket_ranks_U[rows] = target_ranks(
                     outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels
                 )
                 invalid += int((outputs.items_WK == INVALID).sum())
@@ -149,7 +149,7 @@ class Ranker:
     def _generate(
         self, model: Backbone, index: np.ndarray, offsets: np.ndarray, eval_skips: EvalSkips | None
     ) -> Outputs:
-        return generate(
+        return generate_items(
             model,
             self.items_N[index],
             offsets,
@@ -190,13 +190,13 @@ def rank_targets(
 
 
 @torch.no_grad()
-def generate(
+def generate_items(
     model: Backbone,
     items: np.ndarray,
     offsets: np.ndarray,
     *,
     beam: int,
-    decoding: Decoding = "constrained",
+    decoding: DecodingMethod = "constrained",
     drop_seen: int = 0,
     search: Search | None = None,
     times: np.ndarray | None = None,
@@ -243,7 +243,7 @@ def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam:
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
 
 
-def places(
+def target_ranks(
     outputs: Outputs, targets_W: np.ndarray, codes_IL: np.ndarray, bucket_levels: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """1-based place of each target, and of the first output with its first `bucket_levels` codes; 0: not there."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 
-Batch = TypeVar("Batch")
+EncoderBatch = TypeVar("EncoderBatch")
 
 
 def pick_dtype(wanted: str, device: torch.device) -> str:
@@ -46,7 +46,9 @@ def packed_batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
         yield slice(start, len(lengths))
 
 
-def in_step(start: Callable[[Batch], Tensor], batches: Iterable[Batch], budget: int) -> Iterator[np.ndarray]:
+def in_step(
+    start: Callable[[EncoderBatch], Tensor], batches: Iterable[EncoderBatch], budget: int
+) -> Iterator[np.ndarray]:
     """The result of each batch, fetched only when the next one is on its way: the GPU never waits for the host.
 
     Args:
@@ -72,7 +74,7 @@ def in_step(start: Callable[[Batch], Tensor], batches: Iterable[Batch], budget: 
         yield running.cpu().numpy()
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def send_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """On the device; a GPU fetches it by itself, while the host goes on."""
     if device.type != "cuda":
         return tensor

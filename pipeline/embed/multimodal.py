@@ -21,7 +21,7 @@ from pipeline.embed.batches import in_step, packed_batches, pick_dtype
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import THREADS, BadImage, Picture, Survey, survey
 from pipeline.embed.qwen import AFTER, BEFORE, IMAGE, Prompt, QwenEncoder
-from pipeline.embed.shards import Encoded, Shards, Share
+from pipeline.embed.shards import EncodedItems, Shards, Share
 from pipeline.errors import UserError
 from pipeline.machine import pick_device
 
@@ -35,7 +35,7 @@ def multimodal_vectors(
     config: EmbedConfig,
     output: Path,
     scratch: Path,
-) -> Encoded | None:
+) -> EncodedItems | None:
     """Vectors of all items; one without text and without a usable image becomes zeros. Writes `output`/rejects.parquet.
 
     Args:
@@ -105,7 +105,7 @@ def multimodal_vectors(
     vectors_Id = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     vectors_Id[order] = encoded
     write_parquet(output / "rejects.parquet", _reject_table(found, raw_ids))
-    return Encoded(vectors_Id, facts | {"fingerprint": key, **_counts(found)}, shards)
+    return EncodedItems(vectors_Id, facts | {"fingerprint": key, **_counts(found)}, shards)
 
 
 def encode_batches(

@@ -21,7 +21,7 @@ from pipeline.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
-class Brought:
+class PrecomputedVectors:
     """vectors_Rd: float32 [R, d]; a row that the file leaves empty is not among them. raw_ids: of each row, or None."""
 
     vectors_Rd: np.ndarray
@@ -39,30 +39,30 @@ def precomputed_vectors(path: Path, match: str, raw_ids: Sequence[str]) -> tuple
     Raises:
         UserError: the file is missing, damaged or not understood; an item has no row; by order, the counts differ.
     """
-    brought = _read(path)
-    if match == "id" and brought.raw_ids is None:
+    precomputed = _read(path)
+    if match == "id" and precomputed.raw_ids is None:
         raise UserError(
             f"{path} has no raw ids",
             "embed.match is id",
             "bring a .parquet with a column raw_id or a .safetensors with raw_ids in its metadata, "
             "or set embed.match to order",
         )
-    if match == "order" or brought.raw_ids is None:
-        return _by_order(brought, path, len(raw_ids)), "order", 0
-    rows = _by_id(brought.raw_ids, path, raw_ids)
-    return brought.vectors_Rd[rows], "id", len(brought.raw_ids) - len(rows)
+    if match == "order" or precomputed.raw_ids is None:
+        return _by_order(precomputed, path, len(raw_ids)), "order", 0
+    rows = _by_id(precomputed.raw_ids, path, raw_ids)
+    return precomputed.vectors_Rd[rows], "id", len(precomputed.raw_ids) - len(rows)
 
 
-def _by_order(brought: Brought, path: Path, items: int) -> np.ndarray:
-    if len(brought.vectors_Rd) != items:
+def _by_order(precomputed: PrecomputedVectors, path: Path, items: int) -> np.ndarray:
+    if len(precomputed.vectors_Rd) != items:
         raise UserError(
-            f"{path} has {len(brought.vectors_Rd):,} vectors for {items:,} items",
+            f"{path} has {len(precomputed.vectors_Rd):,} vectors for {items:,} items",
             "matched by order, row i belongs to item i of data/interactions/items.parquet; ingest may have "
             "left items out",
             "bring vectors with raw ids (see embed.match), or put NAME_embeddings.npy beside the item file "
             "of the dataset folder, where ingest matches it",
         )
-    return brought.vectors_Rd
+    return precomputed.vectors_Rd
 
 
 def _by_id(found: list[str], path: Path, wanted: Sequence[str]) -> list[int]:
@@ -87,7 +87,7 @@ def _by_id(found: list[str], path: Path, wanted: Sequence[str]) -> list[int]:
 # ---------------------------------------------------------------------------------------------------- the formats
 
 
-def _read(path: Path) -> Brought:
+def _read(path: Path) -> PrecomputedVectors:
     if not path.is_file():
         raise UserError(
             f"{path} is not here",
@@ -106,11 +106,11 @@ def _read(path: Path) -> Brought:
         ) from None
 
 
-def _read_npy(path: Path) -> Brought:
-    return Brought(_matrix(np.load(path, allow_pickle=False), path), None)
+def _read_npy(path: Path) -> PrecomputedVectors:
+    return PrecomputedVectors(_matrix(np.load(path, allow_pickle=False), path), None)
 
 
-def _read_safetensors(path: Path) -> Brought:
+def _read_safetensors(path: Path) -> PrecomputedVectors:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:  # NumPy knows no bfloat16
@@ -119,16 +119,16 @@ def _read_safetensors(path: Path) -> Brought:
     matrices = [name for name, tensor in tensors.items() if tensor.ndim == 2]
     vectors_Rd = _matrix(tensors[_only(matrices, list(tensors), "2-D tensor", path)].float().numpy(), path)
     if raw_ids is None:
-        return Brought(vectors_Rd, None)
+        return PrecomputedVectors(vectors_Rd, None)
     names = [str(raw_id) for raw_id in json.loads(raw_ids)]
     if len(names) != len(vectors_Rd):
         raise UserError(
             f"{path} has {len(vectors_Rd):,} vectors and {len(names):,} raw_ids", "they must agree", "write it again"
         )
-    return Brought(vectors_Rd, names)
+    return PrecomputedVectors(vectors_Rd, names)
 
 
-def _read_parquet(path: Path) -> Brought:
+def _read_parquet(path: Path) -> PrecomputedVectors:
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     import pyarrow.types as pt
@@ -156,10 +156,10 @@ def _read_parquet(path: Path) -> Brought:
         if len(chunk)
     ]
     vectors_Rd = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    return Brought(vectors_Rd, [str(v) for v in table["raw_id"].to_pylist()] if "raw_id" in fields else None)
+    return PrecomputedVectors(vectors_Rd, [str(v) for v in table["raw_id"].to_pylist()] if "raw_id" in fields else None)
 
 
-READERS: dict[str, Callable[[Path], Brought]] = {
+READERS: dict[str, Callable[[Path], PrecomputedVectors]] = {
     ".npy": _read_npy,
     ".safetensors": _read_safetensors,
     ".parquet": _read_parquet,

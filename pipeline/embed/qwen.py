@@ -32,12 +32,12 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from pipeline.embed.batches import to_device
+from pipeline.embed.batches import send_to_device
 from pipeline.embed.fused import fused, rms_norm, rotate, silu_times
 from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load_weights, name_and_revision, not_loaded
 
 KIND = "qwen2_5_vl"
-IMAGE, PLACE = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
+IMAGE, IMAGE_TOKEN = "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>"
 BEFORE = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 
@@ -93,8 +93,8 @@ class QwenEncoder:
             if config.model_type != KIND:
                 raise ValueError(f"it is a {config.model_type}, not a {KIND}")
             tokenizer = load_tokenizer(model, revision)
-            if tokenizer.convert_tokens_to_ids(PLACE) != config.image_token_id:
-                raise ValueError(f"its tokenizer has no {PLACE}, or another one than the model")
+            if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+                raise ValueError(f"its tokenizer has no {IMAGE_TOKEN}, or another one than the model")
             images = Qwen2VLImageProcessorPil.from_pretrained(model, revision=revision)
             return cls(
                 load_weights(model, revision, config, dtype),
@@ -120,7 +120,9 @@ class QwenEncoder:
             text: of the item; cut to `max_tokens` tokens.
         """
         question = template.replace("{item}", self.cut(self.harmless(text), max_tokens))
-        images = "".join(IMAGE.replace(PLACE, PLACE * (rows * columns // self.merge**2)) for rows, columns in grids)
+        images = "".join(
+            IMAGE.replace(IMAGE_TOKEN, IMAGE_TOKEN * (rows * columns // self.merge**2)) for rows, columns in grids
+        )
         ids = self.tokenizer(BEFORE + images + question + AFTER, add_special_tokens=False)["input_ids"]
         return Prompt(np.array(ids, dtype=np.int32), tuple(grids))
 
@@ -146,13 +148,13 @@ class QwenEncoder:
     def start(self, prompts: Sequence[Prompt], pixels: Sequence[Tensor], pooling: str) -> Tensor:
         """As `embed`, on the device and without waiting for it."""
         ids_T = torch.from_numpy(np.concatenate([prompt.ids for prompt in prompts])).long()
-        places_3T = np.concatenate([self.places(prompt) for prompt in prompts], axis=1)
+        positions_3T = np.concatenate([self.positions(prompt) for prompt in prompts], axis=1)
         grids = [grid for prompt in prompts for grid in prompt.grids]
         lengths = [len(prompt.ids) for prompt in prompts]
-        patches = torch.cat([to_device(part, self.device) for part in pixels]) if len(pixels) else None
+        patches = torch.cat([send_to_device(part, self.device) for part in pixels]) if len(pixels) else None
         hidden_Td = self.model(
-            to_device(ids_T, self.device),
-            to_device(torch.from_numpy(places_3T), self.device),
+            send_to_device(ids_T, self.device),
+            send_to_device(torch.from_numpy(positions_3T), self.device),
             lengths,
             patches,
             grids,
@@ -160,24 +162,24 @@ class QwenEncoder:
         )
         return pool(hidden_Td, lengths, pooling)
 
-    def places(self, prompt: Prompt) -> np.ndarray:
+    def positions(self, prompt: Prompt) -> np.ndarray:
         """int64 [3, length]: time, row and column of each token, for the rotary position embedding (section 2.1.3 of
         the Qwen2-VL report). Text advances all three; an image stands still in time, and what follows it begins after
         its longer side."""
-        places, grids = np.empty((3, len(prompt.ids)), dtype=np.int64), iter(prompt.grids)
+        positions, grids = np.empty((3, len(prompt.ids)), dtype=np.int64), iter(prompt.grids)
         now = token = 0
         while token < len(prompt.ids):
             if prompt.ids[token] != self.image_token:
-                places[:, token] = now
+                positions[:, token] = now
                 now, token = now + 1, token + 1
                 continue
             rows, columns = (side // self.merge for side in next(grids))
             inside = slice(token, token + rows * columns)
-            places[:, inside] = now + np.stack(
+            positions[:, inside] = now + np.stack(
                 [np.zeros(rows * columns, np.int64), *np.divmod(np.arange(rows * columns), columns)]
             )
             now, token = now + max(rows, columns), inside.stop
-        return places
+        return positions
 
 
 def pool(hidden_Td: Tensor, lengths: Sequence[int], pooling: str) -> Tensor:
@@ -210,7 +212,7 @@ class PackedQwen(nn.Module):
     def forward(
         self,
         ids_T: Tensor,
-        places_3T: Tensor,
+        positions_3T: Tensor,
         lengths: Sequence[int],
         patches: Tensor | None,
         grids: Sequence[Grid],
@@ -219,7 +221,7 @@ class PackedQwen(nn.Module):
         """[T, d]: the last hidden states.
 
         Args:
-            places_3T: positions, see `QwenEncoder.places`.
+            positions_3T: positions, see `QwenEncoder.positions`.
             lengths: tokens of each item.
             patches: [P, numbers of a patch] of all images; None: there is none.
             grids: rows and columns of each image's patches.
@@ -228,11 +230,11 @@ class PackedQwen(nn.Module):
         if patches is not None:
             merged_Td = self.model.visual(patches, **self._windows(grids, ids_T.device)).pooler_output
             h_Td = h_Td.masked_scatter((ids_T == image_token)[:, None], merged_Td)
-        starts = to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
+        starts = send_to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), ids_T.device)
         # A mapping is taken as finished masks: packed attention needs none.
         return self.model.language_model(
             inputs_embeds=h_Td[None],
-            position_ids=places_3T[:, None],
+            position_ids=positions_3T[:, None],
             attention_mask={"full_attention": None},
             use_cache=False,
             starts=starts,
@@ -251,7 +253,7 @@ class PackedQwen(nn.Module):
             "window_index": window_index,
             "cu_window_seqlens": cu_window_seqlens,
         }
-        return {name: to_device(tensor, device) for name, tensor in tensors.items()} | {
+        return {name: send_to_device(tensor, device) for name, tensor in tensors.items()} | {
             "grid_thw": grid_thw,
             "largest": max(rows * columns for rows, columns in grids),
         }
@@ -283,7 +285,7 @@ class _VisionAttention(nn.Module):
     ) -> Tensor:
         q, k, v = self.qkv(hidden_states).unflatten(1, (3, self.heads, -1)).unbind(1)
         q, k = (fused(rotate, x, *position_embeddings) for x in (q, k))
-        mixed_PHD = packed_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
+        mixed_PHD = qwen_attention(q, k, v, cu_seqlens, self.window or largest, self.scaling, causal=False)
         return self.proj(mixed_PHD.flatten(1))
 
 
@@ -309,7 +311,7 @@ class _TextAttention(nn.Module):
         )
         cos, sin = position_embeddings
         q, k = (fused(rotate, x, cos[0], sin[0]) for x in (q, k))
-        mixed_THD = packed_attention(q, k, v, starts, longest, self.scaling, causal=True)
+        mixed_THD = qwen_attention(q, k, v, starts, longest, self.scaling, causal=True)
         return self.o_proj(mixed_THD.flatten(1))[None], None
 
 
@@ -356,7 +358,7 @@ REPLACED: dict[type, type[nn.Module]] = {
 }
 
 
-def packed_attention(
+def qwen_attention(
     q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, starts: Tensor, longest: int, scale: float, causal: bool
 ) -> Tensor:
     """[T, H, D]: attention within each of n sequences that stand one after another.

@@ -43,7 +43,7 @@ class Share:
         return self.rank == 0
 
 
-class Encoded(NamedTuple):
+class EncodedItems(NamedTuple):
     """float32 [I, d], what embeddings.json says about them, and the shards to remove once they are written."""
 
     vectors_Id: np.ndarray
@@ -68,9 +68,9 @@ class Shards:
         Returns:
             float32 [rows, d]; None where another process gathers.
         """
-        own = range(share.rank, len(self.spans), share.size)
-        missing = [shard for shard in own if self.read(shard) is None]
-        total, left = self._count(own), self._count(missing)
+        assigned = range(share.rank, len(self.spans), share.size)
+        missing = [shard for shard in assigned if self.read(shard) is None]
+        total, left = self._count(assigned), self._count(missing)
         if left < total:
             print(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
         label = "embed" if share.size == 1 else f"embed, process {share.rank + 1} of {share.size}"

@@ -19,11 +19,11 @@ import pyarrow.types
 from pipeline.artifacts import EMBEDDINGS, INTERACTIONS, SCRATCH, Embeddings, Interactions, fingerprint, read_parquet
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.precomputed import precomputed_vectors
-from pipeline.embed.template import fields_of, render
+from pipeline.embed.template import fields_of, render_text
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.embed.shards import Encoded
+    from pipeline.embed.shards import EncodedItems
 
 
 class EmbedParams(Protocol):
@@ -68,7 +68,7 @@ def run(
     return summary
 
 
-def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, scratch: Path) -> "Encoded | None":
+def _encode(config: EmbedConfig, items: Path, raw_ids: list[str], output: Path, scratch: Path) -> "EncodedItems | None":
     """By a neural encoder; None in a process that only helps another. Writes the rejected images."""
     if config.encoder == "text":
         from pipeline.embed.text import text_vectors
@@ -100,7 +100,7 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
     columns = [field.name for field in pq.read_schema(items) if not pyarrow.types.is_nested(field.type)]
     fields = fields_of(template, columns)
     rows = pq.read_table(items, columns=fields).to_pylist() if fields else []
-    texts = [render(template, row) for row in rows]
+    texts = [render_text(template, row) for row in rows]
     if required and not any(texts):
         raise UserError(
             "no item has a text",

@@ -81,8 +81,8 @@ class T5Encoder(nn.Module):
             max_distance=self.config.relative_attention_max_distance,
         )
         bias_HLL = self.bias(buckets_LL).permute(2, 0, 1)
-        room = (L + ALIGNED - 1) // ALIGNED * ALIGNED
-        mask_BHLL = bias_HLL.new_empty(len(mask_BL), len(bias_HLL), L, room)[..., :L]
+        aligned = (L + ALIGNED - 1) // ALIGNED * ALIGNED
+        mask_BHLL = bias_HLL.new_empty(len(mask_BL), len(bias_HLL), L, aligned)[..., :L]
         mask_BHLL.copy_(bias_HLL)
         return mask_BHLL.masked_fill_(~mask_BL[:, None, None, :], float("-inf"))
 

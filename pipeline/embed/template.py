@@ -28,7 +28,7 @@ def fields_of(template: Sequence[str], columns: Iterable[str]) -> list[str]:
     return [name for name in named if name in columns]
 
 
-def render(template: Sequence[str], item: Mapping[str, Any]) -> str:
+def render_text(template: Sequence[str], item: Mapping[str, Any]) -> str:
     """The segments whose fields are all there, joined by ". "; "" when none is.
 
     A field is missing when it is absent, None or blank. Runs of white space become one space.

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import fingerprint
-from pipeline.embed.batches import in_step, pick_dtype, to_device, token_budget_batches
+from pipeline.embed.batches import in_step, pick_dtype, send_to_device, token_budget_batches
 from pipeline.embed.config import EmbedConfig
-from pipeline.embed.shards import Encoded, Shards, Share
+from pipeline.embed.shards import EncodedItems, Shards, Share
 from pipeline.embed.t5 import FAMILY, T5Encoder
 from pipeline.embed.weights import NOT_LOADED, load_config, load_tokenizer, load_weights, name_and_revision, not_loaded
 from pipeline.errors import UserError
@@ -26,7 +26,7 @@ from pipeline.machine import pick_device
 TOKENIZE_AT_ONCE = 10_000  # texts
 
 
-def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> Encoded | None:
+def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> EncodedItems | None:
     """Vectors of all texts; "" becomes zeros. None in a process that only helps (shards.py).
 
     Texts are encoded from long to short, so that a batch holds texts of about one length, and memory that is too small
@@ -62,7 +62,7 @@ def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> En
     vectors_Id = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     vectors_Id[order] = encoded
     facts |= {"fingerprint": key, "items_at_max_tokens": int((lengths == config.max_tokens).sum())}
-    return Encoded(vectors_Id, facts, shards)
+    return EncodedItems(vectors_Id, facts, shards)
 
 
 class TextEncoder:
@@ -116,7 +116,7 @@ class TextEncoder:
     @torch.inference_mode()
     def start(self, tokens: Sequence[np.ndarray]) -> Tensor:
         """As `embed`, on the device and without waiting for it."""
-        ids_BT, mask_BT = (to_device(x, self.device) for x in padded(tokens, self.tokenizer.pad_token_id or 0))
+        ids_BT, mask_BT = (send_to_device(x, self.device) for x in padded(tokens, self.tokenizer.pad_token_id or 0))
         if isinstance(self.model, T5Encoder):
             hidden_BTd = self.model(ids_BT, mask_BT)
         else:
@@ -135,5 +135,5 @@ def padded(tokens: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
 
 def mean_pool(hidden_BTd: Tensor, mask_BT: Tensor) -> Tensor:
     """Mean over the positions where the mask is true, [B, d]."""
-    kept_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
-    return kept_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)
+    real_BTd = torch.where(mask_BT[..., None], hidden_BTd, 0.0)
+    return real_BTd.sum(dim=1) / mask_BT.sum(dim=1, keepdim=True)

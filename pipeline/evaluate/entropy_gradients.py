@@ -20,13 +20,14 @@ from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
 from pipeline.figures import drawing, svg
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
+from pipeline.ops.entropy import entropy
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Network
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 QUARTILES = 4
 ALL = "all levels"
@@ -43,7 +44,7 @@ class Quartile:
     gradient_norm: float
 
 
-def gradients(
+def gradients_by_entropy(
     *,
     batches: int = 20,
     windows: int = 256,
@@ -62,8 +63,8 @@ def gradients(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
-    network = choose(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
-    passes = Passes(held, loaded.config["train"]["windows"], loaded.config["seed"])
+    network = choose_strategies(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
+    epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
     collate = Collator(
         np.asarray(held.items_N),
         loaded.model.catalogue.codes_IL,
@@ -72,8 +73,8 @@ def gradients(
         longest=held.max_history,
     )
     found: list[Quartile] = []
-    for first in range(0, min(batches * windows, len(passes)), windows):
-        taken = passes.take(0, first, first + windows)
+    for first in range(0, min(batches * windows, len(epochs)), windows):
+        taken = epochs.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
         found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
     table = _summary(found)
@@ -85,7 +86,7 @@ def gradients(
 def quartiles(model: Backbone, network: Network, batch: Batch) -> Iterator[Quartile]:
     """Of one batch, over all levels together and of each level."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    entropy_WE, loss_WE = _tokens(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
+    entropy_WE, loss_WE = _entropies_and_losses(network.logits(model, batch)[0][: model.catalogue.bucket_levels], batch)
     levels = entropy_WE.shape[1]
     groups = {ALL: slice(None), **{f"level {level + 1}": slice(level, level + 1) for level in range(levels)}}
     for name, columns in groups.items():
@@ -99,10 +100,10 @@ def quartiles(model: Backbone, network: Network, batch: Batch) -> Iterator[Quart
             )
 
 
-def _tokens(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+def _entropies_and_losses(logits: list[Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
     """Entropy (Eq. 11) and loss of each token, in nats, [W, E] each."""
     logp = [F.log_softmax(logits_WV.float(), 1) for logits_WV in logits]
-    entropy_WE = torch.stack([-(logp_WV.exp() * logp_WV).sum(1) for logp_WV in logp], 1).detach()
+    entropy_WE = torch.stack([entropy(logp_WV) for logp_WV in logp], 1).detach()
     loss_WE = torch.stack(
         [-logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0] for level, logp_WV in enumerate(logp)], 1
     )

@@ -38,7 +38,7 @@ class ItemWeights:
     weights: list[list[float]]
 
 
-Rows = Sequence[ItemTokens] | Sequence[ItemWeights]
+ExplainedItems = Sequence[ItemTokens] | Sequence[ItemWeights]
 
 
 def explain(
@@ -49,13 +49,13 @@ def explain(
     splits: Path = SPLITS,
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
-) -> tuple[Generator, Rows]:
+) -> tuple[Generator, ExplainedItems]:
     """The items that the model sees of a user or of raw item ids, oldest first. Arguments and errors as `recommend`."""
     loaded, known = model_and_history(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
     items = known.items if known.kept is None or known.kept.stays_N is None else known.items[known.kept.stays_N]
-    weights = weights_of(loaded, items)
+    weights = code_weights(loaded, items)
     if weights is not None:
         return loaded, weights
     return loaded, _tokens_of(loaded, items, known.kept.tokens_NS if known.kept else None)
@@ -69,7 +69,7 @@ def _tokens_of(loaded: Generator, items: np.ndarray, kept_NS: np.ndarray | None)
     return [ItemTokens(*named, kept) for named, kept in zip(_named(loaded, items), kept_NS.tolist(), strict=True)]
 
 
-def weights_of(loaded: Generator, items: np.ndarray) -> list[ItemWeights] | None:
+def code_weights(loaded: Generator, items: np.ndarray) -> list[ItemWeights] | None:
     """Rows for item ids; None of a model whose histories hold the codes themselves."""
     shares = loaded.model.code_shares(torch.from_numpy(items.astype(np.int64)))
     if shares is None:
@@ -87,7 +87,7 @@ def _named(loaded: Generator, items: np.ndarray) -> Iterator[tuple[str, str, lis
         yield *name, codes
 
 
-def report(loaded: Generator, rows: Rows) -> str:
+def explanation_text(loaded: Generator, rows: ExplainedItems) -> str:
     """A table: one line per item."""
     if isinstance(rows[0], ItemWeights):
         return _weights_report(loaded, cast(Sequence[ItemWeights], rows))
@@ -103,8 +103,8 @@ def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
         f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
         "brackets a code with more"
     ]
-    for row, own in zip(rows, cells, strict=True):
-        spread = "  ".join(f"{cell:{width}}" for cell, width in zip(own, widths, strict=True))
+    for row, row_cells in zip(rows, cells, strict=True):
+        spread = "  ".join(f"{cell:{width}}" for cell, width in zip(row_cells, widths, strict=True))
         lines.append(f"  {row.item:{name}}  {spread}  {row.title}".rstrip())
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
-from pipeline.decoding.ranking import generate
+from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
@@ -95,7 +95,7 @@ def model_and_history(
 
 def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
     items = history.items
-    outputs = generate(
+    outputs = generate_items(
         loaded.model,
         items,
         np.array([0, len(items)]),
@@ -132,7 +132,7 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
         )
     index = int(dense_ids([user], users, "user", path)[0])
     first, end = log.offsets[index], log.offsets[index + 1]
-    own = np.arange(max(first, end - int(loaded.config["max_history"])), end)
-    times = np.asarray(log.timestamps_N)[own] if loaded.model.wants_times else None
-    kept = loaded.eval_skips.kept(own, np.array([0, len(own)])) if loaded.eval_skips else None
-    return History(np.asarray(log.items_N)[own], times, kept)
+    positions = np.arange(max(first, end - int(loaded.config["max_history"])), end)
+    times = np.asarray(log.timestamps_N)[positions] if loaded.model.wants_times else None
+    kept = loaded.eval_skips.kept(positions, np.array([0, len(positions)])) if loaded.eval_skips else None
+    return History(np.asarray(log.items_N)[positions], times, kept)

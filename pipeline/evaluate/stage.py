@@ -24,7 +24,7 @@ from pipeline.metrics import gains, ndcg_at, recall_at, summarise
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
-from pipeline.results.ranks import METRICS, RANKS, Ranks, check_fit, origin_of, ranks_frame
+from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame
 
 INTERVALS = ("recall_at_10", "ndcg_at_10")
 
@@ -89,19 +89,21 @@ def run(
         popularity_rank=counted.popularity_U,
         cooccurrence_rank=counted.cooccurrence_U,
     )
-    metrics = measure(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
+    metrics = (
+        evaluation_metrics(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
+    )
     origin = origin_of(
         generator, splits, loaded.config, beam=config.beam, decoding=config.decoding, filter_seen=config.filter_seen
     )
-    Ranks(users, origin).write(reports / RANKS)
+    Ranks(users, origin).write(reports / RANKS_FILE)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
-    write_json(reports / METRICS, metrics)
+    write_json(reports / METRICS_FILE, metrics)
     print(table(metrics, config, loaded.config["strategy"], counted.drop_seen), flush=True)
     return metrics
 
 
-def measure(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:
+def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:
     """All metrics of one evaluation, by flat names; `noties_`: only users whose target has its timestamp alone."""
     rank = users["rank"].to_numpy()
     metrics: dict[str, float] = {**summarise(rank), "invalid_rate": invalid_share, "users": len(users)}
@@ -137,9 +139,9 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
         lines.append(f"{label:24}{cells[0]:12.4f}{cells[1]:10.4f}{cells[2]:14.4f}{cells[3]:10.4f}")
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
-    places = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
+    search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
     lines.append(
-        f"{strategy}: {places}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
+        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
         f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     )
     lines.append(
@@ -158,8 +160,8 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             "there is nothing to evaluate on",
             "choose an earlier split.test_from, or bring a log with longer histories",
         )
-    own_U = users_U[world.share]
-    with Progress("evaluate", len(own_U), "users") if world.leads else nullcontext() as progress:
+    users_of_process_U = users_U[world.share]
+    with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
         ranking = rank_targets(
             generator.model,
             generator.catalogue,
@@ -168,7 +170,7 @@ def _rank(config: EvaluateConfig, generator: Generator, splits: Splits, device: 
             beam=config.beam,
             decoding=config.decoding,
             filter_seen=config.filter_seen,
-            users=own_U,
+            users=users_of_process_U,
             batch_users=config.batch_users,
             progress=progress,
             eval_skips=generator.eval_skips,

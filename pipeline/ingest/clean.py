@@ -51,16 +51,18 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     if minimum:
         events = events.filter([_[name] >= least for name, least in minimum.items()])
         steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), events))
-    users = engine.keep(events.group_by(raw_id="user").agg(source_row=_.source_row.min()))
+    users = engine.materialize(events.group_by(raw_id="user").agg(source_row=_.source_row.min()))
     catalogue = (
-        engine.read(items) if items else engine.keep(events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
+        engine.read(items)
+        if items
+        else engine.materialize(events.group_by(raw_id="item").agg(source_row=_.source_row.min()))
     )
-    coded = engine.keep(earliest(encode(events, users, catalogue)))
+    coded = engine.materialize(earliest(encode(events, users, catalogue)))
     steps.append(_count("earliest of each user and item", coded))
     core, passes = k_core(engine, coded, k)
-    kept = engine.keep(core)
-    steps.append(_count(f"{k}-core", kept))
-    return Cleaned(*number(engine, kept, users, catalogue, actions), steps, passes)
+    core_log = engine.materialize(core)
+    steps.append(_count(f"{k}-core", core_log))
+    return Cleaned(*number(engine, core_log, users, catalogue, actions), steps, passes)
 
 
 def encode(events: Table, users: Table, items: Table) -> Table:
@@ -87,8 +89,8 @@ def k_core(engine: Engine, events: Table, k: int) -> tuple[Table, int]:
     users, items, passes = None, None, 0
     sizes: tuple[int, ...] = ()
     while k > 1:
-        users = engine.keep(_frequent(_within(events, users, items), "user", k))
-        items = engine.keep(_frequent(_within(events, users, items), "item", k))
+        users = engine.materialize(_frequent(_within(events, users, items), "user", k))
+        items = engine.materialize(_frequent(_within(events, users, items), "item", k))
         passes += 1
         before, sizes = sizes, tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
         if sizes == before:
@@ -121,12 +123,12 @@ def _count(name: str, events: Table) -> dict[str, Any]:
 
 
 def number(
-    engine: Engine, kept: Table, users: Table, catalogue: Table, actions: list[str]
+    engine: Engine, core_log: Table, users: Table, catalogue: Table, actions: list[str]
 ) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(log, users, items) with dense ids, as `Cleaned` describes them."""
-    user_ids, item_ids = engine.keep(_dense(kept, "user")), engine.keep(_dense(kept, "item"))
+    user_ids, item_ids = engine.materialize(_dense(core_log, "user")), engine.materialize(_dense(core_log, "item"))
     by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
-    log = kept.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
+    log = core_log.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
     log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
     named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
     named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
@@ -137,7 +139,7 @@ def number(
     )
 
 
-def _dense(kept: Table, column: str) -> Table:
+def _dense(core_log: Table, column: str) -> Table:
     """`column` and `column`_id, int32 0.. in the order of `column`."""
     ids = ibis.row_number().over(order_by=column).cast("int32")
-    return kept.select(column).distinct().mutate(ids.name(f"{column}_id"))
+    return core_log.select(column).distinct().mutate(ids.name(f"{column}_id"))

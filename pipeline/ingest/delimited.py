@@ -27,7 +27,7 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
         names = _names(file)
         with _open(file, names, lines) as batches:
             for batch in batches:
-                chunk = lines.place(pa.Table.from_batches([batch]), reject)
+                chunk = lines.with_lines(pa.Table.from_batches([batch]), reject)
                 yield Chunk(chunk.table.select(columns or names), chunk.lines, chunk.records)
         lines.finish(reject)
     except UnicodeDecodeError:  # of the header
@@ -89,7 +89,7 @@ class LineCounter:
         self.bad.append((row.number, wrong_width(row.actual_columns, row.expected_columns), row.text))
         return "skip"
 
-    def place(self, table: pa.Table, reject: Reject) -> Chunk:
+    def with_lines(self, table: pa.Table, reject: Reject) -> Chunk:
         """The batch without its blank lines; bad rows that stand before its end go to `reject`."""
         bad = 0
         while bad < len(self.bad) and self.bad[bad][0] - self.number - bad < table.num_rows:

@@ -17,20 +17,20 @@ class Engine:
     """An Ibis backend and a folder for what is computed on the way."""
 
     def __init__(self, backend: BaseBackend, folder: Path):
-        self.backend, self.folder, self.kept = backend, folder, 0
+        self.backend, self.folder, self.materialized = backend, folder, 0
         folder.mkdir(parents=True, exist_ok=True)
 
     def read(self, path: Path) -> Table:
         return self.backend.read_parquet(str(path))
 
-    def keep(self, table: Table) -> Table:
+    def materialize(self, table: Table) -> Table:
         """`table`, computed now and read back from Parquet.
 
         Not Ibis' `cache`: on Spark a cached table still carries the plan that made it, which doubles with every pass of
         a k-core until printing it fills the memory.
         """
-        self.kept += 1
-        path = self.folder / f"{self.kept}.parquet"
+        self.materialized += 1
+        path = self.folder / f"{self.materialized}.parquet"
         table.to_parquet(path)
         return self.read(path)
 

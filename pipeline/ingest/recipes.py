@@ -38,7 +38,7 @@ JSONL, LITERAL, PARQUET = Format("jsonl"), Format("literal"), Format("parquet")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class DatasetRecipe:
     """One public dataset.
 
     log, items: file names (a trailing * lets the unpacked file do as well), in `ingest.path` or one folder below.
@@ -82,9 +82,9 @@ GENRES_100K = (
 )  # u.genre, in the order of u.item's flags
 
 
-def _amazon(category: str) -> Recipe:
+def _amazon(category: str) -> DatasetRecipe:
     """The 5-core reviews of 2014 and the metadata of all items of the category."""
-    return Recipe(
+    return DatasetRecipe(
         log=f"reviews_{category}_5.json*",
         items=f"meta_{category}.json*",
         log_format=JSONL,
@@ -116,8 +116,8 @@ def _flagged_genres(chunk: pa.Table) -> pa.Array:
     )
 
 
-def _movielens_csv(archive: str) -> Recipe:
-    return Recipe(
+def _movielens_csv(archive: str) -> DatasetRecipe:
+    return DatasetRecipe(
         log="ratings.csv",
         items="movies.csv",
         log_format=CSV,
@@ -133,11 +133,11 @@ def _columns(*names: str) -> dict[str, str]:
     return {name: name for name in names}
 
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, DatasetRecipe] = {
     "amazon-beauty": _amazon("Beauty"),
     "amazon-sports": _amazon("Sports_and_Outdoors"),
     "amazon-toys": _amazon("Toys_and_Games"),
-    "movielens-1m": Recipe(
+    "movielens-1m": DatasetRecipe(
         log="ratings.dat",
         items="movies.dat",
         log_format=Format("separated", "::", "latin-1", ("user", "item", "rating", "timestamp")),
@@ -150,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "movielens-20m": _movielens_csv("ml-20m.zip"),
     # The publisher's "latest" comes in two sizes; this is the small one. Both are written alike.
     "movielens-latest": _movielens_csv("ml-latest-small.zip"),
-    "movielens-100k": Recipe(
+    "movielens-100k": DatasetRecipe(
         log="u.data",
         items="u.item",
         log_format=Format("csv", "\t", "latin-1", ("user", "item", "rating", "timestamp"), quoted=False),

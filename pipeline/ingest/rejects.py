@@ -72,14 +72,14 @@ class Rejects:
         table = pq.read_table(self.path)
         return table.take(pc.sort_indices(table, [("source", "ascending"), ("line", "ascending")]))
 
-    def too_many(self, sources: Sequence[str], read: int, limit: float, kept: Path) -> UserError | None:
-        """The error to raise when more than `limit` of the `read` rows of `sources` are rejects; `kept` lists them."""
+    def too_many(self, sources: Sequence[str], read: int, limit: float, saved: Path) -> UserError | None:
+        """The error to raise when more than `limit` of the `read` rows of `sources` are rejects; `saved` lists them."""
         rejected = self.total(sources)
         if rejected <= limit * read:
             return None
         reasons = self.by_reason(sources)
         lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
-        fix = f"All of them are in {kept}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
+        fix = f"All of them are in {saved}. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
             fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.ingest.recipes import CSV, JSONL, PARQUET, RECIPES, TSV, Format, Recipe
+from pipeline.ingest.recipes import CSV, JSONL, PARQUET, RECIPES, TSV, DatasetRecipe, Format
 
 FORMATS = {".csv": CSV, ".tsv": TSV, ".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".parquet": PARQUET}
 VECTORS = "*_embeddings.npy"
@@ -59,7 +59,7 @@ def find_source(dataset: str, path: str) -> Source:
     return _find_recipe(dataset, RECIPES[dataset], Path(path)) if dataset in RECIPES else _find_custom(path)
 
 
-def _find_recipe(dataset: str, recipe: Recipe, path: Path) -> Source:
+def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
     folder = path.parent if path.is_file() else path
     found = []
     for pattern, form in ((recipe.log, recipe.log_format), (recipe.items, recipe.item_format)):

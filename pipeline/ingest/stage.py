@@ -79,15 +79,15 @@ def _raw_path(params: IngestParams, output: Path) -> str:
     """`ingest.path` with `ingest.files`; the demo is first simulated, into the folder `raw` of the output."""
     if params.dataset != "demo":
         return str(Path(params.ingest.path, params.ingest.files))
-    from pipeline.ingest.demo import generate
+    from pipeline.ingest.demo import generate_demo_log
 
-    return str(generate(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
+    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
 
 
 def _stage(
-    params: IngestParams, source: Source, work: Path, kept_rejects: Path
+    params: IngestParams, source: Source, work: Path, saved_rejects: Path
 ) -> tuple[StagedLog, StagedItems | None, Rejects]:
-    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `kept_rejects`."""
+    """Typed Parquet of the raw files in `work`; too many bad rows raise, and are then in `saved_rejects`."""
     config, recipe = params.ingest, RECIPES.get(params.dataset)
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
@@ -106,9 +106,9 @@ def _stage(
     names = [file.name for file in source.log]
     read = [([items.source], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
-        error = rejects.too_many(sources, rows, config.max_reject_rate, kept_rejects)
+        error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
         if error:
-            shutil.move(rejects.path, kept_rejects)
+            shutil.move(rejects.path, saved_rejects)
             raise error
     if not log.columns:
         raise UserError(

@@ -16,7 +16,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
 from pipeline.ingest.readers import read_chunks, sample
-from pipeline.ingest.recipes import Recipe
+from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
@@ -49,7 +49,7 @@ class StagedLog:
 
 
 def stage_items(
-    file: RawFile, recipe: Recipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
+    file: RawFile, recipe: DatasetRecipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
 ) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
 
@@ -62,19 +62,19 @@ def stage_items(
     texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
     schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
     seen: set[str] = set()
-    kept = []
+    accepted = []
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
         for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
             fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
             if make_categories:
                 fields["categories"] = make_categories(chunk.table)
-            keep = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
-            arrays = [fields["item"], *(_text(fields.get(name), len(keep)) for name in texts)]
-            good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(keep)
+            usable = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
+            arrays = [fields["item"], *(_text(fields.get(name), len(usable)) for name in texts)]
+            good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(usable)
             writer.write_table(good)
-            kept.append(good["raw_id"].combine_chunks())
-            progress.update(len(keep))
-    ids = pa.concat_arrays(kept) if kept else pa.array([], pa.string())
+            accepted.append(good["raw_id"].combine_chunks())
+            progress.update(len(usable))
+    ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.string())
     return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]))
 
 
@@ -143,20 +143,20 @@ def stage_log(
     if columns:
         _check_minimum(minimum, columns)
     schema = pa.schema([*EVENT, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
-    kept, first = 0, 0
+    accepted, first = 0, 0
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1
             for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None, ticks):
                 assert names is not None  # a file without columns has no chunks
                 arrays, complaints = _type(chunk, names, ticks, minimum, items)
-                keep = _usable(file, chunk, complaints, rejects, names.wanted)
-                writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(keep))
-                kept += pc.sum(keep).as_py() or 0
+                usable = _usable(file, chunk, complaints, rejects, names.wanted)
+                writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
+                accepted += pc.sum(usable).as_py() or 0
                 last = int(chunk.records[-1])
-                progress.update(len(keep))
+                progress.update(len(usable))
             first += last + 1
-    read = kept + rejects.total([file.name for file in files])
+    read = accepted + rejects.total([file.name for file in files])
     return StagedLog(path, read, columns.named() if columns else {})
 
 
@@ -198,13 +198,13 @@ def _usable(
 ) -> pa.Array:
     """bool per row; the other rows go to the rejects, with the columns `shown`."""
     found = reasons(complaints, len(chunk.lines))
-    keep = pc.is_null(found)
-    bad = pc.indices_nonzero(pc.invert(keep)).to_pylist()
+    usable = pc.is_null(found)
+    bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
             rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), ",".join(row))
-    return keep
+    return usable
 
 
 def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:

@@ -108,7 +108,7 @@ class _GroupedAttention(torch.autograd.Function):
         out_THD = torch.empty_like(q_THD, memory_format=torch.contiguous_format)
         factors = _dropout_factors(q_THD, layout, dropout) if dropout else [None] * len(layout.groups)
         saved, masses = [], []
-        for group, q, k, v, out, factor, real, places in zip(
+        for group, q, k, v, out, factor, real, entries_nQK in zip(
             layout.groups,
             _views(q_THD, layout, "queries"),
             _views(k_SHD, layout, "keys"),
@@ -116,11 +116,11 @@ class _GroupedAttention(torch.autograd.Function):
             _views(out_THD, layout, "queries"),
             factors,
             layout.real_nK(),
-            _bias_places(layout, bias_HQK),
+            _bias_entries(layout, bias_HQK),
             strict=True,
         ):
             q, k, v = _heads_first(q), _heads_first(k), _heads_first(v)
-            weights = _scores(q, k, group, bias_HQK, places, real).softmax(-1)
+            weights = _scores(q, k, group, bias_HQK, entries_nQK, real).softmax(-1)
             dropped = weights if factor is None else weights * factor
             out.copy_(torch.bmm(dropped.to(v.dtype), v).view(out.shape))
             if mass is not None:
@@ -146,14 +146,14 @@ class _GroupedAttention(torch.autograd.Function):
         dbias_HQK = None
         if ctx.bias_shape is not None:
             dbias_HQK = saved[3].new_zeros(ctx.bias_shape)  # in the type of the softmax
-        for i, (group, dout, dq, dk, dv, places) in enumerate(
+        for i, (group, dout, dq, dk, dv, entries_nQK) in enumerate(
             zip(
                 layout.groups,
                 _views(dout_THD, layout, "queries"),
                 _views(dq_THD, layout, "queries"),
                 _views(dk_SHD, layout, "keys"),
                 _views(dv_SHD, layout, "keys"),
-                _bias_places(layout, dbias_HQK),
+                _bias_entries(layout, dbias_HQK),
                 strict=True,
             )
         ):
@@ -162,14 +162,14 @@ class _GroupedAttention(torch.autograd.Function):
                 target.copy_(gradient.view(target.shape))
             if dbias_HQK is not None:
                 dscores_nHQK = dscores.unflatten(0, (group.sequences, -1))
-                if places is None:
+                if entries_nQK is None:
                     dbias_HQK[:, : group.queries, : group.keys] += dscores_nHQK.sum(0)
                 else:
-                    dbias_HQK.flatten(1).index_add_(1, places.flatten(), dscores_nHQK.transpose(0, 1).flatten(1))
+                    dbias_HQK.flatten(1).index_add_(1, entries_nQK.flatten(), dscores_nHQK.transpose(0, 1).flatten(1))
         return dq_THD, dk_SHD, dv_SHD, dbias_HQK, None, None, None
 
 
-def _bias_places(layout: Layout, bias_HQK: Tensor | None) -> list[Tensor | None]:
+def _bias_entries(layout: Layout, bias_HQK: Tensor | None) -> list[Tensor | None]:
     """Where tokens were pruned: of each group, which entry of the flattened bias belongs to each score, [n, Q, K]."""
     if bias_HQK is None or layout.positions_S is None:
         return [None] * len(layout.groups)
@@ -220,14 +220,14 @@ def _heads_first(x_nHLD: Tensor) -> Tensor:
 
 
 def _scores(
-    q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, places_nQK: Tensor | None, real_nK: Tensor | None
+    q: Tensor, k: Tensor, group: Group, bias_HQK: Tensor | None, entries_nQK: Tensor | None, real_nK: Tensor | None
 ) -> Tensor:
     """Biased and masked scores of one group [n * H, Q, K], in float32 or better."""
     scores = torch.bmm(q, k.mT)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     scores_nHQK = scores.unflatten(0, (group.sequences, -1))
-    if bias_HQK is not None and places_nQK is not None:
-        scores_nHQK += bias_HQK.flatten(1)[:, places_nQK].transpose(0, 1)
+    if bias_HQK is not None and entries_nQK is not None:
+        scores_nHQK += bias_HQK.flatten(1)[:, entries_nQK].transpose(0, 1)
     elif bias_HQK is not None:
         scores_nHQK += bias_HQK[:, : group.queries, : group.keys]
     if real_nK is not None:
@@ -259,8 +259,8 @@ def attend_to_ancestors(
 
         return decoding.attend_to_ancestors(q_RHD, past, rows_RJ, bias_HJ)
     k_RHJD, v_RHJD = (
-        torch.stack([*(x[rows] for x, rows in zip(earlier, rows_RJ.unbind(1), strict=True)), own], 2)
-        for *earlier, own in zip(*past, strict=True)
+        torch.stack([*(x[rows] for x, rows in zip(earlier, rows_RJ.unbind(1), strict=True)), newest], 2)
+        for *earlier, newest in zip(*past, strict=True)
     )
     scores_RHJ = (k_RHJD @ q_RHD[..., None])[..., 0]
     scores_RHJ = scores_RHJ.to(torch.promote_types(scores_RHJ.dtype, torch.float32)) + bias_HJ

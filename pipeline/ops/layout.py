@@ -69,7 +69,7 @@ class Layout:
         longest: int,
         *,
         starts: Tensor | None = None,
-        rooms_W: Tensor | None = None,
+        capacities_W: Tensor | None = None,
         positions_S: Tensor | None = None,
         reach: int = 0,
         ascending: bool = True,
@@ -80,37 +80,37 @@ class Layout:
             lengths_W: int64, tokens of each sequence.
             longest: bound of what a sequence takes, known on the host.
             starts: int64 [W + 1], where each sequence begins and the last one ends, where the caller knows it.
-            rooms_W: int64, ascending: places that each sequence takes, where that may be more than its tokens.
+            capacities_W: int64, ascending: places that each sequence takes, where that may be more than its tokens.
             positions_S: int64, where tokens were pruned: the position of each token before.
             reach: bound of those positions.
             ascending: whether lengths (or rooms, where given) ascend, so that kernels find those of a class together.
         """
         if not uses_kernels(lengths_W.device):
-            return _in_groups(lengths_W, rooms_W, positions_S)
+            return _in_groups(lengths_W, capacities_W, positions_S)
         if starts is None:
-            starts = F.pad((lengths_W if rooms_W is None else rooms_W).cumsum(0), (1, 0))
+            starts = F.pad((lengths_W if capacities_W is None else capacities_W).cumsum(0), (1, 0))
         if not ascending:
-            rooms_W = torch.full_like(lengths_W, longest)
+            capacities_W = torch.full_like(lengths_W, longest)
         spans = make_spans(
             starts,
             starts,
             lengths_W,
             longest_q=longest,
             longest_k=longest,
-            rooms_k=rooms_W,
+            capacities_k=capacities_W,
             positions=positions_S,
             reach=reach,
         )
         return cls(spans=spans)
 
     @classmethod
-    def padded(cls, lengths_W: Tensor, room: int) -> "Layout":
-        """Self-attention of sequences with `room` places each, of which their first `lengths_W` are real."""
+    def padded(cls, lengths_W: Tensor, capacity: int) -> "Layout":
+        """Self-attention of sequences with `capacity` places each, of which their first `lengths_W` are real."""
         windows, device = len(lengths_W), lengths_W.device
         if not uses_kernels(device):
-            return cls(groups=(Group(windows, room, room),), lengths_n=lengths_W)
-        starts = torch.arange(windows + 1, device=device) * room
-        return cls(spans=make_spans(starts, starts, lengths_W, longest_q=room, longest_k=room))
+            return cls(groups=(Group(windows, capacity, capacity),), lengths_n=lengths_W)
+        starts = torch.arange(windows + 1, device=device) * capacity
+        return cls(spans=make_spans(starts, starts, lengths_W, longest_q=capacity, longest_k=capacity))
 
     @classmethod
     def equal(cls, sequences: int, length: int, device: torch.device) -> "Layout":
@@ -126,7 +126,12 @@ class Layout:
             return Layout(groups=_pairs(queries.groups, self.groups), lengths_n=self.lengths_n)
         q, k = queries.spans, self.spans
         spans = make_spans(
-            q.starts_q, k.starts_k, k.lengths_k, longest_q=q.longest_q, longest_k=k.longest_k, rooms_k=k.rooms_k
+            q.starts_q,
+            k.starts_k,
+            k.lengths_k,
+            longest_q=q.longest_q,
+            longest_k=k.longest_k,
+            capacities_k=k.capacities_k,
         )
         return Layout(spans=spans)
 
@@ -174,16 +179,16 @@ class Layout:
         ]
 
 
-def _in_groups(lengths_W: Tensor, rooms_W: Tensor | None, positions_S: Tensor | None) -> Layout:
+def _in_groups(lengths_W: Tensor, capacities_W: Tensor | None, positions_S: Tensor | None) -> Layout:
     """Runs of equal sizes, read off the tensor: on a CPU that waits for nothing.
 
     lengths 2, 2, 5 -> Group(2, 2, 2), Group(1, 5, 5)
     """
-    sizes_W = lengths_W if rooms_W is None else rooms_W
+    sizes_W = lengths_W if capacities_W is None else capacities_W
     sizes, counts = torch.unique_consecutive(sizes_W, return_counts=True)
     groups = tuple(Group(count, size, size) for count, size in zip(counts.tolist(), sizes.tolist(), strict=True))
     # A mask costs time in every layer, so there is none where every place is taken.
-    spare = rooms_W is not None and not torch.equal(rooms_W, lengths_W)
+    spare = capacities_W is not None and not torch.equal(capacities_W, lengths_W)
     return Layout(groups=groups, lengths_n=lengths_W if spare else None, positions_S=positions_S)
 
 
@@ -221,7 +226,7 @@ class Spans:
     classes: Tensor  # int32 [len(CLASSES) + 1]: the first sequence of each class
     longest_q: int
     longest_k: int
-    rooms_k: Tensor | None = None  # ascending bounds of lengths_k, where those are not sorted
+    capacities_k: Tensor | None = None  # ascending bounds of lengths_k, where those are not sorted
     # In self-attention where tokens were pruned: int32 [T], the places that they had, and how many there were at most
     positions: Tensor | None = None
     reach: int = 0
@@ -234,7 +239,7 @@ def make_spans(
     *,
     longest_q: int,
     longest_k: int,
-    rooms_k: Tensor | None = None,
+    capacities_k: Tensor | None = None,
     positions: Tensor | None = None,
     reach: int = 0,
 ) -> Spans:
@@ -247,7 +252,7 @@ def make_spans(
     if max(longest_k, longest_q if starts_q is starts_k else 0) > CLASSES[-1]:
         raise ValueError(f"sequences of {longest_k} positions: the GPU kernels hold at most {CLASSES[-1]}")
     # In self-attention a tile must hold a sequence's queries too, which padding makes longer than its keys.
-    sizes = rooms_k if rooms_k is not None else starts_q.diff() if starts_q is starts_k else lengths_k
+    sizes = capacities_k if capacities_k is not None else starts_q.diff() if starts_q is starts_k else lengths_k
     classes = torch.searchsorted(sizes.contiguous(), _edges(sizes.device, sizes.dtype), right=True)
     return Spans(
         starts_q=starts_q.int(),
@@ -256,7 +261,7 @@ def make_spans(
         classes=classes.int(),
         longest_q=longest_q,
         longest_k=longest_k,
-        rooms_k=rooms_k,
+        capacities_k=capacities_k,
         positions=None if positions is None else positions.int(),
         reach=reach,
     )

@@ -19,13 +19,13 @@ class Times:
     """Seconds at each token: as a query, the time it asks from; as a key, the time of its item.
 
     A query knows its item's time only once it knows the whole item: the code of level l < L asks from the time of the
-    item before, as it will when the item is generated. Keys of the item itself then lie ahead: no time has passed.
+    item before, as it will when the item is generated. Keys of the item itself then lie ahead: no time has elapsed.
     """
 
     asked_T: Tensor  # int64
     happened_T: Tensor  # int64
 
 
-def time_buckets(passed: Tensor) -> Tensor:
+def time_buckets(elapsed: Tensor) -> Tensor:
     """Buckets of seconds, int64 of any shape: by the logarithm, one for up to a second and for times ahead."""
-    return (passed.clamp(min=1).float().log() / BUCKET_WIDTH).long().clamp_(max=TIME_BUCKETS - 1)
+    return (elapsed.clamp(min=1).float().log() / BUCKET_WIDTH).long().clamp_(max=TIME_BUCKETS - 1)

@@ -53,11 +53,11 @@ def pointwise_attention(
         if layout.buckets and time_bias_BH is not None:
             scores = scores + F.embedding(layout.buckets[number], time_bias_BH).permute(0, 3, 1, 2)
         seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
-        outputs.append((weights_of(scores, seen, kind).to(v.dtype) @ v).transpose(1, 2).flatten(0, 1))
+        outputs.append((pointwise_weights(scores, seen, kind).to(v.dtype) @ v).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
 
-def weights_of(scores: Tensor, seen: Tensor, kind: Kind) -> Tensor:
+def pointwise_weights(scores: Tensor, seen: Tensor, kind: Kind) -> Tensor:
     """Attention weights from biased scores over all keys (the last axis), 0 where the query does not see the key."""
     if kind == "silu":
         return F.silu(scores) * (seen / seen.sum(-1, keepdim=True, dtype=scores.dtype))

@@ -27,8 +27,8 @@ def reference_attention(
                 )
                 scores = q @ k.T
                 if bias_HQK is not None and layout.positions_S is not None:
-                    places = layout.positions_S[s : s + group.keys]
-                    scores = scores + bias_HQK[head][places][:, places].double()
+                    positions = layout.positions_S[s : s + group.keys]
+                    scores = scores + bias_HQK[head][positions][:, positions].double()
                 elif bias_HQK is not None:
                     scores = scores + bias_HQK[head, : group.queries, : group.keys].double()
                 if causal:

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from torch import Tensor
 
-from pipeline.packing.histories import Distinct, Histories
+from pipeline.packing.histories import DistinctItems, Histories
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Batch:
     targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: its Semantic ID
     weights_W: Tensor  # float32: factor of each window's loss; 0: it only fills the batch
-    distinct: Distinct | None = None  # in training, where the strategy asks for it
+    distinct: DistinctItems | None = None  # in training, where the strategy asks for it
     # What `Sampler.select` said of each window, where it said something
     slots_W: Tensor | None = None  # int64
     counted_WL: Tensor | None = None  # bool

@@ -18,7 +18,7 @@ from pipeline.packing.tokens import DecoderPositions, EncoderTokens, to_device
 
 
 @dataclass(frozen=True)
-class Distinct:
+class DistinctItems:
     """The items of a batch's histories, each once, in ascending order; then the last one again, at weight 0, up to a
     round number of rows.
     """
@@ -41,7 +41,7 @@ class Histories:
     times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that wants it
     all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
     tokens: EncoderTokens | None = None  # those that enter the encoder; None: all
-    prefixes: DecoderPositions | None = None  # decoder positions of each window; None: all
+    decoder_positions: DecoderPositions | None = None  # decoder positions of each window; None: all
 
     @classmethod
     def pack(
@@ -101,7 +101,9 @@ class Histories:
             times_N=None if times_N is None else to_device(np.asarray(times_N)[source_N], device),
             all_targets=all_targets,
             tokens=None if kept_NS is None else EncoderTokens.of(kept_NS[source_N], lengths_W, device, least[0]),
-            prefixes=None if decoded_W is None else DecoderPositions.of(decoded_W[order], levels, device, least[1]),
+            decoder_positions=None
+            if decoded_W is None
+            else DecoderPositions.of(decoded_W[order], levels, device, least[1]),
         )
 
     @property

@@ -19,10 +19,10 @@ class PrunedTokens:
     """Which tokens go on, and where they lie afterwards."""
 
     source_O: Tensor  # int64: the token that each place takes; where the place is empty, any
-    place_T: Tensor  # int64: the place of each token; -1: it is dropped
+    slot_T: Tensor  # int64: the place of each token; -1: it is dropped
     position_O: Tensor | None  # each place's position in its window before (any where it is empty); None: forgotten
     taken_W: Tensor  # int64: places that each window takes
-    room_W: Tensor  # int64: places that each window has
+    capacity_W: Tensor  # int64: places that each window has
     kept_NS: Tensor  # bool: whether each token of the histories goes on; packed order
     longest: int  # places of the longest window, or a bound of it
     reach: int  # positions of the longest window before, or a bound of it
@@ -30,7 +30,7 @@ class PrunedTokens:
     def layout(self) -> Layout:
         """The self-attention of what goes on."""
         return Layout.packed(
-            self.taken_W, self.longest, rooms_W=self.room_W, positions_S=self.position_O, reach=self.reach
+            self.taken_W, self.longest, capacities_W=self.capacity_W, positions_S=self.position_O, reach=self.reach
         )
 
 

@@ -33,7 +33,7 @@ class Sequences:
     per_item: int  # S
     fed: int  # E
     longest: int  # places of the longest sequence, or a bound of it
-    room: int  # places of every sequence of a padded batch; 0: packed
+    capacity: int  # places of every sequence of a padded batch; 0: packed
 
     @property
     def starts_W(self) -> Tensor:
@@ -45,8 +45,8 @@ class Sequences:
 
     def layout(self, times: Times | None = None) -> Layout:
         """How the axis falls into sequences, with the tokens' times where the backbone wants them."""
-        if self.room:
-            return Layout.padded(self.lengths_W, self.room).timed(times)
+        if self.capacity:
+            return Layout.padded(self.lengths_W, self.capacity).timed(times)
         return Layout.packed(self.lengths_W, self.longest, starts=self.bounds).timed(times)
 
     def last_rows_W(self) -> Tensor:
@@ -78,16 +78,16 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     history_W = histories.lengths_W * per_item
     first_item = F.pad(histories.lengths_W.cumsum(0), (1, 0))  # [W + 1], the end included
     order = torch.arange(windows + 1, device=device)
-    room = histories.pad_to + fed if histories.pad_to else 0
-    if room:
-        bounds, size, longest = order * room, windows * room, room
+    capacity = histories.pad_to + fed if histories.pad_to else 0
+    if capacity:
+        bounds, size, longest = order * capacity, windows * capacity, capacity
     else:
         bounds, size = first_item * per_item + order * fed, len(histories.items_N) * per_item + windows * fed
         longest = histories.longest * per_item + fed
     starts_W, first_item_W = bounds[:-1], first_item[:-1]
-    place_T = torch.arange(size, device=device)
-    window_T = torch.searchsorted(starts_W, place_T, right=True) - 1
-    within_T = place_T - starts_W[window_T]
+    position_T = torch.arange(size, device=device)
+    window_T = torch.searchsorted(starts_W, position_T, right=True) - 1
+    within_T = position_T - starts_W[window_T]
     after_T = within_T - history_W[window_T]  # how far behind the history
     all_history = len(histories.items_N) * per_item
     source_T = torch.where(
@@ -101,7 +101,7 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
         per_item=per_item,
         fed=fed,
         longest=longest,
-        room=room,
+        capacity=capacity,
     )
 
 

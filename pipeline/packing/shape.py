@@ -32,15 +32,15 @@ class Shape:
         """
         counts, items = (np.array(sizes) for sizes in ([len(x) for x in batches], [int(x.sum()) for x in batches]))
         # One window more than the fullest batch has, so that each has one that can take what items are missing.
-        windows = roomy(int(counts.max() * (1 + margin)) + 1)
+        windows = rounded_up(int(counts.max() * (1 + margin)) + 1)
         while True:
             # Each window that fills has an item at least, so a batch of fewer windows needs more items.
             spare = int(margin * windows) if longest > 1 else 0
-            shape = cls(windows, roomy(int((items + windows - counts).max()) + spare))
+            shape = cls(windows, rounded_up(int((items + windows - counts).max()) + spare))
             # The windows that fill must be able to hold the items that are missing; more of them can.
             if (shape.items - items <= (windows - counts) * longest).all():
                 return shape
-            windows = roomy(windows + 1)
+            windows = rounded_up(windows + 1)
 
     def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
         """Lengths of the windows that fill up a batch of these; of one that this shape cannot hold, up to a larger one.
@@ -53,13 +53,13 @@ class Shape:
         """
         windows, left = len(lengths_W), int(lengths_W.sum()) - lost
         # How many windows are missing; a batch with as many or more gets a few, up to a larger size.
-        count = (self.windows if windows < self.windows else roomy(int(windows * 1.03) + 1)) - windows
+        count = (self.windows if windows < self.windows else rounded_up(int(windows * 1.03) + 1)) - windows
         # How many items. Where the windows cannot hold them, more windows; where there is not one for each, more items.
         items = self.items - left
         if items > count * longest:
-            count = roomy(windows - (-items // longest)) - windows
+            count = rounded_up(windows - (-items // longest)) - windows
         if items < count:
-            items = roomy(left + count) - left
+            items = rounded_up(left + count) - left
         if items > count * longest:
             return np.zeros(0, np.int64)
         # Shared out evenly, the first windows one more: 7 items over 2 windows -> 4, 3
@@ -76,7 +76,7 @@ def count_of(flags_Nn: np.ndarray) -> np.ndarray:
     return np.add.reduce(np.ascontiguousarray(flags_Nn.T), dtype=np.int64)
 
 
-def roomy(count: int, bits: int = 4) -> int:
+def rounded_up(count: int, bits: int = 4) -> int:
     """`count` rounded up to one of few sizes, at most 6% larger (3% with 5 `bits`): what depends on a size then meets
     few of them.
     """
@@ -84,10 +84,10 @@ def roomy(count: int, bits: int = 4) -> int:
     return -(-count // step) * step
 
 
-def places_on(device: torch.device, count: int, least: int = 0) -> int:
+def capacity_on(device: torch.device, count: int, least: int = 0) -> int:
     """Places of a packed axis for `count` tokens: on a CPU as many. Where kernels run `least`, or where that does not
     suffice one of few sizes: each size of a tensor would be a recording of its own there.
     """
     if not uses_kernels(device):
         return count
-    return roomy(count) if count > least else least
+    return rounded_up(count) if count > least else least

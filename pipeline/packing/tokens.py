@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Layout
-from pipeline.packing.shape import any_of, count_of, places_on
+from pipeline.packing.shape import any_of, capacity_on, count_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class EncoderTokens:
     left.
     """
 
-    place_T: Tensor  # int64: which of the N * S tokens each one is
+    index_T: Tensor  # int64: which of the N * S tokens each one is
     position_T: Tensor  # int64: its place in its window
     age_T: Tensor  # int64: items of its window after its own
     lengths_W: Tensor  # int64: tokens of each window, ascending
@@ -47,13 +47,13 @@ class EncoderTokens:
         # How many of its window stay, told to each item: 1, 2 2 2
         left_N = np.repeat(np.add.reduceat(stays_N, first_W, dtype=np.int64), items_W)
         # A kept token is at its item's rank; as many items come after its own as the window has left, without it.
-        place_T = np.flatnonzero(kept_NS)
-        item_T, token_T = np.divmod(place_T, per_item)
+        index_T = np.flatnonzero(kept_NS)
+        item_T, token_T = np.divmod(index_T, per_item)
         position_T, age_T = rank_N[item_T] * per_item + token_T, (left_N - 1 - rank_N)[item_T]
         lengths_W = np.add.reduceat(count_of(kept_NS), first_W)
-        size = places_on(device, len(place_T), least)
-        place, position, age = (_filled_up(array_T, device, size) for array_T in (place_T, position_T, age_T))
-        return cls(place, position, age, to_device(lengths_W, device))
+        size = capacity_on(device, len(index_T), least)
+        index, position, age = (_filled_up(array_T, device, size) for array_T in (index_T, position_T, age_T))
+        return cls(index, position, age, to_device(lengths_W, device))
 
     def layout(self, longest: int) -> Layout:
         """The encoder's self-attention; `longest` bounds the positions."""
@@ -64,25 +64,25 @@ class EncoderTokens:
 class DecoderPositions:
     """The decoder positions of each window, where not all have L: its first ones, at least one."""
 
-    place_P: Tensor  # int64: which of the W * L positions each one is
+    index_P: Tensor  # int64: which of the W * L positions each one is
     lengths_W: Tensor  # int64: positions of each window
     levels: int
 
     @classmethod
     def of(cls, decoded_W: np.ndarray, levels: int, device: torch.device, least: int = 0) -> "DecoderPositions":
         """From the positions of each window, in packed order; `least` as in `EncoderTokens.of`."""
-        place_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
-        size = places_on(device, len(place_P), least)
-        return cls(_filled_up(place_P, device, size), to_device(decoded_W, device), levels)
+        index_P = np.flatnonzero(np.arange(levels) < decoded_W[:, None])
+        size = capacity_on(device, len(index_P), least)
+        return cls(_filled_up(index_P, device, size), to_device(decoded_W, device), levels)
 
     def by_level(self, h_Pd: Tensor) -> Tensor:
         """The states [W, L, d] of the positions that predict each level; what stands where a window has none means
         nothing, and has no gradient.
         """
-        ends_W, place_P = self.lengths_W.cumsum(0), torch.arange(len(h_Pd), device=h_Pd.device)
+        ends_W, index_P = self.lengths_W.cumsum(0), torch.arange(len(h_Pd), device=h_Pd.device)
         level_L = torch.arange(self.levels, device=h_Pd.device)
         source_WL = (ends_W - self.lengths_W)[:, None] + torch.minimum(level_L, self.lengths_W[:, None] - 1)
-        taken_P = self.place_P.where(place_P < ends_W[-1], -1)
+        taken_P = self.index_P.where(index_P < ends_W[-1], -1)
         return gather_unique(h_Pd, source_WL.flatten(), taken_P).unflatten(0, (-1, self.levels))
 
     def has_level(self, level: int) -> Tensor:
@@ -91,9 +91,9 @@ class DecoderPositions:
 
     def layouts(self, encoder: Layout) -> tuple[Layout, Layout]:
         """The decoder's attention to itself, and to the encoder's positions."""
-        own = Layout.packed(self.lengths_W, self.levels, ascending=False)
-        cross = encoder.cross(own)
-        return own.grouped_as(cross), cross
+        decoder = Layout.packed(self.lengths_W, self.levels, ascending=False)
+        cross = encoder.cross(decoder)
+        return decoder.grouped_as(cross), cross
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ class Codebook(nn.Module):
         self.table_Ck[codes] = vectors
 
 
-def nearest(rows_Bk: Tensor, vectors_Ck: Tensor) -> Tensor:
+def nearest_codes(rows_Bk: Tensor, vectors_Ck: Tensor) -> Tensor:
     """int64 [B]: the code with the least squared distance, of equal ones the first."""
     return (vectors_Ck.square().sum(1) - 2 * rows_Bk @ vectors_Ck.T).argmin(1)
 

@@ -53,21 +53,21 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
     names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
     codes_IL = read.codes_IL[:, :-1] if read.digit else read.codes_IL
     below_IL = np.logical_and.accumulate(codes_IL == codes_IL[number], axis=1)
-    own = codes_IL[number].tolist()
+    item_codes = codes_IL[number].tolist()
     prefixes = [
-        Prefix(own[: level + 1], int(below_I.sum()), _others(names_I, below_I, number, titles))
+        Prefix(item_codes[: level + 1], int(below_I.sum()), _others(names_I, below_I, number, titles))
         for level, below_I in enumerate(below_IL.T)
     ]
     return ItemSid(
         item,
         "" if names_I[number] == item else str(names_I[number]),
-        own,
+        item_codes,
         int(read.codes_IL[number, -1]) if read.digit else None,
         prefixes,
     )
 
 
-def report(found: ItemSid) -> str:
+def sid_text(found: ItemSid) -> str:
     """The codes, then one block per prefix."""
     digit = "" if found.digit is None else f", deduplication digit {found.digit}"
     lines = [f"{found.item}  {found.title}".rstrip(), f"codes {' '.join(map(str, found.codes))}{digit}"]

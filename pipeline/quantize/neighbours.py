@@ -25,16 +25,16 @@ def neighbour_agreement(vectors_Id: np.ndarray, codes_IL: np.ndarray) -> list[fl
 
 def nearest_others(vectors_Id: np.ndarray, sample_S: np.ndarray) -> np.ndarray:
     """int64 [S]: the item nearest to each of the sample, itself left out; of equally near ones the first."""
-    best_S, place_S = np.full(len(sample_S), -np.inf), np.zeros(len(sample_S), np.int64)
+    best_S, nearest_S = np.full(len(sample_S), -np.inf), np.zeros(len(sample_S), np.int64)
     for first in range(0, len(vectors_Id), CHUNK):
         part = vectors_Id[first : first + CHUNK]
         closeness = 2 * vectors_Id[sample_S] @ part.T - np.square(part).sum(axis=1)
-        own = (sample_S >= first) & (sample_S < first + len(part))
-        closeness[own, sample_S[own] - first] = -np.inf
-        place, best = closeness.argmax(axis=1), closeness.max(axis=1)
+        in_part = (sample_S >= first) & (sample_S < first + len(part))
+        closeness[in_part, sample_S[in_part] - first] = -np.inf
+        nearest, best = closeness.argmax(axis=1), closeness.max(axis=1)
         better = best > best_S
-        best_S[better], place_S[better] = best[better], place[better] + first
-    return place_S
+        best_S[better], nearest_S[better] = best[better], nearest[better] + first
+    return nearest_S
 
 
 def category_agreement(codes_IL: np.ndarray, categories_I: np.ndarray) -> tuple[list[float | None], float | None]:

@@ -24,7 +24,7 @@ LEVEL_COLUMNS = (
 )
 
 
-def measure(
+def quality_metrics(
     vectors_Id: np.ndarray, quantized: Quantized, codes: int, categories_I: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Flat numbers, and one mapping per level. All of it is about the codes without the deduplication digit.

@@ -24,12 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.quantize.codebook import Codebook, codebook_loss, nearest, rotation, straight_through
+from pipeline.quantize.codebook import Codebook, codebook_loss, nearest_codes, rotation, straight_through
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.rkmeans import kmeans
 from pipeline.quantize.simvq import MappedCodebook
-from pipeline.quantize.trainer import CHUNK, Encoded, dead_codes, open_device, train
+from pipeline.quantize.trainer import CHUNK, EncodedBatch, dead_codes, open_device, train_quantizer
 
 
 class ResidualAutoencoder(nn.Module):
@@ -59,7 +59,7 @@ class ResidualAutoencoder(nn.Module):
         codes, quantized, chosen = [], [], []
         for level in self.books:
             vectors_Ck = level.vectors()
-            codes.append(nearest(rows_Bk.detach(), vectors_Ck.detach()))
+            codes.append(nearest_codes(rows_Bk.detach(), vectors_Ck.detach()))
             quantized.append(rows_Bk)
             chosen.append(F.embedding(codes[-1], vectors_Ck))
             rows_Bk = rows_Bk - chosen[-1].detach()
@@ -74,11 +74,11 @@ class ResidualAutoencoder(nn.Module):
         rebuilt_Bd = self.decoder(pass_on(latent_Bk, torch.stack(chosen).sum(0)))
         return F.mse_loss(rebuilt_Bd, rows_Bd) + torch.stack(losses).sum()
 
-    def encode(self, rows_Bd: Tensor) -> Encoded:
+    def encode(self, rows_Bd: Tensor) -> EncodedBatch:
         """Codes and squared errors."""
         codes, _, chosen = self.quantize(self.encoder(rows_Bd))
         rebuilt_Bd = self.decoder(torch.stack(chosen).sum(0))
-        return Encoded(torch.stack(codes, 1), (rebuilt_Bd - rows_Bd).square().sum(1))
+        return EncodedBatch(torch.stack(codes, 1), (rebuilt_Bd - rows_Bd).square().sum(1))
 
     @torch.no_grad()
     def start(self, rows_Id: Tensor, seed: int) -> None:
@@ -134,7 +134,7 @@ class RQVAE:
         torch.manual_seed(self.seed)
         model = ResidualAutoencoder(config, rows_Id.shape[1]).to(device)
         model.start(rows_Id, self.seed)
-        train(model, rows_Id, config, self.seed, f"quantize: {config.method}")
+        train_quantizer(model, rows_Id, config, self.seed, f"quantize: {config.method}")
         return self._quantized(model, rows_Id, center_d, scale)
 
     @torch.no_grad()

@@ -34,8 +34,8 @@ def spread_last_codes(codes_IL: np.ndarray, rows_Ik: np.ndarray, vectors_Ck: np.
     concerned = np.flatnonzero(np.isin(prefix_I, prefix_I[collides_I]))
     concerned = concerned[np.argsort(prefix_I[concerned], kind="stable")]
     for items in np.split(concerned, np.flatnonzero(np.diff(prefix_I[concerned])) + 1):
-        movers_M, kept = items[collides_I[items]], items[~collides_I[items]]
-        free_F = np.setdiff1d(np.arange(len(vectors_Ck)), last_I[kept])
+        movers_M, unmoved = items[collides_I[items]], items[~collides_I[items]]
+        free_F = np.setdiff1d(np.arange(len(vectors_Ck)), last_I[unmoved])
         if len(movers_M):
             last_I[movers_M] = free_F[assign(_squares(rows_Ik[movers_M], vectors_Ck[free_F]))]
     return last_I

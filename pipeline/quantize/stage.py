@@ -26,7 +26,7 @@ from pipeline.errors import RESTORE, UserError
 from pipeline.quantize import build_quantizer
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.quality import collision_rate, level_table, measure
+from pipeline.quantize.quality import collision_rate, level_table, quality_metrics
 from pipeline.quantize.quantizer import unit_rows
 
 
@@ -92,7 +92,7 @@ def make_sids(
             "method": config.method,
             "collisions": config.collisions,
             "quantizer_collision_rate": before,
-            **measure(vectors_Id, quantized, config.codes, categories_I),
+            **quality_metrics(vectors_Id, quantized, config.codes, categories_I),
         },
     )
 

@@ -23,7 +23,7 @@ CHUNK = 2**14  # items that are checked at once
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """codes_BL int64; errors_B: squared distance of each row to its reconstruction."""
 
     codes_BL: Tensor
@@ -43,7 +43,7 @@ class Trainable(Protocol):
         """Mean over the batch."""
         ...
 
-    def encode(self, rows_Bd: Tensor) -> Encoded: ...
+    def encode(self, rows_Bd: Tensor) -> EncodedBatch: ...
 
     def restart_dead(self, rows_Id: Tensor, codes_IL: Tensor, generator: torch.Generator) -> None:
         """Give each code without an item a random item's vector."""
@@ -59,7 +59,7 @@ def open_device(config: QuantizeConfig, width: int) -> torch.device:
     return device
 
 
-def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, label: str) -> None:
+def train_quantizer(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, label: str) -> None:
     """Train in place and leave the weights of the best check.
 
     Adam, its rate falling as a cosine: large steps bring codes into use, small ones place them. Every `CHECK_EVERY`
@@ -84,7 +84,7 @@ def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, 
                 optimizer.step()
                 schedule.step()
             step += steps
-            codes_IL, error = check(model, rows_Id, energy)
+            codes_IL, error = measure_reconstruction(model, rows_Id, energy)
             if not math.isfinite(error):
                 raise UserError(
                     f"the quantizer's error is not a finite number any more at step {step}",
@@ -102,13 +102,13 @@ def train(model: Trainable, rows_Id: Tensor, config: QuantizeConfig, seed: int, 
 
 
 @torch.no_grad()
-def encode_all(model: Trainable, rows_Id: Tensor) -> Encoded:
+def encode_all(model: Trainable, rows_Id: Tensor) -> EncodedBatch:
     """`encode` of all items."""
     parts = [model.encode(rows) for rows in rows_Id.split(CHUNK)]
-    return Encoded(torch.cat([part.codes_BL for part in parts]), torch.cat([part.errors_B for part in parts]))
+    return EncodedBatch(torch.cat([part.codes_BL for part in parts]), torch.cat([part.errors_B for part in parts]))
 
 
-def check(model: Trainable, rows_Id: Tensor, energy: float) -> tuple[Tensor, float]:
+def measure_reconstruction(model: Trainable, rows_Id: Tensor, energy: float) -> tuple[Tensor, float]:
     """(codes of all items, squared errors over squared lengths)."""
     encoded = encode_all(model, rows_Id)
     return encoded.codes_BL, float(encoded.errors_B.double().sum()) / energy

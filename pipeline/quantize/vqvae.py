@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.quantize.codebook import Codebook, codebook_loss, nearest
+from pipeline.quantize.codebook import Codebook, codebook_loss, nearest_codes
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.residual import fit_residuals
-from pipeline.quantize.trainer import Encoded, dead_codes, encode_all, open_device, train
+from pipeline.quantize.trainer import EncodedBatch, dead_codes, encode_all, open_device, train_quantizer
 
 
 class Level(nn.Module):
@@ -37,14 +37,14 @@ class Level(nn.Module):
         """The codebook loss."""
         return codebook_loss(rows_Bd, self._chosen(rows_Bd)[1], self.config.commitment)
 
-    def encode(self, rows_Bd: Tensor) -> Encoded:
+    def encode(self, rows_Bd: Tensor) -> EncodedBatch:
         """Codes [B, 1] and squared errors."""
         codes_B, chosen_Bd = self._chosen(rows_Bd)
-        return Encoded(codes_B[:, None], (rows_Bd - chosen_Bd).square().sum(1))
+        return EncodedBatch(codes_B[:, None], (rows_Bd - chosen_Bd).square().sum(1))
 
     def _chosen(self, rows_Bd: Tensor) -> tuple[Tensor, Tensor]:
         vectors_Cd = self.codebook.vectors()
-        codes_B = nearest(rows_Bd, vectors_Cd.detach())
+        codes_B = nearest_codes(rows_Bd, vectors_Cd.detach())
         return codes_B, F.embedding(codes_B, vectors_Cd)
 
     def restart_dead(self, rows_Id: Tensor, codes_IL: Tensor, generator: torch.Generator) -> None:
@@ -78,7 +78,7 @@ class VQVAE:
         model = Level(self.config, rows.shape[1]).to(device)
         start_C = plus_plus(rows, self.config.codes, torch.Generator().manual_seed(seed))
         model.codebook.put(torch.arange(self.config.codes, device=device), rows[start_C])
-        train(model, rows, self.config, seed, f"quantize: vqvae, level {level + 1}")
+        train_quantizer(model, rows, self.config, seed, f"quantize: vqvae, level {level + 1}")
         codes_I = encode_all(model, rows).codes_BL[:, 0]
         return model.codebook.vectors().detach().cpu().numpy(), codes_I.cpu().numpy()
 

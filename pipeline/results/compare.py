@@ -183,7 +183,7 @@ def verdict(low: float, high: float, relative_low: float | None) -> str:
     return "worse" if high < 0 else "unclear"
 
 
-def report(comparisons: Sequence[Comparison]) -> str:
+def comparison_text(comparisons: Sequence[Comparison]) -> str:
     """The comparisons as text: which runs, how they were evaluated, one line per metric."""
     reference = comparisons[0].reference
     origin, users = reference.runs[0].ranks.origin, len(reference.runs[0].ranks.users)
@@ -208,7 +208,7 @@ def report(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The comparisons as plain values, one row per arm and metric."""
     return [
         {

@@ -54,14 +54,14 @@ def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Base
     together, column_I = cooccurrence(splits, window), popularity_columns(splits)
     order_I = np.argsort(column_I)
     none = sparse.csr_array(together.shape)  # all scores equal: popularity decides
-    ranks, dropped = {}, {}
+    ranks, without_seen = {}, {}
     for name, counts in (
         ("popularity", Counts(column_I, none)),
         ("cooccurrence", Counts(column_I, together[order_I][:, order_I])),
     ):
-        dropped[name] = filter_seen or _dropping_helps(splits, counts)
-        ranks[name] = rank_by_counts(splits, "test", counts, drop_seen=dropped[name])
-    return Baselines(ranks["popularity"], ranks["cooccurrence"], dropped)
+        without_seen[name] = filter_seen or _dropping_helps(splits, counts)
+        ranks[name] = rank_by_counts(splits, "test", counts, drop_seen=without_seen[name])
+    return Baselines(ranks["popularity"], ranks["cooccurrence"], without_seen)
 
 
 def training_counts(splits: Splits) -> np.ndarray:
@@ -119,8 +119,10 @@ def rank_by_counts(splits: Splits, part: str, counts: Counts, *, drop_seen: bool
 
 
 def _dropping_helps(splits: Splits, counts: Counts) -> bool:
-    kept, dropped = (recall_at(rank_by_counts(splits, "valid", counts, drop_seen=drop), 10) for drop in (False, True))
-    return dropped >= kept
+    with_seen, without_seen = (
+        recall_at(rank_by_counts(splits, "valid", counts, drop_seen=drop), 10) for drop in (False, True)
+    )
+    return without_seen >= with_seen
 
 
 def _ranks(scores_BI: sparse.csr_array, seen_BI: sparse.csr_array | None, targets_B: np.ndarray) -> np.ndarray:

@@ -116,8 +116,8 @@ def _experiment(client: MlflowClient, name: str) -> str:
     """Its id. A new one keeps its artifacts in the project: a queued run's own folder is deleted by DVC."""
     known: Experiment | None = client.get_experiment_by_name(name)
     if known is None:
-        place = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
-        return client.create_experiment(name, artifact_location=place)
+        location = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
+        return client.create_experiment(name, artifact_location=location)
     if known.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment '{name}' was deleted",

@@ -21,7 +21,7 @@ from pipeline.metrics import recall_at
 if TYPE_CHECKING:
     from pipeline.generator import Generator
 
-RANKS, METRICS = "ranks.parquet", "metrics.json"
+RANKS_FILE, METRICS_FILE = "ranks.parquet", "metrics.json"
 KEY = "sidpipe"  # of the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
 # interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank
@@ -136,19 +136,19 @@ def check_reports(reports: Path, generator: Path) -> None:
 
     Reports that are not there say nothing wrong, so their absence passes.
     """
-    if not (reports / RANKS).exists():
+    if not (reports / RANKS_FILE).exists():
         return
-    ranks = Ranks.read(reports / RANKS)
+    ranks = Ranks.read(reports / RANKS_FILE)
     if generator.exists() and ranks.origin.model != model_hash(generator):
         raise UserError(
             f"{reports} tells of another model than the one in {generator}",
             "a run was stopped half-way, or files of two runs were mixed",
             "run `dvc repro`, or `dvc checkout` to bring back what belongs together",
         )
-    metrics, recall = reports / METRICS, recall_at(ranks.users["rank"].to_numpy(), 10)
+    metrics, recall = reports / METRICS_FILE, recall_at(ranks.users["rank"].to_numpy(), 10)
     if metrics.exists() and read_json(metrics).get("recall_at_10") != recall:
         raise UserError(
-            f"{metrics} does not belong to {reports / RANKS}",
+            f"{metrics} does not belong to {reports / RANKS_FILE}",
             "git and DVC restored different runs",
             "run `git checkout reports` and `dvc checkout`, or `dvc repro`",
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
-from pipeline.results.ranks import RANKS, Ranks, check_reports
+from pipeline.results.ranks import RANKS_FILE, Ranks, check_reports
 
 USAGE = (
     "name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
@@ -92,7 +92,7 @@ def read_run(name: str) -> Run:
 
 def _from_folder(reports: Path) -> Ranks:
     check_reports(reports, reports.resolve().parent / GENERATOR)
-    return Ranks.read(reports / RANKS)
+    return Ranks.read(reports / RANKS_FILE)
 
 
 def _from_revision(revision: str) -> Ranks:
@@ -100,7 +100,7 @@ def _from_revision(revision: str) -> Ranks:
     from dvc.exceptions import DvcException
 
     try:
-        with dvc.api.open((REPORTS / RANKS).as_posix(), rev=revision, mode="rb") as file:
+        with dvc.api.open((REPORTS / RANKS_FILE).as_posix(), rev=revision, mode="rb") as file:
             content = file.read()
     except (DvcException, OSError) as error:
         raise UserError(
@@ -108,7 +108,7 @@ def _from_revision(revision: str) -> Ranks:
             "it is neither a folder, nor a revision or experiment whose reports/ranks.parquet is in DVC's cache",
             "`dvc exp show` lists the experiments; `dvc pull` or `dvc exp pull` brings results of others",
         ) from None
-    return Ranks.from_bytes(content, f"{REPORTS / RANKS} of {revision}")
+    return Ranks.from_bytes(content, f"{REPORTS / RANKS_FILE} of {revision}")
 
 
 def _here() -> Iterator[Run]:

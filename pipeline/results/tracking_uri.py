@@ -13,8 +13,8 @@ def project_root() -> Path:
 
     DVC tells its stages in DVC_ROOT; by hand it is the nearest folder upwards that DVC was initialised in.
     """
-    if told := os.environ.get("DVC_ROOT"):
-        return Path(told)
+    if declared := os.environ.get("DVC_ROOT"):
+        return Path(declared)
     here = Path.cwd()
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 

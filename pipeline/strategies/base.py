@@ -26,12 +26,12 @@ from pipeline.packing.kept import EvalSkips
 
 # (starts_W, ends_W) of windows, flat positions in the splits -> float32 weights_W; 0 skips the window altogether.
 Weigh = Callable[[np.ndarray, np.ndarray], np.ndarray]
-Rows = list[dict[str, float | str]]  # of a table; every row has the same keys
+TableRows = list[dict[str, float | str]]  # of a table; every row has the same keys
 EvalRule = Callable[[np.ndarray], EvalSkips]  # skip_ML of a finished run -> what its model is evaluated without
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingPlan:
     """What a sampler may know of the run that it takes part in."""
 
     items_N: np.ndarray  # the splits' items; windows are flat positions in it
@@ -39,10 +39,10 @@ class Course:
     end_U: np.ndarray
     windows: int  # of a pass
     samples_per_step: float  # (history, target) pairs of a step of `full`
-    passes: float  # that the run takes
+    epochs: float  # that the run takes
     one_per_target: bool  # True: one window per target. False: every window of up to max_history items
     all_targets: bool  # every item of a window but the first is a target too
-    once: bool  # each item is a target at most once per pass
+    each_target_once: bool  # each item is a target at most once per pass
     max_history: int
     seed: int
     device: torch.device
@@ -50,7 +50,7 @@ class Course:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traits:
+class NetworkTraits:
     """What a sampler may know of the network and of the Semantic IDs that it reads."""
 
     widths: tuple[int, ...]  # codes of each level
@@ -60,7 +60,7 @@ class Traits:
     shortens_targets: bool  # the last tokens of a target can leave the computation, and not only the loss
 
     @classmethod
-    def of(cls, network: "Network", config: BackboneConfig, catalogue: Catalogue) -> "Traits":
+    def of(cls, network: "Network", config: BackboneConfig, catalogue: Catalogue) -> "NetworkTraits":
         """The traits of a network that `network` builds."""
         return cls(
             widths=catalogue.widths,
@@ -97,24 +97,24 @@ class Network:
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
         """The logits [W, V] of every level, and what the batch adds to the loss beside their cross-entropy. Logits of
-        positions that `batch.histories.prefixes` leave out mean nothing.
+        positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
         return model(batch.histories, batch.targets_W), 0.0
 
-    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+    def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Encoder positions, padding not counted, that the last block and the decoder see of windows with these many
         items of history.
         """
-        return items_W * tokens_per_item
+        return items_W * input_tokens_per_item
 
 
 class Report:
     """What is told of a run where nothing was skipped."""
 
-    def tables(self, passes: int, levels: int) -> dict[str, Rows]:
+    def tables(self, epochs: int, levels: int) -> dict[str, TableRows]:
         """What was skipped, once training is over: `passes`, a row for each, and `by_level`, a row for each level."""
         return {
-            "passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0} for number in range(passes)],
+            "passes": [{"pass": number, "sequences_skipped": 0.0, "tokens_skipped": 0.0} for number in range(epochs)],
             "by_level": [{"level": f"level {level + 1}", "skipped": 0.0} for level in range(levels)],
         }
 
@@ -130,13 +130,13 @@ class Report:
 class Sampler:
     """Every window and every token, all alike. Subclasses override what they change; one is made for each run."""
 
-    def begin_pass(self, pass_index: int) -> Weigh | None:
+    def begin_epoch(self, epoch: int) -> Weigh | None:
         """Called before the first window of a pass is drawn, when every step before it is done (and again when a
         stopped run resumes inside the pass). The answer weighs that pass's windows; None trains on all alike.
         """
         return None
 
-    def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
+    def select(self, epoch: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected | None:
         """What is computed of the windows of a step (those of weight 0 are not among them); None: everything. May be
         asked for a step ahead of the one that is trained, within the pass.
         """

@@ -18,7 +18,7 @@ from pipeline.errors import nearest
 from pipeline.strategies.spec import ParamsView, StrategySpec
 
 if TYPE_CHECKING:
-    from pipeline.strategies.base import Course, EvalRule, Network, Sampler, Traits
+    from pipeline.strategies.base import EvalRule, Network, NetworkTraits, Sampler, TrainingPlan
 
 FULL = StrategySpec(
     name="full", summary="every token of every window, nothing skipped: the baseline of all comparisons"
@@ -39,16 +39,18 @@ def settings_types() -> dict[str, type]:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenStrategies:
     """The strategies that a text such as `rastp+skipgr` names, with their settings."""
 
     text: str  # as written
     specs: tuple[StrategySpec, ...]  # in alphabetical order
     settings: Mapping[str, Any]  # the dataclass of each that has a section, by name
 
-    def tokens_per_item(self, levels: int, separators: bool) -> int:
+    def input_tokens_per_item(self, levels: int, separators: bool) -> int:
         """Positions that an item of the history takes in the backbone."""
-        return next((spec.tokens_per_item for spec in self.specs if spec.tokens_per_item), levels + separators)
+        return next(
+            (spec.input_tokens_per_item for spec in self.specs if spec.input_tokens_per_item), levels + separators
+        )
 
     def network(self, pad_to: int = 0) -> "Network":
         """What builds the network.
@@ -58,22 +60,22 @@ class Chosen:
         """
         from pipeline.strategies.base import Network
 
-        build = self._brought("network")
+        build = self._builder("network")
         return build(pad_to) if build else Network()
 
-    def sampler(self, course: "Course", traits: "Traits") -> "Sampler":
+    def sampler(self, plan: "TrainingPlan", traits: "NetworkTraits") -> "Sampler":
         """What decides which windows and tokens are computed, for one run."""
         from pipeline.strategies.base import Sampler
 
-        build = self._brought("sampler")
-        return build(course, traits) if build else Sampler()
+        build = self._builder("sampler")
+        return build(plan, traits) if build else Sampler()
 
-    def eval_rule(self, traits: "Traits") -> "EvalRule | None":
+    def eval_rule(self, traits: "NetworkTraits") -> "EvalRule | None":
         """What makes of a finished run's decisions what the model is evaluated without; None: it sees everything."""
-        build = self._brought("eval_rule")
+        build = self._builder("eval_rule")
         return build(traits) if build else None
 
-    def _brought(self, part: Literal["network", "sampler", "eval_rule"]) -> Callable[..., Any] | None:
+    def _builder(self, part: Literal["network", "sampler", "eval_rule"]) -> Callable[..., Any] | None:
         """The function of the one strategy that brings a part, with its settings filled in; None where none does."""
         for spec in self.specs:
             if build := getattr(spec, part):
@@ -91,7 +93,7 @@ class Chosen:
         return {name: dataclasses.asdict(section) for name, section in self.settings.items()}
 
 
-def choose(text: str, sections: Mapping[str, Any]) -> Chosen:
+def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategies:
     """The strategies that `text` names.
 
     Args:
@@ -108,7 +110,7 @@ def choose(text: str, sections: Mapping[str, Any]) -> Chosen:
             settings[spec.name] = spec.settings(**section) if isinstance(section, Mapping) else section
             if not isinstance(settings[spec.name], spec.settings):
                 raise ValueError(f"{spec.name} must be a mapping of names to values, found {section!r}")
-    return Chosen(text, found, settings)
+    return ChosenStrategies(text, found, settings)
 
 
 def parse(text: str) -> tuple[str, ...]:

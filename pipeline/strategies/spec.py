@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pipeline.backbones.config import BackboneConfig
 
 if TYPE_CHECKING:
-    from pipeline.strategies.base import Course, EvalRule, Network, Sampler, Traits
+    from pipeline.strategies.base import EvalRule, Network, NetworkTraits, Sampler, TrainingPlan
 
 
 class TrainView(Protocol):
@@ -66,11 +66,11 @@ class StrategySpec:
     summary: str  # one line, for lists of strategies
     settings: type | None = None  # frozen dataclass of its section of params.yaml, which has the strategy's name
     network: "Callable[[Any, int], Network] | None" = None  # (settings, pad_to) -> network
-    sampler: "Callable[[Any, Course, Traits], Sampler] | None" = None
+    sampler: "Callable[[Any, TrainingPlan, NetworkTraits], Sampler] | None" = None
     # (settings, traits) -> what a trained model is evaluated without; None where it is evaluated with everything
-    eval_rule: "Callable[[Any, Traits], EvalRule | None] | None" = None
+    eval_rule: "Callable[[Any, NetworkTraits], EvalRule | None] | None" = None
     # (settings, params.yaml, names of the strategies composed with) -> ValueError where they do not fit each other
     check: Callable[[Any, ParamsView, tuple[str, ...]], None] = _no_check
     composes_with: frozenset[str] = frozenset()  # said by either side of a pair
     refuses: Mapping[str, str] = field(default_factory=dict)  # name of another strategy -> why they do not compose
-    tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID
+    input_tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID

@@ -40,8 +40,8 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], xlabel: s
     with drawing(STYLE) as axes:
         width = 0.8 / len(series)
         for index, (name, values) in enumerate(series.items()):
-            places = [place + (index - (len(series) - 1) / 2) * width for place in range(len(labels))]
-            axes.bar(places, values, width * 0.92, color=COLOURS[index], label=name)
+            positions = [position + (index - (len(series) - 1) / 2) * width for position in range(len(labels))]
+            axes.bar(positions, values, width * 0.92, color=COLOURS[index], label=name)
         axes.set_xticks(range(len(labels)), labels)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.grid(axis="x", visible=False)

@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
-from pipeline.track.scoreboard import METRICS, NO_TIES_METRICS, Cell, headings, rows
+from pipeline.track.scoreboard import NO_TIES_METRICS, SCOREBOARD_METRICS, Cell, headings, scoreboard_rows
 
 SERIES = {
     "model": "recall_at_10",
@@ -42,7 +42,7 @@ dvc metrics diff && dvc plots diff            # against the last commit
 python -m pipeline compare                    # paired over users and seeds, with the words better and not worse"""
 
 
-def render(result: Result, params: dict[str, Any]) -> str:
+def render_page(result: Result, params: dict[str, Any]) -> str:
     """The page's HTML. `params` is flat."""
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
@@ -102,13 +102,13 @@ def _facts(metrics: dict[str, float]) -> str:
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     groups = (
-        f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
+        f'<tr class="group"><th></th><th colspan="{len(SCOREBOARD_METRICS)}">all {metrics["users"]:,.0f} users</th>'
         f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
     )
     heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
     lines = []
-    for place, row in enumerate(rows(metrics, strategy)):
-        kind = ' class="model"' if place == 0 else ""
+    for rank, row in enumerate(scoreboard_rows(metrics, strategy)):
+        kind = ' class="model"' if rank == 0 else ""
         lines.append(f"<tr{kind}><td>{escape(row.system)}</td>" + "".join(map(_cell, row.cells)) + "</tr>")
     return f'<div class="scroll"><table>{groups}{heads}{"".join(lines)}</table></div>'
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 # Row -> prefix of its keys in metrics.json; the first is named after the strategy.
 SYSTEMS = {"model": "", "co-occurrence": "cooccurrence_", "popularity": "popularity_"}
-METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
+SCOREBOARD_METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
 NO_TIES = "noties_"  # users whose test item has its time stamp alone, so that the log's order tells nothing
 NO_TIES_METRICS = ("recall_at_10", "ndcg_at_10")
 
@@ -25,12 +25,12 @@ class Row:
     cells: list[Cell | None]
 
 
-def rows(metrics: dict[str, float], strategy: str) -> list[Row]:
+def scoreboard_rows(metrics: dict[str, float], strategy: str) -> list[Row]:
     """The model, then the baselines."""
     return [
         Row(
             strategy if system == "model" else system,
-            [_cell(metrics, prefix + name) for name in METRICS]
+            [_cell(metrics, prefix + name) for name in SCOREBOARD_METRICS]
             + [_cell(metrics, NO_TIES + prefix + name) for name in NO_TIES_METRICS],
         )
         for system, prefix in SYSTEMS.items()
@@ -46,14 +46,16 @@ def _cell(metrics: dict[str, float], key: str) -> Cell | None:
 
 def headings() -> list[str]:
     """Of a row's cells: recall@5, ..."""
-    return [name.replace("_at_", "@") for name in METRICS + NO_TIES_METRICS]
+    return [name.replace("_at_", "@") for name in SCOREBOARD_METRICS + NO_TIES_METRICS]
 
 
-def as_text(metrics: dict[str, float], strategy: str) -> str:
+def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
     """The table in columns of fixed width, and the model's intervals below it."""
-    table = rows(metrics, strategy)
+    table = scoreboard_rows(metrics, strategy)
     first, width = max(len(row.system) for row in table) + 1, 11
-    over = f"{'':{first}}{'all users':>{width * len(METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
+    over = (
+        f"{'':{first}}{'all users':>{width * len(SCOREBOARD_METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
+    )
     lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings())]
     for row in table:
         lines.append(

@@ -11,9 +11,9 @@ from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
 from pipeline.results.tracking_uri import how_to_see, tracking_uri
 from pipeline.track.config import TrackConfig
-from pipeline.track.page import render
+from pipeline.track.page import render_page
 from pipeline.track.provenance import provenance
-from pipeline.track.scoreboard import as_text
+from pipeline.track.scoreboard import scoreboard_text
 
 LOCK, PARAMS = Path("dvc.lock"), Path("params.yaml")
 REPORT_FILES = (
@@ -62,10 +62,10 @@ def run(
     """
     result, flat = read_result(reports, interactions, sids, lock), flatten(params)
     page = reports / "index.html"
-    write_bytes(page, render(result, flat).encode())
+    write_bytes(page, render_page(result, flat).encode())
     print(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
-        as_text(result.metrics, params.strategy),
+        scoreboard_text(result.metrics, params.strategy),
         f"report: {page}",
         sep="\n",
         flush=True,

@@ -9,20 +9,20 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
-from pipeline.strategies.base import Course, Strategy, Traits
-from pipeline.train.recipe import Recipe
+from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
+from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
-from pipeline.training.feed import Feed
+from pipeline.training.loader import BatchLoader
 from pipeline.training.loop import Trainer
 from pipeline.training.optimizer_step import records
 from pipeline.training.steps import samples_per_step
 from pipeline.training.validation import Validation
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 
 def trainer_of(
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     splits: Splits,
     sids: Sids,
     device: torch.device,
@@ -45,15 +45,15 @@ def trainer_of(
     model = network.build(recipe.backbone, catalogue)
     network.start_from(model, sids.codebooks)
     collator = recipe.collator(splits, catalogue.codes_IL, network)
-    feed = _feed(recipe, splits, collator, world)
-    traits = Traits.of(network, recipe.backbone, catalogue)
-    strategy = Strategy(network, recipe.chosen.sampler(_course(recipe, splits, feed, world), traits))
+    loader = _loader(recipe, splits, collator, world)
+    traits = NetworkTraits.of(network, recipe.backbone, catalogue)
+    strategy = Strategy(network, recipe.chosen.sampler(_plan(recipe, splits, loader, world), traits))
     return Trainer(
         recipe.config,
         recipe.seed,
         model=model,
         strategy=strategy,
-        feed=feed,
+        loader=loader,
         validation=_validation(recipe, splits, strategy, catalogue, world),
         checkpoints=checkpoints,
         world=world,
@@ -61,27 +61,29 @@ def trainer_of(
     )
 
 
-def _feed(recipe: Recipe, splits: Splits, collator: Collator, world: World) -> Feed:
+def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: World) -> BatchLoader:
     """Raises UserError where there is nothing to train on."""
-    passes = Passes(splits, recipe.config.windows, recipe.seed)
-    if not len(passes):
+    epochs = Epochs(splits, recipe.config.windows, recipe.seed)
+    if not len(epochs):
         raise UserError(
             "there is nothing to train on",
             "no user has two interactions in the training part, so no target has a history",
             "lower ingest.k_core's filter or choose an earlier split",
         )
-    return Feed(
-        passes,
+    return BatchLoader(
+        epochs,
         collator,
         world,
         budget=recipe.budget,
-        tokens_per_item=recipe.tokens_per_item,
+        input_tokens_per_item=recipe.input_tokens_per_item,
         accumulate=recipe.config.accumulate,
         fill=records(recipe.config, collator.codes_IL.device),
     )
 
 
-def _validation(recipe: Recipe, splits: Splits, strategy: Strategy, catalogue: Catalogue, world: World) -> Validation:
+def _validation(
+    recipe: TrainingRecipe, splits: Splits, strategy: Strategy, catalogue: Catalogue, world: World
+) -> Validation:
     """Raises UserError where nobody has a validation target."""
     times = recipe.backbone.wants_times
     validation = Validation(splits, strategy, catalogue, world, beam=recipe.config.beam, times=times)
@@ -94,21 +96,23 @@ def _validation(recipe: Recipe, splits: Splits, strategy: Strategy, catalogue: C
     return validation
 
 
-def _course(recipe: Recipe, splits: Splits, feed: Feed, world: World) -> Course:
+def _plan(recipe: TrainingRecipe, splits: Splits, loader: BatchLoader, world: World) -> TrainingPlan:
     """What a sampler may know of the run."""
-    config, windows = recipe.config, len(feed.passes)
-    return Course(
+    config, windows = recipe.config, len(loader.epochs)
+    return TrainingPlan(
         items_N=np.asarray(splits.items_N),
         first_U=np.asarray(splits.offsets[:-1]),
         end_U=np.asarray(splits.train_end),
         windows=windows,
-        samples_per_step=samples_per_step(feed.passes, feed.budget, feed.tokens_per_item, recipe.all_targets),
-        passes=config.max_windows / windows,
+        samples_per_step=samples_per_step(
+            loader.epochs, loader.budget, loader.input_tokens_per_item, recipe.all_targets
+        ),
+        epochs=config.max_windows / windows,
         one_per_target=config.windows != "all",
         all_targets=recipe.all_targets,
-        once=config.windows == "sequences",
+        each_target_once=config.windows == "sequences",
         max_history=splits.max_history,
         seed=recipe.seed,
-        device=feed.device,
+        device=loader.device,
         sum=world.sum,
     )

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.strategies.base import Sampler, Strategy
-from pipeline.train.recipe import Recipe
+from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -20,7 +20,7 @@ WINDOWS, SQUARES = 256, 256 * 32**2  # a sample of a step: windows, and sum of t
 
 
 @torch.no_grad()
-def flops_per_window(recipe: Recipe, splits: Splits, sids: Sids, windows: Windows) -> float:
+def flops_per_window(recipe: TrainingRecipe, splits: Splits, sids: Sids, windows: Windows) -> float:
     """Floating-point operations of training on one window, forward and backward.
 
     Args:
@@ -35,7 +35,7 @@ def flops_per_window(recipe: Recipe, splits: Splits, sids: Sids, windows: Window
         windows = windows[: max(1, min(fitting, WINDOWS))]
     collate = recipe.collator(splits, catalogue.codes_IL, network)
     step = Step(0, len(windows), windows, np.ones(len(windows), np.float32))
-    batch = collate(step, np.arange(len(windows)), listed=collate.listed(step))
+    batch = collate(step, np.arange(len(windows)), item_counts=collate.count_items(step))
     with FlopCounterMode(display=False) as counter:
         Strategy(network, Sampler()).loss(model, batch)
     return 3 * counter.get_total_flops() / len(windows)

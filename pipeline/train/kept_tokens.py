@@ -18,7 +18,7 @@ from pipeline.packing.batch import Batch
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptTokens:
     """Counts of tokens, over all processes. seconds: this process's, of the encoder before and after the pruning."""
 
     kept_AS: Tensor
@@ -51,7 +51,7 @@ class Kept:
 
 
 @torch.no_grad()
-def survey(model: Backbone, batches: Sequence[Batch], max_history: int, world: World) -> Kept:
+def count_kept_tokens(model: Backbone, batches: Sequence[Batch], max_history: int, world: World) -> KeptTokens:
     """Count over this process's batches, then over all processes. The model is left in evaluation mode."""
     model.eval()
     names, device = model.token_names, model.catalogue.codes_IL.device
@@ -64,7 +64,7 @@ def survey(model: Backbone, batches: Sequence[Batch], max_history: int, world: W
         kept_AS.index_add_(0, age_N, kept_NS.long())
         all_AS.index_add_(0, age_N, torch.ones_like(kept_NS, dtype=torch.int64))
     clock = None if model.pruner is None else (before, after)
-    return Kept(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), names, clock)
+    return KeptTokens(world.sum(kept_AS).cpu(), world.sum(all_AS).cpu(), names, clock)
 
 
 def _timed(model: Backbone, batch: Batch) -> tuple[Tensor, tuple[float, float]]:

@@ -12,8 +12,8 @@ import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
-from pipeline.strategies.base import Rows
-from pipeline.train.kept_tokens import Kept
+from pipeline.strategies.base import TableRows
+from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
 
 
@@ -23,7 +23,7 @@ def announce(trainer: Trainer) -> None:
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    windows = f"{len(trainer.feed.passes):,} windows a pass"
+    windows = f"{len(trainer.loader.epochs):,} windows a pass"
     print(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}", flush=True)
 
 
@@ -48,7 +48,7 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     Args:
         flops: of a window, forward and backward.
     """
-    state, device, pad_to = trainer.state, trainer.device, trainer.feed.collator.pad_to
+    state, device, pad_to = trainer.state, trainer.device, trainer.loader.collator.pad_to
     positions = state.windows * pad_to if pad_to else state.tokens
     rate, at_most = flops * state.windows / state.train_seconds, peak_flops(device)
     shares = {} if at_most is None else {"share_of_peak": rate / at_most / trainer.world.size}
@@ -78,8 +78,8 @@ def write_reports(
     reports: Path,
     timings: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
-    kept: Kept,
-    tables: Mapping[str, Rows],
+    kept: KeptTokens,
+    tables: Mapping[str, TableRows],
     learned: dict[str, np.ndarray],
 ) -> None:
     """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.

@@ -13,7 +13,7 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.errors import UserError
 from pipeline.strategies.base import Network
-from pipeline.strategies.registry import Chosen, choose
+from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
 
@@ -44,32 +44,32 @@ class TrainParams(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """How one run trains."""
 
     seed: int
     dataset: str
     config: TrainConfig
     backbone: BackboneConfig
-    chosen: Chosen
+    chosen: ChosenStrategies
     max_history: int
     pad_to: int  # encoder positions of every window of a padded run; 0: packed
-    tokens_per_item: int  # positions that an item of a history takes in the backbone
+    input_tokens_per_item: int  # positions that an item of a history takes in the backbone
     budget: int  # positions of one step, counted in the backbone's
 
     @classmethod
-    def of(cls, params: TrainParams, splits: Splits, sids: Sids) -> "Recipe":
+    def of(cls, params: TrainParams, splits: Splits, sids: Sids) -> "TrainingRecipe":
         """The recipe of `params` on these splits and Semantic IDs.
 
         Raises:
             UserError: the two were made from different logs, or a history does not fit the budget or the padding.
         """
         config, levels = params.train, len(sids.widths)
-        whole = levels + params.backbone.separators  # positions of a whole Semantic ID
-        longest = splits.max_history * whole
+        sid_tokens_per_item = levels + params.backbone.separators  # positions of a whole Semantic ID
+        longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest)
-        chosen = choose(params.strategy, params.strategies)
-        per_item = chosen.tokens_per_item(levels, params.backbone.separators)
+        chosen = choose_strategies(params.strategy, params.strategies)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels, params.backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
@@ -78,9 +78,9 @@ class Recipe:
             chosen=chosen,
             max_history=splits.max_history,
             pad_to=(config.pad_to or longest) if config.batching == "padded" else 0,
-            tokens_per_item=per_item,
+            input_tokens_per_item=input_tokens_per_item,
             # train.batch_tokens counts whole Semantic IDs, so that a step has the same windows under every strategy.
-            budget=config.batch_tokens * per_item // whole,
+            budget=config.batch_tokens * input_tokens_per_item // sid_tokens_per_item,
         )
 
     @property

@@ -28,9 +28,9 @@ from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
 from pipeline.train.flops import flops_per_window
-from pipeline.train.kept_tokens import survey
+from pipeline.train.kept_tokens import count_kept_tokens
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
-from pipeline.train.recipe import Recipe, TrainParams
+from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
 
 
@@ -55,7 +55,7 @@ def run(
             disk is full.
     """
     held, read_sids = Splits.read(splits), Sids.read(sids)
-    recipe = Recipe.of(params, held, read_sids)
+    recipe = TrainingRecipe.of(params, held, read_sids)
     inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
     checkpoints = Checkpoints(scratch, fingerprint(recipe.influences(), inputs))
     device = pick_device(recipe.config.device)
@@ -67,23 +67,23 @@ def run(
         if world.leads:
             announce(trainer)
         state = trainer.run()
-        kept = survey(trainer.evaluated, trainer.validation.batches, held.max_history, world)
+        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, held.max_history, world)
         report, eval_skips = trainer.strategy.sampler.report, trainer.strategy.sampler.eval_skips()
         learned = report.learned()
-        flops = flops_per_window(recipe, held, read_sids, trainer.feed.first_windows())
+        flops = flops_per_window(recipe, held, read_sids, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         if world.leads:
             model, catalogue = trainer.evaluated, trainer.validation.catalogue
             items = _named(read_parquet(Interactions(interactions).items))
             save_generator(output, model, catalogue, items, recipe.model_config(inputs), eval_skips)
-            tables = report.tables(state.pass_index + 1, catalogue.levels)
+            tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
             conclude(trainer, timings)
     return timings
 
 
-def _set_threads(recipe: Recipe, resume: Mapping[str, Any] | None) -> None:
+def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
     """As many threads as the user says, or as the work keeps busy. Sums depend on how many threads add them, so a
     resumed run keeps the number that it began with.
     """

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.packing.batch import Batch, Selected
-from pipeline.packing.histories import Distinct, Histories, slices
-from pipeline.packing.shape import Shape, roomy
+from pipeline.packing.histories import DistinctItems, Histories, slices
+from pipeline.packing.shape import Shape, rounded_up
 from pipeline.training.steps import Step, deal
 from pipeline.training.windows import Windows
 
@@ -32,7 +32,7 @@ def common_shape(steps: Iterable[Step], parts: int, longest: int) -> Shape:
     )
 
 
-def fitted(shape: Shape, step: Step, parts: int) -> Shape:
+def fitted_shape(shape: Shape, step: Step, parts: int) -> Shape:
     """`shape` with no more room than batches need that lose as much as the first step of a pass."""
     if step.selected is None:
         return shape
@@ -48,7 +48,7 @@ def fitted(shape: Shape, step: Step, parts: int) -> Shape:
             ]
         )
     items, tokens, positions = np.max(found, 0).tolist()
-    items, tokens, positions = roomy(items), roomy(tokens, bits=5), roomy(positions)  # tokens cost most
+    items, tokens, positions = rounded_up(items), rounded_up(tokens, bits=5), rounded_up(positions)  # tokens cost most
     return replace(shape, items=min(items or shape.items, shape.items), tokens=tokens, positions=positions)
 
 
@@ -84,14 +84,19 @@ class Collator:
         """(history, target) pairs of a step."""
         return int(step.windows.lengths_W.sum()) if self.all_targets else len(step.windows)
 
-    def listed(self, step: Step) -> "Listed | None":
+    def count_items(self, step: Step) -> "DistinctItemCounts | None":
         """What lists the distinct items of the step's batches, where the network asks for them."""
         if self.weigh_items == "unlisted":
             return None
-        return Listed(self.items_N, step, self.weigh_items, self.samples(step), len(self.codes_IL))
+        return DistinctItemCounts(self.items_N, step, self.weigh_items, self.samples(step), len(self.codes_IL))
 
     def __call__(
-        self, step: Step, rows_W: np.ndarray, *, shape: Shape | None = None, listed: "Listed | None" = None
+        self,
+        step: Step,
+        rows_W: np.ndarray,
+        *,
+        shape: Shape | None = None,
+        item_counts: "DistinctItemCounts | None" = None,
     ) -> Batch:
         """The windows `rows_W` of a step as a batch.
 
@@ -124,7 +129,7 @@ class Collator:
             levels=self.codes_IL.shape[1],
             least=(shape.tokens, shape.positions) if shape else (0, 0),
         )
-        distinct = listed.of(self.items_N[index_N], real, self.codes_IL.device) if listed else None
+        distinct = item_counts.of_batch(self.items_N[index_N], real, self.codes_IL.device) if item_counts else None
         return self._batch(histories, windows, offsets, factors_W, chosen, distinct)
 
     def _filled(
@@ -144,7 +149,7 @@ class Collator:
         offsets: np.ndarray,
         factors_W: np.ndarray,
         chosen: Selected | None,
-        distinct: Distinct | None,
+        distinct: DistinctItems | None,
     ) -> Batch:
         """The histories with their targets, in packed order."""
         device = self.codes_IL.device
@@ -183,8 +188,8 @@ def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:
     return step.selected.rows(rows_W, slices((np.cumsum(lengths_W) - lengths_W)[rows_W], lengths_W[rows_W])[0])
 
 
-class Listed:
-    """Lists the distinct items of a step's batches (`Distinct`).
+class DistinctItemCounts:
+    """Lists the distinct items of a step's batches (`DistinctItems`).
 
     Args:
         weigh: see `Network.items`.
@@ -199,7 +204,7 @@ class Listed:
             index_N = index_N[step.selected.stays_N]
         self.counts_I = np.bincount(items_N[index_N], minlength=items)
 
-    def of(self, items_N: np.ndarray, real: int, device: torch.device) -> Distinct:
+    def of_batch(self, items_N: np.ndarray, real: int, device: torch.device) -> DistinctItems:
         """Those of the batch whose histories hold `items_N`; only the first `real` of these belong to the step."""
         items_U = np.flatnonzero(np.bincount(items_N, minlength=self.items))
         counts_U = np.bincount(items_N[:real], minlength=self.items)[items_U]
@@ -208,6 +213,6 @@ class Listed:
             weights_U = counts_U / np.maximum(self.counts_I[items_U], 1) * (self.total / distinct)
         else:
             weights_U = counts_U * (self.total / self.counts_I.sum())
-        rest = roomy(len(items_U)) - len(items_U)
+        rest = rounded_up(len(items_U)) - len(items_U)
         items_U, weights_U = np.pad(items_U, (0, rest), "edge"), np.pad(weights_U, (0, rest)).astype(np.float32)
-        return Distinct(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))
+        return DistinctItems(torch.from_numpy(items_U).to(device), torch.from_numpy(weights_U).to(device))

@@ -7,7 +7,7 @@ and the weights are all that a resumed run needs to go on as if nothing had happ
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -22,22 +22,24 @@ from pipeline.progress import Progress
 from pipeline.strategies.base import Strategy
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.config import TrainConfig
-from pipeline.training.feed import Feed
+from pipeline.training.loader import BatchLoader
 from pipeline.training.optimizer import Average, learning_rate, set_rate
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
 
+# Fields of `State` that have another name in a checkpoint, so that runs of older versions can be resumed.
+SAVED_AS = {"epoch": "pass_index", "position": "place"}
 REPORT_EVERY = 20  # steps between looks at the loss; each look waits for the GPU
 
 
 @dataclass
 class State:
-    """Where training stands; goes into the checkpoint as it is."""
+    """Where training stands."""
 
     step: int = 0  # optimizer steps done
-    pass_index: int = 0
-    place: int = 0  # windows of the pass that are done
+    epoch: int = 0
+    position: int = 0  # windows of the pass that are done
     windows: int = 0  # trained, over all passes; those that a strategy skips are not among them
     samples: int = 0  # (history, target) pairs of those windows: as many, unless every item is a target
     tokens: int = 0  # encoder positions of those windows, padding not counted
@@ -51,6 +53,15 @@ class State:
     best_score: float = -math.inf
     best_step: int = 0
     stale: int = 0  # validations since the best one
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {SAVED_AS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> "State":
+        """The state that a checkpoint holds."""
+        return cls(**{f.name: saved[SAVED_AS.get(f.name, f.name)] for f in fields(cls)})
 
 
 class Trainer:
@@ -67,15 +78,15 @@ class Trainer:
         *,
         model: Backbone,
         strategy: Strategy,
-        feed: Feed,
+        loader: BatchLoader,
         validation: Validation,
         checkpoints: Checkpoints,
         world: World,
         resume: dict[str, Any] | None = None,
     ):
         self.config, self.seed, self.model, self.strategy, self.world = config, seed, model, strategy, world
-        self.feed, self.validation, self.checkpoints = feed, validation, checkpoints
-        self.device = feed.device
+        self.loader, self.validation, self.checkpoints = loader, validation, checkpoints
+        self.device = loader.device
         self.average = Average(model, config.ema) if config.ema else None
         self.evaluated = self.average.model if self.average else model
         self.state = State()
@@ -100,47 +111,51 @@ class Trainer:
 
     def _run(self) -> None:
         state, sampler = self.state, self.strategy.sampler
-        self._shown = self.passed
+        self._shown = self.windows_done
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
-                weigh, select = sampler.begin_pass(state.pass_index), sampler.select
-                for step, batches in self.feed.rest_of_pass(state.pass_index, state.place, weigh, select):
+                weigh, select = sampler.begin_epoch(state.epoch), sampler.select
+                for step, batches in self.loader.rest_of_epoch(state.epoch, state.position, weigh, select):
                     self._train(step, batches)
                     self._after_step()
                     if self.finished:
                         break
                 else:
-                    state.pass_index, state.place = state.pass_index + 1, 0
+                    state.epoch, state.position = state.epoch + 1, 0
             if not state.history or state.history[-1]["step"] != state.step:
                 self._validate()
 
     @property
-    def passed(self) -> int:
+    def windows_done(self) -> int:
         """Windows trained or skipped: passes are what a strategy that skips must share with one that does not."""
-        return self.state.pass_index * len(self.feed.passes) + self.state.place
+        return self.state.epoch * len(self.loader.epochs) + self.state.position
 
     @property
     def finished(self) -> bool:
-        return self.passed >= self.config.max_windows or self.state.stale >= self.config.patience
+        return self.windows_done >= self.config.max_windows or self.state.stale >= self.config.patience
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
         """One optimizer step. The loss is a sum over samples divided by a number that the whole step shares."""
-        state, windows, samples = self.state, len(step.windows), self.feed.collator.samples(step)
+        state, windows, samples = self.state, len(step.windows), self.loader.collator.samples(step)
         total = torch.zeros((), device=self.device)
         share = torch.full((), 1 / self.strategy.sampler.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
-            self._reseed(self.feed.own[i])
+            self._reseed(self.loader.process_parts[i])
             total += self.optimizer_step.gradients(batch, share)
-        set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.passed))
+        set_rate(self.optimizer_step.optimizer, learning_rate(self.config, state.step, self.windows_done))
         if self.average:
             self.average.set_weight(state.step)
         self.world.add_gradients(self.model)
         self.optimizer_step.update()
         self._losses.append((windows, samples, total))
-        state.step, state.place, state.windows = state.step + 1, step.last, state.windows + windows
+        state.step, state.position, state.windows = state.step + 1, step.last, state.windows + windows
         state.samples += samples
-        tokens, items_W, per_item = step.tokens(self.feed.tokens_per_item), step.items_W, self.feed.tokens_per_item
+        tokens, items_W, per_item = (
+            step.tokens(self.loader.input_tokens_per_item),
+            step.items_W,
+            self.loader.input_tokens_per_item,
+        )
         state.tokens += tokens
         pruned = int(items_W.sum()) * per_item - int(self.strategy.network.tokens_kept(items_W, per_item).sum())
         state.tokens_kept += tokens - pruned
@@ -172,8 +187,8 @@ class Trainer:
                 self.state.loss_sum += loss
                 self.state.loss_samples += samples
             if self._progress:
-                self._progress.update(self.passed - self._shown, f"loss {loss / samples:.3f}")
-            self._shown = self.passed
+                self._progress.update(self.windows_done - self._shown, f"loss {loss / samples:.3f}")
+            self._shown = self.windows_done
             self._losses.clear()
         now, warm = time.perf_counter(), self.optimizer_step.warm_seconds
         self.state.train_seconds += now - self._mark - (warm - self._warm)
@@ -195,7 +210,7 @@ class Trainer:
             state.best_score, state.best_step, state.stale = score, state.step, 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            print("train: " + describe(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+            print("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
         self._mark = time.perf_counter()
 
     def _save(self) -> None:
@@ -205,7 +220,7 @@ class Trainer:
         if self.world.leads:
             self.checkpoints.save(
                 {
-                    "state": asdict(self.state),
+                    "state": self.state.saved(),
                     "model": self.model.state_dict(),
                     "best": self.best,
                     "average": self.average.model.state_dict() if self.average else {},
@@ -217,7 +232,7 @@ class Trainer:
         self._mark = time.perf_counter()
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        self.state, self.best = State(**saved["state"]), saved["best"]
+        self.state, self.best = State.restored(saved["state"]), saved["best"]
         self.model.load_state_dict(saved["model"])
         self.optimizer_step.optimizer.load_state_dict(saved["optimizer"])
         self.strategy.sampler.load_state_dict(saved["strategy"])
@@ -225,7 +240,7 @@ class Trainer:
             self.average.model.load_state_dict(saved["average"])
 
 
-def describe(row: dict[str, float]) -> str:
+def validation_line(row: dict[str, float]) -> str:
     """`step 200: 31,402 windows, train_loss 12.1033, valid_loss 11.9021, recall_at_10 0.0213`"""
     return (
         f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "

@@ -93,5 +93,5 @@ class Validation:
         return float(self.world.sum(total)) / self.windows
 
     def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
-        own_U = self.ranker.rank(model, eval_skips=eval_skips).ranks_U
-        return self.world.gather(own_U, len(self.users_U), self.device)
+        ranks_U = self.ranker.rank(model, eval_skips=eval_skips).ranks_U
+        return self.world.gather(ranks_U, len(self.users_U), self.device)

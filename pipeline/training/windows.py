@@ -44,7 +44,7 @@ class Windows:
         return Windows(np.concatenate([self.starts_W, others.starts_W]), np.concatenate([self.ends_W, others.ends_W]))
 
 
-class Passes:
+class Epochs:
     """All passes over the training part of `splits`; no window reaches a validation or test position.
 
     Args:
@@ -75,10 +75,10 @@ class Passes:
         """Windows of one pass."""
         return int(self.offsets_U[-1])
 
-    def take(self, pass_index: int, first: int, last: int) -> Windows:
+    def take(self, epoch: int, first: int, last: int) -> Windows:
         """The windows at places [first, last) of a pass."""
-        place_W = np.arange(first, min(last, len(self)), dtype=np.uint64)
-        index_W = shuffled(place_W, len(self), hasher(self.seed, 2 * pass_index)).astype(np.int64)
+        position_W = np.arange(first, min(last, len(self)), dtype=np.uint64)
+        index_W = shuffled(position_W, len(self), hasher(self.seed, 2 * epoch)).astype(np.int64)
         user_W = np.searchsorted(self.offsets_U, index_W, side="right") - 1
         within_W = index_W - self.offsets_U[user_W]  # rank of the window among its user's
         if self.rule == "all":
@@ -90,7 +90,7 @@ class Passes:
             before_W = within_W + 1  # training items of the user before the target
             length_W = np.minimum(before_W, self.max_history)
         if self.rule == "random_start":
-            random_W = hasher(self.seed, 2 * pass_index + 1)(index_W.astype(np.uint64))
+            random_W = hasher(self.seed, 2 * epoch + 1)(index_W.astype(np.uint64))
             length_W = 1 + (unit(random_W) * length_W).astype(np.int64)
         ends_W = self.first_U[user_W] + before_W
         return Windows(ends_W - length_W, ends_W)
@@ -110,7 +110,7 @@ class Passes:
         return before_W, 1 + within_W - self._up_to_end(before_W)
 
 
-def shuffled(place_W: np.ndarray, size: int, hashed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def shuffled(position_W: np.ndarray, size: int, hashed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """A random-looking bijection of range(size), evaluated at some places only; uint64 in and out.
 
     A Feistel network over the digits (x // b, x % b) permutes range(a * b), the smallest near-square grid that holds
@@ -118,7 +118,7 @@ def shuffled(place_W: np.ndarray, size: int, hashed: Callable[[np.ndarray], np.n
     """
     a = int(np.ceil(np.sqrt(size))) or 1
     b = -(-size // a)
-    result_W, outside_W = place_W.copy(), np.ones(len(place_W), bool)
+    result_W, outside_W = position_W.copy(), np.ones(len(position_W), bool)
     while outside_W.any():
         high, low = np.divmod(result_W[outside_W], np.uint64(b))
         for turn in range(0, 2 * ROUNDS, 2):

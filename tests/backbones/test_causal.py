@@ -104,21 +104,22 @@ def test_a_later_item_or_time_changes_nothing_before_it(
     histories, targets_W = make_batch(model, count=1, longest=9, seed=4, all_targets=True)
     items = len(histories.items_N)
     before = model(histories, targets_W)
-    for place in range(1, items):
+    for position in range(1, items):
         changed = Histories.pack(
-            (histories.items_N + (torch.arange(items) >= place)).numpy() % model.catalogue.items,
+            (histories.items_N + (torch.arange(items) >= position)).numpy() % model.catalogue.items,
             np.array([0, items]),
-            times_N=(present(histories.times_N) + 10**8 * (torch.arange(items) >= place)).numpy(),
+            times_N=(present(histories.times_N) + 10**8 * (torch.arange(items) >= position)).numpy(),
             all_targets=True,
         )
         after = model(changed, targets_W)
         codes_IL = model.catalogue.codes_IL
-        shared = int((codes_IL[histories.items_N[place]] == codes_IL[changed.items_N[place]]).int().cumprod(0).sum())
+        same_L = codes_IL[histories.items_N[position]] == codes_IL[changed.items_N[position]]
+        shared = int(same_L.int().cumprod(0).sum())
         for level, (old, new) in enumerate(zip(before, after, strict=True)):
-            same(old[: place - 1], new[: place - 1])
-            # The item at `place` is itself the target of the one before: level l sees its codes of levels before l.
-            assert torch.equal(old[place - 1], new[place - 1]) == (level <= shared)
-            assert not torch.equal(old[place], new[place])
+            same(old[: position - 1], new[: position - 1])
+            # The item at `position` is itself the target of the one before: level l sees its codes of levels before l.
+            assert torch.equal(old[position - 1], new[position - 1]) == (level <= shared)
+            assert not torch.equal(old[position], new[position])
 
 
 @torch.no_grad()
@@ -130,15 +131,15 @@ def test_the_time_of_a_target_tells_nothing_of_it(
     histories, targets_W = make_batch(model, count=1, seed=4, all_targets=True)
     items = len(histories.items_N)
     before = model(histories, targets_W)
-    for place in range(1, items):
-        later = present(histories.times_N) + 10**8 * (torch.arange(items) == place)
+    for position in range(1, items):
+        later = present(histories.times_N) + 10**8 * (torch.arange(items) == position)
         after = model(
             Histories.pack(histories.items_N.numpy(), np.array([0, items]), times_N=later.numpy(), all_targets=True),
             targets_W,
         )
         for old, new in zip(before, after, strict=True):
-            assert torch.equal(old[:place], new[:place])
-            assert torch.equal(old[place], new[place]) != model.wants_times
+            assert torch.equal(old[:position], new[:position])
+            assert torch.equal(old[position], new[position]) != model.wants_times
 
 
 @torch.no_grad()

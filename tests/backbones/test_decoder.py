@@ -101,7 +101,7 @@ def test_logits_and_gradients_equal_transformers(
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_acts_at_the_places_of_t5(
+def test_dropout_acts_where_t5_has_it(
     make_causal: MakeCausal, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""

@@ -74,13 +74,13 @@ def slow_hstu(model: Hstu, items: list[int], times: list[int], target: int) -> l
     """Logits of one window, layer by layer, from the equations; times as the docstring of `Times` says."""
     config, catalogue = model.config, model.catalogue
     tokens, asked, happened = [], [], []
-    for place, item in enumerate([*items, target]):
-        fed = catalogue.codes_IL[item].tolist()[: None if place < len(items) else -1]
+    for position, item in enumerate([*items, target]):
+        fed = catalogue.codes_IL[item].tolist()[: None if position < len(items) else -1]
         for level, code in enumerate(fed):
             tokens.append(sum(catalogue.widths[:level]) + code)
-            knows = place < len(items) and level == catalogue.levels - 1
-            asked.append(times[place if knows else max(place - 1, 0)])
-            happened.append(times[min(place, len(items) - 1)])
+            knows = position < len(items) and level == catalogue.levels - 1
+            asked.append(times[position if knows else max(position - 1, 0)])
+            happened.append(times[min(position, len(items) - 1)])
     h = model.tokens.weight[tokens] * config.d_model**0.5
     length, inner = len(tokens), config.heads * config.d_head
     for block in hstu_blocks(model):

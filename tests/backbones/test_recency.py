@@ -8,7 +8,7 @@ from typed import present
 from pipeline.packing.histories import Histories
 
 
-def test_each_item_gets_the_vector_of_its_place_and_far_ones_share_the_last(
+def test_each_item_gets_the_vector_of_its_age_and_far_ones_share_the_last(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
     model = make_model(recency_items=4, seed=1)

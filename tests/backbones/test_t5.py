@@ -212,7 +212,7 @@ def test_dropout_acts_in_training_only(make_model: MakeModel, make_batch: MakeBa
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dropout_acts_at_the_places_of_t5(
+def test_dropout_acts_where_t5_has_it(
     make_model: MakeModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
 ) -> None:
     """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""

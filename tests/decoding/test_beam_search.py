@@ -170,10 +170,10 @@ def test_equal_scores_come_in_the_order_of_the_semantic_ids(
     st.integers(1, 12),
 )
 def test_top_k_equals_sorting_by_score_then_rank(scores: list[list[float]], rank: list[int], k: int) -> None:
-    values_WK, places_WK = top_k(torch.tensor(scores), torch.tensor(rank), k)
-    for row, places in zip(scores, places_WK.tolist(), strict=True):
-        assert places == sorted(range(9), key=lambda place: (-row[place], rank[place]))[:k]
-    assert torch.equal(values_WK, torch.tensor(scores).gather(1, places_WK))
+    values_WK, indices_WK = top_k(torch.tensor(scores), torch.tensor(rank), k)
+    for row, indices in zip(scores, indices_WK.tolist(), strict=True):
+        assert indices == sorted(range(9), key=lambda index: (-row[index], rank[index]))[:k]
+    assert torch.equal(values_WK, torch.tensor(scores).gather(1, indices_WK))
 
 
 @pytest.mark.parametrize("decode", [lambda model, histories: beam_search(model, histories, 3), score_catalogue])

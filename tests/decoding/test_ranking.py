@@ -178,7 +178,7 @@ def test_an_item_the_user_already_had_cannot_be_found_once_seen_items_are_droppe
     assert (found.ranks_U[others] > 0).all()
 
 
-def test_unconstrained_outputs_that_name_no_item_are_counted_and_keep_their_place() -> None:
+def test_unconstrained_outputs_that_name_no_item_are_counted_and_keep_their_rank() -> None:
     rng = np.random.default_rng(7)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=30)
     model = tiny_model(catalogue)

@@ -17,7 +17,7 @@ from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.config import Params
 from pipeline.embed.batches import packed_batches
 from pipeline.embed.images import Picture
-from pipeline.embed.qwen import Prompt, QwenEncoder, packed_attention
+from pipeline.embed.qwen import Prompt, QwenEncoder, qwen_attention
 from pipeline.embed.stage import run
 from pipeline.errors import UserError
 
@@ -85,7 +85,7 @@ def test_positions_are_those_of_transformers(model: str, encoder: QwenEncoder, f
         expected, _ = whole.get_rope_index(
             ids, (ids == encoder.image_token).int(), torch.tensor([[1, *grid] for grid in prompt.grids])
         )
-        assert encoder.places(prompt).tolist() == expected[:, 0].tolist()
+        assert encoder.positions(prompt).tolist() == expected[:, 0].tolist()
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -94,7 +94,7 @@ def test_packed_attention_equals_a_slow_reference(causal: bool, shared: int) -> 
     lengths, generator = [3, 1, 7, 5], torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(16, heads, 8, generator=generator) for heads in (4, 4 // shared, 4 // shared))
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
-    mixed = packed_attention(q, k, v, starts, 7, 0.3, causal)
+    mixed = qwen_attention(q, k, v, starts, 7, 0.3, causal)
     for start, length in zip(starts.tolist(), lengths, strict=False):
         for head in range(4):
             for t in range(length):

@@ -77,7 +77,7 @@ def test_an_image_gets_at_most_its_tokens_and_a_small_one_is_enlarged(encoder: Q
     assert encoder.grid(10, 10) == (4, 4)
 
 
-def test_a_prompt_without_a_place_for_the_text_is_refused() -> None:
+def test_a_prompt_without_a_slot_for_the_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"embed\.prompt must say where"):
         build_params({"embed": {"prompt": "Describe it."}})
 

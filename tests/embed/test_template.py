@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.config import build_params
-from pipeline.embed.template import fields_of, render
+from pipeline.embed.template import fields_of, render_text
 from pipeline.errors import UserError
 
 TEMPLATE = ("{title}", "Brand: {brand}", "{categories} for {audience}")
@@ -11,26 +11,26 @@ TEMPLATE = ("{title}", "Brand: {brand}", "{categories} for {audience}")
 
 def test_segments_are_filled_and_joined_by_a_full_stop() -> None:
     item = {"title": "Lipstick", "brand": "Wawo", "categories": "Beauty", "audience": "all"}
-    assert render(TEMPLATE, item) == "Lipstick. Brand: Wawo. Beauty for all"
+    assert render_text(TEMPLATE, item) == "Lipstick. Brand: Wawo. Beauty for all"
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  \n\t "])
 def test_a_segment_with_a_missing_field_is_left_out_whole(nothing: str | None) -> None:
     item = {"title": "Lipstick", "brand": nothing, "categories": "Beauty", "audience": nothing}
-    assert render(TEMPLATE, item) == "Lipstick"
-    assert render(TEMPLATE, {"brand": "Wawo"}) == "Brand: Wawo"
+    assert render_text(TEMPLATE, item) == "Lipstick"
+    assert render_text(TEMPLATE, {"brand": "Wawo"}) == "Brand: Wawo"
 
 
 def test_an_item_without_any_field_has_no_text() -> None:
-    assert render(TEMPLATE, {"title": None, "audience": "all"}) == ""
+    assert render_text(TEMPLATE, {"title": None, "audience": "all"}) == ""
 
 
 def test_runs_of_white_space_become_one_space_and_numbers_become_words() -> None:
-    assert render(("{title} ({year})",), {"title": " Heat \n  2 ", "year": 1995}) == "Heat 2 (1995)"
+    assert render_text(("{title} ({year})",), {"title": " Heat \n  2 ", "year": 1995}) == "Heat 2 (1995)"
 
 
 def test_braces_in_a_field_are_left_as_they_are() -> None:
-    assert render(("{title}",), {"title": "{categories} {0}", "categories": "x"}) == "{categories} {0}"
+    assert render_text(("{title}",), {"title": "{categories} {0}", "categories": "x"}) == "{categories} {0}"
 
 
 def test_an_unknown_field_names_the_nearest_item_column_and_all_of_them() -> None:

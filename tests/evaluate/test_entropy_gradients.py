@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_world import TinyWorld, make_params, write_world
 
-from pipeline.evaluate.entropy_gradients import gradients, quartiles
+from pipeline.evaluate.entropy_gradients import gradients_by_entropy, quartiles
 from pipeline.generator import load_generator
 from pipeline.strategies.base import Network
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def trained(world: TinyWorld) -> TinyWorld:
 @pytest.mark.parametrize("settings", [{"strategy": "intrr", "intrr": {"hidden": 16}}, {"backbone": {"name": "hstu"}}])
 def test_every_strategy_and_backbone_can_be_asked(world: TinyWorld, settings: dict[str, Any]) -> None:
     world.train(make_params(train={"max_windows": 100}, **settings))
-    table = gradients(
+    table = gradients_by_entropy(
         batches=1,
         windows=20,
         splits=world.folder / "splits",
@@ -44,7 +44,7 @@ def test_every_strategy_and_backbone_can_be_asked(world: TinyWorld, settings: di
 
 def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: TinyWorld) -> None:
     loaded = load_generator(trained.folder / "run" / "generator")
-    windows = Passes(trained.splits, "random_start", 42).take(0, 0, 9)
+    windows = Epochs(trained.splits, "random_start", 42).take(0, 0, 9)
     step = Step(0, 0, windows, np.ones(9, np.float32))
     batch = Collator(np.asarray(trained.splits.items_N), loaded.catalogue.codes_IL)(step, np.arange(9))
     found = {(each.level, each.quartile): each for each in quartiles(loaded.model, Network(), batch)}
@@ -79,7 +79,7 @@ def test_the_table_and_the_drawing_are_written(trained: TinyWorld) -> None:
         "generator": trained.folder / "run" / "generator",
         "reports": trained.folder / "reports",
     }
-    table = gradients(batches=3, windows=20, **place)
+    table = gradients_by_entropy(batches=3, windows=20, **place)
     written = pd.read_csv(trained.folder / "reports" / "gradients.csv")
     pd.testing.assert_frame_equal(written, table, atol=1e-6, rtol=0)
     assert set(table["batches"]) == {3}

@@ -10,7 +10,7 @@ from evaluated_world import MAX_HISTORY, WIDTHS, World, write_generator
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
-from pipeline.evaluate.explain import ItemTokens, ItemWeights, explain, report
+from pipeline.evaluate.explain import ItemTokens, ItemWeights, explain, explanation_text
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.histories import Histories
 
@@ -59,7 +59,7 @@ def test_a_user_and_the_list_of_the_same_items_are_explained_alike(world: World)
 def test_the_table_has_a_line_per_item_with_dashes_for_what_is_dropped(world: World) -> None:
     prune(world)
     loaded, rows = ask(world, ItemTokens, user="user-3")
-    title, *lines = report(loaded, rows).splitlines()
+    title, *lines = explanation_text(loaded, rows).splitlines()
     count = sum(kept for row in rows for kept in row.kept)
     assert title == f"rastp: {count} of {len(rows) * 4} tokens of {len(rows)} items are kept after encoder block 1"
     for line, row in zip(lines, rows, strict=True):
@@ -73,14 +73,14 @@ def test_the_table_has_a_line_per_item_with_dashes_for_what_is_dropped(world: Wo
 def test_pruning_of_training_alone_is_shown_and_said(world: World) -> None:
     prune(world, at_eval=False)
     loaded, rows = ask(world, ItemTokens, user="user-3")
-    assert "after encoder block 1, in training" in report(loaded, rows)
+    assert "after encoder block 1, in training" in explanation_text(loaded, rows)
     assert not all(all(row.kept) for row in rows)
 
 
 def test_without_pruning_all_is_kept(world: World) -> None:
     loaded, rows = ask(world, ItemTokens, history=["item-1", "item-2"])
     assert all(all(row.kept) for row in rows)
-    assert report(loaded, rows).startswith("full: 8 of 8 tokens of 2 items are kept\n")
+    assert explanation_text(loaded, rows).startswith("full: 8 of 8 tokens of 2 items are kept\n")
 
 
 def test_unknown_names_are_refused_as_by_recommend(world: World) -> None:
@@ -96,7 +96,7 @@ def test_intrr_shows_how_each_item_spreads_over_the_codes_of_every_level(world: 
     for row in rows:
         assert [len(level) for level in row.weights] == [*WIDTHS[:-1], 128]
         assert [sum(level) for level in row.weights] == pytest.approx([1] * len(WIDTHS), abs=1e-5)
-    lines = report(loaded, rows).splitlines()
+    lines = explanation_text(loaded, rows).splitlines()
     assert lines[0].startswith("intrr: of each level")
     code, weights = rows[0].codes[0], rows[0].weights[0]
     best = int(np.argmax(weights))

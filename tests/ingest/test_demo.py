@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 
-from pipeline.ingest.demo import generate
+from pipeline.ingest.demo import generate_demo_log
 from pipeline.ingest.demo.behaviour import DAY, START, Log, plan_sessions, simulate
 from pipeline.ingest.demo.items import Items, Routes, make_items, make_routes
 from pipeline.ingest.demo.scenario import Scenario, load_scenario
@@ -50,7 +50,7 @@ def clicked_core(log: pd.DataFrame, least: int = 5) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The committed scenario, as users get it."""
-    return generate(SCENARIO, 42, tmp_path_factory.mktemp("demo"))
+    return generate_demo_log(SCENARIO, 42, tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def simulated() -> tuple[Scenario, Items, Routes, Log]:
 def test_equal_seeds_give_equal_bytes_and_other_seeds_others(tmp_path: Path) -> None:
     scenario = edited(tmp_path, users=60, items=80)
     first, again, other = (
-        generate(scenario, seed, tmp_path / name) for seed, name in ((5, "first"), (5, "again"), (6, "other"))
+        generate_demo_log(scenario, seed, tmp_path / name) for seed, name in ((5, "first"), (5, "again"), (6, "other"))
     )
     assert hashes(first) == hashes(again)
     for name in ("interactions.csv.gz", "items.jsonl"):
@@ -186,7 +186,7 @@ def test_most_users_and_items_survive_the_5_core_with_12_to_25_clicks_each(log: 
 
 
 def test_a_small_platform_survives_the_5_core(tmp_path: Path) -> None:
-    raw = generate(edited(tmp_path, users=120, items=80), 42, tmp_path / "raw")
+    raw = generate_demo_log(edited(tmp_path, users=120, items=80), 42, tmp_path / "raw")
     core = clicked_core(pd.read_csv(raw / "interactions.csv.gz"))
     assert core.user.nunique() > 60
     assert core.item.nunique() > 60

@@ -14,7 +14,7 @@ from pipeline.ops.layout import Layout, Mass
 class TestAttentionMass:
     """The mass comes out of the attention call itself. With one-hot values, the output is the weights."""
 
-    LAYOUT = Layout.packed(torch.tensor([1, 4, 3, 6, 2]), 6, rooms_W=torch.tensor([4, 4, 4, 6, 6]))
+    LAYOUT = Layout.packed(torch.tensor([1, 4, 3, 6, 2]), 6, capacities_W=torch.tensor([4, 4, 4, 6, 6]))
 
     def weights(
         self, layout: Layout, dropout: float
@@ -22,8 +22,8 @@ class TestAttentionMass:
         """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout repeats."""
         torch.manual_seed(1)
         q, k = torch.randn(2, 24, 3, 6, dtype=torch.float64)
-        place_S = torch.cat([torch.arange(group.keys).repeat(group.sequences) for group in layout.groups])
-        v = torch.nn.functional.one_hot(place_S, 6).double()[:, None].expand(-1, 3, -1)
+        position_S = torch.cat([torch.arange(group.keys).repeat(group.sequences) for group in layout.groups])
+        v = torch.nn.functional.one_hot(position_S, 6).double()[:, None].expand(-1, 3, -1)
 
         def call(mass: Mass | None) -> tuple[torch.Tensor, torch.Tensor | None]:
             torch.manual_seed(2)

@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
         assert not torch.equal(first, other)
 
 
-def test_places_of_no_sequence_get_zeros_whatever_was_in_memory() -> None:
+def test_slots_of_no_sequence_get_zeros_whatever_was_in_memory() -> None:
     from pipeline.ops.layout import make_spans
     from pipeline.ops.triton.attention import triton_attention
 

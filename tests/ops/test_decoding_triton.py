@@ -106,8 +106,8 @@ def test_one_launch_attends_within_windows_of_all_lengths(
         causal,
         equal=bool(queries),
     )
-    place = torch.arange(100)
-    square = None if table is None else table[:, place - place[:, None] + 99]
+    position = torch.arange(100)
+    square = None if table is None else table[:, position - position[:, None] + 99]
     layout = Layout.packed(lengths, 100).cross(Layout.packed(sizes, 100))
     assert relative(ours, reference_attention(q, k, v, layout, square, causal=causal)) < BOUNDS[dtype]
 

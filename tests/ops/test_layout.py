@@ -57,11 +57,11 @@ def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, i
     rooms = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
 
     def layouts() -> list[Layout]:
-        packed, roomy = Layout.packed(lengths, 9), Layout.packed(lengths, 12, rooms_W=rooms)
+        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, capacities_W=rooms)
         padded, equal = Layout.padded(lengths, 9), Layout.equal(len(rows), 4, CPU)
         decoder = Layout.packed(queries, 4, ascending=False)
-        crossed = [keys.cross(asking) for keys in (packed, roomy, padded) for asking in (equal, decoder)]
-        return [packed, roomy, padded, equal, decoder, *crossed, decoder.grouped_as(crossed[1])]
+        crossed = [keys.cross(asking) for keys in (packed, rounded_up, padded) for asking in (equal, decoder)]
+        return [packed, rounded_up, padded, equal, decoder, *crossed, decoder.grouped_as(crossed[1])]
 
     groups = layouts()
     with pytest.MonkeyPatch.context() as patch:
@@ -81,10 +81,10 @@ def test_groups_are_maximal_runs_also_of_pairs() -> None:
     assert cross.groups == (Group(1, 1, 2), Group(1, 3, 2), Group(2, 3, 5), Group(1, 1, 5))
 
 
-def test_there_is_no_mask_where_every_place_is_taken() -> None:
+def test_there_is_no_mask_where_every_slot_is_taken() -> None:
     lengths = torch.tensor([2, 3])
-    assert Layout.packed(lengths, 3, rooms_W=lengths.clone()).lengths_n is None
-    assert Layout.packed(lengths, 3, rooms_W=torch.tensor([3, 3])).lengths_n is not None
+    assert Layout.packed(lengths, 3, capacities_W=lengths.clone()).lengths_n is None
+    assert Layout.packed(lengths, 3, capacities_W=torch.tensor([3, 3])).lengths_n is not None
 
 
 def test_kernels_find_sequences_out_of_order_by_what_bounds_them(on_kernels: OnKernels) -> None:

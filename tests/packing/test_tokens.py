@@ -84,7 +84,7 @@ def test_tokens_that_are_left_out_are_as_if_masked_and_the_others_keep_their_pos
     logits = model(histories, torch.from_numpy(targets_W[order]))
     expected = list(masked_oracle(model, items, kept, targets_W))
     for level, logits_WV in enumerate(logits):
-        has_W = present(histories.prefixes).has_level(level)
+        has_W = present(histories.decoder_positions).has_level(level)
         assert has_W.tolist() == (decoded_W[order] > level).tolist()
         for row in torch.nonzero(has_W)[:, 0].tolist():
             torch.testing.assert_close(
@@ -177,7 +177,10 @@ def test_prefixes_go_with_pruned_and_padded_encoders(make_model: MakeModel, pad_
         short, full = (pack(items, None, decoded, model.levels, pad_to=pad_to) for decoded in (decoded_W, None))
         expected = network(full, torch.from_numpy(targets_W[full.order]))
         for level, logits_WV in enumerate(network(short, torch.from_numpy(targets_W[short.order]))):
-            has_W, same_W = present(short.prefixes).has_level(level), full.row_of_W[torch.from_numpy(short.order)]
+            has_W, same_W = (
+                present(short.decoder_positions).has_level(level),
+                full.row_of_W[torch.from_numpy(short.order)],
+            )
             torch.testing.assert_close(logits_WV[has_W], expected[level][same_W][has_W], rtol=1e-5, atol=1e-5)
 
 

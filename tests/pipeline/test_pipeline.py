@@ -80,8 +80,8 @@ def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repos
     seeds = repository.recorded_seeds()
     assert (seeds.count("1"), seeds.count("42")) == (1, 1)
     assert repository.run("git", "status", "--porcelain") == ""
-    for (place,) in repository.query("select artifact_uri from runs"):
-        folder = Path(urlparse(place).path)
+    for (uri,) in repository.query("select artifact_uri from runs"):
+        folder = Path(urlparse(uri).path)
         assert folder.is_relative_to(repository.path / "mlartifacts")
         assert (folder / "model/model.safetensors").is_file()
         assert (folder / "report/index.html").is_file()
@@ -217,7 +217,7 @@ def test_another_clone_makes_the_same_bytes(repository: Repository, twin: Reposi
     measured = {"reports/timings.json", "reports/metrics.json", "reports/index.html"}
     assert {path for path in ours if ours[path] != theirs.get(path)} == measured
     assert ours.keys() == theirs.keys()
-    first, second = (json.loads((place.path / "reports/metrics.json").read_text()) for place in (repository, twin))
+    first, second = (json.loads((uri.path / "reports/metrics.json").read_text()) for uri in (repository, twin))
     assert {key for key in first if first[key] != second[key]} <= MEASURED
     assert first.keys() == second.keys()
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typed import gradient_of
 
-from pipeline.quantize.codebook import codebook_loss, nearest, rotation, straight_through
+from pipeline.quantize.codebook import codebook_loss, nearest_codes, rotation, straight_through
 
 
 def rows(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -18,11 +18,11 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 def test_the_nearest_code_is_that_of_all_distances(seed: int) -> None:
     items, codes = rows(20, 4, seed=seed), rows(9, 4, seed=seed + 1)
-    assert nearest(items, codes).tolist() == ((items[:, None] - codes) ** 2).sum(-1).argmin(1).tolist()
+    assert nearest_codes(items, codes).tolist() == ((items[:, None] - codes) ** 2).sum(-1).argmin(1).tolist()
 
 
 def test_of_equally_near_codes_the_first_is_taken() -> None:
-    assert nearest(torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0], [1, 1], [1, -1], [1, 1]])).tolist() == [1]
+    assert nearest_codes(torch.tensor([[1.0, 0.0]]), torch.tensor([[5.0, 0], [1, 1], [1, -1], [1, 1]])).tolist() == [1]
 
 
 def test_the_loss_pulls_codes_to_rows_and_a_quarter_as_hard_rows_to_codes() -> None:

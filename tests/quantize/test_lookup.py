@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.artifacts import Sids, write_parquet
 from pipeline.errors import UserError
-from pipeline.quantize.lookup import ItemSid, look_up, report
+from pipeline.quantize.lookup import ItemSid, look_up, sid_text
 
 ITEMS = 40
 
@@ -53,7 +53,7 @@ def test_each_prefix_counts_its_items_and_names_others(sids: Sids, tmp_path: Pat
 
 def test_the_report_says_how_many_are_not_shown(sids: Sids, tmp_path: Path) -> None:
     found = ask(tmp_path, "v07", titles=1)
-    text = report(found)
+    text = sid_text(found)
     assert text.splitlines()[0] == "v07  Title 7"
     assert f"{found.codes[0]}: {found.prefixes[0].items} items, among them" in text
     assert f"    and {found.prefixes[0].items - 2} more" in text

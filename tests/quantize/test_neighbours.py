@@ -26,9 +26,9 @@ def test_the_nearest_other_item_is_that_of_all_distances(chunk: int, monkeypatch
 
 def test_neighbour_agreement_is_the_share_of_items_whose_neighbour_has_the_same_first_codes() -> None:
     vectors, codes, _ = clustered()
-    nearest = nearest_others(vectors, np.arange(80))
+    nearest_codes = nearest_others(vectors, np.arange(80))
     for level, share in enumerate(neighbour_agreement(vectors, codes), start=1):
-        same = [codes[item, :level].tolist() == codes[nearest[item], :level].tolist() for item in range(80)]
+        same = [codes[item, :level].tolist() == codes[nearest_codes[item], :level].tolist() for item in range(80)]
         assert share == pytest.approx(np.mean(same))
 
 

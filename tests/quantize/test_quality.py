@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.quantize.neighbours import category_agreement, neighbour_agreement
-from pipeline.quantize.quality import code_usage, level_table, measure
+from pipeline.quantize.quality import code_usage, level_table, quality_metrics
 from pipeline.quantize.quantizer import Quantized
 
 
@@ -35,7 +35,7 @@ def test_collisions_and_prefixes_are_counted_without_the_digit() -> None:
     errors = rng.random(60)
     vectors[[3, 5, 9]] = vectors[7]
     categories = rng.integers(-1, 3, 60)
-    quality = measure(
+    quality = quality_metrics(
         vectors, Quantized(codes, {}, errors, vectors, lambda _: errors), codes=4, categories_I=categories
     )
     groups = Counter(map(tuple, codes.tolist()))

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.quantize.config import QuantizeConfig
-from pipeline.quantize.trainer import CHECK_EVERY, Encoded, dead_codes, train
+from pipeline.quantize.trainer import CHECK_EVERY, EncodedBatch, dead_codes, train_quantizer
 
 
 class Scripted(nn.Module):
@@ -25,10 +25,10 @@ class Scripted(nn.Module):
         self.batches.append(rows[:, 0].tolist())
         return (self.weight * rows.sum()).square()
 
-    def encode(self, rows: torch.Tensor) -> Encoded:
+    def encode(self, rows: torch.Tensor) -> EncodedBatch:
         error = self.errors[int(self.checks)]
         self.checks.add_(1)
-        return Encoded(torch.zeros(len(rows), 1, dtype=torch.int64), torch.full((len(rows),), error))
+        return EncodedBatch(torch.zeros(len(rows), 1, dtype=torch.int64), torch.full((len(rows),), error))
 
     def restart_dead(self, rows: torch.Tensor, codes: torch.Tensor, generator: torch.Generator) -> None:
         self.restarts += 1
@@ -36,7 +36,7 @@ class Scripted(nn.Module):
 
 def run(errors: list[float], seed: int = 0, **changes: Any) -> Scripted:
     model = Scripted([*errors, *[9.0] * 20])
-    train(model, torch.arange(1.0, 11.0)[:, None], QuantizeConfig(batch_items=4, **changes), seed, "test")
+    train_quantizer(model, torch.arange(1.0, 11.0)[:, None], QuantizeConfig(batch_items=4, **changes), seed, "test")
     return model
 
 
@@ -56,7 +56,7 @@ def test_no_more_steps_than_allowed() -> None:
     assert len(run([5, 4, 3], max_steps=CHECK_EVERY + 7).batches) == CHECK_EVERY + 7
 
 
-def test_every_pass_sees_each_item_once_in_an_order_that_the_seed_decides() -> None:
+def test_every_epoch_sees_each_item_once_in_an_order_that_the_seed_decides() -> None:
     batches = run([5], max_steps=6).batches
     assert [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
     first, second = ([item for batch in part for item in batch] for part in (batches[:3], batches[3:]))

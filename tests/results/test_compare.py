@@ -12,7 +12,15 @@ from typed import present
 
 from pipeline.metrics import gains, recall_at
 from pipeline.results.bootstrap import interval
-from pipeline.results.compare import Difference, compare, differences, report, rows, two_level, verdict
+from pipeline.results.compare import (
+    Difference,
+    compare,
+    comparison_rows,
+    comparison_text,
+    differences,
+    two_level,
+    verdict,
+)
 
 USERS = 1000
 
@@ -152,7 +160,7 @@ def test_too_few_hits_give_no_relative_statement(tmp_path: Path) -> None:
     found = recall(compare([a, b])[0].differences)
     assert found.relative is None
     assert found.verdict in ("unclear", "worse")
-    assert "too few hits" in report(compare([a, b]))
+    assert "too few hits" in comparison_text(compare([a, b]))
 
 
 def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(tmp_path: Path) -> None:
@@ -162,12 +170,12 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
         for run in simulated(rng, chances_U, [1, 2], name=name).runs:
             folders.append(write_run(tmp_path / run.name, run.ranks))
     comparisons = compare(folders, samples=100)
-    text = report(comparisons)
+    text = comparison_text(comparisons)
     assert "demo: 1,000 users, beam 20, constrained, seen items kept" in text
     assert "reference: full, 2 seeds (1, 2)" in text
     assert "other, 2 seeds (1, 2), paired by seed" in text
-    assert json.loads(json.dumps(rows(comparisons))) == rows(comparisons)
-    assert report(compare(folders, samples=100)) == text
+    assert json.loads(json.dumps(comparison_rows(comparisons))) == comparison_rows(comparisons)
+    assert comparison_text(compare(folders, samples=100)) == text
 
 
 def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path) -> None:
@@ -178,5 +186,5 @@ def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path) ->
         for run in simulated(rng, chances(rng), seeds, name=name).runs
     ]
     folders = [write_run(tmp_path / run.name, run.ranks) for run in runs]
-    assert "seeds differ, so they are not paired" in report(compare(folders, samples=50))
-    assert "one seed on a side" in report(compare(folders[1:], samples=50))
+    assert "seeds differ, so they are not paired" in comparison_text(compare(folders, samples=50))
+    assert "one seed on a side" in comparison_text(compare(folders[1:], samples=50))

@@ -92,8 +92,8 @@ def test_a_run_holds_parameters_curves_numbers_tags_data_and_model(project: Path
     assert (tags["dataset"], tags["strategy"], tags["seed"]) == ("custom", "full", "42")
     (dataset,) = rows(store, "select name, digest, dataset_profile from datasets")
     assert dataset == ("custom", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
-    ((place,),) = rows(store, "select artifact_uri from runs")
-    found = {str(path.relative_to(urlparse(place).path)) for path in Path(urlparse(place).path).rglob("*.*")}
+    ((uri,),) = rows(store, "select artifact_uri from runs")
+    found = {str(path.relative_to(urlparse(uri).path)) for path in Path(urlparse(uri).path).rglob("*.*")}
     assert {
         "model/model.safetensors",
         "report/index.html",
@@ -105,8 +105,8 @@ def test_a_run_holds_parameters_curves_numbers_tags_data_and_model(project: Path
 
 def test_the_model_may_stay_out(store: Path) -> None:
     track(track={"log_model": False})
-    ((place,),) = rows(store, "select artifact_uri from runs")
-    assert not (Path(urlparse(place).path) / "model").exists()
+    ((uri,),) = rows(store, "select artifact_uri from runs")
+    assert not (Path(urlparse(uri).path) / "model").exists()
 
 
 def test_a_queued_run_records_into_the_project_and_not_into_its_own_copy(
@@ -119,8 +119,8 @@ def test_a_queued_run_records_into_the_project_and_not_into_its_own_copy(
     (copy / "mlflow.db").rename(store)
     monkeypatch.chdir(copy)
     track()
-    ((place,),) = rows(store, "select artifact_uri from runs")
-    assert Path(urlparse(place).path).is_relative_to(project / "mlartifacts")
+    ((uri,),) = rows(store, "select artifact_uri from runs")
+    assert Path(urlparse(uri).path).is_relative_to(project / "mlartifacts")
     assert not (copy / "mlflow.db").exists()
 
 

@@ -13,7 +13,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.packing.batch import Batch
 from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Network, Sampler, Strategy
-from pipeline.strategies.registry import choose, settings_types, specs
+from pipeline.strategies.registry import choose_strategies, settings_types, specs
 
 WIDTHS = (5, 3, 2)
 
@@ -58,23 +58,23 @@ def test_the_loss_is_float32_under_autocast() -> None:
 
 
 def test_full_changes_nothing() -> None:
-    chosen = choose("full", {})
+    chosen = choose_strategies("full", {})
     unread: Any = None
     assert type(chosen.network()) is Network
     assert type(chosen.sampler(unread, unread)) is Sampler
-    assert chosen.tokens_per_item(3, True) == 4
+    assert chosen.input_tokens_per_item(3, True) == 4
 
 
 @pytest.mark.parametrize("name", specs())
 def test_every_strategy_that_params_yaml_may_name_can_be_built(name: str) -> None:
-    chosen = choose(name, {name: settings() for name, settings in settings_types().items()})
+    chosen = choose_strategies(name, {name: settings() for name, settings in settings_types().items()})
     assert isinstance(chosen.network(), Network)
 
 
 @pytest.mark.parametrize("name", specs())
 def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None:
-    chosen = choose(name, {name: settings() for name, settings in settings_types().items()})
-    assert chosen.network().whole_items == (chosen.tokens_per_item(3, True) == 1)
+    chosen = choose_strategies(name, {name: settings() for name, settings in settings_types().items()})
+    assert chosen.network().whole_items == (chosen.input_tokens_per_item(3, True) == 1)
 
 
 @pytest.mark.parametrize(("text", "section"), [("rastp", None), ("rastp", [1]), (3, {}), (None, {})])
@@ -82,7 +82,7 @@ def test_what_is_no_strategy_or_no_section_is_a_value_error(
     text: Any, section: dict[str, Any] | list[int] | None
 ) -> None:
     with pytest.raises(ValueError, match=r"must be a mapping|is not known"):
-        choose(text, {"rastp": section})
+        choose_strategies(text, {"rastp": section})
 
 
 def test_what_composes_is_a_network_and_a_sampler() -> None:

@@ -15,7 +15,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.config import Params
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import save_generator
-from pipeline.strategies.registry import choose
+from pipeline.strategies.registry import choose_strategies
 from pipeline.training.config import TrainConfig
 
 WIDTHS, ITEMS, USERS, MAX_HISTORY = (4, 4, 3), 20, 40, 5
@@ -72,7 +72,7 @@ def write_generator(
         }
     )
     sections: dict[str, Any] = {"rastp": {}, "intrr": {}}
-    model = choose(strategy, sections).network().build(config, catalogue)
+    model = choose_strategies(strategy, sections).network().build(config, catalogue)
     save_generator(
         world.paths["generator"],
         model,

@@ -7,10 +7,12 @@ from typed import total
 
 from pipeline.packing.histories import Histories
 from pipeline.strategies.intrr.model import RecursiveModel
-from pipeline.strategies.intrr.network import Fusion, Ran
+from pipeline.strategies.intrr.network import Fusion, RecursiveAssignmentNetwork
 
 
-def level_query(ran: Ran, level: int, signal_d: torch.Tensor, passed: list[torch.Tensor]) -> torch.Tensor:
+def level_query(
+    ran: RecursiveAssignmentNetwork, level: int, signal_d: torch.Tensor, passed: list[torch.Tensor]
+) -> torch.Tensor:
     """Eq. 4: what level `level` asks its codebook, given what the levels above passed on."""
     if level == 0:
         return signal_d
@@ -23,7 +25,7 @@ def level_query(ran: Ran, level: int, signal_d: torch.Tensor, passed: list[torch
 
 
 def walk(
-    ran: Ran, signal_d: torch.Tensor, codes: list[int] | None = None
+    ran: RecursiveAssignmentNetwork, signal_d: torch.Tensor, codes: list[int] | None = None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(distribution of each level, what each passed on): teacher-forced where `codes` are given, else Eq. 6."""
     distributions: list[torch.Tensor] = []

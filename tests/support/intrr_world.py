@@ -72,7 +72,7 @@ def batches_of(
     step = step_of(items_N)
     collate = Collator(items_N, model.catalogue.codes_IL, all_targets=all_targets, weigh_items=strategy.network.items)
     rows = np.array_split(np.arange(len(step.windows)), parts)
-    batches = [collate(step, own, listed=collate.listed(step)) for own in rows]
+    batches = [collate(step, own, item_counts=collate.count_items(step)) for own in rows]
     windows = [
         (items_N[a:b].tolist(), int(items_N[b]))
         for a, b in zip(step.windows.starts_W, step.windows.ends_W, strict=True)

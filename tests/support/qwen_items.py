@@ -11,7 +11,7 @@ from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import Picture, inspect
 from pipeline.embed.multimodal import multimodal_vectors
 from pipeline.embed.qwen import Prompt, QwenEncoder
-from pipeline.embed.shards import Encoded
+from pipeline.embed.shards import EncodedItems
 
 SIZES = {"a": (48, 48), "b": (150, 90), "c": (60, 220), "d": (300, 300)}
 # (text, images of the item): with and without either, several images
@@ -40,7 +40,7 @@ def config(model: str, folder: Path, **changes: Any) -> EmbedConfig:
     )
 
 
-def embed(model: str, folder: Path, items: Sequence[tuple[str, str | None]] = ITEMS, **changes: Any) -> Encoded:
+def embed(model: str, folder: Path, items: Sequence[tuple[str, str | None]] = ITEMS, **changes: Any) -> EncodedItems:
     texts, images = zip(*items, strict=True)
     return present(
         multimodal_vectors(

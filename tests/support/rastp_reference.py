@@ -31,7 +31,7 @@ def encode(
         if number == config.after_layer:
             counted = weights if config.padded_queries == "count" else weights[:, :real]
             importance = scores or score(config.score, h, counted)
-            positions = choose(importance[:real], config, model.levels, model.tokens_IS.shape[1], pad_to)
+            positions = choose_tokens(importance[:real], config, model.levels, model.tokens_IS.shape[1], pad_to)
             h, real = h[positions], len(positions)
     return model.encoder_norm(h), positions, present(importance)
 
@@ -78,7 +78,7 @@ def score(kind: str, h: torch.Tensor, weights: torch.Tensor) -> list[float]:
     return {"l1": l1, "l2": l2, "attention": mass, "rastp": [m * s for m, s in zip(mass, l1, strict=True)]}[kind]
 
 
-def choose(scores: list[float], config: RastpConfig, levels: int, per_item: int, pad_to: int) -> list[int]:
+def choose_tokens(scores: list[float], config: RastpConfig, levels: int, per_item: int, pad_to: int) -> list[int]:
     """Positions that stay, in order."""
     counted = [p for p in range(len(scores)) if config.separators == "compete" or p % per_item < levels]
     each = len([p for p in counted if p < per_item])

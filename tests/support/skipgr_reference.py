@@ -12,7 +12,7 @@ def entropy(probabilities: list[float]) -> float:
 def lowest_share(scores: list[float], ratio: float, ties: list[int]) -> tuple[set[int], float]:
     """Eq. 12: places of the lowest scores, as many as come nearest to the ratio, and the highest of them."""
     count = math.floor(Fraction(ratio) * len(scores) + Fraction(1, 2))
-    order = sorted(range(len(scores)), key=lambda place: (scores[place], ties[place]))
+    order = sorted(range(len(scores)), key=lambda index: (scores[index], ties[index]))
     return set(order[:count]), scores[order[count - 1]] if count else -math.inf
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 
-from pipeline.strategies.base import Course
+from pipeline.strategies.base import TrainingPlan
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import UNSCORED, Decisions, Rules
 
@@ -14,7 +14,7 @@ Rule = Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "r
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-def course(users: int = 30, seed: int = 3, **options: Any) -> Course:
+def plan(users: int = 30, seed: int = 3, **options: Any) -> TrainingPlan:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
@@ -24,24 +24,24 @@ def course(users: int = 30, seed: int = 3, **options: Any) -> Course:
         "end_U": first_U + lengths - 2,
         "windows": int((lengths - 3).sum()),
         "samples_per_step": 16.0,
-        "passes": 12.0,
+        "epochs": 12.0,
         "one_per_target": True,
         "all_targets": False,
-        "once": False,
+        "each_target_once": False,
         "max_history": 6,
         "seed": seed,
         "device": torch.device("cpu"),
         "sum": lambda tensor: tensor,
     }
-    return Course(**known | options)
+    return TrainingPlan(**known | options)
 
 
-def scored(of: Course) -> np.ndarray:
+def scored(of: TrainingPlan) -> np.ndarray:
     """Every target of training: all but each user's first interaction."""
     return np.concatenate([np.arange(first + 1, end) for first, end in zip(of.first_U, of.end_U, strict=True)])
 
 
-def random_scores(of: Course, seed: int = 0, ties: bool = True) -> np.ndarray:
+def random_scores(of: TrainingPlan, seed: int = 0, ties: bool = True) -> np.ndarray:
     """With many equal ones, as a model that is sure of much has them."""
     rng, index_M = np.random.default_rng(seed), scored(of)
     scores_NL = np.full((len(of.items_N), LEVELS), UNSCORED, np.float32)
@@ -50,6 +50,6 @@ def random_scores(of: Course, seed: int = 0, ties: bool = True) -> np.ndarray:
     return scores_NL
 
 
-def decide(config: SkipgrConfig, pass_index: int = 1, of: Course | None = None, seed: int = 0) -> Decisions:
-    of = of or course()
-    return Rules(config, of, LEVELS).decide(random_scores(of, seed), pass_index)
+def decide(config: SkipgrConfig, epoch: int = 1, of: TrainingPlan | None = None, seed: int = 0) -> Decisions:
+    of = of or plan()
+    return Rules(config, of, LEVELS).decide(random_scores(of, seed), epoch)

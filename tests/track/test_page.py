@@ -10,8 +10,8 @@ import pytest
 from pipeline.config import Params
 from pipeline.results.identity import Result, read_result
 from pipeline.results.parameters import flatten
-from pipeline.track.page import render
-from pipeline.track.scoreboard import as_text, rows
+from pipeline.track.page import render_page
+from pipeline.track.scoreboard import scoreboard_rows, scoreboard_text
 
 
 @pytest.fixture
@@ -21,11 +21,11 @@ def result(project: Path) -> Result:
 
 @pytest.fixture
 def page(result: Result) -> str:
-    return render(result, flatten(Params()))
+    return render_page(result, flatten(Params()))
 
 
 def test_equal_results_give_equal_bytes(result: Result, page: str) -> None:
-    assert render(result, flatten(Params())) == page
+    assert render_page(result, flatten(Params())) == page
 
 
 def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
@@ -34,7 +34,7 @@ def test_the_page_needs_no_other_file_and_no_network(page: str) -> None:
 
 
 def test_the_page_shows_every_number_of_the_scoreboard(result: Result, page: str) -> None:
-    for row in rows(result.metrics, "full"):
+    for row in scoreboard_rows(result.metrics, "full"):
         for cell in row.cells:
             assert cell is None or f"{cell.value:.4f}" in page
     assert f"{result.metrics['recall_at_10_low']:.4f} to {result.metrics['recall_at_10_high']:.4f}" in page
@@ -51,14 +51,14 @@ def test_the_page_has_two_curves_two_breakdowns_the_sids_and_every_parameter(res
 def test_what_a_strategy_drops_is_drawn_where_it_drops_something(result: Result, page: str) -> None:
     assert "Tokens that the encoder keeps" not in page
     pruned = replace(result, kept_by_level=[{"level": "level 1", "kept": "0.5"}, {"level": "separator", "kept": "1.0"}])
-    drawn = render(pruned, flatten(Params()))
+    drawn = render_page(pruned, flatten(Params()))
     assert drawn.count("<svg") == 6
     assert "Tokens that the encoder keeps" in drawn
 
 
 def test_what_the_user_wrote_is_text_and_no_markup(result: Result) -> None:
     params = flatten(Params()) | {"ingest.path": "<script>alert(1)</script>"}
-    assert "<script>" not in render(result, params)
+    assert "<script>" not in render_page(result, params)
 
 
 def test_tags_are_closed(page: str) -> None:
@@ -81,11 +81,11 @@ def test_tags_are_closed(page: str) -> None:
 
 def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
     short = replace(result, history=result.history[:1], by_history=result.by_history[:1])
-    assert render(short, flatten(Params())).count("<svg") == 5
+    assert render_page(short, flatten(Params())).count("<svg") == 5
 
 
 def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
-    lines = as_text(result.metrics, "full").splitlines()
+    lines = scoreboard_text(result.metrics, "full").splitlines()
     assert lines[1].split() == ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"]
     model, counting = lines[2], lines[3]
     assert len(model.split()) == 1 + 7

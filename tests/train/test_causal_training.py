@@ -17,8 +17,8 @@ from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Network, Sampler, Strategy
 from pipeline.training.collate import Collator
-from pipeline.training.feed import Feed
-from pipeline.training.windows import Passes
+from pipeline.training.loader import BatchLoader
+from pipeline.training.windows import Epochs
 
 BACKBONES = [{"name": "decoder"}, {"name": "hstu"}, {"name": "hstu", "hstu_attention": "softplus"}]
 FAST: dict[str, Any] = {"learning_rate": 0.02, "max_windows": 2500, "validate_every": 20}
@@ -67,10 +67,10 @@ def test_the_loss_with_all_targets_is_the_sum_over_the_prefixes_of_each_window(w
     torch.manual_seed(0)
     model = strategy.network.build(params.backbone, Catalogue(world.sids.codes_IL, world.sids.widths)).double()
     items_N, times_N = np.asarray(world.splits.items_N), np.asarray(world.splits.timestamps_N)
-    passes = Passes(world.splits, "prefixes", 0)
+    epochs = Epochs(world.splits, "prefixes", 0)
     collator = Collator(items_N, codes_IL, times_N=times_N, longest=world.splits.max_history, all_targets=True)
-    feed = Feed(passes, collator, World(), budget=params.train.batch_tokens, tokens_per_item=4)
-    step, (batch,) = next(iter(feed.rest_of_pass(0, 0, None)))
+    loader = BatchLoader(epochs, collator, World(), budget=params.train.batch_tokens, input_tokens_per_item=4)
+    step, (batch,) = next(iter(loader.rest_of_epoch(0, 0, None)))
     expected = torch.zeros((), dtype=torch.float64)
     samples = 0
     for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):

@@ -9,8 +9,8 @@ from tiny_world import TinyWorld, make_params
 
 from pipeline.machine import peak_flops
 from pipeline.train.flops import flops_per_window
-from pipeline.train.recipe import Recipe
-from pipeline.training.windows import Passes
+from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.windows import Epochs
 
 BACKBONE: dict[str, Any] = {
     "encoder_layers": 3,
@@ -28,8 +28,8 @@ def counted(world: TinyWorld, strategy: str, **sections: Any) -> tuple[float, np
     """(FLOPs per window; items of the windows)."""
     settings = {"rastp": {"keep": 0.5, "after_layer": 1, "min_tokens": 1}, "skipgr": {}, "intrr": {"digit_width": 0}}
     params = make_params(strategy=strategy, **{"backbone": BACKBONE, **settings, **sections})
-    windows = Passes(world.splits, "random_start", 0).take(0, 0, 30)
-    recipe = Recipe.of(params, world.splits, world.sids)
+    windows = Epochs(world.splits, "random_start", 0).take(0, 0, 30)
+    recipe = TrainingRecipe.of(params, world.splits, world.sids)
     return flops_per_window(recipe, world.splits, world.sids, windows), windows.lengths_W
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from tiny_world import TinyWorld, interrupt, make_params
 
 from pipeline.config import Params
 from pipeline.decoding.exhaustive import score_catalogue
-from pipeline.decoding.ranking import generate, histories_of, rank_targets
+from pipeline.decoding.ranking import generate_items, histories_of, rank_targets
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
@@ -76,7 +76,7 @@ def test_validation_s_loss_is_the_log_probability_that_decoding_gives(world: Tin
     scores_UI = score_catalogue(model, Histories.pack(items, offsets))
     own_U = scores_UI[np.arange(len(positions_U)), world.splits.items_N[positions_U]]
     written = history(world)
-    best = written.iloc[int(written["recall_at_10"].to_numpy().argmax())]  # the first of equal ones
+    best = written.loc[cast(int, written["recall_at_10"].idxmax())]  # the first of equal ones
     assert -own_U.mean().item() == pytest.approx(best["valid_loss"], rel=1e-4)
     assert written["valid_loss"].iloc[-1] < written["valid_loss"].iloc[0]
 
@@ -86,12 +86,13 @@ def test_every_way_of_decoding_works_on_a_loaded_model(world: TinyWorld) -> None
     loaded = load_generator(world.folder / "run" / "generator")
     items, offsets = histories_of(world.splits, world.splits.targets("test")[1][:9])
     found = [
-        generate(loaded.model, items, offsets, beam=40, decoding=decoding) for decoding in ("constrained", "exact")
+        generate_items(loaded.model, items, offsets, beam=40, decoding=decoding)
+        for decoding in ("constrained", "exact")
     ]
     np.testing.assert_allclose(found[0].scores_WK, found[1].scores_WK, atol=1e-4)
-    free = generate(loaded.model, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
+    free = generate_items(loaded.model, items, offsets, beam=5 * 4 * 6, decoding="unconstrained")
     assert ((free.items_WK >= 0).sum(1) == 40).all()
-    eval_skips = generate(loaded.model, items, offsets, beam=10, drop_seen=6)
+    eval_skips = generate_items(loaded.model, items, offsets, beam=10, drop_seen=6)
     for row, (first, last) in enumerate(itertools.pairwise(offsets)):
         assert not set(eval_skips.items_WK[row]) & set(items[first:last].tolist())
 

@@ -18,6 +18,7 @@ from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
 from pipeline.errors import UserError
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.loop import State
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
 KILLED = """
@@ -143,6 +144,14 @@ def test_a_damaged_checkpoint_is_named_and_stays(
     assert str(path.parent) in error.value.fix
     assert path.exists()
     assert not (world.folder / "run").exists()
+
+
+def test_a_checkpoint_keeps_the_names_of_older_versions() -> None:
+    """They called the epoch a pass: a run that one of them began must go on."""
+    state = State(step=7, epoch=3, position=40)
+    saved = state.saved()
+    assert (saved["step"], saved["pass_index"], saved["place"]) == (7, 3, 40)
+    assert State.restored(saved) == state
 
 
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(tmp_path: Path) -> None:

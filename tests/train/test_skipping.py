@@ -14,8 +14,8 @@ from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 from pipeline.config import Params
 from pipeline.generator import load_generator
 from pipeline.packing.shape import Shape
-from pipeline.training.feed import Feed
-from pipeline.training.windows import Passes
+from pipeline.training.loader import BatchLoader
+from pipeline.training.windows import Epochs
 
 SMALL: dict[str, Any] = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
 MUCH: dict[str, Any] = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
@@ -42,7 +42,7 @@ def skipped(world: TinyWorld, name: str = "run") -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("rule", ["low_entropy", "static_low_entropy", "random_step"])
-def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(
+def test_a_run_that_was_stopped_in_mid_epoch_ends_with_the_same_bytes(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, rule: str
 ) -> None:
     params = skipping(rule=rule)
@@ -56,16 +56,16 @@ def test_a_run_that_was_stopped_in_mid_pass_ends_with_the_same_bytes(
     assert steps[0] == steps.max() > steps[1]
 
 
-def test_it_takes_the_passes_of_full_and_less_of_everything_else(world: TinyWorld) -> None:
+def test_it_takes_the_epochs_of_full_and_less_of_everything_else(world: TinyWorld) -> None:
     world.train(skipping("full"), "full")
     world.train(skipping(), "skipgr")
     whole, less = timings(world, "full"), timings(world, "skipgr")
-    passes, windows = csv(world, "passes", "skipgr"), len(Passes(world.splits, "random_start", 42))
-    assert len(passes) == len(csv(world, "passes", "full")) == -(-1900 // windows)
-    assert passes["windows"].sum() == less["windows_trained"] < 0.9 * whole["windows_trained"]
-    assert passes["encoder_tokens"].sum() == less["tokens_trained"]
+    epochs, windows = csv(world, "passes", "skipgr"), len(Epochs(world.splits, "random_start", 42))
+    assert len(epochs) == len(csv(world, "passes", "full")) == -(-1900 // windows)
+    assert epochs["windows"].sum() == less["windows_trained"] < 0.9 * whole["windows_trained"]
+    assert epochs["encoder_tokens"].sum() == less["tokens_trained"]
     assert less["tokens_trained"] / less["windows_trained"] < 0.9 * whole["tokens_trained"] / whole["windows_trained"]
-    assert passes["decoder_tokens"].sum() == less["decoder_tokens_trained"] < 3 * less["windows_trained"]
+    assert epochs["decoder_tokens"].sum() == less["decoder_tokens_trained"] < 3 * less["windows_trained"]
     assert less["target_tokens_trained"] <= less["decoder_tokens_trained"]
     assert less["bookkeeping_seconds"] > 0
     assert "sequences_skipped" not in whole
@@ -81,11 +81,11 @@ def test_ratios_of_0_train_as_full_does(world: TinyWorld) -> None:
         assert skipped(world, composed) == skipped(world, plain)
 
 
-def test_the_passes_say_what_was_decided(world: TinyWorld) -> None:
+def test_the_epochs_say_what_was_decided(world: TinyWorld) -> None:
     world.train(skipping())
-    passes = csv(world, "passes")
-    assert passes["pass"].tolist() == list(range(len(passes)))
-    first, later = passes.iloc[0], passes.iloc[1:]
+    epochs = csv(world, "passes")
+    assert epochs["pass"].tolist() == list(range(len(epochs)))
+    first, later = epochs.iloc[0], epochs.iloc[1:]
     assert (first[["sequences_skipped", "tokens_skipped", "rescored"]] == 0).all()
     assert later["tokens_skipped"].to_numpy() == pytest.approx(0.3, abs=0.002)
     for level in (1, 2):
@@ -94,25 +94,25 @@ def test_the_passes_say_what_was_decided(world: TinyWorld) -> None:
     assert later["rescored"].tolist() == [int(number % 3 == 0) for number in later["pass"]]
     assert later["sequences_skipped"].between(0.1, 0.5).all()
     assert (later["weight_sum"] / first["windows"]).iloc[:-1].between(0.6, 1.2).all()
-    windows = len(Passes(world.splits, "random_start", 42))
+    windows = len(Epochs(world.splits, "random_start", 42))
     assert first["windows"] == first["weight_sum"] == windows
 
 
 def test_who_was_skipped_is_told_by_level_popularity_and_history(world: TinyWorld) -> None:
     world.train(skipping())
-    passes = csv(world, "passes").iloc[1:]
-    windows = len(Passes(world.splits, "random_start", 42))
+    epochs = csv(world, "passes").iloc[1:]
+    windows = len(Epochs(world.splits, "random_start", 42))
     by_level = csv(world, "skipped/by_level")
     assert by_level["level"].tolist() == ["level 1", "level 2", "level 3"]
     assert by_level["skipped"].tolist() == pytest.approx(
-        [passes[f"tokens_skipped_{level}"].mean() for level in (1, 2, 3)], abs=1e-5
+        [epochs[f"tokens_skipped_{level}"].mean() for level in (1, 2, 3)], abs=1e-5
     )
     for name in ("by_popularity", "by_history"):
         bins = csv(world, f"skipped/{name}")
-        assert bins["interactions"].sum() == windows * len(passes)
+        assert bins["interactions"].sum() == windows * len(epochs)
         for column in ("tokens_skipped", "sequences_skipped"):
             mean = (bins[column] * bins["interactions"]).sum() / bins["interactions"].sum()
-            assert mean == pytest.approx(passes[column].mean(), abs=1e-4)
+            assert mean == pytest.approx(epochs[column].mean(), abs=1e-4)
     histogram = csv(world, "skipped/entropy")
     assert (histogram.groupby(["pass", "level"])["tokens"].sum() == windows).all()
 
@@ -139,9 +139,9 @@ def test_full_writes_the_same_tables_with_nothing_skipped(world: TinyWorld) -> N
     assert set(skipped(world)) == {"passes.csv", "by_level.csv"}
 
 
-def test_the_last_passes_can_be_full(world: TinyWorld) -> None:
+def test_the_last_epochs_can_be_full(world: TinyWorld) -> None:
     world.train(skipping(anneal_epochs=2))
-    windows = len(Passes(world.splits, "random_start", 42))
+    windows = len(Epochs(world.splits, "random_start", 42))
     trained = csv(world, "passes")["windows"].tolist()
     last = 1900 // windows - 2
     assert [count == windows for count in trained[:-1]] == [
@@ -158,19 +158,19 @@ def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld, m
         train={**SMALL, "learning_rate": 1e-4, "batch_tokens": 1000},
     )
     world.train(params, "plain")
-    make, batches, shapes = Feed.__init__, Feed._batches, set()
+    make, batches, shapes = BatchLoader.__init__, BatchLoader._batches, set()
 
-    def make_filling(self: Feed, *args: Any, **options: Any) -> None:
+    def make_filling(self: BatchLoader, *args: Any, **options: Any) -> None:
         make(self, *args, **options)
         self.shape = Shape(144, 320)
 
-    def noting(self: Feed, step: Any, shape: Any) -> Any:
+    def noting(self: BatchLoader, step: Any, shape: Any) -> Any:
         made = batches(self, step, shape)
         shapes.add((len(made[0].targets_W), len(made[0].histories.items_N)))
         return made
 
-    monkeypatch.setattr(Feed, "__init__", make_filling)
-    monkeypatch.setattr(Feed, "_batches", noting)
+    monkeypatch.setattr(BatchLoader, "__init__", make_filling)
+    monkeypatch.setattr(BatchLoader, "_batches", noting)
     world.train(params, "filled")
     assert shapes == {(144, 320)}
     pd.testing.assert_frame_equal(csv(world, "passes", "filled"), csv(world, "passes", "plain"), atol=1e-3, rtol=1e-3)
@@ -181,7 +181,7 @@ def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld, m
 def test_every_rule_of_windows_scores_every_target(world: TinyWorld, windows: str) -> None:
     world.train(skipping(train={"windows": windows, "max_windows": 3000}))
     scores_NL = load_file(world.folder / "run" / "reports" / "skipped" / "store.safetensors")["scores"]
-    expected = len(Passes(world.splits, "prefixes", 42))
+    expected = len(Epochs(world.splits, "prefixes", 42))
     assert (scores_NL[:, 0] >= 0).sum() == expected
 
 
@@ -202,10 +202,10 @@ def test_causal_backbones_score_every_target(world: TinyWorld, name: str, target
     world.train(make_params(**settings), "full")
     world.train(make_params(strategy="skipgr", skipgr=skipgr, **settings), "skipgr")
     scores_NL = load_file(world.folder / "skipgr" / "reports" / "skipped" / "store.safetensors")["scores"]
-    assert (scores_NL[:, 0] >= 0).sum() == len(Passes(world.splits, "prefixes", 42))
-    passes = csv(world, "passes", "skipgr")
-    assert passes["tokens_skipped"].iloc[1:].to_numpy() == pytest.approx(0.3, abs=0.002)
-    assert passes["target_tokens"].iloc[1] < 0.8 * passes["target_tokens"].iloc[0]
+    assert (scores_NL[:, 0] >= 0).sum() == len(Epochs(world.splits, "prefixes", 42))
+    epochs = csv(world, "passes", "skipgr")
+    assert epochs["tokens_skipped"].iloc[1:].to_numpy() == pytest.approx(0.3, abs=0.002)
+    assert epochs["target_tokens"].iloc[1] < 0.8 * epochs["target_tokens"].iloc[0]
     assert timings(world, "skipgr")["windows_trained"] < 0.9 * timings(world, "full")["windows_trained"]
 
 

@@ -20,8 +20,8 @@ class Recorder(Sampler):
         self.weights = (even, odd)
         self.calls: list[Any] = []
 
-    def begin_pass(self, pass_index: int) -> Weigh | None:
-        self.calls.append(pass_index)
+    def begin_epoch(self, epoch: int) -> Weigh | None:
+        self.calls.append(epoch)
         return lambda starts_W, ends_W: np.where(ends_W % 2 == 0, *self.weights).astype(np.float32)
 
     def loss(self, logits: list[Tensor], penalty: Tensor | float, batch: Batch) -> Tensor:
@@ -39,20 +39,20 @@ class Recorder(Sampler):
 def train_with(
     sampler: Sampler, world: TinyWorld, monkeypatch: pytest.MonkeyPatch, name: str = "run", **train: Any
 ) -> pd.DataFrame:
-    monkeypatch.setattr("pipeline.strategies.registry.Chosen.sampler", lambda *chosen: sampler)
+    monkeypatch.setattr("pipeline.strategies.registry.ChosenStrategies.sampler", lambda *chosen: sampler)
     world.train(make_params(backbone={"dropout": 0.0}, train={"windows": "prefixes", **train}), name)
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 
 
-def test_a_pass_is_weighed_before_its_first_step_and_after_the_last_of_the_pass_before(
+def test_an_epoch_is_weighed_before_its_first_step_and_after_the_last_of_the_epoch_before(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strategy = Recorder(1, 1)
     train_with(strategy, world, monkeypatch)
-    passes = [call for call in strategy.calls if isinstance(call, int)]
-    assert passes == list(range(len(passes)))
-    assert len(passes) >= 3
-    steps = [strategy.calls.index(i + 1) - strategy.calls.index(i) - 1 for i in passes[:-1]]
+    epochs = [call for call in strategy.calls if isinstance(call, int)]
+    assert epochs == list(range(len(epochs)))
+    assert len(epochs) >= 3
+    steps = [strategy.calls.index(i + 1) - strategy.calls.index(i) - 1 for i in epochs[:-1]]
     assert len(set(steps)) == 1
     assert steps[0] > 2
 

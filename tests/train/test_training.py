@@ -18,9 +18,9 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.train.recipe import Recipe
+from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.validation import Validation
-from pipeline.training.windows import Passes
+from pipeline.training.windows import Epochs
 
 STILL: dict[str, Any] = {"dropout": 0.0}  # different layouts draw different dropout
 
@@ -44,7 +44,7 @@ def slow_training(world: TinyWorld, params: Any, steps: int) -> tuple[list[float
     splits, catalogue = world.splits, Catalogue(world.sids.codes_IL, world.sids.widths)
     model = build_backbone(params.backbone, catalogue)
     optimizer = torch.optim.Adam(model.parameters(), params.train.learning_rate)
-    windows = Passes(splits, params.train.windows, params.seed).take(0, 0, 10**9)
+    windows = Epochs(splits, params.train.windows, params.seed).take(0, 0, 10**9)
     losses, row = [], 0
     for _ in range(steps):
         tokens, loss, count = 0, torch.zeros(()), 0
@@ -225,7 +225,7 @@ def test_a_budget_below_one_history_is_refused(world: TinyWorld, params: Any, wo
 def test_sids_of_another_catalogue_are_refused(world: TinyWorld) -> None:
     splits = replace(world.splits, summary={**world.splits.summary, "items": 41})
     with pytest.raises(UserError, match="40 Semantic IDs for 41 items"):
-        Recipe.of(make_params(), splits, world.sids)
+        TrainingRecipe.of(make_params(), splits, world.sids)
 
 
 @pytest.mark.parametrize(("lengths", "words"), [([1, 1], "nothing to train on"), ([2, 2], "no user has a validation")])

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import Splits
-from pipeline.training.windows import Passes, shuffled
+from pipeline.training.windows import Epochs, shuffled
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 examples = settings(max_examples=40, deadline=None)
@@ -34,16 +34,16 @@ def all_windows(splits: Splits) -> set[tuple[int, int]]:
     return found
 
 
-def drawn(passes: Passes, pass_index: int = 0) -> list[tuple[int, int]]:
-    windows = passes.take(pass_index, 0, len(passes))
+def drawn(epochs: Epochs, epoch: int = 0) -> list[tuple[int, int]]:
+    windows = epochs.take(epoch, 0, len(epochs))
     return list(zip(windows.starts_W.tolist(), windows.ends_W.tolist(), strict=True))
 
 
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
-def test_all_holds_every_contiguous_window_exactly_once(counts: list[int], max_history: int, pass_index: int) -> None:
+def test_all_holds_every_contiguous_window_exactly_once(counts: list[int], max_history: int, epoch: int) -> None:
     splits = splits_of(counts, max_history)
-    assert Counter(drawn(Passes(splits, "all", 7), pass_index)) == Counter(all_windows(splits))
+    assert Counter(drawn(Epochs(splits, "all", 7), epoch)) == Counter(all_windows(splits))
 
 
 @examples
@@ -53,16 +53,16 @@ def test_prefixes_hold_every_end_once_with_the_longest_history_allowed(counts: l
     longest: dict[int, int] = {}
     for start, end in all_windows(splits):
         longest[end] = min(start, longest.get(end, start))
-    assert Counter(drawn(Passes(splits, "prefixes", 7))) == Counter((start, end) for end, start in longest.items())
+    assert Counter(drawn(Epochs(splits, "prefixes", 7))) == Counter((start, end) for end, start in longest.items())
 
 
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
 def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(
-    counts: list[int], max_history: int, pass_index: int
+    counts: list[int], max_history: int, epoch: int
 ) -> None:
     splits = splits_of(counts, max_history)
-    windows = drawn(Passes(splits, "sequences", 7), pass_index)
+    windows = drawn(Epochs(splits, "sequences", 7), epoch)
     assert set(windows) <= all_windows(splits)
     targets = Counter(item for start, end in windows for item in range(start + 1, end + 1))
     assert targets == Counter({end for _, end in all_windows(splits)})
@@ -71,17 +71,17 @@ def test_sequences_hold_every_item_after_a_users_first_once_as_a_target(
 @examples
 @given(lengths, st.integers(1, 6), st.integers(0, 3))
 def test_random_start_holds_every_end_once_with_an_admissible_start(
-    counts: list[int], max_history: int, pass_index: int
+    counts: list[int], max_history: int, epoch: int
 ) -> None:
     splits = splits_of(counts, max_history)
-    windows = drawn(Passes(splits, "random_start", 7), pass_index)
+    windows = drawn(Epochs(splits, "random_start", 7), epoch)
     assert set(windows) <= all_windows(splits)
     assert Counter(end for _, end in windows) == Counter({end for _, end in all_windows(splits)})
 
 
-def test_random_starts_are_uniform_and_differ_between_passes() -> None:
-    passes = Passes(splits_of([6], 4), "random_start", seed=3)
-    counts = Counter(window for index in range(3000) for window in drawn(passes, index))
+def test_random_starts_are_uniform_and_differ_between_epochs() -> None:
+    epochs = Epochs(splits_of([6], 4), "random_start", seed=3)
+    counts = Counter(window for index in range(3000) for window in drawn(epochs, index))
     for end in range(1, 6):
         admissible = min(end, 4)
         for start in range(end - admissible, end):
@@ -90,24 +90,24 @@ def test_random_starts_are_uniform_and_differ_between_passes() -> None:
 
 @examples
 @given(lengths, st.sampled_from(["random_start", "prefixes", "all", "sequences"]), st.integers(0, 5), st.integers(1, 9))
-def test_any_slice_of_a_pass_is_the_same_alone(counts: list[int], rule: Any, first: int, size: int) -> None:
-    passes = Passes(splits_of(counts, 4), rule, 1)
-    part = passes.take(2, first, first + size)
-    assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(passes, 2)[first : first + size]
+def test_any_slice_of_an_epoch_is_the_same_alone(counts: list[int], rule: Any, first: int, size: int) -> None:
+    epochs = Epochs(splits_of(counts, 4), rule, 1)
+    part = epochs.take(2, first, first + size)
+    assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(epochs, 2)[first : first + size]
 
 
 def test_no_window_touches_a_held_out_position() -> None:
     splits = splits_of([5, 0, 9, 1], 3)
     held = {int(end) + i for end in splits.train_end for i in (0, 1)}
     for rule in ("random_start", "prefixes", "all", "sequences"):
-        for start, end in drawn(Passes(splits, rule, 0)):
+        for start, end in drawn(Epochs(splits, rule, 0)):
             assert not held & set(range(start, end + 1))
 
 
-def test_a_pass_over_hundreds_of_millions_of_windows_is_drawn_by_the_slice() -> None:
-    passes = Passes(splits_of([150] * 140_000, 20), "all", 0)
-    assert len(passes) == 140_000 * (20 * 21 // 2 + (149 - 20) * 20)
-    windows = passes.take(0, len(passes) - 1000, len(passes))
+def test_an_epoch_over_hundreds_of_millions_of_windows_is_drawn_by_the_slice() -> None:
+    epochs = Epochs(splits_of([150] * 140_000, 20), "all", 0)
+    assert len(epochs) == 140_000 * (20 * 21 // 2 + (149 - 20) * 20)
+    windows = epochs.take(0, len(epochs) - 1000, len(epochs))
     assert len(windows) == 1000
     assert windows.lengths_W.min() >= 1
     assert windows.lengths_W.max() <= 20
@@ -116,30 +116,30 @@ def test_a_pass_over_hundreds_of_millions_of_windows_is_drawn_by_the_slice() -> 
 @examples
 @given(st.integers(1, 300), st.integers(0, 10**6))
 def test_a_shuffle_is_a_bijection(size: int, seed: int) -> None:
-    passes = Passes(splits_of([size + 1], 1), "prefixes", seed)
-    assert sorted(end for _, end in drawn(passes)) == list(range(1, size + 1))
+    epochs = Epochs(splits_of([size + 1], 1), "prefixes", seed)
+    assert sorted(end for _, end in drawn(epochs)) == list(range(1, size + 1))
 
 
 def test_shuffles_are_fair() -> None:
     """Each window is equally likely at each place, and so is each pair of neighbours (chi-square, 5 sigma)."""
-    passes, size, draws = Passes(splits_of([8], 1), "prefixes", 0), 7, 4000
-    orders = np.array([[end - 1 for _, end in drawn(passes, index)] for index in range(draws)])
-    places = np.zeros((size, size))
-    np.add.at(places, (np.arange(size), orders), 1)
-    assert ((places - draws / size) ** 2 / (draws / size)).sum() < 36 + 5 * np.sqrt(2 * 36)
+    epochs, size, draws = Epochs(splits_of([8], 1), "prefixes", 0), 7, 4000
+    orders = np.array([[end - 1 for _, end in drawn(epochs, index)] for index in range(draws)])
+    hits = np.zeros((size, size))
+    np.add.at(hits, (np.arange(size), orders), 1)
+    assert ((hits - draws / size) ** 2 / (draws / size)).sum() < 36 + 5 * np.sqrt(2 * 36)
     pairs = Counter(zip(orders[:, 0], orders[:, 1], strict=True))
     expected = draws / (size * (size - 1))
     assert sum((pairs[a, b] - expected) ** 2 / expected for a in range(size) for b in range(size) if a != b) < 90
 
 
-def test_equal_seeds_give_equal_passes_and_other_seeds_do_not() -> None:
+def test_equal_seeds_give_equal_epochs_and_other_seeds_do_not() -> None:
     splits = splits_of([12] * 20, 6)
-    first, second, other = (drawn(Passes(splits, "random_start", seed)) for seed in (5, 5, 6))
+    first, second, other = (drawn(Epochs(splits, "random_start", seed)) for seed in (5, 5, 6))
     assert first == second
     assert first != other
 
 
-def test_shuffled_takes_places_in_any_order() -> None:
+def test_shuffled_takes_positions_in_any_order() -> None:
     def hashed(x_W: np.ndarray) -> np.ndarray:
         return x_W * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(20)
 

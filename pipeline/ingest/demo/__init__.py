@@ -1,7 +1,7 @@
 """A seeded simulator of a short-video platform, so that the pipeline runs without anybody's data.
 
-`generate` writes raw files like a user's, which then go the ordinary way through ingest. scenario.py holds the knobs,
-items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
+`generate_demo_log` writes raw files like a user's, which then go the ordinary way through ingest. scenario.py holds the
+knobs, items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
 """
 
 import gzip
@@ -16,10 +16,10 @@ from pipeline.ingest.demo.items import Items, make_items, make_routes
 from pipeline.ingest.demo.pictures import draw
 from pipeline.ingest.demo.scenario import Scenario, load_scenario
 
-__all__ = ["generate"]
+__all__ = ["generate_demo_log"]
 
 
-def generate(scenario_path: Path, seed: int, output: Path) -> Path:
+def generate_demo_log(scenario_path: Path, seed: int, output: Path) -> Path:
     """Simulate the platform and write its files; equal scenario and seed give equal bytes.
 
     Args:

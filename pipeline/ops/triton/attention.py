@@ -212,7 +212,7 @@ def _backward_op(
     programs = [launch.programs if bias is not None else 0 for launch in launches]
     sums = torch.zeros(sum(programs), H, *((_columns(wide),) if positions is None else (side, side)), device=q.device)
     # Rows of dq that meet several key tiles are added up here.
-    kept = [
+    partials = [
         q.new_empty(0 if launch.one_key_tile else launch.programs, H, side, D, dtype=torch.float32)
         for launch in launches
     ]
@@ -228,8 +228,8 @@ def _backward_op(
             dq,
             dk,
             dv,
-            own,
-            held,
+            program_sums,
+            partial,
             starts_q,
             starts_k,
             lengths_k,
@@ -250,7 +250,7 @@ def _backward_op(
             len(lengths_k),
             side,
         )
-        for own, held in zip(sums.split(programs), kept, strict=True)
+        for program_sums, partial in zip(sums.split(programs), partials, strict=True)
     ]
     launch_all(
         backward_kernel,

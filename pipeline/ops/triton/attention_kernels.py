@@ -13,7 +13,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _kept(seed, row, column, threshold):
+def _not_dropped(seed, row, column, threshold):
     """Counter-based dropout mask: an integer hash of (seed, row, column) at or above a threshold."""
     row = (row.to(tl.uint32) * 0x9E3779B1) ^ seed.to(tl.uint32)
     row = (row ^ (row >> 16)) * 0x7FEB352D
@@ -28,7 +28,7 @@ def dot(a, b, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _places(positions_ptr, start, i, length, PRUNED: tl.constexpr):
+def _positions(positions_ptr, start, i, length, PRUNED: tl.constexpr):
     """Places in the bias of a sequence's positions i: themselves, unless tokens were pruned."""
     if PRUNED:
         i = tl.load(positions_ptr + start + i, mask=i < length, other=0)
@@ -36,11 +36,11 @@ def _places(positions_ptr, start, i, length, PRUNED: tl.constexpr):
 
 
 @triton.jit
-def _bias(bias_ptr, h, place_m, place_n, R, HAS_BIAS: tl.constexpr):
+def _bias(bias_ptr, h, position_m, position_n, R, HAS_BIAS: tl.constexpr):
     """The bias of a tile; R reaches over every place of every tile."""
     bias = 0.0
     if HAS_BIAS:
-        bias = tl.load(bias_ptr + h * R + R // 2 - place_m[:, None] + place_n[None, :])
+        bias = tl.load(bias_ptr + h * R + R // 2 - position_m[:, None] + position_n[None, :])
     return bias
 
 
@@ -136,7 +136,7 @@ def forward_kernel(
         len_q = tl.load(starts_q_ptr + w + 1) - q0
         for query_start in range(0, len_q, BM):
             m = query_start + i
-            place_m = _places(positions_ptr, q0, m, len_q, PRUNED)
+            position_m = _positions(positions_ptr, q0, m, len_q, PRUNED)
             real_q = (m[:, None] < len_q) & (d[None, :] < D)
             rows = (q0 + m[:, None]).to(tl.int64)
             q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
@@ -149,13 +149,13 @@ def forward_kernel(
                 k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
                 v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
                 if not ONE_TILE:
-                    bias = _bias(bias_ptr, h, place_m, _places(positions_ptr, k0, n, len_k, PRUNED), R, HAS_BIAS)
+                    bias = _bias(bias_ptr, h, position_m, _positions(positions_ptr, k0, n, len_k, PRUNED), R, HAS_BIAS)
                 s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
                 higher = tl.maximum(top, tl.max(s, 1))
                 p, shrunk = tl.exp2(s * LOG2E - (higher * LOG2E)[:, None]), tl.exp2((top - higher) * LOG2E)
                 total = total * shrunk + tl.sum(p, 1)
                 if DROPOUT:
-                    p = tl.where(_kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p, 0.0)
+                    p = tl.where(_not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p, 0.0)
                 o = o * shrunk[:, None] + dot(p.to(v.dtype), v, EXACT)
                 top = higher
             o = o * (scale / total)[:, None]
@@ -169,11 +169,13 @@ def forward_kernel(
                     keys, real_k = (k0 + n[:, None]).to(tl.int64), (n[:, None] < len_k) & (d[None, :] < D)
                     k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
                     if not ONE_TILE:
-                        bias = _bias(bias_ptr, h, place_m, _places(positions_ptr, k0, n, len_k, PRUNED), R, HAS_BIAS)
+                        position_n = _positions(positions_ptr, k0, n, len_k, PRUNED)
+                        bias = _bias(bias_ptr, h, position_m, position_n, R, HAS_BIAS)
                     s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
                     p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
                     if DROPOUT and MASS_DROPPED:
-                        p = tl.where(_kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p * scale, 0.0)
+                        not_dropped = _not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
+                        p = tl.where(not_dropped, p * scale, 0.0)
                     spot = mass_ptr + (k0 + n) * H + h  # this program alone adds to its sequence's keys for its head
                     mass = tl.sum(tl.where(counted, p, 0.0), 0) + tl.load(spot, mask=n < len_k, other=0.0)
                     tl.debug_barrier()
@@ -233,15 +235,15 @@ def backward_kernel(
 ):
     h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
     seed = tl.load(seed_ptr)
-    own = (tl.program_id(0) * H + h).to(tl.int64)
-    sums = sums_ptr + own * (side * side if PRUNED else R)
+    program = (tl.program_id(0) * H + h).to(tl.int64)
+    sums = sums_ptr + program * (side * side if PRUNED else R)
     ds_sum = tl.zeros([BM, BN], tl.float32)
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         q0, k0, len_k = tl.load(starts_q_ptr + w), tl.load(starts_k_ptr + w), tl.load(lengths_ptr + w)
-        len_q, room_k = tl.load(starts_q_ptr + w + 1) - q0, tl.load(starts_k_ptr + w + 1) - k0
+        len_q, capacity_k = tl.load(starts_q_ptr + w + 1) - q0, tl.load(starts_k_ptr + w + 1) - k0
         for key_start in range(0, len_k, BN):
             n = key_start + j
-            place_n = _places(positions_ptr, k0, n, len_k, PRUNED)
+            position_n = _positions(positions_ptr, k0, n, len_k, PRUNED)
             real_k = (n[:, None] < len_k) & (d[None, :] < D)
             keys = (k0 + n[:, None]).to(tl.int64)
             k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
@@ -249,42 +251,42 @@ def backward_kernel(
             dk, dv = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32)
             for query_start in range(0, len_q, BM):
                 m = query_start + i
-                place_m = _places(positions_ptr, q0, m, len_q, PRUNED)
+                position_m = _positions(positions_ptr, q0, m, len_q, PRUNED)
                 real_q = (m[:, None] < len_q) & (d[None, :] < D)
                 rows = (q0 + m[:, None]).to(tl.int64)
                 q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
                 do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                 lse = tl.load(lse_ptr + (q0 + m) * H + h, mask=m < len_q, other=0.0)
                 # Loaded again for each sequence: backward has no registers left to keep it.
-                bias = _bias(bias_ptr, h, place_m, place_n, R, HAS_BIAS)
+                bias = _bias(bias_ptr, h, position_m, position_n, R, HAS_BIAS)
                 s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
                 p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])  # of no query too: there do is 0, and so is all below
-                dp, kept = dot(do, tl.trans(v), EXACT), p
+                dp, p_dropped = dot(do, tl.trans(v), EXACT), p
                 if DROPOUT:
-                    keep = _kept(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
-                    kept, dp = tl.where(keep, p, 0.0), tl.where(keep, dp, 0.0)
+                    not_dropped = _not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
+                    p_dropped, dp = tl.where(not_dropped, p, 0.0), tl.where(not_dropped, dp, 0.0)
                 if ONE_KEY_TILE:  # sum of o * do, but all that is needed is at hand
                     delta = tl.sum(p * dp, 1) * scale
                 else:
                     o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
                 ds = p * (dp * scale - delta[:, None])
-                dv += dot(tl.trans(kept.to(v.dtype)), do, EXACT)
+                dv += dot(tl.trans(p_dropped.to(v.dtype)), do, EXACT)
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
                 # Between tiles of keys the program keeps its sequence's rows of dq.
-                held = held_ptr + own * side * D + m[:, None] * D + d[None, :]
+                partial = held_ptr + program * side * D + m[:, None] * D + d[None, :]
                 if not ONE_KEY_TILE and key_start > 0:
-                    dq += tl.load(held, mask=real_q, other=0.0)
+                    dq += tl.load(partial, mask=real_q, other=0.0)
                     tl.debug_barrier()
                 if ONE_KEY_TILE or key_start + BN >= len_k:
                     dq_at = dq_ptr + rows * dq_t + h * D + d[None, :]
                     tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
                 else:
-                    tl.store(held, dq, mask=real_q)
+                    tl.store(partial, dq, mask=real_q)
                 if HAS_BIAS:
                     if PRUNED:  # and sums of dS by place; padding shares place 0 with a token, but its gradient is zero
-                        spot = sums + place_m[:, None] * side + place_n[None, :]
+                        spot = sums + position_m[:, None] * side + position_n[None, :]
                         real = (m[:, None] < tl.minimum(len_q, len_k)) & (n[None, :] < len_k)
                         ds += tl.load(spot, mask=real, other=0.0)
                         tl.debug_barrier()
@@ -293,13 +295,13 @@ def backward_kernel(
                         ds_sum += ds
                     else:
                         _add_by_distance(sums, ds, R // 2 + key_start - query_start, BM, BN)
-            here, in_room = keys * dk_t + h * D + d[None, :], (n[:, None] < room_k) & (d[None, :] < D)
-            tl.store(dk_ptr + here, dk.to(dk_ptr.dtype.element_ty), mask=in_room)
-            tl.store(dv_ptr + here, (dv * scale).to(dv_ptr.dtype.element_ty), mask=in_room)
+            here, in_capacity = keys * dk_t + h * D + d[None, :], (n[:, None] < capacity_k) & (d[None, :] < D)
+            tl.store(dk_ptr + here, dk.to(dk_ptr.dtype.element_ty), mask=in_capacity)
+            tl.store(dv_ptr + here, (dv * scale).to(dv_ptr.dtype.element_ty), mask=in_capacity)
             tl.debug_barrier()
         padding = k0 + tl.cdiv(len_k, BN) * BN
-        _clear(dk_ptr, dk_t, padding, k0 + room_k, BN, h, BN, D, BD)
-        _clear(dv_ptr, dk_t, padding, k0 + room_k, BN, h, BN, D, BD)
+        _clear(dk_ptr, dk_t, padding, k0 + capacity_k, BN, h, BN, D, BD)
+        _clear(dv_ptr, dk_t, padding, k0 + capacity_k, BN, h, BN, D, BD)
     if HAS_BIAS and ONE_TILE:
         _add_by_distance(sums, ds_sum, R // 2, BM, BN)
     if CLASS == 0:

@@ -25,8 +25,8 @@ def _score(
     s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
     bucket = tl.zeros(s.shape, tl.int32)
     if TIMED:
-        passed = tl.maximum(asked[:, None] - happened[None, :], 1)
-        bucket = tl.minimum((tl.log(passed.to(tl.float32)) / WIDTH).to(tl.int32), LAST_BUCKET)
+        elapsed = tl.maximum(asked[:, None] - happened[None, :], 1)
+        bucket = tl.minimum((tl.log(elapsed.to(tl.float32)) / WIDTH).to(tl.int32), LAST_BUCKET)
         s += tl.load(time_bias_ptr + bucket * H + h)
     return s, bucket, seen
 

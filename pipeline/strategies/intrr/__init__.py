@@ -33,5 +33,5 @@ SPEC = StrategySpec(
     check=_check,
     composes_with=frozenset({"skipgr"}),
     refuses={"rastp": "intrr gives each item a single token, which leaves rastp nothing to choose from"},
-    tokens_per_item=1,
+    input_tokens_per_item=1,
 )

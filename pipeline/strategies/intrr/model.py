@@ -21,15 +21,15 @@ from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.packing.backbone import Backbone
-from pipeline.packing.histories import Distinct, Histories
+from pipeline.packing.histories import DistinctItems, Histories
 from pipeline.strategies.intrr.config import IntrrConfig
-from pipeline.strategies.intrr.network import Ran, negative_log_likelihood
+from pipeline.strategies.intrr.network import RecursiveAssignmentNetwork, negative_log_likelihood
 
 CHUNK = 65_536  # items whose vectors are computed at once when the whole catalogue is
 
 
 @dataclass(frozen=True)
-class Walk:
+class RecursiveDecodingState:
     """Beams on their way down the levels. Never changed: a step returns a new one."""
 
     signal_Wd: Tensor  # the backbone's state of each window
@@ -69,9 +69,11 @@ class RecursiveModel(Backbone):
         self._vectors_Id: Tensor | None = None  # of the whole catalogue, as of the last evaluation
         self._outdated = True
 
-    def _network(self) -> Ran:
+    def _network(self) -> RecursiveAssignmentNetwork:
         settings = self.settings
-        return Ran(self.catalogue.widths, self.config.d_model, settings.hidden, settings.mix, settings.context)
+        return RecursiveAssignmentNetwork(
+            self.catalogue.widths, self.config.d_model, settings.hidden, settings.mix, settings.context
+        )
 
     @torch.no_grad()
     def start_from(self, codebooks: Mapping[str, np.ndarray]) -> None:
@@ -94,7 +96,7 @@ class RecursiveModel(Backbone):
         self,
         histories: Histories,
         codes_WL: Tensor,
-        distinct: Distinct | None = None,
+        distinct: DistinctItems | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """What both losses are made of, float32.
 
@@ -132,14 +134,14 @@ class RecursiveModel(Backbone):
     def _items(self, items_N: Tensor, items_U: Tensor, weights_U: Tensor) -> tuple[Tensor, Tensor]:
         """(the vector of each item of the histories [N, d], the weighted alignment of Eq. 8)."""
         rule, computed = self.settings.alignment_items if self.settings.aligns else "", items_U
-        place_N = torch.searchsorted(items_U, items_N)
+        row_N = torch.searchsorted(items_U, items_N)
         if rule == "all":
-            computed, place_N = torch.arange(self.catalogue.items, device=items_U.device), items_N
+            computed, row_N = torch.arange(self.catalogue.items, device=items_U.device), items_N
         elif rule == "sample":
             drawn = torch.randint(self.catalogue.items, (self.settings.alignment_sample,), device=items_U.device)
             computed = torch.cat([items_U, drawn])
         vectors_Xd, logits = self._redistribute(computed)
-        vectors_Nd = F.embedding(place_N, vectors_Xd)
+        vectors_Nd = F.embedding(row_N, vectors_Xd)
         if not self.settings.aligns:
             return vectors_Nd, weights_U.new_zeros(())
         losses_X = negative_log_likelihood(logits, self.catalogue.codes_IL[computed])
@@ -197,26 +199,30 @@ class RecursiveModel(Backbone):
             return [F.one_hot(codes_UL[:, level], width).float() for level, width in enumerate(widths)]
         return [logits_UV.softmax(-1) for logits_UV in logits]
 
-    def begin(self, histories: Histories) -> Walk:
+    def begin(self, histories: Histories) -> RecursiveDecodingState:
         """Run the backbone, once for all levels and beams."""
-        return Walk(self.backbone.read(self.item_vectors()[histories.items_N], histories))
+        return RecursiveDecodingState(self.backbone.read(self.item_vectors()[histories.items_N], histories))
 
-    def step(self, state: Walk, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None) -> tuple[Tensor, Walk]:
+    def step(
+        self, state: RecursiveDecodingState, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None
+    ) -> tuple[Tensor, RecursiveDecodingState]:
         """Logits [W, K, V] of the next level, rows in packed order. The first step takes no beams: K is 1.
 
         Args:
             beams_WK: int64, which of the previous step's beams each beam continues.
             codes_WK: int64, the code that it appends.
         """
-        walk = self._continue(state, beams_WK, codes_WK)
-        level, signal_W1d = state.level, walk.signal_Wd[:, None]
+        next_state = self._continue(state, beams_WK, codes_WK)
+        level, signal_W1d = state.level, next_state.signal_Wd[:, None]
         if self.settings.tie_break == "uid" and level == self.catalogue.levels - 1:
-            logits_WKV = self._among_items(walk)
+            logits_WKV = self._among_items(next_state)
         else:
-            logits_WKV = self.ran.logits(level, signal_W1d, walk.context_WKd)
-        return logits_WKV, replace(walk, level=level + 1)
+            logits_WKV = self.ran.logits(level, signal_W1d, next_state.context_WKd)
+        return logits_WKV, replace(next_state, level=level + 1)
 
-    def _continue(self, state: Walk, beams_WK: Tensor | None, codes_WK: Tensor | None) -> Walk:
+    def _continue(
+        self, state: RecursiveDecodingState, beams_WK: Tensor | None, codes_WK: Tensor | None
+    ) -> RecursiveDecodingState:
         """The beams that go on, with the code that each appends."""
         before_WK = state.node_WK
         if beams_WK is None or codes_WK is None:
@@ -229,24 +235,24 @@ class RecursiveModel(Backbone):
         vectors_WKd = F.embedding(codes_WK, self.ran.codebooks[state.level - 1])
         return replace(state, node_WK=node_WK, context_WKd=self.ran.extend(context_WKd, vectors_WKd))
 
-    def _among_items(self, walk: Walk) -> Tensor:
+    def _among_items(self, state: RecursiveDecodingState) -> Tensor:
         """Logits [W, K, V] of the last digit: state x item vector for the digits that a prefix has, else -inf.
 
         A prefix that names no item has equal logits, so that its beams stay finite and count as invalid.
         """
         catalogue, level = self.catalogue, self.catalogue.levels - 1
-        assert walk.node_WK is not None
-        node_WK = walk.node_WK.clamp(min=0)
+        assert state.node_WK is not None
+        node_WK = state.node_WK.clamp(min=0)
         first_WK1 = catalogue.first_child(level)[node_WK][..., None]
         child_WKF = first_WK1 + torch.arange(catalogue.fanout[level], device=node_WK.device)
         exists_WKF = child_WKF < catalogue.first_child(level)[node_WK + 1][..., None]
         child_WKF = torch.where(exists_WKF, child_WKF, first_WK1)
         vectors_WKFd = self.item_vectors()[catalogue.item_of_leaf_I[child_WKF]]
-        scores_WKF = torch.einsum("wd,wkfd->wkf", walk.signal_Wd, vectors_WKFd).masked_fill_(~exists_WKF, -torch.inf)
+        scores_WKF = torch.einsum("wd,wkfd->wkf", state.signal_Wd, vectors_WKFd).masked_fill_(~exists_WKF, -torch.inf)
         logits_WKV = scores_WKF.new_full((*node_WK.shape, catalogue.widths[level]), -torch.inf)
         # A place that holds no item repeats the first one's digit: `amax` keeps that item's score.
         logits_WKV.scatter_reduce_(2, catalogue.code(level)[child_WKF], scores_WKF, "amax")
-        return torch.where(walk.node_WK[..., None] < 0, 0, logits_WKV)
+        return torch.where(state.node_WK[..., None] < 0, 0, logits_WKV)
 
 
 def _orthogonal(rows: int, columns: int) -> Tensor:

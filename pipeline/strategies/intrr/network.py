@@ -39,7 +39,7 @@ class Fusion(nn.Module):
         return self.out(F.relu(self.signal(signal_Xd) + self.context(context_Xd)))
 
 
-class Ran(nn.Module):
+class RecursiveAssignmentNetwork(nn.Module):
     """L codebooks of trainable vectors, and an MLP for every level but the first.
 
     Scores, softmax and mixtures are float32 also under autocast: rounded to bfloat16, near codes would tie.

@@ -60,7 +60,7 @@ class RecursiveNetwork(Network):
         logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
         return logits, self.config.alignment * alignment
 
-    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+    def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         return items_W
 
 

@@ -26,14 +26,14 @@ def _scores_of(scores_ptr, start, item, token, items, S: tl.constexpr, E: tl.con
 
 
 @triton.jit
-def choose_kernel(
+def choose_tokens_kernel(
     scores_ptr,
     first_ptr,
     lengths_ptr,
     budget_ptr,
-    rooms_ptr,
+    slots_ptr,
     source_ptr,
-    place_ptr,
+    slot_ptr,
     position_ptr,
     kept_ptr,
     taken_ptr,
@@ -46,42 +46,42 @@ def choose_kernel(
 ):
     w = tl.program_id(0).to(tl.int64)
     first, items, budget = tl.load(first_ptr + w), tl.load(lengths_ptr + w), tl.load(budget_ptr + w)
-    room, room_end = tl.load(rooms_ptr + w), tl.load(rooms_ptr + w + 1)
+    slot, end = tl.load(slots_ptr + w), tl.load(slots_ptr + w + 1)
     start = w * PAD_TO if PAD_TO > 0 else first * S
     i, token = tl.arange(0, BI * BS) // BS, tl.arange(0, BI * BS) % BS
     for tile in range(0, items, BI):
         item = tile + i
-        scored, own = _scores_of(scores_ptr, start, item, token, items, S, E)
+        scored, score = _scores_of(scores_ptr, start, item, token, items, S, E)
         rank = tl.zeros([BI * BS], tl.int32)
         for other_tile in range(0, items, BI):
             other = other_tile + i
-            counts, score = _scores_of(scores_ptr, start, other, token, items, S, E)
+            counts, other_score = _scores_of(scores_ptr, start, other, token, items, S, E)
             earlier = (other * BS + token)[None, :] < (item * BS + token)[:, None]
-            higher = (score[None, :] > own[:, None]) | ((score[None, :] == own[:, None]) & earlier)
+            higher = (other_score[None, :] > score[:, None]) | ((other_score[None, :] == score[:, None]) & earlier)
             rank += tl.sum((higher & counts[None, :]).to(tl.int32), 1)
         kept = (scored & (rank < budget)).to(tl.int32)
         if FOLLOW:  # a separator stays with any token of its item
             by_item = tl.reshape(kept, [BI, BS])
             separator = tl.arange(0, BS)[None, :] == E
             kept = tl.reshape(tl.where(separator, tl.max(by_item, 1)[:, None], by_item), [BI * BS])
-        place = room + tl.cumsum(kept, 0) - 1
+        slot_of = slot + tl.cumsum(kept, 0) - 1
         real = (item < items) & (token < S)
-        stays = (kept > 0) & (place < room_end)  # what is not a number is above nothing: it must not pass the room
+        stays = (kept > 0) & (slot_of < end)  # what is not a number is above nothing: it must not pass the room
         within = item * S + token
         tl.store(kept_ptr + first * S + within, stays.to(tl.int8), mask=real)
-        tl.store(place_ptr + start + within, tl.where(stays, place, -1), mask=real)
-        tl.store(source_ptr + place, start + within, mask=stays)
-        tl.store(position_ptr + place, within, mask=stays)
-        room += tl.sum(kept, 0)
-    tl.store(taken_ptr + w, tl.minimum(room, room_end) - tl.load(rooms_ptr + w))
+        tl.store(slot_ptr + start + within, tl.where(stays, slot_of, -1), mask=real)
+        tl.store(source_ptr + slot_of, start + within, mask=stays)
+        tl.store(position_ptr + slot_of, within, mask=stays)
+        slot += tl.sum(kept, 0)
+    tl.store(taken_ptr + w, tl.minimum(slot, end) - tl.load(slots_ptr + w))
 
 
-def choose(
+def choose_tokens(
     scores_T: Tensor,
     lengths_W: Tensor,
     items: int,
     budget_W: Tensor,
-    rooms: Tensor,
+    capacity_starts: Tensor,
     *,
     size: int,
     pad_to: int,
@@ -92,28 +92,28 @@ def choose(
 
     Args:
         items: N.
-        rooms: int64 [W + 1], where the places of each window begin, and the end.
+        capacity_starts: int64 [W + 1], where the places of each window begin, and the end.
         size: O; places that nothing takes are filled with the first token.
         pad_to: as `Histories.pad_to`.
         scored: E; the token after them, if there is one, is a separator that follows its item.
 
     Returns:
-        source_O, place_T: as `ops.gather.gather_unique` wants them; position_O: int32, in its window;
+        source_O, slot_T: as `ops.gather.gather_unique` wants them; position_O: int32, in its window;
         kept_NS: bool; taken_W: int64, the places that are taken.
     """
     source_O = torch.zeros(size, dtype=torch.int64, device=scores_T.device)
     position_O = torch.zeros(size, dtype=torch.int32, device=scores_T.device)
-    place_T = torch.full((len(scores_T),), -1, dtype=torch.int64, device=scores_T.device)
+    slot_T = torch.full((len(scores_T),), -1, dtype=torch.int64, device=scores_T.device)
     kept_NS = torch.empty(items, tokens_per_item, dtype=torch.bool, device=scores_T.device)
     taken_W = torch.empty_like(lengths_W)
-    choose_kernel[(len(lengths_W),)](
+    choose_tokens_kernel[(len(lengths_W),)](
         scores_T,
         lengths_W.cumsum(0) - lengths_W,
         lengths_W,
         budget_W,
-        rooms,
+        capacity_starts,
         source_O,
-        place_T,
+        slot_T,
         position_O,
         kept_NS.view(torch.int8),
         taken_W,
@@ -125,4 +125,4 @@ def choose(
         BS=triton.next_power_of_2(tokens_per_item),
         num_warps=4,
     )
-    return source_O, place_T, position_O, kept_NS, taken_W
+    return source_O, slot_T, position_O, kept_NS, taken_W

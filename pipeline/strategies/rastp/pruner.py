@@ -59,7 +59,7 @@ class Pruner:
         least = -(-self.config.min_tokens // self.scored) if self.whole_items else self.config.min_tokens
         return _smaller(units, _larger(length * self.numerator // self.denominator, 0 * units + least))
 
-    def places(self, items: Count) -> Count:
+    def slots(self, items: Count) -> Count:
         """Places that windows with these many items take afterwards: their budget, and room for its separators."""
         budget = self.budget(items)
         if self.whole_items:
@@ -69,14 +69,14 @@ class Pruner:
     def size(self, items_W: np.ndarray, longest: int, pad_to: int) -> int:
         """Places of all windows afterwards; of a padded batch all have as many as the longest needs."""
         if pad_to:
-            return len(items_W) * self._room(longest, pad_to)
-        return int(self.places(torch.from_numpy(items_W)).sum())
+            return len(items_W) * self._padded_capacity(longest, pad_to)
+        return int(self.slots(torch.from_numpy(items_W)).sum())
 
-    def _room(self, longest: int, pad_to: int) -> int:
+    def _padded_capacity(self, longest: int, pad_to: int) -> int:
         """Places of every window of a padded batch. Where the padded length sets the budget, it sets this too."""
         if self.config.base == "padded":
             longest = max(self._padded_units() // self.units_per_item, 1)
-        return min(self.places(longest), pad_to)
+        return min(self.slots(longest), pad_to)
 
     @property
     def _separators_follow(self) -> bool:
@@ -94,36 +94,36 @@ class Pruner:
     ) -> tuple[Tensor, PrunedTokens]:
         pruned = self._choose(h_Td, mass_T, histories, size, training)
         if self.config.method == "prune":
-            return gather_unique(h_Td, pruned.source_O, pruned.place_T), pruned
+            return gather_unique(h_Td, pruned.source_O, pruned.slot_T), pruned
         return self._pool(h_Td, pruned, histories), pruned
 
     def _choose(
         self, h_Td: Tensor, mass_T: Tensor | None, histories: Histories, size: int, training: bool
     ) -> PrunedTokens:
         pools, random = self.config.method != "prune", self.config.score == "random"
-        room_W = self.places(histories.lengths_W)
+        capacity_W = self.slots(histories.lengths_W)
         if histories.pad_to:
-            room_W = torch.full_like(room_W, self._room(histories.longest, histories.pad_to))
+            capacity_W = torch.full_like(capacity_W, self._padded_capacity(histories.longest, histories.pad_to))
         if uses_kernels(h_Td.device) and not (pools or random or self.whole_items):
-            return self._choose_at_once(self._importance(h_Td, mass_T), room_W, histories, size)
-        items = Items(histories, self.tokens_per_item)
+            return self._choose_at_once(self._importance(h_Td, mass_T), capacity_W, histories, size)
+        items = ItemPositions(histories, self.tokens_per_item)
         if pools:
             kept_U = self._first_of_pools(items)
         else:
             scores_T = _random(items, histories, h_Td, training) if random else self._importance(h_Td, mass_T)
-            kept_U = self._best(scores_T[items.place_NS], items)
-        return self._compact(self._spread(kept_U), room_W, items, histories, size, tokens=len(h_Td))
+            kept_U = self._best(scores_T[items.index_NS], items)
+        return self._compact(self._spread(kept_U), capacity_W, items, histories, size, tokens=len(h_Td))
 
-    def _choose_at_once(self, scores_T: Tensor, room_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
+    def _choose_at_once(self, scores_T: Tensor, capacity_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
-        from pipeline.strategies.rastp.choose_kernel import choose
+        from pipeline.strategies.rastp.choose_tokens_kernel import choose_tokens
 
-        source_O, place_T, position_O, kept_NS, taken_W = choose(
+        source_O, slot_T, position_O, kept_NS, taken_W = choose_tokens(
             scores_T,
             histories.lengths_W,
             len(histories.items_N),
             self.budget(histories.lengths_W),
-            F.pad(room_W.cumsum(0), (1, 0)),
+            F.pad(capacity_W.cumsum(0), (1, 0)),
             size=size,
             pad_to=histories.pad_to,
             tokens_per_item=self.tokens_per_item,
@@ -133,9 +133,9 @@ class Pruner:
             histories,
             position_O,
             source_O=source_O,
-            place_T=place_T,
+            slot_T=slot_T,
             taken_W=taken_W,
-            room_W=room_W,
+            capacity_W=capacity_W,
             kept_NS=kept_NS,
         )
 
@@ -148,7 +148,7 @@ class Pruner:
         """Add the bounds of every window, known on the host; positions only where later blocks get them."""
         reach = histories.pad_to or histories.longest * self.tokens_per_item
         positions = position_O if self.keep_positions else None
-        longest = self._room(histories.longest, reach)
+        longest = self._padded_capacity(histories.longest, reach)
         return PrunedTokens(position_O=positions, longest=longest, reach=reach, **where)
 
     def _importance(self, h_Td: Tensor, mass_T: Tensor | None) -> Tensor:
@@ -159,7 +159,7 @@ class Pruner:
         norm_T = torch.linalg.vector_norm(h_Td, ord=2 if score == "l2" else 1, dim=1)
         return norm_T if mass_T is None else mass_T * norm_T
 
-    def _best(self, scores_NS: Tensor, items: "Items") -> Tensor:
+    def _best(self, scores_NS: Tensor, items: "ItemPositions") -> Tensor:
         """Eq. 7: True for each window's units of highest score, [U]. An item's score is the sum of its tokens'."""
         scores_NE = scores_NS[:, : self.scored]
         scores_U = scores_NE.sum(1) if self.whole_items else scores_NE.flatten()
@@ -174,7 +174,14 @@ class Pruner:
         return torch.cat([kept_NE, kept_NE.any(1, keepdim=True)], 1) if self._separators_follow else kept_NE
 
     def _compact(
-        self, kept_NS: Tensor, room_W: Tensor, items: "Items", histories: Histories, size: int, *, tokens: int
+        self,
+        kept_NS: Tensor,
+        capacity_W: Tensor,
+        items: "ItemPositions",
+        histories: Histories,
+        size: int,
+        *,
+        tokens: int,
     ) -> PrunedTokens:
         """Give each kept token its place: windows one after another, each with its room.
 
@@ -182,36 +189,36 @@ class Pruner:
         places 0 . 1 2, . 3; taken 3, 1; source 0 2 3 5 0
         """
         # How many are kept up to each token and up to each window's end: 1 1 2 3, 3 4 and 3, 4
-        before_F, token_F = kept_NS.flatten().cumsum(0), items.place_NS.flatten()
+        before_F, token_F = kept_NS.flatten().cumsum(0), items.index_NS.flatten()
         ends_W = before_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
         taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))
         # A kept token's place: where its window's room begins (0, 3), and its rank within the window from there.
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(before_F))
-        place_F = (room_W.cumsum(0) - room_W - ends_W + taken_W)[window_F] + before_F - 1
+        slot_F = (capacity_W.cumsum(0) - capacity_W - ends_W + taken_W)[window_F] + before_F - 1
         # Turned round: what stands at each place. Dropped tokens all go to one place behind the last, which is cut off.
         source_O = torch.zeros(size + 1, dtype=torch.int64, device=kept_NS.device)
         numbers_F = torch.arange(len(before_F), device=kept_NS.device)
-        source_O = source_O.scatter_(0, place_F.where(kept_NS.flatten(), size), numbers_F)[:-1]
+        source_O = source_O.scatter_(0, slot_F.where(kept_NS.flatten(), size), numbers_F)[:-1]
         # In a padded batch the encoder's axis has positions that are no token of an item: they stay at -1.
-        place_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, place_F.where(kept_NS.flatten(), -1))
+        slot_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, slot_F.where(kept_NS.flatten(), -1))
         return self._pruned(
             histories,
             items.position_NS.flatten()[source_O],
             source_O=token_F[source_O],
-            place_T=place_T,
+            slot_T=slot_T,
             taken_W=taken_W,
-            room_W=room_W,
+            capacity_W=capacity_W,
             kept_NS=kept_NS,
         )
 
     # ------------------------------------------------------------------------------------------------ pooling
 
-    def _first_of_pools(self, items: "Items") -> Tensor:
+    def _first_of_pools(self, items: "ItemPositions") -> Tensor:
         """True where a pool begins, [U]: each window's units in as many equal runs as its budget is."""
         unit_U, pools_U, units_U = self._runs(items)
         return unit_U * pools_U // units_U != (unit_U - 1) * pools_U // units_U
 
-    def _runs(self, items: "Items") -> tuple[Tensor, Tensor, Tensor]:
+    def _runs(self, items: "ItemPositions") -> tuple[Tensor, Tensor, Tensor]:
         """Each unit's number within its window, its window's pools and its window's units, int64 [U] each."""
         units = len(items.window_N) * self.units_per_item
         window_U = items.window_N.repeat_interleave(self.units_per_item, output_size=units)
@@ -226,7 +233,7 @@ class Pruner:
 
         One window of five tokens, no separators, two pools -> runs 0 0 0 1 1: places 0 and 3, sizes 3 and 2
         """
-        items, source_O = Items(histories, self.tokens_per_item), pruned.source_O
+        items, source_O = ItemPositions(histories, self.tokens_per_item), pruned.source_O
         # The token that begins each pool, counted without padding: its item, and which of the item's tokens it is.
         if histories.pad_to:
             first_W = items.first_W * self.tokens_per_item
@@ -244,28 +251,30 @@ class Pruner:
         unit_OG = (first_O[:, None] + step_G * real_OG).clamp(max=len(unit_U) - 1)
         # Units -> tokens: the same level of each item, or the unit's own token.
         if self.whole_items:
-            place_OG = items.place_NS[unit_OG, token_O[:, None]]
+            index_OG = items.index_NS[unit_OG, token_O[:, None]]
         else:
-            place_OG = items.place_NS[unit_OG // self.scored, unit_OG % self.scored]
-            own_O1 = items.place_NS[item_O, token_O][:, None]
-            place_OG = torch.where(token_O[:, None] < self.scored, place_OG, own_O1)
-        h_OGd = gather_unique(h_Td, place_OG.flatten(), _slots(place_OG, real_OG, pruned)).view(*place_OG.shape, -1)
+            index_OG = items.index_NS[unit_OG // self.scored, unit_OG % self.scored]
+            separator_O1 = items.index_NS[item_O, token_O][:, None]
+            index_OG = torch.where(token_O[:, None] < self.scored, index_OG, separator_O1)
+        h_OGd = gather_unique(h_Td, index_OG.flatten(), _pool_slots(index_OG, real_OG, pruned)).view(
+            *index_OG.shape, -1
+        )
         if self.config.method == "max_pool":
             return h_OGd.masked_fill(~real_OG[..., None], -math.inf).amax(1)
         return (h_OGd * real_OG[..., None]).sum(1) / size_O[:, None]
 
 
-def _slots(place_OG: Tensor, real_OG: Tensor, pruned: PrunedTokens) -> Tensor:
+def _pool_slots(index_OG: Tensor, real_OG: Tensor, pruned: PrunedTokens) -> Tensor:
     """Where in [O * G] each token of a pool is, int64 [T]; -1: in none."""
-    dropped = len(pruned.place_T)
-    taken_O = torch.zeros(len(place_OG) + 1, dtype=torch.bool, device=place_OG.device).index_fill_(
-        0, pruned.place_T.where(pruned.place_T >= 0, len(place_OG)), True
+    dropped = len(pruned.slot_T)
+    taken_O = torch.zeros(len(index_OG) + 1, dtype=torch.bool, device=index_OG.device).index_fill_(
+        0, pruned.slot_T.where(pruned.slot_T >= 0, len(index_OG)), True
     )[:-1]
-    slot_T = pruned.place_T.new_full((dropped + 1,), -1)
+    slot_T = pruned.slot_T.new_full((dropped + 1,), -1)
     slot_T.scatter_(
         0,
-        place_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
-        torch.arange(place_OG.numel(), device=place_OG.device),
+        index_OG.where(real_OG & taken_O[:, None], dropped).flatten(),
+        torch.arange(index_OG.numel(), device=index_OG.device),
     )
     return slot_T[:-1]
 
@@ -278,7 +287,7 @@ def _larger(a: Count, b: Count) -> Count:
     return torch.maximum(a, b) if isinstance(a, Tensor) else max(a, b)
 
 
-class Items:
+class ItemPositions:
     """Where the items of a batch and their tokens are, all on the device."""
 
     def __init__(self, histories: Histories, tokens_per_item: int):
@@ -291,7 +300,7 @@ class Items:
         start_N = (
             self.window_N * histories.pad_to if histories.pad_to else self.first_W[self.window_N] * tokens_per_item
         )
-        self.place_NS = start_N[:, None] + self.position_NS
+        self.index_NS = start_N[:, None] + self.position_NS
 
 
 def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budget_W: Tensor) -> Tensor:
@@ -307,7 +316,7 @@ def best_of_segments(scores_U: Tensor, segment_U: Tensor, first_W: Tensor, budge
     return torch.empty_like(order_U, dtype=torch.bool).scatter_(0, order_U, rank_U < budget_W[segment_U])
 
 
-def _random(items: Items, histories: Histories, h_Td: Tensor, training: bool) -> Tensor:
+def _random(items: ItemPositions, histories: Histories, h_Td: Tensor, training: bool) -> Tensor:
     """Uniform scores [T]; outside of training a hash of item and position, so that evaluations repeat."""
     if training:
         return torch.rand(len(h_Td), device=h_Td.device)
@@ -315,4 +324,4 @@ def _random(items: Items, histories: Histories, h_Td: Tensor, training: bool) ->
     mixed_NS = (histories.items_N[:, None] * 0x9E3779B1 + items.position_NS * 0x85EBCA6B + 1) & 0xFFFFFFFF
     for factor in (0x45D9F3B, 0x2C1B3C6D):
         mixed_NS = ((mixed_NS ^ (mixed_NS >> 16)) * factor) & 0xFFFFFFFF
-    return scores_T.scatter_(0, items.place_NS.flatten(), (mixed_NS ^ (mixed_NS >> 16)).flatten() / 2**32)
+    return scores_T.scatter_(0, items.index_NS.flatten(), (mixed_NS ^ (mixed_NS >> 16)).flatten() / 2**32)

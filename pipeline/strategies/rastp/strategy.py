@@ -44,7 +44,7 @@ class PrunedNetwork(Network):
             model.pruner = self.pruner
         return model
 
-    def tokens_kept(self, items_W: np.ndarray, tokens_per_item: int) -> np.ndarray:
+    def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         if self.pruner is None:
-            return super().tokens_kept(items_W, tokens_per_item)
-        return self.pruner.places(torch.from_numpy(items_W)).numpy()
+            return super().tokens_kept(items_W, input_tokens_per_item)
+        return self.pruner.slots(torch.from_numpy(items_W)).numpy()

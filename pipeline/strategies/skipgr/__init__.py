@@ -7,18 +7,18 @@ from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.spec import ParamsView, StrategySpec
 
 if TYPE_CHECKING:
-    from pipeline.strategies.base import Course, EvalRule, Sampler, Traits
+    from pipeline.strategies.base import EvalRule, NetworkTraits, Sampler, TrainingPlan
 
 
-def _sampler(settings: SkipgrConfig, course: "Course", traits: "Traits") -> "Sampler":
+def _sampler(settings: SkipgrConfig, plan: "TrainingPlan", traits: "NetworkTraits") -> "Sampler":
     from pipeline.strategies.base import Sampler
     from pipeline.strategies.skipgr.strategy import SkippingSampler
 
     skips = settings.skips_tokens or settings.skips_sequences
-    return SkippingSampler(settings, course, traits) if skips else Sampler()
+    return SkippingSampler(settings, plan, traits) if skips else Sampler()
 
 
-def _eval_rule(settings: SkipgrConfig, traits: "Traits") -> "EvalRule | None":
+def _eval_rule(settings: SkipgrConfig, traits: "NetworkTraits") -> "EvalRule | None":
     from pipeline.strategies.skipgr.strategy import eval_rule
 
     return eval_rule(settings, traits)

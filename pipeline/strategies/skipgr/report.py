@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.strategies.base import Report, Rows
+from pipeline.strategies.base import Report, TableRows
 from pipeline.strategies.skipgr.rules import Rules
-from pipeline.strategies.skipgr.store import Journal, Store
+from pipeline.strategies.skipgr.store import Journal, ScoreStore
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class SkippingReport(Report):
     """Reads what a run wrote down."""
 
     rules: Rules
-    store: Store
+    store: ScoreStore
     journal: Journal
 
-    def tables(self, passes: int, levels: int) -> dict[str, Rows]:
+    def tables(self, epochs: int, levels: int) -> dict[str, TableRows]:
         """As `Report.tables`, and the journal's others."""
         return self.journal.tables()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.hashing import Hash, hasher, unit
-from pipeline.strategies.base import Course
+from pipeline.strategies.base import TrainingPlan
 from pipeline.strategies.skipgr.config import SkipgrConfig
 
 UNSCORED = -1.0
@@ -50,23 +50,23 @@ class Rules:
     """
 
     def __init__(
-        self, config: SkipgrConfig, course: Course, levels: int, digit: bool = True, whole_items: bool = False
+        self, config: SkipgrConfig, plan: TrainingPlan, levels: int, digit: bool = True, whole_items: bool = False
     ):
-        self.config, self.course, self.levels, self.whole_items = config, course, levels, whole_items
+        self.config, self.plan, self.levels, self.whole_items = config, plan, levels, whole_items
         self.scored_levels = levels - (digit and not config.include_digit)
         self.ratios_E = np.array(config.level_ratios or (config.token_ratio,) * self.scored_levels)
-        lengths_U = np.diff(course.first_U, append=len(course.items_N))
+        lengths_U = np.diff(plan.first_U, append=len(plan.items_N))
         self._user_N = np.repeat(np.arange(len(lengths_U)), lengths_U)
-        last = int(course.passes)
+        last = int(plan.epochs)
         self.first_annealed = last - config.anneal_epochs if config.anneal_epochs else last + 1
 
-    def skips_in(self, pass_index: int) -> bool:
+    def skips_in(self, epoch: int) -> bool:
         """Whether a pass skips: not the first one, which scores everything, nor those at the end."""
-        return 0 < pass_index < self.first_annealed
+        return 0 < epoch < self.first_annealed
 
-    def rescores_in(self, pass_index: int) -> bool:
+    def rescores_in(self, epoch: int) -> bool:
         """Whether tokens that are skipped as targets are computed all the same, to be scored anew."""
-        return self.skips_in(pass_index) and pass_index % self.config.rescore_every == 0
+        return self.skips_in(epoch) and epoch % self.config.rescore_every == 0
 
     def no_skips(self, scores_NL: np.ndarray) -> Decisions:
         """Decisions that keep everything."""
@@ -80,14 +80,14 @@ class Rules:
             np.nan,
         )
 
-    def decide(self, scores_NL: np.ndarray, pass_index: int) -> Decisions:
+    def decide(self, scores_NL: np.ndarray, epoch: int) -> Decisions:
         """From the latest scores, float32, `UNSCORED` where there are none."""
         index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
-        if not self.skips_in(pass_index) or not len(index_M):
+        if not self.skips_in(epoch) or not len(index_M):
             return self.no_skips(scores_NL)
-        sign, scores_ME = self._sign, self._scores(scores_NL, index_M, pass_index)
-        skip_ML, thresholds_E = self._tokens(scores_ME, index_M, pass_index)
-        weights_M, mean, ratio = self._sequences(scores_ME, index_M, pass_index)
+        sign, scores_ME = self._sign, self._scores(scores_NL, index_M, epoch)
+        skip_ML, thresholds_E = self._tokens(scores_ME, index_M, epoch)
+        weights_M, mean, ratio = self._sequences(scores_ME, index_M, epoch)
         decisions = self.no_skips(scores_NL)
         decisions.skip_NL[index_M] = skip_ML
         decisions.sequence_weights_N[index_M] = weights_M
@@ -95,24 +95,22 @@ class Rules:
             decisions.scored_N, decisions.skip_NL, decisions.sequence_weights_N, sign * thresholds_E, sign * mean, ratio
         )
 
-    def skips_at_eval(self, scores_NL: np.ndarray, pass_index: int) -> np.ndarray:
+    def skips_at_eval(self, scores_NL: np.ndarray, epoch: int) -> np.ndarray:
         """bool [N, L]: tokens that a model with these scores is evaluated without, also where the pass skips none."""
         index_M = np.flatnonzero(scores_NL[:, 0] != UNSCORED)
         skip_NL = np.zeros((len(scores_NL), self.levels), bool)
         if len(index_M):
-            skip_NL[index_M], _ = self._tokens(self._scores(scores_NL, index_M, pass_index), index_M, pass_index)
+            skip_NL[index_M], _ = self._tokens(self._scores(scores_NL, index_M, epoch), index_M, epoch)
         return skip_NL
 
-    def skips_of_inputs(
-        self, decisions: Decisions, pass_index: int, index_N: np.ndarray, ends_N: np.ndarray
-    ) -> np.ndarray:
+    def skips_of_inputs(self, decisions: Decisions, epoch: int, index_N: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
         """bool [n, L]: tokens that are skipped of items of histories; `ends_N` are the targets of their windows."""
         if self.config.rule != "random_step":
             return decisions.skip_NL[index_N]
-        mixed_N = hasher(self.course.seed, pass_index, INPUT)(ends_N.astype(np.uint64)) + index_N.astype(np.uint64)
+        mixed_N = hasher(self.plan.seed, epoch, INPUT)(ends_N.astype(np.uint64)) + index_N.astype(np.uint64)
         skip_NE = np.stack(
             [
-                unit(hasher(self.course.seed, pass_index, INPUT + 1 + level)(mixed_N)) < ratio
+                unit(hasher(self.plan.seed, epoch, INPUT + 1 + level)(mixed_N)) < ratio
                 for level, ratio in enumerate(self.ratios_E)
             ],
             1,
@@ -125,27 +123,27 @@ class Rules:
     def _sign(self) -> float:
         return -1.0 if self.config.rule == "high_entropy" else 1.0
 
-    def _scores(self, scores_NL: np.ndarray, index_M: np.ndarray, pass_index: int) -> np.ndarray:
+    def _scores(self, scores_NL: np.ndarray, index_M: np.ndarray, epoch: int) -> np.ndarray:
         """What the rule goes by, float64 [M, E]; low ones are skipped."""
         if self.config.rule in ("random", "random_step", "static_random"):
             return np.stack(
                 [
-                    unit(self._hash(pass_index, TOKEN + level)(index_M.astype(np.uint64)))
+                    unit(self._hash(epoch, TOKEN + level)(index_M.astype(np.uint64)))
                     for level in range(self.scored_levels)
                 ],
                 1,
             )
         return self._sign * scores_NL[index_M, : self.scored_levels].astype(np.float64)
 
-    def _hash(self, pass_index: int, purpose: int) -> Hash:
+    def _hash(self, epoch: int, purpose: int) -> Hash:
         """New draws in every pass, but for `static_random`."""
-        return hasher(self.course.seed, 0 if self.config.rule == "static_random" else pass_index, purpose)
+        return hasher(self.plan.seed, 0 if self.config.rule == "static_random" else epoch, purpose)
 
-    def _tokens(self, scores_ME: np.ndarray, index_M: np.ndarray, pass_index: int) -> tuple[np.ndarray, np.ndarray]:
+    def _tokens(self, scores_ME: np.ndarray, index_M: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Eq. 12: True for the lowest share of each level, [M, L], and the thresholds."""
         skip_ME, thresholds_E = np.zeros(scores_ME.shape, bool), np.full(self.scored_levels, -np.inf)
         for level, ratio in enumerate(self.ratios_E):
-            ties = self._hash(pass_index, TIE + level)
+            ties = self._hash(epoch, TIE + level)
             skip_ME[:, level], thresholds_E[level] = lowest(scores_ME[:, level], ratio, index_M, ties)
         return self._all_levels(skip_ME), thresholds_E
 
@@ -154,9 +152,7 @@ class Rules:
         skip_nL = skip_nE if self.scored_levels == self.levels else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
         return np.broadcast_to(skip_nL.all(1, keepdims=True), skip_nL.shape) if self.whole_items else skip_nL
 
-    def _sequences(
-        self, scores_ME: np.ndarray, index_M: np.ndarray, pass_index: int
-    ) -> tuple[np.ndarray, float, float]:
+    def _sequences(self, scores_ME: np.ndarray, index_M: np.ndarray, epoch: int) -> tuple[np.ndarray, float, float]:
         """Eq. 15 and 16: the weight of each target's window, the mean over sequences, and r."""
         scores_M = np.add.reduce(scores_ME.T) / self.scored_levels
         if self.config.sequence_unit == "user" and self.config.rule != "random_step":
@@ -169,7 +165,7 @@ class Rules:
         mean = mean_without_rounding_up(scores_U)
         below_U = found_U[scores_U < mean]
         ratio = self._ratio(float(counts_U[below_U].sum() / len(index_M)))
-        draw_U = unit(self._hash(pass_index, SEQUENCE)(below_U.astype(np.uint64)))
+        draw_U = unit(self._hash(epoch, SEQUENCE)(below_U.astype(np.uint64)))
         weights_U = np.ones(len(counts_U), np.float32)
         weights_U[below_U] = np.where(draw_U < ratio, 0.0, 1.0 / (1.0 - ratio))
         return weights_U[of_M], mean, ratio

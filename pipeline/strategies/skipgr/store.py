@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.strategies.base import Course, Rows
+from pipeline.strategies.base import TableRows, TrainingPlan
 from pipeline.strategies.skipgr.rules import UNSCORED, Decisions
 
 BINS = 20  # of the entropy histograms
 
 
-class Store:
+class ScoreStore:
     """The latest score of each (interaction, level), on the device that trains; written within a step.
 
     Args:
@@ -30,7 +30,7 @@ class Store:
         self._merged_F = self.scores_F.clone()  # what all processes know
 
     @property
-    def nowhere(self) -> int:
+    def dummy_slot(self) -> int:
         """The slot of what is not to be kept."""
         return self.interactions
 
@@ -44,7 +44,7 @@ class Store:
 
     def merge(self) -> np.ndarray:
         """Every process takes over what the others wrote; the scores on the host, float32 [N, L]."""
-        self.scores_F[self.nowhere * self.levels :] = UNSCORED
+        self.scores_F[self.dummy_slot * self.levels :] = UNSCORED
         new_F = self.scores_F != self._merged_F
         sums_2F = self.sum(torch.stack([torch.where(new_F, self.scores_F, 0.0), new_F.float()]))
         self.scores_F.copy_(torch.where(sums_2F[1] > 0, sums_2F[0], self._merged_F))
@@ -53,8 +53,8 @@ class Store:
 
     def load(self, scores_NL: Tensor) -> None:
         """Take over what `merge` gave."""
-        for own_F in (self.scores_F, self._merged_F):
-            own_F[: self.nowhere * self.levels] = scores_NL.flatten().to(own_F.device)
+        for held_F in (self.scores_F, self._merged_F):
+            held_F[: self.dummy_slot * self.levels] = scores_NL.flatten().to(held_F.device)
 
 
 class Journal:
@@ -64,14 +64,14 @@ class Journal:
         widths: codes of each level that is scored; no entropy is above log(width).
     """
 
-    def __init__(self, course: Course, widths: tuple[int, ...], levels: int):
+    def __init__(self, plan: TrainingPlan, widths: tuple[int, ...], levels: int):
         self.widths, self.levels = widths, levels
-        lengths_U = np.diff(course.first_U, append=len(course.items_N))
-        place_N = np.arange(len(course.items_N)) - np.repeat(course.first_U, lengths_U)
-        trains_N = place_N < np.repeat(course.end_U - course.first_U, lengths_U)
-        counts_I = np.bincount(course.items_N, trains_N)
+        lengths_U = np.diff(plan.first_U, append=len(plan.items_N))
+        position_N = np.arange(len(plan.items_N)) - np.repeat(plan.first_U, lengths_U)
+        trains_N = position_N < np.repeat(plan.end_U - plan.first_U, lengths_U)
+        counts_I = np.bincount(plan.items_N, trains_N)
         # Bins by powers of two: 1, 2 to 3, 4 to 7 ...
-        self._bins = {"popularity": _log2(counts_I)[course.items_N], "history": _log2(place_N)}
+        self._bins = {"popularity": _log2(counts_I)[plan.items_N], "history": _log2(position_N)}
         self.seconds = 0.0  # spent on decisions
         self.rows: list[dict[str, float]] = []
         self.histograms: list[dict[str, float]] = []
@@ -79,16 +79,16 @@ class Journal:
         # Interactions in each bin, tokens of them that were skipped, and interactions of skipped sequences
         self.by_bin = {name: np.zeros((3, bin_N.max() + 1), np.int64) for name, bin_N in self._bins.items()}
 
-    def begin_pass(self, pass_index: int, scores_NL: np.ndarray, decisions: Decisions, rescores: bool) -> None:
+    def begin_epoch(self, epoch: int, scores_NL: np.ndarray, decisions: Decisions, rescores: bool) -> None:
         """Open the row of a pass, from its decisions."""
         # Positions: of all that has a score, of skipped tokens by level, of the targets of skipped sequences
         index_M = np.flatnonzero(decisions.scored_N)
         skipped = [np.flatnonzero(decisions.skip_NL[:, level]) for level in range(self.levels)]
         gone = np.flatnonzero(decisions.sequence_weights_N == 0)
-        counts_L, scored = np.array([len(places) for places in skipped]), len(self.widths)
+        counts_L, scored = np.array([len(positions) for positions in skipped]), len(self.widths)
         self.rows.append(
             {
-                "pass": pass_index,
+                "pass": epoch,
                 "sequences_skipped": _share(len(gone), len(index_M)),
                 "tokens_skipped": _share(counts_L[:scored].sum(), scored * len(index_M)),
                 "rescored": float(rescores),
@@ -105,18 +105,20 @@ class Journal:
         )
         if not decisions.decided:
             return
-        self._histograms(pass_index, scores_NL[index_M])
+        self._histograms(epoch, scores_NL[index_M])
         self.by_level += np.stack([np.full(self.levels, len(index_M)), counts_L])
         for name, bin_N in self._bins.items():
-            for row, places in zip(self.by_bin[name], (index_M, np.concatenate(skipped[:scored]), gone), strict=True):
-                row += np.bincount(bin_N[places], minlength=len(row))
+            for row, positions in zip(
+                self.by_bin[name], (index_M, np.concatenate(skipped[:scored]), gone), strict=True
+            ):
+                row += np.bincount(bin_N[positions], minlength=len(row))
 
-    def _histograms(self, pass_index: int, scores_ML: np.ndarray) -> None:
+    def _histograms(self, epoch: int, scores_ML: np.ndarray) -> None:
         for level, width in enumerate(self.widths):
             top = float(np.log(width)) or 1.0
             bin_M = np.minimum((scores_ML[:, level] * (BINS / top)).astype(np.int64), BINS - 1)
             self.histograms += [
-                {"pass": pass_index, "level": level + 1, "from": top * i / BINS, "tokens": int(count)}
+                {"pass": epoch, "level": level + 1, "from": top * i / BINS, "tokens": int(count)}
                 for i, count in enumerate(np.bincount(bin_M, minlength=BINS))
             ]
 
@@ -125,11 +127,11 @@ class Journal:
         for name, count in counts.items():
             self.rows[-1][name] += count
 
-    def tables(self) -> dict[str, Rows]:
+    def tables(self) -> dict[str, TableRows]:
         """As `Report.tables`; also `entropy`, `by_popularity` (of the item, in training) and `by_history` (items
         before the interaction).
         """
-        tables: dict[str, Rows] = {
+        tables: dict[str, TableRows] = {
             "passes": [dict(row) for row in self.rows],
             "by_level": [
                 {"level": f"level {level + 1}", "skipped": _share(skipped, count)}

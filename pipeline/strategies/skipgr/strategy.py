@@ -35,23 +35,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.machine import wait_for
+from pipeline.ops.entropy import entropy
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips, KeptItems
 from pipeline.packing.shape import any_of
-from pipeline.strategies.base import Course, EvalRule, Report, Sampler, Traits, Weigh
+from pipeline.strategies.base import EvalRule, NetworkTraits, Report, Sampler, TrainingPlan, Weigh
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.report import SkippingReport
 from pipeline.strategies.skipgr.rules import Decisions, Rules
-from pipeline.strategies.skipgr.store import Journal, Store
+from pipeline.strategies.skipgr.store import Journal, ScoreStore
 
 
-def skips_items(config: SkipgrConfig, traits: Traits) -> bool:
+def skips_items(config: SkipgrConfig, traits: NetworkTraits) -> bool:
     """Whether only whole items leave a history."""
     return config.input_unit == "item" or traits.whole_items
 
 
-def eval_rule(config: SkipgrConfig, traits: Traits) -> EvalRule | None:
+def eval_rule(config: SkipgrConfig, traits: NetworkTraits) -> EvalRule | None:
     """What makes `EvalSkips` of the tokens that a model is evaluated without; None where it is evaluated with all."""
     if not (config.at_eval and config.skips_inputs):
         return None
@@ -61,32 +62,32 @@ def eval_rule(config: SkipgrConfig, traits: Traits) -> EvalRule | None:
 class SkippingSampler(Sampler):
     """Skips what is certain, by the scores that earlier passes left.
 
-    A pass's decisions are made by `begin_pass` and read by all that follows in the pass; before the first pass nothing
+    A pass's decisions are made by `begin_epoch` and read by all that follows in the pass; before the first pass nothing
     is decided.
     """
 
-    def __init__(self, config: SkipgrConfig, course: Course, traits: Traits):
-        self.config, self.course, self.traits = config, course, traits
+    def __init__(self, config: SkipgrConfig, plan: TrainingPlan, traits: NetworkTraits):
+        self.config, self.plan, self.traits = config, plan, traits
         self.levels = len(traits.widths)
-        self.rules = Rules(config, course, self.levels, traits.digit, traits.whole_items)
-        self.store = Store(len(course.items_N), self.levels, course.device, course.sum)
-        self.journal = Journal(course, traits.widths[: self.rules.scored_levels], self.levels)
-        self.pass_index = -1  # of the decisions
+        self.rules = Rules(config, plan, self.levels, traits.digit, traits.whole_items)
+        self.store = ScoreStore(len(plan.items_N), self.levels, plan.device, plan.sum)
+        self.journal = Journal(plan, traits.widths[: self.rules.scored_levels], self.levels)
+        self.epoch = -1  # of the decisions
         self.snapshot = self.store.unscored()  # float32 [N, L]: the scores that the pass's decisions rest on
         self._take(self.rules.no_skips(self.snapshot), rescores=False)
 
     # ------------------------------------------------------------------------------------------------ before a pass
 
-    def begin_pass(self, pass_index: int) -> Weigh:
+    def begin_epoch(self, epoch: int) -> Weigh:
         """Decide, from the scores as they are now; when a stopped run resumes, as they were."""
-        wait_for(self.course.device)  # steps that are still at work are no bookkeeping
+        wait_for(self.plan.device)  # steps that are still at work are no bookkeeping
         began = time.perf_counter()
-        resumed = self.pass_index == pass_index
+        resumed = self.epoch == epoch
         if not resumed:
-            self.snapshot, self.pass_index = self.store.merge(), pass_index
-        self._take(self.rules.decide(self.snapshot, pass_index), self.rules.rescores_in(pass_index))
+            self.snapshot, self.epoch = self.store.merge(), epoch
+        self._take(self.rules.decide(self.snapshot, epoch), self.rules.rescores_in(epoch))
         if not resumed:
-            self.journal.begin_pass(pass_index, self.snapshot, self.decisions, self.rescores)
+            self.journal.begin_epoch(epoch, self.snapshot, self.decisions, self.rescores)
         self.journal.seconds += time.perf_counter() - began
         return lambda starts_W, ends_W: self.weights_N[ends_W]
 
@@ -94,13 +95,13 @@ class SkippingSampler(Sampler):
         """Hold the decisions of a pass, and the weight of each target's window that follows from them."""
         self.decisions, self.rescores = decisions, rescores
         self.weights_N = decisions.sequence_weights_N.copy()
-        if self.config.skips_targets and not rescores and not self.course.all_targets:
+        if self.config.skips_targets and not rescores and not self.plan.all_targets:
             self.weights_N[~any_of(~decisions.skip_NL)] = 0  # Eq. 14
 
     # ------------------------------------------------------------------------------------------------ before a step
 
-    def select(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
-        if self.course.all_targets:
+    def select(self, epoch: int, starts_W: np.ndarray, ends_W: np.ndarray) -> Selected:
+        if self.plan.all_targets:
             return self._select_of_all(starts_W, ends_W)
         counted_WL, decoded_W = np.ones((len(ends_W), self.levels), bool), None
         if self.config.skips_targets:
@@ -109,7 +110,7 @@ class SkippingSampler(Sampler):
                 decoded_W = self.levels - np.argmax(counted_WL[:, ::-1], 1)
                 decoded_W = decoded_W if (decoded_W < self.levels).any() else None
         kept = (
-            self._history(pass_index, starts_W, ends_W)
+            self._history(epoch, starts_W, ends_W)
             if self.config.skips_inputs and self.decisions.decided
             else KeptItems(None, None)
         )
@@ -120,10 +121,10 @@ class SkippingSampler(Sampler):
         lengths_W = ends_W - starts_W
         targets_N = slices(starts_W, lengths_W)[0] + 1
         slots_N = np.repeat(self._slots(starts_W, ends_W), lengths_W)
-        if self.course.once:
-            slots_N = np.where(slots_N == self.store.nowhere, slots_N, targets_N)
+        if self.plan.each_target_once:
+            slots_N = np.where(slots_N == self.store.dummy_slot, slots_N, targets_N)
         else:
-            slots_N = np.where(targets_N == np.repeat(ends_W, lengths_W), slots_N, self.store.nowhere)
+            slots_N = np.where(targets_N == np.repeat(ends_W, lengths_W), slots_N, self.store.dummy_slot)
         counted_NL = (
             ~self.decisions.skip_NL[targets_N]
             if self.config.skips_targets
@@ -133,19 +134,19 @@ class SkippingSampler(Sampler):
 
     def _slots(self, starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         """Where scores of each window's target go: one window of each target in a pass has a place."""
-        if self.config.rule == "static_low_entropy" and self.pass_index > 0:
-            return np.full(len(ends_W), self.store.nowhere)
-        if self.course.one_per_target:
+        if self.config.rule == "static_low_entropy" and self.epoch > 0:
+            return np.full(len(ends_W), self.store.dummy_slot)
+        if self.plan.one_per_target:
             return ends_W
-        first_W = self.course.first_U[np.searchsorted(self.course.first_U, ends_W, side="right") - 1]
-        longest_W = starts_W == np.maximum(first_W, ends_W - self.course.max_history)
-        return np.where(longest_W, ends_W, self.store.nowhere)
+        first_W = self.plan.first_U[np.searchsorted(self.plan.first_U, ends_W, side="right") - 1]
+        longest_W = starts_W == np.maximum(first_W, ends_W - self.plan.max_history)
+        return np.where(longest_W, ends_W, self.store.dummy_slot)
 
-    def _history(self, pass_index: int, starts_W: np.ndarray, ends_W: np.ndarray) -> KeptItems:
+    def _history(self, epoch: int, starts_W: np.ndarray, ends_W: np.ndarray) -> KeptItems:
         """What stays of the histories."""
         lengths_W = ends_W - starts_W
         index_N, offsets = slices(starts_W, lengths_W)
-        skip_NL = self.rules.skips_of_inputs(self.decisions, pass_index, index_N, np.repeat(ends_W, lengths_W))
+        skip_NL = self.rules.skips_of_inputs(self.decisions, epoch, index_N, np.repeat(ends_W, lengths_W))
         return KeptItems.of(skip_NL, offsets, skips_items(self.config, self.traits), self.traits.separators)
 
     # ------------------------------------------------------------------------------------------------ within a step
@@ -155,16 +156,16 @@ class SkippingSampler(Sampler):
         if batch.slots_W is None or batch.counted_WL is None:
             return super().loss(logits, penalty, batch)  # validation
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
-        slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.nowhere)
-        prefixes = batch.histories.prefixes
+        slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.dummy_slot)
+        decoder_positions = batch.histories.decoder_positions
         total = batch.weights_W.new_zeros(()) + penalty
         for level, logits_WV in enumerate(logits):
             logp_WV = F.log_softmax(logits_WV.float(), 1)
             loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
             total = total + (loss_W * weights_WL[:, level]).sum()
             scored_W = slots_W
-            if prefixes is not None:
-                scored_W = torch.where(prefixes.has_level(level), slots_W, self.store.nowhere)
+            if decoder_positions is not None:
+                scored_W = torch.where(decoder_positions.has_level(level), slots_W, self.store.dummy_slot)
             self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
         return total
 
@@ -172,14 +173,14 @@ class SkippingSampler(Sampler):
         """Eq. 11 in nats, or the loss; never below 0, which would mean that there is none."""
         if self.config.rule == "loss":
             return loss_W.clamp(min=0)
-        return -(logp_WV.exp() * logp_WV).sum(1).clamp(max=0)
+        return -(-entropy(logp_WV)).clamp(max=0)  # clamp(min=0) could change the sign of a zero
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """nominal: the windows of a step of `full`, so that a pass adds up to what it does there (in expectation);
         kept: Eq. 4's |S|, the target tokens that are left, in items.
         """
         if self.config.normalise == "nominal" or selected is None:
-            return self.course.samples_per_step
+            return self.plan.samples_per_step
         return max(float(selected.counted_WL.sum()), 1.0) / self.levels
 
     # ------------------------------------------------------------------------------------------------ afterwards
@@ -200,20 +201,20 @@ class SkippingSampler(Sampler):
         once, as `random` does.
         """
         rule = eval_rule(self.config, self.traits)
-        return rule(self.rules.skips_at_eval(self.store.merge(), self.pass_index)) if rule else None
+        return rule(self.rules.skips_at_eval(self.store.merge(), self.epoch)) if rule else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "scores": torch.from_numpy(self.store.merge()),
             "snapshot": torch.from_numpy(self.snapshot),
-            "pass_index": self.pass_index,
+            "pass_index": self.epoch,
             "seconds": self.journal.seconds,
             "journal": self.journal.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.store.load(state["scores"])
-        self.snapshot, self.pass_index = state["snapshot"].cpu().numpy(), state["pass_index"]
+        self.snapshot, self.epoch = state["snapshot"].cpu().numpy(), state["pass_index"]
         self.journal.seconds = state["seconds"]
         self.journal.load_state_dict(state["journal"])
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.strategies.spec import StrategySpec
 
 if TYPE_CHECKING:
-    from pipeline.strategies.base import Course, Sampler, Traits
+    from pipeline.strategies.base import NetworkTraits, Sampler, TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class ThinningConfig:
             raise ValueError("thinning.share is a share that is dropped, at least 0 and below 1")
 
 
-def _sampler(settings: ThinningConfig, course: "Course", traits: "Traits") -> "Sampler":
+def _sampler(settings: ThinningConfig, plan: "TrainingPlan", traits: "NetworkTraits") -> "Sampler":
     from pipeline.strategies.thinning.sampler import ThinningSampler
 
-    sampler: Sampler = ThinningSampler(settings, course)
+    sampler: Sampler = ThinningSampler(settings, plan)
     return sampler
 
 

@@ -7,17 +7,17 @@ import numpy as np
 from pipeline.strategies.thinning import ThinningConfig
 
 from pipeline.hashing import hasher, unit
-from pipeline.strategies.base import Course, Sampler, Weigh
+from pipeline.strategies.base import Sampler, TrainingPlan, Weigh
 
 
 class ThinningSampler(Sampler):
     """Weighs a window 0 with probability `share`, and else so that a pass adds up to the same."""
 
-    def __init__(self, config: ThinningConfig, course: Course) -> None:
-        self.config, self.course = config, course
+    def __init__(self, config: ThinningConfig, plan: TrainingPlan) -> None:
+        self.config, self.plan = config, plan
 
-    def begin_pass(self, pass_index: int) -> Weigh:
-        share, hashed = self.config.share, hasher(self.course.seed, 7, pass_index)
+    def begin_epoch(self, epoch: int) -> Weigh:
+        share, hashed = self.config.share, hasher(self.plan.seed, 7, epoch)
 
         def weigh(starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
             draw_W = unit(hashed(ends_W.astype(np.uint64)))

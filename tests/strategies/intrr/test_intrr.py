@@ -85,13 +85,13 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings: dict[str, An
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
     collate = Collator(items_N, model.catalogue.codes_IL, longest=5, weigh_items=strategy.network.items)
-    listed = collate.listed(step)
+    item_counts = collate.count_items(step)
     batches = [
-        collate(step, np.arange(8), shape=shape, listed=listed)
+        collate(step, np.arange(8), shape=shape, item_counts=item_counts)
         for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
     ]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
-    assert not present(listed).counts_I[items_N[:9]].all()
+    assert not present(item_counts).counts_I[items_N[:9]].all()
     plain, filled = (strategy.loss(model, batch).item() for batch in batches)
     assert filled == pytest.approx(plain, rel=1e-6)
 
@@ -101,7 +101,7 @@ def test_a_part_without_windows_has_no_loss() -> None:
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
     collate = Collator(items_N, model.catalogue.codes_IL, weigh_items=strategy.network.items)
-    batch = collate(step, np.zeros(0, np.int64), listed=collate.listed(step))
+    batch = collate(step, np.zeros(0, np.int64), item_counts=collate.count_items(step))
     assert strategy.loss(model, batch).item() == 0
 
 

@@ -52,16 +52,16 @@ def test_the_choice_is_that_of_torch_with_and_without_equal_scores(
             if not ties:
                 h_Td, mass_T = torch.randint(-9, 9, (tokens, 8)).float(), torch.rand(tokens)
             found.append(pruner._choose(h_Td.to(device), mass_T.to(device), histories, size, True))
-        for name in ("source_O", "place_T", "position_O", "taken_W", "room_W", "kept_NS"):
+        for name in ("source_O", "slot_T", "position_O", "taken_W", "capacity_W", "kept_NS"):
             expected, own = (getattr(pruned, name).cpu() for pruned in found)
             assert torch.equal(own.to(expected.dtype), expected), name
 
 
-def test_scores_that_are_no_numbers_do_not_pass_a_windows_room() -> None:
+def test_scores_that_are_no_numbers_do_not_pass_a_windows_capacity() -> None:
     pruner = Pruner(RastpConfig(), 4, True, 0)
     histories, size, tokens = batch(pruner, 0, "cuda")
     pruned = pruner._choose(
         torch.full((tokens, 8), float("nan"), device="cuda"), torch.ones(tokens, device="cuda"), histories, size, True
     )
-    assert (pruned.taken_W <= pruned.room_W).all()
-    assert pruned.place_T.max() < size
+    assert (pruned.taken_W <= pruned.capacity_W).all()
+    assert pruned.slot_T.max() < size

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typed import gradient_of, present, recording, total
 
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.t5 import T5, Encoded
+from pipeline.backbones.t5 import T5, EncoderOutput
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.exhaustive import score_catalogue
@@ -89,13 +89,13 @@ def pack(windows: list[list[int]], pad_to: int = 0) -> Histories:
     return Histories.pack(np.concatenate(windows).astype(np.int64), offsets, pad_to=pad_to)
 
 
-def rows(encoded: Encoded) -> Iterator[torch.Tensor]:
+def rows(encoded: EncoderOutput) -> Iterator[torch.Tensor]:
     """The real states of each window, in packed order."""
     start, lengths = 0, encoded.layout.lengths_n
-    places = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
-    for index, room in enumerate(places):
-        yield encoded.states_Td[start : start + (room if lengths is None else int(lengths[index]))]
-        start += room
+    capacities = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
+    for index, capacity in enumerate(capacities):
+        yield encoded.states_Td[start : start + (capacity if lengths is None else int(lengths[index]))]
+        start += capacity
 
 
 def pruner_of(model: T5) -> Pruner:
@@ -108,7 +108,7 @@ def kept_by(model: T5, histories: Histories) -> torch.Tensor:
     return present(model.encode(histories).kept_NS)
 
 
-def kept_positions(encoded: Encoded, histories: Histories) -> list[list[int]]:
+def kept_positions(encoded: EncoderOutput, histories: Histories) -> list[list[int]]:
     flat = present(encoded.kept_NS).split(histories.lengths_W.tolist())
     return [torch.flatten(kept).nonzero()[:, 0].tolist() for kept in flat]
 
@@ -293,7 +293,7 @@ class TestCost:
         assert flops[1 / 3, 1] < flops[1 / 3, 2] < flops[1 / 3, 3]
 
     @pytest.mark.parametrize("options", [{}, {"separators": "compete"}, {"unit": "item"}, {"method": "avg_pool"}])
-    def test_later_blocks_have_the_places_that_are_announced(self, options: dict[str, Any]) -> None:
+    def test_later_blocks_have_the_slots_that_are_announced(self, options: dict[str, Any]) -> None:
         strategy, windows = PrunedNetwork(RastpConfig(**options)), ragged()
         layout = make_model(strategy).encode(pack(windows)).layout
         announced = strategy.tokens_kept(np.array([len(window) for window in windows]), 5)
@@ -360,17 +360,17 @@ def test_the_best_of_each_segment_are_those_of_a_sort_and_ties_go_to_the_earlier
 
 
 @pytest.mark.parametrize("pad_to", [0, 40])
-def test_each_kept_token_has_one_place_and_each_dropped_one_none(pad_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kept_token_has_one_slot_and_each_dropped_one_none(pad_to: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, histories = make_model(PrunedNetwork(RastpConfig())), pack(ragged(), pad_to)
     pruner = pruner_of(model)
     seen: list[PrunedTokens] = []
     monkeypatch.setattr(pruner, "_choose", recording(pruner._choose, seen))
     model.encode(histories)
     (choice,) = seen
-    kept_T = (choice.place_T >= 0).nonzero()[:, 0]
+    kept_T = (choice.slot_T >= 0).nonzero()[:, 0]
     assert len(kept_T) == int(choice.kept_NS.sum()) == int(choice.taken_W.sum())
-    assert torch.equal(choice.source_O[choice.place_T[kept_T]], kept_T)
-    assert len(set(choice.place_T[kept_T].tolist())) == len(kept_T)
+    assert torch.equal(choice.source_O[choice.slot_T[kept_T]], kept_T)
+    assert len(set(choice.slot_T[kept_T].tolist())) == len(kept_T)
 
 
 @pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])

@@ -9,12 +9,12 @@ import skipgr_reference as reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skipgr_world import LEVELS, RULES, Rule, course, decide, random_scores, scored
+from skipgr_world import LEVELS, RULES, Rule, decide, plan, random_scores, scored
 
 from pipeline.hashing import hasher, unit
 from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import SEQUENCE, TIE, UNSCORED, Rules, lowest, mean_without_rounding_up
-from pipeline.strategies.skipgr.store import Store
+from pipeline.strategies.skipgr.store import ScoreStore
 
 
 class TestTokens:
@@ -23,7 +23,7 @@ class TestTokens:
     def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(
         self, ratios: tuple[float, float], rule: Rule
     ) -> None:
-        of = course()
+        of = plan()
         rules, scores_NL, index_M = (
             Rules(SkipgrConfig(rule, level_ratios=ratios), of, LEVELS),
             random_scores(of),
@@ -32,8 +32,8 @@ class TestTokens:
         decisions, sign = rules.decide(scores_NL, 2), -1 if rule == "high_entropy" else 1
         for level, ratio in enumerate(ratios):
             ties = rules._hash(2, TIE + level)(index_M.astype(np.uint64)).tolist()
-            places, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
-            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[place]) for place in places}
+            hits, threshold = reference.lowest_share((sign * scores_NL[index_M, level]).tolist(), ratio, ties)
+            assert set(np.flatnonzero(decisions.skip_NL[:, level])) == {int(index_M[index]) for index in hits}
             assert decisions.thresholds_E[level] == sign * threshold
 
     @settings(max_examples=30, deadline=None)
@@ -45,8 +45,8 @@ class TestTokens:
         chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, np.arange(count), hasher(count))
         assert abs(chosen.sum() - ratio * count) <= 0.5
 
-    def test_other_ties_are_skipped_in_another_pass_and_none_is_preferred(self) -> None:
-        of = course()
+    def test_other_ties_are_skipped_in_another_epoch_and_none_is_preferred(self) -> None:
+        of = plan()
         scores_NL = random_scores(of)
         scores_NL[scored(of)] = 0.5
         times_N = sum(
@@ -62,7 +62,7 @@ class TestTokens:
     def test_the_digit_goes_with_the_last_code_unless_it_is_scored_itself(self) -> None:
         decisions = decide(SkipgrConfig(token_ratio=0.3))
         assert (decisions.skip_NL[:, 2] == decisions.skip_NL[:, 1]).all()
-        of = course()
+        of = plan()
         for rules in (
             Rules(SkipgrConfig(token_ratio=0.3, include_digit=True), of, LEVELS),
             Rules(SkipgrConfig(token_ratio=0.3), of, LEVELS, digit=False),
@@ -72,7 +72,7 @@ class TestTokens:
             assert not (own.skip_NL[:, 2] == own.skip_NL[:, 1]).all()
 
     def test_what_has_no_score_is_kept(self) -> None:
-        of = course()
+        of = plan()
         decisions = decide(SkipgrConfig(token_ratio=0.9), of=of)
         others = np.setdiff1d(np.arange(len(of.items_N)), scored(of))
         assert set(of.first_U) <= set(others)
@@ -86,7 +86,7 @@ class TestSequences:
     def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(
         self, unit_: Literal["user", "window"], rule: Rule
     ) -> None:
-        of = course()
+        of = plan()
         config = SkipgrConfig(rule, sequence_unit=unit_, sequence_ratio=0.4)
         rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
         decisions, sign = rules.decide(scores_NL, 3), -1 if rule == "high_entropy" else 1
@@ -110,7 +110,7 @@ class TestSequences:
                 assert mean_without_rounding_up(np.full(count, value)) == value
 
     def test_a_share_that_is_asked_for_is_realised(self) -> None:
-        of = course(users=4000)
+        of = plan(users=4000)
         for unit_ in ("user", "window"):
             config = SkipgrConfig(sequence_share=0.3, sequence_unit=unit_)
             weights_M = Rules(config, of, LEVELS).decide(random_scores(of), 1).sequence_weights_N[scored(of)]
@@ -129,7 +129,7 @@ class TestSequences:
 class TestRules:
     @pytest.mark.parametrize("rule", RULES)
     def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule: Rule) -> None:
-        of = course(users=300)
+        of = plan(users=300)
         config = SkipgrConfig(rule, token_ratio=0.2)
         first, again = (decide(config, 1, of) for _ in range(2))
         for name, value in vars(first).items():
@@ -140,14 +140,14 @@ class TestRules:
             rule in ("low_entropy", "static_low_entropy", "loss")
         )
 
-    def test_only_static_random_skips_the_same_in_every_pass(self) -> None:
+    def test_only_static_random_skips_the_same_in_every_epoch(self) -> None:
         for rule in RULES:
             config = SkipgrConfig(rule)
             same = (decide(config, 1).sequence_weights_N == decide(config, 2).sequence_weights_N).all()
             assert same == (rule == "static_random"), rule
 
     def test_random_step_draws_anew_for_every_window_that_an_item_is_in(self) -> None:
-        of = course(users=200)
+        of = plan(users=200)
         rules = Rules(SkipgrConfig("random_step", token_ratio=0.2), of, LEVELS)
         decisions = rules.decide(random_scores(of), 1)
         index_M = scored(of)
@@ -157,8 +157,8 @@ class TestRules:
             assert skip_ML[:, 0].mean() == pytest.approx(0.2, abs=0.03)
         assert not rules.skips_of_inputs(decisions, 1, of.first_U, of.first_U).any()
 
-    def test_the_first_pass_and_the_annealed_ones_skip_nothing(self) -> None:
-        of = course(passes=9.5)
+    def test_the_first_epoch_and_the_annealed_ones_skip_nothing(self) -> None:
+        of = plan(epochs=9.5)
         config = SkipgrConfig(anneal_epochs=3)
         skipping = [p for p in range(10) if decide(config, p, of).skip_NL.any()]
         assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
@@ -178,14 +178,14 @@ class TestStore:
         def give(tensor: torch.Tensor) -> torch.Tensor:
             return total[0]
 
-        stores = [Store(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]
+        stores = [ScoreStore(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]
         expected = np.full((10, LEVELS), UNSCORED, np.float32)
         for _ in range(3):
             written = rng.permutation(10)[:6]
             for store, slots in zip(stores, np.split(written, 2), strict=True):
                 scores_RL = rng.random((4, LEVELS)).astype(np.float32)
                 for level in range(LEVELS):
-                    store.write(level, torch.tensor([*slots, store.nowhere]), torch.from_numpy(scores_RL[:, level]))
+                    store.write(level, torch.tensor([*slots, store.dummy_slot]), torch.from_numpy(scores_RL[:, level]))
                 expected[slots] = scores_RL[:3]
             held = [(store.scores_F.clone(), store._merged_F.clone()) for store in stores]
             summands.clear()

@@ -19,10 +19,10 @@ from pipeline.distributed import World
 from pipeline.packing.batch import Selected
 from pipeline.packing.kept import KeptItems
 from pipeline.training import steps as batches
-from pipeline.training.collate import Collator, _chosen_rows, common_shape, fitted
-from pipeline.training.feed import Feed, ahead
-from pipeline.training.steps import Step, deal, steps_of_pass
-from pipeline.training.windows import Passes
+from pipeline.training.collate import Collator, _chosen_rows, common_shape, fitted_shape
+from pipeline.training.loader import BatchLoader, prefetched
+from pipeline.training.steps import Step, deal, steps_of_epoch
+from pipeline.training.windows import Epochs
 
 TOKENS = 4  # positions of one item: three codes and a separator
 
@@ -37,10 +37,10 @@ def windows_of(steps: list[Step]) -> list[tuple[int, int]]:
     return [pair for step in steps for pair in zip(step.windows.starts_W, step.windows.ends_W, strict=True)]
 
 
-def slow_steps(passes: Passes, budget: int) -> list[int]:
+def slow_steps(epochs: Epochs, budget: int) -> list[int]:
     """Windows per step, filled one window at a time."""
     sizes, tokens = [0], 0
-    for length in passes.take(0, 0, len(passes)).lengths_W:
+    for length in epochs.take(0, 0, len(epochs)).lengths_W:
         if tokens + length * TOKENS > budget:
             sizes, tokens = [*sizes, 0], 0
         sizes[-1], tokens = sizes[-1] + 1, tokens + length * TOKENS
@@ -48,27 +48,27 @@ def slow_steps(passes: Passes, budget: int) -> list[int]:
 
 
 @pytest.mark.parametrize("chunk", [3, 17, 10_000])
-def test_steps_are_filled_in_the_order_of_the_pass_whatever_the_chunk(
+def test_steps_are_filled_in_the_order_of_the_epoch_whatever_the_chunk(
     splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
     monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
-    passes = Passes(splits, "random_start", 0)
-    steps = list(steps_of_pass(passes, 0, 0, 150, TOKENS))
-    assert [len(step.windows) for step in steps] == slow_steps(passes, 150)
-    whole = passes.take(0, 0, len(passes))
+    epochs = Epochs(splits, "random_start", 0)
+    steps = list(steps_of_epoch(epochs, 0, 0, 150, TOKENS))
+    assert [len(step.windows) for step in steps] == slow_steps(epochs, 150)
+    whole = epochs.take(0, 0, len(epochs))
     assert windows_of(steps) == list(zip(whole.starts_W, whole.ends_W, strict=True))
-    assert steps[-1].last == len(passes)
+    assert steps[-1].last == len(epochs)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 20), st.integers(2, 50))
-def test_a_resumed_pass_goes_on_with_the_same_steps(done: int, chunk: int) -> None:
+def test_a_resumed_epoch_goes_on_with_the_same_steps(done: int, chunk: int) -> None:
     rng = np.random.default_rng(1)
-    passes = Passes(make_splits(rng.integers(2, 15, size=50).tolist(), rng), "random_start", 0)
-    whole = list(steps_of_pass(passes, 3, 0, 150, TOKENS))
+    epochs = Epochs(make_splits(rng.integers(2, 15, size=50).tolist(), rng), "random_start", 0)
+    whole = list(steps_of_epoch(epochs, 3, 0, 150, TOKENS))
     done = min(done, len(whole) - 1)
-    rest = list(steps_of_pass(passes, 3, whole[done].last, 150, TOKENS))
+    rest = list(steps_of_epoch(epochs, 3, whole[done].last, 150, TOKENS))
     assert [windows_of([step]) for step in rest] == [windows_of([step]) for step in whole[done + 1 :]]
 
 
@@ -82,14 +82,14 @@ def test_windows_of_weight_zero_are_in_no_step_and_cost_no_budget(
     def weigh(starts_W: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
         return np.where(ends_W % 3 == 0, 2.0, 0.0).astype(np.float32)
 
-    passes = Passes(splits, "random_start", 0)
-    steps = list(steps_of_pass(passes, 0, 0, 150, TOKENS, weigh))
-    whole = passes.take(0, 0, len(passes))
+    epochs = Epochs(splits, "random_start", 0)
+    steps = list(steps_of_epoch(epochs, 0, 0, 150, TOKENS, weigh))
+    whole = epochs.take(0, 0, len(epochs))
     kept = whole[whole.ends_W % 3 == 0]
     assert windows_of(steps) == list(zip(kept.starts_W, kept.ends_W, strict=True))
     assert all((step.weights_W == 2.0).all() for step in steps)
     assert all(step.windows.lengths_W.sum() * TOKENS > 150 - 6 * TOKENS for step in steps[:-1])
-    after = list(steps_of_pass(passes, 0, steps[1].last, 150, TOKENS, weigh))
+    after = list(steps_of_epoch(epochs, 0, steps[1].last, 150, TOKENS, weigh))
     assert windows_of(after) == windows_of(steps[2:])
 
 
@@ -109,10 +109,10 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
 ) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
     collator = Collator(splits.items_N, codes_IL, longest=splits.max_history)
-    options: dict[str, Any] = {"budget": 150, "tokens_per_item": TOKENS, "accumulate": accumulate}
-    passes = Passes(splits, "random_start", 0)
-    feeds = [Feed(passes, collator, World(rank, size), **options) for rank in range(size)]
-    for shares in zip(*(feed.rest_of_pass(0, 0, None) for feed in feeds), strict=True):
+    options: dict[str, Any] = {"budget": 150, "input_tokens_per_item": TOKENS, "accumulate": accumulate}
+    epochs = Epochs(splits, "random_start", 0)
+    loaders = [BatchLoader(epochs, collator, World(rank, size), **options) for rank in range(size)]
+    for shares in zip(*(loader.rest_of_epoch(0, 0, None) for loader in loaders), strict=True):
         step = shares[0][0]
         dealt = [batch for _, parts in shares for batch in parts]
         assert len(dealt) == size * accumulate
@@ -122,7 +122,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes_and_parts(
 
 def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Splits) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
-    windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
+    windows = Epochs(splits, "prefixes", 0).take(0, 0, 12)
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
     batch = Collator(splits.items_N, codes_IL)(step, np.arange(3, 12))
     position = 0
@@ -138,17 +138,17 @@ def test_a_batch_holds_histories_targets_and_codes_in_packed_order(splits: Split
 
 def test_where_every_item_is_a_target_each_has_the_codes_of_the_one_after_it(splits: Splits) -> None:
     codes_IL = torch.from_numpy(make_sids().codes_IL).long()
-    windows = Passes(splits, "prefixes", 0).take(0, 0, 12)
+    windows = Epochs(splits, "prefixes", 0).take(0, 0, 12)
     step = Step(0, 12, windows, np.arange(1, 13, dtype=np.float32))
     times_N = np.random.default_rng(0).integers(10**9, size=len(splits.items_N))
     batch = Collator(splits.items_N, codes_IL, times_N=times_N, all_targets=True)(step, np.arange(3, 12))
     positions = [
-        (row, place) for row in batch.histories.order + 3 for place in range(windows.starts_W[row], windows.ends_W[row])
+        (row, index) for row in batch.histories.order + 3 for index in range(windows.starts_W[row], windows.ends_W[row])
     ]
-    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[place + 1]].tolist() for _, place in positions]
+    assert batch.codes_WL.tolist() == [codes_IL[splits.items_N[index + 1]].tolist() for _, index in positions]
     assert batch.weights_W.tolist() == [row + 1 for row, _ in positions]
     assert batch.histories.times_N is not None
-    assert batch.histories.times_N.tolist() == [times_N[place] for _, place in positions]
+    assert batch.histories.times_N.tolist() == [times_N[index] for _, index in positions]
     assert batch.targets_W.tolist() == splits.items_N[windows.ends_W[batch.histories.order + 3]].tolist()
 
 
@@ -161,7 +161,7 @@ def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
             yield i
         raise RuntimeError("the end")
 
-    prepared = ahead(numbers())
+    prepared = prefetched(numbers())
     assert [next(prepared) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="the end"):
         next(prepared)
@@ -170,12 +170,12 @@ def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("whole_items", [True, False])
-def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_items: bool, parts: int) -> None:
+def test_the_shape_of_an_epoch_holds_what_its_steps_leave_and_little_more(whole_items: bool, parts: int) -> None:
     """Tokens, decoder positions and items, those of windows that fill a batch included."""
     rng = np.random.default_rng(2)
-    passes = Passes(make_splits(rng.integers(2, 15, size=900).tolist(), rng), "random_start", 0)
+    epochs = Epochs(make_splits(rng.integers(2, 15, size=900).tolist(), rng), "random_start", 0)
     steps = []
-    for step in steps_of_pass(passes, 0, 0, 3000 * parts, TOKENS):
+    for step in steps_of_epoch(epochs, 0, 0, 3000 * parts, TOKENS):
         count, items = len(step.windows), int(step.windows.lengths_W.sum())
         offsets = np.concatenate([[0], np.cumsum(step.windows.lengths_W)])
         kept = KeptItems.of(rng.random((items, TOKENS - 1)) < 0.6, offsets, whole_items, True)
@@ -191,8 +191,8 @@ def test_the_shape_of_a_pass_holds_what_its_steps_leave_and_little_more(whole_it
                 ),
             )
         )
-    common = common_shape(steps[:-1], parts, passes.max_history)
-    shape = fitted(common, steps[0], parts)
+    common = common_shape(steps[:-1], parts, epochs.max_history)
+    shape = fitted_shape(common, steps[0], parts)
     assert shape.windows == common.windows
     assert (shape.items < common.items) == whole_items
     for step in steps[:-1]:  # the last is not full
