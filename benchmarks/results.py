@@ -21,7 +21,8 @@ Row = dict[str, Any]
 STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
 # group of runs -> the data set, and the runs that belong there
 QUALITY = {
-    "beauty-fast": ("amazon-beauty", STRATEGIES),
+    "beauty-fast": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-fast, several runs on one GPU": ("amazon-beauty", ["full", "rastp", "skipgr"]),
     "beauty-fast, on Sports": ("amazon-sports", STRATEGIES),
     "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
     "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),

@@ -100,6 +100,36 @@ def test_every_room_has_its_layer_and_every_layer_its_rooms(files: list[str]) ->
     assert rooms == {name for layer in LAYERS for name in layer} | set(LEAVES)
 
 
+def test_every_import_of_the_package_exists(root: Path, files: list[str]) -> None:
+    """An import inside a function, such as that of a GPU kernel, runs on some machines alone; here its text counts."""
+    wrong = []
+    for file in files:
+        for node in ast.walk(ast.parse((root / file).read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+                home = file_of(root, node.module or "")
+                wrong += [
+                    f"{file}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not file_of(root, f"{node.module}.{alias.name}")
+                    and not (home and alias.name in defined_names(root, home))
+                ]
+    assert not wrong
+
+
+@cache
+def defined_names(root: Path, file: str) -> frozenset[str]:
+    """All that a module may be asked for: what it defines, assigns or imports at its top level."""
+    found = set()
+    for node in ast.walk(ast.parse((root / file).read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.ImportFrom | ast.Import):
+            found |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
+    return frozenset(found)
+
+
 def test_imports_go_down(root: Path, files: list[str]) -> None:
     wrong = []
     for file in files:

@@ -116,7 +116,7 @@ class Pruner:
 
     def _choose_at_once(self, scores_T: Tensor, capacity_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
         """As `_best`, `_spread` and `_compact`, in one kernel."""
-        from pipeline.strategies.rastp.choose_tokens_kernel import choose_tokens
+        from pipeline.strategies.rastp.choose_kernel import choose_tokens
 
         source_O, slot_T, position_O, kept_NS, taken_W = choose_tokens(
             scores_T,
