@@ -15,7 +15,7 @@ sids = st.lists(st.tuples(*(st.integers(0, width - 1) for width in WIDTHS)), min
 
 
 def prefixes(rows: list[tuple[int, int, int]], level: int) -> list[tuple[int, ...]]:
-    """All prefixes of a length in lexicographic order: place = node."""
+    """All prefixes of a length in lexicographic order: the index in the list is the node."""
     return sorted({tuple(row[:level]) for row in rows})
 
 

@@ -187,7 +187,7 @@ def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, 
 
 
 def keys(tree: Any, prefix: str = "") -> list[str]:
-    """Dotted names in order, sections and what they hold."""
+    """The dotted names of sections and of their keys, in order."""
     members = {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
     members |= members.pop("strategies", {})  # whose sections stand beside the others
     names = []

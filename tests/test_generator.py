@@ -139,7 +139,7 @@ def test_files_that_do_not_belong_together_are_refused(saved: tuple[T5, Path], c
 
 @pytest.mark.parametrize("name", ["rastp+skipgr", "intrr", "hstu"])
 def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name: str, root: Path) -> None:
-    """Trained, and asked, at commit ab439d4."""
+    """The models were trained, and their answers recorded, at commit ab439d4."""
     folder = root / "tests/golden/generators" / name
     loaded, expected = load_generator(folder), json.loads((folder / "expected.json").read_text())
     times = np.arange(6) * 1000 if loaded.model.wants_times else None

@@ -11,7 +11,7 @@ from pipeline.machine import peak_memory_gib, pick_device, running_experiments, 
 
 
 def processes(folder: Path, *commands: str) -> Path:
-    """A /proc with these command lines."""
+    """Makes a /proc with these command lines."""
     for number, command in enumerate(commands, 100):
         (folder / str(number)).mkdir(parents=True)
         (folder / str(number) / "cmdline").write_bytes(b"\0".join(word.encode() for word in command.split()) + b"\0")
@@ -75,5 +75,5 @@ def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_peak_memory_is_about_what_is_held_now_or_more() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in batches of their own
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in separate batches
     assert 0.9 * pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000

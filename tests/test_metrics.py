@@ -20,8 +20,8 @@ def textbook(metric: str, ranked: list[int], target: int) -> float:
         return sum(relevance) / 1
     if name == "ndcg":
         ideal = 1 / math.log2(2)
-        return sum(r / math.log2(place + 2) for place, r in enumerate(relevance)) / ideal
-    return next((1 / (place + 1) for place, r in enumerate(relevance) if r), 0.0)
+        return sum(r / math.log2(index + 2) for index, r in enumerate(relevance)) / ideal
+    return next((1 / (index + 1) for index, r in enumerate(relevance) if r), 0.0)
 
 
 def rank_of(ranked: list[int], target: int) -> int:

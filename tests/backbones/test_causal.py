@@ -44,7 +44,7 @@ def same(ours: Any, expected: Any, tolerance: float = 1e-9) -> None:
 
 
 def one_by_one(histories: Histories) -> Iterator[Histories]:
-    """Each packed window as a batch of its own."""
+    """Yields each packed window as a batch of one window."""
     start = 0
     for length in histories.lengths_W.tolist():
         part = slice(start, start + length)
@@ -126,7 +126,7 @@ def test_a_later_item_or_time_changes_nothing_before_it(
 def test_the_time_of_a_target_tells_nothing_of_it(
     make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
 ) -> None:
-    """At inference nobody knows when the next item will come."""
+    """At inference the time of the next item is unknown."""
     model = make_causal(**kind).double()
     histories, targets_W = make_batch(model, count=1, seed=4, all_targets=True)
     items = len(histories.items_N)

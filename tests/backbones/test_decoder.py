@@ -18,7 +18,7 @@ from pipeline.packing.histories import Histories
 
 
 def as_transformers(model: Decoder) -> T5Stack:
-    """`transformers`' stack holding our weights."""
+    """`transformers`' stack, which holds our weights."""
     config = model.config
     oracle = T5Stack(
         T5Config(
@@ -97,14 +97,14 @@ def test_logits_and_gradients_equal_transformers(
                 for name, parameter in model.named_parameters()
                 if "qkv" not in name and ".o." not in name
             }
-        )  # attention weights were copied, split into theirs
+        )  # attention weights are copies, split as `transformers` splits them
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_dropout_acts_where_t5_has_it(
     make_causal: MakeCausal, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
+    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean that both drop at the same points."""
     model = make_causal("decoder", dropout=0.25)
     assert isinstance(model, Decoder)
     histories, targets_W = make_batch(model)

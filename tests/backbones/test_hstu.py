@@ -71,7 +71,7 @@ def hstu_blocks(model: Hstu) -> list[HstuBlock]:
 
 
 def slow_hstu(model: Hstu, items: list[int], times: list[int], target: int) -> list[torch.Tensor]:
-    """Logits of one window, layer by layer, from the equations; times as the docstring of `Times` says."""
+    """Logits of one window, layer by layer, from the equations; the docstring of `Times` defines the times."""
     config, catalogue = model.config, model.catalogue
     tokens, asked, happened = [], [], []
     for position, item in enumerate([*items, target]):
@@ -121,7 +121,7 @@ def test_a_window_equals_the_equations_written_out(make_causal: MakeCausal, make
 def test_the_variant_of_intrrs_code_weighs_by_softplus_that_sums_to_one(
     make_causal: MakeCausal, make_batch: MakeBatch
 ) -> None:
-    """One layer of it, written out: SiLU on U alone, scores over sqrt(D), no norm behind the attention."""
+    """One layer of the variant, written out: SiLU on U alone, scores over sqrt(D), no norm behind the attention."""
     model = make_causal("hstu", hstu_attention="softplus", decoder_layers=1, vectors_only=True).double()
     assert isinstance(model, Hstu)
     histories, _ = make_batch(model, count=1, seed=4, all_targets=True)

@@ -1,4 +1,4 @@
-"""Backbones that read one vector per item, whatever made it."""
+"""Backbones that read one vector per item, whatever made the vector."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Learned places in line, counted from the last item of a history."""
+"""Recency: a learned vector for each position of an item, counted from the last item of a history."""
 
 import numpy as np
 import torch

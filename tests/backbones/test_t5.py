@@ -77,7 +77,7 @@ class TestEqualsTransformers:
         model.zero_grad()
         sum_of_losses(model, logits, targets_W).backward()
         for name, parameter in model.named_parameters():
-            if name in shared:  # attention weights were copied, split into theirs
+            if name in shared:  # attention weights are copies, split as `transformers` splits them
                 assert_same(ours[name], gradient_of(parameter), 1e-4)
 
     def test_cached_decoding_over_all_levels(
@@ -108,7 +108,7 @@ class TestEqualsTransformers:
 def test_cached_beams_equal_teacher_forcing_of_each_beams_own_prefix(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
-    """Beams that swap places, branch and die: what a beam sees is its own past."""
+    """Beams change their order, branch and die; each beam attends to its own past alone."""
     model, beams = make_model(), 5
     histories, _ = make_batch(model)
     generator = torch.Generator().manual_seed(0)
@@ -215,7 +215,7 @@ def test_dropout_acts_in_training_only(make_model: MakeModel, make_batch: MakeBa
 def test_dropout_acts_where_t5_has_it(
     make_model: MakeModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
 ) -> None:
-    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
+    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean that both drop at the same points."""
     model = make_model(dropout=0.25, **shape)
     histories, targets_W = make_batch(model)
     ids, mask = encoder_ids(model, histories)

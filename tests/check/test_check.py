@@ -26,7 +26,7 @@ def test_it_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_command_loads_nothing_heavy(root: Path, tmp_path: Path) -> None:
-    """It runs at every change of a value, so it has to answer at once."""
+    """`check` runs at every change of a value, so `check` has to answer at once."""
     (tmp_path / "params.yaml").write_text((root / "params.yaml").read_text())
     (tmp_path / "data/demo").mkdir(parents=True)
     code = (
@@ -64,7 +64,7 @@ def test_a_link_into_a_cache_is_not_written_through(tmp_path: Path) -> None:
     ],
 )
 def test_a_key_that_dvc_would_miss_is_told(removed: str, said: str, root: Path, tmp_path: Path) -> None:
-    """DVC knows no defaults: it would stop at the stage that reads the key, when its outputs are gone."""
+    """DVC knows no defaults: DVC would stop at the stage that reads the key, when its outputs are gone."""
     raw = yaml.safe_load((root / "params.yaml").read_text())
     section, *key = removed.split(".")
     del (raw[section] if key else raw)[key[0] if key else section]

@@ -25,7 +25,7 @@ LARGE: dict[str, Any] = {"items": 600, "widths": (14, 12, 10, 4)}  # most prefix
 
 
 def brute_force(model: T5, items_N: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
-    """[W, I]: every item scored alone by teacher forcing, one window at a time."""
+    """Scores [W, I]: each item is scored alone by teacher forcing, one window at a time."""
     rows = []
     for window in range(len(offsets) - 1):
         length, items = offsets[window + 1] - offsets[window], model.catalogue.items
@@ -188,7 +188,7 @@ def test_a_model_in_training_mode_is_refused(
 def test_the_work_of_a_step_depends_on_the_beam_and_not_on_the_catalogue(
     make_model: MakeModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten times the items below the same number of codes: the candidates of a step stay within beam x codes."""
+    """With ten times the items and the same number of codes, a step has at most beam x codes candidates."""
     seen, plain = [], top_k
 
     def watched(scores_WC: torch.Tensor, rank_C: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -115,7 +115,7 @@ def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen: 
 
 
 def shared_catalogue(rng: np.random.Generator, items: int = 16) -> Catalogue:
-    """SIDs without a deduplication digit, several items to most of them."""
+    """SIDs without a deduplication digit; most of them belong to several items."""
     return Catalogue(rng.integers(0, (2, 2, 3), (items, 3)).astype(np.int32), WIDTHS, digit=False)
 
 
@@ -132,7 +132,7 @@ def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding
         found.users_U, found.positions_U, found.ranks_U, found.bucket_ranks_U, strict=True
     ):
         history, target = slow_history(splits, user, position), int(splits.items_N[position])
-        if not history or decoding == "unconstrained":  # there, combinations that name no item take places too
+        if not history or decoding == "unconstrained":  # there, combinations that name no item have ranks too
             assert (bucket_rank > 0) >= (rank > 0)
             assert bucket_rank <= rank or rank == 0
             continue

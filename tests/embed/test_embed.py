@@ -19,7 +19,7 @@ VECTORS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
 
 @pytest.fixture
 def interactions(tmp_path: Path) -> Path:
-    """data/interactions/ with six items, two of them without any text, and vectors of their own."""
+    """data/interactions/ with six items, two of them without any text, and a vector for each item."""
     items = pd.DataFrame(
         {
             "item_id": np.arange(6, dtype=np.int32),

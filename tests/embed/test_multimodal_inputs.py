@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
     }
     items = [("soap", f"{name}; a.png") for name in names] + [("soap", "a.png"), ("soap", "cut.png")]
     encoded = embed(model, folder, items, max_image_pixels=100_000)
-    assert np.abs(encoded.vectors_Id[:-1] - encoded.vectors_Id[0]).max() < 1e-5  # as if the bad one were not there
+    assert np.abs(encoded.vectors_Id[:-1] - encoded.vectors_Id[0]).max() < 1e-5  # as if the bad image were not there
     assert np.abs(encoded.vectors_Id[-1] - encoded.vectors_Id[0]).max() > 0.01
     rejects = pq.read_table(folder.parent / "out/rejects.parquet").to_pylist()
     assert [row["raw_id"] for row in rejects] == [*(f"r{i}" for i in range(len(names))), f"r{len(names) + 1}"]

@@ -83,7 +83,7 @@ def test_the_rearranged_t5_gives_the_states_of_transformers_own(family: str, fee
         relative_attention_max_distance=20,
     )
     original = getattr(transformers, f"{family}EncoderModel")(config).eval()
-    for block in original.encoder.block:  # as published they are all ones
+    for block in original.encoder.block:  # the published weights are all ones
         for layer in block.layer:
             torch.nn.init.uniform_(layer.layer_norm.weight, 0.5, 1.5)
     ids, lengths = torch.randint(0, 64, (5, 37)), torch.tensor([37, 21, 9, 2, 1])

@@ -42,7 +42,7 @@ def test_only_missing_and_damaged_shards_are_made_again(
     counted = Counted(monkeypatch)
     whole, _, kept = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
     files = sorted(kept.folder.iterdir())
-    assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
+    assert (len(files), counted.texts) == (8, ITEMS)  # seven shards of five items, one of two
     files[2].unlink()
     files[4].write_bytes(files[4].read_bytes()[:-8])
     counted.texts = 0
@@ -80,7 +80,7 @@ def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(
         after[3] += " word5"
     model = other_model(folders, tmp_path) if change == "weights" else folders["t5"]
     text_vectors(after, config(model, **changes.get(change, {})), tmp_path / "scratch")
-    # a smaller batch is what one turns to when memory ran out: finished shards stay good
+    # a user who ran out of memory takes a smaller batch: finished shards stay valid
     assert counted.texts == (ITEMS if change in ("nothing", "batch_tokens") else 2 * ITEMS)
 
 

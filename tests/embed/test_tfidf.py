@@ -15,7 +15,7 @@ WORDS = {
 
 
 def catalogue(seed: int = 0, each: int = 40) -> tuple[list[str], np.ndarray]:
-    """(texts, category of each): a few words of the category and a number that is the item's own."""
+    """(texts, category of each): a few words of the category and a number that no other item has."""
     rng = np.random.default_rng(seed)
     texts, categories = [], []
     for index, words in enumerate(WORDS.values()):

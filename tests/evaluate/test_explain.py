@@ -26,7 +26,7 @@ Row = TypeVar("Row", ItemTokens, ItemWeights)
 
 
 def ask(world: World, kind: type[Row], **arguments: Any) -> tuple[Generator, list[Row]]:
-    """What `explain` returns, its rows of the kind that the model of the world has."""
+    """The result of `explain`, whose rows must all be of one kind."""
     settings: dict[str, Any] = {**world.paths, **arguments}
     loaded, found = explain(interactions=world.root / "data/interactions", **settings)
     rows = [row for row in found if isinstance(row, kind)]

@@ -1,4 +1,4 @@
-"""What is recommended: the best items for all that is known of a user; unknown names are met with near ones."""
+"""What is recommended: the best items for all that is known of a user; an unknown name is answered with near ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ def ask(world: World, **arguments: Any) -> list[Recommendation]:
 
 
 def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
-    """Raw ids by descending log-probability after the most recent items of a history, and these."""
+    """Raw ids by descending log-probability after the most recent items of a history, and the log-probabilities."""
     model = load_generator(world.paths["generator"]).model
     recent = np.array(history[-MAX_HISTORY:])
     scores = score_catalogue(model, Histories.pack(recent, np.array([0, len(recent)])))[0].numpy()

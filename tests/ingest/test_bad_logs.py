@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from raw_logs import START, Ingest, csv_text, events, jsonl_text, write
+from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
 from pipeline.errors import UserError
 
-GOOD = events()
+GOOD = interactions()
 BAD_ROWS: list[tuple[tuple[Any, ...], str]] = [  # (fields, reason)
     (("", "i1", START), "user is missing"),
     (("u1", " ", START), "item is missing"),
@@ -239,4 +239,4 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, root: Path) 
         check=False,
     )
     assert done.stdout.endswith("refused\n"), done.stderr
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit was the other process's own
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit held for the other process only

@@ -32,7 +32,7 @@ def table(engine: Engine, pairs: Sequence[tuple[int | str, int]]) -> ibis.Table:
 
 
 def slow_k_core(given: Iterable[tuple[int, int]], k: int) -> list[tuple[int, int]]:
-    """Take away one user or item with too few events at a time, until there is none."""
+    """Remove one user or item with too few interactions at a time, until none is left."""
     pairs = list(given)
     while True:
         for side in (0, 1):
@@ -100,7 +100,7 @@ def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine: Engine, pairs: 
 
 
 def test_a_k_core_may_need_several_passes(engine: Engine) -> None:
-    # A chain: taking away the last user makes the item before it rare, and so on. Only the square a-b x 1-2 holds.
+    # A chain: without the last user the item before it is rare, and so on. Only the square a-b x 1-2 remains.
     chain = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3), ("c", 3), ("c", 4), ("d", 4)]
     kept, passes = k_core(engine, table(engine, chain), 2)
     assert len(kept.to_pyarrow()) == 4

@@ -1,4 +1,4 @@
-"""Logs of one's own: formats, one file, a glob, a folder with items, vectors and images."""
+"""Logs of users: formats, one file, a glob, a folder with items, vectors and images."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
-from raw_logs import START, Ingest, csv_text, events, jsonl_text, write
+from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
 from pipeline.errors import UserError
 
-ROWS = [(user, item, time, n % 5 + 1) for n, (user, item, time) in enumerate(events())]
+ROWS = [(user, item, time, n % 5 + 1) for n, (user, item, time) in enumerate(interactions())]
 NAMES = ("user", "item", "timestamp", "rating")
 ITEMS = [
     {"item": f"i{n}", "title": f"Title {n}", "image": f"images/{n}.png", "color": "red"} for n in (3, 1, 5, 0, 2, 4)
@@ -19,7 +19,7 @@ ITEMS = [
 
 
 def write_log(path: Path) -> Path:
-    """The same log in whatever format the name asks for."""
+    """Writes the same log in the format that the name asks for."""
     if ".parquet" in path.name:
         path.parent.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(ROWS, columns=NAMES).to_parquet(path.with_suffix("") if path.suffix == ".gz" else path)
@@ -53,7 +53,7 @@ def dataset(folder: Path, items: list[dict[str, Any]] = ITEMS) -> Path:
 )
 def test_every_format_gives_the_same(ingest: Ingest, tmp_path: Path, name: str) -> None:
     result = ingest(write_log(tmp_path / "raw" / name))
-    assert result.rows == events()
+    assert result.rows == interactions()
     assert result.frame("interactions").rating.tolist() == [float(row[3]) for row in ROWS]
     assert list(result.summary["sha256"]) == [name]
 
@@ -65,19 +65,19 @@ def test_a_glob_reads_its_files_in_the_order_of_their_names(ingest: Ingest, tmp_
         )
     write(tmp_path / "logs" / "day9" / "part.csv", ",".join(NAMES) + "\n")  # one of many may be empty
     result = ingest(f"{tmp_path}/logs/*/part.csv")
-    assert result.rows == events()
+    assert result.rows == interactions()
     assert list(result.summary["sha256"]) == [f"day{part}/part.csv" for part in (0, 1, 2, 9)]
 
 
 def test_a_folder_and_a_pattern_inside_it_are_a_glob_that_dvc_can_watch(ingest: Ingest, tmp_path: Path) -> None:
     write(tmp_path / "logs" / "day1" / "part.csv", csv_text(ROWS, ",".join(NAMES)))
     write(tmp_path / "logs" / "notes.txt", "not part of the log")
-    assert ingest(tmp_path / "logs", files="*/part.csv").rows == events()
+    assert ingest(tmp_path / "logs", files="*/part.csv").rows == interactions()
 
 
 def test_the_parts_of_a_glob_must_agree_on_their_actions(ingest: Ingest, tmp_path: Path) -> None:
     write(tmp_path / "a.csv", csv_text(ROWS, ",".join(NAMES)))
-    write(tmp_path / "b.csv", csv_text(events()))
+    write(tmp_path / "b.csv", csv_text(interactions()))
     with pytest.raises(UserError, match=r"b\.csv has no column 'rating'"):
         ingest(f"{tmp_path}/*.csv")
 
@@ -87,7 +87,7 @@ def test_a_folder_may_hold_the_log_in_parts(ingest: Ingest, tmp_path: Path) -> N
         write(
             tmp_path / "raw" / f"interactions.{part}.csv", csv_text(ROWS[18 * part : 18 * part + 18], ",".join(NAMES))
         )
-    assert ingest(tmp_path / "raw").rows == events()
+    assert ingest(tmp_path / "raw").rows == interactions()
 
 
 def test_item_ids_follow_the_item_file_and_keep_all_its_columns(ingest: Ingest, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_item_ids_follow_the_item_file_and_keep_all_its_columns(ingest: Ingest, 
 
 
 def test_without_an_item_file_ids_follow_the_log_and_texts_are_null(ingest: Ingest, tmp_path: Path) -> None:
-    items = ingest(write(tmp_path / "log.csv", csv_text(events()[::-1]))).frame("items")
+    items = ingest(write(tmp_path / "log.csv", csv_text(interactions()[::-1]))).frame("items")
     assert items.raw_id.tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]
     assert items[["title", "categories", "description", "image"]].isna().all(axis=None)
 
@@ -110,13 +110,13 @@ def test_without_an_item_file_ids_follow_the_log_and_texts_are_null(ingest: Inge
 def test_columns_of_other_names_are_mapped(ingest: Ingest, tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", csv_text(ROWS, "member,sku,seen_at,stars"))
     result = ingest(path, columns={"user": "member", "item": "sku", "timestamp": "seen_at", "rating": "stars"})
-    assert result.rows == events()
+    assert result.rows == interactions()
     assert "rating" in result.frame("interactions")
 
 
 def test_milliseconds(ingest: Ingest, tmp_path: Path) -> None:
-    path = write(tmp_path / "log.csv", csv_text([(user, item, time * 1000 + 7) for user, item, time in events()]))
-    assert ingest(path, time_unit="ms").rows == events()
+    path = write(tmp_path / "log.csv", csv_text([(user, item, time * 1000 + 7) for user, item, time in interactions()]))
+    assert ingest(path, time_unit="ms").rows == interactions()
 
 
 def test_the_minimum_is_a_filter_and_no_reject(ingest: Ingest, tmp_path: Path) -> None:
@@ -135,13 +135,13 @@ def test_the_minimum_must_name_an_action_of_the_log(ingest: Ingest, tmp_path: Pa
 
 
 def test_the_earliest_of_repeated_events_stays(ingest: Ingest, tmp_path: Path) -> None:
-    again = [(user, item, time - 30 if item == "i0" else time + 30) for user, item, time in events()]
-    result = ingest(write(tmp_path / "log.csv", csv_text(events() + again)))
-    assert result.rows == [(user, item, time - 30 if item == "i0" else time) for user, item, time in events()]
+    again = [(user, item, time - 30 if item == "i0" else time + 30) for user, item, time in interactions()]
+    result = ingest(write(tmp_path / "log.csv", csv_text(interactions() + again)))
+    assert result.rows == [(user, item, time - 30 if item == "i0" else time) for user, item, time in interactions()]
 
 
 def test_equal_times_stay_in_the_order_of_the_source(ingest: Ingest, tmp_path: Path) -> None:
-    rows = [(user, item, START) for user, item, _ in events()]
+    rows = [(user, item, START) for user, item, _ in interactions()]
     rows = rows[18:] + rows[:18][::-1]
     result = ingest(write(tmp_path / "log.csv", csv_text(rows)))
     assert [row for user in dict.fromkeys(row[0] for row in rows) for row in rows if row[0] == user] == result.rows

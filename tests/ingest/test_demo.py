@@ -1,4 +1,4 @@
-"""The demo's simulator: what it promises about files, structure, and what its texts must not give away."""
+"""The demo's simulator: its files, its structure, and what its texts must not give away."""
 
 import gzip
 import hashlib

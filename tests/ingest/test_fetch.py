@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raw_logs import Ingest, csv_text, events
+from raw_logs import Ingest, csv_text, interactions
 
 from pipeline.errors import UserError
 from pipeline.ingest import fetch as module
@@ -128,7 +128,7 @@ def test_what_is_there_is_not_fetched_again(server: Server, tmp_path: Path) -> N
 def test_of_an_archive_the_recipes_files_are_unpacked_and_ingested(
     server: Server, tmp_path: Path, ingest: Ingest
 ) -> None:
-    rows = [(user[1:], item[1:], 4, time) for user, item, time in events()]
+    rows = [(user[1:], item[1:], 4, time) for user, item, time in interactions()]
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("ml-latest-small/ratings.csv", csv_text(rows, "userId,movieId,rating,timestamp"))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from raw_logs import SHARED, Ingest, csv_text, events, write
+from raw_logs import SHARED, Ingest, csv_text, interactions, write
 
 from pipeline.artifacts import MEASURED
 
@@ -39,18 +39,18 @@ def test_a_second_run_gives_the_same_bytes(ingest: Ingest, tmp_path: Path) -> No
 
 
 def test_a_smaller_memory_limit_changes_nothing(ingest: Ingest, tmp_path: Path) -> None:
-    path = write(tmp_path / "log.csv", csv_text(events()))
+    path = write(tmp_path / "log.csv", csv_text(interactions()))
     assert content(ingest(path, memory_limit="100MB").folder) == content(ingest(path).folder)
 
 
 def test_no_path_of_this_machine_is_in_the_outputs(ingest: Ingest, tmp_path: Path) -> None:
-    write(tmp_path / "raw" / "interactions.csv", csv_text([*events(), ("", "i1", 1)]))
+    write(tmp_path / "raw" / "interactions.csv", csv_text([*interactions(), ("", "i1", 1)]))
     result = ingest(tmp_path / "raw", max_reject_rate=0.5)
     assert all(str(tmp_path).encode() not in bytes_ for bytes_ in content(result.folder).values())
 
 
 def test_ingest_json_counts_before_and_after_each_filter(ingest: Ingest, tmp_path: Path) -> None:
-    rows: list[tuple[Any, ...]] = [(*row, 1) for row in events()] + [
+    rows: list[tuple[Any, ...]] = [(*row, 1) for row in interactions()] + [
         ("u9", "i0", 1_400_000_000, 1),
         ("u8", "i0", 1_400_000_000, 0),
     ]

@@ -38,7 +38,7 @@ def read(
 fields = st.text(st.sampled_from(["a", "7", " ", ",", '"', "\n", "é"]), max_size=4)
 tables = st.lists(
     st.one_of(
-        st.lists(fields, min_size=3, max_size=3),  # a row
+        st.lists(fields, min_size=3, max_size=3),  # a good row
         st.sampled_from([[], ["lonely"], ["a", "b", "c", "d"], ["two\nlines"]]),  # a blank line, and bad rows
     ),
     max_size=12,

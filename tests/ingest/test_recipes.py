@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from raw_logs import START, Ingest, csv_text, events, jsonl_text, write
+from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
 from pipeline.config import DATASETS
 from pipeline.errors import UserError
@@ -29,7 +29,7 @@ def amazon(folder: Path, category: str, suffix: str = ".json.gz") -> Path:
             "unixReviewTime": time,
             "reviewTime": "05 13, 2014",
         }
-        for user, item, time in events()
+        for user, item, time in interactions()
     ]
     write(folder / f"reviews_{category}_5{suffix}", jsonl_text(reviews))
     meta = [
@@ -51,7 +51,9 @@ def amazon(folder: Path, category: str, suffix: str = ".json.gz") -> Path:
 
 
 def movielens_1m(folder: Path) -> Path:
-    write(folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in events()), "latin-1")
+    write(
+        folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in interactions()), "latin-1"
+    )
     write(
         folder / "movies.dat",
         "".join(f"{n}::Amélie: the {n}th (2001)::Comedy|Romance\n" for n in range(1, 8)),
@@ -61,7 +63,7 @@ def movielens_1m(folder: Path) -> Path:
 
 
 def movielens_csv(folder: Path) -> Path:
-    rows = [(number(u), number(i), 3.5, t) for u, i, t in events()]
+    rows = [(number(u), number(i), 3.5, t) for u, i, t in interactions()]
     write(folder / "ratings.csv", csv_text(rows, "userId,movieId,rating,timestamp"))
     movies = [(n, f'"Amélie, the {n}th (2001)"', "Comedy|Romance") for n in range(1, 8)]
     write(folder / "movies.csv", csv_text(movies, "movieId,title,genres"))
@@ -69,7 +71,7 @@ def movielens_csv(folder: Path) -> Path:
 
 
 def movielens_100k(folder: Path) -> Path:
-    write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in events(users=2)))
+    write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in interactions(users=2)))
     flags = "|".join("1" if name in ("Comedy", "Romance") else "0" for name in GENRES_100K)
     write(
         folder / "u.item",
@@ -90,7 +92,7 @@ def test_every_dataset_but_the_demo_and_your_own_has_a_recipe() -> None:
 )
 def test_amazon(ingest: Ingest, tmp_path: Path, dataset: str, category: str, suffix: str) -> None:
     result = ingest(amazon(tmp_path / "raw", category, suffix), dataset)
-    assert sorted(result.rows) == sorted(events())
+    assert sorted(result.rows) == sorted(interactions())
     assert set(result.frame("interactions").rating) == {5.0}
     items = result.frame("items")
     assert items.raw_id.tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]  # the order of the item file
@@ -108,7 +110,7 @@ def test_amazon(ingest: Ingest, tmp_path: Path, dataset: str, category: str, suf
 )
 def test_movielens(ingest: Ingest, tmp_path: Path, dataset: str, make: Callable[[Path], Path]) -> None:
     result = ingest(make(tmp_path / "raw"), dataset)
-    assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in events())
+    assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in interactions())
     items = result.frame("items")
     assert items.raw_id.tolist() == ["1", "2", "3", "4", "5", "6"]  # nobody rated the seventh
     assert items.title.str.startswith("Amélie").all()

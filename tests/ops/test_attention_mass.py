@@ -19,7 +19,7 @@ class TestAttentionMass:
     def weights(
         self, layout: Layout, dropout: float
     ) -> Callable[[Mass | None], tuple[torch.Tensor, torch.Tensor | None]]:
-        """A call that takes a `Mass`; its output is the weights [T, H, K of the longest], its dropout repeats."""
+        """A call that takes a `Mass`. Its output is the weights [T, H, longest keys]; all calls drop the same."""
         torch.manual_seed(1)
         q, k = torch.randn(2, 24, 3, 6, dtype=torch.float64)
         position_S = torch.cat([torch.arange(group.keys).repeat(group.sequences) for group in layout.groups])

@@ -34,7 +34,7 @@ def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """On the CPU, rounded to what `dtype` holds."""
+    """Normal numbers on the CPU, rounded to what `dtype` holds."""
     return (torch.randn(*shape) * 0.5).to(dtype)
 
 
@@ -132,7 +132,7 @@ def test_a_level_chooses_what_the_plain_path_chooses(
     if ties:
         logits.zero_()
         scores.zero_()
-    scores[:, beams // 2 + 1 :] = -torch.inf  # beams that stand for nothing
+    scores[:, beams // 2 + 1 :] = -torch.inf  # empty beams
     nodes[:, beams // 2 + 1 :] = 0
     expected = best_continuations(catalogue, level, nodes, scores, logits, beam, constrained)
     ours = beam_triton.best_continuations(
@@ -170,7 +170,9 @@ def assert_equal_on_both(
     expected = beam_search(model, Histories.pack(items_N, offsets, pad_to=pad_to), beam, constrained)
     ours = beam_search(model.cuda(), Histories.pack(items_N, offsets, "cuda", pad_to=pad_to), beam, constrained)
     torch.testing.assert_close(ours.scores_WK.cpu(), expected.scores_WK, rtol=1e-4, atol=1e-4)
-    assert (ours.codes_WKL.cpu() == expected.codes_WKL).all(-1).float().mean() > 0.99  # near scores may change places
+    assert (ours.codes_WKL.cpu() == expected.codes_WKL).all(
+        -1
+    ).float().mean() > 0.99  # nearly equal scores may change their order
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU")

@@ -18,7 +18,7 @@ sequences = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3), st.integers
 
 
 def of_groups(layout: Layout) -> list[tuple[int, int, int]]:
-    """(places of queries, places of keys, real keys) of each sequence."""
+    """(slots of queries, slots of keys, real keys) of each sequence."""
     found = [(group.queries, group.keys, group.keys) for group in layout.groups for _ in range(group.sequences)]
     if layout.lengths_n is None:
         return found
@@ -54,10 +54,10 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> OnKernels:
 def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, int, int]]) -> None:
     rows = sorted(rows)
     lengths, queries = torch.tensor([row[0] for row in rows]), torch.tensor([row[2] for row in rows])
-    rooms = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
+    capacities = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
 
     def layouts() -> list[Layout]:
-        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, capacities_W=rooms)
+        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, capacities_W=capacities)
         padded, equal = Layout.padded(lengths, 9), Layout.equal(len(rows), 4, CPU)
         decoder = Layout.packed(queries, 4, ascending=False)
         crossed = [keys.cross(asking) for keys in (packed, rounded_up, padded) for asking in (equal, decoder)]

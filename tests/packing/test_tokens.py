@@ -98,7 +98,7 @@ def test_the_gradient_is_that_of_the_same_tokens_of_a_full_decoder(make_model: M
     short, full = pack(items, kept, decoded_W, model.levels), pack(items, kept)
 
     def loss(histories: Histories) -> torch.Tensor:
-        """Of all tokens that both compute, whatever the order of the windows."""
+        """The loss of all tokens that both models compute, whatever the order of the windows."""
         codes_WL = model.catalogue.codes_IL[torch.from_numpy(targets_W[histories.order])]
         total = torch.zeros(())
         for level, logits in enumerate(model(histories, torch.from_numpy(targets_W[histories.order]))):

@@ -55,7 +55,7 @@ def origin(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Repository:
 
 @pytest.fixture(scope="session")
 def twin(origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Another clone of the same commit, with a cache of its own."""
+    """Another clone of the same commit, with another cache."""
     folder = tmp_path_factory.mktemp("clones") / "twin"
     subprocess.run(["git", "clone", "-q", str(origin.path), str(folder)], check=True)
     return Repository(folder)

@@ -154,7 +154,7 @@ def test_the_table_of_simvq_is_frozen_and_its_codes_are_the_mapped_rows() -> Non
 
 
 def test_simvq_writes_the_mapped_codes_not_the_table() -> None:
-    """Else whoever decodes from codes gets vectors that nothing was quantized to."""
+    """From the table, a reader of the codes would decode vectors that no item was quantized to."""
     quantized = build_quantizer(config(method="simvq", encoder="identity"), 1).fit(clouds(9))
     torch.manual_seed(1)
     untouched = ResidualAutoencoder(config(method="simvq", encoder="identity"), 8).books[0].table_Ck.numpy()

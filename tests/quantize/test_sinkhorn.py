@@ -1,4 +1,4 @@
-"""Items that collide get other codes of the last level: all of them different while a prefix has codes left."""
+"""Items that collide get other codes of the last level: all different as long as a prefix has codes left."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""The loop: the best check counts, patience ends it, the seed decides everything, divergence is told."""
+"""The loop: the best check counts, patience ends it, the seed decides everything, divergence is an error."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from pipeline.quantize.trainer import CHECK_EVERY, EncodedBatch, dead_codes, tra
 
 
 class Scripted(nn.Module):
-    """Its weight counts the checks; the error of each is written down beforehand."""
+    """A model that counts its checks, and whose error at each check is given beforehand."""
 
     def __init__(self, errors: list[float]) -> None:
         super().__init__()

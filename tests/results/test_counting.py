@@ -36,7 +36,7 @@ SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9)
 
 
 def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> list[float]:
-    """Score of every item, by the words of the docstrings."""
+    """The score of every item, as the docstrings define it."""
     counts = Counter(item for s in sequences for item in s[:-2])
     together: dict[tuple[int, int], float] = defaultdict(float)
     for s in sequences:

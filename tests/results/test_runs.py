@@ -23,7 +23,7 @@ def shape(arguments: list[str]) -> list[tuple[str, tuple[int, ...]]]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, str]:
-    """Results of two strategies and of a changed recipe, over seeds."""
+    """Results of two strategies and of changed parameters, over seeds."""
     return {
         f"{strategy}{recipe}{seed}": write_run(
             tmp_path / f"{strategy}{recipe}{seed}",

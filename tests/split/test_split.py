@@ -28,7 +28,7 @@ histories = st.lists(st.lists(st.integers(0, 29), max_size=8), min_size=1, max_s
 
 
 def flat(days: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users, items, timestamps) sorted by (user, time); every interaction has an item of its own."""
+    """(users, items, timestamps) sorted by (user, time); no two interactions have the same item."""
     users = np.array([user for user, own in enumerate(days) for _ in own], dtype=np.int64)
     times = np.array([day * DAY for own in days for day in sorted(own)], dtype=np.int64)
     return users, np.arange(len(users), dtype=np.int32), times
@@ -39,7 +39,7 @@ def offsets_of(days: list[list[int]]) -> np.ndarray:
 
 
 def one_by_one(days: list[list[int]], protocol: str) -> list[tuple[int, int, int]]:
-    """(train_end, valid_target, test_target) of each user, by the rules in words."""
+    """(train_end, valid_target, test_target) of each user, as the rules say in words."""
     rows, start = [], 0
     for own in map(sorted, days):
         train, valid, test = len(own), -1, -1

@@ -86,7 +86,7 @@ def test_what_is_no_strategy_or_no_section_is_a_value_error(
 
 
 def test_what_composes_is_a_network_and_a_sampler() -> None:
-    """Nothing can then be forgotten by one strategy of what the other changes: neither wraps the other."""
+    """Neither strategy wraps the other, so that neither can forget what the other changes."""
     for spec in specs().values():
         for other in spec.composes_with:
             assert bool(spec.network) != bool(specs()[other].network)

@@ -62,7 +62,7 @@ def item(model: RecursiveModel, number: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 def state(model: RecursiveModel, history: list[int]) -> torch.Tensor:
-    """Eq. 9, of one window."""
+    """Eq. 9 for one window."""
     vectors = torch.stack([item(model, number)[0] for number in history])
     return model.backbone.read(vectors, Histories.pack(torch.tensor(history).numpy(), np.array([0, len(history)])))[0]
 

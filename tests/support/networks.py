@@ -148,7 +148,7 @@ def make_causal() -> MakeCausal:
 
 
 def _random_times(offsets: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
-    """Seconds of the items of windows, ascending within each; from no time to years between two."""
+    """Seconds of the items of windows, ascending within each; two neighbours lie from no time to years apart."""
     rng = np.random.default_rng(seed)
     steps = np.exp(rng.uniform(-2, 19, offsets[-1])).astype(np.int64)
     return np.concatenate([10**9 + steps[a:b].cumsum() for a, b in itertools.pairwise(offsets)])

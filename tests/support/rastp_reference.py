@@ -17,7 +17,7 @@ def encode(
 ) -> tuple[torch.Tensor, list[int], list[float]]:
     """(states after the encoder [K, d], kept positions, scores of all tokens) of one window, by Eq. 4 to 8.
 
-    `scores`, when given, takes the place of Eq. 6.
+    `scores`, when given, is used instead of Eq. 6.
     """
     tokens = model.tokens_IS[torch.as_tensor(history)].flatten().tolist()
     real = len(tokens)
@@ -79,7 +79,7 @@ def score(kind: str, h: torch.Tensor, weights: torch.Tensor) -> list[float]:
 
 
 def choose_tokens(scores: list[float], config: RastpConfig, levels: int, per_item: int, pad_to: int) -> list[int]:
-    """Positions that stay, in order."""
+    """The positions that are kept, in order."""
     counted = [p for p in range(len(scores)) if config.separators == "compete" or p % per_item < levels]
     each = len([p for p in counted if p < per_item])
     length = pad_to // per_item * each if config.base == "padded" else len(counted)
@@ -110,7 +110,7 @@ def pooled(model: T5, history: list[int], config: RastpConfig) -> tuple[torch.Te
 
 
 def pool(h: torch.Tensor, config: RastpConfig, levels: int, per_item: int) -> tuple[torch.Tensor, list[int]]:
-    """As many pools as pruning keeps units, of about equal sizes; each stands where its first unit stood."""
+    """As many pools as pruning keeps units, of about equal sizes; each has the position of its first unit."""
     each = levels if config.separators == "keep" else per_item
     counted = [p for p in range(len(h)) if p % per_item < each]
     whole = config.pool_unit == "item"
@@ -125,8 +125,8 @@ def pool(h: torch.Tensor, config: RastpConfig, levels: int, per_item: int) -> tu
     runs = [[unit for j, unit in enumerate(units) if j * pools // len(units) == run] for run in range(pools)]
     states = {}
     for run in runs:
-        for place, first in enumerate(run[0]):
-            members = torch.stack([h[unit[place]] for unit in run])
+        for index, first in enumerate(run[0]):
+            members = torch.stack([h[unit[index]] for unit in run])
             states[first] = members.mean(0) if config.method == "avg_pool" else members.amax(0)
     for separator in range(each, len(h) if each < per_item else 0, per_item):
         if any(p // per_item == separator // per_item for p in states):

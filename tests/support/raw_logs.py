@@ -13,8 +13,8 @@ START = 1_400_000_000  # a second in 2014
 Row = tuple[str, str, int]
 
 
-def events(users: int = 6, items: int = 6) -> list[Row]:
-    """Every user with every item, a minute apart: a log of which a 5-core keeps everything."""
+def interactions(users: int = 6, items: int = 6) -> list[Row]:
+    """Every user with every item, a minute apart: a log that a 5-core leaves unchanged."""
     pairs = [(user, item) for user in range(users) for item in range(items)]
     return [(f"u{user}", f"i{item}", START + 60 * minute) for minute, (user, item) in enumerate(pairs)]
 

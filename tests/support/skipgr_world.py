@@ -1,4 +1,4 @@
-"""A small course of training for skipgr's decisions: users, targets and their scores."""
+"""A small training plan for skipgr's decisions: users, targets and their scores."""
 
 from typing import Any, Literal, get_args
 
@@ -42,7 +42,7 @@ def scored(of: TrainingPlan) -> np.ndarray:
 
 
 def random_scores(of: TrainingPlan, seed: int = 0, ties: bool = True) -> np.ndarray:
-    """With many equal ones, as a model that is sure of much has them."""
+    """Scores of which many are equal, as those of a model that is sure of most targets."""
     rng, index_M = np.random.default_rng(seed), scored(of)
     scores_NL = np.full((len(of.items_N), LEVELS), UNSCORED, np.float32)
     drawn = rng.random((len(index_M), LEVELS)) * 1.5

@@ -26,7 +26,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_model(folder: Path, kind: str) -> str:
-    """A whole T5 (decoder too), or a BERT with its language-model head, as one finds them on the hub."""
+    """A whole T5 (decoder too), or a BERT with its language-model head, as published on the hub."""
     torch.manual_seed(0)
     model: transformers.PreTrainedModel
     if kind == "t5":

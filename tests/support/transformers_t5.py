@@ -17,7 +17,7 @@ from pipeline.ops.linear import RMSNorm
 
 
 class ManyLayers(nn.Module):
-    """GRID's feed-forward, to be put in the place of `transformers`'."""
+    """GRID's feed-forward, which replaces that of `transformers`."""
 
     def __init__(self, ff: FeedForward) -> None:
         super().__init__()

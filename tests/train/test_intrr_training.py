@@ -158,7 +158,7 @@ def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
     cpu, gpu = (history(world, device) for device in ("cpu", "cuda"))
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_allclose(gpu[name], cpu[name], atol=0.02 if items == "sample" else 1e-3)
-    # Of 50 users; a search that was recorded must see the vectors of each validation.
+    # Validation has 50 users; a search that was recorded must see the vectors of each validation.
     np.testing.assert_allclose(gpu["recall_at_10"], cpu["recall_at_10"], atol=0.06)
 
 

@@ -17,7 +17,7 @@ from pipeline.packing.shape import Shape
 from pipeline.training.loader import BatchLoader
 from pipeline.training.windows import Epochs
 
-SMALL: dict[str, Any] = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
+SMALL: dict[str, Any] = {"max_windows": 1900, "checkpoint_every": 4}  # five epochs and a bit
 MUCH: dict[str, Any] = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
 
 
@@ -47,7 +47,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_ends_with_the_same_bytes(
 ) -> None:
     params = skipping(rule=rule)
     world.train(params, "straight")
-    for step in (10, 17):  # both resume from a checkpoint inside a pass that skips
+    for step in (10, 17):  # both resume from a checkpoint inside an epoch that skips
         interrupt(world, params, step, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
@@ -150,7 +150,7 @@ def test_the_last_epochs_can_be_full(world: TinyWorld) -> None:
 
 
 def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where a recorded step wants few shapes."""
+    """Batches are filled as on a GPU, where a recorded step wants few shapes."""
     params = make_params(
         strategy="skipgr",
         skipgr=MUCH,

@@ -45,7 +45,7 @@ def skipping(kind: str = "tokens", at_eval: bool = True, **skipgr: Any) -> Param
 
 
 def cut(world: TinyWorld, skip_ML: np.ndarray, user: int, end: int) -> list[tuple[int, list[bool]]]:
-    """What is left before position `end` of a user: (position of an item, which of its codes and separator stay)."""
+    """The user's items before position `end` that are left: (position, which of its codes and separator stay)."""
     positions = range(max(int(world.splits.offsets[user]), end - MAX_HISTORY), end)
     left = [(position, [not skipped for skipped in skip_ML[position].tolist()]) for position in positions]
     left = [(position, codes) for position, codes in left if any(codes)] or [(end - 1, [True] * LEVELS)]
@@ -132,7 +132,7 @@ def test_the_table_is_the_rule_of_training_on_the_last_scores(world: TinyWorld) 
     scored = np.flatnonzero(scores_ML[:, 0] >= 0)
     assert skip_ML.dtype == bool
     for level in range(LEVELS - 1):
-        surest = sorted(scored.tolist(), key=lambda place: float(scores_ML[place, level]))
+        surest = sorted(scored.tolist(), key=lambda row: float(scores_ML[row, level]))
         assert np.flatnonzero(skip_ML[:, level]).tolist() == sorted(surest[: int(RATIO * len(scored) + 0.5)])
     np.testing.assert_array_equal(skip_ML[:, LEVELS - 1], skip_ML[:, LEVELS - 2])  # the digit follows the last code
     for part in ("valid", "test"):
@@ -143,7 +143,7 @@ def test_the_table_is_the_rule_of_training_on_the_last_scores(world: TinyWorld) 
 def test_validation_is_that_of_histories_cut_by_hand(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    tables: list[np.ndarray] = []  # of each validation
+    tables: list[np.ndarray] = []  # one table per validation
     measure = Validation.measure
 
     def noting(self: Validation, model: Backbone) -> dict[str, float]:
@@ -195,7 +195,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monke
     assert world.written("stopped") == world.written("straight")
     eval_skips = load(world, "stopped").eval_skips
     assert eval_skips is not None
-    assert eval_skips.skip_ML.any()  # though the last pass skips nothing
+    assert eval_skips.skip_ML.any()  # though the last epoch skips nothing
 
 
 @pytest.mark.parametrize("kind", ["tokens", "items"])

@@ -79,7 +79,7 @@ def test_losses_and_weights_equal_a_slow_reference(world: TinyWorld) -> None:
     losses, reference = slow_training(world, params, steps)
     assert steps >= 3
     assert history(world)["train_loss"].to_list() == pytest.approx(losses, abs=2e-5)
-    assert history(world)["valid_loss"].is_monotonic_decreasing  # so the last weights are the ones kept
+    assert history(world)["valid_loss"].is_monotonic_decreasing  # so the last weights are the ones saved
     assert all(torch.allclose(value, reference[name], atol=1e-5) for name, value in weights(world).items())
 
 

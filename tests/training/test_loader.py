@@ -1,4 +1,4 @@
-"""How a pass becomes optimizer steps and each process's batches."""
+"""How an epoch becomes optimizer steps and each process's batches."""
 
 import threading
 from collections import Counter
@@ -171,7 +171,7 @@ def test_preparing_ahead_changes_nothing_and_passes_errors_on() -> None:
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("whole_items", [True, False])
 def test_the_shape_of_an_epoch_holds_what_its_steps_leave_and_little_more(whole_items: bool, parts: int) -> None:
-    """Tokens, decoder positions and items, those of windows that fill a batch included."""
+    """The sizes count tokens, decoder positions and items, also those of windows that fill a batch."""
     rng = np.random.default_rng(2)
     epochs = Epochs(make_splits(rng.integers(2, 15, size=900).tolist(), rng), "random_start", 0)
     steps = []

@@ -1,4 +1,4 @@
-"""Which windows a pass holds: compared with slow loops over users, ends and starts."""
+"""Which windows an epoch holds, compared with slow loops over users, ends and starts."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -121,7 +121,7 @@ def test_a_shuffle_is_a_bijection(size: int, seed: int) -> None:
 
 
 def test_shuffles_are_fair() -> None:
-    """Each window is equally likely at each place, and so is each pair of neighbours (chi-square, 5 sigma)."""
+    """Each window is equally likely at each position, and so is each pair of neighbours (chi-square, 5 sigma)."""
     epochs, size, draws = Epochs(splits_of([8], 1), "prefixes", 0), 7, 4000
     orders = np.array([[end - 1 for _, end in drawn(epochs, index)] for index in range(draws)])
     hits = np.zeros((size, size))

@@ -64,7 +64,7 @@ def test_every_item_can_be_the_target_of_those_before_it() -> None:
         (history[:end], [*history, target][end]) for history, target in windows for end in range(1, len(history) + 1)
     ]
     recommendation, _ = reference.losses(model, samples)
-    alignment = reference.losses(model, windows)[1]  # of all items of the windows
+    alignment = reference.losses(model, windows)[1]  # over all items of the windows
     expected = recommendation + 0.1 * len(samples) * alignment
     torch.testing.assert_close(strategy.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -148,7 +148,7 @@ class TestItemVectors:
         model.train()
         with torch.no_grad():
             model.uid.weight.neg_()
-        model.eval().sizes(pack([[1]]))  # as a recorded search does, which goes on reading the same place
+        model.eval().sizes(pack([[1]]))  # as a recorded search does, which reads the same memory again
         assert not torch.allclose(kept_Id, before_Id)
         assert model.item_vectors() is kept_Id
         assert len(calls) == 2
@@ -160,7 +160,7 @@ class TestItemVectors:
             model.train()(batch.histories, batch.codes_WL)
 
     def test_items_of_one_semantic_id_differ_by_their_uid_alone(self) -> None:
-        """All codes but the digit; without redistribution they differ by the digit's vector alone."""
+        """All codes but the digit are equal; without redistribution the vectors differ by the digit's vector alone."""
         first, second = bucket_mates()
         _, model = make()
         assert not torch.allclose(*model.eval().item_vectors()[[first, second]])
@@ -279,7 +279,7 @@ class TestTheDigit:
 
 @pytest.mark.slow
 def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same() -> None:
-    """By a backend that traces both passes but generates no code, so that it runs anywhere."""
+    """The backend traces the forward and the backward pass but generates no code, so that the test runs anywhere."""
     strategy, model = make(mix="straight_through")
     _, (batch,), _ = batches_of(strategy, model.float().train())
     gradients = []

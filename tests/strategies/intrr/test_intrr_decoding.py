@@ -17,7 +17,7 @@ class TestDecoding:
     @staticmethod
     @torch.no_grad()
     def brute_force(model: RecursiveModel, histories: list[list[int]]) -> torch.Tensor:
-        """[W, I]: each item's log-probability after each history, by the reference."""
+        """Scores [W, I]: each item's log-probability after each history, by the reference."""
         rows = []
         for history in histories:
             state_d = reference.state(model, history)

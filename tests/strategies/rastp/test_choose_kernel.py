@@ -27,7 +27,8 @@ ITEMS = ((4, True), (4, False), (3, True))  # levels, separators
 
 
 def batch(pruner: Pruner, pad_to: int, device: str) -> tuple[Histories, int, int]:
-    """Windows of 1 to 30 items; their places after, some too many where nothing is padded; how many tokens they are."""
+    """(windows of 1 to 30 items, the capacity after pruning, the number of tokens). Without padding the capacity has a
+    few slots too many."""
     lengths_W = np.sort(np.concatenate([[1, 1, 2, 30], np.random.default_rng(0).integers(1, 31, 300)]))
     size = pruner.size(lengths_W, 30, pad_to) + (0 if pad_to else 5)
     offsets = np.concatenate([[0], lengths_W.cumsum()])

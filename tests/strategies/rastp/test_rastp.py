@@ -150,7 +150,7 @@ def test_the_score_is_attention_mass_times_l1_norm(monkeypatch: pytest.MonkeyPat
 class TestTheReleasedCode:
     @pytest.mark.parametrize("packed", [False, True], ids=["padded batch", "packed batch"])
     def test_is_reproduced_exactly(self, packed: bool) -> None:
-        """Whoever packed the batch: where padding counts, the model pads for itself."""
+        """Where padding counts, the model pads a packed batch itself."""
         model, windows = make_model(PrunedNetwork(RastpConfig(**RELEASED), pad_to=40)), ragged()
         histories = pack(windows, 0 if packed else 40)
         encoded = model.encode(histories)

@@ -48,7 +48,7 @@ class Toy:
         self.sampler.store.load(torch.from_numpy(scores_NL))
 
     def batch(self, epoch: int, shape: Shape | None = None) -> tuple[Batch, Step]:
-        """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
+        """All windows of an epoch that are not skipped, as one batch, and their step."""
         weigh = self.sampler.begin_epoch(epoch)
         weights_W = weigh(self.starts_W, self.ends_W)
         kept_W = np.flatnonzero(weights_W)
@@ -105,7 +105,7 @@ class TestLoss:
         assert not any(skip_NL[end].all() for end in present(batch.slots_W).tolist())
 
     def test_the_sequence_weighted_gradient_is_unbiased(self) -> None:
-        """Over many draws, with frozen scores: within its standard error of the full gradient, in every direction."""
+        """The mean over many draws, with frozen scores, is within its standard error of the full gradient."""
         toy = Toy(SkipgrConfig(token_ratio=0.0, sequence_ratio=0.5))
         scores_NL, draws = random_scores(toy.plan), []
         full = toy.gradient(0)
@@ -275,7 +275,7 @@ class TestWhatIsComputed:
 class TestEveryItemATarget:
     @pytest.mark.parametrize("once", [True, False])
     def test_the_loss_and_the_scores_are_those_of_each_position(self, once: bool) -> None:
-        """Of a causal backbone, against one target at a time."""
+        """The loss of a causal backbone equals that of one target at a time."""
         toy = Toy(SkipgrConfig(token_ratio=0.3), all_targets=True, each_target_once=once)
         config = BackboneConfig(name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0)
         toy.model = toy.network.build(config, toy.catalogue).train()
@@ -309,7 +309,7 @@ class TestEveryItemATarget:
 
 
 def test_a_checkpoint_holds_what_it_always_held() -> None:
-    """One that an earlier version wrote is resumed. It has more: the state of a strategy inside."""
+    """A checkpoint of an earlier version, which also holds the state of a strategy inside, is resumed."""
     toy, other = Toy(SkipgrConfig()), Toy(SkipgrConfig())
     toy.batch(0)
     state = toy.sampler.state_dict()

@@ -104,7 +104,7 @@ class TestSequences:
         assert len(set(decisions.sequence_weights_N)) == 3
 
     def test_equal_scores_are_not_below_their_mean(self) -> None:
-        """A plain float mean of equal numbers may be above them, and all would be skipped (InfoBatch#25)."""
+        """A plain float mean of equal numbers may exceed the numbers, and all would be skipped (InfoBatch#25)."""
         for value in np.random.default_rng(0).random(50):
             for count in (3, 7, 1000):
                 assert mean_without_rounding_up(np.full(count, value)) == value
@@ -161,7 +161,7 @@ class TestRules:
         of = plan(epochs=9.5)
         config = SkipgrConfig(anneal_epochs=3)
         skipping = [p for p in range(10) if decide(config, p, of).skip_NL.any()]
-        assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
+        assert skipping == [1, 2, 3, 4, 5]  # epochs 6, 7, 8 and the half epoch 9 are full
         assert [p for p in range(10) if decide(SkipgrConfig(), p, of).skip_NL.any()] == list(range(1, 10))
 
 
