@@ -1,10 +1,10 @@
-"""docs/results.md from docs/results/raw.jsonl: every table is made here, and what was not run is printed as missing.
+"""Make docs/results.md from docs/results/raw.jsonl: every table of the page; what was not run is printed as missing.
 
     python benchmarks/results.py                                   # writes docs/results.md
     python benchmarks/results.py --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
-        # first appends the rows of finished runs (folders with reports/) and of the paired differences to the first
+        # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
-A row of raw.jsonl says in `kind` which table it belongs to. Quality rows carry the whole of metrics.json.
+The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry the whole of metrics.json.
 """
 
 import argparse
@@ -34,20 +34,21 @@ QUALITY = {
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
-RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times are told
+RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times the page shows
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     (
         "## The recipe, change by change",
-        "Validation recall@10 on Amazon Beauty, beam 10, one seed. Several at once on "
-        "one GPU or machine, so nothing is said about time.",
+        "Validation recall@10 on Amazon Beauty, beam 10, one seed. A row that begins with a dash names what differs "
+        "from the last row without one. Several runs shared a GPU or a machine, so the table has no times.",
         "recipe",
         {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"},
     ),
     (
         "## Training speed",
-        "Windows of GRID's sampler (mean history 8.5 items), TIGER shape with separators. GRID's own "
-        "code: 8.2 k windows/s on such a chip, in another run. fed: batches made while the step before runs.",
+        "The windows are those of GRID's sampler (snap-research/GRID; mean history 8.5 items); the network has the "
+        "shape of TIGER (Rajput et al. 2023) with separators. GRID's own code trains 8.2 k windows/s on the same kind "
+        "of GPU, in another run. fed: each batch is made while the step before runs.",
         "training speed",
         {
             "row": "{row}",
@@ -60,7 +61,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### What pruning saves",
-        "A step of 4,096 windows, as `benchmarks/rastp.py` says. limit: what the matrix products alone would save.",
+        "Time of a step of 4,096 windows; `benchmarks/rastp.py` explains the rows. saved: against packed full. limit: "
+        "what the matrix products alone would save.",
         "rastp speed",
         {
             "windows": "{windows}",
@@ -74,7 +76,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### What skipping saves",
-        "Passes over Beauty, as `benchmarks/skipgr.py` says.",
+        "Time of an epoch over Beauty; `benchmarks/skipgr.py` explains the columns.",
         "skipgr speed",
         {
             "row": "{row}",
@@ -88,7 +90,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### One token per item",
-        "IntRR's Table 2 for us, as `benchmarks/intrr.py` says: 512 samples a step, one target each.",
+        "IntRR's Table 2, measured here: 512 samples a step, one target each; `benchmarks/intrr.py` explains the rows.",
         "intrr speed",
         {
             "histories": "{histories}",
@@ -101,7 +103,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### More GPUs",
-        "`preset beauty-fast`, training and evaluation by as many processes.",
+        "`preset beauty-fast`: training and evaluation with one process per GPU.",
         "scaling",
         {
             "GPUs": "{gpus}",
@@ -112,8 +114,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "## Decoding speed",
-        "The TIGER shape on Beauty's histories. GRID's own code, unconstrained: 1.3 k users/s at "
-        "beam 50 and batch 256, 24 ms at beam 10 and batch 8.",
+        "The network has the shape of TIGER, the histories are Beauty's. GRID's own code, unconstrained, decodes 1.3 k "
+        "users/s at beam 50 and batch 256, and takes 24 ms at beam 10 and batch 8.",
         "decoding",
         {
             "batch": "{batch}",
@@ -126,7 +128,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### One token per item, decoding",
-        "IntRR's Table 3 for us: ms a batch, by beam. full reads 32 items (SAC) or 8 (SSL), intrr 32.",
+        "IntRR's Table 3, measured here: ms a batch, by beam width. full reads 32 items (SAC) or 8 (SSL), intrr 32.",
         "intrr latency",
         {
             "network": "{network}",
@@ -137,7 +139,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "## Quantizers",
-        "What the columns mean: [quantizers.md](quantizers.md).",
+        "[quantizers.md](quantizers.md) explains the columns.",
         "quantizer",
         {
             "data": "{data}",
@@ -154,14 +156,15 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "## Encoders",
-        "Full-size architectures with random weights.",
+        "The architectures have their published sizes and random weights.",
         "encoder",
         {"model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"},
     ),
     (
         "## Before and after the code was moved",
-        "The tree at ab439d4 against a later one, by `benchmarks/compare_trees.py`. First the weights and the loss "
-        "curve of 300 deterministic steps (skipgr: 355). old again: the losses of the old tree against its own.",
+        "`benchmarks/compare_trees.py` compares the tree at commit ab439d4 with a later one. The first table compares "
+        "the weights and the loss curve of 300 deterministic steps (skipgr: 355). old again: the old tree's losses "
+        "against those of a second run of the old tree.",
         "trees identity",
         {
             "case": "{case}",
@@ -173,8 +176,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### What a step launches",
-        "80 steps of training, kernels in 30 of them; old -> new. waits: of the main thread for the GPU; it looks at "
-        "the losses every 20 steps.",
+        "Counts over 80 steps of training, of kernels over 30 of these steps; old -> new. waits: how often the main "
+        "thread waits for the GPU; it reads the losses every 20 steps.",
         "trees counts",
         {
             "case": "{case}",
@@ -187,7 +190,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### Speed",
-        "Processes of the old and the new tree by turns, alone on the GPU; the median of each, and their ratio.",
+        "Processes of the old and the new tree run by turns, alone on the GPU. The table has the median of each tree, "
+        "and the ratio of the medians.",
         "trees speed",
         {
             "case": "{case}",
@@ -203,7 +207,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
 
 
 def quality(rows: list[Row]) -> Iterable[str]:
-    """One line per group and strategy: means over seeds, and the paired difference to the group's first."""
+    """Yield one line per group and strategy: means over seeds, and the paired difference to the group's first."""
     for group, (dataset, arms) in QUALITY.items():
         yield f"\n### {group}\n"
         yield (
@@ -216,18 +220,11 @@ def quality(rows: list[Row]) -> Iterable[str]:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
             first = selected[0]
-            yield (
-                f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                f"{first['cooccurrence_ndcg_at_10']:.4f} | {first['cooccurrence_noties_recall_at_10']:.4f} "
-                "| | | | | |"
-                if "cooccurrence_noties_recall_at_10" in first
-                else f"| counting pairs | - | {first['cooccurrence_recall_at_10']:.4f} | "
-                f"{first['cooccurrence_ndcg_at_10']:.4f} | | | | | | |"
-            )
-            yield (
-                f"| popularity | - | {first['popularity_recall_at_10']:.4f} | "
-                f"{first['popularity_ndcg_at_10']:.4f} | | | | | | |"
-            )
+            for label, name in (("counting pairs", "cooccurrence"), ("popularity", "popularity")):
+                recall, ndcg = first[f"{name}_recall_at_10"], first[f"{name}_ndcg_at_10"]
+                no_ties = first.get(f"noties_{name}_recall_at_10")
+                cell = "missing" if no_ties is None else f"{no_ties:.4f}"
+                yield f"| {label} | - | {recall:.4f} | {ndcg:.4f} | {cell} | | | | | |"
             yield f"\n{dataset}, {first['users']:,} users, beam {first['beam']}, constrained.\n"
             yield from _origins(selected)
 
@@ -257,7 +254,7 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
 
 
 def time_to_recall(rows: list[Row]) -> Iterable[str]:
-    """Seconds of optimizer steps until validation first reached a recall: means over the timed seeds that did."""
+    """Yield the seconds of optimizer steps until validation first reached a recall, as means over timed seeds."""
     selected = [row for row in rows if row.get("kind") == "quality" and row["timed"] and row.get("curve")]
     if not selected:
         yield "missing"
@@ -276,7 +273,7 @@ def time_to_recall(rows: list[Row]) -> Iterable[str]:
 
 
 def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[str]:
-    """A table of the rows of one kind: column title -> format of the row."""
+    """Yield a table of the rows of one kind: column title -> format of the row."""
     selected = [row for row in rows if row.get("kind") == kind and not row.get("superseded")]
     if not selected:
         yield "missing"
@@ -290,36 +287,49 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
 
 
 class _Blank:
-    """What does not apply to a row, in any format."""
+    """A value that does not apply to a row; it is blank in any format."""
 
     def __format__(self, _: str) -> str:
         return ""
 
 
 def _origins(rows: list[Row]) -> Iterable[str]:
-    """Where the rows of a table come from, each origin once."""
+    """Yield where the rows of a table come from, each origin once."""
     origins = {(row["hardware"], row["commit"], row["command"]): None for row in rows}
     yield from (f"{hardware}, commit {commit}: `{command}`  " for hardware, commit, command in origins)
 
 
 def page(rows: list[Row]) -> str:
-    """The whole document."""
+    """Return the whole document."""
     lines = [
         "# Results",
         "",
-        "Made by `python benchmarks/results.py` from [results/raw.jsonl](results/raw.jsonl).",
-        "Seeds: mean, lowest and highest. Intervals: 95%, over seeds and users, paired",
-        "(`python -m pipeline compare`).",
+        "This page has every table of measurements, with its commands, commits and hardware, for a reader who wants",
+        "to check or repeat a figure. `python benchmarks/results.py` makes the page from",
+        "[results/raw.jsonl](results/raw.jsonl). The pages of the strategies ([rastp](rastp.md), [skipgr](skipgr.md),",
+        "[intrr](intrr.md)) and of [the engine](engine.md) say what the figures mean.",
+        "",
+        "A row without figures was not run: *missing*. A *window* is one training example. A recall over several",
+        "seeds is their mean, with the lowest and highest seed in brackets.",
         "",
         "## Quality",
+        "",
+        "The metrics are those of test users, each with one test item (leave-one-out). *without ties*: recall@10 of",
+        "users whose test item shares its timestamp with no earlier interaction. *against the first*: the paired",
+        "difference to the first row, with its 95% interval over seeds and users (`python -m pipeline compare`); with",
+        "one seed the interval covers users alone. *better*: the interval is above 0. *not worse*: the interval of",
+        "the relative difference is above -3%. *worse*: the interval is below 0. *unclear*: none of these. *counting",
+        "pairs* (co-occurrence) and *popularity* learn nothing. *EMA*: decay of the averaged weights, which are",
+        "evaluated.",
         *quality(rows),
     ]
     lines += [
         "",
         "## Time to a recall",
         "",
-        "Seconds of optimizer steps (compilation and validation apart) until "
-        "validation recall@10, beam 10, first was there; it is measured every 3,300 steps (sprint: 600).",
+        "Seconds of optimizer steps (without compilation and validation) until validation recall@10, beam 10, "
+        "first reached the value; validation runs every 3,300 steps (sprint: 600). *best*: the best of a run, as the "
+        "mean over seeds.",
         "",
         *time_to_recall(rows),
     ]
@@ -329,7 +339,7 @@ def page(rows: list[Row]) -> str:
 
 
 def add(args: argparse.Namespace) -> list[Row]:
-    """Rows of finished runs, and of each arm's paired difference to the first."""
+    """Return rows of finished runs, and of each arm's paired difference to the first."""
     from pipeline.results.compare import compare, comparison_rows
     from pipeline.results.ranks import Ranks
 
