@@ -87,7 +87,9 @@ def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> di
     ours = [out, *torch.autograd.grad(out, wanted, grad)]
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
     expected_out = reference_attention(
-        *exact[:3],
+        exact[0],
+        exact[1],
+        exact[2],
         _layout(case, lengths, positions),
         _square(exact[3], reach) if case.bias else None,
         causal=case.causal,

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -82,7 +82,7 @@ class RunOutput:
 class Session:
     """What all commands share: two trees, a scratch folder, a deadline, and where rows go."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.began, self.lock, self.bad = args, time.monotonic(), threading.Lock(), set[str]()
         self.temporary = tempfile.TemporaryDirectory(prefix="compare-trees-")  # gone with this process
         self.scratch = Path(self.temporary.name)
@@ -119,7 +119,7 @@ class Session:
         for key, value in {"seed": 1, **(SMALL if self.args.small else {}), **settings}.items():
             *sections, name = key.split(".")
             (params[sections[0]] if sections else params)[name] = value
-        return params
+        return cast(Row, params)
 
     def all(self, work: Callable[[str], Result], cases: Iterable[str]) -> None:
         """`--jobs` cases at a time; each is recorded as it ends."""
@@ -237,7 +237,8 @@ class Watch:
         else:
             self.profile.stop()
             ours = [event for event in self.profile.events() or [] if not getattr(event, "is_user_annotation", False)]
-            self.kernels.update(event.name for event in ours if event.device_type == torch.autograd.DeviceType.CUDA)
+            on_gpu = torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]  # the module does not list the name
+        self.kernels.update(event.name for event in ours if event.device_type == on_gpu)
 
     def warned(self, message: Any, _category: Any, filename: str, lineno: int, *_: Any) -> None:
         if "called a synchronizing" in str(message):

@@ -3,9 +3,14 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.config import Params, load_params
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")  # of params.yaml
 
 DEFAULTS = Path(__file__).parents[1] / "presets/demo.yaml"
 # The figures in docs/ rest on these, whatever becomes of the defaults.
@@ -28,7 +33,7 @@ def default_params() -> Params:
     return load_params(DEFAULTS)
 
 
-def some(kind: type, **values: Any) -> Any:
+def some(kind: type[Section], **values: Any) -> Section:
     """A section with some keys replaced: `some(TrainConfig, optimizer="adam")`."""
     params = default_params()
     sections = (*vars(params).values(), *params.strategies.values())

@@ -8,7 +8,7 @@ import transformers
 
 from pipeline.embed.qwen import Prompt, QwenEncoder
 
-FLAN_T5_XL = {
+FLAN_T5_XL: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 2048,
     "d_kv": 64,
@@ -22,7 +22,7 @@ FLAN_T5_XL = {
     "feed_forward_proj": "gated-gelu",
     "tie_word_embeddings": False,
 }
-QWEN_TEXT = {
+QWEN_TEXT: dict[str, Any] = {
     "vocab_size": 152064,
     "hidden_size": 3584,
     "intermediate_size": 18944,
@@ -34,7 +34,7 @@ QWEN_TEXT = {
     "use_sliding_window": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
 }
-QWEN_VISION = {
+QWEN_VISION: dict[str, Any] = {
     "depth": 32,
     "hidden_size": 1280,
     "intermediate_size": 3420,

@@ -55,6 +55,7 @@ from pipeline.machine import PEAKS
 
 PEAK = PEAKS["H200"]
 ITEMS = 12_101
+Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (token ids, mask) -> states of the tokens
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,14 @@ def text_lengths(cut: int, seed: int = 0) -> np.ndarray:
         median * np.exp(sigma * rng.standard_normal(ITEMS)) for median, sigma in ((58, 0.5), (54, 0.3), (400, 0.9))
     )
     characters = title + category + description * (rng.random(ITEMS) < 0.9)
-    return np.clip(np.ceil(characters / 3.5).astype(int) + 1, 4, cut)
+    lengths: np.ndarray = np.clip(np.ceil(characters / 3.5).astype(int) + 1, 4, cut)
+    return lengths
 
 
 # ---------------------------------------------------------------------------------------------------- Flan-T5-XL
 
 
-def t5_pass(model: Callable, texts: list[np.ndarray], budget: int, device: torch.device) -> Iterator[np.ndarray]:
+def t5_pass(model: Encoder, texts: list[np.ndarray], budget: int, device: torch.device) -> Iterator[np.ndarray]:
     """Vectors of the texts, which come from long to short, batch by batch."""
 
     def start(batch: slice) -> torch.Tensor:
@@ -111,13 +113,14 @@ def t5_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         yield t5_row("  as transformers has it", theirs, config, 128, args, device)
 
 
-def transformers_t5(config: Any, device: torch.device, dtype: torch.dtype) -> Callable:
+def transformers_t5(config: Any, device: torch.device, dtype: torch.dtype) -> Encoder:
     with torch.device(device):
-        model = transformers.T5EncoderModel(config).to(dtype).eval()
+        model: torch.nn.Module = transformers.T5EncoderModel(config)
+        model = model.to(dtype).eval()
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
 
 
-def t5_row(name: str, model: Callable, config: Any, cut: int, args: argparse.Namespace, device: torch.device) -> Row:
+def t5_row(name: str, model: Encoder, config: Any, cut: int, args: argparse.Namespace, device: torch.device) -> Row:
     lengths = np.sort(text_lengths(cut))[::-1]
     texts, budget = t5_texts(config, lengths), args.t5_tokens
     batches = list(token_budget_batches(lengths.tolist(), budget))

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,7 +99,8 @@ def main() -> None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 rows.append(process.submit(measure, log, args.engine, args.memory_limit).result())
     widths = {name: max(len(name), *(len(str(row[name])) for row in rows)) for name in rows[0]}
-    for line in ({name: name for name in widths}, *rows):
+    heading: dict[str, Any] = {name: name for name in widths}
+    for line in (heading, *rows):
         print("  ".join(str(line[name]).rjust(width) for name, width in widths.items()))
 
 

@@ -318,7 +318,7 @@ def picture() -> None:
     codes_IL = loaded.catalogue.codes_IL.numpy()
     order = np.lexsort(codes_IL.T[::-1])
     mates = order[:-1][same := (codes_IL[order[:-1], :-1] == codes_IL[order[1:], :-1]).all(1)], order[1:][same]
-    rows = [code_weights(loaded, items) for items in mates]
+    rows = [code_weights(loaded, items) or [] for items in mates]  # there are some: the model is intrr's
     apart = [
         sum(np.abs(np.subtract(a, b)).sum() for a, b in zip(one.weights[:-1], other.weights[:-1], strict=True))
         for one, other in zip(*rows, strict=True)

@@ -100,7 +100,9 @@ def silu_errors(
     exact = [x.detach().double().cpu().requires_grad_() for x in wanted]
     packed = Times(times.asked_T[real], times.happened_T[real]) if case.timed else None
     expected_out = pointwise_attention(
-        *(x[real] for x in exact[:3]),
+        exact[0][real],
+        exact[1][real],
+        exact[2][real],
         Layout.packed(lengths, longest).timed(packed),
         _square(exact[3], longest),
         exact[4] if case.timed else None,

@@ -18,17 +18,18 @@ import argparse
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from defaults import some
-from torch import nn
 from training import TIGER
 
 from pipeline.artifacts import Sids, Splits
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.machine import wait_for
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Network, Sampler, Strategy
 from pipeline.strategies.rastp.config import RastpConfig
@@ -81,13 +82,14 @@ def ways() -> list[Way]:
     rows += [
         Way(f"padded rastp-released 1/3 after {after}", True, replace(RELEASED, after_layer=after)) for after in (1, 2)
     ]
+    notes: tuple[tuple[Literal["keep", "compete"], str], ...] = (("keep", ""), ("compete", ", separators compete"))
     return rows + [
         Way(
             f"packed rastp {name} after {after}{note}",
             False,
             some(RastpConfig, keep=keep, after_layer=after, separators=separators),
         )
-        for separators, note in (("keep", ""), ("compete", ", separators compete"))
+        for separators, note in notes
         for after in (1, 2, 3)
         for name, keep in (("1/2", 1 / 2), ("1/3", 1 / 3))
     ]
@@ -167,9 +169,9 @@ def _evaluation(splits: Splits, kind: str, users: int, device: torch.device) -> 
         yield Histories.pack(items, np.concatenate([[0], np.cumsum(part.lengths_W)]), device, longest=LONGEST)
 
 
-def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, strategy: Strategy) -> float:
+def _flops(model: Backbone, way: Way, lengths: list[np.ndarray], pad_to: int, strategy: Strategy) -> float:
     """Matrix products of the forward pass over shapes, 2 per multiply-add: projections, attention, heads."""
-    levels, per_item = model.levels, model.tokens_IS.shape[1]
+    levels, per_item = model.catalogue.levels, len(model.token_names)
     d, inner = TIGER.d_model, TIGER.heads * TIGER.d_head
     ff = 2 * d * TIGER.d_ff + (TIGER.ff_hidden_layers - 1) * TIGER.d_ff**2
     total, layers = 0.0, TIGER.encoder_layers
@@ -179,7 +181,7 @@ def _flops(model: nn.Module, way: Way, lengths: list[np.ndarray], pad_to: int, s
         if pad_to:
             after_W = (
                 np.full(len(items_W), model.pruner.size(items_W, LONGEST, pad_to) // len(items_W))
-                if way.config
+                if model.pruner is not None
                 else before_W
             )
         whole = way.config.after_layer if way.config else layers

@@ -72,7 +72,9 @@ class Measured:
 class Bench:
     """A strategy, its network and its batches, without the rest of training."""
 
-    def __init__(self, config: SkipgrConfig | None, splits: Splits, catalogue: Catalogue, args: argparse.Namespace):
+    def __init__(
+        self, config: SkipgrConfig | None, splits: Splits, catalogue: Catalogue, args: argparse.Namespace
+    ) -> None:
         self.backbone, self.args, self.catalogue = SMALL if args.small else TIGER, args, catalogue
         self.train = some(TrainConfig, optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
         self.device, self.per_item = catalogue.codes_IL.device, catalogue.levels + self.backbone.separators
@@ -168,7 +170,8 @@ class Bench:
             for _ in range(self.args.repeats):
                 work(batch, share)
             wait_for(self.device)
-            return (time.perf_counter() - began) / self.args.repeats
+            repeats: int = self.args.repeats
+            return (time.perf_counter() - began) / repeats
 
         return max(timed(self.strategy) - timed(Strategy(self.strategy.network, Sampler())), 0.0)
 

@@ -150,7 +150,7 @@ def measure(  # noqa: PLR0913 - what one row of the table differs in
         return collate(step, rows, shape=shape, item_counts=collate.count_items(step))
 
     ready = itertools.cycle([(step, [batch_of(step)]) for step in ([] if fed else drawn)])
-    made = ((step, [batch_of(step)]) for step in source) if fed else ready
+    made: Iterator[tuple[Step, list[Batch]]] = ((step, [batch_of(step)]) for step in source) if fed else ready
     if fed and device.type == "cuda":
         made = prefetched_on_stream(made, device)
 

@@ -13,7 +13,7 @@ os.environ["DVC_NO_ANALYTICS"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The runs of the whole pipeline first: they take longest, and would keep one process busy after all others."""
+    """Puts the runs of the whole pipeline first: they take longest, and would keep a process busy after all others."""
     items.sort(key=lambda item: item.path.parent.name != "pipeline")
 
 
@@ -25,10 +25,8 @@ def root() -> Path:
 
 @pytest.fixture
 def torch_settings_given_back() -> Iterator[None]:
-    """Training, of a generator or a quantizer, sets torch's threads and determinism for the process; other tests get
-    theirs back.
-    """
-    import torch  # here, because many tests need none
+    """Restores torch's threads and determinism, which training of a generator or a quantizer sets for the process."""
+    import torch  # imported here, because many tests do not need torch
 
     threads, fixed = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     yield

@@ -65,7 +65,7 @@ def files(root: Path) -> list[str]:
 @cache
 def imports(root: Path, file: str) -> frozenset[str]:
     """Files of the package that `file` imports, wherever the import stands."""
-    found = set()
+    found: set[str | None] = set()
     for node in ast.walk(ast.parse((root / file).read_text())):
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
@@ -73,7 +73,7 @@ def imports(root: Path, file: str) -> frozenset[str]:
                 found.add(inner or file_of(root, node.module or ""))
         elif isinstance(node, ast.Import):
             found |= {file_of(root, alias.name) for alias in node.names}
-    return frozenset(found - {None, file})
+    return frozenset(name for name in found if name is not None and name != file)
 
 
 def file_of(root: Path, module: str) -> str | None:

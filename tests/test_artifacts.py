@@ -90,7 +90,7 @@ def test_targets_are_those_of_the_users_who_have_one(splits: Splits) -> None:
 
 
 def test_a_tie_is_an_equal_time_stamp_just_before_within_the_user(splits: Splits) -> None:
-    """Position 5 begins a user, whatever the user before did."""
+    """Position 5 is the first of a user, whatever the user before did."""
     assert splits.has_tie(np.array([3, 5, 6, 7])).tolist() == [False, False, False, True]
 
 

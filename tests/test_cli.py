@@ -77,7 +77,7 @@ def _seconds_of_children() -> float:
 
 
 def test_checking_params_yaml_loads_nothing_heavy(root: Path) -> None:
-    """Every stage begins with it; torch alone would add two seconds to each."""
+    """Every stage starts the command line; torch alone would add two seconds to each."""
     code = (
         "import sys; from pipeline.config import load_params; load_params()\n"
         f"print([name for name in {(*HEAVY, 'numpy')!r} if name in sys.modules])"
@@ -108,7 +108,7 @@ def test_each_command_shows_an_example(command: str, run: Callable[..., Done]) -
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: Path, run: Callable[..., Done]) -> None:
-    """Also where the mistake is in another stage's section."""
+    """A mistake in the section of another stage is refused too."""
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("max_windows:", "max_window:").replace("beam: 20", "beam: 2"))
     done = run(stage)

@@ -109,14 +109,14 @@ class TestSkipgr:
         read_params({"skipgr": {"sequence_ratio": 0.6, "max_weight": 2.0, "sequence_share": 0.3}})
 
     def test_each_scored_level_has_its_ratio(self) -> None:
-        raw = {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.2, 0.3]}}
-        read_params(raw)
+        raw: dict[str, Any] = {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.2, 0.3]}}
+        build_params(raw)
         assert "has 3 entries for 4 levels" in refusal({**raw, "quantize": {"levels": 4}})
         assert "has 3 entries for 4 levels" in refusal({**raw, "skipgr": {**raw["skipgr"], "include_digit": True}})
 
     @pytest.mark.parametrize("apply_to", ["input", "both"])
     def test_with_rastp_only_whole_items_leave_a_history(self, apply_to: str) -> None:
-        raw = {"strategy": "rastp+skipgr", "skipgr": {"apply_to": apply_to}}
+        raw: dict[str, Any] = {"strategy": "rastp+skipgr", "skipgr": {"apply_to": apply_to}}
         assert "rastp counts a history by items" in refusal(raw)
         for allowed in ({"input_unit": "item"}, {"apply_to": "loss"}, {"token_ratio": 0.0}):
             read_params({**raw, "skipgr": {**raw["skipgr"], **allowed}})

@@ -61,7 +61,7 @@ def test_replays_give_what_the_function_gives_for_every_shape() -> None:
 
 @gpu
 def test_random_numbers_follow_the_seed_as_without_recording() -> None:
-    recorded = CudaGraphed(lambda value: value.x * torch.rand_like(value.x))
+    recorded: CudaGraphed[Outer, torch.Tensor] = CudaGraphed(lambda value: value.x * torch.rand_like(value.x))
     value, drawn = outer(64, "cuda"), []
     for seed in (1, 1, 1, 2, 1):
         torch.manual_seed(seed)
@@ -74,7 +74,7 @@ def test_random_numbers_follow_the_seed_as_without_recording() -> None:
 @gpu
 def test_gradients_add_up_over_replays() -> None:
     weight = torch.randn(5, device="cuda", requires_grad=True)
-    recorded = CudaGraphed(lambda value: (value.x * weight).sum().backward())
+    recorded: CudaGraphed[Outer, None] = CudaGraphed(lambda value: (value.x * weight).sum().backward())
     expected = torch.zeros_like(weight)
     for _ in range(2 * WARM + 2):
         value = outer(5, "cuda")
@@ -86,7 +86,7 @@ def test_gradients_add_up_over_replays() -> None:
 @gpu
 def test_an_older_recording_that_only_garbage_holds_does_not_break_a_new_one() -> None:
     x = torch.randn(5, device="cuda")
-    older = CudaGraphed(lambda _: x.exp())
+    older: CudaGraphed[Any, torch.Tensor] = CudaGraphed(lambda _: x.exp())
     cycle: list[Any] = [older]
     cycle.append(cycle)
     for _ in range(WARM + 1):

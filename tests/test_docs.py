@@ -11,7 +11,7 @@ import yaml
 from test_architecture import LAYERS, LEAVES
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/*.md")  # CHANGELOG.md names what is no more
-FOREIGN = {"modeling_t5.py", "modules/hstu/hstu.py"}  # of the papers' own code
+FOREIGN = {"modeling_t5.py", "modules/hstu/hstu.py"}  # files of the papers' code
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef)
 
 
@@ -32,7 +32,7 @@ def pages(root: Path) -> list[Path]:
 
 
 def holds_code(path: Path) -> bool:
-    """Not only a docstring."""
+    """Whether a file holds more than a docstring."""
     return any(not isinstance(node, ast.Expr) for node in ast.parse(path.read_text()).body)
 
 
@@ -46,7 +46,9 @@ def test_the_architecture_has_a_phrase_for_every_file_and_no_other(
     }
     listed = re.findall(r"^- `([^`]+)`: \S", architecture.split("## Every file")[1], re.MULTILINE)
     assert sorted(wanted - set(listed)) == [], "files without a phrase in docs/architecture.md"
-    others = {name for name in listed if "/" not in name and name in files}  # of the root, where users have files too
+    others = {
+        name for name in listed if "/" not in name and name in files
+    }  # files of the root, where users have files too
     assert sorted(set(listed) - wanted - others) == [], "phrases in docs/architecture.md without a file"
     assert len(listed) == len(set(listed))
 

@@ -3,21 +3,24 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from networks import MakeBatch, MakeCausal, MakeModel
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.generator import load_generator, save_generator
 
-EXTRA = {
+EXTRA: dict[str, Any] = {
     "strategy": "full",
     "pad_to": 0,
     "max_history": 20,
@@ -28,7 +31,7 @@ EXTRA = {
 
 
 @pytest.fixture
-def saved(make_model, tmp_path):
+def saved(make_model: MakeModel, tmp_path: Path) -> tuple[T5, Path]:
     """(model, folder it was saved to)."""
     model = make_model(separators=False, ff_hidden_layers=2)
     items = model.catalogue.items
@@ -43,7 +46,7 @@ def saved(make_model, tmp_path):
     return model, tmp_path / "generator"
 
 
-def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
+def test_the_loaded_model_ranks_and_scores_exactly_alike(saved: tuple[T5, Path], make_batch: MakeBatch) -> None:
     model, folder = saved
     generator = load_generator(folder)
     histories, _ = make_batch(model)
@@ -55,7 +58,9 @@ def test_the_loaded_model_ranks_and_scores_exactly_alike(saved, make_batch):
 
 
 @pytest.mark.parametrize("name", ["decoder", "hstu"])
-def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, name):
+def test_a_causal_backbone_comes_back_too(
+    make_causal: MakeCausal, make_batch: MakeBatch, tmp_path: Path, name: Literal["decoder", "hstu"]
+) -> None:
     model = make_causal(name)
     frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
     save_generator(tmp_path, model, model.catalogue, frame, EXTRA)
@@ -65,7 +70,7 @@ def test_a_causal_backbone_comes_back_too(make_causal, make_batch, tmp_path, nam
     assert torch.equal(beam_search(loaded, histories, 10).scores_WK, beam_search(model, histories, 10).scores_WK)
 
 
-def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved):
+def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(saved: tuple[T5, Path]) -> None:
     model, folder = saved
     generator = load_generator(folder)
     assert generator.config == {**generator.config, **EXTRA}
@@ -76,7 +81,7 @@ def test_the_folder_says_how_the_model_was_made_and_what_its_items_are_called(sa
     assert codes.tolist() == model.catalogue.codes_IL.tolist()
 
 
-def test_equal_models_give_equal_bytes(saved, tmp_path):
+def test_equal_models_give_equal_bytes(saved: tuple[T5, Path], tmp_path: Path) -> None:
     _, folder = saved
     generator = load_generator(folder)
     names = ["item_id", "raw_id", "title"]
@@ -85,7 +90,7 @@ def test_equal_models_give_equal_bytes(saved, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
-def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_path):
+def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model(separators=False)
     shared = Catalogue(model.catalogue.codes_IL[torch.arange(60) // 2], model.catalogue.widths, digit=False)
     frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})
@@ -96,7 +101,7 @@ def test_a_catalogue_whose_items_share_sids_comes_back_as_one(make_model, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
-def test_a_missing_file_is_named(saved, name):
+def test_a_missing_file_is_named(saved: tuple[T5, Path], name: str) -> None:
     _, folder = saved
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
@@ -104,7 +109,7 @@ def test_a_missing_file_is_named(saved, name):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "items.parquet"])
-def test_a_file_that_was_cut_short_is_named(saved, name):
+def test_a_file_that_was_cut_short_is_named(saved: tuple[T5, Path], name: str) -> None:
     _, folder = saved
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[: len(whole) // 2])
@@ -124,7 +129,7 @@ def test_a_file_that_was_cut_short_is_named(saved, name):
         {"widths": None},
     ],
 )
-def test_files_that_do_not_belong_together_are_refused(saved, change):
+def test_files_that_do_not_belong_together_are_refused(saved: tuple[T5, Path], change: dict[str, Any]) -> None:
     _, folder = saved
     config = json.loads((folder / "config.json").read_text())
     for key, value in change.items():
@@ -135,8 +140,8 @@ def test_files_that_do_not_belong_together_are_refused(saved, change):
 
 
 @pytest.mark.parametrize("name", ["rastp+skipgr", "intrr", "hstu"])
-def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, root):
-    """Trained, and asked, at commit ab439d4."""
+def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name: str, root: Path) -> None:
+    """The models were trained, and their answers recorded, at commit ab439d4."""
     folder = root / "tests/golden/generators" / name
     loaded, expected = load_generator(folder), json.loads((folder / "expected.json").read_text())
     times = np.arange(6) * 1000 if loaded.model.wants_times else None
@@ -147,7 +152,7 @@ def test_a_model_that_was_trained_before_the_code_moved_answers_as_then(name, ro
     assert (loaded.eval_skips is None) == (name != "rastp+skipgr")
 
 
-def test_skips_that_no_strategy_reads_are_refused(saved):
+def test_skips_that_no_strategy_reads_are_refused(saved: tuple[T5, Path]) -> None:
     _, folder = saved
     (folder / "skips.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="strategy full has no `eval_rule` that reads it"):
@@ -155,7 +160,7 @@ def test_skips_that_no_strategy_reads_are_refused(saved):
 
 
 @pytest.mark.parametrize("key", BackboneConfig.SAVED_WITHOUT)
-def test_a_model_that_is_older_than_a_key_loads_as_it_was_trained(saved, key: str) -> None:
+def test_a_model_that_is_older_than_a_key_loads_as_it_was_trained(saved: tuple[T5, Path], key: str) -> None:
     """The value comes with the key's dataclass, never from params.yaml or its defaults."""
     model, folder = saved
     config = json.loads((folder / "config.json").read_text())
@@ -173,7 +178,7 @@ def test_skips_of_a_model_that_is_older_than_at_eval_are_for_training_alone(root
     assert load_generator(folder).eval_skips is None
 
 
-def test_a_saved_model_that_lacks_any_other_key_is_damaged(saved) -> None:
+def test_a_saved_model_that_lacks_any_other_key_is_damaged(saved: tuple[T5, Path]) -> None:
     _, folder = saved
     whole = json.loads((folder / "config.json").read_text())
     for key in set(whole["backbone"]) - set(BackboneConfig.SAVED_WITHOUT):

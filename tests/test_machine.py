@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import machine
 from pipeline.errors import UserError
 from pipeline.machine import peak_memory_gib, pick_device, running_experiments, share_of_threads
 
 
 def processes(folder: Path, *commands: str) -> Path:
-    """A /proc with these command lines."""
+    """Makes a /proc with these command lines."""
     for number, command in enumerate(commands, 100):
         (folder / str(number)).mkdir(parents=True)
         (folder / str(number) / "cmdline").write_bytes(b"\0".join(word.encode() for word in command.split()) + b"\0")
@@ -52,7 +51,7 @@ def test_experiments_of_the_dvc_queue_are_counted(tmp_path: Path, commands: tupl
 def test_threads_are_the_cores_available_over_those_who_share_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, experiments: int, local: str, quota: str, threads: int
 ) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local or "1")
     if quota:
         (tmp_path / "cpu.max").write_text(quota)
@@ -64,7 +63,7 @@ def test_threads_are_the_cores_available_over_those_who_share_them(
 def test_small_tensors_get_no_more_threads_than_they_keep_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: int, threads: int
 ) -> None:
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     assert share_of_threads(numbers, processes(tmp_path / "proc"), tmp_path / "cpu.max") == threads
 
 
@@ -76,5 +75,5 @@ def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
 
 
 def test_peak_memory_is_about_what_is_held_now_or_more() -> None:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in batches of their own
+    pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in separate batches
     assert 0.9 * pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000

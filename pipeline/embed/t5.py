@@ -86,7 +86,7 @@ class T5Encoder(nn.Module):
         length = mask_BS.shape[1]
         positions_S = torch.arange(length, device=mask_BS.device)
         distance_SS = positions_S - positions_S[:, None]
-        buckets_SS = T5Attention._relative_position_bucket(  # type: ignore[no-untyped-call]  # untyped in transformers
+        buckets_SS = T5Attention._relative_position_bucket(
             distance_SS,
             bidirectional=True,
             num_buckets=self.config.relative_attention_num_buckets,

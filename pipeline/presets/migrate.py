@@ -151,7 +151,7 @@ def _nodes(node: Node | None) -> dict[str, tuple[Node, Node]]:
 
 def _is_bare(text: str, section: str) -> bool:
     """Whether a section is its name alone, because the lines of all its keys were taken out."""
-    return _nodes(yaml.compose(text))[section][1].value == ""
+    return bool(_nodes(yaml.compose(text))[section][1].value == "")
 
 
 def _last_line(node: Node) -> int:

@@ -113,7 +113,7 @@ def prefetched(items: Iterator[T]) -> Iterator[T]:
 
 def prefetched_on_stream(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
     """Give the same steps; the next step is prepared ahead on a second stream, without waiting for the current one."""
-    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves Stream.__new__ without types
+    side = torch.cuda.Stream(device)
     main = torch.cuda.current_stream(device)
 
     def prepare() -> Iterator[tuple[StepBatches, torch.cuda.Event]]:

@@ -1,5 +1,7 @@
 """What `backbone:` refuses."""
 
+from typing import Any
+
 import pytest
 from settings import some
 
@@ -18,6 +20,6 @@ from pipeline.backbones.config import BackboneConfig
         {"relative_buckets": 32, "relative_max_distance": 16},
     ],
 )
-def test_a_size_that_makes_no_network_is_refused_by_name(bad):
+def test_a_size_that_makes_no_network_is_refused_by_name(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         some(BackboneConfig, **bad)

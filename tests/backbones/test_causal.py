@@ -1,10 +1,16 @@
 """The causal backbones: packing changes nothing, nothing sees what comes later, and every way of asking agrees."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import MakeBatch, MakeCausal
+from typed import gradient_of, present, total
 
+from pipeline.backbones.causal import CausalBackbone
 from pipeline.decoding.beam_search import beam_search
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.packing.histories import Histories
@@ -20,62 +26,69 @@ KINDS = [
 pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
-def sum_of_losses(model, logits, targets_W) -> torch.Tensor:
+def sum_of_losses(model: CausalBackbone[Any], logits: list[torch.Tensor], targets_W: torch.Tensor) -> torch.Tensor:
     codes_WL = model.catalogue.codes_IL[targets_W]
-    return sum(
+    return total(
         F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum") for level, logits_WV in enumerate(logits)
     )
 
 
-def gradients(model, loss) -> dict[str, torch.Tensor]:
+def gradients(model: CausalBackbone[Any], loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: gradient_of(parameter).clone() for name, parameter in model.named_parameters()}
 
 
-def same(ours, expected, tolerance=1e-9) -> None:
+def same(ours: Any, expected: Any, tolerance: float = 1e-9) -> None:
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
-def one_by_one(histories):
-    """Each packed window as a batch of its own."""
+def one_by_one(histories: Histories) -> Iterator[Histories]:
+    """Yields each packed window as a batch of one window."""
     start = 0
     for length in histories.lengths_W.tolist():
         part = slice(start, start + length)
         yield Histories.pack(
-            histories.items_N[part].numpy(), np.array([0, length]), times_N=histories.times_N[part].numpy()
+            histories.items_N[part].numpy(), np.array([0, length]), times_N=present(histories.times_N)[part].numpy()
         )
         start += length
 
 
-def test_packed_equals_one_window_at_a_time_in_outputs_and_gradients(make_causal, make_batch, kind):
+def test_packed_equals_one_window_at_a_time_in_outputs_and_gradients(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind).double()
     histories, targets_W = make_batch(model)
     logits = model(histories, targets_W)
-    packed, alone = gradients(model, sum_of_losses(model, logits, targets_W)), {}
+    packed = gradients(model, sum_of_losses(model, logits, targets_W))
+    alone: dict[str, torch.Tensor] = {}
     for row, one in enumerate(one_by_one(histories)):
         target = targets_W[row : row + 1]
         one_logits = model(one, target)
         for ours, expected in zip(logits, one_logits, strict=True):
             same(ours[row], expected[0])
         for name, gradient in gradients(model, sum_of_losses(model, one_logits, target)).items():
-            alone[name] = alone.get(name, 0) + gradient
+            alone[name] = alone.get(name, torch.zeros_like(gradient)) + gradient
     assert all(gradient.abs().max() > 0 for gradient in packed.values())
     for name, gradient in packed.items():
         same(gradient, alone[name])
 
 
-def test_padded_equals_packed_in_outputs_and_gradients(make_causal, make_batch, kind):
+def test_padded_equals_packed_in_outputs_and_gradients(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind).double()
     results = []
     for pad_to in (0, 9 * model.tokens_IS.shape[1] + 4):
         histories, targets_W = make_batch(model, pad_to=pad_to)
         logits = model(histories, targets_W)
         results.append((logits, gradients(model, sum_of_losses(model, logits, targets_W))))
-    same(*results)
+    same(results[0], results[1])
 
 
-def test_a_padded_batch_too_short_for_its_windows_is_refused(make_causal, make_batch, kind):
+def test_a_padded_batch_too_short_for_its_windows_is_refused(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind)
     longest = 9 * model.tokens_IS.shape[1]
     histories, targets_W = make_batch(model, pad_to=longest - 1)
@@ -84,7 +97,9 @@ def test_a_padded_batch_too_short_for_its_windows_is_refused(make_causal, make_b
 
 
 @torch.no_grad()
-def test_a_later_item_or_time_changes_nothing_before_it(make_causal, make_batch, kind):
+def test_a_later_item_or_time_changes_nothing_before_it(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind).double()
     histories, targets_W = make_batch(model, count=1, longest=9, seed=4, all_targets=True)
     items = len(histories.items_N)
@@ -93,7 +108,7 @@ def test_a_later_item_or_time_changes_nothing_before_it(make_causal, make_batch,
         changed = Histories.pack(
             (histories.items_N + (torch.arange(items) >= position)).numpy() % model.catalogue.items,
             np.array([0, items]),
-            times_N=(histories.times_N + 10**8 * (torch.arange(items) >= position)).numpy(),
+            times_N=(present(histories.times_N) + 10**8 * (torch.arange(items) >= position)).numpy(),
             all_targets=True,
         )
         after = model(changed, targets_W)
@@ -108,14 +123,16 @@ def test_a_later_item_or_time_changes_nothing_before_it(make_causal, make_batch,
 
 
 @torch.no_grad()
-def test_the_time_of_a_target_tells_nothing_of_it(make_causal, make_batch, kind):
-    """At inference nobody knows when the next item will come."""
+def test_the_time_of_a_target_tells_nothing_of_it(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
+    """At inference the time of the next item is unknown."""
     model = make_causal(**kind).double()
     histories, targets_W = make_batch(model, count=1, seed=4, all_targets=True)
     items = len(histories.items_N)
     before = model(histories, targets_W)
     for position in range(1, items):
-        later = histories.times_N + 10**8 * (torch.arange(items) == position)
+        later = present(histories.times_N) + 10**8 * (torch.arange(items) == position)
         after = model(
             Histories.pack(histories.items_N.numpy(), np.array([0, items]), times_N=later.numpy(), all_targets=True),
             targets_W,
@@ -126,7 +143,9 @@ def test_the_time_of_a_target_tells_nothing_of_it(make_causal, make_batch, kind)
 
 
 @torch.no_grad()
-def test_all_targets_of_a_window_equal_each_of_its_prefixes_with_one_target(make_causal, make_batch, kind):
+def test_all_targets_of_a_window_equal_each_of_its_prefixes_with_one_target(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind).double()
     histories, targets_W = make_batch(model, all_targets=True)
     logits, row = model(histories, targets_W), 0
@@ -134,7 +153,7 @@ def test_all_targets_of_a_window_equal_each_of_its_prefixes_with_one_target(make
         sequence = [*one.items_N.tolist(), int(targets_W[window])]
         for length in range(1, len(sequence)):
             prefix = Histories.pack(
-                np.array(sequence[:length]), np.array([0, length]), times_N=one.times_N[:length].numpy()
+                np.array(sequence[:length]), np.array([0, length]), times_N=present(one.times_N)[:length].numpy()
             )
             for ours, expected in zip(logits, model(prefix, torch.tensor([sequence[length]])), strict=True):
                 same(ours[row], expected[0])
@@ -143,15 +162,19 @@ def test_all_targets_of_a_window_equal_each_of_its_prefixes_with_one_target(make
 
 
 @torch.no_grad()
-def test_a_beam_as_wide_as_the_catalogue_equals_teacher_forcing_of_every_item(make_causal, make_batch, kind):
+def test_a_beam_as_wide_as_the_catalogue_equals_teacher_forcing_of_every_item(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(items=150, widths=(9, 8, 7, 3), **kind)
     histories, _ = make_batch(model, count=5)
     beams = beam_search(model, histories, beam=150)
     codes_IL = model.catalogue.codes_IL
     for row, one in enumerate(one_by_one(histories)):
         length = len(one.items_N)
-        copies = Histories.pack(np.tile(one.items_N, 150), np.arange(151) * length, times_N=np.tile(one.times_N, 150))
-        expected_I = sum(
+        copies = Histories.pack(
+            np.tile(one.items_N, 150), np.arange(151) * length, times_N=np.tile(present(one.times_N), 150)
+        )
+        expected_I = total(
             F.log_softmax(logits_IV, -1).gather(1, codes_IL[:, level : level + 1])[:, 0]
             for level, logits_IV in enumerate(model(copies, torch.arange(150)))
         )
@@ -161,7 +184,9 @@ def test_a_beam_as_wide_as_the_catalogue_equals_teacher_forcing_of_every_item(ma
 
 
 @torch.no_grad()
-def test_exact_scores_equal_those_of_the_beam_and_company_does_not_matter(make_causal, make_batch, kind):
+def test_exact_scores_equal_those_of_the_beam_and_company_does_not_matter(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(items=150, widths=(9, 8, 7, 3), **kind)
     histories, _ = make_batch(model, count=7)
     beams, exact_WI = beam_search(model, histories, beam=20), score_catalogue(model, histories)
@@ -173,7 +198,9 @@ def test_exact_scores_equal_those_of_the_beam_and_company_does_not_matter(make_c
 
 
 @torch.no_grad()
-def test_beams_share_one_copy_of_their_history_and_states_never_change(make_causal, make_batch, kind):
+def test_beams_share_one_copy_of_their_history_and_states_never_change(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model, beams = make_causal(**kind), 5
     histories, _ = make_batch(model)
     begun = model.begin(histories)
@@ -187,7 +214,9 @@ def test_beams_share_one_copy_of_their_history_and_states_never_change(make_caus
     assert torch.equal(logits_WKV, again_WKV)
 
 
-def test_reading_vectors_packed_equals_one_window_at_a_time_and_needs_no_tokens(make_causal, make_batch, kind):
+def test_reading_vectors_packed_equals_one_window_at_a_time_and_needs_no_tokens(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(vectors_only=True, **kind).double()
     assert not hasattr(model, "tokens")
     assert not hasattr(model, "heads")
@@ -200,11 +229,13 @@ def test_reading_vectors_packed_equals_one_window_at_a_time_and_needs_no_tokens(
         start += len(one.items_N)
     found = gradients(model, states_Wd.square().sum())
     assert all(gradient.abs().max() > 0 for gradient in found.values())
-    assert (vectors_Nd.grad.abs().sum(1) > 0).all()
+    assert (gradient_of(vectors_Nd).abs().sum(1) > 0).all()
 
 
 @torch.no_grad()
-def test_the_states_behind_all_items_are_those_behind_each_prefix(make_causal, make_batch, kind):
+def test_the_states_behind_all_items_are_those_behind_each_prefix(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(vectors_only=True, **kind).double()
     histories, _ = make_batch(model, count=1, seed=4, all_targets=True)
     items = len(histories.items_N)
@@ -212,12 +243,16 @@ def test_the_states_behind_all_items_are_those_behind_each_prefix(make_causal, m
     states_Nd = model.read(vectors_Nd, histories)
     for length in range(1, items + 1):
         prefix = Histories.pack(
-            histories.items_N[:length].numpy(), np.array([0, length]), times_N=histories.times_N[:length].numpy()
+            histories.items_N[:length].numpy(),
+            np.array([0, length]),
+            times_N=present(histories.times_N)[:length].numpy(),
         )
         same(states_Nd[length - 1], model.read(vectors_Nd[:length], prefix)[0])
 
 
-def test_histories_without_times_are_refused_where_times_are_read(make_causal, kind):
+def test_histories_without_times_are_refused_where_times_are_read(
+    make_causal: MakeCausal, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind)
     histories = Histories.pack(np.arange(5), np.array([0, 2, 5]))
     if model.wants_times:
@@ -227,7 +262,9 @@ def test_histories_without_times_are_refused_where_times_are_read(make_causal, k
         model(histories, torch.arange(2))
 
 
-def test_every_token_of_the_history_is_kept(make_causal, make_batch, kind):
+def test_every_token_of_the_history_is_kept(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind)
     histories, _ = make_batch(model)
     kept_NS = model.kept_tokens(histories)
@@ -235,7 +272,7 @@ def test_every_token_of_the_history_is_kept(make_causal, make_batch, kind):
     assert kept_NS.shape == (len(histories.items_N), model.tokens_IS.shape[1])
 
 
-def test_dropout_acts_in_training_only(make_causal, make_batch, kind):
+def test_dropout_acts_in_training_only(make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]) -> None:
     model = make_causal(dropout=0.3, **kind)
     histories, targets_W = make_batch(model)
 
@@ -249,7 +286,9 @@ def test_dropout_acts_in_training_only(make_causal, make_batch, kind):
     assert torch.equal(run(1), run(1))
 
 
-def test_runs_under_bfloat16_autocast_with_float32_logits(make_causal, make_batch, kind):
+def test_runs_under_bfloat16_autocast_with_float32_logits(
+    make_causal: MakeCausal, make_batch: MakeBatch, kind: dict[str, Any]
+) -> None:
     model = make_causal(**kind)
     histories, targets_W = make_batch(model)
     expected = torch.cat(model(histories, targets_W), 1)

@@ -3,19 +3,23 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import MakeBatch, MakeCausal, RandomCodes
 from settings import some
 from torch import nn
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Stack
+from typed import gradient_of, total
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.decoder import Decoder, DecoderOnlyBlock
 from pipeline.catalogue import Catalogue
 from pipeline.ops import attention, dropout
+from pipeline.packing.histories import Histories
 
 
-def as_transformers(model) -> T5Stack:
-    """`transformers`' stack holding our weights."""
+def as_transformers(model: Decoder) -> T5Stack:
+    """`transformers`' stack, which holds our weights."""
     config = model.config
     oracle = T5Stack(
         T5Config(
@@ -31,22 +35,24 @@ def as_transformers(model) -> T5Stack:
             dropout_rate=config.dropout,
             relative_attention_max_distance=config.relative_max_distance,
             feed_forward_proj="relu",
-            attn_implementation="eager",
+            attn_implementation="eager",  # type: ignore[call-arg]  # of every configuration; the types lack it
         )
     ).eval()
     oracle.embed_tokens = model.tokens
     for theirs, ours in zip(oracle.block, model.blocks, strict=True):
+        assert isinstance(ours, DecoderOnlyBlock)
         attention_of, feed_forward = theirs.layer[0], theirs.layer[-1]
         for name, weight in zip("qkvo", (*ours.attention.qkv.weight.chunk(3), ours.attention.o.weight), strict=True):
             getattr(attention_of.SelfAttention, name).weight = nn.Parameter(weight.detach().clone())
         attention_of.layer_norm.weight, feed_forward.layer_norm.weight = ours.attention.norm.weight, ours.ff.norm.weight
         feed_forward.DenseReluDense.wi, feed_forward.DenseReluDense.wo = ours.ff.wi, ours.ff.wo
     oracle.block[0].layer[0].SelfAttention.relative_attention_bias.weight = model.bias.weight
-    oracle.final_layer_norm.weight = model.norm[0].weight
+    oracle.final_layer_norm.weight = next(model.norm.parameters())
+    assert isinstance(oracle, T5Stack)
     return oracle
 
 
-def fed_ids(model, histories, targets_W) -> tuple[torch.Tensor, list[int]]:
+def fed_ids(model: Decoder, histories: Histories, targets_W: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """(token ids, padded on the right: the history's, then all codes of the target but the last; lengths of the
     histories), rows in packed order, built item by item."""
     widths, codes_IL = model.catalogue.widths, model.catalogue.codes_IL.tolist()
@@ -65,15 +71,18 @@ def fed_ids(model, histories, targets_W) -> tuple[torch.Tensor, list[int]]:
     return nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths
 
 
-def expected_logits(model, hidden, lengths: list[int]) -> list[torch.Tensor]:
+def expected_logits(model: Decoder, hidden: torch.Tensor, lengths: list[int]) -> list[torch.Tensor]:
     """Level l is read l tokens behind the last token of the history."""
     rows = torch.arange(len(lengths))
     return [head(hidden[rows, torch.tensor(lengths) - 1 + level]) for level, head in enumerate(model.heads)]
 
 
 @pytest.mark.parametrize("separators", [True, False])
-def test_logits_and_gradients_equal_transformers(make_causal, make_batch, separators):
+def test_logits_and_gradients_equal_transformers(
+    make_causal: MakeCausal, make_batch: MakeBatch, separators: bool
+) -> None:
     model = make_causal("decoder", separators=separators)
+    assert isinstance(model, Decoder)
     histories, targets_W = make_batch(model)
     ids, lengths = fed_ids(model, histories, targets_W)
     ours = model(histories, targets_W)
@@ -82,20 +91,23 @@ def test_logits_and_gradients_equal_transformers(make_causal, make_batch, separa
     found = []
     for logits in (ours, expected):
         model.zero_grad()
-        sum(x.square().sum() for x in logits).backward()
+        total(x.square().sum() for x in logits).backward()
         found.append(
             {
-                name: parameter.grad.clone()
+                name: gradient_of(parameter).clone()
                 for name, parameter in model.named_parameters()
                 if "qkv" not in name and ".o." not in name
             }
-        )  # attention weights were copied, split into theirs
+        )  # attention weights are copies, split as `transformers` splits them
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
-    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
+def test_dropout_acts_where_t5_has_it(
+    make_causal: MakeCausal, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean that both drop at the same points."""
     model = make_causal("decoder", dropout=0.25)
+    assert isinstance(model, Decoder)
     histories, targets_W = make_batch(model)
     ids, lengths = fed_ids(model, histories, targets_W)
     oracle = as_transformers(model).train()
@@ -106,7 +118,7 @@ def test_dropout_acts_where_t5_has_it(make_causal, make_batch, monkeypatch):
     torch.testing.assert_close(model.train()(histories, targets_W), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_published_size_has_the_parameters_that_its_shapes_say(random_codes):
+def test_the_published_size_has_the_parameters_that_its_shapes_say(random_codes: RandomCodes) -> None:
     config = some(
         BackboneConfig,
         name="decoder",
@@ -124,7 +136,7 @@ def test_the_published_size_has_the_parameters_that_its_shapes_say(random_codes)
     assert sum(parameter.numel() for parameter in model.parameters()) == 4 * layer + 256 + 2 * 399 * 256 + 32 * 6
 
 
-def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch, random_codes):
+def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch: MakeBatch, random_codes: RandomCodes) -> None:
     widths = (32, 32, 32, 4)
     for name in ("decoder", "hstu"):
         torch.manual_seed(0)

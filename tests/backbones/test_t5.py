@@ -1,17 +1,22 @@
 """The T5 backbone: equal to `transformers`' T5, and packing changes nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import MakeBatch, MakeModel, RandomCodes, RandomWindows
 from settings import some
 from torch import nn
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers_t5 import as_transformers, decoder_ids, gradients, sum_of_losses
+from typed import gradient_of
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import relative_buckets
+from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
 from pipeline.ops import attention, dropout
 from pipeline.packing.histories import Histories
@@ -23,7 +28,7 @@ SHAPES = [
 ]
 
 
-def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
+def encoder_ids(model: T5, histories: Histories) -> tuple[torch.Tensor, torch.Tensor]:
     """(token ids, mask) padded on the right, rows in packed order, built item by item."""
     widths, codes_IL = model.catalogue.widths, model.catalogue.codes_IL.tolist()
     rows, start = [], 0
@@ -39,13 +44,15 @@ def encoder_ids(model, histories) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-def assert_same(ours, expected, tolerance=1e-5):
+def assert_same(ours: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 class TestEqualsTransformers:
-    def test_encoder_and_decoder_outputs_and_logits(self, make_model, make_batch, shape):
+    def test_encoder_and_decoder_outputs_and_logits(
+        self, make_model: MakeModel, make_batch: MakeBatch, shape: dict[str, Any]
+    ) -> None:
         model = make_model(**shape)
         histories, targets_W = make_batch(model)
         ids, mask = encoder_ids(model, histories)
@@ -56,7 +63,9 @@ class TestEqualsTransformers:
         for level, logits_WV in enumerate(model(histories, targets_W)):
             assert_same(logits_WV, model.heads[level](expected.last_hidden_state[:, level]))
 
-    def test_gradients_of_embeddings_biases_and_feed_forward(self, make_model, make_batch, shape):
+    def test_gradients_of_embeddings_biases_and_feed_forward(
+        self, make_model: MakeModel, make_batch: MakeBatch, shape: dict[str, Any]
+    ) -> None:
         model = make_model(**shape)
         histories, targets_W = make_batch(model)
         ours = gradients(model, model(histories, targets_W), targets_W)
@@ -69,10 +78,12 @@ class TestEqualsTransformers:
         model.zero_grad()
         sum_of_losses(model, logits, targets_W).backward()
         for name, parameter in model.named_parameters():
-            if name in shared:  # attention weights were copied, split into theirs
-                assert_same(ours[name], parameter.grad, 1e-4)
+            if name in shared:  # attention weights are copies, split as `transformers` splits them
+                assert_same(ours[name], gradient_of(parameter), 1e-4)
 
-    def test_cached_decoding_over_all_levels(self, make_model, make_batch, shape):
+    def test_cached_decoding_over_all_levels(
+        self, make_model: MakeModel, make_batch: MakeBatch, shape: dict[str, Any]
+    ) -> None:
         model = make_model(**shape)
         histories, targets_W = make_batch(model)
         ids, mask = encoder_ids(model, histories)
@@ -95,8 +106,10 @@ class TestEqualsTransformers:
             assert_same(logits_WKV, model.heads[level](expected.last_hidden_state))
 
 
-def test_cached_beams_equal_teacher_forcing_of_each_beams_own_prefix(make_model, make_batch):
-    """Beams that swap places, branch and die: what a beam sees is its own past."""
+def test_cached_beams_equal_teacher_forcing_of_each_beams_own_prefix(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    """Beams change their order, branch and die; each beam attends to its own past alone."""
     model, beams = make_model(), 5
     histories, _ = make_batch(model)
     generator = torch.Generator().manual_seed(0)
@@ -111,27 +124,27 @@ def test_cached_beams_equal_teacher_forcing_of_each_beams_own_prefix(make_model,
             assert_same(logits_WKV[:, beam], logits_after(model, histories, prefixes_WKL[:, beam]))
 
 
-def logits_after(model, histories, prefix_WL) -> torch.Tensor:
+def logits_after(model: T5, histories: Histories, prefix_WL: torch.Tensor) -> torch.Tensor:
     """Teacher-forced logits of the level after a prefix, which need not be in the catalogue."""
     padded_WL = F.pad(prefix_WL, (0, model.levels - prefix_WL.shape[1]))
     tokens = model.tokens_IS
     model.tokens_IS = torch.cat(
         [tokens, F.pad(padded_WL + torch.tensor(model.first_token), (0, tokens.shape[1] - model.levels))]
     )
-    logits = model(histories, torch.arange(len(tokens), len(tokens) + len(prefix_WL)))
+    logits: list[torch.Tensor] = model(histories, torch.arange(len(tokens), len(tokens) + len(prefix_WL)))
     model.tokens_IS = tokens
     return logits[prefix_WL.shape[1]]
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 20), (8, 50), (4, 3)])
-def test_buckets_equal_transformers(bidirectional, buckets, max_distance):
+def test_buckets_equal_transformers(bidirectional: bool, buckets: int, max_distance: int) -> None:
     distances = torch.arange(-300, 301)
     expected = T5Attention._relative_position_bucket(distances, bidirectional, buckets, max_distance)
     assert torch.equal(relative_buckets(distances, bidirectional, buckets, max_distance), expected)
 
 
-def test_packed_equals_one_window_at_a_time(make_model, random_windows):
+def test_packed_equals_one_window_at_a_time(make_model: MakeModel, random_windows: RandomWindows) -> None:
     model = make_model()
     items_N, offsets, targets_W = random_windows(12, model.catalogue.items)
     histories = Histories.pack(items_N, offsets)
@@ -145,13 +158,15 @@ def test_packed_equals_one_window_at_a_time(make_model, random_windows):
         for logits_WV, expected_1V in zip(logits, one_logits, strict=True):
             assert_same(histories.in_input_order(logits_WV)[window], expected_1V[0])
         for name, gradient in gradients(model, one_logits, target_1).items():
-            alone[name] = alone.get(name, 0) + gradient
+            alone[name] = alone.get(name, torch.zeros_like(gradient)) + gradient
     for name, gradient in packed.items():
         assert_same(gradient, alone[name], 1e-4)
 
 
 @pytest.mark.parametrize("pad_to", [45, 63], ids=["just enough", "more than enough"])
-def test_padded_equals_packed_in_outputs_and_gradients(make_model, make_batch, pad_to):
+def test_padded_equals_packed_in_outputs_and_gradients(
+    make_model: MakeModel, make_batch: MakeBatch, pad_to: int
+) -> None:
     model = make_model()
     packed, targets_W = make_batch(model)
     padded, _ = make_batch(model, pad_to=pad_to)
@@ -163,14 +178,14 @@ def test_padded_equals_packed_in_outputs_and_gradients(make_model, make_batch, p
         assert_same(gradient, expected_gradients[name], 1e-4)
 
 
-def test_a_padded_batch_too_short_for_its_windows_is_refused(make_model, make_batch):
+def test_a_padded_batch_too_short_for_its_windows_is_refused(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model()
     histories, targets_W = make_batch(model, pad_to=44)
     with pytest.raises(ValueError, match=r"45 encoder positions does not fit .*44"):
         model(histories, targets_W)
 
 
-def test_a_level_sees_the_codes_before_it_and_none_after(make_model, make_batch):
+def test_a_level_sees_the_codes_before_it_and_none_after(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model()
     histories, _ = make_batch(model, count=1)
     codes_IL = model.catalogue.codes_IL
@@ -183,7 +198,7 @@ def test_a_level_sees_the_codes_before_it_and_none_after(make_model, make_batch)
             assert same == (level <= shared), (a, b, level)
 
 
-def test_dropout_acts_in_training_only(make_model, make_batch):
+def test_dropout_acts_in_training_only(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(dropout=0.3)
     histories, targets_W = make_batch(model)
 
@@ -198,8 +213,10 @@ def test_dropout_acts_in_training_only(make_model, make_batch):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_dropout_acts_where_t5_has_it(make_model, make_batch, monkeypatch, shape):
-    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean equal places."""
+def test_dropout_acts_where_t5_has_it(
+    make_model: MakeModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any]
+) -> None:
+    """Both sides get a dropout that multiplies by 1 - p: equal outputs then mean that both drop at the same points."""
     model = make_model(dropout=0.25, **shape)
     histories, targets_W = make_batch(model)
     ids, mask = encoder_ids(model, histories)
@@ -215,7 +232,7 @@ def test_dropout_acts_where_t5_has_it(make_model, make_batch, monkeypatch, shape
         assert_same(logits_WV, model.heads[level](hidden[:, level]))
 
 
-def test_the_tiger_shape_has_13_million_parameters(random_codes):
+def test_the_tiger_shape_has_13_million_parameters(random_codes: RandomCodes) -> None:
     tiger = some(
         BackboneConfig,
         encoder_layers=4,
@@ -237,17 +254,18 @@ def test_the_tiger_shape_has_13_million_parameters(random_codes):
     assert 13.0e6 < encoder + decoder + tables < 13.2e6
 
 
-def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch, random_codes):
+def test_training_starts_near_the_loss_of_a_uniform_guess(make_batch: MakeBatch, random_codes: RandomCodes) -> None:
     widths = (32, 32, 32, 4)
     torch.manual_seed(0)
     model = build_backbone(some(BackboneConfig), Catalogue(random_codes(500, widths), widths)).eval()
+    assert isinstance(model, T5)
     histories, targets_W = make_batch(model, count=200)
     loss = sum_of_losses(model, model(histories, targets_W), targets_W) / 200
     uniform = sum(np.log(width) for width in widths)
     assert uniform < loss < uniform + 4 * 0.7  # logits of unit variance cost half a nat each
 
 
-def test_runs_under_bfloat16_autocast_with_float32_logits(make_model, make_batch):
+def test_runs_under_bfloat16_autocast_with_float32_logits(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(dropout=0.1)
     histories, targets_W = make_batch(model)
     expected = torch.cat(model(histories, targets_W), 1)
@@ -260,4 +278,4 @@ def test_runs_under_bfloat16_autocast_with_float32_logits(make_model, make_batch
     assert logits.dtype == torch.float32
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
     assert (padded - expected).abs().max() < 0.05 * expected.abs().max()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    assert all(gradient_of(parameter).isfinite().all() for parameter in model.parameters())

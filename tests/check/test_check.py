@@ -29,7 +29,7 @@ def test_it_prints_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_command_loads_nothing_heavy(root: Path, tmp_path: Path) -> None:
-    """It runs at every change of a value, so it has to answer at once."""
+    """`check` runs at every change of a value, so `check` has to answer at once."""
     (tmp_path / "params.yaml").write_text((root / "params.yaml").read_text())
     (tmp_path / "data/demo").mkdir(parents=True)
     code = (

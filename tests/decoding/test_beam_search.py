@@ -1,24 +1,31 @@
 """Beam search finds what scoring the whole catalogue finds, and never names an item that does not exist."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import MakeBatch, MakeModel, RandomWindows
+from typed import total
 
+from pipeline.backbones.t5 import T5
 from pipeline.decoding import beam_search as beam_module
 from pipeline.decoding.beam_search import beam_search, top_k
 from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
 
-LARGE = {"items": 600, "widths": (14, 12, 10, 4)}  # most prefixes have few children, some have many
+LARGE: dict[str, Any] = {"items": 600, "widths": (14, 12, 10, 4)}  # most prefixes have few children, some have many
 
 
-def brute_force(model, items_N, offsets) -> torch.Tensor:
-    """[W, I]: every item scored alone by teacher forcing, one window at a time."""
+def brute_force(model: T5, items_N: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Scores [W, I]: each item is scored alone by teacher forcing, one window at a time."""
     rows = []
     for window in range(len(offsets) - 1):
         length, items = offsets[window + 1] - offsets[window], model.catalogue.items
@@ -26,7 +33,7 @@ def brute_force(model, items_N, offsets) -> torch.Tensor:
         copies = Histories.pack(np.tile(history, items), np.arange(items + 1) * length)
         logits = model(copies, torch.arange(items))
         rows.append(
-            sum(
+            total(
                 F.log_softmax(logits_IV, -1).gather(1, model.catalogue.codes_IL[:, level : level + 1])[:, 0]
                 for level, logits_IV in enumerate(logits)
             )
@@ -35,14 +42,16 @@ def brute_force(model, items_N, offsets) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_exact_scores_equal_teacher_forcing_of_every_item(make_model, random_windows):
+def test_exact_scores_equal_teacher_forcing_of_every_item(make_model: MakeModel, random_windows: RandomWindows) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(6, 600)
     scores_WI = score_catalogue(model, Histories.pack(items_N, offsets))
     torch.testing.assert_close(scores_WI, brute_force(model, items_N, offsets), rtol=1e-5, atol=1e-5)
 
 
-def test_exact_scores_do_not_depend_on_how_the_catalogue_is_cut(make_model, random_windows, monkeypatch):
+def test_exact_scores_do_not_depend_on_how_the_catalogue_is_cut(
+    make_model: MakeModel, random_windows: RandomWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(5, 600)
     histories = Histories.pack(items_N, offsets)
@@ -51,7 +60,9 @@ def test_exact_scores_do_not_depend_on_how_the_catalogue_is_cut(make_model, rand
     torch.testing.assert_close(score_catalogue(model, histories), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_a_beam_as_wide_as_the_catalogue_equals_brute_force_in_order_and_scores(make_model, random_windows):
+def test_a_beam_as_wide_as_the_catalogue_equals_brute_force_in_order_and_scores(
+    make_model: MakeModel, random_windows: RandomWindows
+) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(6, 600)
     histories = Histories.pack(items_N, offsets)
@@ -64,7 +75,9 @@ def test_a_beam_as_wide_as_the_catalogue_equals_brute_force_in_order_and_scores(
     assert torch.equal(beams.codes_WKL, model.catalogue.codes_IL[beams.items_WK])
 
 
-def test_a_beam_wider_than_the_catalogue_leaves_the_rest_empty(make_model, random_windows):
+def test_a_beam_wider_than_the_catalogue_leaves_the_rest_empty(
+    make_model: MakeModel, random_windows: RandomWindows
+) -> None:
     model = make_model(items=13)
     items_N, offsets, _ = random_windows(5, 13)
     beams = beam_search(model, Histories.pack(items_N, offsets), beam=20)
@@ -77,7 +90,9 @@ def test_a_beam_wider_than_the_catalogue_leaves_the_rest_empty(make_model, rando
 
 
 @pytest.mark.parametrize("beam", [1, 3, 17, 50])
-def test_a_constrained_beam_names_distinct_real_items_with_their_own_scores(make_model, random_windows, beam):
+def test_a_constrained_beam_names_distinct_real_items_with_their_own_scores(
+    make_model: MakeModel, random_windows: RandomWindows, beam: int
+) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(20, 600)
     histories = Histories.pack(items_N, offsets)
@@ -91,7 +106,7 @@ def test_a_constrained_beam_names_distinct_real_items_with_their_own_scores(make
     )
 
 
-def test_rows_do_not_depend_on_the_company_they_are_in(make_model, random_windows):
+def test_rows_do_not_depend_on_the_company_they_are_in(make_model: MakeModel, random_windows: RandomWindows) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(15, 600)
     together = beam_search(model, Histories.pack(items_N, offsets), 8)
@@ -100,7 +115,7 @@ def test_rows_do_not_depend_on_the_company_they_are_in(make_model, random_window
         assert torch.equal(alone.items_WK[0], together.items_WK[window])
 
 
-def test_padded_histories_give_the_same_beams(make_model, random_windows):
+def test_padded_histories_give_the_same_beams(make_model: MakeModel, random_windows: RandomWindows) -> None:
     model = make_model(**LARGE)
     items_N, offsets, _ = random_windows(15, 600)
     packed = beam_search(model, Histories.pack(items_N, offsets), 8)
@@ -108,7 +123,9 @@ def test_padded_histories_give_the_same_beams(make_model, random_windows):
     assert torch.equal(packed.items_WK, padded.items_WK)
 
 
-def test_a_free_beam_of_full_width_lists_all_combinations_and_marks_those_without_item(make_model, random_windows):
+def test_a_free_beam_of_full_width_lists_all_combinations_and_marks_those_without_item(
+    make_model: MakeModel, random_windows: RandomWindows
+) -> None:
     model = make_model(items=20, widths=(4, 3, 3))
     items_N, offsets, _ = random_windows(5, 20)
     beams = beam_search(model, Histories.pack(items_N, offsets), beam=36, constrained=False)
@@ -119,7 +136,9 @@ def test_a_free_beam_of_full_width_lists_all_combinations_and_marks_those_withou
     assert beams.scores_WK.exp().sum(1).allclose(torch.ones(5), atol=1e-5)
 
 
-def test_a_free_and_a_constrained_beam_of_full_width_rank_the_catalogue_alike(make_model, random_windows):
+def test_a_free_and_a_constrained_beam_of_full_width_rank_the_catalogue_alike(
+    make_model: MakeModel, random_windows: RandomWindows
+) -> None:
     model = make_model(items=20, widths=(4, 3, 3))
     items_N, offsets, _ = random_windows(5, 20)
     histories = Histories.pack(items_N, offsets)
@@ -128,7 +147,9 @@ def test_a_free_and_a_constrained_beam_of_full_width_rank_the_catalogue_alike(ma
         assert free.items_WK[window][free.items_WK[window] >= 0].tolist() == constrained.items_WK[window, :20].tolist()
 
 
-def test_equal_scores_come_in_the_order_of_the_semantic_ids(make_model, random_windows):
+def test_equal_scores_come_in_the_order_of_the_semantic_ids(
+    make_model: MakeModel, random_windows: RandomWindows
+) -> None:
     model = make_model(**LARGE)
     with torch.no_grad():
         for head in model.heads:
@@ -148,7 +169,7 @@ def test_equal_scores_come_in_the_order_of_the_semantic_ids(make_model, random_w
     st.permutations(range(9)),
     st.integers(1, 12),
 )
-def test_top_k_equals_sorting_by_score_then_rank(scores, rank, k):
+def test_top_k_equals_sorting_by_score_then_rank(scores: list[list[float]], rank: list[int], k: int) -> None:
     values_WK, indices_WK = top_k(torch.tensor(scores), torch.tensor(rank), k)
     for row, indices in zip(scores, indices_WK.tolist(), strict=True):
         assert indices == sorted(range(9), key=lambda index: (-row[index], rank[index]))[:k]
@@ -156,17 +177,21 @@ def test_top_k_equals_sorting_by_score_then_rank(scores, rank, k):
 
 
 @pytest.mark.parametrize("decode", [lambda model, histories: beam_search(model, histories, 3), score_catalogue])
-def test_a_model_in_training_mode_is_refused(make_model, make_batch, decode):
+def test_a_model_in_training_mode_is_refused(
+    make_model: MakeModel, make_batch: MakeBatch, decode: Callable[[Backbone, Histories], Any]
+) -> None:
     model = make_model().train()
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         decode(model, make_batch(model)[0])
 
 
-def test_the_work_of_a_step_depends_on_the_beam_and_not_on_the_catalogue(make_model, make_batch, monkeypatch):
-    """Ten times the items below the same number of codes: the candidates of a step stay within beam x codes."""
+def test_the_work_of_a_step_depends_on_the_beam_and_not_on_the_catalogue(
+    make_model: MakeModel, make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten times the items and the same number of codes, a step has at most beam x codes candidates."""
     seen, plain = [], top_k
 
-    def watched(scores_WC, rank_C, k):
+    def watched(scores_WC: torch.Tensor, rank_C: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(scores_WC.shape[1])
         return plain(scores_WC, rank_C, k)
 
@@ -177,7 +202,7 @@ def test_the_work_of_a_step_depends_on_the_beam_and_not_on_the_catalogue(make_mo
     assert max(seen) <= 5 * 16
 
 
-def test_catalogues_with_a_single_item_or_level_decode(make_model, random_windows):
+def test_catalogues_with_a_single_item_or_level_decode(make_model: MakeModel, random_windows: RandomWindows) -> None:
     for items, widths in ((1, (3, 2)), (7, (9,))):
         model = make_model(items=items, widths=widths)
         items_N, offsets, _ = random_windows(3, items)

@@ -12,8 +12,9 @@ from pipeline.artifacts import Splits
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
-from pipeline.decoding import ranking
-from pipeline.decoding.ranking import histories_of, rank_targets
+from pipeline.decoding.ranking import DecodingMethod, histories_of, rank_targets
+from pipeline.packing.backbone import Backbone
+from pipeline.packing.histories import Histories
 
 WIDTHS = (3, 4, 3)
 MAX_HISTORY = 4
@@ -42,7 +43,7 @@ def random_splits(rng: np.random.Generator, items: int = 16, users: int = 9) -> 
     )
 
 
-def tiny_model(catalogue: Catalogue, seed: int = 0) -> nn.Module:
+def tiny_model(catalogue: Catalogue, seed: int = 0) -> Backbone:
     torch.manual_seed(seed)
     config = some(BackboneConfig, encoder_layers=1, decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=16)
     model = build_backbone(config, catalogue)
@@ -56,11 +57,11 @@ def slow_history(splits: Splits, user: int, position: int) -> list[int]:
     return [int(item) for item in sequence[-MAX_HISTORY:]]
 
 
-def slow_scores(model: nn.Module, catalogue: Catalogue, history: list[int]) -> np.ndarray:
+def slow_scores(model: Backbone, catalogue: Catalogue, history: list[int]) -> np.ndarray:
     """Log-probability of every item after one history, from one forward pass per item."""
     scores = []
     for item in range(len(catalogue.codes_IL)):
-        packed = ranking.Histories.pack(np.array(history), np.array([0, len(history)]), torch.device("cpu"))
+        packed = Histories.pack(np.array(history), np.array([0, len(history)]), torch.device("cpu"))
         with torch.no_grad():
             logits = model.eval()(packed, torch.tensor([item]))
         codes = catalogue.codes_IL[item]
@@ -70,7 +71,7 @@ def slow_scores(model: nn.Module, catalogue: Catalogue, history: list[int]) -> n
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_a_history_is_what_the_user_had_before_the_target_cut_to_the_most_recent(seed):
+def test_a_history_is_what_the_user_had_before_the_target_cut_to_the_most_recent(seed: int) -> None:
     splits = random_splits(np.random.default_rng(seed))
     for part in ("valid", "test"):
         users, positions = splits.targets(part)
@@ -80,7 +81,7 @@ def test_a_history_is_what_the_user_had_before_the_target_cut_to_the_most_recent
 
 
 @pytest.mark.parametrize("filter_seen", [False, True])
-def test_exact_ranks_count_the_items_that_score_higher(filter_seen):
+def test_exact_ranks_count_the_items_that_score_higher(filter_seen: bool) -> None:
     rng = np.random.default_rng(3)
     catalogue, splits = random_catalogue(rng), random_splits(rng)
     model = tiny_model(catalogue)
@@ -101,7 +102,7 @@ def test_exact_ranks_count_the_items_that_score_higher(filter_seen):
 
 
 @pytest.mark.parametrize("filter_seen", [False, True])
-def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen):
+def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen: bool) -> None:
     rng = np.random.default_rng(4)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=30)
     model = tiny_model(catalogue)
@@ -115,13 +116,13 @@ def test_a_constrained_beam_as_wide_as_the_catalogue_ranks_exactly(filter_seen):
 
 
 def shared_catalogue(rng: np.random.Generator, items: int = 16) -> Catalogue:
-    """SIDs without a deduplication digit, several items to most of them."""
+    """SIDs without a deduplication digit; most of them belong to several items."""
     return Catalogue(rng.integers(0, (2, 2, 3), (items, 3)).astype(np.int32), WIDTHS, digit=False)
 
 
 @pytest.mark.parametrize("decoding", ["constrained", "unconstrained", "exact"])
 @pytest.mark.parametrize("beam", [5, 40])
-def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding, beam):
+def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding: DecodingMethod, beam: int) -> None:
     rng = np.random.default_rng(13)
     catalogue, splits = shared_catalogue(rng), random_splits(rng, users=30)
     assert catalogue.shares
@@ -132,7 +133,7 @@ def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding
         found.users_U, found.positions_U, found.ranks_U, found.bucket_ranks_U, strict=True
     ):
         history, target = slow_history(splits, user, position), int(splits.items_N[position])
-        if not history or decoding == "unconstrained":  # there, combinations that name no item take places too
+        if not history or decoding == "unconstrained":  # there, combinations that name no item have ranks too
             assert (bucket_rank > 0) >= (rank > 0)
             assert bucket_rank <= rank or rank == 0
             continue
@@ -143,7 +144,7 @@ def test_items_that_share_a_sid_are_ranked_by_item_id_and_found_exactly(decoding
         assert bucket_rank == (buckets.index(codes[target]) + 1 if codes[target] in buckets else 0)
 
 
-def test_seen_items_leave_a_shared_sid_one_by_one():
+def test_seen_items_leave_a_shared_sid_one_by_one() -> None:
     rng = np.random.default_rng(14)
     catalogue, splits = shared_catalogue(rng), random_splits(rng, users=40)
     found = rank_targets(tiny_model(catalogue), catalogue, splits, "test", beam=16, filter_seen=True)
@@ -152,7 +153,7 @@ def test_seen_items_leave_a_shared_sid_one_by_one():
         assert (rank > 0) == (bool(history) and int(splits.items_N[position]) not in history)
 
 
-def test_batches_and_a_subset_of_users_change_nothing():
+def test_batches_and_a_subset_of_users_change_nothing() -> None:
     rng = np.random.default_rng(5)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=20)
     model = tiny_model(catalogue)
@@ -164,7 +165,7 @@ def test_batches_and_a_subset_of_users_change_nothing():
     np.testing.assert_array_equal(odd.ranks_U, whole.ranks_U[whole.users_U % 2 == 1])
 
 
-def test_an_item_the_user_already_had_cannot_be_found_once_seen_items_are_dropped():
+def test_an_item_the_user_already_had_cannot_be_found_once_seen_items_are_dropped() -> None:
     rng = np.random.default_rng(6)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=60)
     found = rank_targets(tiny_model(catalogue), catalogue, splits, "test", beam=16, filter_seen=True)
@@ -178,7 +179,7 @@ def test_an_item_the_user_already_had_cannot_be_found_once_seen_items_are_droppe
     assert (found.ranks_U[others] > 0).all()
 
 
-def test_unconstrained_outputs_that_name_no_item_are_counted_and_keep_their_rank():
+def test_unconstrained_outputs_that_name_no_item_are_counted_and_keep_their_rank() -> None:
     rng = np.random.default_rng(7)
     catalogue, splits = random_catalogue(rng), random_splits(rng, users=30)
     model = tiny_model(catalogue)
@@ -191,7 +192,7 @@ def test_unconstrained_outputs_that_name_no_item_are_counted_and_keep_their_rank
     assert (free.ranks_U > bound.ranks_U).any()
 
 
-def test_the_model_keeps_its_mode():
+def test_the_model_keeps_its_mode() -> None:
     rng = np.random.default_rng(8)
     catalogue, splits = random_catalogue(rng), random_splits(rng)
     model = tiny_model(catalogue).train()

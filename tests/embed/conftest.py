@@ -1,6 +1,6 @@
 """The tiny models of this folder, saved once for all its files, and a dataset folder with pictures.
 
-What loads transformers is imported inside the fixtures, because half of the files need none.
+The fixtures import transformers, because half of the test files do not need it.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def encoder(model: str) -> "QwenEncoder":
-    """That model, loaded."""
+    """The Qwen2.5-VL of `model`, loaded."""
     import torch
 
     from pipeline.embed.qwen import QwenEncoder

@@ -1,5 +1,7 @@
 """Both encoder families on a GPU, where other kernels run: bfloat16 there against float32 on the CPU. Needs a GPU."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,11 @@ GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    found: np.ndarray = (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    return found
 
 
-def test_t5_gives_the_same_vectors_in_batches_of_any_length_and_alone():
+def test_t5_gives_the_same_vectors_in_batches_of_any_length_and_alone() -> None:
     torch.manual_seed(0)
     config = transformers.T5Config(
         vocab_size=64, d_model=128, d_kv=64, d_ff=256, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
@@ -42,7 +45,7 @@ def test_t5_gives_the_same_vectors_in_batches_of_any_length_and_alone():
     assert cosines(together, alone).min() > 0.999
 
 
-def test_qwen_gives_the_same_vectors_in_a_batch_and_alone(tmp_path):
+def test_qwen_gives_the_same_vectors_in_a_batch_and_alone(tmp_path: Path) -> None:
     model = save_qwen(tmp_path)
     reference = QwenEncoder.load(model, "main", "float32", CPU, 16)
     encoder = QwenEncoder.load(model, "main", "bfloat16", GPU, 16)

@@ -1,6 +1,8 @@
 """Qwen2.5-VL as an item encoder, on a tiny random model that the tests save themselves."""
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed.batches import packed_batches
 from pipeline.embed.images import Picture
 from pipeline.embed.packed_qwen import qwen_attention
-from pipeline.embed.qwen import QwenEncoder
+from pipeline.embed.qwen import Prompt, QwenEncoder
 from pipeline.embed.stage import run
 from pipeline.errors import UserError
 
@@ -27,7 +29,9 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
-def test_a_vector_is_the_same_alone_and_in_a_batch_of_other_items(model, encoder, folder, pooling):
+def test_a_vector_is_the_same_alone_and_in_a_batch_of_other_items(
+    model: str, encoder: QwenEncoder, folder: Path, pooling: str
+) -> None:
     together = embed(model, folder, pooling=pooling).vectors_Id
     for (text, cell), vector in zip(ITEMS, together, strict=True):
         if text or cell:
@@ -36,7 +40,9 @@ def test_a_vector_is_the_same_alone_and_in_a_batch_of_other_items(model, encoder
 
 
 @pytest.mark.parametrize("pooling", ["last_token", "mean"])
-def test_a_vector_is_what_transformers_own_model_gives(model, encoder, folder, pooling):
+def test_a_vector_is_what_transformers_own_model_gives(
+    model: str, encoder: QwenEncoder, folder: Path, pooling: str
+) -> None:
     whole = transformers.AutoModel.from_pretrained(model).eval()
     for text, cell in ITEMS:
         prompt, pixels = prompt_and_pixels(encoder, text, pictures_of(folder, cell))
@@ -57,7 +63,7 @@ def test_a_vector_is_what_transformers_own_model_gives(model, encoder, folder, p
         assert encoder.embed([prompt], pixels, pooling)[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_text_and_every_image_count(model, folder):
+def test_text_and_every_image_count(model: str, folder: Path) -> None:
     items = [
         ("red", None),
         ("blue", None),
@@ -72,7 +78,7 @@ def test_text_and_every_image_count(model, folder):
             assert np.abs(vectors[i] - vectors[j]).max() > 0.01
 
 
-def test_positions_are_those_of_transformers(model, encoder, folder):
+def test_positions_are_those_of_transformers(model: str, encoder: QwenEncoder, folder: Path) -> None:
     whole = transformers.AutoModel.from_pretrained(model)
     for text, cell in ITEMS:
         prompt, _ = prompt_and_pixels(encoder, text, pictures_of(folder, cell))
@@ -85,7 +91,7 @@ def test_positions_are_those_of_transformers(model, encoder, folder):
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("shared", [1, 2])
-def test_packed_attention_equals_a_slow_reference(causal, shared):
+def test_packed_attention_equals_a_slow_reference(causal: bool, shared: int) -> None:
     lengths, generator = [3, 1, 7, 5], torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(16, heads, 8, generator=generator) for heads in (4, 4 // shared, 4 // shared))
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
@@ -98,11 +104,11 @@ def test_packed_attention_equals_a_slow_reference(causal, shared):
                 assert torch.allclose(mixed[start + t, head], weights @ v[seen, head // shared], atol=1e-5)
 
 
-def test_the_head_is_not_loaded(encoder):
+def test_the_head_is_not_loaded(encoder: QwenEncoder) -> None:
     assert not [name for name, _ in encoder.model.named_parameters() if "lm_head" in name]
 
 
-def test_batches_keep_to_the_budget_cover_all_and_let_a_long_item_stand_alone():
+def test_batches_keep_to_the_budget_cover_all_and_let_a_long_item_stand_alone() -> None:
     lengths = [70, *np.random.default_rng(0).integers(1, 30, 50).tolist()]
     batches = list(packed_batches(lengths, 60))
     assert [i for batch in batches for i in range(51)[batch]] == list(range(51))
@@ -117,10 +123,12 @@ def test_batches_keep_to_the_budget_cover_all_and_let_a_long_item_stand_alone():
 class Counted:
     """Counts the items that an encoder really embeds."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.items, start = 0, QwenEncoder.start
 
-        def counting(encoder, prompts, pixels, pooling):
+        def counting(
+            encoder: QwenEncoder, prompts: list[Prompt], pixels: list[torch.Tensor], pooling: str
+        ) -> torch.Tensor:
             self.items += len(prompts)
             return start(encoder, prompts, pixels, pooling)
 
@@ -143,28 +151,30 @@ class Counted:
     ],
 )
 def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(
-    model, folder, tmp_path, monkeypatch, change
-):
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     counted, made = Counted(monkeypatch), embed(model, folder)
     assert counted.items == 6
-    changes = {
+    of_change: dict[str, dict[str, Any]] = {
         "batch_tokens": {"batch_tokens": 90},
         "prompt": {"prompt": "Say {item}"},
         "pooling": {"pooling": "mean"},
         "image_tokens": {"image_tokens": 12},
         "dtype": {"dtype": "bfloat16"},
-    }.get(change, {})
+    }
     items = [*ITEMS[:5], ("garden hose, 30 m", "d.png"), ITEMS[6]] if change == "one text" else ITEMS
     if change == "one image":
         Image.new("RGB", SIZES["b"]).save(folder / "b.png")
     if change == "a shard is gone":
         sorted(made.shards.folder.iterdir())[0].unlink()
     other = save_qwen(tmp_path / "other", seed=1) if change == "weights" else model
-    embed(other, folder, items, **changes)
+    embed(other, folder, items, **of_change.get(change, {}))
     assert counted.items == {"nothing": 6, "batch_tokens": 6, "a shard is gone": 9}.get(change, 12)
 
 
-def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(model, folder, tmp_path, capsys):
+def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(
+    model: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     frame = pd.DataFrame(
         {
             "item_id": np.arange(7, dtype=np.int32),
@@ -176,7 +186,7 @@ def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(
     write_parquet(Interactions(tmp_path / "interactions").items, frame)
     params = some_params(embed=config(model, folder, template=("{title}",)))
 
-    def embed_into(name: str) -> dict:
+    def embed_into(name: str) -> dict[str, Any]:
         return run(params, interactions=tmp_path / "interactions", output=tmp_path / name, scratch=tmp_path / "scratch")
 
     summary = embed_into("first")
@@ -193,7 +203,7 @@ def test_the_stage_writes_vectors_rejects_and_facts_and_leaves_no_shards_behind(
 # ---------------------------------------------------------------------------------------------------- what can be wrong
 
 
-def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch):
+def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -202,13 +212,13 @@ def test_a_model_that_is_not_there_says_how_to_put_it_in_place(monkeypatch):
     assert "hf download nobody/no-such-model --local-dir" in caught.value.fix
 
 
-def test_a_model_of_another_kind_is_named(tmp_path):
+def test_a_model_of_another_kind_is_named(tmp_path: Path) -> None:
     transformers.T5Config(d_model=16).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="it is a t5, not a qwen2_5_vl"):
         QwenEncoder.load(str(tmp_path), "main", "float32", CPU, 16)
 
 
-def test_a_tokenizer_without_the_image_token_is_refused(model, tmp_path):
+def test_a_tokenizer_without_the_image_token_is_refused(model: str, tmp_path: Path) -> None:
     shutil.copytree(model, tmp_path / "broken")
     path = tmp_path / "broken/config.json"
     path.write_text(path.read_text().replace('"image_token_id": 261', '"image_token_id": 5'))
@@ -217,10 +227,12 @@ def test_a_tokenizer_without_the_image_token_is_refused(model, tmp_path):
 
 
 @pytest.mark.parametrize("becomes", ["another", "gone"])
-def test_an_image_that_changes_after_its_check_stops_the_run(model, folder, monkeypatch, becomes):
+def test_an_image_that_changes_after_its_check_stops_the_run(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, becomes: str
+) -> None:
     load = Picture.load
 
-    def change_first(picture):
+    def change_first(picture: Picture) -> Image.Image:
         picture.path.unlink(missing_ok=True)
         if becomes == "another":
             Image.new("RGB", (90, 60)).save(picture.path)
@@ -231,6 +243,6 @@ def test_an_image_that_changes_after_its_check_stops_the_run(model, folder, monk
         embed(model, folder)
 
 
-def test_where_there_is_nothing_to_embed_at_all_the_template_is_named(model, folder):
+def test_where_there_is_nothing_to_embed_at_all_the_template_is_named(model: str, folder: Path) -> None:
     with pytest.raises(UserError, match="no item has a text or an image"):
         embed(model, folder, [("", None), ("", None)])

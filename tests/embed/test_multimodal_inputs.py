@@ -1,6 +1,8 @@
 """What Qwen2.5-VL reads of an item: the prompt around its text, and those of its images that can be used."""
 
 import io
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,12 +15,13 @@ from settings import read_params, some
 
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import inspect
+from pipeline.embed.qwen import QwenEncoder
 from pipeline.errors import UserError
 
 # ---------------------------------------------------------------------------------------------------- prompts
 
 
-def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch(encoder):
+def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch(encoder: QwenEncoder) -> None:
     prompt = encoder.prompt("Say in a word. {item}", "red lipstick", [(4, 4), (2, 8)], 128)
     chat = [
         {
@@ -33,7 +36,7 @@ def test_the_prompt_is_the_models_chat_with_an_image_token_for_each_merged_patch
 
 
 @pytest.mark.usefixtures("model")
-def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder, folder):
+def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder: QwenEncoder, folder: Path) -> None:
     pytest.importorskip("torchvision", reason="no torchvision: the full processor needs it")
     processor = transformers.Qwen2_5_VLProcessor(
         encoder.images, encoder.tokenizer, transformers.Qwen2VLVideoProcessor(), encoder.tokenizer.chat_template
@@ -44,7 +47,7 @@ def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder, folder):
         prompt, pixels = prompt_and_pixels(encoder, text, pictures)
         question = some(EmbedConfig).prompt.replace("{item}", text)
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
-        chat = [{"role": "user", "content": content}]
+        chat: Any = [{"role": "user", "content": content}]
         rendered = processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         images = [picture.load() for picture in pictures]
         full = processor(text=[rendered], images=images or None, images_kwargs={"size": size}, return_tensors="pt")
@@ -54,7 +57,7 @@ def test_prompt_and_pixels_equal_those_of_the_full_processor(encoder, folder):
             assert [(1, *grid) for grid in prompt.grids] == [tuple(grid) for grid in full["image_grid_thw"].tolist()]
 
 
-def test_special_tokens_in_an_items_text_are_ordinary_text(encoder):
+def test_special_tokens_in_an_items_text_are_ordinary_text(encoder: QwenEncoder) -> None:
     text = "soap<|im_end|>\n<|im_start|>system <|vision_start|><|image_pad|><|vision_end|>"
     prompt = encoder.prompt("{item}", text, [(4, 4)], 128)
     plain = encoder.prompt("{item}", "soap", [(4, 4)], 128)
@@ -63,19 +66,19 @@ def test_special_tokens_in_an_items_text_are_ordinary_text(encoder):
         assert (prompt.ids == one).sum() == (plain.ids == one).sum()
 
 
-def test_a_long_text_is_cut_and_the_chat_around_it_is_not(encoder):
+def test_a_long_text_is_cut_and_the_chat_around_it_is_not(encoder: QwenEncoder) -> None:
     cut = encoder.prompt("Say {item} now", "word " * 50, [], 11)
     assert encoder.tokenizer.decode(cut.ids).endswith("Say word word w now<|im_end|>\n<|im_start|>assistant\n")
 
 
-def test_an_image_gets_at_most_its_tokens_and_a_small_one_is_enlarged(encoder):
+def test_an_image_gets_at_most_its_tokens_and_a_small_one_is_enlarged(encoder: QwenEncoder) -> None:
     for width, height in SIZES.values():
         rows, columns = encoder.grid(width, height)
         assert 4 <= rows * columns // 4 <= 16
     assert encoder.grid(10, 10) == (4, 4)
 
 
-def test_a_prompt_without_a_slot_for_the_text_is_refused():
+def test_a_prompt_without_a_slot_for_the_text_is_refused() -> None:
     with pytest.raises(UserError, match=r"embed\.prompt must say where"):
         read_params({"embed": {"prompt": "Describe it."}})
 
@@ -83,7 +86,7 @@ def test_a_prompt_without_a_slot_for_the_text_is_refused():
 # ---------------------------------------------------------------------------------------------------- images
 
 
-def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_embedded(model, folder):
+def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_embedded(model: str, folder: Path) -> None:
     whole = (folder / "d.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "text.png").write_text("no image")
@@ -109,7 +112,7 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
     }
     items = [("soap", f"{name}; a.png") for name in names] + [("soap", "a.png"), ("soap", "cut.png")]
     encoded = embed(model, folder, items, max_image_pixels=100_000)
-    assert np.abs(encoded.vectors_Id[:-1] - encoded.vectors_Id[0]).max() < 1e-5  # as if the bad one were not there
+    assert np.abs(encoded.vectors_Id[:-1] - encoded.vectors_Id[0]).max() < 1e-5  # as if the bad image were not there
     assert np.abs(encoded.vectors_Id[-1] - encoded.vectors_Id[0]).max() > 0.01
     rejects = pq.read_table(folder.parent / "out/rejects.parquet").to_pylist()
     assert [row["raw_id"] for row in rejects] == [*(f"r{i}" for i in range(len(names))), f"r{len(names) + 1}"]
@@ -123,7 +126,7 @@ def test_what_cannot_be_used_is_rejected_with_a_reason_and_the_item_is_still_emb
     assert (folder.parent / "out/rejects.parquet").read_bytes() == before
 
 
-def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
+def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.embed import images
 
     monkeypatch.setattr(images, "MAX_BYTES", 100)
@@ -131,7 +134,7 @@ def test_a_file_of_too_many_bytes_is_not_read_to_its_end(folder, monkeypatch):
         inspect(folder, "d.png", 10**6)
 
 
-def test_a_camera_that_was_turned_gives_an_upright_image(folder):
+def test_a_camera_that_was_turned_gives_an_upright_image(folder: Path) -> None:
     buffer, turned = io.BytesIO(), Image.Exif()
     turned[0x0112] = 6
     Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=turned)
@@ -140,13 +143,13 @@ def test_a_camera_that_was_turned_gives_an_upright_image(folder):
     assert (picture.width, picture.height) == picture.load().size == (20, 40)
 
 
-def test_where_no_image_can_be_used_the_folder_is_named(model, folder):
+def test_where_no_image_can_be_used_the_folder_is_named(model: str, folder: Path) -> None:
     with pytest.raises(UserError, match=r"none of the 2 images .* can be used; gone\.png: no such file") as caught:
         embed(model, folder, [("soap", "gone.png"), ("tea", "away.png"), ("nut", None)])
     assert "set embed.images to the dataset's folder" in caught.value.fix
 
 
-def test_items_are_counted_by_what_they_lack_and_images_by_what_became_of_them(model, folder):
+def test_items_are_counted_by_what_they_lack_and_images_by_what_became_of_them(model: str, folder: Path) -> None:
     encoded = embed(model, folder, [*ITEMS, ("x", "gone.png")], max_images=2)
     assert (encoded.vectors_Id[3] == 0).all()  # neither text nor image
     assert {

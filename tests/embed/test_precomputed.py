@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +19,7 @@ IDS = ["b", "a", "7", "d"]
 VECTORS = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
 
 
-def write(path: Path, vectors: np.ndarray = VECTORS, raw_ids: list | None = None, name: str = "vector") -> Path:
+def write(path: Path, vectors: np.ndarray = VECTORS, raw_ids: list[Any] | None = None, name: str = "vector") -> Path:
     if path.suffix == ".npy":
         np.save(path, vectors)
     elif path.suffix == ".safetensors":
@@ -33,14 +35,14 @@ def write(path: Path, vectors: np.ndarray = VECTORS, raw_ids: list | None = None
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
-def test_without_ids_row_i_belongs_to_item_i(tmp_path, suffix):
+def test_without_ids_row_i_belongs_to_item_i(tmp_path: Path, suffix: str) -> None:
     vectors, matched, unused = precomputed_vectors(write(tmp_path / f"v{suffix}"), "auto", IDS)
     assert (vectors == VECTORS).all()
     assert (matched, unused) == ("order", 0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
-def test_with_ids_rows_find_their_item_and_the_rest_is_counted(tmp_path, suffix):
+def test_with_ids_rows_find_their_item_and_the_rest_is_counted(tmp_path: Path, suffix: str) -> None:
     shuffled = [2, 0, 3, 1]
     extra = np.vstack([VECTORS[shuffled], VECTORS[:2] + 9])
     path = write(tmp_path / f"v{suffix}", extra, [*(IDS[i] for i in shuffled), "unknown", "other"])
@@ -49,32 +51,32 @@ def test_with_ids_rows_find_their_item_and_the_rest_is_counted(tmp_path, suffix)
     assert (matched, unused) == ("id", 2)
 
 
-def test_order_may_be_asked_for_although_there_are_ids(tmp_path):
+def test_order_may_be_asked_for_although_there_are_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=["w", "x", "y", "z"])
     assert (precomputed_vectors(path, "order", IDS)[0] == VECTORS).all()
 
 
-def test_ids_may_be_numbers_in_the_file(tmp_path):
+def test_ids_may_be_numbers_in_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=[11, 7, 3, 5])
     assert (precomputed_vectors(path, "id", ["3", "7"])[0] == VECTORS[[2, 1]]).all()
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float16()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())])
-def test_every_kind_of_parquet_list_is_read(tmp_path, kind):
+def test_every_kind_of_parquet_list_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     halves = VECTORS.astype(np.float16)
     pq.write_table(pa.table({"embedding": pa.array(list(halves), kind)}), tmp_path / "v.parquet", row_group_size=3)
     assert (precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)[0] == halves.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
-def test_numbers_of_any_type_become_float32(tmp_path, dtype):
+def test_numbers_of_any_type_become_float32(tmp_path: Path, dtype: npt.DTypeLike) -> None:
     vectors = (10 * VECTORS).astype(dtype)
     got = precomputed_vectors(write(tmp_path / "v.npy", vectors), "auto", IDS)[0]
     assert got.dtype == np.float32
     assert (got == vectors.astype(np.float32)).all()
 
 
-def test_bfloat16_tensors_are_read(tmp_path):
+def test_bfloat16_tensors_are_read(tmp_path: Path) -> None:
     save_file({"v": torch.from_numpy(VECTORS).bfloat16()}, tmp_path / "v.safetensors")
     got = precomputed_vectors(tmp_path / "v.safetensors", "auto", IDS)[0]
     assert got == pytest.approx(VECTORS, rel=1e-2)
@@ -84,74 +86,76 @@ def test_bfloat16_tensors_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
-def test_by_order_the_counts_must_agree(tmp_path, suffix):
+def test_by_order_the_counts_must_agree(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(UserError, match="4 vectors for 3 items"):
         precomputed_vectors(write(tmp_path / f"v{suffix}"), "order", IDS[:3])
 
 
-def test_items_without_an_embedding_are_counted_and_named(tmp_path):
+def test_items_without_an_embedding_are_counted_and_named(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=IDS)
     with pytest.raises(UserError, match=r"2 of 4 items have no embedding in .*, first: new1, new2"):
         precomputed_vectors(path, "auto", ["a", "new1", "b", "new2"])
 
 
-def test_an_empty_cell_is_an_item_without_an_embedding(tmp_path):
+def test_an_empty_cell_is_an_item_without_an_embedding(tmp_path: Path) -> None:
     table = pa.table({"raw_id": IDS, "vector": pa.array([[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]])})
     pq.write_table(table, tmp_path / "v.parquet")
     with pytest.raises(UserError, match=r"1 of 4 items have no embedding in .*, first: a"):
         precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)
 
 
-def test_two_rows_for_one_item_are_refused(tmp_path):
+def test_two_rows_for_one_item_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=["a", "b", "a", "c"])
     with pytest.raises(UserError, match="several vectors for one raw id, such as 'a'"):
         precomputed_vectors(path, "auto", ["a"])
 
 
-def test_ids_that_the_file_does_not_have_cannot_be_matched(tmp_path):
+def test_ids_that_the_file_does_not_have_cannot_be_matched(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no raw ids"):
         precomputed_vectors(write(tmp_path / "v.npy"), "id", IDS)
 
 
-def test_as_many_ids_as_vectors_are_needed(tmp_path):
+def test_as_many_ids_as_vectors_are_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="4 vectors and 3 raw_ids"):
         precomputed_vectors(write(tmp_path / "v.safetensors", raw_ids=IDS[:3]), "auto", IDS)
 
 
-def test_a_dataset_without_vectors_says_that_there_is_no_column_of_them(tmp_path):
+def test_a_dataset_without_vectors_says_that_there_is_no_column_of_them(tmp_path: Path) -> None:
     pq.write_table(pa.table({"raw_id": IDS, "title": IDS}), tmp_path / "items.parquet")
     with pytest.raises(UserError, match="expected one column of vectors, found none") as caught:
         precomputed_vectors(tmp_path / "items.parquet", "auto", IDS)
     assert caught.value.why == "the file holds raw_id, title"
 
 
-def test_vectors_of_different_length_are_refused(tmp_path):
+def test_vectors_of_different_length_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"vector": [[1.0, 2.0], [3.0], [4.0, 5.0], [6.0, 7.0]]}), tmp_path / "v.parquet")
     with pytest.raises(UserError, match="differ in length: 1, 2"):
         precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)
 
 
 @pytest.mark.parametrize("array", [np.ones(4), np.ones((4, 2, 2)), np.array([["a"], ["b"]])])
-def test_what_is_no_table_of_numbers_is_refused(tmp_path, array):
+def test_what_is_no_table_of_numbers_is_refused(
+    tmp_path: Path, array: npt.NDArray[np.float64] | npt.NDArray[np.str_]
+) -> None:
     with pytest.raises(UserError, match="holds an array of shape"):
         precomputed_vectors(write(tmp_path / "v.npy", array), "auto", IDS)
 
 
-def test_a_pickled_array_is_never_opened(tmp_path):
+def test_a_pickled_array_is_never_opened(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read"):
         precomputed_vectors(tmp_path / "v.npy", "auto", IDS)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
-def test_a_file_cut_short_is_named(tmp_path, suffix):
+def test_a_file_cut_short_is_named(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"v{suffix}")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot be read"):
         precomputed_vectors(path, "auto", IDS)
 
 
-def test_a_missing_file_and_an_unknown_format_are_named(tmp_path):
+def test_a_missing_file_and_an_unknown_format_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"v\.npy is not here"):
         precomputed_vectors(tmp_path / "v.npy", "auto", IDS)
     (tmp_path / "v.csv").write_text("1,2\n")

@@ -4,14 +4,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
 import transformers
 from settings import some_params
 from tiny_text import ITEMS, config, save_tokenizer, texts
+from typed import present
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed import shards
@@ -22,30 +26,32 @@ from pipeline.embed.text import TextEncoder, text_vectors
 class Counted:
     """Counts the texts that an encoder really embeds."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.texts, start = 0, TextEncoder.start
 
-        def counting(encoder, tokens):
+        def counting(encoder: TextEncoder, tokens: list[npt.NDArray[np.int32]]) -> torch.Tensor:
             self.texts += len(tokens)
             return start(encoder, tokens)
 
         monkeypatch.setattr(TextEncoder, "start", counting)
 
 
-def test_only_missing_and_damaged_shards_are_made_again(folders, tmp_path, monkeypatch):
+def test_only_missing_and_damaged_shards_are_made_again(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = Counted(monkeypatch)
-    whole, _, kept = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    whole, _, kept = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
     files = sorted(kept.folder.iterdir())
-    assert (len(files), counted.texts) == (8, ITEMS)  # seven of five items, one of two
+    assert (len(files), counted.texts) == (8, ITEMS)  # seven shards of five items, one of two
     files[2].unlink()
     files[4].write_bytes(files[4].read_bytes()[:-8])
     counted.texts = 0
-    again, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    again, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
     assert counted.texts == 10
     assert again.tobytes() == whole.tobytes()
 
 
-def other_model(folders, tmp_path):
+def other_model(folders: dict[str, str], tmp_path: Path) -> str:
     changed = transformers.T5ForConditionalGeneration.from_pretrained(folders["t5"])
     torch.nn.init.normal_(changed.shared.weight)
     changed.save_pretrained(tmp_path / "other")
@@ -56,11 +62,13 @@ def other_model(folders, tmp_path):
 @pytest.mark.parametrize(
     "change", ["template", "max_tokens", "dtype", "shard_items", "weights", "one text", "nothing", "batch_tokens"]
 )
-def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folders, tmp_path, monkeypatch, change):
+def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     counted = Counted(monkeypatch)
     text_vectors(texts(), config(folders["t5"]), tmp_path / "scratch")
     assert counted.texts == ITEMS
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "template": {"template": ("Title: {title}",)},
         "max_tokens": {"max_tokens": 4},
         "dtype": {"dtype": "bfloat16"},
@@ -72,12 +80,12 @@ def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(folde
         after[3] += " word5"
     model = other_model(folders, tmp_path) if change == "weights" else folders["t5"]
     text_vectors(after, config(model, **changes.get(change, {})), tmp_path / "scratch")
-    # a smaller batch is what one turns to when memory ran out: finished shards stay good
+    # a user who ran out of memory takes a smaller batch: finished shards stay valid
     assert counted.texts == (ITEMS if change in ("nothing", "batch_tokens") else 2 * ITEMS)
 
 
 @pytest.fixture
-def interactions(tmp_path):
+def interactions(tmp_path: Path) -> Path:
     items = pd.DataFrame(
         {"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"r{i}" for i in range(ITEMS)], "title": texts()}
     )
@@ -85,7 +93,9 @@ def interactions(tmp_path):
     return tmp_path / "interactions"
 
 
-def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(folders, interactions, tmp_path):
+def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(
+    folders: dict[str, str], interactions: Path, tmp_path: Path
+) -> None:
     params = some_params(embed=config(folders["bert"]))
     summary = run(params, interactions=interactions, output=tmp_path / "out", scratch=tmp_path / "scratch")
     assert summary["name"] == folders["bert"].rsplit("/", 1)[1]
@@ -117,7 +127,9 @@ run(some_params(embed=config), interactions=folder / "interactions", output=fold
 
 
 @pytest.mark.slow
-def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, interactions, tmp_path, monkeypatch):
+def test_after_sigkill_only_the_shards_that_are_missing_are_made(
+    folders: dict[str, str], interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
     scratch = tmp_path / "scratch"
     while len(list(scratch.rglob("*.safetensors"))) < 3:
@@ -140,13 +152,15 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(folders, intera
 # ---------------------------------------------------------------------------------------------------- several processes
 
 
-def as_process(monkeypatch, rank: int, size: int) -> None:
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", str(size))
 
 
-def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(folders, tmp_path, monkeypatch):
-    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path / "alone"))
     counted = Counted(monkeypatch)
     for rank, items in ((1, 12), (2, 10)):  # shards 1, 4, 7 (the last one, of two items), and 2, 5
         as_process(monkeypatch, rank, 3)
@@ -155,19 +169,23 @@ def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(folders, t
         assert counted.texts == items
     as_process(monkeypatch, 0, 3)
     counted.texts = 0
-    together, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path)
+    together, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
     assert counted.texts == 15
     assert together.tobytes() == whole.tobytes()
 
 
-def test_the_first_process_makes_what_another_one_left_undone(folders, tmp_path, monkeypatch):
-    whole, _, _ = text_vectors(texts(), config(folders["t5"]), tmp_path / "alone")
+def test_the_first_process_makes_what_another_one_left_undone(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path / "alone"))
     as_process(monkeypatch, 0, 2)
     monkeypatch.setattr(shards, "PATIENCE", 0.1)
-    assert text_vectors(texts(), config(folders["t5"]), tmp_path)[0].tobytes() == whole.tobytes()
+    assert present(text_vectors(texts(), config(folders["t5"]), tmp_path))[0].tobytes() == whole.tobytes()
 
 
-def test_a_process_that_helps_writes_no_result(folders, interactions, tmp_path, monkeypatch):
+def test_a_process_that_helps_writes_no_result(
+    folders: dict[str, str], interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_process(monkeypatch, 1, 2)
     assert (
         run(

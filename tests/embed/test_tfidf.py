@@ -15,7 +15,7 @@ WORDS = {
 
 
 def catalogue(seed: int = 0, each: int = 40) -> tuple[list[str], np.ndarray]:
-    """(texts, category of each): a few words of the category and a number that is the item's own."""
+    """(texts, category of each): a few words of the category and a number that no other item has."""
     rng = np.random.default_rng(seed)
     texts, categories = [], []
     for index, words in enumerate(WORDS.values()):
@@ -25,7 +25,7 @@ def catalogue(seed: int = 0, each: int = 40) -> tuple[list[str], np.ndarray]:
     return texts, np.array(categories)
 
 
-def test_items_of_the_same_category_are_nearer_than_others():
+def test_items_of_the_same_category_are_nearer_than_others() -> None:
     texts, categories = catalogue()
     vectors = tfidf_vectors(texts, 16)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -37,7 +37,7 @@ def test_items_of_the_same_category_are_nearer_than_others():
     assert (categories[likeness.argmax(axis=1)] == categories).mean() > 0.9
 
 
-def test_bytes_do_not_depend_on_the_number_of_threads():
+def test_bytes_do_not_depend_on_the_number_of_threads() -> None:
     texts, _ = catalogue()
     with threadpool_limits(limits=1):
         one = tfidf_vectors(texts, 16)
@@ -46,7 +46,9 @@ def test_bytes_do_not_depend_on_the_number_of_threads():
     assert one.tobytes() == four.tobytes()
 
 
-def test_another_start_of_the_svd_gives_the_same_vectors_up_to_rounding_signs_included(monkeypatch):
+def test_another_start_of_the_svd_gives_the_same_vectors_up_to_rounding_signs_included(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # themes of very different size leave the SVD no choice but the sign
     texts = ["spade rake hose"] * 60 + ["pan knife whisk"] * 20 + ["guitar drum"] * 5
     a = tfidf_vectors(texts, 3)
@@ -55,7 +57,7 @@ def test_another_start_of_the_svd_gives_the_same_vectors_up_to_rounding_signs_in
     assert (a.sum(axis=0) > 0).all()
 
 
-def test_a_text_without_words_becomes_zeros():
+def test_a_text_without_words_becomes_zeros() -> None:
     texts, _ = catalogue()
     vectors = tfidf_vectors(["", *texts, "!!!"], 8)
     assert (vectors[[0, -1]] == 0).all()
@@ -71,13 +73,13 @@ def test_a_text_without_words_becomes_zeros():
         (["a b c d e f", "a g h i j k"], 2),
     ],
 )
-def test_the_width_is_what_the_texts_and_words_allow(texts, width):
+def test_the_width_is_what_the_texts_and_words_allow(texts: list[str], width: int) -> None:
     vectors = tfidf_vectors(texts, 128)
     assert vectors.shape == (len(texts), width)
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
 
 
-def test_texts_without_a_single_word_are_an_error():
+def test_texts_without_a_single_word_are_an_error() -> None:
     with pytest.raises(UserError, match="not one word"):
         tfidf_vectors(["!!!", "", "..."], 8)

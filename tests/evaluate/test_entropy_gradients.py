@@ -47,7 +47,7 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
     windows = Epochs(trained.splits, "random_start", 42).take(0, 0, 9)
     step = Step(0, 0, windows, np.ones(9, np.float32))
     batch = Collator(np.asarray(trained.splits.items_N), loaded.catalogue.codes_IL)(step, np.arange(9))
-    found = {(row.level, row.quartile): row for row in quartiles(loaded.model, Network(), batch)}
+    found = {(each.level, each.quartile): each for each in quartiles(loaded.model, Network(), batch)}
     tokens = []
     for level in range(2):
         for row in range(9):
@@ -64,22 +64,22 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
     groups = {"all levels": tokens, "level 1": tokens[:9], "level 2": tokens[9:]}
     for name, members in groups.items():
         ordered = sorted(members, key=lambda token: token[0])
-        for number, places in enumerate(np.array_split(np.arange(len(ordered)), 4), start=1):
-            mean = torch.stack([ordered[place][3] for place in places]).mean(0)
-            row = found[name, number]
-            assert row.gradient_norm == pytest.approx(float(mean.norm()), rel=1e-4)
-            assert row.entropy == pytest.approx(np.mean([ordered[place][0] for place in places]), abs=1e-5)
-            assert row.loss == pytest.approx(np.mean([ordered[place][2] for place in places]), abs=1e-5)
+        for number, indices in enumerate(np.array_split(np.arange(len(ordered)), 4), start=1):
+            mean = torch.stack([ordered[index][3] for index in indices]).mean(0)
+            quarter = found[name, number]
+            assert quarter.gradient_norm == pytest.approx(float(mean.norm()), rel=1e-4)
+            assert quarter.entropy == pytest.approx(np.mean([ordered[index][0] for index in indices]), abs=1e-5)
+            assert quarter.loss == pytest.approx(np.mean([ordered[index][2] for index in indices]), abs=1e-5)
     assert len(found) == 12
 
 
 def test_the_table_and_the_drawing_are_written(trained: TinyWorld) -> None:
-    place = {
+    folders: dict[str, Any] = {
         "splits": trained.folder / "splits",
         "generator": trained.folder / "run" / "generator",
         "reports": trained.folder / "reports",
     }
-    table = gradients_by_entropy(batches=3, windows=20, **place)
+    table = gradients_by_entropy(batches=3, windows=20, **folders)
     written = pd.read_csv(trained.folder / "reports" / "gradients.csv")
     pd.testing.assert_frame_equal(written, table, atol=1e-6, rtol=0)
     assert set(table["batches"]) == {3}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +41,7 @@ def files(world: World) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in world.paths["reports"].iterdir()}
 
 
-def test_metrics_are_flat_numbers_and_hold_every_required_key(world):
+def test_metrics_are_flat_numbers_and_hold_every_required_key(world: World) -> None:
     metrics = run(world.params, **world.paths)
     assert metrics == read_json(world.paths["reports"] / "metrics.json")
     assert metrics.keys() >= REQUIRED
@@ -78,7 +79,7 @@ def test_two_processes_under_torchrun_share_the_users_and_write_what_one_writes(
     assert done.stdout.count("co-occurrence") == 2  # only the first process prints its table
 
 
-def test_every_metric_can_be_recomputed_from_the_ranks(world):
+def test_every_metric_can_be_recomputed_from_the_ranks(world: World) -> None:
     metrics = run(world.params, **world.paths)
     users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
     assert users["user_id"].tolist() == list(range(USERS))
@@ -94,10 +95,11 @@ def test_every_metric_can_be_recomputed_from_the_ranks(world):
     assert metrics["recall_at_10_low"] <= metrics["recall_at_10"] <= metrics["recall_at_10_high"]
 
 
-def test_the_rows_say_what_each_user_had(world):
+def test_the_rows_say_what_each_user_had(world: World) -> None:
     run(world.params, **world.paths)
     users, splits = Ranks.read(world.paths["reports"] / "ranks.parquet").users, world.splits
     training = [int(i) for u in range(USERS) for i in splits.items_N[splits.offsets[u] : splits.train_end[u]]]
+    row: Any
     for row in users.itertuples():
         sequence = splits.items_N[splits.offsets[row.user_id] : splits.offsets[row.user_id + 1]].tolist()
         times = splits.timestamps_N[splits.offsets[row.user_id] : splits.offsets[row.user_id + 1]].tolist()
@@ -107,7 +109,7 @@ def test_the_rows_say_what_each_user_had(world):
         assert row.tie == (times[-1] in times[:-1])
 
 
-def test_breakdowns_divide_all_users_and_average_to_the_whole(world):
+def test_breakdowns_divide_all_users_and_average_to_the_whole(world: World) -> None:
     metrics = run(world.params, **world.paths)
     for name in ("by_history.csv", "by_popularity.csv"):
         bins = pd.read_csv(world.paths["reports"] / name)
@@ -116,21 +118,23 @@ def test_breakdowns_divide_all_users_and_average_to_the_whole(world):
             assert np.average(bins[metric], weights=bins["users"]) == pytest.approx(metrics[metric])
 
 
-def test_bins_sorted_as_text_are_in_the_order_of_the_numbers(world):
+def test_bins_sorted_as_text_are_in_the_order_of_the_numbers(world: World) -> None:
     run(world.params, **world.paths)
     names = pd.read_csv(world.paths["reports"] / "by_popularity.csv")["bin"].tolist()
     assert names == sorted(names)
     assert [int(name.split("-")[0]) for name in names] == sorted(int(name.split("-")[0]) for name in names)
 
 
-def test_a_second_run_gives_the_same_bytes(world):
+def test_a_second_run_gives_the_same_bytes(world: World) -> None:
     run(world.params, **world.paths)
     first = files(world)
     run(world.params, **world.paths)
     assert files(world) == first
 
 
-def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(world, capsys):
+def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = replace(world.params.evaluate, decoding="unconstrained", filter_seen=True)
     metrics = run(replace(world.params, evaluate=config), **world.paths)
     printed = capsys.readouterr().out
@@ -141,7 +145,7 @@ def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(world
     assert (origin.beam, origin.decoding, origin.filter_seen) == (10, "unconstrained", True)
 
 
-def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world):
+def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world: World) -> None:
     origins = []
     for seed, strategy in ((0, "full"), (1, "full"), (1, "rastp")):
         write_generator(world, seed, strategy)
@@ -151,20 +155,20 @@ def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world):
     assert len({origin.model for origin in origins}) == 3
 
 
-def test_a_model_trained_on_other_splits_is_refused(world):
+def test_a_model_trained_on_other_splits_is_refused(world: World) -> None:
     other = replace(world.splits, items_N=world.splits.items_N[::-1].copy())
     other.write(world.paths["splits"])
     with pytest.raises(UserError, match="trained on other splits"):
         run(world.params, **world.paths)
 
 
-def test_a_model_of_another_catalogue_is_refused(world):
+def test_a_model_of_another_catalogue_is_refused(world: World) -> None:
     replace(world.splits, summary={**world.splits.summary, "items": 21}).write(world.paths["splits"])
     with pytest.raises(UserError, match="knows 20 items"):
         run(world.params, **world.paths)
 
 
-def test_no_test_items_is_an_error_that_says_so(world):
+def test_no_test_items_is_an_error_that_says_so(world: World) -> None:
     replace(world.splits, test_target=np.full(USERS, -1)).write(world.paths["splits"])
     write_generator(world)
     with pytest.raises(UserError, match="no user has a test item"):
@@ -172,14 +176,14 @@ def test_no_test_items_is_an_error_that_says_so(world):
 
 
 @pytest.mark.parametrize("gone", ["reports/timings.json", "models/generator/config.json", "data/splits/items_N.npy"])
-def test_a_missing_input_is_named_and_nothing_is_written(world, gone):
+def test_a_missing_input_is_named_and_nothing_is_written(world: World, gone: str) -> None:
     (world.root / gone).unlink()
     with pytest.raises(UserError, match=gone.rsplit("/", 1)[1]):
         run(world.params, **world.paths)
     assert not (world.paths["reports"] / "metrics.json").exists()
 
 
-def test_reports_of_another_model_are_refused(world):
+def test_reports_of_another_model_are_refused(world: World) -> None:
     run(world.params, **world.paths)
     check_reports(world.paths["reports"], world.paths["generator"])
     write_generator(world, seed=5)
@@ -187,7 +191,7 @@ def test_reports_of_another_model_are_refused(world):
         check_reports(world.paths["reports"], world.paths["generator"])
 
 
-def test_metrics_of_another_run_are_refused(world):
+def test_metrics_of_another_run_are_refused(world: World) -> None:
     run(world.params, **world.paths)
     path = world.paths["reports"] / "metrics.json"
     write_json(path, {**json.loads(path.read_text()), "recall_at_10": 0.123})
@@ -195,7 +199,7 @@ def test_metrics_of_another_run_are_refused(world):
         check_reports(world.paths["reports"], world.paths["generator"])
 
 
-def test_damaged_ranks_are_named(tmp_path):
+def test_damaged_ranks_are_named(tmp_path: Path) -> None:
     path = tmp_path / "ranks.parquet"
     with pytest.raises(UserError, match="is not here"):
         Ranks.read(path)

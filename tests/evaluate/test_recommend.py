@@ -1,6 +1,8 @@
-"""What is recommended: the best items for all that is known of a user; unknown names are met with near ones."""
+"""What is recommended: the best items for all that is known of a user; an unknown name is answered with near ones."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,8 +10,10 @@ import pytest
 import torch
 from evaluated_world import ITEMS, MAX_HISTORY, World, random_splits, write_generator
 from settings import some_params
+from typed import present
 
 from pipeline.artifacts import write_parquet
+from pipeline.backbones.hstu import Hstu, HstuBlock
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
@@ -18,12 +22,13 @@ from pipeline.generator import load_generator, save_generator
 from pipeline.packing.histories import Histories
 
 
-def ask(world: World, **arguments) -> list[Recommendation]:
-    return recommend(interactions=world.root / "data/interactions", **world.paths, **arguments)
+def ask(world: World, **arguments: Any) -> list[Recommendation]:
+    settings: dict[str, Any] = {**world.paths, **arguments}
+    return recommend(interactions=world.root / "data/interactions", **settings)
 
 
 def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
-    """Raw ids by descending log-probability after the most recent items of a history, and these."""
+    """Raw ids by descending log-probability after the most recent items of a history, and the log-probabilities."""
     model = load_generator(world.paths["generator"]).model
     recent = np.array(history[-MAX_HISTORY:])
     scores = score_catalogue(model, Histories.pack(recent, np.array([0, len(recent)])))[0].numpy()
@@ -31,7 +36,7 @@ def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
     return [f"item-{item}" for item in order], scores[order]
 
 
-def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world):
+def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world: World) -> None:
     for user in range(5):
         sequence = world.splits.items_N[world.splits.offsets[user] : world.splits.offsets[user + 1]].tolist()
         names, scores = exact(world, sequence)
@@ -40,18 +45,18 @@ def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world):
         np.testing.assert_allclose([row.score for row in shown], scores, rtol=1e-5)
 
 
-def test_a_history_of_raw_ids_says_the_same_as_the_user_who_has_it(world):
+def test_a_history_of_raw_ids_says_the_same_as_the_user_who_has_it(world: World) -> None:
     sequence = world.splits.items_N[world.splits.offsets[3] : world.splits.offsets[4]]
     assert ask(world, history=[f"item-{item}" for item in sequence], k=7) == ask(world, user="user-3", k=7)
 
 
-def test_only_the_model_is_needed_for_a_history(world):
+def test_only_the_model_is_needed_for_a_history(world: World) -> None:
     for path in (*(world.root / "data").rglob("*.npy"), *world.paths["reports"].iterdir()):
         path.unlink()
     assert len(ask(world, history=["item-1"], k=3)) == 3
 
 
-def test_k_items_come_with_titles_and_more_than_there_are_is_no_error(world):
+def test_k_items_come_with_titles_and_more_than_there_are_is_no_error(world: World) -> None:
     rows = ask(world, history=["item-2"], k=3)
     assert len(rows) == 3
     assert len(ask(world, history=["item-2"], k=10 * ITEMS)) == ITEMS
@@ -60,13 +65,13 @@ def test_k_items_come_with_titles_and_more_than_there_are_is_no_error(world):
         assert row.title == (f"Title {number}" if number % 4 else "")
 
 
-def test_seen_items_can_be_left_out(world):
+def test_seen_items_can_be_left_out(world: World) -> None:
     names, _ = exact(world, [1, 2, 3])
     shown = [row.item for row in ask(world, history=["item-1", "item-2", "item-3"], k=ITEMS, filter_seen=True)]
     assert shown == [name for name in names if name not in ("item-1", "item-2", "item-3")]
 
 
-def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(tmp_path):
+def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(tmp_path: Path) -> None:
     world = World(tmp_path, random_splits(np.random.default_rng(0)), some_params())
     world.splits.write(world.paths["splits"])
     write_generator(world, items=3)
@@ -74,7 +79,7 @@ def test_a_history_of_the_whole_catalogue_leaves_nothing_to_recommend(tmp_path):
         ask(world, history=["item-0", "item-1", "item-2"], filter_seen=True)
 
 
-def test_an_unknown_user_or_item_is_met_with_near_ones(world):
+def test_an_unknown_user_or_item_is_met_with_near_ones(world: World) -> None:
     with pytest.raises(UserError, match="user 'user-99' is not known") as refused:
         ask(world, user="user-99")
     assert "user-9" in refused.value.fix
@@ -92,12 +97,12 @@ def test_an_unknown_user_or_item_is_met_with_near_ones(world):
         ({"user": "user-1", "k": 0}, "k is 0"),
     ],
 )
-def test_what_makes_no_sense_is_refused(world, arguments, message):
+def test_what_makes_no_sense_is_refused(world: World, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ask(world, **arguments)
 
 
-def test_a_model_beside_the_reports_of_another_is_refused(world):
+def test_a_model_beside_the_reports_of_another_is_refused(world: World) -> None:
     run(world.params, **world.paths)
     ask(world, user="user-1")
     write_generator(world, seed=3)
@@ -105,24 +110,26 @@ def test_a_model_beside_the_reports_of_another_is_refused(world):
         ask(world, user="user-1")
 
 
-def test_a_model_of_other_splits_is_refused(world):
+def test_a_model_of_other_splits_is_refused(world: World) -> None:
     replace(world.splits, items_N=world.splits.items_N[::-1].copy()).write(world.paths["splits"])
     with pytest.raises(UserError, match="trained on other splits"):
         ask(world, user="user-1")
 
 
-def test_users_of_another_log_are_refused(world):
+def test_users_of_another_log_are_refused(world: World) -> None:
     write_parquet(world.root / "data/interactions/users.parquet", pd.DataFrame({"user_id": [0], "raw_id": ["user-1"]}))
     with pytest.raises(UserError, match="different logs"):
         ask(world, user="user-1")
 
 
-def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_without_any(world):
+def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_without_any(world: World) -> None:
     write_generator(world, backbone="hstu")
     model = load_generator(world.paths["generator"]).model
+    assert isinstance(model, Hstu)
     with torch.no_grad():
         for block in model.blocks:
-            block.time_bias.normal_(std=30)
+            assert isinstance(block, HstuBlock)
+            present(block.time_bias).normal_(std=30)
     loaded = load_generator(world.paths["generator"])
     frame = loaded.items[["item_id", "raw_id", "title"]]
     extra = {key: value for key, value in loaded.config.items() if key not in ("backbone", "widths")}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_logs import Ingested
+from raw_logs import Ingest, Ingested
 from settings import read_params
 
 from pipeline.artifacts import Interactions, read_json
@@ -12,7 +12,7 @@ from pipeline.ingest.stage import run
 
 
 @pytest.fixture
-def ingest(tmp_path):
+def ingest(tmp_path: Path) -> Ingest:
     """ingest(path, dataset="custom", **ingest settings): runs the stage and reads back what it wrote."""
 
     def call(path: Path | str, dataset: str = "custom", **settings: Any) -> Ingested:

@@ -4,15 +4,17 @@ import gzip
 import resource
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
-from raw_logs import START, csv_text, events, jsonl_text, write
+from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
 from pipeline.errors import UserError
 
-GOOD = events()
-BAD_ROWS = [  # (fields, reason)
+GOOD = interactions()
+BAD_ROWS: list[tuple[tuple[Any, ...], str]] = [  # (fields, reason)
     (("", "i1", START), "user is missing"),
     (("u1", " ", START), "item is missing"),
     (("u1", "i1", ""), "timestamp is missing"),
@@ -23,8 +25,9 @@ BAD_ROWS = [  # (fields, reason)
 ]
 
 
-def test_every_bad_row_of_a_csv_log_is_listed_with_its_line_and_reason(ingest, tmp_path):
-    rows, expected = list(GOOD), []
+def test_every_bad_row_of_a_csv_log_is_listed_with_its_line_and_reason(ingest: Ingest, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = list(GOOD)
+    expected = []
     for n, (fields, reason) in enumerate(BAD_ROWS):
         rows.insert(3 * n, fields)
         expected.append(("log.csv", 3 * n + 2, reason))
@@ -36,7 +39,7 @@ def test_every_bad_row_of_a_csv_log_is_listed_with_its_line_and_reason(ingest, t
     assert result.summary["rejected"] == len(BAD_ROWS) == sum(result.summary["rejects"].values())
 
 
-def test_every_bad_row_of_a_json_log_is_listed_with_its_line_and_reason(ingest, tmp_path):
+def test_every_bad_row_of_a_json_log_is_listed_with_its_line_and_reason(ingest: Ingest, tmp_path: Path) -> None:
     good = [dict(zip(("user", "item", "timestamp"), row, strict=True)) for row in GOOD]
     text = (
         '{"user": "u1", "item"\n'
@@ -55,7 +58,7 @@ def test_every_bad_row_of_a_json_log_is_listed_with_its_line_and_reason(ingest, 
     assert result.rows == GOOD
 
 
-def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest, tmp_path):
+def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest: Ingest, tmp_path: Path) -> None:
     write(tmp_path / "raw" / "interactions.csv", csv_text([*GOOD, ("u1", "i9", START)]))
     write(tmp_path / "raw" / "items.csv", "item,title\n" + "".join(f"i{n},t\n" for n in range(6)))
     assert ingest(tmp_path / "raw", max_reject_rate=0.1).rejects == [
@@ -63,8 +66,10 @@ def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest, tmp_path):
     ]
 
 
-def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it_is_needed(ingest, tmp_path):
-    rows = [(*row, 5) for row in GOOD]
+def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it_is_needed(
+    ingest: Ingest, tmp_path: Path
+) -> None:
+    rows: list[tuple[Any, ...]] = [(*row, 5) for row in GOOD]
     rows[3], rows[7] = (*GOOD[3], "five"), (*GOOD[7], "")
     path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,rating"))
     result = ingest(path, max_reject_rate=0.1, k_core=0)
@@ -74,7 +79,7 @@ def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it
     assert result.rejects[1:] == [("log.csv", 9, "rating is missing")]
 
 
-def test_lines_swallowed_by_a_stray_quote_are_all_counted(ingest, tmp_path):
+def test_lines_swallowed_by_a_stray_quote_are_all_counted(ingest: Ingest, tmp_path: Path) -> None:
     lines = csv_text(GOOD).splitlines()
     lines[10] = lines[10].replace("u", '"u')  # opened on line 11, closed on line 16
     lines[15] = lines[15].replace(",", '",', 1)
@@ -85,7 +90,7 @@ def test_lines_swallowed_by_a_stray_quote_are_all_counted(ingest, tmp_path):
     assert [line for _, line, _ in unclosed.rejects] == [11, 12, 13, 14, 15]
 
 
-def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest, tmp_path):
+def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest: Ingest, tmp_path: Path) -> None:
     rows = [*GOOD, *[("u1", "i1", START * 1000)] * 2, ("", "i1", START)]
     with pytest.raises(UserError, match=r"3 of 39 rows of log\.csv cannot be used") as error:
         ingest(write(tmp_path / "log.csv", csv_text(rows)))
@@ -99,7 +104,7 @@ def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest, tmp_path)
     assert reasons[2].startswith("  1 x user is missing (log.csv, line 40")
 
 
-def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest, tmp_path):
+def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest: Ingest, tmp_path: Path) -> None:
     rows = [(*row, n if n < 30 else "ab") for n, row in enumerate(GOOD)]
     path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,session"))
     with pytest.raises(UserError, match="6 of 36 rows") as error:
@@ -108,7 +113,7 @@ def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest, tmp_pat
     assert ingest(path, columns={"session": ""}).rows == GOOD
 
 
-def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest, tmp_path):
+def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="36 of 36 rows") as error:
         ingest(write(tmp_path / "log.jsonl", csv_text(GOOD).partition("\n")[2]))
     assert "36 x broken JSON (log.jsonl, line 1: u0,i0," in error.value.why
@@ -125,37 +130,37 @@ def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest, tmp_path):
         ("log.jsonl.gz", "\n"),
     ],
 )
-def test_an_empty_log_is_an_error(ingest, tmp_path, name, text):
+def test_an_empty_log_is_an_error(ingest: Ingest, tmp_path: Path, name: str, text: str) -> None:
     with pytest.raises(UserError, match="the log has no rows"):
         ingest(write(tmp_path / name, text))
 
 
-def test_an_empty_parquet_log_is_an_error(ingest, tmp_path):
+def test_an_empty_parquet_log_is_an_error(ingest: Ingest, tmp_path: Path) -> None:
     pd.DataFrame({"user": ["a"], "item": ["b"], "timestamp": [1]}).iloc[:0].to_parquet(tmp_path / "log.parquet")
     with pytest.raises(UserError, match="the log has no rows"):
         ingest(tmp_path / "log.parquet")
 
 
-def test_an_empty_item_file_is_an_error(ingest, tmp_path):
+def test_an_empty_item_file_is_an_error(ingest: Ingest, tmp_path: Path) -> None:
     write(tmp_path / "raw" / "interactions.csv", csv_text(GOOD))
     write(tmp_path / "raw" / "items.csv", "item,title\n")
     with pytest.raises(UserError, match=r"items\.csv holds no readable rows"):
         ingest(tmp_path / "raw")
 
 
-def test_a_k_core_that_leaves_nothing_is_an_error(ingest, tmp_path):
+def test_a_k_core_that_leaves_nothing_is_an_error(ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is left of the log after the filter '7-core'") as error:
         ingest(write(tmp_path / "log.csv", csv_text(GOOD)), k_core=7)
     assert "ingest.k_core" in error.value.fix
 
 
-def test_a_minimum_that_leaves_nothing_is_an_error(ingest, tmp_path):
+def test_a_minimum_that_leaves_nothing_is_an_error(ingest: Ingest, tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", csv_text([(*row, 1) for row in GOOD], "user,item,timestamp,click"))
     with pytest.raises(UserError, match="after the filter 'minimum click >= 2'"):
         ingest(path, minimum={"click": 2})
 
 
-def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest, tmp_path):
+def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is known to be the user") as error:
         ingest(write(tmp_path / "log.csv", csv_text(GOOD, "who,item,timestamp")))
     assert error.value.why == "columns found: who, item, timestamp"
@@ -170,24 +175,26 @@ def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest, tm
         ("notes.txt", "format of .* is not known"),
     ],
 )
-def test_a_path_that_leads_to_no_log_is_an_error(ingest, tmp_path, path, message):
+def test_a_path_that_leads_to_no_log_is_an_error(ingest: Ingest, tmp_path: Path, path: str, message: str) -> None:
     write(tmp_path / "here" / "notes.txt", "hello")
     with pytest.raises(UserError, match=message):
         ingest(f"{tmp_path}/here/{path}")
 
 
-def test_a_memory_limit_that_is_no_size_is_an_error(ingest, tmp_path):
+def test_a_memory_limit_that_is_no_size_is_an_error(ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="memory_limit is 'a lot'"):
         ingest(write(tmp_path / "log.csv", csv_text(GOOD)), memory_limit="a lot")
 
 
-def test_spark_that_is_not_installed_is_an_error(ingest, tmp_path, monkeypatch):
+def test_spark_that_is_not_installed_is_an_error(
+    ingest: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
     with pytest.raises(UserError, match="pyspark is not installed"):
         ingest(write(tmp_path / "log.csv", csv_text(GOOD)), engine="spark")
 
 
-def test_after_any_error_what_was_there_is_as_before(ingest, tmp_path):
+def test_after_any_error_what_was_there_is_as_before(ingest: Ingest, tmp_path: Path) -> None:
     before = ingest(write(tmp_path / "log.csv", csv_text(GOOD)))
     content = {file.name: file.read_bytes() for file in before.folder.iterdir()}
     truncated = gzip.compress(csv_text(GOOD).encode())[:-9]
@@ -222,7 +229,7 @@ except UserError as error:
 """
 
 
-def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, root):
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path: Path, root: Path) -> None:
     rows = [(f"user-{n * 7919 % 99991}", f"item-{n * 104729 % 9973}", START + n) for n in range(20_000)]
     log = write(tmp_path / "log.csv", csv_text(rows))
     done = subprocess.run(
@@ -233,4 +240,4 @@ def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path, root):
         check=False,
     )
     assert done.stdout.endswith("refused\n"), done.stderr
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit was the other process's own
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20_000  # the limit held for the other process only

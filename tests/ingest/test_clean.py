@@ -1,6 +1,7 @@
 """Filters, k-core, ids and positions against slow references in plain Python."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ibis
@@ -22,17 +23,17 @@ logs = st.lists(
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return Engine(ibis.duckdb.connect(), tmp_path_factory.mktemp("engine"))
 
 
-def table(engine, pairs):
+def table(engine: Engine, pairs: Sequence[tuple[int | str, int]]) -> ibis.Table:
     return engine.backend.create_table("pairs", pd.DataFrame(pairs, columns=["user", "item"]), overwrite=True)
 
 
-def slow_k_core(pairs, k):
-    """Take away one user or item with too few events at a time, until there is none."""
-    pairs = list(pairs)
+def slow_k_core(given: Iterable[tuple[int, int]], k: int) -> list[tuple[int, int]]:
+    """Remove one user or item with too few interactions at a time, until none is left."""
+    pairs = list(given)
     while True:
         for side in (0, 1):
             counts = Counter(pair[side] for pair in pairs)
@@ -44,14 +45,16 @@ def slow_k_core(pairs, k):
             return pairs
 
 
-def slow_clean(log, k, least, order):
+def slow_clean(
+    log: list[tuple[int, int, int, int]], k: int, least: int, order: list[int] | None
+) -> tuple[list[tuple[int, int, int]], list[int], list[int]]:
     """[(raw user, raw item, time)] sorted by user and position, raw users and raw items by id; `order` of the items."""
     rows = [(user, item, time, row) for row, (user, item, time, click) in enumerate(log) if click >= least]
     order = order or list(dict.fromkeys(item for _, item, _, _ in rows))
     first_seen = list(dict.fromkeys(user for user, _, _, _ in rows))
-    best = {}
+    best: dict[tuple[int, int], tuple[int, int, int, int]] = {}
     for row in sorted(rows, key=lambda row: (row[2], row[3])):
-        best.setdefault(row[:2], row)
+        best.setdefault((row[0], row[1]), row)
     kept = set(slow_k_core(best, k))
     rows = sorted(
         (row for pair, row in best.items() if pair in kept), key=lambda row: (first_seen.index(row[0]), row[2], row[3])
@@ -61,7 +64,7 @@ def slow_clean(log, k, least, order):
     return [row[:3] for row in rows], users, items
 
 
-def stage(folder: Path, log, items):
+def stage(folder: Path, log: list[tuple[int, int, int, int]], items: list[int] | None) -> tuple[Path, Path | None]:
     """The two Parquet files that staging.py would write."""
     users, things, times, clicks = zip(*log, strict=True)
     pq.write_table(
@@ -89,15 +92,15 @@ def stage(folder: Path, log, items):
 
 @settings(max_examples=15, deadline=None)
 @given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40), k=st.integers(0, 5))
-def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine, pairs, k):
+def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine: Engine, pairs: set[tuple[int, int]], k: int) -> None:
     kept, _ = k_core(engine, table(engine, sorted(pairs)), k)
     found = kept.to_pyarrow().to_pylist()
     assert {(row["user"], row["item"]) for row in found} == set(slow_k_core(pairs, k))
     assert len(found) == len(slow_k_core(pairs, k))
 
 
-def test_a_k_core_may_need_several_passes(engine):
-    # A chain: taking away the last user makes the item before it rare, and so on. Only the square a-b x 1-2 holds.
+def test_a_k_core_may_need_several_passes(engine: Engine) -> None:
+    # A chain: without the last user the item before it is rare, and so on. Only the square a-b x 1-2 remains.
     chain = [("a", 1), ("a", 2), ("b", 1), ("b", 2), ("b", 3), ("c", 3), ("c", 4), ("d", 4)]
     kept, passes = k_core(engine, table(engine, chain), 2)
     assert len(kept.to_pyarrow()) == 4
@@ -106,7 +109,14 @@ def test_a_k_core_may_need_several_passes(engine):
 
 @settings(max_examples=15, deadline=None)
 @given(log=logs, k=st.integers(0, 3), least=st.integers(0, 1), listed=st.booleans())
-def test_a_log_is_cleaned_as_by_hand(engine, tmp_path_factory, log, k, least, listed):
+def test_a_log_is_cleaned_as_by_hand(
+    engine: Engine,
+    tmp_path_factory: pytest.TempPathFactory,
+    log: list[tuple[int, int, int, int]],
+    k: int,
+    least: int,
+    listed: bool,
+) -> None:
     items = [3, 1, 4, 0, 5, 2] if listed else None
     rows, users, catalogue = slow_clean(log, k, least, items)
     paths = stage(tmp_path_factory.mktemp("staged"), log, items)
@@ -121,7 +131,7 @@ def test_a_log_is_cleaned_as_by_hand(engine, tmp_path_factory, log, k, least, li
     assert cleaned.items["item_id"].to_pylist() == list(range(len(catalogue)))
     found = cleaned.log.to_pylist()
     assert [(users[r["user_id"]], catalogue[r["item_id"]], r["timestamp"]) for r in found] == rows
-    seen = Counter()
+    seen: Counter[int] = Counter()
     for row in found:
         assert row["position"] == seen[row["user_id"]]
         seen[row["user_id"]] += 1
@@ -135,7 +145,7 @@ def test_a_log_is_cleaned_as_by_hand(engine, tmp_path_factory, log, k, least, li
     }
 
 
-def test_column_types_are_those_that_artifacts_promise(engine, tmp_path):
+def test_column_types_are_those_that_artifacts_promise(engine: Engine, tmp_path: Path) -> None:
     cleaned = clean(engine, *stage(tmp_path, [(0, 0, 5, 1), (0, 1, 4, 1)], None), {}, 0)
     assert cleaned.log.schema.types == [pa.int32(), pa.int32(), pa.int64(), pa.int32(), pa.float64()]
     assert cleaned.log.column_names == ["user_id", "item_id", "timestamp", "position", "click"]

@@ -1,5 +1,7 @@
 """Which columns are recognised, and what is said when they are not."""
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
@@ -7,22 +9,23 @@ from pipeline.errors import UserError
 from pipeline.ingest.columns import LogColumns, recognise_items, recognise_log
 
 
-def sample(**columns):
+def sample(**columns: Any) -> pa.Table:
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
 
-def log(mapping=None, guess_actions=True, **columns):
+def log(mapping: dict[str, str] | None = None, guess_actions: bool = True, **columns: Any) -> LogColumns:
     return recognise_log(sample(**columns), mapping or {}, "the log", guess_actions=guess_actions)
 
 
 @pytest.mark.parametrize("user", ["user", "user_id", "userId", "reviewerID"])
 @pytest.mark.parametrize("item", ["asin", "item", "item_id", "movieId"])
 @pytest.mark.parametrize("time", ["unix_time", "timestamp", "time", "unixReviewTime"])
-def test_the_usual_names_are_recognised(user, item, time):
-    assert log(**{item: ["i"], time: ["1"], user: ["u"]}) == LogColumns(user, item, time, {})
+def test_the_usual_names_are_recognised(user: str, item: str, time: str) -> None:
+    columns: dict[str, Any] = {item: ["i"], time: ["1"], user: ["u"]}
+    assert log(**columns) == LogColumns(user, item, time, {})
 
 
-def test_numeric_columns_are_actions_and_text_is_not():
+def test_numeric_columns_are_actions_and_text_is_not() -> None:
     columns = log(
         user=["u", "v"],
         item=["i", "j"],
@@ -36,13 +39,13 @@ def test_numeric_columns_are_actions_and_text_is_not():
     assert columns.actions == {"rating": "rating", "click": "click"}
 
 
-def test_one_bad_number_does_not_hide_an_action():
+def test_one_bad_number_does_not_hide_an_action() -> None:
     assert log(user=["u"] * 3, item=["i"] * 3, time=["1"] * 3, rating=["5", "oops", "3"]).actions == {
         "rating": "rating"
     }
 
 
-def test_ingest_columns_maps_renames_and_leaves_out():
+def test_ingest_columns_maps_renames_and_leaves_out() -> None:
     columns = log(
         {"user": "member", "rating": "overall", "session": ""},
         member=["m"],
@@ -55,46 +58,47 @@ def test_ingest_columns_maps_renames_and_leaves_out():
     assert columns == LogColumns("member", "item", "time", {"rating": "overall", "seconds": "seconds"})
 
 
-def test_a_column_of_a_known_name_that_is_not_ours_is_no_action():
+def test_a_column_of_a_known_name_that_is_not_ours_is_no_action() -> None:
     assert log({"user": "user"}, user=["u"], user_id=["1"], item=["i"], time=["1"]).actions == {}
 
 
-def test_row_numbers_are_no_actions():
-    assert log(user=["u"], item=["i"], time=["1"], __index_level_0__=["7"], **{"": ["0"]}).actions == {}
+def test_row_numbers_are_no_actions() -> None:
+    nameless: dict[str, Any] = {"": ["0"]}
+    assert log(user=["u"], item=["i"], time=["1"], __index_level_0__=["7"], **nameless).actions == {}
 
 
 @pytest.mark.parametrize("name", ["user_id", "position", "__nth"])
-def test_an_action_cannot_have_a_name_of_our_own(name):
-    with pytest.raises(UserError, match=f"names {name}, which is a name that ingest reserves"):
+def test_an_action_cannot_have_a_name_of_our_own(name: str) -> None:
+    with pytest.raises(UserError, match=f"names {name}, which is a column of ingest's own"):
         log({name: "who"}, user=["u"], item=["i"], time=["1"], who=["3"])
 
 
-def test_a_logs_own_position_is_kept_under_another_name():
-    columns = {"user": ["u"], "item": ["i"], "time": ["1"], "position": ["3"]}
+def test_a_logs_own_position_is_kept_under_another_name() -> None:
+    columns: dict[str, Any] = {"user": ["u"], "item": ["i"], "time": ["1"], "position": ["3"]}
     assert log(**columns).actions == {}
     assert log({"shown_at": "position"}, **columns).actions == {"shown_at": "position"}
 
 
-def test_a_missing_column_lists_those_found():
+def test_a_missing_column_lists_those_found() -> None:
     with pytest.raises(UserError, match="no column of the log is known to be the timestamp") as error:
         log(user=["u"], item=["i"], date=["1"])
     assert error.value.why == "columns found: user, item, date"
     assert "ingest.columns: {timestamp: NAME}" in error.value.fix
 
 
-def test_an_ambiguous_column_lists_those_found():
+def test_an_ambiguous_column_lists_those_found() -> None:
     with pytest.raises(UserError, match="user and user_id of the log could both be the user") as error:
         log(user=["u"], user_id=["u"], item=["i"], time=["1"])
     assert error.value.why == "columns found: user, user_id, item, time"
 
 
-def test_a_wrong_name_in_ingest_columns_is_told_the_nearest():
-    with pytest.raises(UserError, match=r"the log has no column 'membr', which ingest\.columns or the recipe") as error:
+def test_a_wrong_name_in_ingest_columns_is_told_the_nearest() -> None:
+    with pytest.raises(UserError, match="the log has no column 'membr', wanted as user") as error:
         log({"user": "membr"}, member=["u"], item=["i"], time=["1"])
     assert "did you mean 'member'?" in error.value.fix
 
 
-def test_an_item_files_columns_are_recognised_and_the_others_kept():
+def test_an_item_files_columns_are_recognised_and_the_others_kept() -> None:
     names = ["asin", "title", "genres", "image", "brand", ""]
     assert recognise_items(names, {}, "the items") == {
         "item": "asin",
@@ -105,7 +109,7 @@ def test_an_item_files_columns_are_recognised_and_the_others_kept():
     }
 
 
-def test_an_item_file_may_name_its_items_otherwise_than_the_log():
+def test_an_item_file_may_name_its_items_otherwise_than_the_log() -> None:
     assert recognise_items(["item", "name"], {"item": "sku", "title": "name", "user": "member"}, "the items") == {
         "item": "item",
         "title": "name",
@@ -113,6 +117,6 @@ def test_an_item_file_may_name_its_items_otherwise_than_the_log():
     assert recognise_items(["sku"], {"item": "sku"}, "the items") == {"item": "sku"}
 
 
-def test_an_item_file_without_items_is_an_error():
+def test_an_item_file_without_items_is_an_error() -> None:
     with pytest.raises(UserError, match="no column of the items is known to be the item"):
         recognise_items(["name"], {}, "the items")

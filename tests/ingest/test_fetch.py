@@ -4,12 +4,15 @@ import hashlib
 import io
 import threading
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from raw_logs import csv_text, events
+from raw_logs import Ingest, csv_text, interactions
 
 from pipeline.errors import UserError
 from pipeline.ingest import fetch as module
@@ -29,7 +32,7 @@ class Server:
     drops: list[int] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)  # the Range header of each request
 
-    def answer(self, handler):
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
         asked = handler.headers.get("Range", "")
         self.asked.append(asked)
         if handler.path == "/gone":
@@ -51,16 +54,16 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(module, "PAUSE", 0.0)
     state = Server()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
+        def do_GET(self) -> None:
             state.answer(self)
 
-        def log_message(self, *arguments):
+        def log_message(self, *arguments: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
@@ -70,7 +73,9 @@ def server(monkeypatch):
         http.shutdown()
 
 
-def test_a_dropped_connection_is_continued_where_it_ended(server, tmp_path, capsys):
+def test_a_dropped_connection_is_continued_where_it_ended(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     server.drops = [1_000_000, 500_000]
     [file] = fetch("custom", tmp_path, [f"{server.url}/log.bin"])
     assert file == tmp_path / "log.bin"
@@ -80,7 +85,7 @@ def test_a_dropped_connection_is_continued_where_it_ended(server, tmp_path, caps
     assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().out
 
 
-def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
+def test_a_later_run_continues_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
     server.drops = [1_000_000] + [0] * module.ATTEMPTS
     with pytest.raises(UserError, match="dropped after 1,000,000 of 3,000,000 bytes") as error:
         fetch("custom", tmp_path, [f"{server.url}/log.bin"])
@@ -89,7 +94,7 @@ def test_a_later_run_continues_what_an_earlier_one_left(server, tmp_path):
     assert server.asked[-1] == "bytes=1000000-"
 
 
-def test_halves_of_different_versions_are_never_joined(server, tmp_path):
+def test_halves_of_different_versions_are_never_joined(server: Server, tmp_path: Path) -> None:
     server.drops = [1_000_000] + [0] * module.ATTEMPTS
     with pytest.raises(UserError):
         fetch("custom", tmp_path, [f"{server.url}/log.bin"])
@@ -100,26 +105,30 @@ def test_halves_of_different_versions_are_never_joined(server, tmp_path):
 @pytest.mark.parametrize(
     "change", [{"ranges": False}, {"etag": ""}, {"etag": 'W/"v1"'}], ids=["no ranges", "no version", "weak version"]
 )
-def test_a_server_that_cannot_resume_sends_all_of_it_again(server, tmp_path, change):
+def test_a_server_that_cannot_resume_sends_all_of_it_again(
+    server: Server, tmp_path: Path, change: dict[str, Any]
+) -> None:
     vars(server).update(change)
     server.drops = [1_000_000]
     assert fetch("custom", tmp_path, [f"{server.url}/log.bin"])[0].read_bytes() == CONTENT
 
 
-def test_a_partial_file_longer_than_the_servers_is_begun_again(server, tmp_path):
+def test_a_partial_file_longer_than_the_servers_is_begun_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "log.bin.partial").write_bytes(CONTENT + b"more")
     (tmp_path / "log.bin.partial.tag").write_text('"v1"')
     assert fetch("custom", tmp_path, [f"{server.url}/log.bin"])[0].read_bytes() == CONTENT
 
 
-def test_what_is_there_is_not_fetched_again(server, tmp_path):
+def test_what_is_there_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     for _ in range(2):
         fetch("custom", tmp_path, [f"{server.url}/log.bin"])
     assert len(server.asked) == 1
 
 
-def test_of_an_archive_the_recipes_files_are_unpacked_and_ingested(server, tmp_path, ingest):
-    rows = [(user[1:], item[1:], 4, time) for user, item, time in events()]
+def test_of_an_archive_the_recipes_files_are_unpacked_and_ingested(
+    server: Server, tmp_path: Path, ingest: Ingest
+) -> None:
+    rows = [(user[1:], item[1:], 4, time) for user, item, time in interactions()]
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("ml-latest-small/ratings.csv", csv_text(rows, "userId,movieId,rating,timestamp"))
@@ -135,18 +144,18 @@ def test_of_an_archive_the_recipes_files_are_unpacked_and_ingested(server, tmp_p
     assert len(server.asked) == 1
 
 
-def test_an_archive_that_is_none_is_removed(server, tmp_path):
+def test_an_archive_that_is_none_is_removed(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ml-1m\.zip is no archive with ratings\.dat and movies\.dat"):
         fetch("movielens-1m", tmp_path, [f"{server.url}/ml-1m.zip"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_server_is_told(server, tmp_path):
+def test_an_error_of_the_server_is_told(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the server answered 404"):
         fetch("custom", tmp_path, [f"{server.url}/gone"])
 
 
-def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch):
+def test_offline_it_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     names = ["reviews_Beauty_5.json.gz", "meta_Beauty.json.gz"]
     urls = [f"http://127.0.0.1:9/{name}" for name in names]  # nobody listens there
@@ -157,12 +166,12 @@ def test_offline_it_says_which_file_to_put_where(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.com/log.csv"])
-def test_only_the_web_is_fetched_from(tmp_path, url):
+def test_only_the_web_is_fetched_from(tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError, match="no http or https address"):
         fetch("custom", tmp_path, [url])
 
 
 @pytest.mark.parametrize("dataset", ["demo", "custom"])
-def test_there_may_be_nothing_to_fetch(tmp_path, dataset):
+def test_there_may_be_nothing_to_fetch(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError, match=f"nothing to fetch for the dataset {dataset}"):
         fetch(dataset, tmp_path)

@@ -1,20 +1,23 @@
 """The stage as a whole: the same bytes every time, the demo, and the real data sets."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
-from raw_logs import SHARED, csv_text, events, write
+from raw_logs import SHARED, Ingest, csv_text, interactions, write
 
 from pipeline.artifacts import MEASURED
 
 BEAUTY, SPORTS, MOVIES = (SHARED / name for name in ("amazon-beauty", "amazon-sports", "movielens-latest-small"))
 
 
-def content(folder):
+def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def test_a_second_run_gives_the_same_bytes(ingest, tmp_path):
+def test_a_second_run_gives_the_same_bytes(ingest: Ingest, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     rows = [
         (f"u{user}", f"i{item}", 1_400_000_000 + time, "" if bad else 1)
@@ -35,19 +38,22 @@ def test_a_second_run_gives_the_same_bytes(ingest, tmp_path):
     assert not MEASURED & set(first.summary)
 
 
-def test_a_smaller_memory_limit_changes_nothing(ingest, tmp_path):
-    path = write(tmp_path / "log.csv", csv_text(events()))
+def test_a_smaller_memory_limit_changes_nothing(ingest: Ingest, tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", csv_text(interactions()))
     assert content(ingest(path, memory_limit="100MB").folder) == content(ingest(path).folder)
 
 
-def test_no_path_of_this_machine_is_in_the_outputs(ingest, tmp_path):
-    write(tmp_path / "raw" / "interactions.csv", csv_text([*events(), ("", "i1", 1)]))
+def test_no_path_of_this_machine_is_in_the_outputs(ingest: Ingest, tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "interactions.csv", csv_text([*interactions(), ("", "i1", 1)]))
     result = ingest(tmp_path / "raw", max_reject_rate=0.5)
     assert all(str(tmp_path).encode() not in bytes_ for bytes_ in content(result.folder).values())
 
 
-def test_ingest_json_counts_before_and_after_each_filter(ingest, tmp_path):
-    rows = [(*row, 1) for row in events()] + [("u9", "i0", 1_400_000_000, 1), ("u8", "i0", 1_400_000_000, 0)]
+def test_ingest_json_counts_before_and_after_each_filter(ingest: Ingest, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [(*row, 1) for row in interactions()] + [
+        ("u9", "i0", 1_400_000_000, 1),
+        ("u8", "i0", 1_400_000_000, 0),
+    ]
     rows += [rows[0], ("", "", "", "")]
     path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,click") + ",i1,5,1\n")
     summary = ingest(path, minimum={"click": 1}, max_reject_rate=0.1).summary
@@ -65,7 +71,7 @@ def test_ingest_json_counts_before_and_after_each_filter(ingest, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest, root):
+def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest: Ingest, root: Path) -> None:
     result = ingest(root / "data" / "demo", "demo")
     assert result.summary["users"] > 1500
     assert result.summary["items"] > 900
@@ -79,23 +85,25 @@ def test_the_demo_goes_the_ordinary_way_on_its_clicks(ingest, root):
 @pytest.mark.parametrize(
     ("folder", "counts"), [(BEAUTY, (22_363, 12_101, 198_502)), (SPORTS, (35_598, 18_357, 296_337))]
 )
-def test_amazon_comes_out_as_the_literature_counts_it(ingest, folder, counts):
+def test_amazon_comes_out_as_the_literature_counts_it(
+    ingest: Ingest, folder: Path, counts: tuple[int, int, int]
+) -> None:
     if not folder.exists():
         pytest.skip("no shared data")
     result = ingest(folder)
     assert (result.summary["users"], result.summary["items"], result.summary["interactions"]) == counts
     assert result.rejects == []
     raw = pd.read_csv(folder / "interactions.csv.gz").astype({"user": str, "asin": str})
-    order = np.lexsort([np.arange(len(raw)), raw.unix_time, pd.factorize(raw.user)[0]])
+    order = np.lexsort([np.arange(len(raw)), raw.unix_time.to_numpy(), pd.factorize(raw.user)[0]])
     assert result.rows == list(raw.iloc[order].itertuples(index=False, name=None))
     items = pd.read_csv(folder / "items.csv.gz", dtype=str)
     assert result.frame("items").raw_id.tolist() == items.asin.tolist()
     vectors = np.load(folder / "minilm_embeddings.npy")
-    np.testing.assert_array_equal(np.stack(result.frame("items").vector), vectors.astype(np.float32))
+    np.testing.assert_array_equal(np.stack(result.frame("items").vector.tolist()), vectors.astype(np.float32))
 
 
 @pytest.mark.shared
-def test_movielens_latest_small_goes_through_its_recipe(ingest):
+def test_movielens_latest_small_goes_through_its_recipe(ingest: Ingest) -> None:
     if not MOVIES.exists():
         pytest.skip("no shared data")
     result = ingest(MOVIES, "movielens-latest")

@@ -3,6 +3,9 @@
 import csv
 import gzip
 import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,9 @@ from pipeline.ingest.recipes import CSV, JSONL, LITERAL, PARQUET, TSV, Format
 from pipeline.ingest.sources import RawFile
 
 
-def read(path, form, **options):
+def read(
+    path: Path, form: Format, **options: Any
+) -> tuple[list[dict[str, str | None]], list[int], list[int], list[tuple[int, str, str]]]:
     """(rows as dicts, their lines, their record numbers, rejects as (line, reason, row))."""
     rejects = []
     file = RawFile(path, path.name, form)
@@ -33,7 +38,7 @@ def read(path, form, **options):
 fields = st.text(st.sampled_from(["a", "7", " ", ",", '"', "\n", "é"]), max_size=4)
 tables = st.lists(
     st.one_of(
-        st.lists(fields, min_size=3, max_size=3),  # a row
+        st.lists(fields, min_size=3, max_size=3),  # a good row
         st.sampled_from([[], ["lonely"], ["a", "b", "c", "d"], ["two\nlines"]]),  # a blank line, and bad rows
     ),
     max_size=12,
@@ -42,7 +47,9 @@ tables = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(rows=tables, block=st.sampled_from([64, 1 << 20]))
-def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_before(tmp_path_factory, rows, block):
+def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_before(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], block: int
+) -> None:
     text, starts = "x,y,z\n", []
     for row in rows:
         starts.append(text.count("\n") + 1)
@@ -62,7 +69,7 @@ def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_befo
     assert [line for line, _, _ in rejects] == [start for row, start in solid if len(row) != 3]
 
 
-def test_a_bad_csv_row_says_how_many_fields_it_has_and_shows_itself(tmp_path):
+def test_a_bad_csv_row_says_how_many_fields_it_has_and_shows_itself(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "x,y\n1,2\nonly\n3,4\n5,6,7\n")
     assert read(path, CSV)[3] == [
         (3, "1 fields where 2 are expected", "only"),
@@ -70,21 +77,21 @@ def test_a_bad_csv_row_says_how_many_fields_it_has_and_shows_itself(tmp_path):
     ]
 
 
-def test_values_stay_as_written(tmp_path):
+def test_values_stay_as_written(tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", "x,y\n007,NA\n1e3,null\n")
     assert read(path, CSV)[0] == [{"x": "007", "y": "NA"}, {"x": "1e3", "y": "null"}]
 
 
-def test_a_byte_order_mark_belongs_to_no_value(tmp_path):
+def test_a_byte_order_mark_belongs_to_no_value(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.csv", "\ufeffx,y\n1,2\n"), CSV)[0] == [{"x": "1", "y": "2"}]
     assert read(write(tmp_path / "a.jsonl", '\ufeff{"x": 1}\n'), JSONL)[0] == [{"x": "1"}]
 
 
-def test_tsv_and_gzip(tmp_path):
+def test_tsv_and_gzip(tmp_path: Path) -> None:
     assert read(write(tmp_path / "log.tsv.gz", "x\ty\na, b\tc\n"), TSV)[0] == [{"x": "a, b", "y": "c"}]
 
 
-def test_a_separator_of_two_characters(tmp_path):
+def test_a_separator_of_two_characters(tmp_path: Path) -> None:
     form = Format("separated", "::", "latin-1", ("x", "y"))
     rows, lines, _, rejects = read(write(tmp_path / "a.dat", "1::Amélie\n\n2\n3::b\n", "latin-1"), form)
     assert rows == [{"x": "1", "y": "Amélie"}, {"x": "3", "y": "b"}]
@@ -92,7 +99,7 @@ def test_a_separator_of_two_characters(tmp_path):
     assert rejects == [(3, "1 fields where 2 are expected", "2")]
 
 
-def test_json_lines(tmp_path):
+def test_json_lines(tmp_path: Path) -> None:
     text = '{"x": 1, "t": 1.50}\n\n{"x": \n[1]\n{"x": "b", "more": true}\n'
     rows, lines, records, rejects = read(write(tmp_path / "a.jsonl", text), JSONL)
     assert rows == [{"x": "1", "t": "1.50", "more": None}, {"x": "b", "t": None, "more": "1"}]
@@ -101,26 +108,26 @@ def test_json_lines(tmp_path):
     assert rejects == [(3, "broken JSON", '{"x": '), (4, "not a JSON object", "[1]")]
 
 
-def test_only_the_columns_wanted(tmp_path):
+def test_only_the_columns_wanted(tmp_path: Path) -> None:
     assert read(write(tmp_path / "a.csv", "x,y,z\n1,2,3\n"), CSV, columns=["z", "x"])[0] == [{"z": "3", "x": "1"}]
     assert read(write(tmp_path / "a.jsonl", '{"x": 1, "y": 2}\n'), JSONL, columns=["y", "w"])[0] == [
         {"y": "2", "w": None}
     ]
 
 
-def test_json_nested_too_deep_is_a_bad_row_and_no_crash():
+def test_json_nested_too_deep_is_a_bad_row_and_no_crash() -> None:
     with pytest.raises(ValueError, match="broken JSON"):
         parse_json("[" * 100_000)
 
 
 @pytest.mark.parametrize("parse", [parse_json, parse_literal])
-def test_half_a_character_is_a_bad_row(parse):
+def test_half_a_character_is_a_bad_row(parse: Callable[[str], dict[str, Any]]) -> None:
     assert parse(r'{"x": "\ud83d\ude00"}')  # a surrogate pair of JSON
     with pytest.raises(ValueError, match="broken Unicode escape"):
         parse(r'{"x": "\ud83d"}')
 
 
-def test_python_literals_are_read_but_never_run(tmp_path):
+def test_python_literals_are_read_but_never_run(tmp_path: Path) -> None:
     text = "{'asin': 'B1', 'title': u'It\\'s', 'price': 2.5}\n__import__('os').getcwd()\n"
     path = write(tmp_path / "meta.json", text)
     rows, _, _, rejects = read(path, LITERAL)
@@ -129,24 +136,24 @@ def test_python_literals_are_read_but_never_run(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["(" * 50_000, "-" * 100_000 + "1", "1+" * 60_000 + "1", "{'a': [", "{[]: 1}", "\0"])
-def test_hostile_literals_are_bad_rows_and_no_crash(text):
+def test_hostile_literals_are_bad_rows_and_no_crash(text: str) -> None:
     with pytest.raises(ValueError, match="broken Python literal"):
         parse_literal(text)
 
 
-def test_literals_have_a_length_limit():
+def test_literals_have_a_length_limit() -> None:
     with pytest.raises(ValueError, match="longer than"):
         parse_literal("'" + "a" * MAX_LITERAL + "'")
 
 
-def test_lists_become_paths():
+def test_lists_become_paths() -> None:
     assert as_text(["Beauty", "Nails"]) == "Beauty > Nails"
     assert as_text([["Beauty", "Nails"], ["Gifts"]]) == "Beauty > Nails; Gifts"
     assert as_text([["Beauty", 3, None], "Gifts"]) == "Beauty > 3; Gifts"
     assert as_text({"rank": 3}) is None
 
 
-def test_parquet_columns_become_text_whatever_their_type(tmp_path):
+def test_parquet_columns_become_text_whatever_their_type(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pd.DataFrame(
         {
@@ -169,7 +176,7 @@ def test_parquet_columns_become_text_whatever_their_type(tmp_path):
 
 @pytest.mark.parametrize(("name", "form"), [("a.csv.gz", CSV), ("a.jsonl.gz", JSONL), ("a.parquet.gz", PARQUET)])
 @pytest.mark.parametrize("content", [gzip.compress(b'{"x": 1}\n' * 5000)[:-20], b"x,y\n1,2\n"], ids=["cut", "plain"])
-def test_a_truncated_or_false_gzip_is_named(tmp_path, name, form, content):
+def test_a_truncated_or_false_gzip_is_named(tmp_path: Path, name: str, form: Format, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is no complete gzip file"):
@@ -180,37 +187,37 @@ def test_a_truncated_or_false_gzip_is_named(tmp_path, name, form, content):
     ("name", "form", "text"),
     [("a.csv", CSV, "x,y\n1,2\n3,Amélie\n"), ("a.jsonl", JSONL, '{"x": 1}\n{"x": 2}\n{"x": "Amélie"}\n')],
 )
-def test_latin_1_in_a_utf_8_file_is_named_with_its_line(tmp_path, name, form, text):
+def test_latin_1_in_a_utf_8_file_is_named_with_its_line(tmp_path: Path, name: str, form: Format, text: str) -> None:
     with pytest.raises(UserError, match=f"{name}, line 3: not valid UTF-8"):
         read(write(tmp_path / name, text, "latin-1"), form)
 
 
-def test_latin_1_in_a_header_is_named_too(tmp_path):
+def test_latin_1_in_a_header_is_named_too(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 1: not valid UTF-8"):
         read(write(tmp_path / "a.csv", "usér,item\n1,2\n", "latin-1"), CSV)
 
 
-def test_a_parquet_file_that_is_none_is_named(tmp_path):
+def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         read(write(tmp_path / "a.parquet", "x,y\n"), PARQUET)
 
 
-def test_a_quote_that_swallows_the_file_is_an_error(tmp_path, monkeypatch):
+def test_a_quote_that_swallows_the_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "BLOCK_BYTES", 1024)
     with pytest.raises(UserError, match="never closed"):
         read(write(tmp_path / "a.csv", "x,y\n" + '1,"2\n' + "3,4\n" * 5000), CSV)
 
 
-def test_a_column_that_is_there_twice_is_an_error(tmp_path):
+def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'x' twice"):
         read(write(tmp_path / "a.csv", "x,y,x\n1,2,3\n"), CSV)
 
 
 @pytest.mark.parametrize("text", ["", "x,y\n", "x,y"])
-def test_a_csv_file_without_rows_has_no_chunk(tmp_path, text):
+def test_a_csv_file_without_rows_has_no_chunk(tmp_path: Path, text: str) -> None:
     assert read(write(tmp_path / "a.csv", text), CSV)[0] == []
 
 
-def test_arrow_arrays_are_what_chunks_hold(tmp_path):
+def test_arrow_arrays_are_what_chunks_hold(tmp_path: Path) -> None:
     chunk = next(read_chunks(RawFile(write(tmp_path / "a.csv", "x\n1\n"), "a", CSV), lambda *_: None))
     assert chunk.table.schema == pa.schema([("x", pa.string())])

@@ -1,19 +1,22 @@
 """Every recipe on small files in its publisher's format; only `dataset` and `ingest.path` are set."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
-from raw_logs import START, csv_text, events, jsonl_text, write
+from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
 from pipeline.config import DATASETS
 from pipeline.errors import UserError
 from pipeline.ingest.recipes import GENRES_100K, RECIPES
 
 
-def number(raw):
+def number(raw: str) -> int:
     """MovieLens' ids are numbers: u3 -> 4."""
     return int(raw[1:]) + 1
 
 
-def amazon(folder, category, suffix=".json.gz"):
+def amazon(folder: Path, category: str, suffix: str = ".json.gz") -> Path:
     reviews = [
         {
             "reviewerID": user,
@@ -26,7 +29,7 @@ def amazon(folder, category, suffix=".json.gz"):
             "unixReviewTime": time,
             "reviewTime": "05 13, 2014",
         }
-        for user, item, time in events()
+        for user, item, time in interactions()
     ]
     write(folder / f"reviews_{category}_5{suffix}", jsonl_text(reviews))
     meta = [
@@ -47,8 +50,10 @@ def amazon(folder, category, suffix=".json.gz"):
     return folder
 
 
-def movielens_1m(folder):
-    write(folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in events()), "latin-1")
+def movielens_1m(folder: Path) -> Path:
+    write(
+        folder / "ratings.dat", "".join(f"{number(u)}::{number(i)}::4::{t}\n" for u, i, t in interactions()), "latin-1"
+    )
     write(
         folder / "movies.dat",
         "".join(f"{n}::Amélie: the {n}th (2001)::Comedy|Romance\n" for n in range(1, 8)),
@@ -57,16 +62,16 @@ def movielens_1m(folder):
     return folder
 
 
-def movielens_csv(folder):
-    rows = [(number(u), number(i), 3.5, t) for u, i, t in events()]
+def movielens_csv(folder: Path) -> Path:
+    rows = [(number(u), number(i), 3.5, t) for u, i, t in interactions()]
     write(folder / "ratings.csv", csv_text(rows, "userId,movieId,rating,timestamp"))
     movies = [(n, f'"Amélie, the {n}th (2001)"', "Comedy|Romance") for n in range(1, 8)]
     write(folder / "movies.csv", csv_text(movies, "movieId,title,genres"))
     return folder
 
 
-def movielens_100k(folder):
-    write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in events(users=2)))
+def movielens_100k(folder: Path) -> Path:
+    write(folder / "u.data", "".join(f"{number(u)}\t{number(i)}\t4\t{t}\n" for u, i, t in interactions(users=2)))
     flags = "|".join("1" if name in ("Comedy", "Romance") else "0" for name in GENRES_100K)
     write(
         folder / "u.item",
@@ -76,7 +81,7 @@ def movielens_100k(folder):
     return folder
 
 
-def test_every_dataset_but_the_demo_and_your_own_has_a_recipe():
+def test_every_dataset_but_the_demo_and_your_own_has_a_recipe() -> None:
     assert set(RECIPES) == set(DATASETS) - {"demo", "custom"}
 
 
@@ -85,9 +90,9 @@ def test_every_dataset_but_the_demo_and_your_own_has_a_recipe():
     ("dataset", "category"),
     [("amazon-beauty", "Beauty"), ("amazon-sports", "Sports_and_Outdoors"), ("amazon-toys", "Toys_and_Games")],
 )
-def test_amazon(ingest, tmp_path, dataset, category, suffix):
+def test_amazon(ingest: Ingest, tmp_path: Path, dataset: str, category: str, suffix: str) -> None:
     result = ingest(amazon(tmp_path / "raw", category, suffix), dataset)
-    assert sorted(result.rows) == sorted(events())
+    assert sorted(result.rows) == sorted(interactions())
     assert set(result.frame("interactions").rating) == {5.0}
     items = result.frame("items")
     assert items.raw_id.tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]  # the order of the item file
@@ -103,9 +108,9 @@ def test_amazon(ingest, tmp_path, dataset, category, suffix):
     ("dataset", "make"),
     [("movielens-1m", movielens_1m), ("movielens-20m", movielens_csv), ("movielens-latest", movielens_csv)],
 )
-def test_movielens(ingest, tmp_path, dataset, make):
+def test_movielens(ingest: Ingest, tmp_path: Path, dataset: str, make: Callable[[Path], Path]) -> None:
     result = ingest(make(tmp_path / "raw"), dataset)
-    assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in events())
+    assert sorted(result.rows) == sorted((str(number(u)), str(number(i)), t) for u, i, t in interactions())
     items = result.frame("items")
     assert items.raw_id.tolist() == ["1", "2", "3", "4", "5", "6"]  # nobody rated the seventh
     assert items.title.str.startswith("Amélie").all()
@@ -113,29 +118,29 @@ def test_movielens(ingest, tmp_path, dataset, make):
     assert set(result.frame("interactions").rating) <= {3.5, 4.0}
 
 
-def test_movielens_100k_is_not_filtered(ingest, tmp_path):
+def test_movielens_100k_is_not_filtered(ingest: Ingest, tmp_path: Path) -> None:
     result = ingest(movielens_100k(tmp_path / "raw"), "movielens-100k")
     assert (result.summary["users"], result.summary["items"], result.summary["k_core"]) == (2, 6, 0)
     assert result.frame("items").title[0] == '"Amélie" the 1th (2001)'
     assert result.frame("items").categories[0] == "Comedy, Romance"
 
 
-def test_the_folder_of_the_publishers_archive_may_be_below(ingest, tmp_path):
+def test_the_folder_of_the_publishers_archive_may_be_below(ingest: Ingest, tmp_path: Path) -> None:
     movielens_1m(tmp_path / "raw" / "ml-1m")
     assert ingest(tmp_path / "raw", "movielens-1m").summary["users"] == 6
 
 
-def test_the_log_file_itself_will_do_as_a_path(ingest, tmp_path):
+def test_the_log_file_itself_will_do_as_a_path(ingest: Ingest, tmp_path: Path) -> None:
     movielens_1m(tmp_path / "raw")
     assert ingest(tmp_path / "raw" / "ratings.dat", "movielens-1m").summary["users"] == 6
 
 
-def test_a_recipes_k_core_can_be_overruled(ingest, tmp_path):
+def test_a_recipes_k_core_can_be_overruled(ingest: Ingest, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is left of the log after the filter '5-core'"):
         ingest(movielens_100k(tmp_path / "raw"), "movielens-100k", k_core=5)
 
 
-def test_a_missing_file_is_named_with_the_command_that_brings_it(ingest, tmp_path):
+def test_a_missing_file_is_named_with_the_command_that_brings_it(ingest: Ingest, tmp_path: Path) -> None:
     amazon(tmp_path / "raw", "Beauty")
     (tmp_path / "raw" / "meta_Beauty.json.gz").unlink()
     with pytest.raises(UserError, match=r"meta_Beauty\.json is not in") as error:
@@ -144,7 +149,7 @@ def test_a_missing_file_is_named_with_the_command_that_brings_it(ingest, tmp_pat
     assert "data/raw/amazon-beauty" in error.value.fix
 
 
-def test_an_item_whose_metadata_is_broken_takes_its_interactions_along_visibly(ingest, tmp_path):
+def test_an_item_whose_metadata_is_broken_takes_its_interactions_along_visibly(ingest: Ingest, tmp_path: Path) -> None:
     folder = movielens_1m(tmp_path / "raw")
     lines = (folder / "movies.dat").read_text("latin-1").splitlines(keepends=True)
     write(folder / "movies.dat", "".join(["2::no genres\n" if line.startswith("2::") else line for line in lines]))

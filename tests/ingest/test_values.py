@@ -16,7 +16,7 @@ texts = st.one_of(
 )
 
 
-def slow_number(text):
+def slow_number(text: str | None) -> float | None:
     """None where missing, NaN where it is no number."""
     if text is None or text.strip().lower() in ("", "nan"):
         return None
@@ -32,7 +32,7 @@ def slow_number(text):
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(texts, min_size=1, max_size=6))
-def test_numbers_are_what_float_reads_whatever_stands_beside_them(column):
+def test_numbers_are_what_float_reads_whatever_stands_beside_them(column: list[str | None]) -> None:
     values, missing = numbers(pa.array(column, pa.string()))
     expected = [slow_number(text) for text in column]
     assert missing.to_pylist() == [value is None for value in expected]
@@ -55,7 +55,9 @@ def test_numbers_are_what_float_reads_whatever_stands_beside_them(column):
         (None, 1, None, "timestamp is missing"),
     ],
 )
-def test_times_lie_between_1990_and_2100_in_whole_seconds(text, ticks, seconds, reason):
+def test_times_lie_between_1990_and_2100_in_whole_seconds(
+    text: str | None, ticks: int, seconds: int | None, reason: str | None
+) -> None:
     values, complaints = time_column(pa.array([text], pa.string()), ticks)
     assert values.to_pylist() == [seconds]
     assert reasons(complaints, 1).to_pylist() == [reason]

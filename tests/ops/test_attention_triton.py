@@ -1,26 +1,23 @@
 """The GPU kernels give what the float64 reference gives. Runs where there is a GPU."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from typed import present
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-from attention_kernels import BOUNDS, cases, errors
+from benchmarks.attention_kernels import BOUNDS, Case, cases, errors
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
-def test_outputs_gradients_and_mass_equal_the_reference(case):
+def test_outputs_gradients_and_mass_equal_the_reference(case: Case) -> None:
     found = errors(case)
     assert all(error <= BOUNDS[case.dtype] for error in found.values()), found
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
     from pipeline.ops.layout import Layout
     from pipeline.ops.triton.attention import triton_attention
 
@@ -30,9 +27,9 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
         for _ in range(3)
     )
     bias = torch.randn(4, 201, device="cuda", requires_grad=True)
-    spans = Layout.packed(lengths, 89).spans
+    spans = present(Layout.packed(lengths, 89).spans)
 
-    def run(seed):
+    def run(seed: int) -> list[torch.Tensor]:
         torch.manual_seed(seed)
         out, _ = triton_attention((q, k, v), spans, bias, dropout=0.2)
         return [out, *torch.autograd.grad(out, [q, k, v, bias], torch.ones_like(out))]
@@ -42,7 +39,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
         assert not torch.equal(first, other)
 
 
-def test_slots_of_no_sequence_get_zeros_whatever_was_in_memory():
+def test_slots_of_no_sequence_get_zeros_whatever_was_in_memory() -> None:
     from pipeline.ops.layout import make_spans
     from pipeline.ops.triton.attention import triton_attention
 

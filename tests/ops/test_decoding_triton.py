@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import MakeCausal, MakeModel, RandomWindows
 
 from pipeline.catalogue import Catalogue
 from pipeline.decoding import beam_search as beam_module
@@ -13,6 +14,7 @@ from pipeline.decoding.beam_search import beam_search, best_continuations
 from pipeline.ops.attention import attend_to_ancestors
 from pipeline.ops.layout import Layout, make_spans
 from pipeline.ops.reference import reference_attention
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
@@ -32,14 +34,16 @@ def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """On the CPU, rounded to what `dtype` holds."""
+    """Normal numbers on the CPU, rounded to what `dtype` holds."""
     return (torch.randn(*shape) * 0.5).to(dtype)
 
 
 @precisions
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 16, 40), (37, 384, 70), (1500, 128, 200), (2100, 64, 600)])
 @pytest.mark.parametrize("parts", ["", "norm", "norm relu", "relu residual", "norm residual"])
-def test_one_kernel_does_norm_product_relu_and_residual(rows, inputs, outputs, parts, dtype):
+def test_one_kernel_does_norm_product_relu_and_residual(
+    rows: int, inputs: int, outputs: int, parts: str, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     x, weight, scale = random(rows, inputs), random(outputs, inputs, dtype=dtype).float(), torch.rand(inputs) + 0.5
     residual = random(rows, outputs) if "residual" in parts else None
@@ -61,7 +65,7 @@ def test_one_kernel_does_norm_product_relu_and_residual(rows, inputs, outputs, p
 
 @precisions
 @pytest.mark.parametrize("levels", [1, 2, 4])
-def test_a_beam_attends_to_its_ancestors_where_they_were_written(levels, dtype):
+def test_a_beam_attends_to_its_ancestors_where_they_were_written(levels: int, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     windows, heads, width, beams = 3, 3, 24, [1, 4, 7, 7][:levels]
     q, *past = (random(windows * count, 3, heads, width, dtype=dtype) for count in (beams[-1], *beams))
@@ -83,7 +87,9 @@ def test_a_beam_attends_to_its_ancestors_where_they_were_written(levels, dtype):
     ("queries", "bias", "causal"),
     [(5, False, False), (70, False, False), (0, True, False), (0, True, True), (0, False, True)],
 )
-def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal, dtype):
+def test_one_launch_attends_within_windows_of_all_lengths(
+    queries: int, bias: bool, causal: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     heads, width, lengths = 2, 24, torch.tensor([1, 3, 40, 41, 100])
     sizes = torch.full_like(lengths, queries) if queries else lengths
@@ -107,7 +113,7 @@ def test_one_launch_attends_within_windows_of_all_lengths(queries, bias, causal,
 
 
 @pytest.fixture
-def catalogue():
+def catalogue() -> Catalogue:
     codes = np.unique(np.random.default_rng(0).integers(0, WIDTHS, (600, 4)), axis=0)
     return Catalogue(codes, WIDTHS)
 
@@ -116,7 +122,9 @@ def catalogue():
 @pytest.mark.parametrize("beam", [1, 17])
 @pytest.mark.parametrize("level", range(4))
 @pytest.mark.parametrize("ties", [False, True])
-def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, beam, level, ties):
+def test_a_level_chooses_what_the_plain_path_chooses(
+    catalogue: Catalogue, constrained: bool, beam: int, level: int, ties: bool
+) -> None:
     torch.manual_seed(0)
     beams = min(beam, catalogue.prefixes[level])
     nodes = torch.stack([torch.randperm(catalogue.prefixes[level])[:beams] for _ in range(3)])
@@ -124,13 +132,13 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
     if ties:
         logits.zero_()
         scores.zero_()
-    scores[:, beams // 2 + 1 :] = -torch.inf  # beams that stand for nothing
+    scores[:, beams // 2 + 1 :] = -torch.inf  # empty beams
     nodes[:, beams // 2 + 1 :] = 0
     expected = best_continuations(catalogue, level, nodes, scores, logits, beam, constrained)
-    ours = beam_triton.best_continuations(
+    found = beam_triton.best_continuations(
         catalogue.to(DEVICE), level, nodes.to(DEVICE), scores.to(DEVICE), logits.to(DEVICE), beam, constrained
     )
-    ours = [x.cpu() for x in ours]
+    ours = [x.cpu() for x in found]
     torch.testing.assert_close(ours[0], expected[0], rtol=1e-6, atol=1e-6)
     named = expected[0] > -torch.inf
     for mine, theirs in zip(ours[1:], expected[1:], strict=True):
@@ -141,26 +149,36 @@ def test_a_level_chooses_what_the_plain_path_chooses(catalogue, constrained, bea
 @pytest.mark.parametrize(
     ("constrained", "pad_to", "beam"), [(True, 0, 1), (True, 0, 40), (False, 0, 40), (True, 50, 8)]
 )
-def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_model, random_windows, constrained, pad_to, beam):
+def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(
+    make_model: MakeModel, random_windows: RandomWindows, constrained: bool, pad_to: int, beam: int
+) -> None:
     model = make_model(items=600, widths=WIDTHS)
     assert_equal_on_both(model, random_windows, constrained, pad_to, beam)
 
 
-@pytest.mark.gpu(interpreter=False)
-def test_a_causal_search_on_a_gpu_finds_what_it_finds_on_a_cpu(make_causal, random_windows):
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_causal_search_on_a_gpu_finds_what_it_finds_on_a_cpu(
+    make_causal: MakeCausal, random_windows: RandomWindows
+) -> None:
     assert_equal_on_both(make_causal("decoder", items=600, widths=WIDTHS), random_windows, True, 0, 40)
 
 
-def assert_equal_on_both(model, random_windows, constrained, pad_to, beam):
+def assert_equal_on_both(
+    model: Backbone, random_windows: RandomWindows, constrained: bool, pad_to: int, beam: int
+) -> None:
     items_N, offsets, _ = random_windows(20, 600)
     expected = beam_search(model, Histories.pack(items_N, offsets, pad_to=pad_to), beam, constrained)
     ours = beam_search(model.cuda(), Histories.pack(items_N, offsets, "cuda", pad_to=pad_to), beam, constrained)
     torch.testing.assert_close(ours.scores_WK.cpu(), expected.scores_WK, rtol=1e-4, atol=1e-4)
-    assert (ours.codes_WKL.cpu() == expected.codes_WKL).all(-1).float().mean() > 0.99  # near scores may change places
+    assert (ours.codes_WKL.cpu() == expected.codes_WKL).all(
+        -1
+    ).float().mean() > 0.99  # nearly equal scores may change their order
 
 
-@pytest.mark.gpu(interpreter=False)
-def test_a_beam_too_wide_for_a_program_takes_the_plain_path(make_model, random_windows, monkeypatch):
+@pytest.mark.skipif(not GPU, reason="needs a GPU")
+def test_a_beam_too_wide_for_a_program_takes_the_plain_path(
+    make_model: MakeModel, random_windows: RandomWindows, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_model(items=600, widths=WIDTHS).cuda()
     items_N, offsets, _ = random_windows(5, 600)
     histories = Histories.pack(items_N, offsets, "cuda")

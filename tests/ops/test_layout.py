@@ -1,11 +1,13 @@
 """A layout says the same of every sequence as groups on a CPU and as spans where kernels run."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typed import present
 
 from pipeline.ops import layout as module
 from pipeline.ops.layout import Group, Layout
@@ -16,11 +18,14 @@ sequences = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3), st.integers
 
 
 def of_groups(layout: Layout) -> list[tuple[int, int, int]]:
-    """(places of queries, places of keys, real keys) of each sequence."""
+    """(slots of queries, slots of keys, real keys) of each sequence."""
     found = [(group.queries, group.keys, group.keys) for group in layout.groups for _ in range(group.sequences)]
     if layout.lengths_n is None:
         return found
     return [(queries, keys, real) for (queries, keys, _), real in zip(found, layout.lengths_n.tolist(), strict=True)]
+
+
+OnKernels = Callable[[Callable[[], Layout]], Layout]
 
 
 def of_spans(layout: Layout) -> list[tuple[int, int, int]]:
@@ -33,10 +38,10 @@ def of_spans(layout: Layout) -> list[tuple[int, int, int]]:
 
 
 @pytest.fixture
-def on_kernels(monkeypatch: pytest.MonkeyPatch):
+def on_kernels(monkeypatch: pytest.MonkeyPatch) -> OnKernels:
     """Builds a layout as on a device where kernels run."""
 
-    def build(make) -> Layout:
+    def build(make: Callable[[], Layout]) -> Layout:
         with monkeypatch.context() as patch:
             patch.setattr(module, "uses_kernels", lambda _: True)
             return make()
@@ -49,10 +54,10 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch):
 def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, int, int]]) -> None:
     rows = sorted(rows)
     lengths, queries = torch.tensor([row[0] for row in rows]), torch.tensor([row[2] for row in rows])
-    rooms = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
+    capacities = (lengths + torch.tensor([row[1] for row in rows])).cummax(0).values
 
     def layouts() -> list[Layout]:
-        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, capacities_W=rooms)
+        packed, rounded_up = Layout.packed(lengths, 9), Layout.packed(lengths, 12, capacities_W=capacities)
         padded, equal = Layout.padded(lengths, 9), Layout.equal(len(rows), 4, CPU)
         decoder = Layout.packed(queries, 4, ascending=False)
         crossed = [keys.cross(asking) for keys in (packed, rounded_up, padded) for asking in (equal, decoder)]
@@ -82,19 +87,19 @@ def test_there_is_no_mask_where_every_slot_is_taken() -> None:
     assert Layout.packed(lengths, 3, capacities_W=torch.tensor([3, 3])).lengths_n is not None
 
 
-def test_kernels_find_sequences_out_of_order_by_what_bounds_them(on_kernels) -> None:
+def test_kernels_find_sequences_out_of_order_by_what_bounds_them(on_kernels: OnKernels) -> None:
     lengths = torch.tensor([3, 1, 20, 2])
     layout = on_kernels(lambda: Layout.packed(lengths, 20, ascending=False))
-    assert layout.spans.classes.tolist() == [0, 0, 4, 4, 4, 4]  # all in the class of 17 to 32
+    assert present(layout.spans).classes.tolist() == [0, 0, 4, 4, 4, 4]  # all in the class of 17 to 32
 
 
-def test_what_kernels_cannot_hold_is_refused(on_kernels) -> None:
+def test_what_kernels_cannot_hold_is_refused(on_kernels: OnKernels) -> None:
     with pytest.raises(ValueError, match="at most 512"):
         on_kernels(lambda: Layout.packed(torch.tensor([600]), 600))
     assert Layout.packed(torch.tensor([600]), 600).groups == (Group(1, 600, 600),)
 
 
-def test_time_buckets_are_those_of_each_pair_of_a_sequence(on_kernels) -> None:
+def test_time_buckets_are_those_of_each_pair_of_a_sequence(on_kernels: OnKernels) -> None:
     lengths = [1, 2, 2, 4]
     asked, happened = torch.randint(10**7, (2, sum(lengths)), generator=torch.Generator().manual_seed(0))
     layout = Layout.packed(torch.tensor(lengths), 4)

@@ -1,10 +1,14 @@
 """What all networks share, whatever they are."""
 
+from typing import Literal
+
 import pytest
 import torch
+from networks import MakeBatch, MakeCausal, MakeModel
 from settings import some
 from torch import nn
 
+from pipeline.backbones.t5 import T5
 from pipeline.packing.backbone import Backbone, evaluating, require_eval
 from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.rastp.strategy import PrunedNetwork
@@ -16,7 +20,7 @@ def test_a_network_that_lacks_a_part_cannot_be_built() -> None:
             pass
 
     with pytest.raises(TypeError, match="abstract"):
-        Half()
+        Half()  # type: ignore[abstract]  # on purpose
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -39,8 +43,11 @@ def test_a_model_that_trains_is_not_decoded() -> None:
 
 
 @pytest.mark.parametrize("name", ["decoder", "hstu"])
-def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(make_causal, make_batch, name: str) -> None:
-    model, calls = make_causal(name), []
+def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(
+    make_causal: MakeCausal, make_batch: MakeBatch, name: Literal["decoder", "hstu"]
+) -> None:
+    model = make_causal(name)
+    calls: list[int] = []
     histories, _ = make_batch(model)
     kept_NS = model.kept_tokens(histories, lambda: calls.append(1))
     assert kept_NS.shape == (len(histories.items_N), len(model.token_names))
@@ -48,9 +55,12 @@ def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(make_caus
     assert not calls
 
 
-def test_the_hook_is_called_once_between_the_blocks_that_see_all_tokens_and_the_others(make_model, make_batch) -> None:
+def test_the_hook_is_called_once_between_the_blocks_that_see_all_tokens_and_the_others(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
     plain = make_model(encoder_layers=3)
     model = PrunedNetwork(some(RastpConfig, after_layer=2, at_eval=False)).build(plain.config, plain.catalogue).eval()
+    assert isinstance(model, T5)
     seen: list[str] = []
     for number, block in enumerate(model.encoder, start=1):
         block.attention.register_forward_hook(lambda *_, number=number: seen.append(f"block {number}"))

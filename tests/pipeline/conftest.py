@@ -55,17 +55,21 @@ def origin(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Repository:
 
 @pytest.fixture(scope="session")
 def twin(origin: Repository, tmp_path_factory: pytest.TempPathFactory) -> Repository:
-    """Another clone of the same commit, with a cache of its own."""
+    """Another clone of the same commit, with another cache."""
     folder = tmp_path_factory.mktemp("clones") / "twin"
     subprocess.run(["git", "clone", "-q", str(origin.path), str(folder)], check=True)
     return Repository(folder)
+
+
+def _reproduce(repository: Repository) -> str:
+    return repository.run("dvc", "repro")
 
 
 @pytest.fixture(scope="session")
 def first_run(origin: Repository, twin: Repository) -> str:
     """What `dvc repro` printed; its results are committed afterwards, as the README tells. The twin runs beside it."""
     with ThreadPoolExecutor() as pool:
-        output, _ = pool.map(lambda repository: repository.run("dvc", "repro"), (origin, twin))
+        output, _ = pool.map(_reproduce, (origin, twin))
     origin.commit("Results")
     return output
 

@@ -12,17 +12,18 @@ from settings import some_params
 
 from pipeline.strategies.registry import settings_types
 
-# They speak to the user and change no output: a new wording must not train anything again.
+# These files print messages and change no output: a new wording must not train anything again.
 SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
 
 
 @pytest.fixture(scope="module")
 def graph(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    stages: dict[str, Any] = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    return stages
 
 
 def local_imports(root: Path, file: str, lazy: bool = True) -> set[str]:
-    """Files of this project that `file` imports; not those for the type checker only. lazy: inside functions too."""
+    """Files of this project that `file` imports, without those for the type checker. lazy: also inside functions."""
     found = strategy_folders(root) if file == "pipeline/strategies/registry.py" else set()
     for node in walk_without_type_checking(ast.parse((root / file).read_text()), lazy):
         if isinstance(node, ast.ImportFrom):
@@ -71,7 +72,7 @@ def stage_file(stage: str) -> str:
 
 
 def code_of(root: Path, stage: str) -> set[str]:
-    """All files that a run of the stage imports; of `check` those that check params.yaml, which load what they need."""
+    """All files that a run of the stage imports; for `check`, those that check params.yaml and what they load."""
     if stage == "check":
         return {stage_file(stage)} | closure(root, "pipeline/config.py", lazy=False)
     return closure(root, stage_file(stage))

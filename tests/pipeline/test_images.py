@@ -1,16 +1,13 @@
 """The demo's images through a tiny Qwen2.5-VL, under real DVC."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from project_folder import Repository, stages_run
+from tiny_qwen import save_qwen
 
 from pipeline.artifacts import Embeddings, read_parquet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "embed"))
-from tiny_qwen import save_qwen
 
 pytestmark = pytest.mark.slow
 

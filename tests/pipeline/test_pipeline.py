@@ -70,7 +70,7 @@ def test_the_return_to_earlier_parameters_trains_nothing(repository: Repository)
 
 
 def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repository) -> None:
-    """Also the one that DVC takes from its cache: seed 42 was run before."""
+    """MLflow also records the run that DVC takes from its cache: seed 42 was run before."""
     repository.run("dvc", "exp", "run", "--queue", "-S", "seed=1,42")
     repository.run("dvc", "queue", "start")
     deadline = time.monotonic() + 240
@@ -167,7 +167,7 @@ def test_what_a_stage_run_alone_loses_comes_back_with_the_mended_value(repositor
 
 
 def test_a_full_disk_is_told_and_loses_nothing(repository: Repository) -> None:
-    """No file may grow past 1 kB, which a write meets as it meets a full disk."""
+    """No file may grow past 1 kB: a write then fails as on a full disk."""
     before = {path: path.read_bytes() for path in (repository.path / "data/embeddings").iterdir()}
     text = repository.run("bash", "-c", "ulimit -f 1; python -m pipeline embed", code=1)
     assert "error: could not write data/embeddings/embeddings.safetensors: File too large" in text
@@ -214,7 +214,7 @@ def test_the_model_answers_for_a_user_of_the_log(repository: Repository) -> None
 
 
 def test_another_clone_makes_the_same_bytes(repository: Repository, twin: Repository) -> None:
-    """Measurements apart, and the files that show them."""
+    """All outputs but measurements and the files that show them."""
     ours, theirs = repository.outputs(), twin.outputs()
     measured = {"reports/timings.json", "reports/metrics.json", "reports/index.html"}
     assert {path for path in ours if ours[path] != theirs.get(path)} == measured

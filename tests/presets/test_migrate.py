@@ -23,10 +23,12 @@ SECTIONS = list(raw_params())
 def without(text: str, key: str, comment: bool = True) -> str:
     """params.yaml without an entry; comment: and without the lines above that speak of it."""
     section, _, name = key.rpartition(".")
-    start = re.search(rf"^{section}:\n", text, re.MULTILINE).end() if section else 0
+    head = re.search(rf"^{section}:\n" if section else "", text, re.MULTILINE)
+    assert head
     above = r"(^  #.*\n)*" if section else r"\n?(^#.*\n)*"
     entry = rf"^  {name}:.*\n(  - .*\n)*" if section else rf"^{name}:.*\n(  .*\n)*"
-    found = re.compile((above if comment else "") + entry, re.MULTILINE).search(text, start)
+    found = re.compile((above if comment else "") + entry, re.MULTILINE).search(text, head.end())
+    assert found
     return text[: found.start()] + text[found.end() :]
 
 

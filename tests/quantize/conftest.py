@@ -5,4 +5,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _given_back(torch_settings_given_back: None) -> None:
-    """After each test."""
+    """Restores the settings after each test."""

@@ -8,13 +8,13 @@ import pytest
 
 from pipeline.artifacts import Sids, write_parquet
 from pipeline.errors import UserError
-from pipeline.quantize.lookup import look_up, sid_text
+from pipeline.quantize.lookup import ItemSid, look_up, sid_text
 
 ITEMS = 40
 
 
 @pytest.fixture(params=[True, False], ids=["digit", "no digit"])
-def sids(request, tmp_path: Path) -> Sids:
+def sids(request: pytest.FixtureRequest, tmp_path: Path) -> Sids:
     """Random codes of two levels, and items of which every third has no title."""
     codes = np.random.default_rng(0).integers(0, 3, (ITEMS, 2))
     digits = [codes[:item].tolist().count(codes[item].tolist()) for item in range(ITEMS)]
@@ -34,11 +34,11 @@ def sids(request, tmp_path: Path) -> Sids:
     return written
 
 
-def ask(folder: Path, item: str, titles: int = 5):
+def ask(folder: Path, item: str, titles: int = 5) -> ItemSid:
     return look_up(item, titles, interactions=folder / "interactions", sids=folder / "sids")
 
 
-def test_each_prefix_counts_its_items_and_names_others(sids, tmp_path):
+def test_each_prefix_counts_its_items_and_names_others(sids: Sids, tmp_path: Path) -> None:
     codes = sids.codes_IL[:, :2].tolist()
     for item in (7, 12):
         found = ask(tmp_path, f"v{item:02d}")
@@ -51,7 +51,7 @@ def test_each_prefix_counts_its_items_and_names_others(sids, tmp_path):
             assert (prefix.codes, prefix.items, prefix.others) == (codes[item][:length], len(below), names[:5])
 
 
-def test_the_report_says_how_many_are_not_shown(sids, tmp_path):
+def test_the_report_says_how_many_are_not_shown(sids: Sids, tmp_path: Path) -> None:
     found = ask(tmp_path, "v07", titles=1)
     text = sid_text(found)
     assert text.splitlines()[0] == "v07  Title 7"
@@ -61,13 +61,13 @@ def test_the_report_says_how_many_are_not_shown(sids, tmp_path):
 
 
 @pytest.mark.usefixtures("sids")
-def test_an_unknown_item_names_the_nearest_one(tmp_path):
+def test_an_unknown_item_names_the_nearest_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="item 'v7' is not known") as caught:
         ask(tmp_path, "v7")
     assert "did you mean" in caught.value.fix
 
 
-def test_sids_of_another_log_are_refused(sids, tmp_path):
+def test_sids_of_another_log_are_refused(sids: Sids, tmp_path: Path) -> None:
     Sids(sids.codes_IL[:5], sids.widths, {}, {}, sids.digit).write(tmp_path / "sids")
     with pytest.raises(UserError, match="lists 40 items"):
         ask(tmp_path, "v07")

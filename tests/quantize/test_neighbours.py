@@ -16,7 +16,7 @@ def clustered(items: int = 80) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
-def test_the_nearest_other_item_is_that_of_all_distances(chunk, monkeypatch):
+def test_the_nearest_other_item_is_that_of_all_distances(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "CHUNK", chunk)
     vectors, _, _ = clustered()
     distances = ((vectors[:, None] - vectors) ** 2).sum(-1)
@@ -24,7 +24,7 @@ def test_the_nearest_other_item_is_that_of_all_distances(chunk, monkeypatch):
     assert nearest_others(vectors, np.arange(80)).tolist() == distances.argmin(1).tolist()
 
 
-def test_neighbour_agreement_is_the_share_of_items_whose_neighbour_has_the_same_first_codes():
+def test_neighbour_agreement_is_the_share_of_items_whose_neighbour_has_the_same_first_codes() -> None:
     vectors, codes, _ = clustered()
     nearest_codes = nearest_others(vectors, np.arange(80))
     for level, share in enumerate(neighbour_agreement(vectors, codes), start=1):
@@ -32,7 +32,7 @@ def test_neighbour_agreement_is_the_share_of_items_whose_neighbour_has_the_same_
         assert share == pytest.approx(np.mean(same))
 
 
-def test_a_large_catalogue_is_measured_on_a_sample(monkeypatch):
+def test_a_large_catalogue_is_measured_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "SAMPLE", 20)
     vectors, codes, _ = clustered()
     shares = neighbour_agreement(vectors, codes)
@@ -40,7 +40,7 @@ def test_a_large_catalogue_is_measured_on_a_sample(monkeypatch):
     assert shares[0] * 20 == pytest.approx(round(shares[0] * 20))
 
 
-def test_category_agreement_counts_pairs_and_leaves_out_items_without_a_category():
+def test_category_agreement_counts_pairs_and_leaves_out_items_without_a_category() -> None:
     _, codes, categories = clustered()
     levels, chance = category_agreement(codes, categories)
     known = [item for item in range(80) if categories[item] >= 0]
@@ -51,6 +51,6 @@ def test_category_agreement_counts_pairs_and_leaves_out_items_without_a_category
     assert chance == pytest.approx(np.mean([categories[a] == categories[b] for a, b in pairs]))
 
 
-def test_where_no_two_items_share_a_prefix_there_is_nothing_to_agree():
+def test_where_no_two_items_share_a_prefix_there_is_nothing_to_agree() -> None:
     assert category_agreement(np.arange(5)[:, None], np.zeros(5, int)) == ([None], 1.0)
     assert category_agreement(np.zeros((5, 1), int), np.full(5, -1)) == ([None], None)

@@ -19,7 +19,7 @@ def slow_gini(counts: list[int]) -> float:
 
 
 @pytest.mark.parametrize("counts", [[5, 5, 5, 5], [0, 0, 0, 9], [1, 0, 7, 2, 2], [3]])
-def test_code_usage_equals_its_definition(counts):
+def test_code_usage_equals_its_definition(counts: list[int]) -> None:
     usage = code_usage(np.array(counts))
     shares = [count / sum(counts) for count in counts if count]
     assert usage["used_codes"] == len(shares)
@@ -28,7 +28,7 @@ def test_code_usage_equals_its_definition(counts):
     assert usage["gini"] == pytest.approx(slow_gini(counts), abs=1e-4)
 
 
-def test_collisions_and_prefixes_are_counted_without_the_digit():
+def test_collisions_and_prefixes_are_counted_without_the_digit() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, (60, 3))
     vectors = rng.normal(size=(60, 5)).astype(np.float32)
@@ -53,7 +53,7 @@ def test_collisions_and_prefixes_are_counted_without_the_digit():
     assert quality["level_3"]["neighbour_agreement"] == pytest.approx(neighbour_agreement(vectors, codes)[2], abs=1e-4)
 
 
-def test_the_table_has_a_row_per_level_and_leaves_empty_what_does_not_exist():
+def test_the_table_has_a_row_per_level_and_leaves_empty_what_does_not_exist() -> None:
     figures = {
         "used_codes": 8,
         "perplexity": 7.5,

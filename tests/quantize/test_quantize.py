@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,18 @@ from pipeline.quantize.stage import check_collisions, make_sids, run
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SMALL = some(QuantizeConfig, levels=2, codes=8, iterations=10, max_collision_rate=1.0)
-TRAINED = {"hidden": (8,), "latent": 4, "max_steps": 60, "batch_items": 32}
+TRAINED: dict[str, Any] = {"hidden": (8,), "latent": 4, "max_steps": 60, "batch_items": 32}
+
+Method = Literal["rkmeans", "rqvae", "vqvae", "simvq"]
 
 
 def vectors(items: int = 90) -> np.ndarray:
     return np.random.default_rng(3).normal(size=(items, 6)).astype(np.float32)
 
 
-def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "sids", **columns) -> dict:
+def run_in(
+    folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "sids", **columns: Any
+) -> dict[str, Any]:
     """The stage on `vectors()` and a catalogue of 90 items with these columns."""
     Embeddings(vectors(), {"name": "test"}).write(folder / "embeddings")
     names = [f"v{item:02d}" for item in range(90)]
@@ -37,7 +42,7 @@ def run_in(folder: Path, config: QuantizeConfig, seed: int = 42, output: str = "
 
 
 @pytest.mark.parametrize("method", ["rkmeans", "rqvae", "vqvae", "simvq"])
-def test_every_item_gets_a_sid_of_its_own_with_the_digit_last(method, tmp_path):
+def test_every_item_gets_a_sid_of_its_own_with_the_digit_last(method: Method, tmp_path: Path) -> None:
     summary = run_in(tmp_path, replace(SMALL, method=method, **TRAINED))
     sids = Sids.read(tmp_path / "sids")
     assert sids.codes_IL.shape == (90, 3)
@@ -51,7 +56,7 @@ def test_every_item_gets_a_sid_of_its_own_with_the_digit_last(method, tmp_path):
     assert len((tmp_path / "sids/levels.csv").read_text().splitlines()) == 3
 
 
-def test_a_second_run_writes_the_same_bytes_and_another_seed_other_codes(tmp_path):
+def test_a_second_run_writes_the_same_bytes_and_another_seed_other_codes(tmp_path: Path) -> None:
     written = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run_in(tmp_path, SMALL, seed, output=name)
@@ -60,7 +65,7 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_other_codes(tmp_pat
     assert written["a"]["sids.parquet"] != written["c"]["sids.parquet"]
 
 
-def test_without_a_digit_items_of_equal_codes_share_a_sid(tmp_path):
+def test_without_a_digit_items_of_equal_codes_share_a_sid(tmp_path: Path) -> None:
     with_digit = make_sids(vectors(), SMALL, 1)
     summary = run_in(tmp_path, replace(SMALL, collisions="none"), seed=1)
     sids = Sids.read(tmp_path / "sids")
@@ -69,7 +74,7 @@ def test_without_a_digit_items_of_equal_codes_share_a_sid(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["rkmeans", "vqvae"])
-def test_sinkhorn_tells_all_items_apart_without_a_digit_and_says_what_it_cost(method):
+def test_sinkhorn_tells_all_items_apart_without_a_digit_and_says_what_it_cost(method: Method) -> None:
     config = replace(SMALL, method=method, codes=20, **TRAINED)
     plain, spread = (make_sids(vectors(), replace(config, collisions=how), 1) for how in ("none", "sinkhorn"))
     assert (spread.codes_IL[:, 0] == plain.codes_IL[:, 0]).all()
@@ -80,13 +85,13 @@ def test_sinkhorn_tells_all_items_apart_without_a_digit_and_says_what_it_cost(me
     assert plain.quality[error] < spread.quality[error] < plain.quality[error] + 0.5
 
 
-def test_categories_are_compared_where_the_log_has_them(tmp_path):
+def test_categories_are_compared_where_the_log_has_them(tmp_path: Path) -> None:
     assert run_in(tmp_path, SMALL)["category_agreement_by_chance"] is None
     mixed = ["a", "b", None] * 30
     assert run_in(tmp_path, SMALL, categories=mixed)["category_agreement_by_chance"] == pytest.approx(29 / 59, abs=1e-4)
 
 
-def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_path):
+def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"of items share their codes with another, quantize.max_collision_rate allows "
@@ -98,7 +103,7 @@ def test_too_many_collisions_fail_with_advice_before_anything_is_written(tmp_pat
     assert not (tmp_path / "sids").exists()
 
 
-def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
+def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes() -> None:
     quality = {
         "collision_rate": 0.6213,
         "largest_group": 9,
@@ -120,18 +125,18 @@ def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes():
     check_collisions(quality, replace(config, max_collision_rate=0.63))
 
 
-def test_normalised_input_makes_the_length_of_a_vector_irrelevant():
+def test_normalised_input_makes_the_length_of_a_vector_irrelevant() -> None:
     scaled = vectors() * np.exp2(np.arange(90) % 5)[:, None].astype(np.float32)  # powers of two: exact in float32
     assert (make_sids(vectors(), SMALL, 1).codes_IL == make_sids(scaled, SMALL, 1).codes_IL).all()
     plain = some(QuantizeConfig, levels=2, codes=8, iterations=10, normalize_input=False)
     assert (make_sids(vectors(), plain, 1).codes_IL != make_sids(scaled, plain, 1).codes_IL).any()
 
 
-def test_a_digit_width_of_its_own_becomes_the_last_level_width():
+def test_a_digit_width_of_its_own_becomes_the_last_level_width() -> None:
     assert make_sids(vectors(), some(QuantizeConfig, levels=2, codes=8, digit_width=50), 1).widths == (8, 8, 50)
 
 
-def test_importing_the_stage_loads_no_faiss():
+def test_importing_the_stage_loads_no_faiss() -> None:
     import subprocess
     import sys
 
@@ -142,8 +147,8 @@ def test_importing_the_stage_loads_no_faiss():
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
-def test_on_amazon_beauty_18_percent_collide_and_plain_residuals_collide_more():
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+def test_on_amazon_beauty_18_percent_collide_and_plain_residuals_collide_more() -> None:
     minilm = np.load(SHARED / "amazon-beauty" / "minilm_embeddings.npy").astype(np.float32)
     normalised = make_sids(minilm, some(QuantizeConfig, iterations=15), 42).quality
     plain = make_sids(minilm, some(QuantizeConfig, iterations=15, normalize_residuals=False), 42).quality

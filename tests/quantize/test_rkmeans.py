@@ -1,6 +1,7 @@
 """Residual k-means against a slow reference in float64."""
 
 import sys
+from typing import Any
 
 import faiss
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.quantize.quantizer import unit_rows
 from pipeline.quantize.rkmeans import RKMeans, kmeans
 
 
-def rkmeans(**changes) -> RKMeans:
+def rkmeans(**changes: Any) -> RKMeans:
     return RKMeans(
         **{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5, **changes}
     )
@@ -22,7 +23,7 @@ def rkmeans(**changes) -> RKMeans:
 
 @given(st.integers(0, 1000), st.booleans())
 @settings(max_examples=8, deadline=None)
-def test_each_level_gives_the_nearest_centroid_of_what_the_levels_before_left(seed, normalize):
+def test_each_level_gives_the_nearest_centroid_of_what_the_levels_before_left(seed: int, normalize: bool) -> None:
     vectors = clouds(seed)
     quantized = rkmeans(normalize_residuals=normalize).fit(vectors)
     for item in range(0, len(vectors), 10):
@@ -32,7 +33,7 @@ def test_each_level_gives_the_nearest_centroid_of_what_the_levels_before_left(se
             assert quantized.errors_I[item] == pytest.approx(np.linalg.norm(vectors[item] - rebuilt), abs=1e-4)
 
 
-def test_centroids_are_the_means_of_their_items_and_none_is_empty():
+def test_centroids_are_the_means_of_their_items_and_none_is_empty() -> None:
     vectors = clouds(1)
     centroids, codes = kmeans(vectors, 16, 100, seed=3)
     assert sorted(set(codes)) == list(range(16))
@@ -40,7 +41,7 @@ def test_centroids_are_the_means_of_their_items_and_none_is_empty():
         assert centroids[code] == pytest.approx(vectors[codes == code].mean(axis=0), abs=1e-4)
 
 
-def test_a_row_of_zeros_never_becomes_a_centroid():
+def test_a_row_of_zeros_never_becomes_a_centroid() -> None:
     # rows of unit length in many dimensions are farther from each other than from the origin
     rows, _ = unit_rows(np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32))
     rows[:100] = 0
@@ -50,7 +51,7 @@ def test_a_row_of_zeros_never_becomes_a_centroid():
         assert np.linalg.norm(centroids, axis=1).min() > 0.05
 
 
-def test_fewer_distinct_rows_than_codes_gives_each_its_own():
+def test_fewer_distinct_rows_than_codes_gives_each_its_own() -> None:
     rows = clouds(2, items=10)
     rows[:4] = 0
     centroids, codes = kmeans(rows, 16, 20, seed=0)
@@ -59,7 +60,7 @@ def test_fewer_distinct_rows_than_codes_gives_each_its_own():
     assert len(set(codes[:4])) == 1
 
 
-def test_as_many_codes_as_items_leaves_nothing_to_later_levels():
+def test_as_many_codes_as_items_leaves_nothing_to_later_levels() -> None:
     vectors = clouds(3, items=20)
     quantized = rkmeans(codes=20).fit(vectors)
     assert len(set(quantized.codes_IL[:, 0])) == 20
@@ -67,20 +68,20 @@ def test_as_many_codes_as_items_leaves_nothing_to_later_levels():
     assert len(set(map(tuple, quantized.codes_IL[:, 1:]))) == 1
 
 
-def test_identical_items_get_identical_codes():
+def test_identical_items_get_identical_codes() -> None:
     vectors = clouds(4)
     vectors[7] = vectors[200] = vectors[31]
     codes = rkmeans().fit(vectors).codes_IL
     assert (codes[[7, 200]] == codes[31]).all()
 
 
-def test_more_codes_than_items_is_an_error_with_advice():
+def test_more_codes_than_items_is_an_error_with_advice() -> None:
     with pytest.raises(UserError, match=r"quantize\.codes is 16, but there are only 9 items") as caught:
         rkmeans().fit(clouds(0, items=9))
     assert caught.value.fix.endswith("square root of items: 3")
 
 
-def test_restarts_never_make_the_first_level_worse():
+def test_restarts_never_make_the_first_level_worse() -> None:
     vectors = clouds(6)
     errors = []
     for restarts in (1, 6):
@@ -89,7 +90,7 @@ def test_restarts_never_make_the_first_level_worse():
     assert errors[1] < errors[0]
 
 
-def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads():
+def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads() -> None:
     vectors = clouds(7, items=3000, width=32)
     before = faiss.omp_get_max_threads()
     try:
@@ -110,11 +111,13 @@ def test_bytes_depend_on_the_seed_and_not_on_the_number_of_threads():
 @pytest.mark.parametrize(
     ("device", "gpus", "taken"), [("auto", 2, True), ("cuda", 1, True), ("cpu", 2, False), ("auto", 0, False)]
 )
-def test_k_means_runs_on_a_gpu_where_faiss_sees_one(device, gpus, taken, monkeypatch):
+def test_k_means_runs_on_a_gpu_where_faiss_sees_one(
+    device: str, gpus: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = []
 
     class Kmeans(faiss.Kmeans):
-        def __init__(self, *sizes, gpu, **settings):
+        def __init__(self, *sizes: int, gpu: bool, **settings: Any) -> None:
             asked.append(gpu)
             super().__init__(*sizes, **settings)
 
@@ -125,14 +128,21 @@ def test_k_means_runs_on_a_gpu_where_faiss_sees_one(device, gpus, taken, monkeyp
     assert asked == [taken]
 
 
-def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra(monkeypatch):
-    monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
+@pytest.mark.skipif(hasattr(faiss, "StandardGpuResources"), reason="faiss-gpu is installed")
+def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra() -> None:
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but faiss has no GPU") as caught:
         rkmeans(device="cuda").fit(clouds(0))
     assert "sidpipe[gpu]" in caught.value.fix
 
 
-def test_without_faiss_the_error_names_the_extras(monkeypatch):
+@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus(), reason="needs faiss-gpu")
+def test_a_gpu_gives_clusters_as_good_as_the_cpu() -> None:
+    vectors = clouds(8, items=3000, width=32)
+    errors = [np.square(rkmeans(codes=64, device=device).fit(vectors).errors_I).sum() for device in ("cpu", "cuda")]
+    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+
+
+def test_without_faiss_the_error_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="faiss is not installed") as caught:
         rkmeans().fit(clouds(0))

@@ -1,4 +1,4 @@
-"""Items that collide get other codes of the last level: all of them different while a prefix has codes left."""
+"""Items that collide get other codes of the last level: all different as long as a prefix has codes left."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ def collided(seed: int, items: int = 60, levels: int = 2, codes: int = 6) -> tup
 
 @given(st.integers(0, 500))
 @settings(max_examples=40, deadline=None)
-def test_no_code_of_a_prefix_is_taken_more_often_than_the_number_of_its_items_demands(seed):
+def test_no_code_of_a_prefix_is_taken_more_often_than_the_number_of_its_items_demands(seed: int) -> None:
     codes, rows, book = collided(seed, items=25)
     spread = spread_last_codes(codes, rows, book)
     per_prefix = Counter(codes[:, 0].tolist())
@@ -36,31 +36,31 @@ def test_no_code_of_a_prefix_is_taken_more_often_than_the_number_of_its_items_de
 
 @given(st.integers(0, 500))
 @settings(max_examples=40, deadline=None)
-def test_items_that_collided_with_none_keep_their_codes(seed):
+def test_items_that_collided_with_none_keep_their_codes(seed: int) -> None:
     codes, rows, book = collided(seed)
     groups = Counter(map(tuple, codes.tolist()))
     alone = np.array([groups[tuple(own)] == 1 for own in codes.tolist()])
     assert (spread_last_codes(codes, rows, book)[alone] == codes[alone, -1]).all()
 
 
-def test_a_single_level_is_one_prefix():
+def test_a_single_level_is_one_prefix() -> None:
     codes, rows, book = collided(1, items=6, levels=1)
     assert sorted(spread_last_codes(codes, rows, book)) == list(range(6))
 
 
-def test_a_prefix_with_more_items_than_codes_shares_them_evenly():
+def test_a_prefix_with_more_items_than_codes_shares_them_evenly() -> None:
     rng = np.random.default_rng(2)
     spread = spread_last_codes(np.zeros((15, 2), np.int32), rng.normal(size=(15, 3)), rng.normal(size=(6, 3)))
     assert sorted(Counter(spread.tolist()).values()) == [2, 2, 2, 3, 3, 3]
 
 
-def test_the_plan_gives_every_item_and_every_code_its_share():
+def test_the_plan_gives_every_item_and_every_code_its_share() -> None:
     plan = np.exp(transport_plan(np.random.default_rng(3).random((4, 9))))
     assert plan.sum(axis=0) == pytest.approx(np.full(9, 1 / 9), rel=1e-6)
     assert plan.sum(axis=1) == pytest.approx(np.full(4, 1 / 4), rel=1e-3)
 
 
-def test_the_plan_has_the_form_that_makes_it_the_solution_of_entropic_transport():
+def test_the_plan_has_the_form_that_makes_it_the_solution_of_entropic_transport() -> None:
     """Logarithm of the plan plus cost over temperature is a sum of one number per row and one per column."""
     costs = np.random.default_rng(4).random((5, 7))
     left = transport_plan(costs) + costs * 20 / costs.mean()
@@ -68,10 +68,10 @@ def test_the_plan_has_the_form_that_makes_it_the_solution_of_entropic_transport(
     assert differences == pytest.approx(np.repeat(differences[:, :1], 7, axis=1), abs=1e-9)
 
 
-def test_of_two_items_the_one_that_loses_less_moves():
+def test_of_two_items_the_one_that_loses_less_moves() -> None:
     costs = np.array([[0.0, 0.1], [0.0, 1.0]])
     assert assign(costs).tolist() == [1, 0]
 
 
-def test_costs_of_zero_still_give_each_item_a_code_of_its_own():
+def test_costs_of_zero_still_give_each_item_a_code_of_its_own() -> None:
     assert sorted(assign(np.zeros((3, 5)))) == sorted(set(assign(np.zeros((3, 5)))))

@@ -1,6 +1,6 @@
 """Counting baselines equal a slow reference, see training only, and are as strong as the anchor says."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,9 @@ SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9)
 
 
 def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> list[float]:
-    """Score of every item, by the words of the docstrings."""
+    """The score of every item, as the docstrings define it."""
     counts = Counter(item for s in sequences for item in s[:-2])
-    together: Counter[tuple[int, int]] = Counter()
+    together: dict[tuple[int, int], float] = defaultdict(float)
     for s in sequences:
         training = s[:-2]
         for i, a in enumerate(training):
@@ -60,7 +60,7 @@ def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: 
 
 @given(SEQUENCES, st.integers(1, 4), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_ranks_equal_the_slow_reference(sequences, window, drop_seen):
+def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int, drop_seen: bool) -> None:
     splits = splits_of(sequences)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
     column_I = popularity_columns(splits)
@@ -77,7 +77,7 @@ def test_ranks_equal_the_slow_reference(sequences, window, drop_seen):
 
 @given(SEQUENCES, st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_popularity_ranks_by_training_counts_then_item_id(sequences, filter_seen):
+def test_popularity_ranks_by_training_counts_then_item_id(sequences: list[list[int]], filter_seen: bool) -> None:
     found = baselines(splits_of(sequences), window=2, filter_seen=filter_seen)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
     for rank, s in zip(found.popularity_U, sequences, strict=True):
@@ -86,13 +86,13 @@ def test_popularity_ranks_by_training_counts_then_item_id(sequences, filter_seen
     assert found.drop_seen["popularity"] or not filter_seen
 
 
-def test_held_out_items_are_never_counted():
+def test_held_out_items_are_never_counted() -> None:
     splits = splits_of([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
     touched = set(np.flatnonzero(cooccurrence(splits, 3).sum(0)))
     assert touched == {0, 1, 2, 5, 6, 7}
 
 
-def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation():
+def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation() -> None:
     again = [[user % 6, user % 6, user % 6, user % 6, user % 6] for user in range(12)]  # the same item for ever
     never = [[(user + step) % ITEMS for step in range(6)] for user in range(24)]
     assert not baselines(splits_of(again), window=2).drop_seen["popularity"]
@@ -103,7 +103,7 @@ def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation():
     }
 
 
-def test_a_user_without_history_is_ranked_by_popularity():
+def test_a_user_without_history_is_ranked_by_popularity() -> None:
     splits = splits_of([[3, 3, 3, 1, 2], [3, 4, 4, 1, 2]])
     alone = Splits(
         items_N=np.append(splits.items_N, 4).astype(np.int32),
@@ -120,8 +120,8 @@ def test_a_user_without_history_is_ranked_by_popularity():
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
-def test_counting_alone_is_strong_on_amazon_beauty():
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not beside the project")
+def test_counting_alone_is_strong_on_amazon_beauty() -> None:
     log = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
     log = log.sort_values(["user", "unix_time"], kind="stable")
     items, catalogue = pd.factorize(log["asin"])

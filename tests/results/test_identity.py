@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished_result import write_result
@@ -33,7 +34,8 @@ def test_a_result_holds_what_the_files_hold(project: Path) -> None:
 @pytest.mark.parametrize("measured", sorted(MEASURED))
 def test_a_measurement_makes_no_other_result(project: Path, measured: str) -> None:
     key = read().key
-    write_result(project, seed=1, **{measured: 123.456})
+    changed: dict[str, Any] = {measured: 123.456}
+    write_result(project, seed=1, **changed)
     assert read().key == key
 
 

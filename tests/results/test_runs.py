@@ -3,10 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from evaluated_world import write_generator
+from evaluated_world import World, write_generator
 from synthetic_runs import ranks_of, write_run
 
 from pipeline.errors import UserError
@@ -21,8 +22,8 @@ def shape(arguments: list[str]) -> list[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.fixture
-def folders(tmp_path) -> dict[str, str]:
-    """Results of two strategies and of a changed recipe, over seeds."""
+def folders(tmp_path: Path) -> dict[str, str]:
+    """Results of two strategies and of changed parameters, over seeds."""
     return {
         f"{strategy}{recipe}{seed}": write_run(
             tmp_path / f"{strategy}{recipe}{seed}",
@@ -38,22 +39,22 @@ def folders(tmp_path) -> dict[str, str]:
     }
 
 
-def test_runs_that_differ_in_the_seed_only_are_one_arm(folders):
+def test_runs_that_differ_in_the_seed_only_are_one_arm(folders: dict[str, str]) -> None:
     names = ["full2", "rastp1", "full1", "rastp2"]
     assert shape([folders[name] for name in names]) == [("full", (1, 2)), ("rastp", (1, 2))]
 
 
-def test_one_strategy_with_two_recipes_is_two_arms_called_by_their_runs(folders):
+def test_one_strategy_with_two_recipes_is_two_arms_called_by_their_runs(folders: dict[str, str]) -> None:
     assert shape([folders["full1"], folders["fullslow1"]]) == [(folders["full1"], (1,)), (folders["fullslow1"], (1,))]
 
 
-def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(folders):
+def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(folders: dict[str, str]) -> None:
     mine = f"mine={folders['rastp1']},{folders['full2']}"
     assert shape([mine, folders["full1"]]) == [("mine", (1, 2)), ("full", (1,))]
     assert shape([folders["full1"], mine]) == [("full", (1,)), ("mine", (1, 2))]
 
 
-def test_a_run_is_found_as_folder_file_project_or_workspace(world, monkeypatch):
+def test_a_run_is_found_as_folder_file_project_or_workspace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     run(world.params, **world.paths)
     monkeypatch.chdir(world.root)
     same = {
@@ -63,19 +64,21 @@ def test_a_run_is_found_as_folder_file_project_or_workspace(world, monkeypatch):
     assert len(same) == 1
 
 
-def test_reports_beside_another_model_are_refused(world):
+def test_reports_beside_another_model_are_refused(world: World) -> None:
     run(world.params, **world.paths)
     write_generator(world, seed=4)
     with pytest.raises(UserError, match="another model"):
         read_run(str(world.paths["reports"]))
 
 
-def test_one_arm_is_nothing_to_compare(folders):
+def test_one_arm_is_nothing_to_compare(folders: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"only one arm: full, seed 1, 2"):
         arms_of([folders["full1"], folders["full2"]])
 
 
-def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(folders, tmp_path):
+def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
     again = write_run(tmp_path / "again", ranks_of(RANK, seed=1, model="elsewhere"))
     with pytest.raises(UserError, match="same strategy, settings of training and seed") as refused:
         arms_of([folders["full1"], again, folders["rastp1"]])
@@ -91,13 +94,15 @@ def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(fol
         ({"filter_seen": True}, "filter_seen"),
     ],
 )
-def test_runs_evaluated_differently_are_refused(folders, tmp_path, change, message):
+def test_runs_evaluated_differently_are_refused(
+    folders: dict[str, str], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     other = write_run(tmp_path / "other", ranks_of(RANK, strategy="rastp", **change))
     with pytest.raises(UserError, match=f"has {message}"):
         arms_of([folders["full1"], other])
 
 
-def test_other_users_or_other_test_items_are_refused(folders, tmp_path):
+def test_other_users_or_other_test_items_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
     fewer = write_run(tmp_path / "fewer", ranks_of(RANK[:4], strategy="rastp"))
     with pytest.raises(UserError, match="different users"):
         arms_of([folders["full1"], fewer])
@@ -137,11 +142,11 @@ def git(*arguments: str) -> None:
 
 
 @pytest.fixture
-def repository(tmp_path, monkeypatch) -> None:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working folder: a DVC repository with the commit `main` (full) and the experiment `pruned`, seed 1 both."""
-    tests = Path(__file__).resolve().parent
+    tests = Path(__file__).resolve().parents[1]
     monkeypatch.chdir(tmp_path)
-    Path("make.py").write_text(MAKE.format(paths=[str(tests), str(tests.parents[1])]))
+    Path("make.py").write_text(MAKE.format(paths=[str(tests / "support"), str(tests.parent)]))
     Path("dvc.yaml").write_text(STAGE.format(python=sys.executable))
     Path("params.yaml").write_text("seed: 1\nstrategy: full\n")
     git("init", "-b", "main")
@@ -154,7 +159,7 @@ def repository(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("repository")
-def test_experiments_commits_and_the_workspace_are_read_from_dvc():
+def test_experiments_commits_and_the_workspace_are_read_from_dvc() -> None:
     assert shape(["main", "pruned"]) == shape(["main", "workspace"]) == [("full", (1,)), ("rastp", (1,))]
     with pytest.raises(UserError, match="only one arm"):
         arms_of([])  # the workspace still holds the experiment, which counts once
@@ -164,7 +169,9 @@ def test_experiments_commits_and_the_workspace_are_read_from_dvc():
         arms_of(["main", "prund"])
 
 
-def test_outside_of_a_repository_the_experiments_cannot_be_listed(tmp_path, monkeypatch):
+def test_outside_of_a_repository_the_experiments_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot be listed"):
         arms_of([])

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,7 @@ histories = st.lists(st.lists(st.integers(0, 29), max_size=8), min_size=1, max_s
 
 
 def flat(days: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(users, items, timestamps) sorted by (user, time); every interaction has an item of its own."""
+    """(users, items, timestamps) sorted by (user, time); no two interactions have the same item."""
     users = np.array([user for user, own in enumerate(days) for _ in own], dtype=np.int64)
     times = np.array([day * DAY for own in days for day in sorted(own)], dtype=np.int64)
     return users, np.arange(len(users), dtype=np.int32), times
@@ -38,7 +39,7 @@ def offsets_of(days: list[list[int]]) -> np.ndarray:
 
 
 def one_by_one(days: list[list[int]], protocol: str) -> list[tuple[int, int, int]]:
-    """(train_end, valid_target, test_target) of each user, by the rules in words."""
+    """(train_end, valid_target, test_target) of each user, as the rules say in words."""
     rows, start = [], 0
     for own in map(sorted, days):
         train, valid, test = len(own), -1, -1
@@ -54,14 +55,15 @@ def one_by_one(days: list[list[int]], protocol: str) -> list[tuple[int, int, int
             # the period's first interaction, unless it is the user's very first, which has no history
             valid = in_valid[0] if in_valid and in_valid[0] == train else -1
             test = in_test[0] if in_test and in_test[0] == sum(day < 20 for day in own) else -1
-        rows.append((start + train, *(start + at if at >= 0 else -1 for at in (valid, test))))
+        held = [start + at if at >= 0 else -1 for at in (valid, test)]
+        rows.append((start + train, held[0], held[1]))
         start += len(own)
     return rows
 
 
 @given(histories)
 @settings(max_examples=60, deadline=None)
-def test_leave_one_out_equals_the_reference(days):
+def test_leave_one_out_equals_the_reference(days: list[list[int]]) -> None:
     targets = leave_one_out(offsets_of(days))
     got = list(zip(targets.train_end, targets.valid_target, targets.test_target, strict=True))
     assert got == one_by_one(days, "leave_one_out")
@@ -69,7 +71,7 @@ def test_leave_one_out_equals_the_reference(days):
 
 @given(histories)
 @settings(max_examples=60, deadline=None)
-def test_temporal_equals_the_reference(days):
+def test_temporal_equals_the_reference(days: list[list[int]]) -> None:
     targets = temporal(offsets_of(days), flat(days)[2], VALID_FROM, TEST_FROM)
     got = list(zip(targets.train_end, targets.valid_target, targets.test_target, strict=True))
     assert got == one_by_one(days, "temporal")
@@ -77,7 +79,9 @@ def test_temporal_equals_the_reference(days):
 
 @given(histories, st.sampled_from(["leave_one_out", "temporal"]), st.sampled_from(["source", "shuffled"]))
 @settings(max_examples=60, deadline=None)
-def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_test(days, protocol, ties):
+def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_test(
+    days: list[list[int]], protocol: Literal["leave_one_out", "temporal"], ties: Literal["source", "shuffled"]
+) -> None:
     assume(any(days))  # ingest refuses an empty log
     config = some(SplitConfig, protocol=protocol, ties=ties, valid_from=VALID_FROM, test_from=TEST_FROM)
     try:
@@ -100,7 +104,7 @@ def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_
 
 @given(histories, st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_a_shuffle_moves_interactions_only_inside_a_users_equal_timestamps(days, seed):
+def test_a_shuffle_moves_interactions_only_inside_a_users_equal_timestamps(days: list[list[int]], seed: int) -> None:
     users, _, times = flat(days)
     order = shuffle_ties(users, times, seed)
     assert sorted(order) == list(range(len(users)))
@@ -109,18 +113,18 @@ def test_a_shuffle_moves_interactions_only_inside_a_users_equal_timestamps(days,
     assert (shuffle_ties(users, times, seed) == order).all()
 
 
-def test_a_shuffle_puts_every_tied_interaction_last_equally_often():
+def test_a_shuffle_puts_every_tied_interaction_last_equally_often() -> None:
     last = [shuffle_ties(np.zeros(4, int), np.zeros(4, int), seed)[-1] for seed in range(2000)]
     assert np.bincount(last, minlength=4) == pytest.approx([500] * 4, abs=80)
 
 
-def test_ties_source_keeps_the_order_of_the_log():
+def test_ties_source_keeps_the_order_of_the_log() -> None:
     users, items, times = flat([[3, 3, 3, 3, 5], [1, 1, 2, 2]])
     splits = split_log(users, items, times, users=2, items=9, config=some(SplitConfig), seed=7)
     assert (splits.items_N == items).all()
 
 
-def test_the_summary_counts_targets_ties_and_short_users():
+def test_the_summary_counts_targets_ties_and_short_users() -> None:
     # user 0 trains on three; 1 has only a test target; 2 only trains; 3 has a tie at its test target; 4 has nothing
     days = [[1, 2, 3, 4, 5], [1, 2], [7], [1, 4, 4], []]
     summary = split_log(*flat(days), users=5, items=40, config=some(SplitConfig, max_history=9), seed=0).summary
@@ -153,13 +157,13 @@ def test_the_summary_counts_targets_ties_and_short_users():
         ("2014-01-01", "2014-02-30", "split.test_from is '2014-02-30'"),
     ],
 )
-def test_a_bad_date_is_refused_when_params_are_read(valid_from, test_from, message):
+def test_a_bad_date_is_refused_when_params_are_read(valid_from: str, test_from: str, message: str) -> None:
     section = {"protocol": "temporal", "valid_from": valid_from, "test_from": test_from}
     with pytest.raises(UserError, match=message):
         read_params({"split": section})
 
 
-def test_a_date_without_quotes_is_a_date_too():
+def test_a_date_without_quotes_is_a_date_too() -> None:
     raw = yaml.safe_load("split: {protocol: temporal, valid_from: 2014-01-01, test_from: '2014-02-01'}")
     assert read_params(raw).split.valid_from == "2014-01-01"
 
@@ -172,14 +176,14 @@ def test_a_date_without_quotes_is_a_date_too():
         ("1999-01-01", "2000-01-01", "valid"),
     ],
 )
-def test_dates_outside_the_log_name_its_first_and_last_day(valid_from, test_from, part):
+def test_dates_outside_the_log_name_its_first_and_last_day(valid_from: str, test_from: str, part: str) -> None:
     config = some(SplitConfig, protocol="temporal", valid_from=valid_from, test_from=test_from)
     with pytest.raises(UserError, match=f"no {part} target") as caught:
         split_log(*flat([[2, 5, 9, 12, 25]]), users=1, items=5, config=config, seed=0)
     assert "from 1970-01-03 to 1970-01-26" in caught.value.why
 
 
-def test_a_log_with_nothing_to_train_on_is_refused():
+def test_a_log_with_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(UserError, match="no train target"):
         split_log(*flat([[1, 2, 3], [4, 5, 6]]), users=2, items=6, config=some(SplitConfig), seed=0)
 
@@ -196,7 +200,7 @@ def write_log(folder: Path, users: np.ndarray, items: np.ndarray, times: np.ndar
         write_parquet(path, pd.DataFrame({key: np.arange(ids.max() + 1, dtype=np.int32)}))
 
 
-def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path):
+def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     write_log(tmp_path / "log", *flat([list(rng.integers(0, 4, 12)) for _ in range(30)]))
     written = {}
@@ -208,7 +212,7 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path
     assert [name for name in written["a"] if written["a"][name] != written["c"][name]] == ["items_N.npy"]
 
 
-def test_what_is_written_reads_back(tmp_path):
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
     users, items, times = flat([[1, 2, 3, 4], [5, 5, 6, 7, 8]])
     write_log(tmp_path / "log", users, items, times)
     summary = run(some_params(), interactions=tmp_path / "log", output=tmp_path / "splits")
@@ -221,8 +225,8 @@ def test_what_is_written_reads_back(tmp_path):
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
-def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_before():
+@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_before() -> None:
     raw = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
     raw["user_id"] = pd.factorize(raw["user"])[0]
     raw["item_id"] = pd.factorize(raw["asin"])[0].astype(np.int32)
@@ -238,7 +242,7 @@ def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_bef
     assert summaries["source"]["train_targets"] == 198_502 - 3 * 22_363
 
 
-def test_days_are_days_of_utc():
+def test_days_are_days_of_utc() -> None:
     moment = int(datetime(1970, 1, 11, tzinfo=UTC).timestamp())
     targets = temporal(np.array([0, 3]), np.array([5, moment - 1, moment]), VALID_FROM, TEST_FROM)
     assert targets.train_end.tolist() == [2]

@@ -1,5 +1,7 @@
 """What a strategy may change, seen from the trainer, and that `full` changes nothing."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,8 +63,9 @@ def test_the_loss_is_float32_under_autocast() -> None:
 
 def test_full_changes_nothing() -> None:
     chosen = choose_strategies("full", {})
+    unread: Any = None
     assert type(chosen.network()) is Network
-    assert type(chosen.sampler(None, None)) is Sampler
+    assert type(chosen.sampler(unread, unread)) is Sampler
     assert chosen.input_tokens_per_item(3, True) == 4
 
 
@@ -79,13 +82,15 @@ def test_one_token_per_item_is_said_alike_by_spec_and_network(name: str) -> None
 
 
 @pytest.mark.parametrize(("text", "section"), [("rastp", None), ("rastp", [1]), (3, {}), (None, {})])
-def test_what_is_no_strategy_or_no_section_is_a_value_error(text, section) -> None:
+def test_what_is_no_strategy_or_no_section_is_a_value_error(
+    text: Any, section: dict[str, Any] | list[int] | None
+) -> None:
     with pytest.raises(ValueError, match=r"must be a mapping|is not known"):
         choose_strategies(text, {"rastp": section})
 
 
 def test_what_composes_is_a_network_and_a_sampler() -> None:
-    """Nothing can then be forgotten by one strategy of what the other changes: neither wraps the other."""
+    """Neither strategy wraps the other, so that neither can forget what the other changes."""
     for spec in specs().values():
         for other in spec.composes_with:
             assert bool(spec.network) != bool(specs()[other].network)

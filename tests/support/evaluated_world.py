@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -60,7 +60,7 @@ def random_splits(rng: np.random.Generator) -> Splits:
 
 
 def write_generator(
-    world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS, backbone: str = "t5"
+    world: World, seed: int = 0, strategy: str = "full", items: int = ITEMS, backbone: Literal["t5", "hstu"] = "t5"
 ) -> None:
     rng = np.random.default_rng(seed)
     codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:items], WIDTHS), 1)

@@ -8,11 +8,16 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from pipeline.config import Params, build_params
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Section = TypeVar("Section", bound="DataclassInstance")  # of params.yaml
 
 DEFAULTS = Path(__file__).parents[2] / "presets/demo.yaml"
 # Numbers in the tests rest on these, whatever becomes of the defaults.
@@ -32,7 +37,8 @@ FOR_TESTS: dict[str, dict[str, Any]] = {
 
 @cache
 def _defaults() -> dict[str, Any]:
-    return yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+    defaults: dict[str, Any] = yaml.safe_load(DEFAULTS.read_text(encoding="utf-8"))
+    return defaults
 
 
 @cache
@@ -60,7 +66,7 @@ def some_params(**fields: Any) -> Params:
     return replace(_params(), **fields)
 
 
-def some(kind: type, **values: Any) -> Any:
+def some(kind: type[Section], **values: Any) -> Section:
     """A section with some keys replaced: `some(TrainConfig, ema=0.9)`."""
     params = _params()
     sections = (*vars(params).values(), *params.strategies.values())

@@ -18,8 +18,15 @@ from pipeline.config import Params
 from pipeline.train.stage import run
 from pipeline.training.loop import Trainer
 
-BACKBONE = {"encoder_layers": 1, "decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 32}
-TRAIN = {
+BACKBONE: dict[str, Any] = {
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "d_model": 16,
+    "heads": 2,
+    "d_head": 8,
+    "d_ff": 32,
+}
+TRAIN: dict[str, Any] = {
     "max_windows": 1200,
     "batch_tokens": 400,
     "validate_every": 10,

@@ -37,5 +37,5 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(project: Path, empty_database: Path) -> Path:
-    """The project's own MLflow database."""
+    """The MLflow database of the project."""
     return Path(shutil.copy(empty_database, project / "mlflow.db"))

@@ -1,26 +1,40 @@
 """`transformers`' T5 with the weights of ours: the oracle of the T5 backbone."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import T5Config, T5Model
+from transformers.models.t5.modeling_t5 import T5Attention
+from typed import gradient_of, total
+
+from pipeline.backbones.blocks import DecoderBlock, EncoderBlock, FeedForward
+from pipeline.backbones.t5 import T5
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pipeline.backbones.relative_bias import RelativeBias
+    from pipeline.ops.linear import RMSNorm
 
 
 class ManyLayers(nn.Module):
-    """GRID's feed-forward, to be put in the place of `transformers`'."""
+    """GRID's feed-forward, which replaces that of `transformers`."""
 
-    def __init__(self, ff):
+    def __init__(self, ff: FeedForward) -> None:
         super().__init__()
         self.layers = nn.ModuleList([ff.wi, *ff.hidden])
         self.wo, self.p = ff.wo, ff.dropout.p
 
-    def forward(self, h):
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             h = F.dropout(F.relu(layer(h)), self.p, self.training)
-        return self.wo(h)
+        out: torch.Tensor = self.wo(h)
+        return out
 
 
-def as_transformers(model) -> T5Model:
+def as_transformers(model: T5) -> T5Model:
     """`transformers`' T5 holding our weights; gradients of the feed-forward and the norms flow to ours."""
     config = model.config
     oracle = T5Model(
@@ -36,19 +50,20 @@ def as_transformers(model) -> T5Model:
             dropout_rate=config.dropout,
             relative_attention_max_distance=config.relative_max_distance,
             feed_forward_proj="relu",
-            attn_implementation="eager",
+            attn_implementation="eager",  # type: ignore[call-arg]  # of every configuration; the types lack it
         )
     ).eval()
     oracle.shared.weight = oracle.encoder.embed_tokens.weight = oracle.decoder.embed_tokens.weight = model.tokens.weight
-    for stack, blocks, bias, norm in (
+    stacks: tuple[tuple[Any, Iterable[EncoderBlock | DecoderBlock], RelativeBias, RMSNorm], ...] = (
         (oracle.encoder, model.encoder, model.encoder_bias, model.encoder_norm),
         (oracle.decoder, model.decoder, model.decoder_bias, model.decoder_norm),
-    ):
+    )
+    for stack, blocks, bias, norm in stacks:
         for theirs, ours in zip(stack.block, blocks, strict=True):
             first, feed_forward = theirs.layer[0], theirs.layer[-1]
             copy_weights(first.SelfAttention, *ours.attention.qkv.weight.chunk(3), ours.attention.o.weight)
             first.layer_norm.weight = ours.attention.norm.weight
-            if len(theirs.layer) == 3:
+            if isinstance(ours, DecoderBlock):
                 copy_weights(
                     theirs.layer[1].EncDecAttention,
                     ours.cross.q.weight,
@@ -60,16 +75,17 @@ def as_transformers(model) -> T5Model:
             feed_forward.layer_norm.weight = ours.ff.norm.weight
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight = bias.weight
         stack.final_layer_norm.weight = norm.weight
+    assert isinstance(oracle, T5Model)
     return oracle
 
 
 @torch.no_grad()
-def copy_weights(theirs, *weights):
+def copy_weights(theirs: T5Attention, *weights: torch.Tensor) -> None:
     for name, weight in zip("qkvo", weights, strict=True):
         getattr(theirs, name).weight.copy_(weight)
 
 
-def decoder_ids(model, targets_W) -> torch.Tensor:
+def decoder_ids(model: T5, targets_W: torch.Tensor) -> torch.Tensor:
     """Start token, then the codes of all levels but the last."""
     widths = model.catalogue.widths
     rows = [
@@ -79,14 +95,14 @@ def decoder_ids(model, targets_W) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def sum_of_losses(model, logits, targets_W) -> torch.Tensor:
+def sum_of_losses(model: T5, logits: list[torch.Tensor], targets_W: torch.Tensor) -> torch.Tensor:
     codes_WL = model.catalogue.codes_IL[targets_W]
-    return sum(
+    return total(
         F.cross_entropy(logits_WV, codes_WL[:, level], reduction="sum") for level, logits_WV in enumerate(logits)
     )
 
 
-def gradients(model, logits, targets_W) -> dict[str, torch.Tensor]:
+def gradients(model: T5, logits: list[torch.Tensor], targets_W: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad()
     sum_of_losses(model, logits, targets_W).backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: gradient_of(parameter).clone() for name, parameter in model.named_parameters()}

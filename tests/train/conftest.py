@@ -13,7 +13,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 
 @pytest.fixture
 def world(inputs: TinyWorld, tmp_path: Path) -> TinyWorld:
-    """The inputs, linked into a folder of the test's own."""
+    """The inputs, linked into a temporary folder of the test."""
     for name in ("splits", "sids", "interactions"):
         (tmp_path / name).symlink_to(inputs.folder / name)
     return TinyWorld(tmp_path, inputs.splits, inputs.sids)
@@ -21,4 +21,4 @@ def world(inputs: TinyWorld, tmp_path: Path) -> TinyWorld:
 
 @pytest.fixture(autouse=True)
 def _given_back(torch_settings_given_back: None) -> None:
-    """After each test."""
+    """Restores the settings after each test."""

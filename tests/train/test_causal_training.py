@@ -1,6 +1,7 @@
 """The causal backbones through the train stage: what is learned, and what is counted where every item is a target."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from pipeline.training.loader import BatchLoader
 from pipeline.training.windows import Epochs
 
 BACKBONES = [{"name": "decoder"}, {"name": "hstu"}, {"name": "hstu", "hstu_attention": "softplus"}]
-FAST = {"learning_rate": 0.02, "max_windows": 2500, "validate_every": 20}
+FAST: dict[str, Any] = {"learning_rate": 0.02, "max_windows": 2500, "validate_every": 20}
 
 
 @pytest.mark.parametrize("backbone", BACKBONES, ids=lambda backbone: "-".join(backbone.values()))

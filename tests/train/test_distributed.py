@@ -14,7 +14,7 @@ from tiny_world import TinyWorld, make_params, train_by_torchrun
 def test_two_processes_equal_one_at_the_same_global_batch(
     world: TinyWorld, root: Path, dropout: float, strategy: str
 ) -> None:
-    """With dropout the one process takes the same two parts, which draw the same dropout."""
+    """With dropout the single process computes the same two parts, which draw the same dropout."""
     train = {"max_windows": 400, "ema": 0.9, "clip_norm": 0.5, "optimizer": "adam"}
     backbone = {"dropout": dropout}
     chosen = {"strategy": strategy, "backbone": backbone, "rastp": {"after_layer": 1}}

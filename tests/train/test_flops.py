@@ -12,7 +12,7 @@ from pipeline.train.flops import flops_per_window
 from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.windows import Epochs
 
-BACKBONE = {
+BACKBONE: dict[str, Any] = {
     "encoder_layers": 3,
     "decoder_layers": 2,
     "d_model": 24,

@@ -9,7 +9,7 @@ import pytest
 from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
 pytestmark = pytest.mark.gpu
-EXACT = {"deterministic": True, "precision": "float32"}
+EXACT: dict[str, Any] = {"deterministic": True, "precision": "float32"}
 
 
 def losses(world: TinyWorld, name: str, dropout: float, **train: Any) -> np.ndarray:
@@ -48,7 +48,7 @@ def test_a_deterministic_run_repeats_to_the_byte_even_when_stopped(
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_skipped_training_equals_the_cpu(world: TinyWorld, compiled: bool) -> None:
-    """What is left out has few sizes on a GPU: filled up, and recorded where the step is compiled."""
+    """On a GPU, batches with skipped tokens are filled up to few sizes, and recorded where the step is compiled."""
     train = {"learning_rate": 1e-4, "precision": "float32", "max_windows": 1900}
     skipgr = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both"}
     for device in ("cpu", "cuda"):

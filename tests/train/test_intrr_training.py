@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
 from pipeline.strategies.intrr.config import IntrrConfig
 
-SMALL = {"hidden": 32, "digit_width": 6}
+SMALL: dict[str, Any] = {"hidden": 32, "digit_width": 6}
 
 
 def recursive(**sections: Any) -> Params:
@@ -75,7 +75,7 @@ def test_validation_s_loss_is_the_log_probability_that_decoding_gives(world: Tin
     scores_UI = score_catalogue(model, Histories.pack(items, offsets))
     own_U = scores_UI[np.arange(len(positions_U)), world.splits.items_N[positions_U]]
     written = history(world)
-    best = written.loc[written["recall_at_10"].idxmax()]  # the first of equal ones
+    best = written.loc[cast(int, written["recall_at_10"].idxmax())]  # the first of equal ones
     assert -own_U.mean().item() == pytest.approx(best["valid_loss"], rel=1e-4)
     assert written["valid_loss"].iloc[-1] < written["valid_loss"].iloc[0]
 
@@ -157,7 +157,7 @@ def test_a_gpu_trains_as_the_cpu_does(world: TinyWorld, items: str) -> None:
     cpu, gpu = (history(world, device) for device in ("cpu", "cuda"))
     for name in ("train_loss", "valid_loss"):
         np.testing.assert_allclose(gpu[name], cpu[name], atol=0.02 if items == "sample" else 1e-3)
-    # Of 50 users; a search that was recorded must see the vectors of each validation.
+    # Validation has 50 users; a search that was recorded must see the vectors of each validation.
     np.testing.assert_allclose(gpu["recall_at_10"], cpu["recall_at_10"], atol=0.06)
 
 

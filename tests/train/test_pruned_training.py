@@ -13,8 +13,11 @@ from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
 from pipeline.strategies.rastp.config import RastpConfig
 
-SMALL = {"backbone": {"encoder_layers": 2, "dropout": 0.1}, "train": {"max_windows": 500, "checkpoint_every": 4}}
-RELEASED = {
+SMALL: dict[str, Any] = {
+    "backbone": {"encoder_layers": 2, "dropout": 0.1},
+    "train": {"max_windows": 500, "checkpoint_every": 4},
+}
+RELEASED: dict[str, Any] = {
     "min_tokens": 1,
     "separators": "compete",
     "base": "padded",
@@ -30,7 +33,8 @@ def pruned(padded: bool = False, strategy: str = "rastp", **rastp: Any) -> Any:
 
 
 def timings(world: TinyWorld, name: str) -> dict[str, float]:
-    return json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    found: dict[str, float] = json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    return found
 
 
 def csv(world: TinyWorld, name: str, file: str) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def _interrupt(*_: Any) -> None:
 def test_kill_9_at_a_random_step_changes_no_byte_of_the_result(
     world: TinyWorld, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = random.Random(os.urandom(8)).randrange(8, 29)  # checkpoints fall on 7, 14, 21, 28; a pass has 8 steps
+    step = random.Random(os.urandom(8)).randrange(8, 29)  # checkpoints fall on 7, 14, 21, 28; an epoch has 8 steps
     kill_at(world, step, SETTINGS)
     assert len(checkpoint_files(world)) == 1
     world.train(make_params(**SETTINGS))
@@ -72,7 +72,7 @@ def test_kill_9_at_a_random_step_changes_no_byte_of_the_result(
 def test_wherever_a_run_stops_it_ends_with_the_same_bytes(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"train": {**SETTINGS["train"], "windows": "prefixes", "accumulate": 2}}
     world.train(make_params(**settings), "undisturbed")
-    for steps in (7, 10, 14, 19, 24):  # on a checkpoint, on a validation, on both, in mid-pass
+    for steps in (7, 10, 14, 19, 24):  # on a checkpoint, on a validation, on both, in mid-epoch
         interrupt(world, make_params(**settings), steps, monkeypatch)
         world.train(make_params(**settings), str(steps))
         assert world.written(str(steps)) == world.written("undisturbed"), f"stopped after {steps}"
@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_named_and_stays(
 
 
 def test_a_checkpoint_keeps_the_names_of_older_versions() -> None:
-    """They called the epoch a pass: a run that one of them began must go on."""
+    """Older versions called the epoch a pass: a run that an older version began must go on."""
     state = State(step=7, epoch=3, position=40)
     saved = state.saved()
     assert (saved["step"], saved["pass_index"], saved["place"]) == (7, 3, 40)

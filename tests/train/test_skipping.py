@@ -17,8 +17,8 @@ from pipeline.packing.shape import Shape
 from pipeline.training.loader import BatchLoader
 from pipeline.training.windows import Epochs
 
-SMALL = {"max_windows": 1900, "checkpoint_every": 4}  # five passes and a bit
-MUCH = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
+SMALL: dict[str, Any] = {"max_windows": 1900, "checkpoint_every": 4}  # five epochs and a bit
+MUCH: dict[str, Any] = {"token_ratio": 0.3, "sequence_ratio": 0.5, "apply_to": "both", "rescore_every": 3}
 
 
 def skipping(strategy: str = "skipgr", train: dict[str, Any] | None = None, **skipgr: Any) -> Params:
@@ -27,7 +27,8 @@ def skipping(strategy: str = "skipgr", train: dict[str, Any] | None = None, **sk
 
 
 def timings(world: TinyWorld, name: str = "run") -> dict[str, float]:
-    return json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    found: dict[str, float] = json.loads((world.folder / name / "reports" / "timings.json").read_text())
+    return found
 
 
 def csv(world: TinyWorld, file: str, name: str = "run") -> pd.DataFrame:
@@ -46,7 +47,7 @@ def test_a_run_that_was_stopped_in_mid_epoch_ends_with_the_same_bytes(
 ) -> None:
     params = skipping(rule=rule)
     world.train(params, "straight")
-    for step in (10, 17):  # both resume from a checkpoint inside a pass that skips
+    for step in (10, 17):  # both resume from a checkpoint inside an epoch that skips
         interrupt(world, params, step, monkeypatch, "stopped")
     world.train(params, "stopped")
     assert world.written("stopped") == world.written("straight")
@@ -71,7 +72,7 @@ def test_it_takes_the_epochs_of_full_and_less_of_everything_else(world: TinyWorl
 
 
 def test_ratios_of_0_train_as_full_does(world: TinyWorld) -> None:
-    nothing = {"token_ratio": 0.0, "sequence_ratio": 0.0}
+    nothing: dict[str, Any] = {"token_ratio": 0.0, "sequence_ratio": 0.0}
     for plain, composed in (("full", "skipgr"), ("rastp", "rastp+skipgr")):
         world.train(skipping(plain), plain)
         world.train(skipping(composed, **nothing, input_unit="item"), composed)
@@ -149,7 +150,7 @@ def test_the_last_epochs_can_be_full(world: TinyWorld) -> None:
 
 
 def test_batches_that_are_filled_to_one_shape_train_the_same(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where a recorded step wants few shapes."""
+    """Batches are filled as on a GPU, where a recorded step wants few shapes."""
     params = make_params(
         strategy="skipgr",
         skipgr=MUCH,

@@ -8,18 +8,19 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_world import TinyWorld, interrupt, make_params
-from torch import nn
 
 from pipeline.artifacts import write_parquet
 from pipeline.config import Params
 from pipeline.decoding.exhaustive import score_catalogue
-from pipeline.decoding.ranking import rank_targets
+from pipeline.decoding.ranking import DecodingMethod, rank_targets
 from pipeline.errors import UserError
 from pipeline.evaluate import stage
 from pipeline.evaluate.explain import ItemTokens, explain
 from pipeline.evaluate.recommend import recommend
 from pipeline.generator import Generator, load_generator
+from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
+from pipeline.packing.kept import EvalSkips
 from pipeline.training.validation import Validation
 
 LEVELS, MAX_HISTORY, RATIO = 3, 6, 0.4
@@ -45,7 +46,7 @@ def skipping(kind: str = "tokens", at_eval: bool = True, **skipgr: Any) -> Param
 
 
 def cut(world: TinyWorld, skip_ML: np.ndarray, user: int, end: int) -> list[tuple[int, list[bool]]]:
-    """What is left before position `end` of a user: (position of an item, which of its codes and separator stay)."""
+    """The user's items before position `end` that are left: (position, which of its codes and separator stay)."""
     positions = range(max(int(world.splits.offsets[user]), end - MAX_HISTORY), end)
     left = [(position, [not skipped for skipped in skip_ML[position].tolist()]) for position in positions]
     left = [(position, codes) for position, codes in left if any(codes)] or [(end - 1, [True] * LEVELS)]
@@ -102,6 +103,11 @@ def test_the_evaluation_is_that_of_histories_cut_by_hand(world: TinyWorld, kind:
 def test_beams_skip_as_exact_scores_do(world: TinyWorld) -> None:
     world.train(skipping())
     loaded = load(world)
+    searches: list[tuple[DecodingMethod, EvalSkips | None]] = [
+        ("constrained", loaded.eval_skips),
+        ("exact", loaded.eval_skips),
+        ("exact", None),
+    ]
     for filter_seen in (False, True):
         beam, exact, whole = (
             rank_targets(
@@ -114,11 +120,7 @@ def test_beams_skip_as_exact_scores_do(world: TinyWorld) -> None:
                 filter_seen=filter_seen,
                 eval_skips=eval_skips,
             ).ranks_U
-            for decoding, eval_skips in (
-                ("constrained", loaded.eval_skips),
-                ("exact", loaded.eval_skips),
-                ("exact", None),
-            )
+            for decoding, eval_skips in searches
         )
         np.testing.assert_array_equal(beam, exact)
         assert not np.array_equal(exact, whole)
@@ -132,7 +134,7 @@ def test_the_table_is_the_rule_of_training_on_the_last_scores(world: TinyWorld) 
     scored = np.flatnonzero(scores_ML[:, 0] >= 0)
     assert skip_ML.dtype == bool
     for level in range(LEVELS - 1):
-        surest = sorted(scored.tolist(), key=lambda place: float(scores_ML[place, level]))
+        surest = sorted(scored.tolist(), key=lambda row: float(scores_ML[row, level]))
         assert np.flatnonzero(skip_ML[:, level]).tolist() == sorted(surest[: int(RATIO * len(scored) + 0.5)])
     np.testing.assert_array_equal(skip_ML[:, LEVELS - 1], skip_ML[:, LEVELS - 2])  # the digit follows the last code
     for part in ("valid", "test"):
@@ -143,10 +145,10 @@ def test_the_table_is_the_rule_of_training_on_the_last_scores(world: TinyWorld) 
 def test_validation_is_that_of_histories_cut_by_hand(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    tables: list[np.ndarray] = []  # of each validation
+    tables: list[np.ndarray] = []  # one table per validation
     measure = Validation.measure
 
-    def noting(self: Validation, model: nn.Module) -> dict[str, float]:
+    def noting(self: Validation, model: Backbone) -> dict[str, float]:
         eval_skips = self.strategy.sampler.eval_skips()
         assert eval_skips is not None
         tables.append(eval_skips.skip_ML)
@@ -195,7 +197,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_table(world: TinyWorld, monke
     assert world.written("stopped") == world.written("straight")
     eval_skips = load(world, "stopped").eval_skips
     assert eval_skips is not None
-    assert eval_skips.skip_ML.any()  # though the last pass skips nothing
+    assert eval_skips.skip_ML.any()  # though the last epoch skips nothing
 
 
 @pytest.mark.parametrize("kind", ["tokens", "items"])
@@ -208,7 +210,7 @@ def test_a_user_is_seen_as_in_evaluation_and_a_list_of_items_whole(world: TinyWo
             {"user_id": np.arange(splits.users, dtype=np.int32), "raw_id": [f"u{user}" for user in range(splits.users)]}
         ),
     )
-    folders = {
+    folders: dict[str, Any] = {
         "interactions": tmp_path / "known",
         "splits": world.folder / "splits",
         "generator": world.folder / "run" / "generator",

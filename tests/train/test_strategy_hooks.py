@@ -14,9 +14,9 @@ from pipeline.strategies.base import Sampler, Weigh
 
 
 class Recorder(Sampler):
-    """Writes down what it is asked; weighs windows by the parity of their target's position."""
+    """Records each call; weighs windows by the parity of their target's position."""
 
-    def __init__(self, even: float, odd: float):
+    def __init__(self, even: float, odd: float) -> None:
         self.weights = (even, odd)
         self.calls: list[Any] = []
 
@@ -92,5 +92,5 @@ def test_the_state_of_a_strategy_survives_a_stop(world: TinyWorld, monkeypatch: 
         with pytest.raises(KeyboardInterrupt):
             train_with(first, world, patch)
     train_with(second, world, monkeypatch)
-    assert len([call for call in second.calls if call is None]) == 8  # pass 0 and the seven steps of the checkpoint
-    assert second.calls[8] == 0  # resumed within pass 0, which is weighed again
+    assert len([call for call in second.calls if call is None]) == 8  # epoch 0 and the seven steps of the checkpoint
+    assert second.calls[8] == 0  # resumed within epoch 0, which is weighed again

@@ -22,7 +22,7 @@ from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.validation import Validation
 from pipeline.training.windows import Epochs
 
-STILL = {"dropout": 0.0}  # different layouts draw different dropout
+STILL: dict[str, Any] = {"dropout": 0.0}  # different layouts draw different dropout
 
 
 def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
@@ -79,7 +79,7 @@ def test_losses_and_weights_equal_a_slow_reference(world: TinyWorld) -> None:
     losses, reference = slow_training(world, params, steps)
     assert steps >= 3
     assert history(world)["train_loss"].to_list() == pytest.approx(losses, abs=2e-5)
-    assert history(world)["valid_loss"].is_monotonic_decreasing  # so the last weights are the ones kept
+    assert history(world)["valid_loss"].is_monotonic_decreasing  # so the last weights are the ones saved
     assert all(torch.allclose(value, reference[name], atol=1e-5) for name, value in weights(world).items())
 
 
@@ -91,11 +91,12 @@ def test_the_loss_starts_at_a_uniform_guess_and_goes_down(world: TinyWorld) -> N
 
 
 def test_padded_training_equals_packed_training(world: TinyWorld) -> None:
-    for name, train in {
+    changes: dict[str, dict[str, Any]] = {
         "packed": {},
         "padded": {"batching": "padded"},
         "wide": {"batching": "padded", "pad_to": 40},
-    }.items():
+    }
+    for name, train in changes.items():
         world.train(make_params(backbone=STILL, train={"max_windows": 400, **train}), name)
     assert largest_difference(world, "packed", "padded") < 1e-5
     assert largest_difference(world, "packed", "wide") < 1e-5

@@ -1,12 +1,15 @@
 """Optimizer, schedule, clipping and averaged weights against torch and pencil arithmetic."""
 
 import math
+from typing import Literal, cast
 
 import pytest
 import torch
 from settings import some
 from torch import nn
+from typed import gradient_of
 
+from pipeline.packing.backbone import Backbone
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, learning_rate, set_rate, update
 
@@ -66,8 +69,10 @@ def test_adamw_decays_matrices_but_neither_gains_nor_position_biases() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "halfway"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
-def test_schedules_run_over_windows_and_warm_up_over_steps(schedule: str, halfway: float) -> None:
-    config = some(TrainConfig, learning_rate=0.4, schedule=schedule, warmup_steps=4, max_windows=1000)  # type: ignore[arg-type]
+def test_schedules_run_over_windows_and_warm_up_over_steps(
+    schedule: Literal["constant", "linear", "cosine"], halfway: float
+) -> None:
+    config = some(TrainConfig, learning_rate=0.4, schedule=schedule, warmup_steps=4, max_windows=1000)
     assert [learning_rate(config, step, 0) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4])
     assert learning_rate(config, 100, 500) == pytest.approx(0.4 * halfway)
     assert learning_rate(config, 200, 1000) == pytest.approx(0.4 if schedule == "constant" else 0.0)
@@ -103,13 +108,13 @@ def test_clipping_bounds_the_norm_over_all_parameters() -> None:
 
 def test_the_average_forgets_the_first_weights_and_then_decays_slowly() -> None:
     model = Small()
-    average = Average(model, 0.95)
+    average = Average(cast(Backbone, model), 0.95)  # which asks no more of it than of any module
     slow = {name: p.detach().double() for name, p in model.named_parameters()}
     for step in range(300):
         gradients(model, step)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += parameter.grad
+                parameter.add_(gradient_of(parameter))
         average.set_weight(step)
         average.update(model)
         decay = min(0.95, (1 + step) / (10 + step))
@@ -124,6 +129,6 @@ def test_bfloat16_is_used_where_asked_and_weights_stay_float32() -> None:
     with autocast(some(TrainConfig, precision="bfloat16"), torch.device("cpu")):
         assert model.linear(x).dtype == torch.bfloat16
     for precision in ("auto", "float32"):
-        with autocast(some(TrainConfig, precision=precision), torch.device("cpu")):  # type: ignore[arg-type]
+        with autocast(some(TrainConfig, precision=precision), torch.device("cpu")):
             assert model.linear(x).dtype == torch.float32
     assert model.linear.weight.dtype == torch.float32

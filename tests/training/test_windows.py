@@ -1,26 +1,29 @@
-"""Which windows a pass holds: compared with slow loops over users, ends and starts."""
+"""Which windows an epoch holds, compared with slow loops over users, ends and starts."""
 
 from collections import Counter
 from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.artifacts import Splits
 from pipeline.training.windows import Epochs, shuffled
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 examples = settings(max_examples=40, deadline=None)
 
 
-def splits_of(counts: list[int], max_history: int) -> SimpleNamespace:
+def splits_of(counts: list[int], max_history: int) -> Splits:
     """Users with `counts` training interactions, each followed by two that are held out."""
     offsets = np.concatenate([[0], np.cumsum(np.array(counts) + 2)])
-    return SimpleNamespace(offsets=offsets, train_end=offsets[:-1] + counts, max_history=max_history)
+    fake = SimpleNamespace(offsets=offsets, train_end=offsets[:-1] + counts, max_history=max_history)
+    return cast(Splits, fake)
 
 
-def all_windows(splits: SimpleNamespace) -> set[tuple[int, int]]:
+def all_windows(splits: Splits) -> set[tuple[int, int]]:
     """Every (start, end) with at least one and at most max_history items before a training target."""
     found = set()
     for first, train_end in zip(splits.offsets, splits.train_end, strict=False):
@@ -87,8 +90,8 @@ def test_random_starts_are_uniform_and_differ_between_epochs() -> None:
 
 @examples
 @given(lengths, st.sampled_from(["random_start", "prefixes", "all", "sequences"]), st.integers(0, 5), st.integers(1, 9))
-def test_any_slice_of_an_epoch_is_the_same_alone(counts: list[int], rule: str, first: int, size: int) -> None:
-    epochs = Epochs(splits_of(counts, 4), rule, 1)  # type: ignore[arg-type]
+def test_any_slice_of_an_epoch_is_the_same_alone(counts: list[int], rule: Any, first: int, size: int) -> None:
+    epochs = Epochs(splits_of(counts, 4), rule, 1)
     part = epochs.take(2, first, first + size)
     assert list(zip(part.starts_W, part.ends_W, strict=True)) == drawn(epochs, 2)[first : first + size]
 
@@ -97,7 +100,7 @@ def test_no_window_touches_a_held_out_position() -> None:
     splits = splits_of([5, 0, 9, 1], 3)
     held = {int(end) + i for end in splits.train_end for i in (0, 1)}
     for rule in ("random_start", "prefixes", "all", "sequences"):
-        for start, end in drawn(Epochs(splits, rule, 0)):  # type: ignore[arg-type]
+        for start, end in drawn(Epochs(splits, rule, 0)):
             assert not held & set(range(start, end + 1))
 
 
@@ -118,7 +121,7 @@ def test_a_shuffle_is_a_bijection(size: int, seed: int) -> None:
 
 
 def test_shuffles_are_fair() -> None:
-    """Each window is equally likely at each place, and so is each pair of neighbours (chi-square, 5 sigma)."""
+    """Each window is equally likely at each position, and so is each pair of neighbours (chi-square, 5 sigma)."""
     epochs, size, draws = Epochs(splits_of([8], 1), "prefixes", 0), 7, 4000
     orders = np.array([[end - 1 for _, end in drawn(epochs, index)] for index in range(draws)])
     hits = np.zeros((size, size))

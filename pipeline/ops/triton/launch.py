@@ -124,7 +124,7 @@ def _compile(kernel: Any, q: Tensor, calls: list[Call]) -> None:
 
 @cache
 def _streams(device: torch.device) -> list[torch.cuda.Stream]:
-    return [torch.cuda.Stream(device) for _ in CLASSES]  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return [torch.cuda.Stream(device) for _ in CLASSES]
 
 
 def with_reach(bias_HR: Tensor, longest: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""thinning: a strategy for the tests, which drops a share of the windows of each pass at random.
+"""thinning: a strategy for the tests, which drops a share of the windows of each epoch at random.
 
 test_pipeline.py copies this folder to pipeline/strategies/thinning, as a contributor would write it there.
 """
@@ -26,7 +26,8 @@ class ThinningConfig:
 def _sampler(settings: ThinningConfig, plan: "TrainingPlan", traits: "NetworkTraits") -> "Sampler":
     from pipeline.strategies.thinning.sampler import ThinningSampler
 
-    return ThinningSampler(settings, plan)
+    sampler: Sampler = ThinningSampler(settings, plan)
+    return sampler
 
 
 SPEC = StrategySpec(

@@ -1,4 +1,4 @@
-"""Drops windows by a hash of (seed, pass, position of the target).
+"""Drops windows by a hash of (seed, epoch, position of the target).
 
 Shape legend: W windows.
 """
@@ -11,9 +11,9 @@ from pipeline.strategies.base import Sampler, TrainingPlan, Weigh
 
 
 class ThinningSampler(Sampler):
-    """Weighs a window 0 with probability `share`, and else so that a pass adds up to the same."""
+    """Weighs a window 0 with probability `share`; the others make up for it in the sum over an epoch."""
 
-    def __init__(self, config: ThinningConfig, plan: TrainingPlan):
+    def __init__(self, config: ThinningConfig, plan: TrainingPlan) -> None:
         self.config, self.plan = config, plan
 
     def begin_epoch(self, epoch: int) -> Weigh:

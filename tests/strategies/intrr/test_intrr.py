@@ -1,6 +1,7 @@
 """IntRR against its equations, written slowly, on random batches of ragged windows."""
 
 from dataclasses import replace
+from typing import Any
 
 import intrr_reference as reference
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from intrr_world import DIGIT, ITEMS, batches_of, bucket_mates, catalogue, make, pack, step_of
 from settings import some
+from typed import gradient_of, present, recording, total
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
@@ -16,11 +18,12 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.packing.shape import Shape
 from pipeline.strategies.intrr.config import IntrrConfig
+from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
 from pipeline.strategies.intrr.strategy import RecursiveNetwork
 from pipeline.training.collate import Collator
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "the paper's": {},
     "straight through": {"mix": "straight_through"},
     "sum of levels": {"context": "sum"},
@@ -37,7 +40,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-def test_loss_and_gradients_equal_the_equations(settings):
+def test_loss_and_gradients_equal_the_equations(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     model.train()
     _, (batch,), windows = batches_of(strategy, model)
@@ -51,11 +54,11 @@ def test_loss_and_gradients_equal_the_equations(settings):
     torch.testing.assert_close(strategy.loss(model, batch).double() / len(windows), expected, rtol=1e-5, atol=1e-5)
     (len(windows) * expected).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().max() > 0, name
+        assert gradient_of(parameter).abs().max() > 0, name
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_every_item_can_be_the_target_of_those_before_it():
+def test_every_item_can_be_the_target_of_those_before_it() -> None:
     strategy, model = make(backbone="decoder")
     _, (batch,), windows = batches_of(strategy, model.train(), all_targets=True)
     batch.weights_W.fill_(1)
@@ -63,13 +66,13 @@ def test_every_item_can_be_the_target_of_those_before_it():
         (history[:end], [*history, target][end]) for history, target in windows for end in range(1, len(history) + 1)
     ]
     recommendation, _ = reference.losses(model, samples)
-    alignment = reference.losses(model, windows)[1]  # of all items of the windows
+    alignment = reference.losses(model, windows)[1]  # over all items of the windows
     expected = recommendation + 0.1 * len(samples) * alignment
     torch.testing.assert_close(strategy.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}, {"alignment_items": "all"}])
-def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
+def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     whole, *parts = (
         sum(strategy.loss(model.train(), batch).item() for batch in batches_of(strategy, model, count)[1])
@@ -79,7 +82,7 @@ def test_the_loss_of_a_step_does_not_depend_on_its_parts(settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"alignment_items": "batch_occurrences"}])
-def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
+def test_windows_that_only_fill_a_batch_up_change_nothing(settings: dict[str, Any]) -> None:
     strategy, model = make(**settings)
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
@@ -90,12 +93,12 @@ def test_windows_that_only_fill_a_batch_up_change_nothing(settings):
         for shape in (None, Shape(12, int(step.windows.lengths_W.sum()) + 9))
     ]
     assert [len(batch.targets_W) for batch in batches] == [8, 12]
-    assert not item_counts.counts_I[items_N[:9]].all()
+    assert not present(item_counts).counts_I[items_N[:9]].all()
     plain, filled = (strategy.loss(model, batch).item() for batch in batches)
     assert filled == pytest.approx(plain, rel=1e-6)
 
 
-def test_a_part_without_windows_has_no_loss():
+def test_a_part_without_windows_has_no_loss() -> None:
     strategy, model = make()
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
@@ -104,7 +107,7 @@ def test_a_part_without_windows_has_no_loss():
     assert strategy.loss(model, batch).item() == 0
 
 
-def test_weights_of_windows_do_not_touch_the_alignment():
+def test_weights_of_windows_do_not_touch_the_alignment() -> None:
     strategy, model = make()
     _, (batch,), _ = batches_of(strategy, model)
     logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
@@ -113,7 +116,7 @@ def test_weights_of_windows_do_not_touch_the_alignment():
     torch.testing.assert_close(strategy.loss(model, batch), expected)
 
 
-def test_a_sample_aligns_items_of_the_whole_catalogue():
+def test_a_sample_aligns_items_of_the_whole_catalogue() -> None:
     strategy, model = make(alignment_items="sample", alignment_sample=4000)
     step, (batch,), _ = batches_of(strategy, model)
     costs = torch.stack([reference.item(model, number)[1] for number in range(ITEMS)])
@@ -121,7 +124,7 @@ def test_a_sample_aligns_items_of_the_whole_catalogue():
     assert alignment.item() / len(step.windows) == pytest.approx(costs.mean().item(), rel=0.03)
 
 
-def test_the_loss_is_float32_under_autocast():
+def test_the_loss_is_float32_under_autocast() -> None:
     strategy, model = make()
     model = model.float().train()
     _, (batch,), _ = batches_of(strategy, model)
@@ -133,10 +136,12 @@ def test_the_loss_is_float32_under_autocast():
 
 
 class TestItemVectors:
-    def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(self, monkeypatch):
+    def test_the_catalogue_s_are_computed_once_and_anew_after_training_went_on(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         _, model = make()
-        redistribute, calls = model._redistribute, []
-        monkeypatch.setattr(model, "_redistribute", lambda items: calls.append(items) or redistribute(items))
+        calls: list[Any] = []
+        monkeypatch.setattr(model, "_redistribute", recording(model._redistribute, calls))
         before_Id = model.eval().item_vectors().clone()
         kept_Id = model.item_vectors()
         assert len(calls) == 1
@@ -145,19 +150,19 @@ class TestItemVectors:
         model.train()
         with torch.no_grad():
             model.uid.weight.neg_()
-        model.eval().sizes(pack([[1]]))  # as a recorded search does, which goes on reading the same place
+        model.eval().sizes(pack([[1]]))  # as a recorded search does, which reads the same memory again
         assert not torch.allclose(kept_Id, before_Id)
         assert model.item_vectors() is kept_Id
         assert len(calls) == 2
 
-    def test_training_refuses_the_vectors_of_another_step(self):
+    def test_training_refuses_the_vectors_of_another_step(self) -> None:
         strategy, model = make()
         _, (batch,), _ = batches_of(strategy, model)
         with pytest.raises(ValueError, match="distinct items"):
             model.train()(batch.histories, batch.codes_WL)
 
-    def test_items_of_one_semantic_id_differ_by_their_uid_alone(self):
-        """All codes but the digit; without redistribution they differ by the digit's vector alone."""
+    def test_items_of_one_semantic_id_differ_by_their_uid_alone(self) -> None:
+        """All codes but the digit are equal; without redistribution the vectors differ by the digit's vector alone."""
         first, second = bucket_mates()
         _, model = make()
         assert not torch.allclose(*model.eval().item_vectors()[[first, second]])
@@ -169,7 +174,7 @@ class TestItemVectors:
             (digits_Vd[codes_IL[first, -1]] - digits_Vd[codes_IL[second, -1]]).detach(),
         )
 
-    def test_weights_are_distributions_over_each_level(self):
+    def test_weights_are_distributions_over_each_level(self) -> None:
         _, model = make()
         weights = model.eval().code_shares(torch.arange(ITEMS))
         assert [w.shape[1] for w in weights] == [4, 3, DIGIT]
@@ -177,7 +182,7 @@ class TestItemVectors:
             expected = torch.stack([reference.walk(model.ran, model.uid.weight[i])[0][level] for i in range(ITEMS)])
             torch.testing.assert_close(w, expected.detach())
 
-    def test_without_redistribution_they_are_the_items_own_codes(self):
+    def test_without_redistribution_they_are_the_items_own_codes(self) -> None:
         _, model = make(ablation="no_redistribution", alignment=0.0)
         for level, w in enumerate(model.eval().code_shares(torch.arange(ITEMS))):
             assert w.argmax(1).tolist() == model.catalogue.codes_IL[:, level].tolist()
@@ -185,38 +190,38 @@ class TestItemVectors:
 
 
 class TestAblations:
-    def test_without_alignment_equals_a_weight_of_zero(self):
+    def test_without_alignment_equals_a_weight_of_zero(self) -> None:
         losses = []
         for settings in ({"ablation": "no_alignment"}, {"alignment": 0.0}):
             strategy, model = make(**settings)
             losses.append(strategy.loss(model.train(), batches_of(strategy, model)[1][0]).item())
         assert losses[0] == losses[1]
 
-    def test_validation_is_teacher_forced_and_knows_no_alignment_under_every_ablation(self):
+    def test_validation_is_teacher_forced_and_knows_no_alignment_under_every_ablation(self) -> None:
         for ablation in ("none", "no_teacher_forcing", "no_redistribution", "no_sharing"):
             strategy, model = make(ablation=ablation)
             _, (batch,), windows = batches_of(strategy, model.eval())
             batch.weights_W.fill_(1)
-            expected = -sum(score_catalogue(model, pack([history]))[0, number] for history, number in windows)
+            expected = -total(score_catalogue(model, pack([history]))[0, number] for history, number in windows)
             plain = replace(batch, distinct=None)
             assert strategy.loss(model, plain).item() == pytest.approx(expected.item(), rel=1e-5)
 
-    def test_a_uid_table_that_nothing_reads_does_not_exist(self):
+    def test_a_uid_table_that_nothing_reads_does_not_exist(self) -> None:
         _, model = make(ablation="no_redistribution", alignment=0.0)
         assert not [name for name in model.state_dict() if name.startswith("uid")]
 
-    def test_the_two_sides_share_nothing_but_the_backbone_without_sharing(self):
+    def test_the_two_sides_share_nothing_but_the_backbone_without_sharing(self) -> None:
         strategy, model = make(ablation="no_sharing", alignment=0.0)
         _, (batch,), _ = batches_of(strategy, model.train())
         states_Wd = torch.randn(len(batch.targets_W), 8, dtype=torch.float64)
         torch.cat(model._targets(states_Wd, batch.codes_WL), 1).square().sum().backward()
-        assert all(parameter.grad is None for parameter in model.items_ran.parameters())
+        assert all(parameter.grad is None for parameter in present(model.items_ran).parameters())
         assert all(parameter.grad is not None for parameter in model.ran.parameters())
 
 
 class TestTheQuantizersCodebooks:
     @pytest.mark.parametrize("width", [3, 8, 20])
-    def test_keep_their_geometry_as_far_as_the_widths_allow(self, width):
+    def test_keep_their_geometry_as_far_as_the_widths_allow(self, width: int) -> None:
         strategy, model = make(codebooks="quantizer")
         books = {
             "level_1": np.random.default_rng(4).normal(size=(4, width)).astype(np.float32) + 5,
@@ -234,7 +239,7 @@ class TestTheQuantizersCodebooks:
         torch.testing.assert_close(second, before[1], msg="centroids without spread")
         torch.testing.assert_close(digit, before[2])
 
-    def test_are_not_looked_at_by_default(self):
+    def test_are_not_looked_at_by_default(self) -> None:
         strategy, model = make()
         before = [book.detach().clone() for book in model.ran.codebooks]
         strategy.network.start_from(model, {"level_1": np.ones((4, 3), np.float32)})
@@ -242,12 +247,13 @@ class TestTheQuantizersCodebooks:
 
 
 class TestTheDigit:
-    def test_may_be_missing_so_that_items_share_their_semantic_ids(self):
+    def test_may_be_missing_so_that_items_share_their_semantic_ids(self) -> None:
         codes_IL = catalogue().codes_IL[:, :-1]
         torch.manual_seed(0)
         network = RecursiveNetwork(some(IntrrConfig, hidden=12))
         config = some(BackboneConfig, encoder_layers=1, d_model=8, heads=2, d_head=4, d_ff=16, dropout=0.0)
         model = network.build(config, Catalogue(codes_IL, (4, 3), digit=False)).double().eval()
+        assert isinstance(model, RecursiveModel)
         assert [len(book) for book in model.ran.codebooks] == [4, 3]
         beams = beam_search(model, pack([[1, 2], [3]]), ITEMS)
         assert [sorted(items_K) for items_K in beams.items_WK.tolist()] == [list(range(ITEMS))] * 2
@@ -256,13 +262,13 @@ class TestTheDigit:
             expected_I = torch.stack([-reference.target(model, state_d, number) for number in range(ITEMS)])
         torch.testing.assert_close(beams.scores_WK[1].double(), expected_I[beams.items_WK[1]], rtol=1e-5, atol=1e-5)
 
-    def test_has_a_width_of_its_own(self):
+    def test_has_a_width_of_its_own(self) -> None:
         _, model = make()
         assert [len(book) for book in model.ran.codebooks] == [4, 3, DIGIT]
         _, model = make(digit_width=0)
         assert [len(book) for book in model.ran.codebooks] == list(catalogue().widths)
 
-    def test_that_cannot_tell_a_group_apart_is_refused_by_the_group_s_name(self):
+    def test_that_cannot_tell_a_group_apart_is_refused_by_the_group_s_name(self) -> None:
         largest = catalogue().widths[-1]
         with pytest.raises(UserError) as refused:
             make(digit_width=largest - 1)
@@ -273,19 +279,19 @@ class TestTheDigit:
 
 
 @pytest.mark.slow
-def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same():
-    """By a backend that traces both passes but generates no code, so that it runs anywhere."""
+def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same() -> None:
+    """The backend traces the forward and the backward pass but generates no code, so that the test runs anywhere."""
     strategy, model = make(mix="straight_through")
     _, (batch,), _ = batches_of(strategy, model.float().train())
     gradients = []
     for compiled in (False, True):
         if compiled:
-            model.compiled_items, model.compiled_targets = (
+            model.compiled_items, model.compiled_targets = (  # type: ignore[assignment]  # compiling hides the types
                 torch.compile(side, backend="aot_eager", fullgraph=True, dynamic=True)
                 for side in (model._items, model._targets)
             )
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             strategy.loss(model, batch).backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        gradients.append([gradient_of(parameter).clone() for parameter in model.parameters()])
     torch.testing.assert_close(*gradients, rtol=0.02, atol=0.02)

@@ -1,6 +1,7 @@
 """What skipgr's decisions do to the loss, its gradient and what is computed."""
 
 import dataclasses
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import skipgr_reference as reference
 import torch
 from settings import some
 from skipgr_world import ITEMS, LEVELS, WIDTHS, plan, random_scores, scored
+from typed import gradient_of, present
 
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.packing.batch import Batch
 from pipeline.packing.histories import Histories
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Network, NetworkTraits, Sampler, Strategy
@@ -28,7 +31,7 @@ from pipeline.training.windows import Windows
 class Toy:
     """A small network, its windows, and a strategy around it."""
 
-    def __init__(self, config: SkipgrConfig, network=None, **options):
+    def __init__(self, config: SkipgrConfig, network: Network | None = None, **options: Any) -> None:
         rng = np.random.default_rng(0)
         codes = np.stack(np.unravel_index(rng.permutation(np.prod(WIDTHS))[:ITEMS], WIDTHS), 1)
         self.catalogue, self.plan = Catalogue(codes, WIDTHS), plan(**options)
@@ -47,8 +50,8 @@ class Toy:
     def score(self, scores_NL: np.ndarray) -> None:
         self.sampler.store.load(torch.from_numpy(scores_NL))
 
-    def batch(self, epoch: int, shape: Shape | None = None):
-        """All windows of a pass that are not skipped, as one batch; and what was selected of them."""
+    def batch(self, epoch: int, shape: Shape | None = None) -> tuple[Batch, Step]:
+        """All windows of an epoch that are not skipped, as one batch, and their step."""
         weigh = self.sampler.begin_epoch(epoch)
         weights_W = weigh(self.starts_W, self.ends_W)
         kept_W = np.flatnonzero(weights_W)
@@ -63,7 +66,7 @@ class Toy:
         self.model.zero_grad()
         loss = self.strategy.loss(self.model, batch)
         (loss / self.sampler.divisor(len(step.windows), step.selected)).backward()
-        return torch.cat([parameter.grad.flatten() for parameter in self.model.parameters()])
+        return torch.cat([gradient_of(parameter).flatten() for parameter in self.model.parameters()])
 
 
 class TestLoss:
@@ -73,7 +76,9 @@ class TestLoss:
         toy.strategy.loss(toy.model, batch)
         scores_NL = toy.sampler.store.merge()
         for level, logits_WV in enumerate(toy.model(batch.histories, batch.targets_W)):
-            for slot, probabilities in zip(batch.slots_W.tolist(), logits_WV.double().softmax(1).tolist(), strict=True):
+            for slot, probabilities in zip(
+                present(batch.slots_W).tolist(), logits_WV.double().softmax(1).tolist(), strict=True
+            ):
                 assert scores_NL[slot, level] == pytest.approx(reference.entropy(probabilities), abs=1e-5)
         assert set(np.flatnonzero(scores_NL[:, 0] != UNSCORED)) == set(scored(toy.plan))
 
@@ -90,20 +95,20 @@ class TestLoss:
         toy.score(random_scores(toy.plan))
         batch, step = toy.batch(1)
         ours = toy.strategy.loss(toy.model, batch)
-        skip_NL, expected = toy.sampler.decisions.skip_ML, 0.0
+        skip_ML, expected = toy.sampler.decisions.skip_ML, 0.0
         weight_of = dict(zip(step.windows.ends_W.tolist(), step.weights_W.tolist(), strict=True))
         assert batch.histories.decoder_positions is not None
         plain = dataclasses.replace(batch.histories, decoder_positions=None)
         for level, logits_WV in enumerate(toy.model(plain, batch.targets_W)):
-            for row, end in enumerate(batch.slots_W.tolist()):
-                if not skip_NL[end, level]:
+            for row, end in enumerate(present(batch.slots_W).tolist()):
+                if not skip_ML[end, level]:
                     logp_V = logits_WV[row].double().log_softmax(0)
                     expected -= weight_of[end] * float(logp_V[batch.codes_WL[row, level]].detach())
         assert float(ours.detach()) == pytest.approx(expected, rel=1e-5)
-        assert not any(skip_NL[end].all() for end in batch.slots_W.tolist())
+        assert not any(skip_ML[end].all() for end in present(batch.slots_W).tolist())
 
     def test_the_sequence_weighted_gradient_is_unbiased(self) -> None:
-        """Over many draws, with frozen scores: within its standard error of the full gradient, in every direction."""
+        """The mean over many draws, with frozen scores, is within its standard error of the full gradient."""
         toy = Toy(some(SkipgrConfig, token_ratio=0.0, sequence_ratio=0.5))
         scores_NL, draws = random_scores(toy.plan), []
         full = toy.gradient(0)
@@ -126,7 +131,7 @@ class TestLoss:
         ("apply_to", "distance", "cosine"), [("loss", 0.154, 0.995), ("input", 0.094, 0.996), ("both", 0.175, 0.991)]
     )
     def test_skipped_tokens_bias_the_gradient_by_as_much_as_the_documentation_says(
-        self, apply_to, distance, cosine
+        self, apply_to: Literal["loss", "input", "both"], distance: float, cosine: float
     ) -> None:
         toy = Toy(some(SkipgrConfig, token_ratio=0.1, sequence_ratio=0.0, apply_to=apply_to))
         full = toy.gradient(0)
@@ -151,10 +156,12 @@ class TestLoss:
         weights_W[::2] = 0
         toy.strategy.loss(toy.model, dataclasses.replace(batch, weights_W=weights_W))
         found = toy.sampler.store.merge()[:, 0] != UNSCORED
-        assert set(np.flatnonzero(found)) == set(batch.slots_W[1::2].tolist())
+        assert set(np.flatnonzero(found)) == set(present(batch.slots_W)[1::2].tolist())
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
-    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(self, unit_) -> None:
+    def test_filling_a_batch_to_its_shape_changes_neither_loss_nor_scores(
+        self, unit_: Literal["token", "item"]
+    ) -> None:
         toy = Toy(some(SkipgrConfig, token_ratio=0.4, apply_to="both", input_unit=unit_))
         found = []
         for shape in (None, Shape(400, 1600)):
@@ -180,7 +187,7 @@ class TestWhatIsComputed:
         toy = Toy(some(SkipgrConfig, token_ratio=0.4, sequence_ratio=0.0))
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
-        for end, length in zip(step.windows.ends_W, step.selected.decoded_W, strict=True):
+        for end, length in zip(step.windows.ends_W, present(present(step.selected).decoded_W), strict=True):
             skip = toy.sampler.decisions.skip_ML[end].tolist()
             while skip and skip[-1]:
                 skip.pop()
@@ -201,43 +208,44 @@ class TestWhatIsComputed:
             if epoch == 3:
                 assert batch.histories.decoder_positions is None
                 assert len(batch.targets_W) == len(scored(toy.plan))
-                assert (batch.counted_WL.numpy() == ~gone[batch.slots_W.numpy()]).all()
+                assert (present(batch.counted_WL).numpy() == ~gone[present(batch.slots_W).numpy()]).all()
             toy.score(before)
 
     @pytest.mark.parametrize("unit_", ["token", "item"])
-    def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_) -> None:
+    def test_histories_lose_their_skipped_tokens_but_never_everything(self, unit_: Literal["token", "item"]) -> None:
         toy = Toy(some(SkipgrConfig, token_ratio=0.6, sequence_ratio=0.0, apply_to="input", input_unit=unit_))
         toy.score(random_scores(toy.plan))
         toy.starts_W[::2] = toy.ends_W[::2] - 1
         _, step = toy.batch(1)
         assert len(step.windows) == len(scored(toy.plan))
-        assert step.selected.counted_WL.all()
+        selected = present(step.selected)
+        assert selected.counted_WL.all()
         index, emptied, tokens = 0, 0, 0
         for start, end in zip(step.windows.starts_W, step.windows.ends_W, strict=True):
             kept_NL = ~toy.sampler.decisions.skip_ML[start:end]
             if unit_ == "item":
-                kept_NL = np.repeat(kept_NL.any(1)[:, None], 3, 1)
+                kept_NL = np.repeat(kept_NL.any(1, keepdims=True), 3, 1)
             if not kept_NL.any():
                 kept_NL[-1], emptied = True, emptied + 1
             rows = slice(index, index + end - start)
             if unit_ == "item":
-                assert (step.selected.stays_N[rows] == kept_NL.all(1)).all()
+                assert (present(selected.stays_N)[rows] == kept_NL.all(1)).all()
             else:  # a separator stays with any token of its item
                 expected_NS = np.concatenate([kept_NL, kept_NL.any(1, keepdims=True)], 1)
-                assert (step.selected.tokens_NS[rows] == expected_NS).all()
+                assert (present(selected.tokens_NS)[rows] == expected_NS).all()
             index, tokens = index + end - start, tokens + int(kept_NL.sum() + kept_NL.any(1).sum())
         assert emptied > 0
         assert step.tokens(LEVELS + 1) == tokens
         assert step.items_W.min() > 0
 
     @pytest.mark.parametrize("apply_to", ["loss", "input", "both"])
-    def test_apply_to_says_which_side(self, apply_to) -> None:
+    def test_apply_to_says_which_side(self, apply_to: Literal["loss", "input", "both"]) -> None:
         toy = Toy(some(SkipgrConfig, token_ratio=0.4, apply_to=apply_to))
         toy.score(random_scores(toy.plan))
-        _, step = toy.batch(1)
-        assert (step.selected.tokens_NS is None) == (apply_to == "loss")
-        assert step.selected.counted_WL.all() == (apply_to == "input")
-        assert (step.selected.decoded_W is None) == (apply_to == "input")
+        selected = present(toy.batch(1)[1].selected)
+        assert (selected.tokens_NS is None) == (apply_to == "loss")
+        assert selected.counted_WL.all() == (apply_to == "input")
+        assert (selected.decoded_W is None) == (apply_to == "input")
 
     def test_with_every_window_of_a_target_only_the_longest_scores_it(self) -> None:
         toy = Toy(some(SkipgrConfig), one_per_target=False)
@@ -270,7 +278,7 @@ class TestWhatIsComputed:
 class TestEveryItemATarget:
     @pytest.mark.parametrize("once", [True, False])
     def test_the_loss_and_the_scores_are_those_of_each_position(self, once: bool) -> None:
-        """Of a causal backbone, against one target at a time."""
+        """The loss of a causal backbone equals that of one target at a time."""
         toy = Toy(some(SkipgrConfig, token_ratio=0.3), all_targets=True, each_target_once=once)
         config = some(
             BackboneConfig, name="decoder", decoder_layers=1, d_model=16, heads=2, d_head=8, d_ff=32, dropout=0.0
@@ -289,14 +297,14 @@ class TestEveryItemATarget:
             collate = Collator(toy.plan.items_M, toy.catalogue.codes_IL, longest=6, all_targets=True)
             batch = collate(step, np.arange(len(windows)), shape=shape)
             found.append((float(toy.strategy.loss(toy.model, batch).detach()), toy.sampler.store.merge()))
-        before, expected, skip_NL = random_scores(toy.plan), 0.0, toy.sampler.decisions.skip_ML
+        before, expected, skip_ML = random_scores(toy.plan), 0.0, toy.sampler.decisions.skip_ML
         for start, end, weight in zip(windows.starts_W, windows.ends_W, weights_W, strict=True):
             for target in range(start + 1, end + 1):
                 history = Histories.pack(toy.plan.items_M[start:target], np.array([0, target - start]))
                 item = torch.tensor([int(toy.plan.items_M[target])])
                 for level, logits_1V in enumerate(toy.model(history, item)):
                     logp_V = logits_1V[0].detach().double().log_softmax(0)
-                    if not skip_NL[target, level]:
+                    if not skip_ML[target, level]:
                         expected -= weight * float(logp_V[toy.catalogue.codes_IL[item, level]])
                     if once or target == end:
                         before[target, level] = reference.entropy(logp_V.exp().tolist())
@@ -306,7 +314,7 @@ class TestEveryItemATarget:
 
 
 def test_a_checkpoint_holds_what_it_always_held() -> None:
-    """One that an earlier version wrote is resumed. It has more: the state of a strategy inside."""
+    """A checkpoint of an earlier version, which also holds the state of a strategy inside, is resumed."""
     toy, other = Toy(some(SkipgrConfig)), Toy(some(SkipgrConfig))
     toy.batch(0)
     state = toy.sampler.state_dict()
@@ -350,8 +358,9 @@ class TestComposition:
         toy = Toy(some(SkipgrConfig, token_ratio=0.6, apply_to="both", sequence_ratio=0.0), OneToken())
         toy.score(random_scores(toy.plan))
         _, step = toy.batch(1)
-        assert step.selected.counted_WL.all()
-        assert step.selected.decoded_W is None
-        assert step.selected.tokens_NS is None
-        assert step.selected.lost > 0
+        selected = present(step.selected)
+        assert selected.counted_WL.all()
+        assert selected.decoded_W is None
+        assert selected.tokens_NS is None
+        assert selected.lost > 0
         assert len(step.windows) < len(scored(toy.plan))

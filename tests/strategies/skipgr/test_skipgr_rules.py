@@ -1,6 +1,7 @@
 """What skipgr skips: its decisions and its store against the paper's equations, written slowly."""
 
 import dataclasses
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from settings import some
-from skipgr_world import LEVELS, RULES, decide, plan, random_scores, scored
+from skipgr_world import LEVELS, RULES, Rule, decide, plan, random_scores, scored
 
 from pipeline.hashing import hasher, unit
 from pipeline.strategies.skipgr.config import SkipgrConfig
@@ -20,7 +21,9 @@ from pipeline.strategies.skipgr.store import ScoreStore
 class TestTokens:
     @pytest.mark.parametrize("ratios", [(0.1, 0.1), (0.05, 0.4), (0.0, 0.5)])
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy"])
-    def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(self, ratios, rule) -> None:
+    def test_the_lowest_share_of_each_level_is_skipped_ties_by_the_hash(
+        self, ratios: tuple[float, float], rule: Rule
+    ) -> None:
         of = plan()
         rules, scores_NL, index_M = (
             Rules(some(SkipgrConfig, rule=rule, level_ratios=ratios), of, LEVELS),
@@ -36,7 +39,9 @@ class TestTokens:
 
     @settings(max_examples=30, deadline=None)
     @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(1, 5))
-    def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(self, count: int, ratio: float, kinds) -> None:
+    def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(
+        self, count: int, ratio: float, kinds: int
+    ) -> None:
         rng = np.random.default_rng(count)
         chosen, _ = lowest(rng.integers(0, kinds, count).astype(float), ratio, np.arange(count), hasher(count))
         assert abs(chosen.sum() - ratio * count) <= 0.5
@@ -79,7 +84,9 @@ class TestTokens:
 class TestSequences:
     @pytest.mark.parametrize("unit_", ["user", "window"])
     @pytest.mark.parametrize("rule", ["low_entropy", "high_entropy", "loss"])
-    def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(self, unit_, rule) -> None:
+    def test_those_below_the_mean_are_skipped_by_a_draw_or_weigh_more(
+        self, unit_: Literal["user", "window"], rule: Rule
+    ) -> None:
         of = plan()
         config = some(SkipgrConfig, rule=rule, sequence_unit=unit_, sequence_ratio=0.4)
         rules, scores_NL = Rules(config, of, LEVELS), random_scores(of, ties=False)
@@ -98,7 +105,7 @@ class TestSequences:
         assert len(set(decisions.sequence_weights_M)) == 3
 
     def test_equal_scores_are_not_below_their_mean(self) -> None:
-        """A plain float mean of equal numbers may be above them, and all would be skipped (InfoBatch#25)."""
+        """A plain float mean of equal numbers may exceed the numbers, and all would be skipped (InfoBatch#25)."""
         for value in np.random.default_rng(0).random(50):
             for count in (3, 7, 1000):
                 assert mean_without_rounding_up(np.full(count, value)) == value
@@ -122,7 +129,7 @@ class TestSequences:
 
 class TestRules:
     @pytest.mark.parametrize("rule", RULES)
-    def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule) -> None:
+    def test_the_same_scores_give_the_same_decisions_and_each_rule_skips_its_share(self, rule: Rule) -> None:
         of = plan(users=300)
         config = some(SkipgrConfig, rule=rule, token_ratio=0.2)
         first, again = (decide(config, 1, of) for _ in range(2))
@@ -155,7 +162,7 @@ class TestRules:
         of = plan(epochs=9.5)
         config = some(SkipgrConfig, anneal_epochs=3)
         skipping = [p for p in range(10) if decide(config, p, of).skip_ML.any()]
-        assert skipping == [1, 2, 3, 4, 5]  # 6, 7, 8 and the half pass 9 are full
+        assert skipping == [1, 2, 3, 4, 5]  # epochs 6, 7, 8 and the half epoch 9 are full
         assert [p for p in range(10) if decide(some(SkipgrConfig), p, of).skip_ML.any()] == list(range(1, 10))
 
 
@@ -165,11 +172,11 @@ class TestStore:
         summands: list[torch.Tensor] = []
         total: list[torch.Tensor] = []
 
-        def collect(tensor):
+        def collect(tensor: torch.Tensor) -> torch.Tensor:
             summands.append(tensor)
             return tensor
 
-        def give(_):
+        def give(_: torch.Tensor) -> torch.Tensor:
             return total[0]
 
         stores = [ScoreStore(10, LEVELS, torch.device("cpu"), collect) for _ in range(2)]

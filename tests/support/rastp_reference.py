@@ -3,15 +3,21 @@
 from fractions import Fraction
 
 import torch
+from typed import present
 
+from pipeline.backbones.blocks import EncoderBlock
 from pipeline.backbones.relative_bias import relative_buckets
+from pipeline.backbones.t5 import T5
+from pipeline.strategies.rastp.config import RastpConfig
 
 
 @torch.no_grad()
-def encode(model, history, config, pad_to=0, scores=None):
+def encode(
+    model: T5, history: list[int], config: RastpConfig, pad_to: int = 0, scores: None = None
+) -> tuple[torch.Tensor, list[int], list[float]]:
     """(states after the encoder [K, d], kept positions, scores of all tokens) of one window, by Eq. 4 to 8.
 
-    `scores`, when given, takes the place of Eq. 6.
+    `scores`, when given, is used instead of Eq. 6.
     """
     tokens = model.tokens_IS[torch.as_tensor(history)].flatten().tolist()
     real = len(tokens)
@@ -27,16 +33,18 @@ def encode(model, history, config, pad_to=0, scores=None):
             importance = scores or score(config.score, h, counted)
             positions = choose_tokens(importance[:real], config, model.levels, model.tokens_IS.shape[1], pad_to)
             h, real = h[positions], len(positions)
-    return model.encoder_norm(h), positions, importance
+    return model.encoder_norm(h), positions, present(importance)
 
 
-def padding(model, pad_to):
+def padding(model: T5, pad_to: int) -> list[int]:
     """Items of token 0, each with its separator, as far as `pad_to`."""
     item = [0] * model.levels + [model.separator] * model.config.separators
     return [item[position % len(item)] for position in range(pad_to)]
 
 
-def run_block(model, block, h, positions, real):
+def run_block(
+    model: T5, block: EncoderBlock, h: torch.Tensor, positions: list[int] | None, real: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, attention weights [H, Q, K]) of one encoder block; keys from `real` on are padding."""
     config = model.config
     x = h / (h.pow(2).mean(1, keepdim=True) + 1e-6).sqrt() * block.attention.norm.weight
@@ -53,7 +61,7 @@ def run_block(model, block, h, positions, real):
     return block.ff(h + torch.cat(heads, 1) @ block.attention.o.weight.T), torch.stack(weights)
 
 
-def bias(model, positions):
+def bias(model: T5, positions: list[int]) -> torch.Tensor:
     """[Q, K, H] of the tokens at these positions."""
     at = torch.tensor(positions)
     config = model.config
@@ -61,7 +69,7 @@ def bias(model, positions):
     return model.encoder_bias.weight[buckets]
 
 
-def score(kind, h, weights):
+def score(kind: str, h: torch.Tensor, weights: torch.Tensor) -> list[float]:
     l1, l2, mass = [], [], []
     for token in range(len(h)):
         l1.append(sum(abs(float(value)) for value in h[token]))
@@ -70,8 +78,8 @@ def score(kind, h, weights):
     return {"l1": l1, "l2": l2, "attention": mass, "rastp": [m * s for m, s in zip(mass, l1, strict=True)]}[kind]
 
 
-def choose_tokens(scores, config, levels, per_item, pad_to):
-    """Positions that stay, in order."""
+def choose_tokens(scores: list[float], config: RastpConfig, levels: int, per_item: int, pad_to: int) -> list[int]:
+    """The positions that are kept, in order."""
     counted = [p for p in range(len(scores)) if config.separators == "compete" or p % per_item < levels]
     each = len([p for p in counted if p < per_item])
     length = pad_to // per_item * each if config.base == "padded" else len(counted)
@@ -89,7 +97,7 @@ def choose_tokens(scores, config, levels, per_item, pad_to):
     return sorted([*best, *separators])
 
 
-def pooled(model, history, config):
+def pooled(model: T5, history: list[int], config: RastpConfig) -> tuple[torch.Tensor, list[int]]:
     """(states after the encoder, positions) of one window whose tokens are pooled."""
     per_item, levels = model.tokens_IS.shape[1], model.levels
     h = model.tokens.weight[model.tokens_IS[torch.as_tensor(history)].flatten().tolist()]
@@ -101,8 +109,8 @@ def pooled(model, history, config):
     return model.encoder_norm(h), positions
 
 
-def pool(h, config, levels, per_item):
-    """As many pools as pruning keeps units, of about equal sizes; each stands where its first unit stood."""
+def pool(h: torch.Tensor, config: RastpConfig, levels: int, per_item: int) -> tuple[torch.Tensor, list[int]]:
+    """As many pools as pruning keeps units, of about equal sizes; each has the position of its first unit."""
     each = levels if config.separators == "keep" else per_item
     counted = [p for p in range(len(h)) if p % per_item < each]
     whole = config.pool_unit == "item"
@@ -117,8 +125,8 @@ def pool(h, config, levels, per_item):
     runs = [[unit for j, unit in enumerate(units) if j * pools // len(units) == run] for run in range(pools)]
     states = {}
     for run in runs:
-        for place, first in enumerate(run[0]):
-            members = torch.stack([h[unit[place]] for unit in run])
+        for index, first in enumerate(run[0]):
+            members = torch.stack([h[unit[index]] for unit in run])
             states[first] = members.mean(0) if config.method == "avg_pool" else members.amax(0)
     for separator in range(each, len(h) if each < per_item else 0, per_item):
         if any(p // per_item == separator // per_item for p in states):
@@ -127,7 +135,9 @@ def pool(h, config, levels, per_item):
     return torch.stack([states[p] for p in positions]), positions
 
 
-def released(model, windows, pad_to, after_layer=2):
+def released(
+    model: T5, windows: list[list[int]], pad_to: int, after_layer: int = 2
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The authors' modeling_t5.py on a padded batch, step by step: states [W, pad_to // 3, d] and their mask."""
     per_item = model.tokens_IS.shape[1]
     ids = torch.tensor(

@@ -1,10 +1,18 @@
 """Items with texts and pictures, and how the tests hand them to the tiny Qwen2.5-VL."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
 from settings import some
+from typed import present
 
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.images import Picture, inspect
 from pipeline.embed.multimodal import multimodal_vectors
+from pipeline.embed.qwen import Prompt, QwenEncoder
+from pipeline.embed.shards import EncodedItems
 
 SIZES = {"a": (48, 48), "b": (150, 90), "c": (60, 220), "d": (300, 300)}
 # (text, images of the item): with and without either, several images
@@ -19,7 +27,7 @@ ITEMS = [
 ]
 
 
-def config(model: str, folder, **changes) -> EmbedConfig:
+def config(model: str, folder: Path, **changes: Any) -> EmbedConfig:
     return some(
         EmbedConfig,
         **{
@@ -34,19 +42,21 @@ def config(model: str, folder, **changes) -> EmbedConfig:
     )
 
 
-def embed(model, folder, items=ITEMS, **changes):
+def embed(model: str, folder: Path, items: Sequence[tuple[str, str | None]] = ITEMS, **changes: Any) -> EncodedItems:
     texts, images = zip(*items, strict=True)
-    return multimodal_vectors(
-        texts,
-        images,
-        [f"r{i}" for i in range(len(items))],
-        config(model, folder, **changes),
-        folder.parent / "out",
-        folder.parent / "scratch",
+    return present(
+        multimodal_vectors(
+            texts,
+            images,
+            [f"r{i}" for i in range(len(items))],
+            config(model, folder, **changes),
+            folder.parent / "out",
+            folder.parent / "scratch",
+        )
     )
 
 
-def prompt_and_pixels(encoder, text, pictures: list[Picture]):
+def prompt_and_pixels(encoder: QwenEncoder, text: str, pictures: list[Picture]) -> tuple[Prompt, list[torch.Tensor]]:
     grids = [encoder.grid(picture.width, picture.height) for picture in pictures]
     return (
         encoder.prompt(some(EmbedConfig).prompt, text, grids, 128),
@@ -54,5 +64,5 @@ def prompt_and_pixels(encoder, text, pictures: list[Picture]):
     )
 
 
-def pictures_of(folder, cell) -> list[Picture]:
+def pictures_of(folder: Path, cell: str | None) -> list[Picture]:
     return [inspect(folder, name, 10**6) for name in (cell or "").replace(" > ", "; ").split("; ") if name]

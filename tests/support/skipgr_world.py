@@ -1,4 +1,6 @@
-"""A small course of training for skipgr's decisions: users, targets and their scores."""
+"""A small training plan for skipgr's decisions: users, targets and their scores."""
+
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -8,10 +10,11 @@ from pipeline.strategies.skipgr.config import SkipgrConfig
 from pipeline.strategies.skipgr.rules import UNSCORED, Decisions, Rules
 
 WIDTHS, LEVELS, ITEMS = (6, 5, 3), 3, 40
-RULES = ("low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss")
+Rule = Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
-def plan(users: int = 30, seed: int = 3, **options) -> TrainingPlan:
+def plan(users: int = 30, seed: int = 3, **options: Any) -> TrainingPlan:
     rng = np.random.default_rng(seed)
     lengths = rng.integers(3, 12, users)
     first_U = np.cumsum(lengths) - lengths
@@ -39,7 +42,7 @@ def scored(of: TrainingPlan) -> np.ndarray:
 
 
 def random_scores(of: TrainingPlan, seed: int = 0, ties: bool = True) -> np.ndarray:
-    """With many equal ones, as a model that is sure of much has them."""
+    """Scores of which many are equal, as those of a model that is sure of most targets."""
     rng, index_M = np.random.default_rng(seed), scored(of)
     scores_NL = np.full((len(of.items_M), LEVELS), UNSCORED, np.float32)
     drawn = rng.random((len(index_M), LEVELS)) * 1.5

@@ -1,6 +1,7 @@
 """A tiny Qwen2.5-VL with random weights, saved as the published ones are: model, tokenizer, image processor."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -28,7 +29,7 @@ CHAT_TEMPLATE = (
 
 
 def save_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
-    """Bytes, and the special tokens."""
+    """A tokenizer of single bytes and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -45,8 +46,8 @@ def save_tokenizer(folder: Path) -> transformers.PreTrainedTokenizerFast:
 
 
 def save_qwen(folder: Path, seed: int = 0) -> str:
-    """The whole model, its language-model head too, as one finds it on the hub."""
-    ids = {name: save_tokenizer(folder).convert_tokens_to_ids(name) for name in SPECIAL}
+    """The whole model, its language-model head too, as published on the hub."""
+    ids: dict[str, Any] = {name: save_tokenizer(folder).convert_tokens_to_ids(name) for name in SPECIAL}
     torch.manual_seed(seed)
     config = transformers.Qwen2_5_VLConfig(
         text_config={

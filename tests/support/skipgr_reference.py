@@ -5,12 +5,12 @@ from fractions import Fraction
 
 
 def entropy(probabilities: list[float]) -> float:
-    """Eq. 11, nats."""
+    """Eq. 11: the entropy, in nats."""
     return -sum(p * math.log(p) for p in probabilities if p > 0)
 
 
 def lowest_share(scores: list[float], ratio: float, ties: list[int]) -> tuple[set[int], float]:
-    """Eq. 12: places of the lowest scores, as many as come nearest to the ratio, and the highest of them."""
+    """Eq. 12: (indices of the lowest scores, as many as come nearest to the ratio; the highest of these scores)."""
     count = math.floor(Fraction(ratio) * len(scores) + Fraction(1, 2))
     order = sorted(range(len(scores)), key=lambda index: (scores[index], ties[index]))
     return set(order[:count]), scores[order[count - 1]] if count else -math.inf
@@ -21,7 +21,7 @@ def sequence_of(position: int, first_of_users: list[int], unit: str) -> int:
 
 
 def mean_scores(scores: dict[int, list[float]], first_of_users: list[int], unit: str) -> dict[int, float]:
-    """Eq. 15: sequence -> mean over its scored tokens. scores: of each interaction, of each level."""
+    """Eq. 15: sequence -> mean over its scored tokens. scores: per interaction, a list over levels."""
     tokens: dict[int, list[float]] = {}
     for position, levels in scores.items():
         tokens.setdefault(sequence_of(position, first_of_users, unit), []).extend(levels)

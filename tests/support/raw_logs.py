@@ -4,7 +4,7 @@ import gzip
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -13,8 +13,8 @@ START = 1_400_000_000  # a second in 2014
 Row = tuple[str, str, int]
 
 
-def events(users: int = 6, items: int = 6) -> list[Row]:
-    """Every user with every item, a minute apart: a log of which a 5-core keeps everything."""
+def interactions(users: int = 6, items: int = 6) -> list[Row]:
+    """Every user with every item, a minute apart: a log that a 5-core leaves unchanged."""
     pairs = [(user, item) for user in range(users) for item in range(items)]
     return [(f"u{user}", f"i{item}", START + 60 * minute) for minute, (user, item) in enumerate(pairs)]
 
@@ -55,3 +55,9 @@ class Ingested:
     def rejects(self) -> list[tuple[str, int, str]]:
         """(source, line, reason) of each bad row."""
         return list(self.frame("rejects")[["source", "line", "reason"]].itertuples(index=False, name=None))
+
+
+class Ingest(Protocol):
+    """The fixture `ingest`."""
+
+    def __call__(self, path: Path | str, dataset: str = "custom", **settings: Any) -> Ingested: ...

@@ -1,12 +1,18 @@
 """A small catalogue whose items share codes, intrr's network over it, and what its tests have in common."""
 
+from typing import Any, Literal
+
 import intrr_reference as reference
 import numpy as np
+import numpy.typing as npt
 import torch
 from settings import some
+from typed import present
 
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
+from pipeline.packing.batch import Batch
 from pipeline.packing.histories import Histories
 from pipeline.strategies.base import Sampler, Strategy
 from pipeline.strategies.intrr.config import IntrrConfig
@@ -26,7 +32,9 @@ def catalogue() -> Catalogue:
     return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
 
 
-def make(seed=0, backbone="t5", **settings) -> tuple[Strategy, RecursiveModel]:
+def make(
+    seed: int = 0, backbone: Literal["t5", "decoder", "hstu"] = "t5", **settings: Any
+) -> tuple[Strategy, RecursiveModel]:
     torch.manual_seed(seed)
     network = RecursiveNetwork(some(IntrrConfig, **{"hidden": 12, "digit_width": DIGIT, **settings}))
     config = some(
@@ -43,21 +51,24 @@ def make(seed=0, backbone="t5", **settings) -> tuple[Strategy, RecursiveModel]:
         time_bias=False,
     )
     model = network.build(config, catalogue()).double()
+    assert isinstance(model, RecursiveModel)
     with torch.no_grad():  # large enough to matter
-        recency = [model.backbone.recency.weight] if backbone == "t5" else []
+        recency = [present(model.backbone.recency).weight] if isinstance(model.backbone, T5) else []
         for parameter in (*model.ran.codebooks.parameters(), *recency):
             parameter.normal_()
     return Strategy(network, Sampler()), model
 
 
-def step_of(items_N, windows=8, longest=5) -> Step:
+def step_of(items_N: npt.NDArray[np.int64], windows: int = 8, longest: int = 5) -> Step:
     rng = np.random.default_rng(1)
     ends_W = rng.integers(longest + 1, len(items_N), windows)
     weights_W = rng.random(windows).astype(np.float32) * 2
     return Step(0, 0, Windows(ends_W - rng.integers(1, longest + 1, windows), ends_W), weights_W)
 
 
-def batches_of(strategy, model, parts=1, all_targets=False):
+def batches_of(
+    strategy: Strategy, model: RecursiveModel, parts: int = 1, all_targets: bool = False
+) -> tuple[Step, list[Batch], list[tuple[list[int], int]]]:
     """(the step, its parts as batches, its windows as (history, target))."""
     items_N = np.random.default_rng(2).integers(ITEMS, size=60)
     step = step_of(items_N)
@@ -77,16 +88,16 @@ def bucket_mates() -> tuple[int, int]:
     return int((codes_IL[:, :-1] == codes_IL[second, :-1]).all(1).nonzero()[0]), second
 
 
-def short_histories(windows=4):
+def short_histories(windows: int = 4) -> list[list[int]]:
     items_N = np.random.default_rng(3).integers(ITEMS, size=20)
     return [items_N[i : i + 1 + i % 3].tolist() for i in range(windows)]
 
 
-def pack(histories):
+def pack(histories: list[list[int]]) -> Histories:
     return Histories.pack(np.concatenate(histories), np.cumsum([0, *map(len, histories)]))
 
 
-def by_uid(model, state_d):
+def by_uid(model: RecursiveModel, state_d: torch.Tensor) -> torch.Tensor:
     """The bucket's probability, shared among its items by state x vector."""
     codes_IL, scores = model.catalogue.codes_IL, []
     products_I = torch.stack([reference.item(model, number)[0] @ state_d for number in range(ITEMS)])

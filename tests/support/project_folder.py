@@ -1,4 +1,4 @@
-"""A project in a folder of its own, with commands run in it as a user would."""
+"""A project in a separate folder, and commands run there as a user runs them."""
 
 import os
 import sqlite3
@@ -43,12 +43,12 @@ class Repository:
         self.run("git", "commit", "-q", "-m", message)
 
     def restore(self) -> None:
-        """Back to the commit, with its data."""
+        """Goes back to the commit and its data."""
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
 
     def revision(self, experiment: str) -> str:
-        """The commit that DVC keeps an experiment in."""
+        """The commit in which DVC stores an experiment."""
         (line,) = [
             line
             for line in self.run("git", "for-each-ref", "refs/exps").splitlines()
@@ -62,7 +62,7 @@ class Repository:
         return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
 
     def files(self) -> dict[str, bytes]:
-        """Every file that stages wrote, but the one of `check`, which DVC removes and makes at every change."""
+        """Every file that stages wrote, but that of `check`, which DVC removes and makes again at every change."""
         folders = ("data/interactions", "data/embeddings", "data/sids", "data/splits", "models", "reports")
         found = [path for folder in folders for path in (self.path / folder).rglob("*") if path.is_file()]
         return {str(path): path.read_bytes() for path in found}

@@ -1,5 +1,8 @@
 """Tiny text encoders with random weights, saved as the published ones are, and texts in their words."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import transformers
@@ -13,7 +16,7 @@ CPU = torch.device("cpu")
 ITEMS = 37
 
 
-def save_tokenizer(folder) -> None:
+def save_tokenizer(folder: Path) -> None:
     vocabulary = {name: i for i, name in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -23,14 +26,15 @@ def save_tokenizer(folder) -> None:
     ).save_pretrained(folder)
 
 
-def save_model(folder, kind: str) -> str:
-    """A whole T5 (decoder too), or a BERT with its language-model head, as one finds them on the hub."""
+def save_model(folder: Path, kind: str) -> str:
+    """A whole T5 (decoder too), or a BERT with its language-model head, as published on the hub."""
     torch.manual_seed(0)
+    model: transformers.PreTrainedModel
     if kind == "t5":
-        config = transformers.T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
-        model = transformers.T5ForConditionalGeneration(config)
+        t5 = transformers.T5Config(vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+        model = transformers.T5ForConditionalGeneration(t5)
     else:
-        config = transformers.BertConfig(
+        bert = transformers.BertConfig(
             vocab_size=64,
             hidden_size=16,
             num_hidden_layers=2,
@@ -38,7 +42,7 @@ def save_model(folder, kind: str) -> str:
             intermediate_size=32,
             max_position_embeddings=24,
         )
-        model = transformers.BertForMaskedLM(config)
+        model = transformers.BertForMaskedLM(bert)
     model.save_pretrained(folder)
     save_tokenizer(folder)
     return str(folder)
@@ -49,7 +53,7 @@ def texts(seed: int = 0, items: int = ITEMS) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(1, 15))) for _ in range(items)]
 
 
-def config(model: str, **changes) -> EmbedConfig:
+def config(model: str, **changes: Any) -> EmbedConfig:
     return some(
         EmbedConfig,
         **{"encoder": "text", "model": model, "max_tokens": 20, "batch_tokens": 60, "shard_items": 5, **changes},

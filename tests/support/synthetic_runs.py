@@ -1,6 +1,7 @@
 """Evaluated runs with a known truth: each user has a chance of a hit, which the arm and the seed shift."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from pipeline.results.ranks import Origin, Ranks, ranks_frame
 from pipeline.results.runs import Arm, Run
 
 
-def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origin) -> Ranks:
+def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origin: Any) -> Ranks:
     users = np.arange(len(rank))
     frame = ranks_frame(
         user_id=users,
