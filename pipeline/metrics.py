@@ -7,9 +7,15 @@ Ranks are 1-based; 0 means that the target was not found. Validation, evaluation
 Shape legend: U users.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
+# The one list of metrics: metrics.json, the history of training, the scoreboard and the comparison all follow it.
 METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
+# Those with an interval, with the baselines beside them, and counted again over users without a tie.
+MAIN_METRICS = ("recall_at_10", "ndcg_at_10")
+LARGEST_K = max(int(metric.rsplit("_at_", 1)[1]) for metric in METRICS)  # a narrower beam would count too few hits
 
 
 def recall_gains(ranks_U: np.ndarray, k: int) -> np.ndarray:
@@ -46,9 +52,9 @@ def ndcg_at(ranks_U: np.ndarray, k: int) -> float:
     return _mean(ndcg_gains(ranks_U, k))
 
 
-def summarise(ranks_U: np.ndarray) -> dict[str, float]:
-    """Return all of METRICS over these users; each is 0 when there are no users."""
-    return {metric: _mean(gains(metric, ranks_U)) for metric in METRICS}
+def summarise(ranks_U: np.ndarray, metrics: Sequence[str] = METRICS) -> dict[str, float]:
+    """Return these metrics over these users, by name; each is 0 when there are no users."""
+    return {metric: _mean(gains(metric, ranks_U)) for metric in metrics}
 
 
 def _within(ranks_U: np.ndarray, k: int) -> np.ndarray:

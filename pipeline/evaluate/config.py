@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.metrics import LARGEST_K
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -16,8 +18,8 @@ class EvaluateConfig:
     cooccurrence_window: int  # baseline: two items co-occur when at most this many steps apart
 
     def __post_init__(self) -> None:
-        if self.beam < 10:
-            raise ValueError("evaluate.beam must be 10 or more: metrics are reported at 5 and 10")
+        if self.beam < LARGEST_K:
+            raise ValueError(f"evaluate.beam must be {LARGEST_K} or more: metrics count the first {LARGEST_K} items")
         for name in ("batch_users", "bootstrap_samples", "cooccurrence_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluate.{name} must be 1 or more")

@@ -22,13 +22,11 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
-from pipeline.metrics import gains, ndcg_at, recall_at, summarise
+from pipeline.metrics import MAIN_METRICS, gains, recall_at, summarise
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
 from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame
-
-INTERVALS = ("recall_at_10", "ndcg_at_10")  # metrics that are reported with an interval
 
 
 class MachineView(Protocol):
@@ -119,8 +117,8 @@ def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: in
     ranks_U = users["rank"].to_numpy()
     metrics: dict[str, float] = {**summarise(ranks_U), "invalid_rate": invalid_share, "users": len(users)}
     # A column of gains per metric, resampled together: recall_at_10 -> recall_at_10_low, recall_at_10_high
-    drawn = resampled_means(np.stack([gains(name, ranks_U) for name in INTERVALS], axis=1), samples, seed)
-    for name, low, high in zip(INTERVALS, *interval(drawn), strict=True):
+    drawn = resampled_means(np.stack([gains(name, ranks_U) for name in MAIN_METRICS], axis=1), samples, seed)
+    for name, low, high in zip(MAIN_METRICS, *interval(drawn), strict=True):
         metrics |= {f"{name}_low": round(float(low), 6), f"{name}_high": round(float(high), 6)}
     metrics |= _baseline_metrics(users)
     # The same without ties, where only the order of the raw file may say which item came last.
@@ -134,8 +132,8 @@ def _baseline_metrics(users: pd.DataFrame) -> dict[str, float]:
     """Return the metrics of the baselines, and the model's recall of the right codes (`bucket_recall_at_10`)."""
     figures = {"bucket_recall_at_10": recall_at(users["bucket_rank"].to_numpy(), 10)}
     for name in ("popularity", "cooccurrence"):
-        ranks_U = users[f"{name}_rank"].to_numpy()
-        figures |= {f"{name}_recall_at_10": recall_at(ranks_U, 10), f"{name}_ndcg_at_10": ndcg_at(ranks_U, 10)}
+        summary = summarise(users[f"{name}_rank"].to_numpy(), MAIN_METRICS)
+        figures |= {f"{name}_{metric}": value for metric, value in summary.items()}
     return figures
 
 

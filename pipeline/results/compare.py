@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.metrics import METRICS, gains
+from pipeline.metrics import MAIN_METRICS, METRICS, gains
 from pipeline.results.bootstrap import LEVEL, interval, resampled_means
 from pipeline.results.ranks import Ranks
 from pipeline.results.runs import Arm, arms_of
@@ -34,7 +34,7 @@ NOT_WORSE = -0.03  # relative difference
 DETECTABLE = 1.96 + 0.84  # standard errors: found in 4 of 5 repeats (power 80%) at 5% false alarms, two-sided
 # Metrics that are compared on all users, and on those whose target has no tie
 ALL_USERS = (*METRICS, "bucket_recall_at_10")
-WITHOUT_TIES = ("recall_at_10", "ndcg_at_10")
+WITHOUT_TIES = MAIN_METRICS
 
 
 @dataclass(frozen=True, kw_only=True)

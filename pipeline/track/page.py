@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
+from pipeline.metrics import MAIN_METRICS, METRICS
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
-from pipeline.track.scoreboard import NO_TIES_METRICS, SCOREBOARD_METRICS, Cell, headings, scoreboard_rows
+from pipeline.track.scoreboard import Cell, headings, scoreboard_rows
 
 SERIES = {
     "model": "recall_at_10",
@@ -105,8 +106,8 @@ def _facts(metrics: dict[str, float]) -> str:
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     """Return the table of the model and the baselines; the model is the first row."""
     groups = (
-        f'<tr class="group"><th></th><th colspan="{len(SCOREBOARD_METRICS)}">all {metrics["users"]:,.0f} users</th>'
-        f'<th colspan="{len(NO_TIES_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
+        f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
+        f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
     )
     heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
     lines = []

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
+from pipeline.metrics import MAIN_METRICS, METRICS
+
 # Row -> prefix of its keys in metrics.json; the first is named after the strategy.
 SYSTEMS = {"model": "", "co-occurrence": "cooccurrence_", "popularity": "popularity_"}
-SCOREBOARD_METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
 # Users whose test item shares its timestamp with no earlier item, so that the order of the raw file decides nothing
 NO_TIES = "noties_"
-NO_TIES_METRICS = ("recall_at_10", "ndcg_at_10")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row is one system: SCOREBOARD_METRICS on all users, then NO_TIES_METRICS on those without a tie.
+    """A row is one system: METRICS on all users, then MAIN_METRICS on those without a tie.
 
     A cell is None where the metric was not measured.
     """
@@ -34,8 +34,8 @@ def scoreboard_rows(metrics: dict[str, float], strategy: str) -> list[Row]:
     return [
         Row(
             strategy if system == "model" else system,
-            [_cell(metrics, prefix + name) for name in SCOREBOARD_METRICS]
-            + [_cell(metrics, NO_TIES + prefix + name) for name in NO_TIES_METRICS],
+            [_cell(metrics, prefix + name) for name in METRICS]
+            + [_cell(metrics, NO_TIES + prefix + name) for name in MAIN_METRICS],
         )
         for system, prefix in SYSTEMS.items()
     ]
@@ -50,7 +50,7 @@ def _cell(metrics: dict[str, float], key: str) -> Cell | None:
 
 def headings() -> list[str]:
     """Return the headings of a row's cells: recall@5, ..."""
-    return [name.replace("_at_", "@") for name in SCOREBOARD_METRICS + NO_TIES_METRICS]
+    return [name.replace("_at_", "@") for name in METRICS + MAIN_METRICS]
 
 
 def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
@@ -58,9 +58,7 @@ def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
     table = scoreboard_rows(metrics, strategy)
     first = max(len(row.system) for row in table) + 1
     width = 11
-    over = (
-        f"{'':{first}}{'all users':>{width * len(SCOREBOARD_METRICS)}}{'without ties':>{width * len(NO_TIES_METRICS)}}"
-    )
+    over = f"{'':{first}}{'all users':>{width * len(METRICS)}}{'without ties':>{width * len(MAIN_METRICS)}}"
     lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings())]
     lines += [
         f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width for cell in row.cells)

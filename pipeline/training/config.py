@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.metrics import LARGEST_K
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -53,8 +55,8 @@ class TrainConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError("train.ema must lie in [0, 1)")
-        if self.select != "loss" and self.beam < int(self.select.rsplit("_", 1)[1]):
-            raise ValueError(f"train.beam ({self.beam}) is narrower than train.select ({self.select}) counts")
+        if self.beam < LARGEST_K:
+            raise ValueError(f"train.beam must be {LARGEST_K} or more: validation counts the first {LARGEST_K} items")
         for name in ("pad_to", "warmup_steps", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be 0 or more")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
-INTERVALS = ("recall_at_10", "ndcg_at_10")
+from pipeline.metrics import MAIN_METRICS, METRICS
+
 BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
 
 
@@ -16,11 +16,11 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
     """Reports with random numbers, and a dvc.lock that speaks of them. Returns the metrics."""
     random = np.random.default_rng(seed)
     metrics: dict[str, float] = {}
-    systems = {"": METRICS, "popularity_": INTERVALS, "cooccurrence_": INTERVALS}
+    systems = {"": METRICS, "popularity_": MAIN_METRICS, "cooccurrence_": MAIN_METRICS}
     for part in ("", "noties_"):
         for system, names in systems.items():
             metrics |= {part + system + name: round(float(random.uniform(0.01, 0.2)), 6) for name in names}
-    for name in INTERVALS:
+    for name in MAIN_METRICS:
         metrics |= {f"{name}_low": metrics[name] * 0.9, f"{name}_high": metrics[name] * 1.1}
     metrics |= {
         "users": 1990,
