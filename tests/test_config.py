@@ -110,7 +110,7 @@ class TestSkipgr:
 
     def test_each_scored_level_has_its_ratio(self) -> None:
         raw: dict[str, Any] = {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.2, 0.3]}}
-        build_params(raw)
+        read_params(raw)
         assert "has 3 entries for 4 levels" in refusal({**raw, "quantize": {"levels": 4}})
         assert "has 3 entries for 4 levels" in refusal({**raw, "skipgr": {**raw["skipgr"], "include_digit": True}})
 

@@ -1,7 +1,7 @@
 """skipgr.at_eval: what is skipped in histories is skipped in validation, evaluation and recommend too."""
 
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,8 +20,10 @@ from pipeline.evaluate.recommend import recommend
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
-from pipeline.packing.kept import EvalSkips
 from pipeline.training.validation import Validation
+
+if TYPE_CHECKING:
+    from pipeline.packing.kept import EvalSkips
 
 LEVELS, MAX_HISTORY, RATIO = 3, 6, 0.4
 KINDS: dict[str, dict[str, Any]] = {
