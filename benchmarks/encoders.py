@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from defaults import some
 
+from benchmarks.defaults import some
 from benchmarks.encoder_models import (
     IMAGE_TOKEN,
     NoTokenizer,

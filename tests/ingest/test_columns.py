@@ -93,7 +93,7 @@ def test_an_ambiguous_column_lists_those_found() -> None:
 
 
 def test_a_wrong_name_in_ingest_columns_is_told_the_nearest() -> None:
-    with pytest.raises(UserError, match="the log has no column 'membr'") as error:
+    with pytest.raises(UserError, match=r"the log has no column 'membr', which ingest\.columns or the recipe") as error:
         log({"user": "membr"}, member=["u"], item=["i"], time=["1"])
     assert "did you mean 'member'?" in error.value.fix
 

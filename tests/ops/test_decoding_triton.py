@@ -156,7 +156,7 @@ def test_a_search_on_a_gpu_finds_what_it_finds_on_a_cpu(
     assert_equal_on_both(model, random_windows, constrained, pad_to, beam)
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(interpreter=False)
 def test_a_causal_search_on_a_gpu_finds_what_it_finds_on_a_cpu(
     make_causal: MakeCausal, random_windows: RandomWindows
 ) -> None:
@@ -175,7 +175,7 @@ def assert_equal_on_both(
     ).float().mean() > 0.99  # nearly equal scores may change their order
 
 
-@pytest.mark.skipif(not GPU, reason="needs a GPU")
+@pytest.mark.gpu(interpreter=False)
 def test_a_beam_too_wide_for_a_program_takes_the_plain_path(
     make_model: MakeModel, random_windows: RandomWindows, monkeypatch: pytest.MonkeyPatch
 ) -> None:

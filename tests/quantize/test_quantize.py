@@ -147,7 +147,7 @@ def test_importing_the_stage_loads_no_faiss() -> None:
 
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_on_amazon_beauty_18_percent_collide_and_plain_residuals_collide_more() -> None:
     minilm = np.load(SHARED / "amazon-beauty" / "minilm_embeddings.npy").astype(np.float32)
     normalised = make_sids(minilm, some(QuantizeConfig, iterations=15), 42).quality

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from slow_residual import clouds
+from slow_residual import clouds, rkmeans
 
 pytest.importorskip("faiss", reason="no faiss-gpu")
 import faiss
-from test_rkmeans import rkmeans
 
 pytestmark = pytest.mark.gpu
 

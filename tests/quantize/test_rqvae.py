@@ -178,6 +178,7 @@ def test_items_that_are_all_alike_get_one_sid(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["rqvae", "vqvae"])
-def test_a_gpu_that_is_not_there_is_named_by_its_key(method: str) -> None:
+def test_a_gpu_that_is_not_there_is_named_by_its_key(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but torch sees no GPU"):
         build_quantizer(config(method=method, device="cuda"), 0).fit(clouds(0))

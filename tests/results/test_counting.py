@@ -120,7 +120,7 @@ def test_a_user_without_history_is_ranked_by_popularity() -> None:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not beside the project")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_counting_alone_is_strong_on_amazon_beauty() -> None:
     log = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
     log = log.sort_values(["user", "unix_time"], kind="stable")

@@ -225,7 +225,7 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.skipif(not SHARED.exists(), reason="the real data sets are not here")
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
 def test_on_amazon_beauty_44_percent_of_test_items_share_a_day_with_the_item_before() -> None:
     raw = pd.read_csv(SHARED / "amazon-beauty" / "interactions.csv.gz")
     raw["user_id"] = pd.factorize(raw["user"])[0]

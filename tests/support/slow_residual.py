@@ -1,8 +1,17 @@
 """Vectors to quantize, and residual quantization by hand in float64."""
 
+from typing import Any
+
 import numpy as np
 
 from pipeline.quantize.quantizer import Quantized
+from pipeline.quantize.rkmeans import RKMeans
+
+
+def rkmeans(**changes: Any) -> RKMeans:
+    return RKMeans(
+        **{"levels": 3, "codes": 16, "normalize_residuals": True, "iterations": 20, "restarts": 1, "seed": 5, **changes}
+    )
 
 
 def clouds(seed: int, items: int = 300, width: int = 8, centers: int = 12) -> np.ndarray:
