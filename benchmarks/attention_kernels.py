@@ -22,9 +22,12 @@ from pipeline.ops.triton.attention import triton_attention
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.2e-2}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """Sequences of up to `longest` keys; `queries` 0: the keys' own (self-attention)."""
+    """A case is one batch for attention.
+
+    longest: keys of a sequence, at most. queries: 0 in self-attention, where each key has a query.
+    """
 
     kind: str
     dtype: torch.dtype
@@ -34,7 +37,7 @@ class Case:
     bias: bool = True
     width: int = 64
     pad_to: int = 0
-    reach: int = 0  # places before pruning, of which each sequence keeps some; 0: nothing was pruned
+    reach: int = 0  # positions before pruning, of which each sequence keeps some; 0: nothing was pruned
 
     def __str__(self) -> str:
         return f"{self.kind:9} {str(self.dtype)[6:]:9} {self.longest:4} x {self.width}"
@@ -44,16 +47,16 @@ def cases() -> Iterator[Case]:
     """Every class of lengths and every use the backbone makes of it."""
     for dtype in (torch.float32, torch.bfloat16):
         for longest in (4, 16, 32, 64, 128, 150, 512):
-            yield Case("self", dtype, longest)
+            yield Case(kind="self", dtype=dtype, longest=longest)
         for longest in (16, 64, 150):
-            yield Case("causal", dtype, longest, causal=True)
-            yield Case("cross", dtype, longest, queries=4, bias=False)
-            yield Case("beams", dtype, longest, queries=50, bias=False)
-        yield Case("padded", dtype, 40, pad_to=100)
-        yield Case("pruned", dtype, 16, reach=40)
-        yield Case("pruned", dtype, 60, reach=150)
-        yield Case("pruned", dtype, 200, reach=500)
-        yield Case("narrow", dtype, 60, width=16)
+            yield Case(kind="causal", dtype=dtype, longest=longest, causal=True)
+            yield Case(kind="cross", dtype=dtype, longest=longest, queries=4, bias=False)
+            yield Case(kind="beams", dtype=dtype, longest=longest, queries=50, bias=False)
+        yield Case(kind="padded", dtype=dtype, longest=40, pad_to=100)
+        yield Case(kind="pruned", dtype=dtype, longest=16, reach=40)
+        yield Case(kind="pruned", dtype=dtype, longest=60, reach=150)
+        yield Case(kind="pruned", dtype=dtype, longest=200, reach=500)
+        yield Case(kind="narrow", dtype=dtype, longest=60, width=16)
 
 
 def errors(case: Case, heads: int = 3, sequences: int = 40, seed: int = 0) -> dict[str, float]:
@@ -113,7 +116,7 @@ def _layout(case: Case, lengths: Tensor, positions: Tensor | None) -> Layout:
 
 
 def _kept_positions(lengths: Tensor, reach: int, generator: torch.Generator) -> Tensor:
-    """Ascending random places below `reach` for the tokens of each sequence, one sequence after another."""
+    """Draw ascending positions below `reach` for the tokens of each sequence, one sequence after another."""
     return torch.cat([torch.randperm(reach, generator=generator)[:n].sort().values for n in lengths.tolist()])
 
 

@@ -45,7 +45,9 @@ from torch.profiler import ProfilerActivity, profile
 
 Row = dict[str, Any]
 Result = tuple[str, bool, Row]  # the line that is printed, whether all is well, the row that is kept
-LOSS_BOUND, SLOWEST, MEMORY = 1e-5, 0.97, 1.02
+LOSS_BOUND = 1e-5
+SLOWEST = 0.97
+MEMORY = 1.02
 STEP = 1148  # windows of a step of beauty-fast on Amazon Beauty
 FIRST, LAST = 40, 100  # replays between which kernels are counted: two a step
 MODEL, HISTORY = "models/generator/model.safetensors", "reports/history.csv"
@@ -80,10 +82,13 @@ class RunOutput:
 
 
 class Session:
-    """What all commands share: two trees, a scratch folder, a deadline, and where rows go."""
+    """A session holds what all commands share: two trees, a scratch folder, a deadline, and the file of rows."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.began, self.lock, self.bad = args, time.monotonic(), threading.Lock(), set[str]()
+        self.args = args
+        self.began = time.monotonic()
+        self.lock = threading.Lock()
+        self.bad = set[str]()
         self.temporary = tempfile.TemporaryDirectory(prefix="compare-trees-")  # gone with this process
         self.scratch = Path(self.temporary.name)
         self.trees: dict[str, Path] = {"old": args.old, "new": args.new}
@@ -174,7 +179,7 @@ def exactly(session: Session, case: str, settings: Row) -> tuple[RunOutput, Row,
 
 
 def differences(old: RunOutput, new: RunOutput) -> Row:
-    """What two runs left, compared: bytes, losses, weights."""
+    """Compare what two runs left: bytes, losses, weights."""
 
     def sha256(file: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else "missing"
@@ -199,7 +204,7 @@ def differences(old: RunOutput, new: RunOutput) -> Row:
 
 
 def counts(session: Session, case: str) -> Result:
-    """What a short training asks of the GPU in both trees."""
+    """Count what a short training asks of the GPU in both trees."""
     settings = {"train.max_windows": 1_500 if session.args.small else 80 * STEP, **AT_THE_END, **CASES[case]}
     words = (str(Path(__file__).resolve()), "counted", "--out", "counts.json")
     both = [session.run(f"{case} {name}", tree, words, settings) for name, tree in session.trees.items()]
@@ -216,7 +221,9 @@ class Watch:
     """Counts what goes by while `pipeline train` runs in this process."""
 
     def __init__(self) -> None:
-        self.calls, self.kernels, self.waits = Counter[str](), Counter[str](), Counter[str]()
+        self.calls = Counter[str]()
+        self.kernels = Counter[str]()
+        self.waits = Counter[str]()
 
     def see(self, what: str, graph: Any) -> Any:
         if what == "replays" and self.calls[what] in (FIRST, LAST):
@@ -262,7 +269,9 @@ def counted(out: Path) -> int:
     from pipeline.cli import main as command
 
     graph: Any = torch.cuda.CUDAGraph
-    watch, record, replay, sys.argv = Watch(), graph.capture_begin, graph.replay, ["sidpipe", "train"]
+    watch = Watch()
+    record, replay = graph.capture_begin, graph.replay
+    sys.argv = ["sidpipe", "train"]
     graph.capture_begin = lambda instance, *values, **named: record(watch.see("recordings", instance), *values, **named)
     graph.replay = lambda instance: replay(watch.see("replays", instance))
     try:
@@ -359,7 +368,7 @@ def speed(session: Session, names: list[str]) -> None:
 
 
 def verdict(case: str, gathered: list[Figures]) -> Result:
-    """Of the pairs so far."""
+    """Judge the pairs measured so far."""
     old, new = ([figures[case] for figures in gathered[index::2]] for index in (0, 1))
     before, after = (statistics.median(rate for rate, _ in values) for values in (old, new))
     memory = [max(gib for _, gib in values) for values in (old, new)]

@@ -48,7 +48,9 @@ QWEN_VISION: dict[str, Any] = {
     "tokens_per_second": 2,
     "fullatt_block_indexes": [7, 15, 23, 31],
 }
-IMAGE_TOKEN, VISION_START, VISION_END = 151655, 151652, 151653
+IMAGE_TOKEN = 151655
+VISION_START = 151652
+VISION_END = 151653
 PROMPT_TOKENS = 32  # of the chat around an item, images apart
 
 
@@ -84,7 +86,7 @@ def qwen_config(layers: int = 28, depth: int = 32) -> Any:
 
 
 def qwen_flops(config: Any, lengths: np.ndarray, patches: int, images: int) -> float:
-    """Of items of these lengths, and of `images` images of `patches` patches each."""
+    """Return the FLOPs of items of these lengths, and of `images` images of `patches` patches each."""
     text, vision = config.text_config, config.vision_config
     d, head = text.hidden_size, text.hidden_size // text.num_attention_heads
     layer = d * (2 * d + 2 * text.num_key_value_heads * head) + 3 * d * text.intermediate_size

@@ -58,7 +58,7 @@ ITEMS = 12_101
 Encoder = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (token ids, mask) -> states of the tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     name: str
     items: int
@@ -134,12 +134,12 @@ def t5_row(name: str, model: Encoder, config: Any, cut: int, args: argparse.Name
         pass  # compiles, and warms the allocator up
     seconds = timed(lambda: list(t5_pass(model, subset, budget, device)), args.profile)
     return Row(
-        name,
-        len(chosen),
-        seconds,
-        t5_flops(config, lengths[chosen]),
-        int(lengths[chosen].sum()),
-        f"mean length {lengths[chosen].mean():.0f}, batches of {budget:,} tokens, {padding:.1%} padding",
+        name=name,
+        items=len(chosen),
+        seconds=seconds,
+        flops=t5_flops(config, lengths[chosen]),
+        tokens=int(lengths[chosen].sum()),
+        note=f"mean length {lengths[chosen].mean():.0f}, batches of {budget:,} tokens, {padding:.1%} padding",
     )
 
 
@@ -181,13 +181,13 @@ def qwen_row(
     chosen_sizes = np.array(sizes)[chosen]
     flops = qwen_flops(config, chosen_sizes, grid[0] * grid[1], len(chosen) if with_image else 0)
     return Row(
-        name,
-        len(chosen),
-        seconds,
-        flops,
-        int(chosen_sizes.sum()),
-        f"mean length {chosen_sizes.mean():.0f}, {grid[0] * grid[1]} patches, batches of {args.qwen_tokens:,} tokens"
-        + (", JPEGs decoded meanwhile" if with_image else ""),
+        name=name,
+        items=len(chosen),
+        seconds=seconds,
+        flops=flops,
+        tokens=int(chosen_sizes.sum()),
+        note=f"mean length {chosen_sizes.mean():.0f}, {grid[0] * grid[1]} patches, "
+        f"batches of {args.qwen_tokens:,} tokens" + (", JPEGs decoded meanwhile" if with_image else ""),
     )
 
 

@@ -70,13 +70,15 @@ NETWORKS = {
     "t5": WIDE,
     "hstu": replace(WIDE, name="hstu", d_model=128, heads=4, d_head=32),
 }
-CODES, LEVELS, DIGITS = 128, 3, 128
+CODES = 128
+LEVELS = 3
+DIGITS = 128
 BATCHES, WARM = 6, 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class World:
-    """What to train on: flat items and their times, a catalogue, and how to draw windows."""
+    """A world is what to train on: flat items and their times, a catalogue, and a rule that draws windows."""
 
     name: str
     items_N: np.ndarray
@@ -103,7 +105,9 @@ def synthetic(args: argparse.Namespace, device: str, length: int) -> World:
         return Windows(ends_W - length, ends_W)
 
     catalogue = Catalogue(codes_IL, (CODES,) * LEVELS + (DIGITS,)).to(device)
-    return World(f"{length} items", items_N, times_N, catalogue, windows, length)
+    return World(
+        name=f"{length} items", items_N=items_N, times_N=times_N, catalogue=catalogue, windows=windows, longest=length
+    )
 
 
 def beauty(device: str) -> World:
@@ -119,12 +123,12 @@ def beauty(device: str) -> World:
 
     widths = (*sids.widths[:-1], max(DIGITS, sids.widths[-1]))
     return World(
-        "Beauty",
-        np.asarray(splits.items_N),
-        np.asarray(splits.timestamps_N),
-        Catalogue(sids.codes_IL, widths).to(device),
-        windows,
-        splits.max_history,
+        name="Beauty",
+        items_N=np.asarray(splits.items_N),
+        times_N=np.asarray(splits.timestamps_N),
+        catalogue=Catalogue(sids.codes_IL, widths).to(device),
+        windows=windows,
+        longest=splits.max_history,
     )
 
 
@@ -292,7 +296,7 @@ def latency_table(device: str, args: argparse.Namespace) -> None:
 
 
 def worlds(device: str, args: argparse.Namespace) -> list[World]:
-    """Those that can be made here; a missing one is said."""
+    """Return the worlds that can be made here, and print which one is missing."""
     found = [synthetic(args, device, 30)]
     if Path("data/splits/splits.json").exists() and Path("data/sids/sids.parquet").exists():
         return [*found, beauty(device)]

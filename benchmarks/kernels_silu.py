@@ -24,9 +24,9 @@ BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}
 SPARE = 5  # tokens of no sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiluCase:
-    """Sequences of up to `longest` tokens; `pad_to`: places of each.
+    """A case is a batch of sequences of up to `longest` tokens; `pad_to`: slots of each.
 
     compiled: as in a training step: by torch.compile, with the position bias in `dtype`, as autocast leaves it.
     """
@@ -51,14 +51,14 @@ def silu_cases() -> Iterator[SiluCase]:
     """Every class of lengths, both kinds of weights, with times and without."""
     for dtype in (torch.float32, torch.bfloat16):
         for longest in (1, 16, 30, 64, 123, 150, 512):
-            yield SiluCase("silu", dtype, longest)
+            yield SiluCase(kind="silu", dtype=dtype, longest=longest)
         for longest in (16, 64, 150):
-            yield SiluCase("silu", dtype, longest, timed=False)
-            yield SiluCase("softplus", dtype, longest, timed=False)
-        yield SiluCase("silu", dtype, 40, pad_to=100)
-        yield SiluCase("silu", dtype, 60, width=16)
-        yield SiluCase("softplus", dtype, 60, width=64, timed=False)
-        yield SiluCase("silu", dtype, 60, width=64, compiled=True)
+            yield SiluCase(kind="silu", dtype=dtype, longest=longest, timed=False)
+            yield SiluCase(kind="softplus", dtype=dtype, longest=longest, timed=False)
+        yield SiluCase(kind="silu", dtype=dtype, longest=40, pad_to=100)
+        yield SiluCase(kind="silu", dtype=dtype, longest=60, width=16)
+        yield SiluCase(kind="softplus", dtype=dtype, longest=60, width=64, timed=False)
+        yield SiluCase(kind="silu", dtype=dtype, longest=60, width=64, compiled=True)
 
 
 def silu_errors(

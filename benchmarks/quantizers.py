@@ -41,8 +41,11 @@ def prepare(source: Path, folder: Path) -> Params:
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["quantize"]["max_collision_rate"] = 1.0
     if source.name != "demo":
-        raw["dataset"], raw["ingest"]["path"], raw["quantize"]["codes"] = "custom", str(source), 256
-        raw["embed"]["encoder"], raw["train"]["validate_every"] = "precomputed", 400
+        raw["dataset"] = "custom"
+        raw["ingest"]["path"] = str(source)
+        raw["embed"]["encoder"] = "precomputed"
+        raw["quantize"]["codes"] = 256
+        raw["train"]["validate_every"] = 400
     params = build_params(raw)
     ingest(params, output=folder / "interactions", scratch=folder / "scratch")
     if source.name != "demo":  # precomputed vectors are a column of what ingest wrote

@@ -1,4 +1,4 @@
-"""What pruning saves: optimizer steps and evaluation of full and rastp at equal windows, packed and padded; one table.
+"""Measure what pruning saves in optimizer steps and evaluation: full and rastp at equal windows, packed and padded.
 
     python benchmarks/rastp.py --devices cuda
     python benchmarks/rastp.py --devices cpu --windows 32 --steps 2 --users 32
@@ -41,7 +41,8 @@ from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.windows import Epochs, Windows
 
-LONGEST, BATCHES, WARM = 30, 6, 3
+LONGEST = 30
+BATCHES, WARM = 6, 3
 RELEASED = some(
     RastpConfig,
     min_tokens=1,
@@ -67,7 +68,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one way on one kind of windows."""
+    """The figures of one way on one kind of windows."""
 
     step_seconds: float
     eval_seconds: float
@@ -214,7 +215,8 @@ def table(device: str, splits: Splits, sids: Sids, kind: str, args: argparse.Nam
 
 
 def _line(way: Way, found: dict[str, Measured], args: argparse.Namespace) -> str:
-    own, padded, packed = found[way.name], found["padded full"], found.get("packed full")
+    own = found[way.name]
+    padded, packed = found["padded full"], found.get("packed full")
     cells = f"{own.step_seconds * 1e3:9.1f}"
     if packed and packed is not own and not way.padded:
         saved, limit = 1 - own.step_seconds / packed.step_seconds, 1 - own.flops / packed.flops

@@ -1,4 +1,4 @@
-"""What more GPUs bring: one row of training or evaluation by as many processes as torchrun starts.
+"""Measure what more GPUs bring: one row of training or evaluation by as many processes as torchrun starts.
 
     python benchmarks/scaling.py train && python benchmarks/scaling.py evaluate            # one GPU
     torchrun --standalone --nproc-per-node 2 benchmarks/scaling.py train                   # two, on the same steps
@@ -39,7 +39,9 @@ def train(params: Params, folder: Path) -> float:
 
 def evaluate(params: Params, folder: Path) -> float:
     """Users a second, all processes together."""
-    device, splits, config = pick_device(params.train.device), Splits.read(), params.evaluate
+    device = pick_device(params.train.device)
+    splits = Splits.read()
+    config = params.evaluate
     with joined(device) as world:
         generator = load_generator(folder / "generator", device)
         users_U = splits.targets("test")[0]

@@ -1,7 +1,7 @@
-"""What skipping saves: passes of full and of skipgr over the same windows; prints one table.
+"""Measure what skipping saves: epochs of full and of skipgr over the same windows; prints one table.
 
     python benchmarks/skipgr.py                                  # GPU: the TIGER shape, whole passes
-    python benchmarks/skipgr.py --small --places 2000            # CPU: a small network, the first windows of a pass
+    python benchmarks/skipgr.py --small --windows 2000           # CPU: a small network, the first windows of a pass
 
 Reads data/splits and data/sids, at best those of Amazon Beauty with split.max_history 30 and rkmeans-256x3. The first
 pass scores every token, as in training; those up to the first that computes skipped targets again (one in
@@ -55,9 +55,9 @@ WAYS: dict[str, SkipgrConfig | None] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Of a timed pass, on average."""
+    """The figures of a timed epoch, on average."""
 
     seconds: float
     windows: float
@@ -75,7 +75,9 @@ class Bench:
     def __init__(
         self, config: SkipgrConfig | None, splits: Splits, catalogue: Catalogue, args: argparse.Namespace
     ) -> None:
-        self.backbone, self.args, self.catalogue = SMALL if args.small else TIGER, args, catalogue
+        self.backbone = SMALL if args.small else TIGER
+        self.args = args
+        self.catalogue = catalogue
         self.train = some(TrainConfig, optimizer="adam", batch_tokens=args.batch_tokens, compile=not args.eager)
         self.device, self.per_item = catalogue.codes_IL.device, catalogue.levels + self.backbone.separators
         torch.manual_seed(0)
@@ -112,10 +114,10 @@ class Bench:
         self.optimizer_step = OptimizerStep(self.train, self.model, self.strategy)
 
     def steps(self, number: int) -> Iterator[StepBatches]:
-        """Of a pass, up to `--places`."""
+        """Yield the steps of an epoch, up to `--windows` of it."""
         weigh = self.sampler.begin_epoch(number)
         steps = self.loader.rest_of_epoch(number, 0, weigh, self.sampler.select)
-        return itertools.takewhile(lambda pair: not self.args.places or pair[0].last <= self.args.places, steps)
+        return itertools.takewhile(lambda pair: not self.args.windows or pair[0].last <= self.args.windows, steps)
 
     def run(self, number: int) -> list[Step]:
         """Train on a pass."""
@@ -144,18 +146,18 @@ class Bench:
         scoring = self.scoring_seconds() * len(steps)
         rows = self.sampler.report.tables(WARM + count, self.catalogue.levels)["passes"][WARM:]
         return Measured(
-            seconds / count,
-            sum(len(step.windows) for step in steps) / count,
-            sum(step.tokens(self.per_item) for step in steps) / count,
-            sum(float(self.decoded(step).sum()) for step in steps) / count,
-            sum(self.flops(step) for step in steps) / count,
-            float(np.mean([row["sequences_skipped"] for row in rows])),
-            float(np.mean([row["tokens_skipped"] for row in rows])),
-            (decided + scoring) / seconds,
+            seconds=seconds / count,
+            windows=sum(len(step.windows) for step in steps) / count,
+            encoder=sum(step.tokens(self.per_item) for step in steps) / count,
+            decoder=sum(float(self.decoded(step).sum()) for step in steps) / count,
+            flops=sum(self.flops(step) for step in steps) / count,
+            sequences=float(np.mean([row["sequences_skipped"] for row in rows])),
+            tokens=float(np.mean([row["tokens_skipped"] for row in rows])),
+            bookkeeping=(decided + scoring) / seconds,
         )
 
     def scoring_seconds(self) -> float:
-        """What the strategy's loss takes longer than full's, on one batch in which nothing is skipped."""
+        """Return how much longer the strategy's loss takes than full's, on one batch in which nothing is skipped."""
         if type(self.sampler) is Sampler:
             return 0.0
         (_, (batch,)) = next(iter(self.steps(0)))
@@ -182,7 +184,8 @@ class Bench:
     def flops(self, step: Step) -> float:
         """Matrix products of the forward pass, 2 per multiply-add."""
         result = self.backbone
-        d, inner, lengths_W = result.d_model, result.heads * result.d_head, step.windows.lengths_W
+        d, inner = result.d_model, result.heads * result.d_head
+        lengths_W = step.windows.lengths_W
         ff = 2 * d * result.d_ff + (result.ff_hidden_layers - 1) * result.d_ff**2
         kept_NS = step.selected.tokens_NS if step.selected else None
         tokens_W = (
@@ -203,13 +206,14 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(str(number) for number in range(len(WAYS))), help="rows, by number")
     parser.add_argument("--batch-tokens", type=int, help="else 142,000, with --small 8,192")
     parser.add_argument("--passes", type=int, default=4, help="timed ones")
-    parser.add_argument("--places", type=int, default=0, help="windows of a pass; 0: all")
+    parser.add_argument("--windows", type=int, default=0, help="windows of an epoch; 0: all")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--small", action="store_true", help="a network for a CPU")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     args = parser.parse_args()
     args.batch_tokens = args.batch_tokens or (8_192 if args.small else 142_000)
-    splits, sids, device = Splits.read(), Sids.read(), pick_device("auto")
+    splits, sids = Splits.read(), Sids.read()
+    device = pick_device("auto")
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(

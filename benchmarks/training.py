@@ -57,7 +57,8 @@ def grid_windows(splits: Splits, seed: int = 0) -> Windows:
     """One pass of GRID's sampler, in random order."""
     rng = np.random.default_rng(seed)
     begin, end = np.asarray(splits.offsets[:-1]), np.asarray(splits.train_end)
-    users, starts, ends = rng.permutation(splits.users), [], []
+    users = rng.permutation(splits.users)
+    starts, ends = [], []
     for group in np.array_split(users, max(1, len(users) // 32)):
         first = np.concatenate(
             [np.repeat(np.arange(begin[u], end[u]), np.arange(end[u] - begin[u])[::-1]) for u in group]
@@ -88,7 +89,8 @@ def steps(windows: Windows, size: int) -> Iterator[Step]:
 
 def forward_flops(config: BackboneConfig, widths: tuple[int, ...], lengths: np.ndarray) -> float:
     """Matrix products of a forward pass, mean over windows of `lengths` items: 2 per multiply-add."""
-    d, inner, levels = config.d_model, config.heads * config.d_head, len(widths)
+    d, inner = config.d_model, config.heads * config.d_head
+    levels = len(widths)
     ff = 2 * d * config.d_ff + (config.ff_hidden_layers - 1) * config.d_ff**2
     tokens = lengths * (levels + config.separators)
     encoder = config.encoder_layers * (tokens * (4 * d * inner + ff) + 2 * inner * tokens**2)
@@ -97,7 +99,7 @@ def forward_flops(config: BackboneConfig, widths: tuple[int, ...], lengths: np.n
     return float(np.mean(2 * (encoder + decoder + d * sum(widths))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     name: str
     windows_per_second: float
@@ -139,9 +141,8 @@ def measure(  # noqa: PLR0913 - what one row of the table differs in
     source, rows = steps(windows, size), np.arange(size)
     drawn = [next(source) for _ in range(12)]
     share, shape = torch.full((), 1 / size, device=device), None
-    if (
-        optimizer_step.records
-    ):  # room for nearly all steps, as `BatchLoader` measures it: each further shape is recorded anew
+    if optimizer_step.records:
+        # A capacity that holds nearly all steps, as `BatchLoader` measures it: each further shape is recorded anew
         shape = common_shape(itertools.islice(steps(windows, size), MEASURED_STEPS), 1, LONGEST)
 
     collate = Collator(items, catalogue.codes_IL, pad_to=pad_to, longest=LONGEST, weigh_items=network.items)
@@ -175,7 +176,14 @@ def measure(  # noqa: PLR0913 - what one row of the table differs in
     memory = peak_memory_gib(device)
     flops = 3 * rate * forward_flops(TIGER, catalogue.widths, lengths) if strategy == "full" else None
     name = f"{strategy}, {config.batching}, {size} a step" + ", fed" * fed
-    return Row(name, rate, rate * lengths.mean() * per_item, flops, memory, warm)
+    return Row(
+        name=name,
+        windows_per_second=rate,
+        tokens_per_second=rate * lengths.mean() * per_item,
+        flops=flops,
+        memory_gib=memory,
+        warm_seconds=warm,
+    )
 
 
 def _profile(train: Callable[[], None]) -> None:
@@ -206,7 +214,8 @@ def main() -> None:
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
-    device, splits, sids = pick_device("auto"), Splits.read(), Sids.read()
+    device = pick_device("auto")
+    splits, sids = Splits.read(), Sids.read()
     catalogue = Catalogue(sids.codes_IL, sids.widths).to(device)
     windows, config = grid_windows(splits), some(TrainConfig, optimizer="adam", compile=not args.eager)
     print(

@@ -1,4 +1,4 @@
-"""What presets are, and which keys of params.yaml each kind of them owns.
+"""Define what a preset is, and which keys of params.yaml each kind of preset owns.
 
 A preset is a part or a whole, as its first comment line says: `# Part (model): ...` or `# Whole: ...`. A part sets
 every key that its kind owns, and no other. So the second of two parts of one kind leaves nothing of the first, and the
@@ -35,7 +35,7 @@ ADD = "# Add: "
 
 @dataclass(frozen=True)
 class Preset:
-    """What a file of presets/ says of itself in its comment.
+    """A preset is a file of presets/, as its comment describes it.
 
     kind: a key of `PARTS`, `WHOLE`, or empty in a file that does not say it.
     add: presets that go with it, a line each: name, cost, and what it reaches with the source of the figure.
@@ -55,7 +55,7 @@ def describe(folder: Path = PRESETS) -> dict[str, Preset]:
 
 
 def owned(kind: str, keys: Iterable[str]) -> list[str]:
-    """Those of `keys` (`section.key`) that a preset of this kind sets; a whole: one that is not `demo`."""
+    """Return those of `keys` (`section.key`) that a preset of this kind sets; for a whole: other than `demo`."""
     if kind == WHOLE:
         return [key for key in keys if not _within(key, NOT_OF_A_WHOLE)]
     return [key for key in keys if _within(key, PARTS[kind])]

@@ -91,7 +91,7 @@ def _without_head(text: str) -> str:
 
 @dataclass(frozen=True)
 class _Entries:
-    """Where the entries of a mapping stand in a YAML text: of the whole file, or of one section."""
+    """The lines on which the entries of a mapping begin and end in a YAML text, of the file or of one section."""
 
     lines: list[str]
     nodes: dict[str, tuple[Node, Node]]  # name -> key and value
@@ -150,7 +150,7 @@ def _nodes(node: Node | None) -> dict[str, tuple[Node, Node]]:
 
 
 def _is_bare(text: str, section: str) -> bool:
-    """Whether a section is its name alone, because the lines of all its keys were taken out."""
+    """Return True if a section is its name alone, because the lines of all its keys were taken out."""
     return bool(_nodes(yaml.compose(text))[section][1].value == "")
 
 
