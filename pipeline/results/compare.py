@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.metrics import MAIN_METRICS, METRICS, gains
+from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metrics import gains
 from pipeline.results.bootstrap import LEVEL, interval, resampled_means
 from pipeline.results.ranks import Ranks
 from pipeline.results.runs import Arm, arms_of

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from pipeline.metrics import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.metrics import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS
 
 BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
 
