@@ -12,7 +12,8 @@ decoding gathers these children only, and its cost does not depend on the number
 Without a deduplication digit, several items may share a Semantic ID. They are ranked one after another, by item id: a
 model scores them equally, and the order by item id uses neither popularity nor the test set.
 
-Shapes: I items of the catalogue, L levels, W windows, K beams; local: P prefixes of one length, O slots of a ranking.
+Shape legend: I items of the catalogue, L levels, W windows, K beams; local: P prefixes of one length, O slots of a
+ranking.
 """
 
 import numpy as np

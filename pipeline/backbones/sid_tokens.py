@@ -5,8 +5,8 @@ ids from `first_token[l]` on; the separator's id follows those of all levels. Ea
 
     widths 3, 2 -> first_token 0, 3; separator 5; an item of codes (2, 1) is the tokens 2, 4, 5
 
-Shapes: I items of the catalogue, L levels, N items of all histories, W windows, T rows, d width of the model, V codes
-of one level; local: S tokens of one item in a history (its codes, then the separator).
+Shape legend: I items of the catalogue, L levels, N items of all histories, W windows, T rows, d width of the model, V
+codes of one level; local: S tokens of one item in a history (its codes, then the separator).
 """
 
 from abc import abstractmethod

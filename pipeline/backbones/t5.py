@@ -15,8 +15,8 @@ It differs from a textbook T5 (Raffel et al. 2020; the tests compare with the co
 
 Residuals and norms stay in float32 under autocast. Nothing here waits for the device.
 
-Shapes: W windows, N items of all histories, T encoder tokens on the packed axis, L levels, V codes of one level, K
-beams, H heads, D width of a head, d width of the model; local: S tokens of an item, P positions of an axis (the
+Shape legend: W windows, N items of all histories, T encoder tokens on the packed axis, L levels, V codes of one level,
+K beams, H heads, D width of a head, d width of the model; local: S tokens of an item, P positions of an axis (the
 decoder's in `forward`, those of one window in `_pad`), R rows of a decoding step (W * K), J earlier levels of a row (of
 a bias: and the row's level), O slots of a padded batch.
 """

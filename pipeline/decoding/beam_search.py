@@ -5,7 +5,8 @@ its level, also in a constrained search: the constraint only saves the search fr
 nothing. Items that share a Semantic ID have one score and follow each other by item id. Every step below is one
 operation over all windows and beams; no window is handled alone.
 
-Shapes: W windows, K beams, L levels, V codes of one level; local: C candidates of a window, F children of a prefix.
+Shape legend: W windows, K beams, L levels, V codes of one level; local: C candidates of a window, F children of a
+prefix.
 """
 
 from dataclasses import dataclass

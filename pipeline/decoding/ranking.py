@@ -3,8 +3,8 @@
 Validation during training, the final evaluation and the tests all rank here, so that they cannot disagree about what
 a history is, what counts as found, or how seen items leave the ranking.
 
-Shapes: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all histories;
-local: U users that are ranked, J items of the longest history of a batch.
+Shape legend: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all
+histories; local: U users that are ranked, J items of the longest history of a batch.
 """
 
 from dataclasses import dataclass

@@ -4,7 +4,7 @@ A `Network` says what is trained. A `Sampler` says which windows and tokens of a
 A `Report` says afterwards what was skipped. A `Strategy` is a pair of a network and a sampler. No part knows of files,
 devices, processes or schedules.
 
-Shapes: W windows, L levels, V codes of one level; local: M interactions of the splits, flat, U users.
+Shape legend: W windows, L levels, V codes of one level; local: M interactions of the splits, flat, U users.
 """
 
 from collections.abc import Callable, Mapping

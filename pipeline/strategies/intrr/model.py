@@ -5,8 +5,8 @@ network turns an item's UID embedding into the item's vector; the backbone reads
 after it, the network turns the backbone's state into the codes of the next item. Decoding runs the backbone once, and
 the network for each level of the beam.
 
-Shapes: I items of the catalogue, W windows, N items of all histories, K beams, L levels, V codes of one level, d width
-of the model; local: U distinct items of a batch, X items whose vectors are computed, F items of one prefix.
+Shape legend: I items of the catalogue, W windows, N items of all histories, K beams, L levels, V codes of one level, d
+width of the model; local: U distinct items of a batch, X items whose vectors are computed, F items of one prefix.
 """
 
 from collections.abc import Callable, Mapping

@@ -5,7 +5,7 @@ signal is an item's UID embedding, or the backbone's state of a user. The contex
 passed on. The network has two modes: a level passes on a mixture of its codebook (redistribution, Eq. 6), or the vector
 of a given code (teacher forcing).
 
-Shapes: L levels, V codes of one level, d width of the model; local: X signals (of items, windows or beams).
+Shape legend: L levels, V codes of one level, d width of the model; local: X signals (of items, windows or beams).
 """
 
 from typing import Literal

@@ -6,7 +6,7 @@ and pools, and everything on a CPU. `Pruner._choose` takes this decision.
 A *unit* is kept or dropped as one: it is a scored token, or with `unit: item` a whole item. A *pool* is a run of units
 of one window that becomes one unit.
 
-Shapes: W windows, N items of all histories, T tokens on the axis before, L levels, d width of the model; local: S
+Shape legend: W windows, N items of all histories, T tokens on the axis before, L levels, d width of the model; local: S
 tokens of one item (L codes, then the separator), E tokens of an item that are scored, F = N * S tokens of all items, O
 slots of the axis after, U units of all windows, G units of the largest pool.
 """

@@ -3,8 +3,8 @@
 The decisions are pure functions of (scores, seed, epoch): one process and many decide alike, and so does a resumed run.
 NumPy makes them on the host, so that all sizes are known before a step begins.
 
-Shapes: N items of histories, L levels; local: M interactions of the splits, flat, R interactions that have a score, E
-levels that are scored, U sequences (users, or the windows of single targets), n any of these.
+Shape legend: N items of histories, L levels; local: M interactions of the splits, flat, R interactions that have a
+score, E levels that are scored, U sequences (users, or the windows of single targets), n any of these.
 """
 
 from dataclasses import dataclass, replace

@@ -1,7 +1,7 @@
 """skipgr remembers the latest score of every token, and keeps a journal of what each epoch skipped.
 
-Shapes: I items of the catalogue, W windows, L levels; local: M interactions of the splits, flat, R interactions that
-have a score, E levels that are scored, U users, F = (M + 1) * L entries of the store.
+Shape legend: I items of the catalogue, W windows, L levels; local: M interactions of the splits, flat, R interactions
+that have a score, E levels that are scored, U users, F = (M + 1) * L entries of the store.
 """
 
 from collections.abc import Callable
