@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 
 class Catalogue(nn.Module):
-    """Codes and prefix trie. It is a module, so that it moves with the model; its buffers are not saved with weights.
+    """A `Catalogue` holds the codes of all items and the prefix trie.
+
+    It is a module, so that it moves with the model; its buffers are not saved with weights.
 
     Prefixes of length l are the nodes of level l; the root is node 0 of level 0 and the nodes of level L, the leaves,
     are the Semantic IDs in lexicographic order. Per level l < L: the children of node p are the nodes

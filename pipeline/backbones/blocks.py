@@ -27,7 +27,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def module_list(modules: Iterable[Module]) -> Sequence[Module]:
-    """Register `modules` as an `nn.ModuleList`, and keep the type that a ModuleList forgets."""
+    """Register `modules` as an `nn.ModuleList`, and retain the type that a ModuleList forgets."""
     return cast(Sequence[Module], nn.ModuleList(modules))
 
 

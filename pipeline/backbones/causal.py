@@ -81,7 +81,7 @@ Block = TypeVar("Block", bound=CausalBlock)
 
 @dataclass(frozen=True, kw_only=True)
 class CausalDecodingState:
-    """The state of incremental decoding between two steps. It never changes: a step returns a new one.
+    """A `CausalDecodingState` holds what decoding needs between two steps. It never changes: a step returns a new one.
 
     The histories' last tokens are aligned in the last column, so that a distance is a difference of columns.
     """

@@ -44,7 +44,7 @@ from pipeline.packing.shape import capacity_on
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """The normed states of the encoder in packed order, and how they fall into windows."""
+    """An `EncoderOutput` holds the normed states of the encoder in packed order, and how they fall into windows."""
 
     states_Td: Tensor
     layout: Layout  # of the encoder's last block
@@ -53,7 +53,7 @@ class EncoderOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class T5DecodingState:
-    """The state of incremental decoding between two steps. It never changes: a step returns a new one."""
+    """A `T5DecodingState` holds what decoding needs between two steps. It never changes: a step returns a new one."""
 
     memory: tuple[KeysValues, ...]  # per layer: keys and values of the encoder's states, one copy per window
     encoder: Layout
@@ -171,7 +171,7 @@ class T5(SidBackbone):
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
         """Return what `SidBackbone.read` says, by the encoder alone."""
         encoded = self._run_encoder(vectors_Nd, histories, 1)
-        # The last item of each window: lengths 2, 1, 3 -> rows 1, 2, 5
+        # The last item of each window: lengths 1, 2, 3 -> rows 0, 2, 5
         return encoded.states_Td[histories.lengths_W.cumsum(0) - 1]
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
