@@ -144,7 +144,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     Args:
         dropped: for each baseline, whether the items of the history left its ranking.
     """
-    words = {True: "dropped", False: "kept"}
+    words = {True: "dropped", False: "included"}
     lines = [
         f"{'':24}{'all ' + format(metrics['users'], ',') + ' users':>22}"
         f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",

@@ -217,7 +217,7 @@ def comparison_text(comparisons: Sequence[Comparison]) -> str:
     origin = ranks.origin
     lines = [
         f"{origin.dataset}: {len(ranks.users):,} users, beam {origin.beam}, {origin.decoding}, seen items "
-        f"{'dropped' if origin.filter_seen else 'kept'}; 95% intervals",
+        f"{'dropped' if origin.filter_seen else 'included'}; 95% intervals",
         f"reference: {_arm(reference)}",
     ]
     for comparison in comparisons:

@@ -26,7 +26,8 @@ has 0.0844; 170 M tokens trained, where full trains 231 M. Its time is not measu
 (2 seeds): 21 s of training, recall@10 0.0551, where full has 0.0667 with the same seeds. Measured: docs/results.md;
 more in docs/skipgr.md.
 
-Shapes: W windows, N items of all histories, L levels, V codes of a level; local: M interactions of the splits, flat.
+Shape legend: W windows, N items of all histories, L levels, V codes of a level; local: M interactions of the splits,
+flat, U users, S tokens of one item.
 """
 
 import time
@@ -51,7 +52,7 @@ from pipeline.strategies.skipgr.store import Journal, ScoreStore
 
 
 def skips_items(config: SkipgrConfig, traits: NetworkTraits) -> bool:
-    """True if only whole items leave a history."""
+    """Return whether only whole items leave a history."""
     return config.input_unit == "item" or traits.whole_items
 
 
