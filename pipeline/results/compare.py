@@ -113,7 +113,8 @@ def two_level(
     """Resample the reference's means, and the differences of the other side's means to them; [R, M] each.
 
     Args:
-        reference_SUM, other_SUM: gains of each seed and user.
+        reference_SUM: gains of each seed and user.
+        other_SUM: the same of the other side.
         paired: row s of both sides has the same seed.
     """
     # 1. Users: resample the means over seeds, the same users on both sides. change_RM is other minus reference.
