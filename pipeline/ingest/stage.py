@@ -166,7 +166,7 @@ def _clean_and_write(
     return summary
 
 
-def _counts(cleaned: Cleaned) -> dict[str, int]:
+def _counts(cleaned: Cleaned) -> dict[str, int | str]:
     span = pc.min_max(cleaned.log["timestamp"]).as_py()
     return {
         "users": len(cleaned.users),
@@ -174,6 +174,7 @@ def _counts(cleaned: Cleaned) -> dict[str, int]:
         "interactions": len(cleaned.log),
         "first_timestamp": span["min"],
         "last_timestamp": span["max"],
+        "time_unit": cleaned.time_unit,
     }
 
 

@@ -38,7 +38,7 @@ class StagedItems:
 
 @dataclass(frozen=True)
 class StagedLog:
-    """The log's good rows as Parquet: source_row (int64), user, item, timestamp, then the actions."""
+    """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions."""
 
     path: Path
     read: int  # rows of the files, rejected ones included
@@ -198,8 +198,8 @@ def _type(
 ) -> tuple[list[pa.Array], list[Complaint]]:
     """Return the chunk's columns after source_row, typed, and what is wrong with them."""
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
-    seconds, wrong_times = time_column(time, ticks)
-    arrays = [user, item, seconds]
+    times, wrong_times = time_column(time, ticks)
+    arrays = [user, item, times]
     complaints = [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong = number_column(text, name, required=name in minimum)
