@@ -154,6 +154,7 @@ def _clean_and_write(
         "rejected": rejects.total([file.name for file in source.log]),
         "items_listed": items.read if items else None,
         "rejects": rejects.by_reason(),
+        "not_numbers": dict(log.not_numbers),
         "minimum": _minimum(params),
         "k_core": _k_core(params),
         "k_core_passes": cleaned.rounds,
@@ -219,6 +220,9 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     )
     if rejected:
         print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
+    if summary["not_numbers"]:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in summary["not_numbers"].items())
+        print(f"values that are no number count as missing, and their rows stay: {counts}")
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")

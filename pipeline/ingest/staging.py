@@ -3,6 +3,7 @@
 The files are read once, in bounded memory. The steps that follow (filters, k-core, ids) are relational: see clean.py.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -43,6 +44,7 @@ class StagedLog:
     path: Path
     read: int  # rows of the files, rejected ones included
     columns: Mapping[str, str]  # our name -> the log's; empty: there is no good row
+    not_numbers: Mapping[str, int]  # optional action -> texts among its values that are no number, hence null
 
 
 # ------------------------------------------------------------------------------------------------ items
@@ -152,6 +154,7 @@ def stage_log(
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
     accepted = 0
+    not_numbers: Counter[str] = Counter()
     first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
@@ -160,15 +163,16 @@ def stage_log(
                 assert names is not None  # a file without columns has no chunks
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints = _type(chunk, names, ticks, minimum, items)
+                arrays, complaints, odd = _type(chunk, names, ticks, minimum, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
+                not_numbers.update({name: pc.sum(pc.and_(mask, usable)).as_py() for name, mask in odd.items()})
                 last = int(chunk.records[-1])
                 progress.update(len(usable))
             first += last + 1
     read = accepted + rejects.total([file.name for file in files])
-    return StagedLog(path, read, columns.named() if columns else {})
+    return StagedLog(path, read, columns.named() if columns else {}, {k: n for k, n in not_numbers.items() if n})
 
 
 def _plan(
@@ -195,19 +199,23 @@ def _plan(
 
 def _type(
     chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float], items: StagedItems | None
-) -> tuple[list[pa.Array], list[Complaint]]:
-    """Return the chunk's columns after source_row, typed, and what is wrong with them."""
+) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
+    """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
+
+    The last is a mask (bool per row) for each action.
+    """
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     times, wrong_times = time_column(time, ticks)
     arrays = [user, item, times]
     complaints = [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
+    odd = {}
     for name, text in zip(names.actions, actions, strict=True):
-        values, wrong = number_column(text, name, required=name in minimum)
+        values, wrong, odd[name] = number_column(text, name, required=name in minimum)
         arrays.append(values)
         complaints += wrong
     if items:
         complaints.append((pc.invert(pc.is_in(item, value_set=items.ids)), f"item is not in {items.source}"))
-    return arrays, complaints
+    return arrays, complaints, odd
 
 
 def _usable(

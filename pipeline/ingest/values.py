@@ -36,11 +36,17 @@ def numbers(text: pa.Array) -> tuple[pa.Array, pa.Array]:
     return pc.if_else(pc.is_finite(values), values, None), missing
 
 
-def number_column(text: pa.Array, name: str, *, required: bool) -> tuple[pa.Array, list[Complaint]]:
-    """Return (float64 values, null where the text is missing or no number; what is wrong with them)."""
+def number_column(text: pa.Array, name: str, *, required: bool) -> tuple[pa.Array, list[Complaint], pa.Array]:
+    """Return float64 values, what is wrong with the rows, and which values were no number although a row may lack them.
+
+    A value is null where the text is missing or no number. Only a required column has complaints: where a value is
+    optional, a text that is no number counts as a missing value (bool per row).
+    """
     values, missing = numbers(text)
     wrong = pc.and_(pc.is_null(values), pc.invert(missing))
-    return values, [*([(missing, f"{name} is missing")] if required else []), (wrong, f"{name} is not a number")]
+    if required:
+        return values, [(missing, f"{name} is missing"), (wrong, f"{name} is not a number")], pc.and_not(wrong, wrong)
+    return values, [], wrong
 
 
 def time_column(text: pa.Array, ticks: int) -> tuple[pa.Array, list[Complaint]]:
