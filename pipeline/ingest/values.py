@@ -17,16 +17,19 @@ LAST_SECOND = 4_102_444_799  # 2099-12-31 23:59:59 UTC
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 PLAIN_TIME = r"^(?P<whole>\d{1,18})(?:\.(?P<fraction>\d*))?$"
 
+NO_NUMBER = ("", "nan", "null", "none", "\\n", "<na>", None)  # a missing number, in lower case; \N as MySQL writes it
+
 Complaint = tuple[pa.Array, str]  # (bool per row, reason)
 
 
 def numbers(text: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Return (float64 values, bool missing); a value is null where the text is missing or no finite number.
 
-    Table tools write a log's flags as `true` and `false`, which are 1 and 0, and a missing number as `nan`.
+    Table tools write a log's flags as `true` and `false`, which are 1 and 0, and a missing number
+    as `nan` or another word of `NO_NUMBER`.
     """
     text = pc.utf8_lower(pc.utf8_trim_whitespace(text))
-    missing = pc.is_in(text, pa.array(["", "nan", None]))
+    missing = pc.is_in(text, pa.array(NO_NUMBER))
     text = pc.if_else(missing, None, text)
     try:
         values = pc.cast(text, pa.float64())
@@ -55,7 +58,7 @@ def time_column(text: pa.Array, ticks: int) -> tuple[pa.Array, list[Complaint]]:
     The digits are read as they were written and never pass through a float, which would round them.
     """
     text = pc.utf8_trim_whitespace(text)
-    missing = pc.is_in(pc.utf8_lower(text), pa.array(["", "nan", None]))
+    missing = pc.is_in(pc.utf8_lower(text), pa.array(NO_NUMBER))
     wrong = pc.and_(pc.invert(missing), pc.invert(pc.fill_null(pc.match_substring_regex(text, NUMBER), False)))
     times = _microseconds(pc.if_else(pc.or_(missing, wrong), None, text), ticks)
     return times, [
@@ -101,12 +104,6 @@ def _one_time(text: str, ticks: int) -> int | None:
     if not FIRST_SECOND * ticks <= value < (LAST_SECOND + 1) * ticks:
         return None
     return int(value * (MICROSECONDS // ticks) // 1)
-
-
-def id_column(text: pa.Array, name: str) -> list[Complaint]:
-    """Find raw ids that are missing or have a line break inside, which is the mark of a stray quote before it."""
-    missing = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True)
-    return [(missing, f"{name} is missing"), (pc.match_substring(text, "\n"), f"{name} holds a line break")]
 
 
 def reasons(complaints: Sequence[Complaint], rows: int) -> pa.Array:
