@@ -88,9 +88,25 @@ def _column_text(column: pa.Array, ticks: int) -> pa.Array:
         return _float_text(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
+    if pa.types.is_dictionary(column.type):
+        return _column_text(column.dictionary_decode(), ticks)
+    if (
+        pa.types.is_binary(column.type)
+        or pa.types.is_large_binary(column.type)
+        or pa.types.is_fixed_size_binary(column.type)
+    ):
+        return pa.array([_decoded(value) for value in column.to_pylist()], pa.string())
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string())
+
+
+def _decoded(value: bytes | None) -> str | None:
+    """Return bytes as the UTF-8 text that they are, None where they are none."""
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _time_text(column: pa.Array, ticks: int) -> pa.Array:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
@@ -90,6 +92,36 @@ def test_an_optional_column_never_costs_an_interaction(
     assert result.frame("interactions").vote.isna().sum() == len(ODD_NUMBERS) + 1
     assert result.summary["not_numbers"] == {"vote": len(ODD_NUMBERS)}
     assert f"{len(ODD_NUMBERS)} of vote" in capsys.readouterr().out
+
+
+def test_an_optional_text_that_cannot_be_read_is_missing(ingest: Ingest, tmp_path: Path) -> None:
+    odd = [r'"\ud83d"', '{"a": 1}', '[["a", ["b"]]]', "null", "NaN", r'"\ud83d"']
+    users = [*["u"] * 5, "\\ud83d"]
+    lines = [
+        f'{{"user": "{user}", "item": "i{n}", "timestamp": {START + n}, "vote": {text}}}\n'
+        for n, (user, text) in enumerate(zip(users, odd, strict=True))
+    ]
+    lines += [f'{{"user": "u", "item": "i{n}", "timestamp": {START + n}, "vote": 5}}\n' for n in range(6, 20)]
+    result = ingest(write(tmp_path / "log.jsonl", "".join(lines)), k_core=0, max_reject_rate=0.1)
+    assert result.rejects == [("log.jsonl", 6, "user is missing")]
+    assert len(result.rows) == 19
+    assert result.frame("interactions").vote.isna().sum() == 5
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2)])
+def test_bytes_that_are_no_text_are_missing(ingest: Ingest, tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table(
+        {
+            "user": pa.array([b"u1", b"u2", b"u1"], kind),
+            "item": ["a", "b", "c"],
+            "timestamp": [START] * 3,
+            "note": pa.array([b"\xff\xfe", b"12", b"13"], kind),
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    result = ingest(tmp_path / "log.parquet", k_core=0)
+    assert result.frame("users").raw_id.tolist() == ["u1", "u2"]
+    assert result.frame("interactions").note.isna().sum() == 1
 
 
 def test_a_required_action_must_be_a_number(ingest: Ingest, tmp_path: Path) -> None:
