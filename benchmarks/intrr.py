@@ -125,7 +125,7 @@ def beauty(device: str) -> World:
     return World(
         name="Beauty",
         items_N=np.asarray(splits.items_N),
-        times_N=np.asarray(splits.timestamps_N),
+        times_N=splits.seconds(),
         catalogue=Catalogue(sids.codes_IL, widths).to(device),
         windows=windows,
         longest=splits.max_history,

@@ -29,6 +29,9 @@ GENERATOR = Path("models/generator")
 REPORTS = Path("reports")
 SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints and unfinished shards survive here
 
+MICROSECONDS = 1_000_000  # in a second
+TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
+
 # Keys of metrics.json and timings.json that are measured (seconds, bytes, speeds) and so differ from run to run.
 MEASURED = frozenset(
     {
@@ -174,14 +177,14 @@ def _damaged(path: Path, error: Exception) -> UserError:
 class Interactions:
     """`Interactions` holds the paths of data/interactions/, which ingest writes.
 
-    interactions.parquet: user_id int32, item_id int32, timestamp int64 (seconds), position int32 (0.. within the user),
-        then the log's action columns; sorted by (user_id, position).
+    interactions.parquet: user_id int32, item_id int32, timestamp int64 (in `time_unit`), position int32 (0.. within the
+        user), then the log's action columns; sorted by (user_id, position).
     users.parquet: user_id int32, raw_id str, sorted by user_id. items.parquet: item_id int32, raw_id str, text columns
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
-        filter, sha256 of each raw file, and at least `users`, `items`, `interactions`.
+        filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -205,6 +208,14 @@ class Interactions:
     @property
     def summary(self) -> Path:
         return self.folder / "ingest.json"
+
+    @property
+    def time_unit(self) -> str:
+        """The unit of `timestamp`: `s`, or `us` where the log has times within a second.
+
+        It is `s` where no ingest.json names it, as in the output of earlier versions.
+        """
+        return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
 
 
 def image_names(cell: str | None) -> list[str]:
@@ -283,7 +294,9 @@ class Sids:
 class Splits:
     """`Splits` holds data/splits/: the sequences of all users end to end, and which interactions are targets.
 
-    items_N int32 and timestamps_N int64 (seconds) hold one user's sequence after the other's. offsets int64 [U + 1]:
+    items_N int32 and timestamps_N int64 hold one user's sequence after the other's. timestamps_N is as precise as the
+    log, in microseconds where `summary` has time_unit `us` and in seconds otherwise: read seconds by `seconds`, and
+    compare timestamps_N only with each other. offsets int64 [U + 1]:
     the interactions of user u are [offsets[u], offsets[u + 1]). An index on this axis is a flat index. train_end int64
     [U]: flat index one past u's last training interaction. valid_target, test_target int64 [U]: flat index of the
     held-out interaction, -1 if u has none. A target's history is the at most `max_history` interactions before it in
@@ -296,7 +309,8 @@ class Splits:
     train_end: np.ndarray
     valid_target: np.ndarray
     test_target: np.ndarray
-    summary: dict[str, Any]  # splits.json: max_history, items (catalogue size), counts, tie shares, protocol
+    # splits.json: max_history, items (catalogue size), counts, tie shares, protocol; time_unit, only where it is us
+    summary: dict[str, Any]
 
     ARRAYS = ("items_N", "timestamps_N", "offsets", "train_end", "valid_target", "test_target")
 
@@ -328,6 +342,12 @@ class Splits:
             except (ValueError, OSError) as error:
                 raise _damaged(path, error) from None
         return cls(**arrays, summary=read_json(folder / "splits.json"))
+
+    def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the times of these flat indices in whole seconds since 1970, rounded down, int64."""
+        times = np.asarray(self.timestamps_N[index])
+        ticks = TICKS[self.summary.get("time_unit", "s")]
+        return times if ticks == 1 else times // ticks
 
     def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (users, flat indices of their targets) of part `valid` or `test`, in user order."""

@@ -1,6 +1,7 @@
-"""Turn raw ids, as a user types them, into dense ids."""
+"""Turn raw ids, as a user types them, into dense ids, by the rule that ingest reads ids by."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,30 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CANDIDATES = 100_000  # known ids among which the nearest ones to an unknown id are searched
+WHOLE_NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]*))?(?:[eE]\+?([0-9]{1,2}))?")
+
+
+def whole_number(text: str) -> str | None:
+    """Return the digits of a whole number, without a point or an exponent; None for another text.
+
+    "7", "7.0" and "7e0" are "7", and "1.25e3" is "1250". "007", "+7" and "7.5" are no whole numbers: somebody who wrote
+    them meant a name.
+    """
+    match = WHOLE_NUMBER.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, fraction, exponent = match.groups("")
+    shift = int(exponent or 0)
+    fraction = fraction.ljust(shift, "0")
+    digits = (whole + fraction[:shift]).lstrip("0") or "0"
+    return None if fraction[shift:].strip("0") else (sign if digits != "0" else "") + digits
 
 
 def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path) -> np.ndarray:
     """Return the dense ids of raw ids: the rows of `known` that have them as raw_id.
+
+    A raw id that is not known as it is typed is looked up without the blanks around it, then as a whole number: " 7"
+    and "7.0" are 7.
 
     Args:
         known: a table with a column raw_id, row = dense id.
@@ -30,6 +51,10 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
 
     names = pd.Index(known["raw_id"].astype(str))
     ids = names.get_indexer(pd.Index(raw))
+    for row, name in enumerate(raw):
+        for other in (name.strip(), whole_number(name.strip())):
+            if ids[row] < 0 and other is not None:
+                ids[row] = names.get_indexer(pd.Index([other]))[0]
     unknown = [name for name, index in zip(raw, ids, strict=True) if index < 0]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)

@@ -119,7 +119,7 @@ class Ranker:
             self.positions_U = self.positions_U[chosen]
         self.index_N, self.offsets = _history_index(splits, self.positions_U)
         self.items_N = np.asarray(splits.items_N)[self.index_N]
-        self.times_N = np.asarray(splits.timestamps_N)[self.index_N]
+        self.times_N = splits.seconds(self.index_N)
         self.lengths_U = np.diff(self.offsets)
         self.targets_U = np.asarray(splits.items_N)[self.positions_U]
         # On a CPU, users are sorted by length, because equal lengths form one dense group of a batch. Kernels take any

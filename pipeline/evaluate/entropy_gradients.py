@@ -69,7 +69,7 @@ def gradients_by_entropy(
     collate = Collator(
         np.asarray(held.items_N),
         loaded.model.catalogue.codes_IL,
-        times_M=np.asarray(held.timestamps_N) if loaded.model.wants_times else None,
+        times_M=held.seconds() if loaded.model.wants_times else None,
         pad_to=loaded.config["pad_to"],
         longest=held.max_history,
     )

@@ -143,6 +143,6 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
     index = int(dense_ids([user], users, "user", path)[0])
     first, end = log.offsets[index], log.offsets[index + 1]
     positions = np.arange(max(first, end - int(loaded.config["max_history"])), end)
-    times = np.asarray(log.timestamps_N)[positions] if loaded.model.wants_times else None
+    times = log.seconds(positions) if loaded.model.wants_times else None
     kept = loaded.eval_skips.kept(positions, np.array([0, len(positions)])) if loaded.eval_skips else None
     return History(np.asarray(log.items_N)[positions], times, kept)

@@ -13,18 +13,21 @@ from typing import Any
 
 import ibis
 import pyarrow as pa
+import pyarrow.compute as pc
 from ibis import _
 from ibis.expr.types import Table
 
+from pipeline.artifacts import MICROSECONDS
 from pipeline.errors import UserError
 from pipeline.ingest.engines import Engine
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cleaned:
     """The cleaned and numbered log.
 
     log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
+    time_unit: of timestamp; `s` where all times are whole seconds, else `us`.
     users: user_id, raw_id. items: item_id, raw_id, source_row (with an item file the record there), then its texts.
     steps: interactions, users and items after each filter, in the order of the filters. rounds: those of the k-core.
     """
@@ -34,6 +37,7 @@ class Cleaned:
     items: pa.Table
     steps: list[dict[str, Any]]
     rounds: int
+    time_unit: str
 
 
 def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
@@ -68,7 +72,9 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     core, rounds = k_core(engine, coded, k)
     core_log = engine.materialize(core)
     steps.append(_count(f"{k}-core", core_log))
-    return Cleaned(*number(engine, core_log, users, catalogue, actions), steps, rounds)
+    numbered, named_users, named_items = number(engine, core_log, users, catalogue, actions)
+    timed, unit = with_unit(numbered)
+    return Cleaned(log=timed, users=named_users, items=named_items, steps=steps, rounds=rounds, time_unit=unit)
 
 
 def _first_rows(engine: Engine, interactions: Table, column: str) -> Table:
@@ -167,6 +173,15 @@ def number(
         named_users.order_by("user_id").to_pyarrow(),
         named_items.relocate("item_id", "raw_id").order_by("item_id").to_pyarrow(),
     )
+
+
+def with_unit(log: pa.Table) -> tuple[pa.Table, str]:
+    """Return the log, whose times are microseconds, in seconds if no time has a fraction; and the unit, `s` or `us`."""
+    times = log["timestamp"]
+    seconds = pc.divide(times, MICROSECONDS)  # exact, or not used
+    if not pc.all(pc.equal(pc.multiply(seconds, MICROSECONDS), times)).as_py():
+        return log, "us"
+    return log.set_column(log.column_names.index("timestamp"), "timestamp", seconds), "s"
 
 
 def _dense(core_log: Table, column: str) -> Table:

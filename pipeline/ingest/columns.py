@@ -152,6 +152,6 @@ def _plain(name: str) -> str:
 
 
 def _is_numeric(column: pa.ChunkedArray) -> bool:
-    """Tell whether most of the values that are not missing are numbers; the other values will be rejects."""
+    """Tell whether most of the values that are not missing are numbers; the other values will be null."""
     values, missing = numbers(column.combine_chunks())
     return bool(2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py())

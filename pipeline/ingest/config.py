@@ -17,6 +17,7 @@ class IngestConfig:
     time_unit: Literal["s", "ms"]
     columns: dict[str, str]  # our name -> the log's name, where it is not recognised
     minimum: dict[str, float]  # action column -> least value that counts as positive
+    null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
         if isinstance(self.k_core, int) and self.k_core < 0:

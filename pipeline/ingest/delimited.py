@@ -67,7 +67,7 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
             ignore_empty_lines=False,
             invalid_row_handler=lines.refuse,
         ),
-        # Nothing is null: "NA" is a user's name as good as any, and a missing value is "".
+        # Nothing is null here: ids.py and values.py say which texts stand for a missing value.
         pacsv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), null_values=[]),
     )
 

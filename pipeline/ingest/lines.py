@@ -86,8 +86,16 @@ def parse_literal(text: str, columns: Sequence[str] | None = None) -> Fields:
 def _texts(value: Any, columns: Sequence[str] | None, kind: str) -> Fields:
     if not isinstance(value, dict):
         raise ValueError(f"not {kind}")
-    names = [as_text(name) or "" for name in value] if columns is None else columns
-    return {name: as_text(value.get(name)) for name in names}
+    if columns is not None:  # a text that cannot be read is a missing value: it costs the row only what it must have
+        return {name: _text_or_none(value.get(name)) for name in columns}
+    return {as_text(name) or "": as_text(field) for name, field in value.items()}
+
+
+def _text_or_none(value: Any) -> str | None:
+    try:
+        return as_text(value)
+    except ValueError:
+        return None
 
 
 def as_text(value: Any) -> str | None:

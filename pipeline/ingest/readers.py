@@ -9,6 +9,7 @@ import gzip
 import io
 import zlib
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from pipeline.ingest.chunks import Chunk, Reject, truncated
 from pipeline.ingest.delimited import read_delimited
 from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
 from pipeline.ingest.sources import RawFile
+
+UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of Arrow's timestamps, in a second
 
 
 def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None, ticks: int = 1) -> Iterator[Chunk]:
@@ -72,12 +75,59 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> I
 
 
 def _column_text(column: pa.Array, ticks: int) -> pa.Array:
-    """Return a Parquet column as text: times in ticks since 1970, flags as 1 and 0, lists by `as_text`."""
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        micros = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        return pc.cast(pc.divide(micros, 1_000_000 // ticks), pa.string())
+    """Return a Parquet column as text: times in ticks since 1970, flags as 1 and 0, lists by `as_text`.
+
+    No number is rounded, and none has an exponent: the time 1970-01-01T00:00:01.5 is "1.5" in seconds, "1500" in
+    milliseconds, and the float 1.25e10 is "12500000000".
+    """
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s" if pa.types.is_date32(column.type) else "ms"))
+    if pa.types.is_timestamp(column.type):
+        return _time_text(column, ticks)
+    if pa.types.is_floating(column.type):
+        return _float_text(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
+    if pa.types.is_dictionary(column.type):
+        return _column_text(column.dictionary_decode(), ticks)
+    if (
+        pa.types.is_binary(column.type)
+        or pa.types.is_large_binary(column.type)
+        or pa.types.is_fixed_size_binary(column.type)
+    ):
+        return pa.array([_decoded(value) for value in column.to_pylist()], pa.string())
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
     return column.cast(pa.string())
+
+
+def _decoded(value: bytes | None) -> str | None:
+    """Return bytes as the UTF-8 text that they are, None where they are none."""
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _time_text(column: pa.Array, ticks: int) -> pa.Array:
+    unit = UNITS[column.type.unit]
+    values = column.cast(pa.int64())
+    if unit <= ticks:  # seconds to be told in milliseconds: 5 -> "5000", and no product that could overflow
+        return pc.binary_join_element_wise(values.cast(pa.string()), str(ticks // unit)[1:], "")
+    # milliseconds to be told in seconds: 1500 -> whole 1, rest 500 -> "1.500"; whole numbers have no point
+    scale = unit // ticks
+    whole = pc.divide(values, scale)
+    rest = pc.abs(pc.subtract(values, pc.multiply(whole, scale)))
+    padded = pc.utf8_lpad(rest.cast(pa.string()), len(str(scale)) - 1, "0")
+    text = whole.cast(pa.string())
+    return pc.if_else(pc.equal(rest, 0), text, pc.binary_join_element_wise(text, padded, "."))
+
+
+def _float_text(column: pa.Array) -> pa.Array:
+    """Return the shortest decimals that name each float, as Arrow writes them, and no exponent."""
+    text = column.cast(pa.string())
+    exponent = pc.fill_null(pc.match_substring(text, "e"), False)
+    if pc.any(exponent).as_py():
+        plain = [format(Decimal(value), "f") for value in text.filter(exponent).to_pylist()]
+        text = pc.replace_with_mask(text, exponent, pa.array(plain, pa.string()))
+    return text

@@ -93,9 +93,11 @@ class Rejects:
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
             fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."
-        elif commonest.endswith("is not a number"):
-            column = commonest.split()[0]
-            fix += f"\nIf {column} is no action, leave it out: ingest.columns: {{{column}: ''}}"
+        elif commonest.endswith(("is not a number", "is missing")) and not commonest.startswith(("user ", "item ")):
+            column = commonest.rsplit(" is ", 1)[0]
+            fix += (
+                f"\nOnly columns of ingest.minimum need a number in every row: leave {column} out of it if it may lack."
+            )
         return UserError(
             f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
             f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n" + "\n".join(lines),

@@ -22,7 +22,7 @@ from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import Source, find_source
-from pipeline.ingest.staging import StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
 from pipeline.ingest.vectors import read_vectors, vector_column
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
@@ -97,16 +97,20 @@ def _stage(
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
-            items = stage_items(source.items, recipe, config.columns, rejects, work / "items.parquet")
+            path, words = work / "items.parquet", config.null_words
+            items = stage_items(source.items, recipe, config.columns, rejects, path, null_words=words)
         log = stage_log(
             source.log,
-            {**(recipe.log_columns if recipe else {}), **config.columns},
+            LogSettings(
+                mapping={**(recipe.log_columns if recipe else {}), **config.columns},
+                ticks=TICKS[config.time_unit],
+                minimum=_minimum(params),
+                guess_actions=recipe is None,
+                null_words=config.null_words,
+            ),
             rejects,
             work / "log.parquet",
-            ticks=TICKS[config.time_unit],
-            minimum=_minimum(params),
             items=items,
-            guess_actions=recipe is None,
         )
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
@@ -154,6 +158,8 @@ def _clean_and_write(
         "rejected": rejects.total([file.name for file in source.log]),
         "items_listed": items.read if items else None,
         "rejects": rejects.by_reason(),
+        "not_numbers": dict(log.not_numbers),
+        "ids_trimmed": log.trimmed | ({f"item of {items.source}": items.trimmed} if items and items.trimmed else {}),
         "minimum": _minimum(params),
         "k_core": _k_core(params),
         "k_core_passes": cleaned.rounds,
@@ -166,7 +172,7 @@ def _clean_and_write(
     return summary
 
 
-def _counts(cleaned: Cleaned) -> dict[str, int]:
+def _counts(cleaned: Cleaned) -> dict[str, int | str]:
     span = pc.min_max(cleaned.log["timestamp"]).as_py()
     return {
         "users": len(cleaned.users),
@@ -174,6 +180,7 @@ def _counts(cleaned: Cleaned) -> dict[str, int]:
         "interactions": len(cleaned.log),
         "first_timestamp": span["min"],
         "last_timestamp": span["max"],
+        "time_unit": cleaned.time_unit,
     }
 
 
@@ -218,6 +225,12 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     )
     if rejected:
         print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
+    if summary["not_numbers"]:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in summary["not_numbers"].items())
+        print(f"values that are no number count as missing, and their rows stay: {counts}")
+    if summary["ids_trimmed"]:
+        counts = ", ".join(f"{count:,} of {name}" for name, count in summary["ids_trimmed"].items())
+        print(f"blanks around ids were cut off: {counts}")
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")

@@ -3,23 +3,26 @@
 The files are read once, in bounded memory. The steps that follow (filters, k-core, ids) are relational: see clean.py.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
-from pipeline.ingest.chunks import Chunk
+from pipeline.ingest.chunks import Chunk, Reject
 from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
+from pipeline.ingest.ids import IdColumn, as_listed, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
-from pipeline.ingest.values import Complaint, id_column, number_column, reasons, time_column
+from pipeline.ingest.values import Complaint, number_column, reasons, time_column
 from pipeline.progress import Progress
 
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
@@ -34,24 +37,51 @@ class StagedItems:
     source: str
     ids: pa.Array  # string: raw ids of the good rows
     read: int  # rows of the file, rejected ones included
+    trimmed: int  # good rows whose id had blanks around it
 
 
 @dataclass(frozen=True)
 class StagedLog:
-    """The log's good rows as Parquet: source_row (int64), user, item, timestamp, then the actions."""
+    """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions."""
 
     path: Path
     read: int  # rows of the files, rejected ones included
     columns: Mapping[str, str]  # our name -> the log's; empty: there is no good row
+    not_numbers: Mapping[str, int]  # optional action -> texts among its values that are no number, hence null
+    trimmed: dict[str, int]  # user, item -> good rows whose id had blanks around it
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Settings say how a log is to be read.
+
+    mapping: our column name -> the log's, complete for a recipe. ticks: units of the log's clock in a second. minimum:
+    action column -> least value; a row without a value in one of these columns is a reject. guess_actions: take further
+    numeric columns as actions. null_words: texts that are no id.
+    """
+
+    mapping: Mapping[str, str]
+    ticks: int
+    minimum: Mapping[str, float]
+    guess_actions: bool
+    null_words: Sequence[str]
 
 
 # ------------------------------------------------------------------------------------------------ items
 
 
 def stage_items(
-    file: RawFile, recipe: DatasetRecipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
+    file: RawFile,
+    recipe: DatasetRecipe | None,
+    mapping: Mapping[str, str],
+    rejects: Rejects,
+    path: Path,
+    *,
+    null_words: Sequence[str],
 ) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
+
+    `null_words` are texts that are no id.
 
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
@@ -62,7 +92,9 @@ def stage_items(
     texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
     schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
     seen: set[str] = set()  # raw ids so far, for finding an item that is listed twice
+    column = IdColumn("item", null_words)
     accepted = []
+    lines = []  # of the good rows
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
         for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
             # The file's columns under our names: {"item": asin, "title": title, ...}
@@ -71,14 +103,37 @@ def stage_items(
                 fields["categories"] = make_categories(chunk.table)
 
             # Rows with a complaint go to the rejects, the others are written.
-            usable = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
+            written = fields["item"]
+            fields["item"], complaints = column.read(written)
+            usable = _usable(file, chunk, [*complaints, *_item_complaints(fields, seen)], rejects, shown)
             arrays = [fields["item"], *(_text(fields.get(name), len(usable)) for name in texts)]
             good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(usable)
             writer.write_table(good)
+            column.accept(written.filter(usable), fields["item"].filter(usable))
             accepted.append(good["raw_id"].combine_chunks())
+            lines.append(chunk.lines[usable.to_numpy(zero_copy_only=False)])
             progress.update(len(usable))
     ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.string())
-    return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]))
+    if column.to_rewrite:
+        ids = _join_numbers(path, ids, np.concatenate(lines), rejects.of(file))
+    return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]), column.trimmed)
+
+
+def _join_numbers(path: Path, ids: pa.Array, lines: np.ndarray, reject: Reject) -> pa.Array:
+    """Write the ids of the staged items at `path` as whole numbers and return them; "7" and "7.0" are one item."""
+    rewrite_ids(path, ["raw_id"])
+    numbers = whole_numbers(ids)
+    seen: set[str] = set()
+    first = np.zeros(len(ids), bool)  # rows that list an item for the first time
+    for row, number in enumerate(numbers.to_pylist()):
+        first[row] = number not in seen
+        seen.add(number)
+        if not first[row]:
+            reject(int(lines[row]), "item is listed twice", ids[row].as_py())
+    if not first.all():
+        table = pq.read_table(path)
+        pq.write_table(table.filter(pa.array(first)), path)
+    return numbers.filter(pa.array(first))
 
 
 def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
@@ -99,7 +154,7 @@ def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Com
     for raw_id in fields["item"].to_pylist():
         repeated.append(raw_id in seen)
         seen.add(raw_id)
-    complaints = [*id_column(fields["item"], "item"), (pa.array(repeated), "item is listed twice")]
+    complaints = [(pa.array(repeated), "item is listed twice")]
     if "image" in fields:
         leaves = [leaves_folder(path) for path in fields["image"].to_pylist()]
         complaints.append((pa.array(leaves), "image lies outside the dataset folder"))
@@ -121,37 +176,28 @@ def _text(column: pa.Array | None, rows: int) -> pa.Array:
 
 
 def stage_log(
-    files: Sequence[RawFile],
-    mapping: Mapping[str, str],
-    rejects: Rejects,
-    path: Path,
-    *,
-    ticks: int,
-    minimum: Mapping[str, float],
-    items: StagedItems | None,
-    guess_actions: bool,
+    files: Sequence[RawFile], settings: LogSettings, rejects: Rejects, path: Path, *, items: StagedItems | None
 ) -> StagedLog:
     """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
-        mapping: our column name -> the log's, complete for a recipe.
-        ticks: units of the log's clock in a second.
-        minimum: action column -> least value; a row without a value in one of these columns is a reject.
         items: the item file, if there is one; a row whose item it does not list is a reject.
-        guess_actions: take further numeric columns as actions.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
     """
     # The first file with rows decides on the columns of the output: source_row, user, item, timestamp, its actions.
-    plan = _plan(files, mapping, ticks, guess_actions)
+    ticks = settings.ticks
+    plan = _plan(files, settings.mapping, ticks, settings.guess_actions)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
-        _check_minimum(minimum, columns)
+        _check_minimum(settings.minimum, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
     accepted = 0
+    not_numbers: Counter[str] = Counter()
+    ids = {name: IdColumn(name, settings.null_words) for name in ("user", "item")}
     first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
@@ -160,15 +206,28 @@ def stage_log(
                 assert names is not None  # a file without columns has no chunks
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints = _type(chunk, names, ticks, minimum, items)
+                arrays, complaints, odd = _type(chunk, names, settings, ids, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
+                for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
+                    column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
+                not_numbers.update({name: pc.sum(pc.and_(mask, usable)).as_py() for name, mask in odd.items()})
                 last = int(chunk.records[-1])
                 progress.update(len(usable))
             first += last + 1
     read = accepted + rejects.total([file.name for file in files])
-    return StagedLog(path, read, columns.named() if columns else {})
+    # With an item file the ids of items are already written as that file lists them.
+    rewritten = [name for name, column in ids.items() if column.to_rewrite and not (name == "item" and items)]
+    if rewritten:
+        rewrite_ids(path, rewritten)
+    return StagedLog(
+        path=path,
+        read=read,
+        columns=columns.named() if columns else {},
+        not_numbers={name: count for name, count in not_numbers.items() if count},
+        trimmed={name: column.trimmed for name, column in ids.items() if column.trimmed},
+    )
 
 
 def _plan(
@@ -194,20 +253,28 @@ def _plan(
 
 
 def _type(
-    chunk: Chunk, names: LogColumns, ticks: int, minimum: Mapping[str, float], items: StagedItems | None
-) -> tuple[list[pa.Array], list[Complaint]]:
-    """Return the chunk's columns after source_row, typed, and what is wrong with them."""
+    chunk: Chunk, names: LogColumns, settings: LogSettings, ids: Mapping[str, IdColumn], items: StagedItems | None
+) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
+    """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
+
+    The last is a mask (bool per row) for each action.
+    """
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
-    seconds, wrong_times = time_column(time, ticks)
-    arrays = [user, item, seconds]
-    complaints = [*id_column(user, "user"), *id_column(item, "item"), *wrong_times]
+    user, wrong_users = ids["user"].read(user)
+    item, wrong_items = ids["item"].read(item)
+    times, wrong_times = time_column(time, settings.ticks)
+    complaints = [*wrong_users, *wrong_items, *wrong_times]
+    if items:
+        item, listed = as_listed(item, items.ids)
+    arrays = [user, item, times]
+    odd = {}
     for name, text in zip(names.actions, actions, strict=True):
-        values, wrong = number_column(text, name, required=name in minimum)
+        values, wrong, odd[name] = number_column(text, name, required=name in settings.minimum)
         arrays.append(values)
         complaints += wrong
     if items:
-        complaints.append((pc.invert(pc.is_in(item, value_set=items.ids)), f"item is not in {items.source}"))
-    return arrays, complaints
+        complaints.append((pc.invert(listed), f"item is not in {items.source}"))
+    return arrays, complaints, odd
 
 
 def _usable(

@@ -42,19 +42,21 @@ def leave_one_out(offsets: np.ndarray) -> Targets:
     )
 
 
-def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, test_from: str) -> Targets:
+def temporal(
+    offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, test_from: str, *, ticks: int = 1
+) -> Targets:
     """Train on interactions before `valid_from`; the first of each user in the two later periods are the targets.
 
     The validation target lies in [valid_from, test_from), the test target at or after test_from; both dates are days
     of UTC, YYYY-MM-DD. The other interactions stay in the sequence and are never a target: later interactions of the
     validation period are history of the test target, and nothing reads those after the test target. A user's very first
-    interaction is no target either, because it has no history.
+    interaction is no target either, because it has no history. `ticks` units of timestamps_N are a second.
     """
     # A user with 2 interactions before valid_from, 2 in the validation period and 3 after it, from flat index 10:
     # train_end 12, test_start 14 -> validation target 12, test target 14.
     starts, ends = offsets[:-1], offsets[1:]
-    train_end = starts + _earlier(offsets, timestamps_N, valid_from)
-    test_start = starts + _earlier(offsets, timestamps_N, test_from)
+    train_end = starts + _earlier(offsets, timestamps_N, valid_from, ticks)
+    test_start = starts + _earlier(offsets, timestamps_N, test_from, ticks)
     return Targets(
         train_end=train_end,
         valid_target=np.where((train_end < test_start) & (train_end > starts), train_end, -1),
@@ -62,10 +64,10 @@ def temporal(offsets: np.ndarray, timestamps_N: np.ndarray, valid_from: str, tes
     )
 
 
-def _earlier(offsets: np.ndarray, timestamps_N: np.ndarray, day: str) -> np.ndarray:
-    """Count the interactions of each user before the first second of `day` (UTC), int64 [U]."""
+def _earlier(offsets: np.ndarray, timestamps_N: np.ndarray, day: str, ticks: int) -> np.ndarray:
+    """Count the interactions of each user before the first moment of `day` (UTC), int64 [U]."""
     # earlier is a running sum over all users: interactions before the day 1 1 0 | 1 -> earlier 0 1 2 2 3, counts 2 1
-    moment = datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
+    moment = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * ticks
     earlier = np.concatenate([[0], np.cumsum(timestamps_N < moment, dtype=np.int64)])
     counts_U: np.ndarray = earlier[offsets[1:]] - earlier[offsets[:-1]]
     return counts_U

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.artifacts import INTERACTIONS, SPLITS, Interactions, Splits, read_parquet
+from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, read_parquet
 from pipeline.errors import UserError
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
@@ -46,6 +46,7 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
         items=len(read_parquet(source.items, columns=["item_id"])),
         config=params.split,
         seed=params.seed,
+        time_unit=source.time_unit,
     )
     splits.write(output)
     summary = splits.summary
@@ -69,15 +70,17 @@ def split_log(
     items: int,
     config: SplitConfig,
     seed: int,
+    time_unit: str = "s",
 ) -> Splits:
     """Split a log that is sorted by (user, time) into sequences with targets, without reading or writing files.
 
     Args:
         users_N: dense ids of users.
         items_N: dense ids of items.
-        timestamps_N: seconds.
+        timestamps_N: times since 1970 in `time_unit`.
         users: how many users there are, those without an interaction included.
         items: how many items there are, those without an interaction included.
+        time_unit: s or us.
 
     Raises:
         UserError: there is no training, validation or test target.
@@ -90,7 +93,7 @@ def split_log(
     if config.protocol == "leave_one_out":
         targets = leave_one_out(offsets)
     else:
-        targets = temporal(offsets, timestamps_N, config.valid_from, config.test_from)
+        targets = temporal(offsets, timestamps_N, config.valid_from, config.test_from, ticks=TICKS[time_unit])
     splits = Splits(
         items_N=items_N,
         timestamps_N=timestamps_N,
@@ -98,9 +101,9 @@ def split_log(
         train_end=targets.train_end,
         valid_target=targets.valid_target,
         test_target=targets.test_target,
-        summary={},
+        summary={} if time_unit == "s" else {"time_unit": time_unit},
     )
-    splits = replace(splits, summary=_summarise(splits, items, config))
+    splits = replace(splits, summary={**_summarise(splits, items, config), **splits.summary})
     _require_targets(splits, config)
     return splits
 
@@ -115,9 +118,8 @@ def _require_targets(splits: Splits, config: SplitConfig) -> None:
                 "leave_one_out holds out a user's last two interactions, and the first one is only history",
                 "bring a log where users have four interactions or more",
             )
-        first, last = (
-            datetime.fromtimestamp(int(t), UTC).date() for t in (splits.timestamps_N.min(), splits.timestamps_N.max())
-        )
+        times = splits.seconds()
+        first, last = (datetime.fromtimestamp(int(time), UTC).date() for time in (times.min(), times.max()))
         raise UserError(
             f"no {part} target is left with split.valid_from {config.valid_from} and split.test_from "
             f"{config.test_from}",

@@ -94,7 +94,7 @@ class TrainingRecipe:
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,
-            times_M=np.asarray(splits.timestamps_N) if self.backbone.wants_times else None,
+            times_M=splits.seconds() if self.backbone.wants_times else None,
             pad_to=self.pad_to,
             longest=self.max_history,
             all_targets=self.all_targets,

@@ -66,7 +66,7 @@ class Collator:
     Args:
         items_M: the splits' items; windows point into it.
         codes_IL: the catalogue's codes.
-        times_M: the splits' timestamps, for a backbone that wants them.
+        times_M: the times of the splits in seconds, for a backbone that wants them.
         pad_to: encoder positions of every window of a padded batch, 0 for packed.
         longest: bound of a window's items; 0: each batch's longest window.
         all_targets: every item of a window but the first is a target too.

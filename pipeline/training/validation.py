@@ -49,7 +49,7 @@ class Validation:
         self.catalogue = catalogue
         self.world = world
         self.device = catalogue.codes_IL.device
-        times_M = np.asarray(splits.timestamps_N) if times else None
+        times_M = splits.seconds() if times else None
         self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M)
         self.users_U, positions_U = splits.targets("valid")
         lengths_U = np.diff(histories_of(splits, positions_U)[1])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 
@@ -66,17 +68,78 @@ def test_an_item_that_the_item_file_does_not_list_is_a_reject(ingest: Ingest, tm
     ]
 
 
-def test_an_action_that_is_no_number_is_a_reject_but_a_missing_one_only_where_it_is_needed(
-    ingest: Ingest, tmp_path: Path
+ODD_NUMBERS = ["five", "1,204", "4 stars", "NULL-ish", "1_0", "inf", "1e999", "0x1F", "--", "½", '"']
+
+
+@pytest.mark.parametrize("name", ["log.tsv", "log.jsonl", "log.parquet"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_an_optional_column_never_costs_an_interaction(
+    ingest: Ingest, tmp_path: Path, name: str, mapped: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows: list[tuple[Any, ...]] = [(*row, 5) for row in GOOD]
-    rows[3], rows[7] = (*GOOD[3], "five"), (*GOOD[7], "")
-    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,rating"))
-    result = ingest(path, max_reject_rate=0.1, k_core=0)
-    assert result.rejects == [("log.csv", 5, "rating is not a number")]
-    assert result.frame("interactions").rating.isna().sum() == 1
+    votes = [*ODD_NUMBERS, "", *["7"] * (len(GOOD) - len(ODD_NUMBERS) - 1)]
+    rows = [(*row, vote) for row, vote in zip(GOOD, votes, strict=True)]
+    columns = ["user", "item", "timestamp", "vote"]
+    if name == "log.parquet":
+        pd.DataFrame(rows, columns=columns).to_parquet(tmp_path / name)
+    elif name == "log.jsonl":
+        write(tmp_path / name, jsonl_text([dict(zip(columns, row, strict=True)) for row in rows]))
+    else:
+        quoted = [(*row[:3], '""""' if row[3] == '"' else row[3]) for row in rows]
+        write(tmp_path / name, "\n".join("\t".join(map(str, row)) for row in [tuple(columns), *quoted]))
+    result = ingest(tmp_path / name, max_reject_rate=0, columns={"vote": "vote"} if mapped else {})
+    assert result.rows == GOOD
+    assert result.rejects == []
+    assert result.frame("interactions").vote.isna().sum() == len(ODD_NUMBERS) + 1
+    assert result.summary["not_numbers"] == {"vote": len(ODD_NUMBERS)}
+    assert f"{len(ODD_NUMBERS)} of vote" in capsys.readouterr().out
+
+
+def test_an_optional_text_that_cannot_be_read_is_missing(ingest: Ingest, tmp_path: Path) -> None:
+    odd = [r'"\ud83d"', '{"a": 1}', '[["a", ["b"]]]', "null", "NaN", r'"\ud83d"']
+    users = [*["u"] * 5, "\\ud83d"]
+    lines = [
+        f'{{"user": "{user}", "item": "i{n}", "timestamp": {START + n}, "vote": {text}}}\n'
+        for n, (user, text) in enumerate(zip(users, odd, strict=True))
+    ]
+    lines += [f'{{"user": "u", "item": "i{n}", "timestamp": {START + n}, "vote": 5}}\n' for n in range(6, 20)]
+    result = ingest(write(tmp_path / "log.jsonl", "".join(lines)), k_core=0, max_reject_rate=0.1)
+    assert result.rejects == [("log.jsonl", 6, "user is missing")]
+    assert len(result.rows) == 19
+    assert result.frame("interactions").vote.isna().sum() == 5
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2)])
+def test_bytes_that_are_no_text_are_missing(ingest: Ingest, tmp_path: Path, kind: pa.DataType) -> None:
+    table = pa.table(
+        {
+            "user": pa.array([b"u1", b"u2", b"u1"], kind),
+            "item": ["a", "b", "c"],
+            "timestamp": [START] * 3,
+            "note": pa.array([b"\xff\xfe", b"12", b"13"], kind),
+        }
+    )
+    pq.write_table(table, tmp_path / "log.parquet")
+    result = ingest(tmp_path / "log.parquet", k_core=0)
+    assert result.frame("users").raw_id.tolist() == ["u1", "u2"]
+    assert result.frame("interactions").note.isna().sum() == 1
+
+
+def test_a_required_action_must_be_a_number(ingest: Ingest, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [(*row, 5, 5) for row in GOOD]
+    rows[3], rows[7], rows[8] = (*GOOD[3], "five", 5), (*GOOD[7], "", 5), (*GOOD[8], 5, "x")
+    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,rating,vote"))
     result = ingest(path, max_reject_rate=0.1, k_core=0, minimum={"rating": 1})
-    assert result.rejects[1:] == [("log.csv", 9, "rating is missing")]
+    assert result.rejects == [("log.csv", 5, "rating is not a number"), ("log.csv", 9, "rating is missing")]
+    assert result.summary["not_numbers"] == {"vote": 1}
+    with pytest.raises(UserError, match="2 of 36 rows") as error:
+        ingest(path, k_core=0, minimum={"rating": 1})
+    assert "ingest.minimum" in error.value.fix
+
+
+def test_an_odd_number_of_a_rejected_row_is_not_counted(ingest: Ingest, tmp_path: Path) -> None:
+    rows: list[tuple[Any, ...]] = [*((*row, 5) for row in GOOD), ("", "i1", START, "x")]
+    path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,rating"))
+    assert ingest(path, max_reject_rate=0.1).summary["not_numbers"] == {}
 
 
 def test_lines_swallowed_by_a_stray_quote_are_all_counted(ingest: Ingest, tmp_path: Path) -> None:
@@ -107,10 +170,10 @@ def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest: Ingest, t
 def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest: Ingest, tmp_path: Path) -> None:
     rows = [(*row, n if n < 30 else "ab") for n, row in enumerate(GOOD)]
     path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,session"))
-    with pytest.raises(UserError, match="6 of 36 rows") as error:
-        ingest(path)
-    assert "ingest.columns: {session: ''}" in error.value.fix
-    assert ingest(path, columns={"session": ""}).rows == GOOD
+    assert ingest(path).summary["not_numbers"] == {"session": 6}
+    result = ingest(path, columns={"session": ""})
+    assert (result.rows, result.summary["not_numbers"]) == (GOOD, {})
+    assert "session" not in result.frame("interactions")
 
 
 def test_a_log_that_holds_nothing_but_bad_rows_says_why(ingest: Ingest, tmp_path: Path) -> None:

@@ -116,7 +116,12 @@ def test_columns_of_other_names_are_mapped(ingest: Ingest, tmp_path: Path) -> No
 
 def test_milliseconds(ingest: Ingest, tmp_path: Path) -> None:
     path = write(tmp_path / "log.csv", csv_text([(user, item, time * 1000 + 7) for user, item, time in interactions()]))
-    assert ingest(path, time_unit="ms").rows == interactions()
+    result = ingest(path, time_unit="ms")
+    assert result.rows == [(user, item, time * 1_000_000 + 7000) for user, item, time in interactions()]
+    assert result.summary["time_unit"] == "us"
+    whole = write(tmp_path / "whole.csv", csv_text([(user, item, time * 1000) for user, item, time in interactions()]))
+    result = ingest(whole, time_unit="ms")
+    assert (result.rows, result.summary["time_unit"]) == (interactions(), "s")
 
 
 def test_the_minimum_is_a_filter_and_no_reject(ingest: Ingest, tmp_path: Path) -> None:

@@ -1,0 +1,151 @@
+"""The order of a log within a second: every source and format, from the raw file to the ties of the split."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from raw_logs import START, Ingest, csv_text, write
+from settings import read_params
+
+from pipeline.artifacts import Splits
+from pipeline.split.stage import run as run_split
+
+NAMES = ("user", "item", "timestamp")
+
+
+def write_times(path: Path, rows: list[tuple[str, str, int]], *, milliseconds: bool) -> Path:
+    """Write rows of (user, item, microseconds) as the file's name demands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scale, digits = (1000, 3) if milliseconds else (1_000_000, 6)
+    written = [(user, item, f"{time // scale}.{time % scale:0{digits}}") for user, item, time in rows]
+    if path.suffix == ".parquet":
+        users, items, times = zip(*rows, strict=True)
+        pq.write_table(pa.table([users, items, pa.array(times, pa.timestamp("us"))], NAMES), path)
+        return path
+    if path.suffix == ".jsonl":
+        lines = [f'{{"user": "{user}", "item": "{item}", "timestamp": {time}}}\n' for user, item, time in written]
+        return write(path, "".join(lines))
+    text = csv_text(written)
+    return write(path, text.replace(",", "\t") if path.suffix == ".tsv" else text)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.jsonl", "log.parquet"])
+@pytest.mark.parametrize("milliseconds", [False, True])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_newest_first_log_ends_in_time_order(
+    ingest: Ingest, tmp_path: Path, name: str, milliseconds: bool, data: st.DataObject
+) -> None:
+    step = data.draw(st.sampled_from([1, 999, 100_000, 333_333, 1_000_000]), "microseconds between interactions")
+    rows = [
+        (f"u{user}", f"i{item}", START * 1_000_000 + step * (7 * item + user)) for item in range(7) for user in range(3)
+    ]
+    path = write_times(tmp_path / name, rows[::-1], milliseconds=milliseconds)
+    result = ingest(path, k_core=0, time_unit="ms" if milliseconds else "s")
+    unit = 1 if step % 1_000_000 else 1_000_000
+    expected = sorted(rows, key=lambda row: (-int(row[0][1:]), row[2]))  # the file's last user comes first
+    assert result.rows == [(user, item, time // unit) for user, item, time in expected]
+    assert result.summary["time_unit"] == ("us" if unit == 1 else "s")
+    assert (result.summary["first_timestamp"], result.summary["last_timestamp"]) == (
+        rows[0][2] // unit,
+        rows[-1][2] // unit,
+    )
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("setting", ["s", "ms"])
+@pytest.mark.parametrize("zone", [None, "Asia/Tokyo"])
+def test_parquet_timestamps_of_any_unit_are_exact(
+    ingest: Ingest, tmp_path: Path, unit: str, setting: str, zone: str | None
+) -> None:
+    scale = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    ticks = [START * scale + (7777 if unit == "ns" else 7) * n for n in range(6)]
+    times = pa.array(ticks[::-1], pa.timestamp(unit, zone))
+    pq.write_table(pa.table([["u"] * 6, list("fedcba"), times], NAMES), tmp_path / "log.parquet")
+    result = ingest(tmp_path / "log.parquet", k_core=0, time_unit=setting)
+    written = 1 if unit == "s" else 1_000_000
+    assert [row[2] for row in result.rows] == sorted(tick * written // scale for tick in ticks)
+    assert [row[1] for row in result.rows] == list("abcdef")
+
+
+def test_times_beyond_all_bounds_are_rejects_and_do_not_wrap_around(ingest: Ingest, tmp_path: Path) -> None:
+    times = pa.array([START * 1000, START * 1000 + 1, 2**62, -(2**62)], pa.timestamp("ms"))
+    table = pa.table([["u", "v", "u", "u"], ["a", "a", "b", "c"], times], NAMES)
+    pq.write_table(table, tmp_path / "log.parquet")
+    result = ingest(tmp_path / "log.parquet", k_core=0, max_reject_rate=1.0)
+    assert [reason for _, _, reason in result.rejects] == ["timestamp outside 1990..2100"] * 2
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.int64, pd.Int64Dtype(), "float ms"])
+def test_numbers_of_parquet_are_read_as_they_would_be_printed(ingest: Ingest, tmp_path: Path, kind: Any) -> None:
+    seconds = [START + n / 10 for n in range(6)]
+    frame = pd.DataFrame({"user": "u", "item": list("fedcba"), "timestamp": seconds[::-1]})
+    if kind == "float ms":
+        frame["timestamp"] = (frame["timestamp"] * 1000).round()
+    elif kind is not np.float64:
+        frame["timestamp"] = (frame["timestamp"] * 1000).round().astype(kind)
+    frame.to_parquet(tmp_path / "log.parquet")
+    result = ingest(tmp_path / "log.parquet", k_core=0, time_unit="s" if kind is np.float64 else "ms")
+    assert result.rows == [("u", "abcdef"[n], START * 1_000_000 + 100_000 * n) for n in range(6)]
+
+
+def split_of(ingest: Ingest, folder: Path, text: str, **settings: Any) -> Splits:
+    result = ingest(write(folder / "log.csv", text), k_core=0)
+    run_split(read_params({"split": settings}), interactions=result.folder, output=folder / "splits")
+    return Splits.read(folder / "splits")
+
+
+def test_the_split_keeps_the_precision_and_reads_seconds(ingest: Ingest, tmp_path: Path) -> None:
+    rows = [("u", f"i{n}", f"{START + n // 2}.{5 * (n % 2)}") for n in range(6)] + [("v", "i1", START)] * 1
+    rows += [("v", f"i{n}", f"{START}.250") for n in range(2, 6)]
+    splits = split_of(ingest, tmp_path, csv_text(rows))
+    assert splits.summary["time_unit"] == "us"
+    assert splits.timestamps_N[:3].tolist() == [START * 10**6, START * 10**6 + 500_000, START * 10**6 + 1_000_000]
+    assert splits.seconds().tolist() == [START, START, START + 1, START + 1, START + 2, START + 2, *[START] * 5]
+    assert splits.seconds(np.array([2, 5])).tolist() == [START + 1, START + 2]
+    assert splits.summary["tie_share"] == 0.5  # of u and v only v has interactions of one moment
+
+
+def test_a_log_of_whole_seconds_has_no_word_of_a_unit_in_its_splits(ingest: Ingest, tmp_path: Path) -> None:
+    splits = split_of(ingest, tmp_path, csv_text([("u", f"i{n}", f"{START + n}.0") for n in range(6)]))
+    assert "time_unit" not in splits.summary
+    assert splits.seconds().tolist() == splits.timestamps_N.tolist() == [START + n for n in range(6)]
+
+
+def test_days_of_a_temporal_split_begin_at_their_first_microsecond(ingest: Ingest, tmp_path: Path) -> None:
+    day = 1_400_025_600  # 2014-05-14
+    times = [day - 1, f"{day - 1}.999999", day, f"{day + 86399}.999999", day + 86400, day + 86401]
+    splits = split_of(
+        ingest,
+        tmp_path,
+        csv_text([("u", f"i{n}", time) for n, time in enumerate(times)]),
+        protocol="temporal",
+        valid_from="2014-05-14",
+        test_from="2014-05-15",
+    )
+    assert (splits.train_end.tolist(), splits.valid_target.tolist(), splits.test_target.tolist()) == ([2], [2], [4])
+
+
+def test_shuffled_ties_leave_the_order_within_a_second_alone(ingest: Ingest, tmp_path: Path) -> None:
+    rows = [("u", f"i{n:02}", f"{START}.{n:02}") for n in range(50)]
+    random.Random(0).shuffle(rows)
+    splits = split_of(ingest, tmp_path, csv_text(rows), ties="shuffled")
+    names = pd.read_parquet(tmp_path / "output" / "interactions" / "items.parquet").raw_id
+    assert names[np.asarray(splits.items_N)].tolist() == [f"i{n:02}" for n in range(50)]
+
+
+def test_only_the_split_reads_timestamps_and_all_others_read_seconds(root: Path) -> None:
+    readers = {
+        str(path.relative_to(root))
+        for folder in ("pipeline", "benchmarks", "examples")
+        for path in (root / folder).rglob("*.py")
+        if ".timestamps_N" in path.read_text(encoding="utf-8")
+    }
+    assert readers == {"pipeline/artifacts.py"}
