@@ -50,7 +50,7 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
     """
     with _workspace(scratch / "ingest") as work:
         new = work / "output"
-        source = find_source(params.dataset, _raw_path(params, new))
+        source = find_source(params.dataset, *_raw_path(params, new))
         staged = _stage(params, source, work, scratch / "rejects.parquet")
         summary = _clean_and_write(params, source, *staged, work, new)
         _replace(output, new)
@@ -75,13 +75,13 @@ def _workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _raw_path(params: IngestParams, output: Path) -> str:
-    """Join `ingest.path` and `ingest.files`; the demo's log is simulated first, into the folder `raw` of the output."""
+def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
+    """Return `ingest.path` and `ingest.files`; the demo's log is simulated first, into `raw` of the output."""
     if params.dataset != "demo":
-        return str(Path(params.ingest.path, params.ingest.files))
+        return params.ingest.path, params.ingest.files
     from pipeline.ingest.demo import generate_demo_log
 
-    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
+    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw")), ""
 
 
 def _stage(
@@ -97,7 +97,9 @@ def _stage(
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
-            items = stage_items(source.items, recipe, config.columns, rejects, work / "items.parquet")
+            items = stage_items(
+                source.items, source.items_name, recipe, config.columns, rejects, path=work / "items.parquet"
+            )
         log = stage_log(
             source.log,
             {**(recipe.log_columns if recipe else {}), **config.columns},
@@ -111,7 +113,7 @@ def _stage(
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
-    read = [([items.source], items.read)] if items else []
+    read = [([file.name for file in source.items], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
         error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
         if error:
@@ -162,6 +164,8 @@ def _clean_and_write(
         "vector_width": vectors.shape[1] if vectors is not None else None,
         "sha256": source.sha256(),
     }
+    if items and items.copies:
+        summary["item_copies"] = items.copies
     write_json(files.summary, summary)
     return summary
 
@@ -218,6 +222,15 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     )
     if rejected:
         print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
+    if summary.get("item_copies"):
+        print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
+    if source.vectors:
+        print(
+            f"item vectors were taken from {source.vectors.name} by order: row i belongs to row i of "
+            f"{source.items_name}, {summary['items_listed']:,} of {summary['items_listed']:,}"
+        )
+    for line in source.unused:
+        print(line)
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")

@@ -3,6 +3,8 @@
 The files are read once, in bounded memory. The steps that follow (filters, k-core, ids) are relational: see clean.py.
 """
 
+import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -25,6 +27,9 @@ from pipeline.progress import Progress
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
 RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
 
+# &amp; &#39; &#x27; with its semicolon: "R&D" and "&copy" are no entities.
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
 
 @dataclass(frozen=True)
 class StagedItems:
@@ -33,7 +38,8 @@ class StagedItems:
     path: Path
     source: str
     ids: pa.Array  # string: raw ids of the good rows
-    read: int  # rows of the file, rejected ones included
+    read: int  # rows of the file, rejected ones and copies included
+    copies: int = 0  # rows that are equal to an earlier one
 
 
 @dataclass(frozen=True)
@@ -49,61 +55,116 @@ class StagedLog:
 
 
 def stage_items(
-    file: RawFile, recipe: DatasetRecipe | None, mapping: Mapping[str, str], rejects: Rejects, path: Path
+    files: Sequence[RawFile],
+    source: str,
+    recipe: DatasetRecipe | None,
+    mapping: Mapping[str, str],
+    rejects: Rejects,
+    *,
+    path: Path,
 ) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
+
+    Args:
+        files: the parts of the file, in order.
+        source: what messages call the file.
 
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    columns = recipe.item_columns if recipe else _recognise(file, mapping)
+    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
     make_categories = recipe.categories if recipe else None
-    shown = [columns[name] for name in ("item", "image") if name in columns]
-    texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
+    if not any(columns for _, columns in plan):
+        raise _no_items(files, source, rejects)
+    names = dict.fromkeys(name for _, columns in plan for name in columns or ())
+    texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *names) if name != "item"))
     schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
-    seen: set[str] = set()  # raw ids so far, for finding an item that is listed twice
+    listed = ListedItems()
     accepted = []
+    first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
-        for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
-            # The file's columns under our names: {"item": asin, "title": title, ...}
-            fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
-            if make_categories:
-                fields["categories"] = make_categories(chunk.table)
+        for file, columns in plan:
+            wanted = None if make_categories or columns is None else list(columns.values())
+            last = -1  # number of the file's last row
+            for chunk in read_chunks(file, rejects.of(file), wanted):
+                assert columns is not None  # a file without columns has no chunks
+                # The file's columns under our names: {"item": asin, "title": title, ...}
+                fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
+                if make_categories:
+                    fields["categories"] = make_categories(chunk.table)
+                arrays = {name: _item_text(name, fields.get(name), len(chunk.lines)) for name in texts}
 
-            # Rows with a complaint go to the rejects, the others are written.
-            usable = _usable(file, chunk, _item_complaints(fields, seen), rejects, shown)
-            arrays = [fields["item"], *(_text(fields.get(name), len(usable)) for name in texts)]
-            good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(usable)
-            writer.write_table(good)
-            accepted.append(good["raw_id"].combine_chunks())
-            progress.update(len(usable))
+                # Copies of earlier rows are dropped, rows with a complaint go to the rejects, the others are written.
+                copies = listed.add(fields["item"], arrays)
+                shown = [columns[name] for name in ("item", "image") if name in columns]
+                complaints = _item_complaints(fields, listed.twice, copies)
+                usable = pc.and_(_usable(file, chunk, complaints, rejects, shown), pc.invert(copies))
+                rows = [pa.array(first + chunk.records), fields["item"], *arrays.values()]
+                good = pa.table(rows, schema=schema).filter(usable)
+                writer.write_table(good)
+                accepted.append(good["raw_id"].combine_chunks())
+                last = int(chunk.records[-1])
+                progress.update(len(usable))
+            first += last + 1
     ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.string())
-    return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]))
+    read = len(ids) + listed.copies + rejects.total([file.name for file in files])
+    return StagedItems(path, source, ids, read, listed.copies)
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
+    """Return our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        raise UserError(
-            f"{file.name} holds no readable rows",
-            "this file should list the items of the log",
-            "check that the file was written to the end, or move it away",
-        )
+        return None
     columns = recognise_items(head.column_names, mapping, file.name)
     return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
-def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Complaint]:
-    """Find what is wrong with the rows of an item chunk, and add its raw ids to `seen`."""
-    repeated = []
-    for raw_id in fields["item"].to_pylist():
-        repeated.append(raw_id in seen)
-        seen.add(raw_id)
-    complaints = [*id_column(fields["item"], "item"), (pa.array(repeated), "item is listed twice")]
+def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
+    """Read an item file without a good row to its end and say what is wrong with the rows."""
+    for file in files:
+        for _ in read_chunks(file, rejects.of(file)):
+            pass
+    names = [file.name for file in files]
+    reasons = rejects.commonest(names)
+    return UserError(
+        f"{source} holds no readable rows",
+        "this file should list the items of the log"
+        + (f"; {rejects.total(names):,} rows cannot be read:\n" + "\n".join(reasons) if reasons else ""),
+        rejects.hint(names) or "check that the file was written to the end, or move it away",
+    )
+
+
+class ListedItems:
+    """The items that an item file has listed so far, for finding one that it lists again."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}  # raw id -> hash of the texts of its first row
+        self.copies = 0  # rows so far that are equal to an earlier one
+        self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
+
+    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
+        """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
+        copies, twice = [], []
+        columns = [column.to_pylist() for column in texts.values()]
+        for raw_id, *row in zip(raw_ids.to_pylist(), *columns, strict=True):
+            text = hash(tuple(row))
+            known = raw_id in self.texts
+            copies.append(known and bool(raw_id) and self.texts[raw_id] == text)
+            twice.append(known and not copies[-1])
+            self.texts.setdefault(raw_id, text)
+        self.copies += sum(copies)
+        self.twice = pa.array(twice, pa.bool_())
+        return pa.array(copies, pa.bool_())
+
+
+def _item_complaints(fields: Mapping[str, pa.Array], twice: pa.Array, copies: pa.Array) -> list[Complaint]:
+    """Find what is wrong with the rows of an item chunk; a copy of an earlier row is right."""
+    complaints = [*id_column(fields["item"], "item"), (twice, "item is listed twice")]
     if "image" in fields:
         leaves = [leaves_folder(path) for path in fields["image"].to_pylist()]
         complaints.append((pa.array(leaves), "image lies outside the dataset folder"))
-    return complaints
+    return [(pc.and_not(pc.fill_null(mask, False), copies), reason) for mask, reason in complaints]
 
 
 def leaves_folder(cell: str | None) -> bool:
@@ -112,9 +173,20 @@ def leaves_folder(cell: str | None) -> bool:
     return any(path.anchor or ".." in path.parts for path in paths)
 
 
-def _text(column: pa.Array | None, rows: int) -> pa.Array:
-    """Return the column with null where it is empty; only nulls where there is no column."""
-    return pa.nulls(rows, pa.string()) if column is None else pc.if_else(pc.equal(column, ""), None, column)
+def _item_text(name: str, column: pa.Array | None, rows: int) -> pa.Array:
+    """Return a text column with HTML's entities decoded, and with null where it is empty or where there is no column.
+
+    The path of an image stays as it is.
+    """
+    if column is None:
+        return pa.nulls(rows, pa.string())
+    if name != "image" and pc.any(pc.match_substring(column, "&")).as_py():
+        column = pa.array([text and ENTITY.sub(_character, text) for text in column.to_pylist()], pa.string())
+    return pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _character(entity: re.Match[str]) -> str:
+    return html.unescape(entity[0])
 
 
 # ------------------------------------------------------------------------------------------------ log
