@@ -1,4 +1,4 @@
-"""Every quantizer on the embeddings that came with a data set; prints one table and one JSON row per line of it.
+"""Every quantizer on the embeddings that came with a dataset; prints one table and one JSON row per line of it.
 
     python benchmarks/quantizers.py amazon-beauty                        # folders with *_embeddings.npy and items.*
     python benchmarks/quantizers.py amazon-beauty amazon-sports --methods rkmeans,rqvae --json rows.jsonl
@@ -37,7 +37,7 @@ METHODS = "rkmeans,rqvae,vqvae,simvq"
 
 
 def prepare(source: Path, folder: Path) -> Params:
-    """Ingest, embed and split a data set into `folder`; `demo` names the built-in one."""
+    """Ingest, embed and split a dataset into `folder`; `demo` names the built-in one."""
     raw = yaml.safe_load(Path("params.yaml").read_text())
     raw["quantize"]["max_collision_rate"] = 1.0
     if source.name != "demo":
@@ -116,7 +116,7 @@ def line(name: str, method: str, row: dict[str, Any], quality: dict[str, Any]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", type=Path, nargs="+", help="folders of data sets, or demo")
+    parser.add_argument("sources", type=Path, nargs="+", help="folders of datasets, or demo")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the section quantize")
     parser.add_argument("--recall", type=int, default=0, metavar="WINDOWS", help="train a small recommender on each")

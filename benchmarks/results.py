@@ -19,7 +19,7 @@ import pandas as pd
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
 Row = dict[str, Any]
 STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
-# group of runs -> the data set, and the runs that belong there
+# group of runs -> the dataset, and the runs that belong there
 QUALITY = {
     "beauty-fast": ("amazon-beauty", ["full", "intrr"]),
     "beauty-fast, several runs on one GPU": ("amazon-beauty", ["full", "rastp", "skipgr"]),

@@ -172,7 +172,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 @dataclass(frozen=True)
 class Interactions:
-    """The paths of data/interactions/, which ingest writes.
+    """`Interactions` holds the paths of data/interactions/, which ingest writes.
 
     interactions.parquet: user_id int32, item_id int32, timestamp int64 (seconds), position int32 (0.. within the user),
         then the log's action columns; sorted by (user_id, position).
@@ -220,7 +220,7 @@ def image_names(cell: str | None) -> list[str]:
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The content of data/embeddings/: item vectors float32 [I, d], row = item_id, and facts about their encoder.
+    """`Embeddings` holds data/embeddings/: item vectors float32 [I, d], row = item_id, and facts about their encoder.
 
     A multimodal encoder also writes rejects.parquet there: raw_id, image and reason of each image that was refused.
     """
@@ -242,7 +242,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Sids:
-    """The content of data/sids/: one Semantic ID per item.
+    """`Sids` holds data/sids/: one Semantic ID per item.
 
     codes_IL: int32 [I, L], row = item_id. widths: how many values each level may take. codebooks: the quantizer's
     tensors (`level_1` [codes, d], ...). quality: the content of quality.json, to which `write` adds `widths` and
@@ -281,7 +281,7 @@ class Sids:
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """The content of data/splits/: the sequences of all users end to end, and which interactions are targets.
+    """`Splits` holds data/splits/: the sequences of all users end to end, and which interactions are targets.
 
     items_N int32 and timestamps_N int64 (seconds) hold one user's sequence after the other's. offsets int64 [U + 1]:
     the interactions of user u are [offsets[u], offsets[u + 1]). An index on this axis is a flat index. train_end int64

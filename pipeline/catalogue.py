@@ -12,7 +12,8 @@ decoding gathers these children only, and its cost does not depend on the number
 Without a deduplication digit, several items may share a Semantic ID. They are ranked one after another, by item id: a
 model scores them equally, and the order by item id uses neither popularity nor the test set.
 
-Shapes: I items of the catalogue, L levels, W windows, K beams; local: P prefixes of one length, O slots of a ranking.
+Shape legend: I items of the catalogue, L levels, W windows, K beams; local: P prefixes of one length, O slots of a
+ranking.
 """
 
 import numpy as np
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 
 class Catalogue(nn.Module):
-    """Codes and prefix trie. It is a module, so that it moves with the model; its buffers are not saved with weights.
+    """A `Catalogue` holds the codes of all items and the prefix trie.
+
+    It is a module, so that it moves with the model; its buffers are not saved with weights.
 
     Prefixes of length l are the nodes of level l; the root is node 0 of level 0 and the nodes of level L, the leaves,
     are the Semantic IDs in lexicographic order. Per level l < L: the children of node p are the nodes

@@ -1,5 +1,7 @@
-"""params.yaml <-> frozen dataclasses. An unknown key or a bad value is an error that names the nearest valid one; so is
-a missing key, because nothing here has a default: presets/demo.yaml alone says the defaults.
+"""Build frozen dataclasses from params.yaml, and back.
+
+An unknown key or a bad value is an error that names the nearest valid one. A missing key is an error too, because
+nothing here has a default: presets/demo.yaml alone says the defaults.
 
 Each section's dataclass lives in the folder that it is for (`pipeline/training/config.py`, ...), so that changing one
 knob's definition re-runs only the stages that read it; this file puts them together.
@@ -78,7 +80,7 @@ class Params:
             raise ValueError("seed must be 0 or more")
 
     def plain(self) -> dict[str, Any]:
-        """Every section and key as plain YAML values, laid out as params.yaml is."""
+        """Return every section and key as plain YAML values, laid out as params.yaml is."""
         members = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         laid_out: dict[str, Any] = {}
         for name, value in members.items():
@@ -124,18 +126,19 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
 
 
 def _plain(section: Any) -> dict[str, Any]:
-    """The keys of a section as plain YAML values."""
+    """Return the keys of a section as plain YAML values."""
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[str]) -> Any:
-    """`raw` as the dataclass `cls`. None, with lines in `problems` and `missing`, where it is not all right."""
+    """Build the dataclass `cls` from `raw`. Return None, with lines in `problems` and `missing`, where that fails."""
     if not isinstance(raw, dict):
         problems.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of names to values, found {raw!r}")
         return None
     hints = _types_of(cls)
-    values, before = {}, len(problems) + len(missing)
+    values: dict[str, Any] = {}
+    before = len(problems) + len(missing)
     for key, value in raw.items():
         if key not in hints:
             problems.append(f"unknown key '{prefix}{key}': {nearest(str(key), hints)}")
@@ -146,7 +149,7 @@ def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[
     missing += [f"missing key '{prefix}{key}'" for key in hints if key not in raw]
     if len(problems) + len(missing) > before:
         return None
-    if cls is Params:  # the sections of strategies move into a mapping of their own
+    if cls is Params:  # the sections of strategies move into a separate mapping
         values["strategies"] = {name: values.pop(name) for name in settings_types()}
     try:
         return cls(**values)
@@ -156,7 +159,10 @@ def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[
 
 
 def _types_of(cls: type) -> dict[str, Any]:
-    """The type of each key of a section; at the top, the sections of strategies stand for the field `strategies`."""
+    """Return the type of each key of a section.
+
+    At the top, the sections of strategies stand for the field `strategies`.
+    """
     found = typing.get_type_hints(cls)
     hints = {field.name: found[field.name] for field in dataclasses.fields(cls)}
     if cls is Params:
@@ -166,7 +172,7 @@ def _types_of(cls: type) -> dict[str, Any]:
 
 
 def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
-    """`value` as the type `hint`, or a line in `problems`."""
+    """Convert `value` to the type `hint`, or add a line to `problems`."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):

@@ -82,7 +82,7 @@ def check_faiss() -> Check:
     try:
         import faiss
     except ImportError as error:
-        fix = "run `pip install faiss-cpu` (or faiss-gpu, which brings CUDA 12 libraries)"
+        fix = "run `pip install -e '.[cpu]'`, or `pip install -e '.[gpu]'`, which brings CUDA 12 libraries"
         return Check("faiss", "fail", str(error), fix)
     kind = f"gpu, sees {faiss.get_num_gpus()}" if hasattr(faiss, "StandardGpuResources") else "cpu"
     return Check("faiss", "ok", f"{faiss.__version__}, {kind}")
@@ -129,7 +129,7 @@ def check_git(root: Path) -> Check:
 
 
 def check_params(root: Path) -> Check:
-    """The same check that every stage begins with."""
+    """Run the check that every stage begins with."""
     try:
         params = load_params(root / "params.yaml")
     except UserError as error:

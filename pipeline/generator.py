@@ -3,7 +3,7 @@
 It is a layer above the strategies, because the strategy that trained a network rebuilds it, and a layer below all code
 that trains or evaluates.
 
-Shapes: L levels; local: M interactions of the splits.
+Shape legend: L levels; local: M interactions of the splits.
 """
 
 import dataclasses

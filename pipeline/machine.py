@@ -42,7 +42,7 @@ def share_of_threads(numbers: int | None = None, proc: Path = Path("/proc"), quo
     """Return this process's share of the cores, which DVC experiments and torchrun's local processes divide.
 
     Args:
-        numbers: size of the tensors that are worked on; small ones get no more threads than they keep busy.
+        numbers: size of the tensors that are worked on; small ones get no more threads than they can use.
         proc: the folder where Linux lists processes.
         quota: the file where a container says how many cores it may use.
     """

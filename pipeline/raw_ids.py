@@ -37,6 +37,8 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
         raise UserError(
             f"{kind} '{unknown[0]}' is not known{others}",
             f"{source} lists {len(names):,} {kind}s",
-            f"did you mean {' or '.join(close)}?" if close else f"such as {', '.join(names[:3])}",
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else f"give an id of that file, such as {', '.join(names[:3])}",
         )
     return ids

@@ -203,7 +203,7 @@ def test_a_data_preset_says_which_model_to_add_what_it_costs_and_what_it_reaches
     assert "dataset: demo -> amazon-beauty" in out
     assert "Next: add one of these presets, then dvc repro\n  beauty-fast, 85 s of training on one H200: " in out
     assert "recall@10 0.0842 (3 seeds" in out
-    assert "none was measured on this data set" in run("preset", "movielens-1m").out
+    assert "none was measured on this dataset" in run("preset", "movielens-1m").out
 
 
 @pytest.mark.usefixtures("project")

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.metrics import METRICS, gains, ndcg_at, recall_at, summarise
+from pipeline.metric_names import METRICS
+from pipeline.metrics import gains, ndcg_at, recall_at, summarise
 
 LISTS = st.lists(st.tuples(st.permutations(range(12)), st.integers(0, 15)), min_size=1, max_size=30)
 

@@ -3,8 +3,9 @@
 A position bias comes in the form that `RelativeBias.for_layout` gives it for the layout: by query and key, or by
 distance.
 
-Shapes: T positions of all sequences, d width of the model, H heads, D width of a head; local: S key positions of all
-sequences (in cross-attention, the encoder's), R rows of a decoding step (windows x beams), J positions of a row so far.
+Shape legend: T positions of all sequences, d width of the model, H heads, D width of a head; local: S key positions of
+all sequences (in cross-attention, the encoder's), R rows of a decoding step (windows x beams), J positions of a row so
+far.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def module_list(modules: Iterable[Module]) -> Sequence[Module]:
-    """Register `modules` as an `nn.ModuleList`, and keep the type that a ModuleList forgets."""
+    """Register `modules` as an `nn.ModuleList`, and retain the type that a ModuleList forgets."""
     return cast(Sequence[Module], nn.ModuleList(modules))
 
 

@@ -7,9 +7,9 @@ its keys and values are stored once per window, and each beam adds the keys and 
 
 `read` takes one vector per item instead of codes, and returns the states of these items.
 
-Shapes: W windows, N items of all histories, T tokens of all sequences, L levels, V codes of a level, K beams, H heads,
-D width of a head, d width of the model; local: R rows whose states are read, S tokens of an item, P history positions
-of the longest window, J codes of a beam that are decoded, C = P + J columns that a beam attends to.
+Shape legend: W windows, N items of all histories, T tokens of all sequences, L levels, V codes of a level, K beams, H
+heads, D width of a head, d width of the model; local: R rows whose states are read, S tokens of an item, P history
+positions of the longest window, J codes of a beam that are decoded, C = P + J columns that a beam attends to.
 """
 
 from abc import ABC, abstractmethod
@@ -81,7 +81,7 @@ Block = TypeVar("Block", bound=CausalBlock)
 
 @dataclass(frozen=True, kw_only=True)
 class CausalDecodingState:
-    """The state of incremental decoding between two steps. It never changes: a step returns a new one.
+    """A `CausalDecodingState` holds what decoding needs between two steps. It never changes: a step returns a new one.
 
     The histories' last tokens are aligned in the last column, so that a distance is a difference of columns.
     """

@@ -54,5 +54,5 @@ class BackboneConfig:
 
     @property
     def wants_times(self) -> bool:
-        """True if the network reads the times of a history's items."""
+        """Return whether the network reads the times of a history's items."""
         return self.name == "hstu" and self.hstu_attention == "silu" and self.time_bias

@@ -3,7 +3,7 @@
 Blocks, relative position bias and initialisation are those of T5's decoder without cross-attention (t5.py).
 packing/sequences.py says how a window becomes a sequence, and causal.py how a network trains and decodes with it.
 
-Shapes: T tokens of all sequences, d width of the model, H heads, D width of a head.
+Shape legend: T tokens of all sequences, d width of the model, H heads, D width of a head.
 """
 
 from torch import Tensor, nn

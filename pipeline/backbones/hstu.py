@@ -12,7 +12,7 @@ This layer differs from the authors' research code:
 `hstu_attention: softplus` is the layer of IntRR's code: softplus weights that sum to one, scores over sqrt(D), SiLU on
 U alone, no norm after the attention and no times.
 
-Shapes: T tokens of all sequences, d width of the model, H heads, D width of a head.
+Shape legend: T tokens of all sequences, d width of the model, H heads, D width of a head.
 """
 
 import torch

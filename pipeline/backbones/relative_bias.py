@@ -2,7 +2,7 @@
 
 A distance is the key's position minus the query's.
 
-Shapes: H heads; local: Q query positions, C key positions (columns), R relative distances, B buckets.
+Shape legend: H heads; local: Q query positions, C key positions (columns), R relative distances, B buckets.
 """
 
 import math

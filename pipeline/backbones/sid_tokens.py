@@ -5,8 +5,8 @@ ids from `first_token[l]` on; the separator's id follows those of all levels. Ea
 
     widths 3, 2 -> first_token 0, 3; separator 5; an item of codes (2, 1) is the tokens 2, 4, 5
 
-Shapes: I items of the catalogue, L levels, N items of all histories, W windows, T rows, d width of the model, V codes
-of one level; local: S tokens of one item in a history (its codes, then the separator).
+Shape legend: I items of the catalogue, L levels, N items of all histories, W windows, d width of the model, V codes of
+one level; local: S tokens of one item in a history (its codes, then the separator), X states that a head reads.
 """
 
 from abc import abstractmethod
@@ -80,7 +80,7 @@ class SidBackbone(Backbone):
 
     @property
     def token_names(self) -> list[str]:
-        """Names of an item's S tokens in a history: `level 1` and so on, then `separator` where there is one."""
+        """Return names of an item's S tokens in a history: `level 1` and so on, then `separator` if there is one."""
         return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
 
     @abstractmethod
@@ -91,14 +91,14 @@ class SidBackbone(Backbone):
             vectors_Nd: one input per item of the histories, in packed order, instead of tokens.
         """
 
-    def _logits(self, h_Td: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
-        """Return the logits [T, V] of a level from states, which `norm` normalises first where it is given.
+    def _logits(self, h_Xd: Tensor, level: int, norm: RMSNorm | None = None) -> Tensor:
+        """Return the logits [X, V] of a level from states, which `norm` normalises first where it is given.
 
         They are float32 even under autocast: rounded to bfloat16, near codes would tie.
         """
-        with torch.autocast(h_Td.device.type, enabled=False):
-            return self._head(self.heads[level], h_Td.to(self.tokens.weight.dtype), norm)
+        with torch.autocast(h_Xd.device.type, enabled=False):
+            return self._head(self.heads[level], h_Xd.to(self.tokens.weight.dtype), norm)
 
-    def _head(self, head: nn.Linear, h_Td: Tensor, norm: RMSNorm | None) -> Tensor:
-        logits_TV: Tensor = head(h_Td if norm is None else norm(h_Td))
-        return logits_TV
+    def _head(self, head: nn.Linear, h_Xd: Tensor, norm: RMSNorm | None) -> Tensor:
+        logits_XV: Tensor = head(h_Xd if norm is None else norm(h_Xd))
+        return logits_XV

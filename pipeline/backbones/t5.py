@@ -15,8 +15,8 @@ It differs from a textbook T5 (Raffel et al. 2020; the tests compare with the co
 
 Residuals and norms stay in float32 under autocast. Nothing here waits for the device.
 
-Shapes: W windows, N items of all histories, T encoder tokens on the packed axis, L levels, V codes of one level, K
-beams, H heads, D width of a head, d width of the model; local: S tokens of an item, P positions of an axis (the
+Shape legend: W windows, N items of all histories, T encoder tokens on the packed axis, L levels, V codes of one level,
+K beams, H heads, D width of a head, d width of the model; local: S tokens of an item, P positions of an axis (the
 decoder's in `forward`, those of one window in `_pad`), R rows of a decoding step (W * K), J earlier levels of a row (of
 a bias: and the row's level), O slots of a padded batch.
 """
@@ -44,7 +44,7 @@ from pipeline.packing.shape import capacity_on
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """The normed states of the encoder in packed order, and how they fall into windows."""
+    """An `EncoderOutput` holds the normed states of the encoder in packed order, and how they fall into windows."""
 
     states_Td: Tensor
     layout: Layout  # of the encoder's last block
@@ -53,7 +53,7 @@ class EncoderOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class T5DecodingState:
-    """The state of incremental decoding between two steps. It never changes: a step returns a new one."""
+    """A `T5DecodingState` holds what decoding needs between two steps. It never changes: a step returns a new one."""
 
     memory: tuple[KeysValues, ...]  # per layer: keys and values of the encoder's states, one copy per window
     encoder: Layout
@@ -171,7 +171,7 @@ class T5(SidBackbone):
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
         """Return what `SidBackbone.read` says, by the encoder alone."""
         encoded = self._run_encoder(vectors_Nd, histories, 1)
-        # The last item of each window: lengths 2, 1, 3 -> rows 1, 2, 5
+        # The last item of each window: lengths 1, 2, 3 -> rows 0, 2, 5
         return encoded.states_Td[histories.lengths_W.cumsum(0) - 1]
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:

@@ -18,14 +18,14 @@ LINE = "All of params.yaml was valid. This line never changes, so that no stage 
 
 
 class IngestPaths(Protocol):
-    """The paths in section `ingest` of params.yaml."""
+    """`IngestPaths` declares the paths in section `ingest` of params.yaml."""
 
     @property
     def path(self) -> str: ...
 
 
 class EmbedPaths(Protocol):
-    """The paths in section `embed` of params.yaml."""
+    """`EmbedPaths` declares the paths in section `embed` of params.yaml."""
 
     @property
     def path(self) -> str: ...
@@ -35,7 +35,10 @@ class EmbedPaths(Protocol):
 
 
 class CheckParams(Protocol):
-    """The values that the stage itself reads. `pipeline.config` checks all values when it builds the parameters."""
+    """`CheckParams` declares what the stage itself reads of params.yaml.
+
+    `pipeline.config` checks all values when it builds the parameters.
+    """
 
     @property
     def seed(self) -> int: ...
@@ -80,6 +83,6 @@ def _check_paths(params: CheckParams) -> None:
     if missing:
         raise UserError(
             "\n".join(missing),
-            "a stage reads this path; `python -m pipeline fetch` downloads the log of a public data set",
+            "a stage reads this path; `python -m pipeline fetch` downloads the log of a public dataset",
             RESTORE,
         )

@@ -59,7 +59,7 @@ def _explain(error: UserError) -> int:
 
 @app.callback()
 def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
-    """From raw interaction logs to a trained, evaluated, comparable generative recommender that speaks Semantic IDs.
+    """Turn raw interaction logs into a trained, evaluated, comparable generative recommender over Semantic IDs.
 
     [bold]dvc repro[/bold] runs every stage that needs it; the commands below run one by hand. Settings: params.yaml.
     """

@@ -12,7 +12,7 @@ commands = typer.Typer()
 
 
 def _params() -> "Params":
-    """All of params.yaml, checked before the libraries of a stage are loaded."""
+    """Load and check params.yaml, before the libraries of a stage are loaded."""
     from pipeline.config import load_params
 
     return load_params()

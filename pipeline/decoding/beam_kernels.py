@@ -3,7 +3,7 @@
 A candidate is one int64 key: the score's bits above the candidate's rank, so that sorting keys sorts by score and then
 by rank. `beam_search.top_k` does the same in torch.
 
-Shapes: W windows, K beams, V codes of one level; local: C candidates of a window.
+Shape legend: K beams, V codes of one level; local: C candidates of a window.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 

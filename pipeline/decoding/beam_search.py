@@ -5,7 +5,8 @@ its level, also in a constrained search: the constraint only saves the search fr
 nothing. Items that share a Semantic ID have one score and follow each other by item id. Every step below is one
 operation over all windows and beams; no window is handled alone.
 
-Shapes: W windows, K beams, L levels, V codes of one level; local: C candidates of a window, F children of a prefix.
+Shape legend: W windows, K beams, L levels, V codes of one level; local: C candidates of a window, F children of a
+prefix, S tokens of one item.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
 
 @dataclass(frozen=True)
 class Beams:
-    """The best candidates of each window, best first; rows in input order, on the model's device."""
+    """`Beams` hold the best candidates of each window, best first; rows in input order, on the model's device."""
 
     items_WK: Tensor  # int64; -1: the Semantic ID names no item, or there are fewer than K candidates
     codes_WKL: Tensor  # int64; without meaning where the score is -inf

@@ -1,6 +1,6 @@
 """This module chooses a level's beams by two Triton kernels, those of beam_kernels.py.
 
-Shapes: W windows, K beams, V codes of one level; local: C candidates of a window.
+Shape legend: W windows, K beams, V codes of one level; local: C candidates of a window.
 """
 
 import torch

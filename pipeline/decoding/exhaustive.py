@@ -1,7 +1,7 @@
 """This module scores a whole catalogue exactly: every Semantic ID, level by level down the prefix trie.
 
-Shapes: W windows, K beams, I items of the catalogue, V codes of one level; local: P Semantic IDs, C children of some
-nodes.
+Shape legend: W windows, K beams, I items of the catalogue, V codes of one level; local: P Semantic IDs, C children of
+some nodes.
 """
 
 from collections.abc import Iterator

@@ -3,8 +3,9 @@
 Validation during training, the final evaluation and the tests all rank here, so that they cannot disagree about what
 a history is, what counts as found, or how seen items leave the ranking.
 
-Shapes: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all histories;
-local: U users that are ranked, J items of the longest history of a batch.
+Shape legend: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all
+histories; local: U users that are ranked, J items of the longest history of a batch, S tokens
+of one item.
 """
 
 from dataclasses import dataclass
@@ -48,13 +49,13 @@ class Ranking:
 
     @property
     def invalid_share(self) -> float:
-        """The share of generated Semantic IDs that name no item."""
+        """Return the share of generated Semantic IDs that name no item."""
         return self.invalid / max(self.generated, 1)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The items that a model generated for a batch of histories, best first."""
+    """`Outputs` hold the items that a model generated for a batch of histories, best first."""
 
     items_WK: np.ndarray  # INVALID or EMPTY where there is no item
     codes_WKL: np.ndarray

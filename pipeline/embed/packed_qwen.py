@@ -115,7 +115,7 @@ class PackedQwen(nn.Module):
 
 
 class _VisionAttention(nn.Module):
-    """Replaces `Qwen2_5_VLVisionAttention`, which walks over images and windows one by one.
+    """Replace `Qwen2_5_VLVisionAttention`, which walks over images and windows one by one.
 
     window: patches of a window; 0: a patch attends to its whole image.
     """
@@ -145,7 +145,7 @@ class _VisionAttention(nn.Module):
 
 
 class _TextAttention(nn.Module):
-    """Replaces `Qwen2_5_VLAttention`, for packed sequences."""
+    """Replace `Qwen2_5_VLAttention`, for packed sequences."""
 
     def __init__(self, original: Any):
         super().__init__()
@@ -171,7 +171,7 @@ class _TextAttention(nn.Module):
 
 
 class _Norm(nn.Module):
-    """Replaces `Qwen2_5_VLRMSNorm`."""
+    """Replace `Qwen2_5_VLRMSNorm`."""
 
     def __init__(self, original: Any):
         super().__init__()
@@ -183,7 +183,7 @@ class _Norm(nn.Module):
 
 
 class _FeedForward(nn.Module):
-    """Replaces `Qwen2MLP` and `Qwen2_5_VLMLP`."""
+    """Replace `Qwen2MLP` and `Qwen2_5_VLMLP`."""
 
     def __init__(self, original: Any):
         super().__init__()
@@ -199,7 +199,7 @@ class _FeedForward(nn.Module):
 
 
 class _PatchEmbed(nn.Module):
-    """Replaces `Qwen2_5_VisionPatchEmbed`, a convolution that sees each patch once, by a matrix product."""
+    """Replace `Qwen2_5_VisionPatchEmbed`, a convolution that sees each patch once, by a matrix product."""
 
     def __init__(self, original: Any):
         super().__init__()

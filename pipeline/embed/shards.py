@@ -41,7 +41,7 @@ class Share:
 
     @property
     def leads(self) -> bool:
-        """True for the process that gathers the shards, writes the result and prints."""
+        """Return whether this process gathers the shards, writes the result and prints."""
         return self.rank == 0
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class EmbedParams(Protocol):
-    """The part of params.yaml that the stage reads."""
+    """`EmbedParams` declares what the stage reads of params.yaml."""
 
     @property
     def embed(self) -> EmbedConfig: ...

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.embed.config import FIELD
 from pipeline.errors import UserError, nearest
 
-# Fields that a data set may have or lack: a field without a column is missing for all items.
+# Fields that a dataset may have or lack: a field without a column is missing for all items.
 STANDARD = ("title", "categories", "description")
 
 

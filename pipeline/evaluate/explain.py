@@ -142,7 +142,7 @@ def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
     tokens = sum(len(row.kept) for row in rows)
     lines = [f"{strategy}: {kept} of {tokens} tokens of {len(rows)} items are kept"]
     if pruner is not None:
-        lines[0] += f" after encoder block {pruner.after_layer}" + ("" if pruner.at_eval else ", in training")
+        lines[0] += f" after encoder block {pruner.after_layer}" + ("" if pruner.at_eval else ", in training only")
     name = max(len(row.item) for row in rows)
     width = max(len(str(code)) for row in rows for code in row.codes)
     for row in rows:

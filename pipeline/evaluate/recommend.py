@@ -76,7 +76,9 @@ def model_and_history(
     """Return the model, and the history that it continues. Arguments and errors are those of `recommend`."""
     if (user is None) == (history is None):
         raise UserError(
-            "give a user or a history", "one of them says what to go on from", "add --user ID, or --history ID,ID"
+            "give either a user or a history",
+            "the model goes on from one of them",
+            "give --user ID or --history ID,ID, and not both",
         )
     check_reports(reports, generator)
     loaded = load_generator(generator)
@@ -110,7 +112,11 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
     )
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
     if not found:
-        raise UserError("every item is in the history", "nothing is left to recommend", "keep seen items")
+        raise UserError(
+            "every item is in the history",
+            "nothing is left to recommend",
+            "run the command again without --filter-seen",
+        )
     best = found[:k]
     names = names_of(loaded, [item for item, _ in best])
     return [Recommendation(*name, float(score)) for name, (_, score) in zip(names, best, strict=True)]

@@ -22,7 +22,8 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
-from pipeline.metrics import MAIN_METRICS, gains, recall_at, summarise
+from pipeline.metric_names import MAIN_METRICS
+from pipeline.metrics import gains, recall_at, summarise
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
@@ -143,7 +144,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     Args:
         dropped: for each baseline, whether the items of the history left its ranking.
     """
-    words = {True: "dropped", False: "kept"}
+    words = {True: "dropped", False: "included"}
     lines = [
         f"{'':24}{'all ' + format(metrics['users'], ',') + ' users':>22}"
         f"{'no tie: ' + format(metrics['noties_users'], ',') + ' users':>24}",

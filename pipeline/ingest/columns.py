@@ -41,7 +41,7 @@ class LogColumns:
 
     @property
     def wanted(self) -> list[str]:
-        """The log's names of all of them: user, item, timestamp, then the actions."""
+        """Return the log's names of all of them: user, item, timestamp, then the actions."""
         return [self.user, self.item, self.timestamp, *self.actions.values()]
 
     def named(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ class IngestConfig:
     files: str  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*
     engine: Literal["duckdb", "spark"]
     memory_limit: str  # DuckDB spills to disk above it
-    k_core: int | Literal["recipe"]  # every user and item keeps at least this many interactions
+    k_core: int | Literal["recipe"]  # every user and item has at least this many interactions
     max_reject_rate: float  # share of bad rows above which the stage fails
     time_unit: Literal["s", "ms"]
     columns: dict[str, str]  # our name -> the log's name, where it is not recognised

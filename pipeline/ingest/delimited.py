@@ -73,7 +73,7 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
 
 
 class LineCounter:
-    """Gives each row its line and its number.
+    """Give each row its line and its number.
 
     Args:
         first: line of the file's first row of data, which is also its number in Arrow's count.

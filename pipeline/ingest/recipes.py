@@ -122,7 +122,7 @@ def _flagged_genres(chunk: pa.Table) -> pa.Array:
 
 
 def _movielens_csv(archive: str) -> DatasetRecipe:
-    """Describe the newer MovieLens data sets: ratings.csv and movies.csv with header lines."""
+    """Describe the newer MovieLens datasets: ratings.csv and movies.csv with header lines."""
     return DatasetRecipe(
         log="ratings.csv",
         items="movies.csv",

@@ -18,7 +18,7 @@ BUFFER_ROWS = 50_000
 
 
 class Rejects:
-    """Writes bad rows into a Parquet file at `path`, a buffer at a time, and counts them by file and reason."""
+    """Write bad rows into a Parquet file at `path`, a buffer at a time, and count them by file and reason."""
 
     def __init__(self, path: Path):
         self.path = path

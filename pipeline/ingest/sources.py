@@ -49,7 +49,7 @@ class Source:
 
     @property
     def vectors(self) -> Path | None:
-        """The file of item vectors that is used, if any."""
+        """Return the file of item vectors that is used, if any."""
         return self.vectors_found[0] if len(self.vectors_found) == 1 else None
 
     def sha256(self) -> dict[str, str]:

@@ -30,7 +30,7 @@ TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in 
 
 
 class IngestParams(Protocol):
-    """The part of params.yaml that the stage reads."""
+    """`IngestParams` declares what the stage reads of params.yaml."""
 
     @property
     def dataset(self) -> str: ...

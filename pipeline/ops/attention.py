@@ -83,7 +83,7 @@ def packed_attention(
     q_THD, k_SHD, v_SHD = separate(qkv)
     if causal:
         bias_HQJ = _with_causal_mask(bias_HQJ, q_THD, layout)
-        layout = replace(layout, lengths_n=None)  # padding comes later than every token, so that none sees it
+        layout = replace(layout, lengths_W=None)  # padding comes later than every token, so that none sees it
     result: tuple[Tensor, Tensor | None] = _GroupedAttention.apply(  # type: ignore[no-untyped-call]  # torch's
         q_THD, k_SHD, v_SHD, bias_HQJ, layout, dropout, mass
     )

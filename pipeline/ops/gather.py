@@ -3,7 +3,7 @@
 The gradient of plain indexing may add many rows to one, so it sorts the indices first. A row that is taken at most once
 needs no sum: its gradient is the gradient of the slot that took it.
 
-Shape legend: T rows before, O slots after, d model width.
+Shape legend: T tokens of the packed axis before, O slots of the axis after, d model width.
 """
 
 from typing import Any

@@ -59,7 +59,7 @@ class Layout:
 
     groups: tuple[Group, ...] = ()
     # Where sequences have empty slots (padding): int64 [W], how many of the first keys of each are real
-    lengths_n: Tensor | None = None
+    lengths_W: Tensor | None = None
     # Where tokens were pruned: int64 [S], the row and column of the bias that belongs to each token of a self-attention
     positions_S: Tensor | None = None
     # Where tokens have times: per group int64 [n, Q, J], the bucket of the time between query and key
@@ -117,7 +117,7 @@ class Layout:
         windows = len(lengths_W)
         device = lengths_W.device
         if not uses_kernels(device):
-            return cls(groups=(Group(windows, capacity, capacity),), lengths_n=lengths_W)
+            return cls(groups=(Group(windows, capacity, capacity),), lengths_W=lengths_W)
         starts = torch.arange(windows + 1, device=device) * capacity
         return cls(spans=make_spans(starts, starts, lengths_W, longest_q=capacity, longest_k=capacity))
 
@@ -132,7 +132,7 @@ class Layout:
     def cross(self, queries: "Layout") -> "Layout":
         """Build the attention of the queries that `queries` lays out to the keys of this layout."""
         if self.spans is None or queries.spans is None:
-            return Layout(groups=_pairs(queries.groups, self.groups), lengths_n=self.lengths_n)
+            return Layout(groups=_pairs(queries.groups, self.groups), lengths_W=self.lengths_W)
         # Classes go by the keys; kernels walk over however many queries a sequence has.
         q, k = queries.spans, self.spans
         spans = make_spans(
@@ -180,9 +180,9 @@ class Layout:
 
     def real_nJ(self) -> list[Tensor | None]:
         """Return for each group where a key is a real token, bool [n, J]; None where all are."""
-        if self.lengths_n is None:
+        if self.lengths_W is None:
             return [None] * len(self.groups)
-        lengths_by_group = torch.split(self.lengths_n, [group.sequences for group in self.groups])
+        lengths_by_group = torch.split(self.lengths_W, [group.sequences for group in self.groups])
         return [
             torch.arange(group.keys, device=lengths.device) < lengths[:, None]
             for group, lengths in zip(self.groups, lengths_by_group, strict=True)
@@ -199,7 +199,7 @@ def _in_groups(lengths_W: Tensor, capacities_W: Tensor | None, positions_S: Tens
     groups = tuple(Group(count, size, size) for count, size in zip(counts.tolist(), sizes.tolist(), strict=True))
     # A mask costs time in every layer, so there is none where every slot is filled.
     spare = capacities_W is not None and not torch.equal(capacities_W, lengths_W)
-    return Layout(groups=groups, lengths_n=lengths_W if spare else None, positions_S=positions_S)
+    return Layout(groups=groups, lengths_W=lengths_W if spare else None, positions_S=positions_S)
 
 
 def _pairs(queries: Sequence[Group], keys: Sequence[Group]) -> tuple[Group, ...]:

@@ -1,7 +1,7 @@
 """Compute the attentions slowly, one sequence and one head at a time, in float64, for the tests to compare with.
 
 Shape legend: T query and S key positions of all sequences, H heads, D head width, Q queries and J keys of a sequence,
-B time buckets.
+n sequences of one group, B time buckets.
 """
 
 import torch

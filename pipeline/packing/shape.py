@@ -54,7 +54,9 @@ class Shape:
             windows = rounded_up(windows + 1)
 
     def filling(self, lengths_W: np.ndarray, longest: int, lost: int = 0) -> np.ndarray:
-        """Return the lengths of the windows that fill a batch up to this shape, or up to a larger one if it is too big.
+        """Return the lengths of the windows that fill a batch up to this shape, or up to a larger one.
+
+        A batch that is too big for this shape is filled up to the larger one.
 
         windows 4, items 12, lengths 3, 2 -> 4, 3: two windows are missing, and seven items
 
@@ -69,7 +71,8 @@ class Shape:
         """
         windows = len(lengths_W)
         left = int(lengths_W.sum()) - lost
-        # How many windows are missing: 4 - 2. A batch with no fewer than the shape gets a few, up to a larger size.
+        # How many windows are missing: 4 - 2. A batch with as many windows as the shape, or more, gets a
+        # few more, up to a larger size.
         count = (self.windows if windows < self.windows else rounded_up(int(windows * 1.03) + 1)) - windows
         # How many items are missing: 12 - 5
         items = self.items - left

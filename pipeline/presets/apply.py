@@ -1,4 +1,4 @@
-"""presets/NAME.yaml written onto params.yaml, whose comments and order stay.
+"""Write presets/NAME.yaml onto params.yaml, whose comments and order stay.
 
 The result is checked as a whole before a byte is written, and written in the form that `dvc exp run -S` writes, so that
 `-S` later changes one line.
@@ -21,7 +21,7 @@ from pipeline.presets.migrate import Added, completed
 
 @dataclass(frozen=True)
 class Change:
-    """One value of params.yaml that becomes another."""
+    """A `Change` is one value of params.yaml that becomes another."""
 
     key: str
     before: Any
@@ -44,7 +44,7 @@ def apply_preset(
         raise UserError(
             f"preset '{name}' is not known, {nearest(name, known)}",
             f"presets are the files of {folder}/",
-            "run `python -m pipeline preset` for what each of them is",
+            "run `python -m pipeline preset` to list them",
         )
     document, added = completed(params, folder)
     preset = folder / f"{name}.yaml"
@@ -58,7 +58,9 @@ def apply_preset(
 def _parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"--set {text}: no '='", fix="write --set key=value, such as --set train.max_windows=1000000")
+        raise UserError(
+            f"--set {text} has no '='", fix="write --set key=value, such as --set train.max_windows=1000000"
+        )
     try:
         parsed = YAML(typ="safe").load(value) if value else ""
     except YAMLError:
@@ -67,7 +69,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
 
 def _assign(document: Any, key: str, value: Any) -> Change | None:
-    """Set one leaf in place; the check of the whole names the keys that do not exist."""
+    """Set one leaf in place; the check of the whole reports the keys that do not exist."""
     *sections, leaf = key.split(".", 1)
     target = document
     for section in sections:

@@ -1,4 +1,4 @@
-"""params.yaml as a document: read with its comments, and written in the form that `dvc exp run -S` writes.
+"""Read params.yaml with its comments, and write it in the form that `dvc exp run -S` writes.
 
 The form is a fixed point of DVC's writer, so that `-S` later changes one line.
 """
@@ -16,13 +16,14 @@ from pipeline.artifacts import write_bytes
 from pipeline.config import build_params
 from pipeline.errors import UserError
 
-PRESETS, PARAMS = Path("presets"), Path("params.yaml")
+PRESETS = Path("presets")
+PARAMS = Path("params.yaml")
 DEFAULTS = "demo.yaml"  # the file of presets/ that holds params.yaml as it comes: the one source of defaults
 UNTOUCHED = ("params.yaml was left as it was", "mend what is named, then run the command again")
 
 
 def read_yaml(path: Path) -> str:
-    """The text of a YAML file.
+    """Return the text of a YAML file.
 
     Raises:
         UserError: the file is missing.
@@ -34,7 +35,7 @@ def read_yaml(path: Path) -> str:
 
 
 def parse_document(text: str, path: Path) -> Any:
-    """The document with its comments; `path` is for the message.
+    """Parse the document with its comments; `path` is for the message.
 
     Raises:
         UserError: the text is no YAML.
@@ -69,7 +70,7 @@ def check_document(values: Any, path: Path) -> None:
 
 
 def _dump(document: Any) -> str:
-    """The same writer and settings as DVC's, its line width included."""
+    """Write as DVC does, with the same settings and line width."""
     writer = YAML()
     writer.default_flow_style = False
     stream = io.StringIO()
@@ -78,7 +79,7 @@ def _dump(document: Any) -> str:
 
 
 def leaves(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """`section.key`, value. A mapping below that depth (ingest.columns) is a value."""
+    """Yield `section.key` and value of each key. A mapping below that depth (ingest.columns) is a value."""
     for name, value in document.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{key}", inner) for key, inner in value.items())

@@ -1,8 +1,8 @@
-"""Define what a preset is, and which keys of params.yaml each kind of preset owns.
+"""Define what a preset is, and which keys of params.yaml each kind of preset sets.
 
 A preset is a part or a whole, as its first comment line says: `# Part (model): ...` or `# Whole: ...`. A part sets
-every key that its kind owns, and no other. So the second of two parts of one kind leaves nothing of the first, and the
-order of parts of different kinds does not matter. A whole sets what the kinds quantizer, model and strategy own, and
+every key of its kind, and no other. So the second of two parts of one kind leaves nothing of the first, and the
+order of parts of different kinds does not matter. A whole sets what the kinds quantizer, model and strategy set, and
 the rest of `split`, because a published figure holds for one protocol. It leaves alone the data, the encoder, `seed`
 and `track`. The whole `demo` sets every key: it brings params.yaml back.
 
@@ -48,7 +48,7 @@ class Preset:
 
 
 def describe(folder: Path = PRESETS) -> dict[str, Preset]:
-    """Every preset by its name: wholes first, then the parts by kind; of one kind by name."""
+    """Return every preset by its name: wholes first, then the parts by kind; of one kind by name."""
     order = [WHOLE, *PARTS, ""]
     found = [_read(path) for path in folder.glob("*.yaml")]
     return {preset.name: preset for preset in sorted(found, key=lambda preset: (order.index(preset.kind), preset.name))}
@@ -62,7 +62,7 @@ def owned(kind: str, keys: Iterable[str]) -> list[str]:
 
 
 def sets(kind: str) -> str:
-    """The sections and keys of a kind, for the list of presets."""
+    """Return the sections and keys of a kind, for the list of presets."""
     if kind == WHOLE:
         return f"everything but {', '.join(NOT_OF_A_WHOLE)}; demo these too"
     return ", ".join(PARTS.get(kind, ["what each names"]))

@@ -1,8 +1,8 @@
-"""Yesterday's params.yaml brought up to today's keys: what it lacks is added, with its default and its comment.
+"""Bring an older params.yaml up to the current keys: add what it lacks, with its default and its comment.
 
 A missing entry is copied, line by line, from presets/demo.yaml to the position that it has there: after the nearest
-entry before it that params.yaml has. All else stays: values, comments, order, and keys that nobody knows, which are
-refused as ever.
+entry before it that params.yaml has. All else stays: values, comments, order, and unknown keys, which are then refused
+as by every command.
 """
 
 import itertools
@@ -31,7 +31,7 @@ INDENT = 2  # of the keys of a section in presets/demo.yaml
 
 @dataclass(frozen=True)
 class Added:
-    """One key that params.yaml lacked."""
+    """An `Added` is one key that params.yaml lacked."""
 
     key: str
     value: Any
@@ -56,13 +56,15 @@ def add_missing_keys(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[A
 
 
 def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
-    """params.yaml as a document with all that it lacks, and what that is, in the order of the defaults.
+    """Return params.yaml as a document with all that it lacks, and what was added, in the order of the defaults.
 
     Raises:
         UserError: a file is missing or no YAML.
     """
-    text, defaults = read_yaml(params), _without_head(read_yaml(folder / DEFAULTS))
-    mine, added = parse_document(text, params), list[Added]()
+    text = read_yaml(params)
+    defaults = _without_head(read_yaml(folder / DEFAULTS))
+    mine = parse_document(text, params)
+    added: list[Added] = []
     if mine is not None and not isinstance(mine, Mapping):
         check_document(mine, params)  # which says so
     for name, value in _values(defaults, folder / DEFAULTS).items():
@@ -85,13 +87,13 @@ def _values(text: str, path: Path) -> Any:
 
 
 def _without_head(text: str) -> str:
-    """The defaults as params.yaml has them: without the comment that every preset begins with, and its empty line."""
+    """Return the defaults as params.yaml has them: without the comment that begins every preset, and its empty line."""
     return text.partition("\n\n")[2] or text
 
 
 @dataclass(frozen=True)
 class _Entries:
-    """The lines on which the entries of a mapping begin and end in a YAML text, of the file or of one section."""
+    """`_Entries` says at which lines the entries of a mapping stand in a YAML text: of the file, or of one section."""
 
     lines: list[str]
     nodes: dict[str, tuple[Node, Node]]  # name -> key and value
@@ -100,7 +102,8 @@ class _Entries:
 
     @classmethod
     def of(cls, text: str, section: str | None) -> "_Entries":
-        lines, root = text.splitlines(keepends=True), yaml.compose(text)
+        lines = text.splitlines(keepends=True)
+        root = yaml.compose(text)
         key, node = (None, root) if section is None else _nodes(root)[section]
         nodes = _nodes(node)
         brace = node.start_mark.index + 1 if isinstance(node, MappingNode) and node.flow_style else None
@@ -108,39 +111,44 @@ class _Entries:
         return cls(lines, nodes, top, brace)
 
     def end(self, name: str) -> int:
-        """The line after an entry."""
+        """Return the line after an entry."""
         return _last_line(self.nodes[name][1]) + 1
 
     def block(self, name: str) -> list[str]:
-        """The lines of an entry, with those of its comment."""
+        """Return the lines of an entry, with those of its comment."""
         names = list(self.nodes)
         index = names.index(name)
         return self.lines[self.end(names[index - 1]) if index else self.top : self.end(name)]
 
 
 def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
-    """`text` with an entry of `defaults` at its position in a section, or in the file itself (None)."""
-    source, target = _Entries.of(defaults, section), _Entries.of(text, section)
+    """Return `text` with an entry of `defaults` at its position in a section, or in the file itself (None)."""
+    source = _Entries.of(defaults, section)
+    target = _Entries.of(text, section)
     names = list(source.nodes)
     before = next((other for other in reversed(names[: names.index(name)]) if other in target.nodes), None)
     if target.brace is not None:
         values = yaml.safe_load(defaults)
         entry = f"{name}: {_in_one_line((values if section is None else values[section])[name])}"
         if before:
-            index, entry = target.nodes[before][1].end_mark.index, f", {entry}"
+            index = target.nodes[before][1].end_mark.index
+            entry = f", {entry}"
         else:
-            index, entry = target.brace, f"{entry}, " if target.nodes else entry
+            index = target.brace
+            entry = f"{entry}, " if target.nodes else entry
         return text[:index] + entry + text[index:]
     lines = target.lines
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
-    start, block = target.end(before) if before else target.top, source.block(name)
+    start = target.end(before) if before else target.top
+    block = source.block(name)
     if section is not None:
         indent = " " * next((key.start_mark.column for key, _ in target.nodes.values()), INDENT)
         block = [indent + line[INDENT:] if line.strip() else line for line in block]
     comment = list(itertools.takewhile(lambda line: line.strip() == "" or line.lstrip().startswith("#"), block))
     if lines[start : start + len(comment)] == comment:  # only the key was taken out
-        start, block = start + len(comment), block[len(comment) :]
+        start += len(comment)
+        block = block[len(comment) :]
     lines[start:start] = block
     return "".join(lines)
 
@@ -155,7 +163,10 @@ def _is_bare(text: str, section: str) -> bool:
 
 
 def _last_line(node: Node) -> int:
-    """The number of the last line of a value. A block's own end mark stands behind the comments that follow it."""
+    """Return the number of the last line of a value.
+
+    The end mark of a block stands behind the comments that follow the block.
+    """
     if isinstance(node, CollectionNode) and node.value and not node.flow_style:
         last = node.value[-1]
         return _last_line(last[1] if isinstance(last, tuple) else last)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Codebook(nn.Module):
-    """V learned vectors. Read them by `vectors()` alone, for choosing codes as for decoding."""
+    """A `Codebook` holds V learned vectors. Read them by `vectors()` alone, for choosing codes as for decoding."""
 
     def __init__(self, codes: int, width: int):
         super().__init__()

@@ -16,8 +16,8 @@ class QuantizeConfig:
     collisions: Literal["digit", "sinkhorn", "none"]  # what tells items of equal codes apart
     digit_width: int  # values the deduplication digit may take; 0: as many as the largest group needs
     max_collision_rate: float  # share of items with the codes of another above which the stage fails
-    iterations: int  # Lloyd passes per level of k-means
-    restarts: int  # rkmeans: runs of k-means per level; the best one is kept
+    iterations: int  # Lloyd iterations per level of k-means
+    restarts: int  # rkmeans: runs of k-means per level; the best one counts
     # rqvae and simvq
     encoder: Literal["mlp", "identity"]  # identity: the levels quantize the embeddings themselves
     hidden: tuple[int, ...]  # widths between the embedding and the latent; the decoder mirrors them

@@ -35,7 +35,7 @@ class Quantized:
 
 
 class Quantizer(Protocol):
-    """Learns codebooks from all items and gives each item its codes. Equal input and seed give equal bytes."""
+    """Learn codebooks from all items and give each item its codes. Equal input and seed give equal bytes."""
 
     def fit(self, vectors_Id: np.ndarray) -> Quantized:
         """Quantize all items; vectors_Id is float32 [I, d], finite."""

@@ -3,7 +3,7 @@
 Source: GRID (arXiv 2507.22224), section 3, which also normalises the residuals; the k-means is faiss's, on a GPU if
 faiss-gpu is installed.
 
-Shape legend: I items, L levels, V codes of a level, J rows that are learned from, d width of the embeddings.
+Shape legend: I items, V codes of a level, J rows that are learned from, d width of the embeddings.
 """
 
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def _faiss() -> Any:
         raise UserError(
             "faiss is not installed",
             "quantize.method rkmeans runs the k-means of faiss, and rqvae starts from it",
-            "run `pip install 'sidpipe[cpu]'`, or `pip install 'sidpipe[gpu]'`, which brings CUDA 12 libraries",
+            "run `pip install -e '.[cpu]'`, or `pip install -e '.[gpu]'`, which brings CUDA 12 libraries",
         ) from None
     return faiss
 
@@ -128,6 +128,6 @@ def _on_gpu(faiss: Any, device: str) -> bool:
         raise UserError(
             "quantize.device is cuda, but faiss has no GPU",
             f"faiss {faiss.__version__} is built for the CPU, or it sees no GPU",
-            "set quantize.device to auto, or run `pip uninstall faiss-cpu && pip install 'sidpipe[gpu]'`",
+            "set quantize.device to auto, or run `pip uninstall faiss-cpu && pip install -e '.[gpu]'`",
         )
     return usable and device != "cpu"

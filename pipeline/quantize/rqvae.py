@@ -52,7 +52,7 @@ class ResidualAutoencoder(nn.Module):
 
     @property
     def books(self) -> list[Codebook | MappedCodebook]:
-        """The codebooks of the levels, with the type that `nn.ModuleList` hides."""
+        """Return the codebooks of the levels, with the type that `nn.ModuleList` hides."""
         return cast(list[Codebook | MappedCodebook], list(self.levels))
 
     def quantize(self, rows_Bk: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

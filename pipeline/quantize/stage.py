@@ -32,7 +32,7 @@ from pipeline.quantize.quantizer import unit_rows
 
 
 class QuantizeParams(Protocol):
-    """The part of params.yaml that the stage reads."""
+    """`QuantizeParams` declares what the stage reads of params.yaml."""
 
     @property
     def seed(self) -> int: ...

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pipeline.metrics import MAIN_METRICS, METRICS, gains
+from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metrics import gains
 from pipeline.results.bootstrap import LEVEL, interval, resampled_means
 from pipeline.results.ranks import Ranks
 from pipeline.results.runs import Arm, arms_of
@@ -216,7 +217,7 @@ def comparison_text(comparisons: Sequence[Comparison]) -> str:
     origin = ranks.origin
     lines = [
         f"{origin.dataset}: {len(ranks.users):,} users, beam {origin.beam}, {origin.decoding}, seen items "
-        f"{'dropped' if origin.filter_seen else 'kept'}; 95% intervals",
+        f"{'dropped' if origin.filter_seen else 'included'}; 95% intervals",
         f"reference: {_arm(reference)}",
     ]
     for comparison in comparisons:

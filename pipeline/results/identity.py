@@ -79,9 +79,9 @@ def read_hashes(lock: Path, metrics: Path) -> dict[str, str]:
             "ranks": _locked(stages, "evaluate", "outs", REPORTS / "ranks.parquet"),
         }
     except (FileNotFoundError, KeyError, TypeError, yaml.YAMLError):
-        raise UserError(f"{lock} does not tell what was evaluated", by_hand, "run `dvc repro`") from None
+        raise UserError(f"{lock} does not record what was evaluated", by_hand, "run `dvc repro`") from None
     if metrics.exists() and hashlib.md5(metrics.read_bytes()).hexdigest() != recorded:
-        raise UserError(f"{metrics} is not the file that {lock} speaks of", by_hand, "run `dvc repro`")
+        raise UserError(f"{metrics} is not the file that {lock} records", by_hand, "run `dvc repro`")
     return hashes
 
 

@@ -84,7 +84,7 @@ def record(
 
 
 def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
-    """Log parameters, curves, final numbers, tags and the data set."""
+    """Log parameters, curves, final numbers, tags and the dataset."""
     run_id = run.info.run_id
     at = run.info.start_time
     curves = [

@@ -3,6 +3,8 @@
 Numbers alone cannot say which model they belong to, so the file carries a content hash of the model. Whatever shows or
 compares results checks the hash here: DVC removes and restores files one by one, and a stopped run leaves old metrics
 beside a new model.
+
+Shape legend: N and M interactions of the splits, flat (N in data/splits), L levels.
 """
 
 import io
@@ -146,7 +148,7 @@ def check_reports(reports: Path, generator: Path) -> None:
     ranks = Ranks.read(reports / RANKS_FILE)
     if generator.exists() and ranks.origin.model != model_hash(generator):
         raise UserError(
-            f"{reports} tells of another model than the one in {generator}",
+            f"{reports} describes another model than the one in {generator}",
             "a run was stopped half-way, or files of two runs were mixed",
             "run `dvc repro`, or `dvc checkout` to bring back what belongs together",
         )

@@ -184,7 +184,7 @@ def _check_comparable(runs: list[Run]) -> None:
                     f"{first.name} and {run.name} were tested on different "
                     f"{'users' if column == 'user_id' else 'test items'}",
                     "differences are taken user by user",
-                    "compare runs with the same log and split (split.ties: source keeps it over seeds)",
+                    "compare runs with the same log and split (split.ties=source gives every seed the same split)",
                 )
 
 

@@ -3,7 +3,7 @@
 The stage reads data/interactions/ and writes data/splits/. Nothing is copied per window: a window is a pair of flat
 indices, so the split of ten million interactions is a handful of arrays that later stages map into memory.
 
-Shape legend: U users, N interactions of all users end to end.
+Shape legend: N interactions of all users end to end.
 """
 
 from dataclasses import replace
@@ -21,7 +21,7 @@ from pipeline.split.ties import shuffle_ties
 
 
 class SplitParams(Protocol):
-    """The part of params.yaml that the stage reads."""
+    """`SplitParams` declares what the stage reads of params.yaml."""
 
     @property
     def seed(self) -> int: ...

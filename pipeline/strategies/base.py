@@ -1,10 +1,10 @@
 """This module holds the parts of a strategy. The base classes are plain training; a strategy overrides what differs.
 
 A `Network` says what is trained. A `Sampler` says which windows and tokens of an epoch are computed and how they count.
-A `Report` says afterwards what was skipped. A `Strategy` is a pair of a network and a sampler. No part knows of files,
-devices, processes or schedules.
+A `Report` says afterwards what was skipped. A `Strategy` is a pair of a network and a sampler. No part reads files
+or params.yaml; what a sampler may know of the device, the processes and the length of the run is in its `TrainingPlan`.
 
-Shapes: W windows, L levels, V codes of one level; local: M interactions of the splits, flat, U users.
+Shape legend: W windows, L levels, V codes of one level; local: M interactions of the splits, flat, U users.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ EvalRule = Callable[[np.ndarray], EvalSkips]  # skip_ML of a finished run -> the
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """The facts of a run that a sampler may use."""
+    """A `TrainingPlan` holds the facts of a run that a sampler may use."""
 
     items_M: np.ndarray  # the splits' items; windows are flat positions in it
     first_U: np.ndarray  # each user's first flat position
@@ -50,7 +50,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkTraits:
-    """The facts of the network, and of the Semantic IDs that it reads, that a sampler may use."""
+    """`NetworkTraits` hold the facts that a sampler may use of the network and of the Semantic IDs that it reads."""
 
     widths: tuple[int, ...]  # codes of each level
     digit: bool  # the last level is the deduplication digit
@@ -198,13 +198,13 @@ class Sampler:
 
     @property
     def report(self) -> Report:
-        """The report of the run."""
+        """Return the report of the run."""
         return Report()
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A network and a sampler, which training uses together."""
+    """A `Strategy` holds a network and a sampler, which training uses together."""
 
     network: Network
     sampler: Sampler

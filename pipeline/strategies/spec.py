@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TrainView(Protocol):
-    """The keys of `train:` that a check may read."""
+    """`TrainView` declares the keys of `train:` that a check may read."""
 
     @property
     def batching(self) -> str: ...
@@ -25,7 +25,7 @@ class TrainView(Protocol):
 
 
 class QuantizeView(Protocol):
-    """The keys of `quantize:` that a check may read."""
+    """`QuantizeView` declares the keys of `quantize:` that a check may read."""
 
     @property
     def levels(self) -> int: ...
@@ -35,7 +35,7 @@ class QuantizeView(Protocol):
 
 
 class ParamsView(Protocol):
-    """The keys of params.yaml that a check may read beside the strategy's section."""
+    """`ParamsView` declares the keys of params.yaml that a check may read beside the strategy's section."""
 
     @property
     def strategy(self) -> str: ...

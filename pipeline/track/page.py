@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from pipeline.metrics import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
@@ -67,7 +67,7 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     """Return the line that says on what data and how the result was evaluated."""
     counts = result.dataset
     metrics = result.metrics
-    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items kept"
+    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items included"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
@@ -126,7 +126,7 @@ def _cell(cell: Cell | None) -> str:
 
 def _notes(metrics: dict[str, float]) -> str:
     return (
-        f'<p class="soft">Small: 95% bootstrap interval over users. A tie: the test item shares its time stamp '
+        f'<p class="soft">Small: 95% bootstrap interval over users. A tie: the test item shares its timestamp '
         f"with an earlier one ({metrics['tie_share']:.1%} of users). Recall@10 of the right codes, whatever the "
         f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
         f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.metrics import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS
 
 # Row -> prefix of its keys in metrics.json; the first is named after the strategy.
 SYSTEMS = {"model": "", "co-occurrence": "cooccurrence_", "popularity": "popularity_"}

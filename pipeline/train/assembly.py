@@ -70,7 +70,7 @@ def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: W
         raise UserError(
             "there is nothing to train on",
             "no user has two interactions in the training part, so no target has a history",
-            "lower ingest.k_core's filter or choose an earlier split",
+            "choose a later split.valid_from, or bring a log with longer histories",
         )
     return BatchLoader(
         epochs,
@@ -92,7 +92,7 @@ def _validation(
     if not validation.windows:
         raise UserError(
             "no user has a validation target with a history",
-            "the best checkpoint is chosen on validation",
+            "validation chooses the best weights",
             "split the log so that some users have interactions both before and in the validation period",
         )
     return validation

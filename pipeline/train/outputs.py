@@ -23,7 +23,7 @@ def announce(trainer: Trainer) -> None:
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    windows = f"{len(trainer.loader.epochs):,} windows a pass"
+    windows = f"{len(trainer.loader.epochs):,} windows per epoch"
     print(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}", flush=True)
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.metrics import LARGEST_K
+from pipeline.metric_names import LARGEST_K
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,9 @@ class State:
     epoch: int = 0
     position: int = 0  # windows of the epoch that are done
     windows: int = 0  # windows trained, over all epochs; those that a strategy skips are not counted
-    samples: int = 0  # (history, target) pairs of the trained windows: as many, unless every item is a target
+    samples: int = (
+        0  # (history, target) pairs of the trained windows: equal to `windows`, unless every item is a target
+    )
     tokens: int = 0  # encoder positions of the trained windows, padding not counted
     tokens_kept: int = 0  # encoder positions that pruning leaves to the last block and the decoder
     loss_sum: float = 0.0  # since the last validation
@@ -146,9 +148,7 @@ class Trainer:
 
     @property
     def windows_done(self) -> int:
-        """Return how many windows were trained or skipped: a strategy that skips has as many epochs as one that does
-        not.
-        """
+        """Return how many windows were trained or skipped, so that skipping does not change the number of epochs."""
         return self.state.epoch * len(self.loader.epochs) + self.state.position
 
     @property
@@ -183,7 +183,7 @@ class Trainer:
         state.windows += len(step.windows)
         state.samples += samples
         # Tokens that enter the encoder (skipped ones do not), and those that pruning takes out of it.
-        # 10 items of 4 tokens, 5 tokens skipped, pruning to half: 35 enter, 20 are pruned, 15 are kept
+        # 10 items of 4 tokens, one item skipped, pruning to half: 36 enter, 18 are pruned, 18 are kept
         per_item = self.loader.input_tokens_per_item
         tokens = step.tokens(per_item)
         items_W = step.items_W

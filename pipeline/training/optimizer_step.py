@@ -20,7 +20,10 @@ from pipeline.training.optimizer import Average, autocast, backward, build_optim
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A micro-batch is what one process computes gradients of at once: the argument of the recorded function."""
+    """A micro-batch is one part of a step: a batch and the share of a sample's loss.
+
+    It is what one process computes gradients of at once, and the argument of the recorded function.
+    """
 
     batch: Batch
     share: Tensor  # scalar: factor of a sample's loss in the loss of the step

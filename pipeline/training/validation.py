@@ -1,6 +1,7 @@
 """Measure loss and ranking on the validation target of every user, divided among the processes.
 
-Shape legend: W windows, N items of their histories, U users with a validation target.
+Shape legend: W windows, N items of their histories, L levels; local: M interactions of the splits, flat, U users with a
+validation target, S tokens of one item.
 """
 
 from dataclasses import replace

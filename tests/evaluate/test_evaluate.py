@@ -17,7 +17,8 @@ from evaluated_world import TIMINGS, USERS, World, write_generator
 from pipeline.artifacts import MEASURED, read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
-from pipeline.metrics import METRICS, summarise
+from pipeline.metric_names import METRICS
+from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
 
 REQUIRED = {

@@ -74,7 +74,7 @@ def test_the_table_has_a_line_per_item_with_dashes_for_what_is_dropped(world: Wo
 def test_pruning_of_training_alone_is_shown_and_said(world: World) -> None:
     prune(world, at_eval=False)
     loaded, rows = ask(world, ItemTokens, user="user-3")
-    assert "after encoder block 1, in training" in explanation_text(loaded, rows)
+    assert "after encoder block 1, in training only" in explanation_text(loaded, rows)
     assert not all(all(row.kept) for row in rows)
 
 
@@ -87,7 +87,7 @@ def test_without_pruning_all_is_kept(world: World) -> None:
 def test_unknown_names_are_refused_as_by_recommend(world: World) -> None:
     with pytest.raises(UserError, match="user 'nobody' is not known"):
         ask(world, ItemTokens, user="nobody")
-    with pytest.raises(UserError, match="give a user or a history"):
+    with pytest.raises(UserError, match="give either a user or a history"):
         ask(world, ItemTokens)
 
 

@@ -91,8 +91,8 @@ def test_an_unknown_user_or_item_is_met_with_near_ones(world: World) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "give a user or a history"),
-        ({"user": "user-1", "history": ["item-1"]}, "give a user or a history"),
+        ({}, "give either a user or a history"),
+        ({"user": "user-1", "history": ["item-1"]}, "give either a user or a history"),
         ({"history": []}, "the history is empty"),
         ({"user": "user-1", "k": 0}, "k is 0"),
     ],

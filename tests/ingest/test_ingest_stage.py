@@ -1,4 +1,4 @@
-"""The stage as a whole: the same bytes every time, the demo, and the real data sets."""
+"""The stage as a whole: the same bytes every time, the demo, and the real datasets."""
 
 from pathlib import Path
 from typing import Any

@@ -12,7 +12,7 @@ COMMANDS = list(commands_of((ROOT / "README.md").read_text(encoding="utf-8")))
 # Lines that are not run -> what they need
 SKIPPED = {
     r"make test$": "run elsewhere: the suite itself, beside this test",
-    r"pipeline fetch": "no network: it downloads a published data set",
+    r"pipeline fetch": "no network: it downloads a published dataset",
 }
 # Lines that need a file of the reader's first -> how to make it from the demo's
 PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cp data/interactions/raw/{interactions,items}.* logs/"}

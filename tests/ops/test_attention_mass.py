@@ -38,7 +38,7 @@ class TestAttentionMass:
         whole_THK, _ = self.weights(self.LAYOUT, 0.0)(Mass())
         weights_TK = (dropped_THK if after_dropout else whole_THK).sum(1)
         start = 0
-        for group, lengths in zip(self.LAYOUT.groups, present(self.LAYOUT.lengths_n).split([3, 2]), strict=True):
+        for group, lengths in zip(self.LAYOUT.groups, present(self.LAYOUT.lengths_W).split([3, 2]), strict=True):
             for real in lengths.tolist():
                 own = slice(start, start + group.keys)
                 queries = weights_TK[own][:, : group.keys]

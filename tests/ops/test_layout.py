@@ -20,9 +20,9 @@ sequences = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3), st.integers
 def of_groups(layout: Layout) -> list[tuple[int, int, int]]:
     """(slots of queries, slots of keys, real keys) of each sequence."""
     found = [(group.queries, group.keys, group.keys) for group in layout.groups for _ in range(group.sequences)]
-    if layout.lengths_n is None:
+    if layout.lengths_W is None:
         return found
-    return [(queries, keys, real) for (queries, keys, _), real in zip(found, layout.lengths_n.tolist(), strict=True)]
+    return [(queries, keys, real) for (queries, keys, _), real in zip(found, layout.lengths_W.tolist(), strict=True)]
 
 
 OnKernels = Callable[[Callable[[], Layout]], Layout]
@@ -83,8 +83,8 @@ def test_groups_are_maximal_runs_also_of_pairs() -> None:
 
 def test_there_is_no_mask_where_every_slot_is_taken() -> None:
     lengths = torch.tensor([2, 3])
-    assert Layout.packed(lengths, 3, capacities_W=lengths.clone()).lengths_n is None
-    assert Layout.packed(lengths, 3, capacities_W=torch.tensor([3, 3])).lengths_n is not None
+    assert Layout.packed(lengths, 3, capacities_W=lengths.clone()).lengths_W is None
+    assert Layout.packed(lengths, 3, capacities_W=torch.tensor([3, 3])).lengths_W is not None
 
 
 def test_kernels_find_sequences_out_of_order_by_what_bounds_them(on_kernels: OnKernels) -> None:

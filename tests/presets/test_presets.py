@@ -111,7 +111,7 @@ class TestTheHead:
         add = describe(FOLDER)[name].add
         assert add
         for line in add:
-            if "none was measured on this data set" not in line:
+            if "none was measured on this dataset" not in line:
                 (recall,), (source,) = re.findall(r"recall@10 (0\.\d{4})", line), re.findall(r"[\w/]+\.md", line)
                 assert recall in (root / source).read_text()
                 (cost,) = re.findall(r"\d+ s (?:of training )?on one (?:H200|CPU thread)", line)

@@ -126,12 +126,12 @@ def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra(monkey
     monkeypatch.delattr(faiss, "StandardGpuResources", raising=False)
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but faiss has no GPU") as caught:
         rkmeans(device="cuda").fit(clouds(0))
-    assert "sidpipe[gpu]" in caught.value.fix
+    assert "-e '.[gpu]'" in caught.value.fix
 
 
 def test_without_faiss_the_error_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(UserError, match="faiss is not installed") as caught:
         rkmeans().fit(clouds(0))
-    assert "sidpipe[cpu]" in caught.value.fix
-    assert "sidpipe[gpu]" in caught.value.fix
+    assert "-e '.[cpu]'" in caught.value.fix
+    assert "-e '.[gpu]'" in caught.value.fix

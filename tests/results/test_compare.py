@@ -171,7 +171,7 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
         folders += [write_run(tmp_path / run.name, run.ranks) for run in runs]
     comparisons = compare(folders, samples=100)
     text = comparison_text(comparisons)
-    assert "demo: 1,000 users, beam 20, constrained, seen items kept" in text
+    assert "demo: 1,000 users, beam 20, constrained, seen items included" in text
     assert "reference: full, 2 seeds (1, 2)" in text
     assert "other, 2 seeds (1, 2), paired by seed" in text
     assert json.loads(json.dumps(comparison_rows(comparisons))) == comparison_rows(comparisons)

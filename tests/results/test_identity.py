@@ -55,7 +55,7 @@ def test_another_number_model_or_data_makes_another_result(project: Path) -> Non
 def test_metrics_that_dvc_did_not_write_are_refused(project: Path) -> None:
     """A stage run by hand changes its files and not dvc.lock: the hashes would name another model."""
     (project / "reports/metrics.json").write_text('{"recall_at_10": 0.9}')
-    with pytest.raises(UserError, match=r"not the file that dvc\.lock speaks of") as caught:
+    with pytest.raises(UserError, match=r"not the file that dvc\.lock records") as caught:
         read()
     assert "dvc repro" in caught.value.fix
 
@@ -66,7 +66,7 @@ def test_a_lock_that_tells_nothing_is_refused(project: Path, content: str | None
     lock.unlink()
     if content is not None:
         lock.write_text(content)
-    with pytest.raises(UserError, match="does not tell what was evaluated"):
+    with pytest.raises(UserError, match="does not record what was evaluated"):
         read()
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.metrics import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS
 
 BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
 
 
 def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: float) -> dict[str, float]:
-    """Reports with random numbers, and a dvc.lock that speaks of them. Returns the metrics."""
+    """Reports with random numbers, and a dvc.lock that records them. Returns the metrics."""
     random = np.random.default_rng(seed)
     metrics: dict[str, float] = {}
     systems = {"": METRICS, "popularity_": MAIN_METRICS, "cooccurrence_": MAIN_METRICS}

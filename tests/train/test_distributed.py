@@ -20,7 +20,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(
     chosen = {"strategy": strategy, "backbone": backbone, "rastp": {"after_layer": 1}}
     said = train_by_torchrun(world, root, train=train, **chosen)
     world.train(make_params(train={**train, "accumulate": 2 if dropout else 1}, **chosen), "one")
-    assert said.count("windows a pass") == 1  # only the first process prints and writes
+    assert said.count("windows per epoch") == 1  # only the first process prints and writes
     one, two = (pd.read_csv(folder / "reports" / "history.csv") for folder in (world.folder / "one", world.folder))
     assert two["windows"].to_list() == one["windows"].to_list()
     torch.testing.assert_close(torch.tensor(two.to_numpy()), torch.tensor(one.to_numpy()), rtol=1e-5, atol=1e-5)

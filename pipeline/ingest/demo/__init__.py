@@ -2,6 +2,8 @@
 
 `generate_demo_log` writes raw files like a user's, and ingest reads them like any others. scenario.py holds the knobs,
 items.py the catalogue, behaviour.py the users, pictures.py the images, vocabulary.py the words.
+
+Shape legend: I items, E exposures.
 """
 
 import gzip

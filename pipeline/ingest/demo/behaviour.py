@@ -82,7 +82,7 @@ def _rounds(sessions: Sessions) -> Iterator[np.ndarray]:
 
 
 class Feed:
-    """Draws items in proportion to their popularity of the day, from one leaf or from all."""
+    """Draw items in proportion to their popularity of the day, from one leaf or from all."""
 
     def __init__(self, items: Items):
         self.items = len(items.leaf_I)

@@ -77,12 +77,12 @@ class Scenario:
 
     @property
     def leaves_used(self) -> int:
-        """Leaves of each category that have items: a small catalogue fills less of the tree."""
+        """Return the number of leaves of each category that have items: a small catalogue fills less of the tree."""
         return min(self.leaves, self.items // (self.categories * self.leaf_items))
 
     @property
     def leaf_count(self) -> int:
-        """Leaves of all categories that have items."""
+        """Return the number of leaves of all categories that have items."""
         return self.categories * self.leaves_used
 
     @property

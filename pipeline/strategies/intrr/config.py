@@ -32,10 +32,10 @@ class IntrrConfig:
 
     @property
     def aligns(self) -> bool:
-        """True if the alignment loss is computed."""
+        """Return whether the alignment loss is computed."""
         return self.alignment > 0 and self.ablation != "no_alignment"
 
     @property
     def reads_uid(self) -> bool:
-        """True if a loss or an item's vector depends on the UID table."""
+        """Return whether a loss or an item's vector depends on the UID table."""
         return self.aligns or self.ablation != "no_redistribution"

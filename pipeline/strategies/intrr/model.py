@@ -5,8 +5,8 @@ network turns an item's UID embedding into the item's vector; the backbone reads
 after it, the network turns the backbone's state into the codes of the next item. Decoding runs the backbone once, and
 the network for each level of the beam.
 
-Shapes: I items of the catalogue, W windows, N items of all histories, K beams, L levels, V codes of one level, d width
-of the model; local: U distinct items of a batch, X items whose vectors are computed, F items of one prefix.
+Shape legend: I items of the catalogue, W windows, N items of all histories, K beams, L levels, V codes of one level, d
+width of the model; local: U distinct items of a batch, X items whose vectors are computed, F items of one prefix.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,7 +31,7 @@ CHUNK = 65_536  # items of the catalogue whose vectors are computed at once
 
 @dataclass(frozen=True)
 class RecursiveDecodingState:
-    """The beams between two levels. The state never changes: a step returns a new one."""
+    """A `RecursiveDecodingState` holds the beams between two levels. It never changes: a step returns a new one."""
 
     signal_Wd: Tensor  # the backbone's state of each window
     level: int = 0  # levels decoded so far
@@ -40,7 +40,7 @@ class RecursiveDecodingState:
 
 
 class RecursiveModel(Backbone):
-    """A backbone, a table of UID embeddings, and the recursive assignment network.
+    """A `RecursiveModel` holds a backbone, a table of UID embeddings, and the recursive assignment network.
 
     Args:
         catalogue: its deduplication digit, if it has one, may be narrower than the model's, `settings.digit_width`.

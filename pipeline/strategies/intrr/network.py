@@ -5,7 +5,7 @@ signal is an item's UID embedding, or the backbone's state of a user. The contex
 passed on. The network has two modes: a level passes on a mixture of its codebook (redistribution, Eq. 6), or the vector
 of a given code (teacher forcing).
 
-Shapes: L levels, V codes of one level, d width of the model; local: X signals (of items, windows or beams).
+Shape legend: L levels, V codes of one level, d width of the model; local: X signals (of items, windows or beams).
 """
 
 from typing import Literal
@@ -21,7 +21,7 @@ Context = Literal["last", "sum"]
 
 
 class Fusion(nn.Module):
-    """The MLP[signal || context] of Eq. 4: 2d -> hidden -> d, ReLU.
+    """A `Fusion` is the MLP[signal || context] of Eq. 4: 2d -> hidden -> d, ReLU.
 
     The first layer is split into two, one per half of its input, so that the product of a signal is computed once for
     all beams of the signal.
@@ -44,7 +44,7 @@ class Fusion(nn.Module):
 
 
 class RecursiveAssignmentNetwork(nn.Module):
-    """The L codebooks of trainable vectors, and an MLP for every level but the first.
+    """A `RecursiveAssignmentNetwork` holds L codebooks of trainable vectors, and an MLP for each level but the first.
 
     Scores, softmax and mixtures are float32 also under autocast: rounded to bfloat16, near codes would tie.
 

@@ -18,7 +18,7 @@ Expected on Amazon Beauty with one H200 (preset beauty-fast, strategy intrr, 15 
 training, recall@10 0.0720; full needs 85 s and has 0.0842. With backbone decoder (1 seed): 37 s, recall@10 0.0718; full
 needs 54 s and has 0.0817. Measured: docs/results.md; more in docs/intrr.md.
 
-Shapes: W windows, I items of the catalogue, L levels.
+Shape legend: W windows, I items of the catalogue, L levels.
 """
 
 from collections.abc import Mapping

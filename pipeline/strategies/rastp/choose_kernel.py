@@ -4,8 +4,8 @@ A window has a few hundred tokens at most, so a program ranks each token by comp
 sort, and nothing leaves the chip between ranking and writing. `pruner.Pruner` does the same in torch (`_best`,
 `_spread`, `_compact`) and is the oracle.
 
-Shapes: W windows, N items of all histories, T tokens on the axis before; local: S tokens of one item, E of them that
-are scored, O slots of the axis after.
+Shape legend: W windows, N items of all histories, T tokens on the axis before; local: S tokens of one item, E of them
+that are scored, O slots of the axis after.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

@@ -33,10 +33,10 @@ class RastpConfig:
 
     @property
     def scores_mass(self) -> bool:
-        """True if the scores of tokens depend on attention."""
+        """Return whether the scores of tokens depend on attention."""
         return self.method == "prune" and self.score in ("rastp", "attention")
 
     @property
     def counts_padding(self) -> bool:
-        """True if padding changes which tokens are kept, so that batches must be padded."""
+        """Return whether padding changes which tokens are kept, so that batches must be padded."""
         return self.base == "padded" or (self.scores_mass and self.padded_queries == "count")

@@ -6,7 +6,7 @@ and pools, and everything on a CPU. `Pruner._choose` takes this decision.
 A *unit* is kept or dropped as one: it is a scored token, or with `unit: item` a whole item. A *pool* is a run of units
 of one window that becomes one unit.
 
-Shapes: W windows, N items of all histories, T tokens on the axis before, L levels, d width of the model; local: S
+Shape legend: W windows, N items of all histories, T tokens on the axis before, L levels, d width of the model; local: S
 tokens of one item (L codes, then the separator), E tokens of an item that are scored, F = N * S tokens of all items, O
 slots of the axis after, U units of all windows, G units of the largest pool.
 """
@@ -96,7 +96,7 @@ class Pruner:
 
     @property
     def _separators_follow(self) -> bool:
-        """True if separators stay or leave with their item's tokens; only the device knows how many stay then."""
+        """Return whether separators stay or leave with their item's tokens; then only the device knows how many."""
         return not self.whole_items and self.scored < self.tokens_per_item
 
     def _padded_units(self) -> int:
@@ -216,8 +216,8 @@ class Pruner:
     ) -> PrunedTokens:
         """Give each kept token a slot: windows one after another, each with the slots of its capacity.
 
-        Example of the comments: two windows with two items and one item, two tokens per item; kept 10 11, 01;
-        capacities 3 and 2.
+        Example of the comments: two windows with one item and two items, two tokens per item; kept 01, 10 11;
+        capacities 2 and 3.
 
         Args:
             capacity_W: int64, the slots of each window, all filled or not.
@@ -225,21 +225,21 @@ class Pruner:
             tokens: T.
         """
         kept_F = kept_NS.flatten()
-        token_F = items.index_NS.flatten()  # where the encoder's axis has each token of an item: 0 1 2 3, 4 5
-        # The tokens that are kept up to each token (itself included) and up to each window's end: 1 1 2 3, 3 4 and 3, 4
+        token_F = items.index_NS.flatten()  # where the encoder's axis has each token of an item: 0 1, 2 3 4 5
+        # The tokens that are kept up to each token (itself included) and up to each window's end: 0 1, 2 2 3 4 and 1, 4
         count_F = kept_F.cumsum(0)
         ends_W = count_F[(items.first_W + items.lengths_W) * self.tokens_per_item - 1]
-        taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))  # slots that are filled: 3, 1
-        # The slot of a kept token: its window's first slot (0, 3) plus the kept tokens of the window before it:
-        # 0 . 1 2, . 3
+        taken_W = ends_W.diff(prepend=ends_W.new_zeros(1))  # slots that are filled: 1, 3
+        # The slot of a kept token: its window's first slot (0, 2) plus the kept tokens of the window before it:
+        # . 0, 2 . 3 4
         window_F = items.window_N.repeat_interleave(self.tokens_per_item, output_size=len(count_F))
         slot_F = (capacity_W.cumsum(0) - capacity_W - ends_W + taken_W)[window_F] + count_F - 1
-        # The inverse, the token of each slot: 0 2 3, 5 and 0 in the empty slot. All dropped tokens are written to one
+        # The inverse, the token of each slot: 1, 2 4 5 and 0 in the empty slot. All dropped tokens are written to one
         # slot after the last, which is cut off.
         source_O = torch.zeros(size + 1, dtype=torch.int64, device=kept_NS.device)
         numbers_F = torch.arange(len(count_F), device=kept_NS.device)
         source_O = source_O.scatter_(0, slot_F.where(kept_F, size), numbers_F)[:-1]
-        # The slot of each token on the encoder's axis: 0 -1 1 2, -1 3. Padding, which is no token of an item, stays -1.
+        # The slot of each token on the encoder's axis: -1 0, 2 -1 3 4. Padding, which is no token of an item, stays -1.
         slot_T = source_O.new_full((tokens,), -1).scatter_(0, token_F, slot_F.where(kept_F, -1))
         return self._pruned(
             histories,
@@ -338,21 +338,21 @@ def _larger(a: Count, b: Count) -> Count:
 
 
 class ItemPositions:
-    """The positions of a batch's items and of their tokens, all on the device.
+    """`ItemPositions` hold the positions of a batch's items and of their tokens, all on the device.
 
-    Example of the comments: windows of 2 items and 1 item, 2 tokens per item, packed.
+    Example of the comments: windows of 1 item and 2 items, 2 tokens per item, packed.
     """
 
     def __init__(self, histories: Histories, tokens_per_item: int):
         count = len(histories.items_N)
         self.lengths_W = histories.lengths_W
-        self.first_W = self.lengths_W.cumsum(0) - self.lengths_W  # each window's first item: 0, 2
-        self.window_N = torch.repeat_interleave(self.lengths_W, output_size=count)  # each item's window: 0 0 1
+        self.first_W = self.lengths_W.cumsum(0) - self.lengths_W  # each window's first item: 0, 1
+        self.window_N = torch.repeat_interleave(self.lengths_W, output_size=count)  # each item's window: 0 1 1
         token_S = torch.arange(tokens_per_item, device=self.lengths_W.device)
         item_N = torch.arange(count, device=self.lengths_W.device)
-        # Each token's position in its window: 0 1, 2 3 | 0 1
+        # Each token's position in its window: 0 1 | 0 1, 2 3
         self.position_NS = (item_N - self.first_W[self.window_N])[:, None] * tokens_per_item + token_S
-        # Each token's index on the encoder's axis: 0 1, 2 3 | 4 5; padded to 6 positions: 0 1, 2 3 | 6 7
+        # Each token's index on the encoder's axis: 0 1 | 2 3, 4 5; padded to 6 positions: 0 1 | 6 7, 8 9
         start_N = (
             self.window_N * histories.pad_to if histories.pad_to else self.first_W[self.window_N] * tokens_per_item
         )

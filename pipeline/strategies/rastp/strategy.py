@@ -18,7 +18,7 @@ has 0.0844. On Amazon Sports with one H200 (1 seed): 67 s of training, recall@10
 training at TIGER's shape, 4,096 windows a step: 165,744 windows/s, where full has 131,462. Measured: docs/results.md;
 more in docs/rastp.md.
 
-Shapes: W windows.
+Shape legend: W windows.
 """
 
 import numpy as np

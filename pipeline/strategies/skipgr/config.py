@@ -51,12 +51,13 @@ class SkipgrConfig:
         if not self.sequence_share and self.sequence_ratio > self.largest_ratio:
             raise ValueError(
                 f"skipgr.sequence_ratio {self.sequence_ratio:g} weighs what is kept by "
-                f"{1 / (1 - self.sequence_ratio):g}, above skipgr.max_weight {self.max_weight:g}"
+                f"{1 / (1 - self.sequence_ratio):g}, above skipgr.max_weight {self.max_weight:g}: "
+                "lower skipgr.sequence_ratio or raise skipgr.max_weight"
             )
 
     @property
     def largest_ratio(self) -> float:
-        """The largest probability r of being skipped that `max_weight` allows, as 1 / (1 - r) is the weight."""
+        """Return the largest probability r of being skipped that `max_weight` allows, as 1 / (1 - r) is the weight."""
         return 1 - 1 / self.max_weight
 
     @property

@@ -1,6 +1,6 @@
 """skipgr reports a run by its tables, the scores that it learned, and shares over the epochs that skipped.
 
-Shapes: L levels; local: M interactions of the splits, flat.
+Shape legend: L levels; local: M interactions of the splits, flat.
 """
 
 from dataclasses import dataclass

@@ -3,8 +3,8 @@
 The decisions are pure functions of (scores, seed, epoch): one process and many decide alike, and so does a resumed run.
 NumPy makes them on the host, so that all sizes are known before a step begins.
 
-Shapes: N items of histories, L levels; local: M interactions of the splits, flat, R interactions that have a score, E
-levels that are scored, U sequences (users, or the windows of single targets), n any of these.
+Shape legend: N items of histories, L levels; local: M interactions of the splits, flat, R interactions that have a
+score, E levels that are scored, U sequences (users, or the windows of single targets), n any of these.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ INPUT = 201
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """The decisions of one epoch, by flat position of an interaction.
+    """`Decisions` holds the decisions of one epoch, by flat position of an interaction.
 
     `thresholds_E`, `mean` and `ratio` are nan where nothing was decided.
     """
@@ -39,7 +39,7 @@ class Decisions:
 
     @property
     def decided(self) -> bool:
-        """True where scores led to a decision; False where nothing is skipped."""
+        """Return True where scores led to a decision, and False where nothing is skipped."""
         return not np.isnan(self.mean)
 
 
@@ -68,11 +68,11 @@ class Rules:
         self.first_annealed = last - config.anneal_epochs if config.anneal_epochs else last + 1
 
     def skips_in(self, epoch: int) -> bool:
-        """True if an epoch skips: all but the first, which scores everything, and the annealed ones at the end."""
+        """Return whether an epoch skips: all but the first, which scores everything, and the annealed last ones."""
         return 0 < epoch < self.first_annealed
 
     def rescores_in(self, epoch: int) -> bool:
-        """True if an epoch computes also the target tokens that it skips, to score them anew."""
+        """Return whether an epoch computes also the target tokens that it skips, to score them anew."""
         return self.skips_in(epoch) and epoch % self.config.rescore_every == 0
 
     def no_skips(self, scores_ML: np.ndarray) -> Decisions:
@@ -139,7 +139,7 @@ class Rules:
 
     @property
     def _sign(self) -> float:
-        """-1 where high scores are skipped, else 1."""
+        """Return -1 where high scores are skipped, else 1."""
         return -1.0 if self.config.rule == "high_entropy" else 1.0
 
     def _scores(self, scores_ML: np.ndarray, index_R: np.ndarray, epoch: int) -> np.ndarray:

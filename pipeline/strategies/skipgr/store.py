@@ -1,7 +1,7 @@
-"""skipgr remembers the latest score of every token, and keeps a journal of what each epoch skipped.
+"""skipgr remembers the latest score of every token, and writes a journal of what each epoch skipped.
 
-Shapes: I items of the catalogue, W windows, L levels; local: M interactions of the splits, flat, R interactions that
-have a score, E levels that are scored, U users, F = (M + 1) * L entries of the store.
+Shape legend: I items of the catalogue, W windows, L levels; local: M interactions of the splits, flat, R interactions
+that have a score, E levels that are scored, U users, F = (M + 1) * L entries of the store, n any numbers.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ BINS = 20  # bins of the entropy histograms
 
 
 class ScoreStore:
-    """The latest score of each (interaction, level), on the device that trains; steps write into it.
+    """A `ScoreStore` holds the latest score of each (interaction, level) on the device; steps write into it.
 
     Slot m holds the L scores of interaction m; one more slot, the dummy, takes scores to discard.
 
@@ -35,7 +35,7 @@ class ScoreStore:
 
     @property
     def dummy_slot(self) -> int:
-        """The slot for scores to discard."""
+        """Return the slot for scores to discard."""
         return self.interactions
 
     def unscored(self) -> np.ndarray:

@@ -23,9 +23,11 @@ Different on purpose, or where the paper is silent:
 Command: dvc exp run -S strategy=skipgr
 Expected on Amazon Beauty (presets beauty-fast and skipgr, 15 M windows, mean of 3 seeds): recall@10 0.0801, where full
 has 0.0844; 170 M tokens trained, where full trains 231 M. Its time is not measured. At 3.5 M windows on one H200
-(2 seeds): 21 s of training, recall@10 0.0551, where full has 0.0667 with the same seeds. Measured: docs/results.md; more in docs/skipgr.md.
+(2 seeds): 21 s of training, recall@10 0.0551, where full has 0.0667 with the same seeds. Measured: docs/results.md;
+more in docs/skipgr.md.
 
-Shapes: W windows, N items of all histories, L levels, V codes of a level; local: M interactions of the splits, flat.
+Shape legend: W windows, N items of all histories, L levels, V codes of a level; local: M interactions of the splits,
+flat, U users, S tokens of one item.
 """
 
 import time
@@ -50,7 +52,7 @@ from pipeline.strategies.skipgr.store import Journal, ScoreStore
 
 
 def skips_items(config: SkipgrConfig, traits: NetworkTraits) -> bool:
-    """True if only whole items leave a history."""
+    """Return whether only whole items leave a history."""
     return config.input_unit == "item" or traits.whole_items
 
 

@@ -92,7 +92,7 @@ def pack(windows: list[list[int]], pad_to: int = 0) -> Histories:
 
 def rows(encoded: EncoderOutput) -> Iterator[torch.Tensor]:
     """The real states of each window, in packed order."""
-    start, lengths = 0, encoded.layout.lengths_n
+    start, lengths = 0, encoded.layout.lengths_W
     capacities = [group.keys for group in encoded.layout.groups for _ in range(group.sequences)]
     for index, capacity in enumerate(capacities):
         yield encoded.states_Td[start : start + (capacity if lengths is None else int(lengths[index]))]
