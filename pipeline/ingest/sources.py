@@ -15,6 +15,7 @@ FORMATS = {".csv": CSV, ".tsv": TSV, ".jsonl": JSONL, ".ndjson": JSONL, ".json":
 VECTORS = "*_embeddings.npy"
 VECTOR_SUFFIXES = (".npy", ".npz", ".safetensors")  # files of vectors, of which ingest itself reads `VECTORS` only
 VECTOR_NAME = re.compile(r"(vector|embedding)s?\.parquet$", re.IGNORECASE)
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 NAMED = 8  # unused files that are named at most
 
 
@@ -28,7 +29,9 @@ class RawFile:
 
     @property
     def gzipped(self) -> bool:
-        return self.path.suffix == ".gz"
+        """True if the content is compressed, whatever the file's name says, or if the name says so."""
+        with self.path.open("rb") as stream:
+            return stream.read(2) == GZIP or self.path.suffix == ".gz"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def stage_items(
     first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
         for file, columns in plan:
-            wanted = None if make_categories or columns is None else list(columns.values())
+            wanted = None if make_categories or columns is None else list(dict.fromkeys(columns.values()))
             last = -1  # number of the file's last row
             for chunk in read_chunks(file, rejects.of(file), wanted):
                 assert columns is not None  # a file without columns has no chunks
