@@ -191,6 +191,12 @@ def _found(names: Sequence[str]) -> str:
     return f"columns found: {', '.join(names)}"
 
 
+def is_known_name(name: str) -> bool:
+    """Tell whether a column of this name is recognised, in a log or in an item file."""
+    lists = (BETTER_NAMES, LOG_NAMES, ITEM_NAMES, FURTHER_NAMES)
+    return any(_plain(name) in names for known in lists for names in known.values())
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_.-]", "", name).lower()
 

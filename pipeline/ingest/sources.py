@@ -21,11 +21,16 @@ NAMED = 8  # unused files that are named at most
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read. `name` is its path inside the dataset's folder: outputs do not depend on where the folder is."""
+    """A file to read.
+
+    name: its path inside the dataset's folder: outputs do not depend on where the folder is.
+    skip: lines before the first row that are no rows, of a file of format kind separated: 1 for a header line.
+    """
 
     path: Path
     name: str
     format: Format
+    skip: int = 0
 
     @property
     def gzipped(self) -> bool:

@@ -7,6 +7,7 @@ file or, without one, of their first interaction.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
+from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
@@ -50,7 +52,7 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
     """
     with _workspace(scratch / "ingest") as work:
         new = work / "output"
-        source = find_source(params.dataset, *_raw_path(params, new))
+        source = _find(params, new)
         staged = _stage(params, source, work, scratch / "rejects.parquet")
         summary = _clean_and_write(params, source, *staged, work, new)
         _replace(output, new)
@@ -73,6 +75,16 @@ def _workspace(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find(params: IngestParams, new: Path) -> Source:
+    """Find the raw files and, for those without a recipe, how they are written."""
+    source = find_source(params.dataset, *_raw_path(params, new))
+    if params.dataset in RECIPES:
+        return source
+    config = params.ingest
+    log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
+    return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
