@@ -165,15 +165,18 @@ def _read_safetensors(path: Path) -> PrecomputedVectors:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         metadata = file.metadata() or {}
     arrays = {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
-    lists = {name: _json_list(text) for name, text in metadata.items()}
+    lists = {name: _listed(text) for name, text in metadata.items()}
     return _from_arrays(arrays, {name: ids for name, ids in lists.items() if ids is not None}, path)
 
 
-def _json_list(text: str) -> list[Any] | None:
+def _listed(text: str) -> list[Any] | None:
+    """Return the ids that a text of the metadata lists: a JSON list, a JSON object of id -> row, or a,b,c."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return text.split(",") if "," in text else None
+    if isinstance(value, dict) and sorted(map(str, value.values())) == sorted(map(str, range(len(value)))):
+        return sorted(value, key=lambda raw_id: int(value[raw_id]))  # {"b": 1, "a": 0} -> a, b
     return value if isinstance(value, list) else None
 
 
@@ -213,6 +216,7 @@ def _id_columns(candidates: Mapping[str, Sequence[Any]]) -> list[IdColumn]:
 
 
 def _read_parquet(path: Path) -> PrecomputedVectors:
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     import pyarrow.types as pt
@@ -230,6 +234,10 @@ def _read_parquet(path: Path) -> PrecomputedVectors:
     others = [name for name, kind in fields.items() if not pt.is_nested(kind)]
     others = [WRITTEN_NAME] if WRITTEN_NAME in others else others
     table = pq.read_table(path, columns=[chosen, *others])
+    for name in others:
+        if pt.is_string_view(fields[name]) or pt.is_binary_view(fields[name]):  # Arrow cannot filter these
+            text = pa.large_string() if pt.is_string_view(fields[name]) else pa.large_binary()
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(text))
     table = table.filter(pc.is_valid(table[chosen]))
     widths = pc.unique(pc.list_value_length(table[chosen])).to_pylist()
     if len(widths) > 1:

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def possible_ids(name: str, values: Iterable[Any]) -> IdColumn | None:
             ids.append(None)
         elif isinstance(value, bool):
             return None
-        elif isinstance(value, int | float):
-            if not float(value).is_integer():
+        elif isinstance(value, int | float | Decimal):
+            if not isinstance(value, int) and not (math.isfinite(value) and value == int(value)):
                 return None
             numeric = True
             ids.append(str(int(value)))

@@ -132,6 +132,30 @@ def test_a_whole_number_is_one_id_however_it_is_written(tmp_path: Path, written:
     assert (got.vectors_Id == VECTORS[SHUFFLED][[1, 0, 3, 2]]).all()
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_every_kind_of_parquet_text_holds_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    path = with_ids(tmp_path / "v.parquet", asin=pa.array([IDS[i] for i in SHUFFLED]).cast(kind))
+    assert (precomputed_vectors(path, "auto", IDS).vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("kind", [pa.uint16(), pa.float64(), pa.decimal128(20, 0)])
+def test_every_kind_of_parquet_number_holds_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    numbers = [10, 3, 0, 7]
+    path = with_ids(tmp_path / "v.parquet", code=pa.array([numbers[i] for i in SHUFFLED]).cast(kind))
+    assert (precomputed_vectors(path, "auto", [str(n) for n in numbers]).vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("written", ["d-list", '["7", "b", "d", "a"]', '{"7": 0, "a": 3, "b": 1, "d": 2}', "7,b,d,a"])
+def test_metadata_lists_ids_in_three_ways(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "v.safetensors"
+    save_file({"emb": torch.from_numpy(VECTORS[SHUFFLED])}, path, metadata={"item_ids": written})
+    got = precomputed_vectors(path, "auto", IDS)
+    assert got.matched_by == ("order" if written == "d-list" else "id")
+    assert (got.vectors_Id == (VECTORS[SHUFFLED] if written == "d-list" else VECTORS)).all()
+
+
 def test_the_index_of_pandas_has_ids_too(tmp_path: Path) -> None:
     frame = pd.DataFrame({"vector": list(VECTORS[SHUFFLED])}, index=[IDS[i] for i in SHUFFLED])
     frame.to_parquet(tmp_path / "v.parquet")
