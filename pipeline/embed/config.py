@@ -29,7 +29,7 @@ class EmbedConfig:
     image_tokens: int  # of one image at most, 28 x 28 pixels each; larger images are shrunk
     max_images: int  # of one item; further ones are counted and left out
     max_image_pixels: int  # larger images are refused
-    # precomputed: a .npy, .safetensors or .parquet file; the vectors that came with the dataset are in
+    # precomputed: a .npy, .npz, .safetensors or .parquet file; the vectors that came with the dataset are in
     # data/interactions/items.parquet.
     path: str
     match: Literal["auto", "id", "order"]  # precomputed: how rows find their item

@@ -114,9 +114,16 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
 
 def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
     path = Path(config.path)
-    vectors_Id, matched, unused = precomputed_vectors(path, config.match, raw_ids)
-    facts = {"file": path.name, "fingerprint": fingerprint(path), "matched_by": matched, "unused_rows": unused}
-    return vectors_Id, facts
+    matched = precomputed_vectors(path, config.match, raw_ids)
+    facts = {
+        "file": path.name,
+        "fingerprint": fingerprint(path),
+        "matched_by": matched.matched_by,
+        "unused_rows": matched.unused_rows,
+    }
+    if matched.matched_by == "id":
+        facts["ids_from"] = matched.ids_from
+    return matched.vectors_Id, facts
 
 
 def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
@@ -148,6 +155,16 @@ def _report(summary: dict[str, Any]) -> None:
         f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
         + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else "")
     )
+    if summary.get("matched_by") == "id":
+        print(
+            f"embed: vectors of {summary['file']} were matched by id ({summary['ids_from']}): {summary['items']:,} of "
+            f"{summary['items']:,} items found; {summary['unused_rows']:,} rows of the file belong to no item"
+        )
+    elif "matched_by" in summary:
+        print(
+            f"embed: vectors of {summary['file']} were matched by order: row i is item i of items.parquet, "
+            f"{summary['items']:,} of {summary['items']:,} (no ids were found in the file, or embed.match is order)"
+        )
     if summary["zero_vectors"]:
         print(
             f"embed: {summary['zero_vectors']:,} items have a vector of zeros"

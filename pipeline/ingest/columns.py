@@ -5,6 +5,7 @@ file. `ingest.columns` names the columns that the lists below do not know. Furth
 watch_seconds, ...) are actions and go into the output; further text columns of a log are left out.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.values import numbers
 
-# The log's names that are recognised, in lower case and without underscores.
+# The log's names that are recognised, in lower case and without blanks, underscores, dashes and dots.
 LOG_NAMES = {
     "user": ("user", "userid", "reviewerid"),
     "item": ("item", "itemid", "asin", "movieid"),
@@ -26,6 +27,24 @@ ITEM_NAMES = {
     "categories": ("categories", "category", "genres"),
     "description": ("description",),
     "image": ("image",),
+}
+# A name that goes before those above: Amazon's logs of 2023 have asin and parent_asin, their items parent_asin alone.
+BETTER_NAMES = {"item": ("parentasin",)}
+# Names that count where no column has one of the above.
+FURTHER_NAMES = {
+    "user": ("customer", "customerid", "visitor", "visitorid", "member", "memberid", "uid", "accountid", "clientid"),
+    "item": (
+        *("product", "productid", "productcode", "sku", "stockcode", "goodsid", "iid", "articleid", "newsid", "bookid"),
+        *("isbn", "videoid", "songid", "trackid", "artistid", "gameid", "appid", "businessid", "contentid", "venueid"),
+    ),
+    "timestamp": (
+        *("eventtime", "eventtimestamp", "datetime", "seenat", "createdat", "viewedat", "clickedat", "playedat"),
+        *("ratedat", "purchasedat", "orderedat", "occurredat", "visitedat", "ts", "unixtimestamp", "timestampms"),
+        *("reviewtime", "purchasetime", "purchasedate", "ordertime", "orderdate", "invoicedate", "eventdate"),
+    ),
+    "title": ("productname", "producttitle", "itemname", "itemtitle", "movietitle", "name", "headline"),
+    "categories": ("genre", "department", "productcategory", "categoryname", "maincategory"),
+    "description": ("productdescription", "itemdescription", "overview", "abstract"),
 }
 RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the output, names that no action can have
 
@@ -77,6 +96,7 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
             "ingest.columns may name user, item, timestamp and actions; an action needs a name that is free",
             f"write another name than {clash[0]} on the left side in ingest.columns",
         )
+    _refuse_shared({**roles, **actions}, source)
     return LogColumns(**roles, actions=actions)
 
 
@@ -111,12 +131,27 @@ def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: st
     }
     found = {"item": _find("item", names, mapping, ITEM_NAMES, source)}
     for ours in ITEM_NAMES:
-        if ours in mapping or any(_plain(name) in ITEM_NAMES[ours] for name in names):
+        if ours in mapping or _matches(ours, names, ITEM_NAMES):
             found[ours] = _find(ours, names, mapping, ITEM_NAMES, source)
+    _refuse_shared(found, source)
+    usual = {theirs for ours, theirs in found.items() if ours in mapping or _plain(theirs) in ITEM_NAMES[ours]}
     for name in names:
-        if name and name not in found.values() and name not in found:
+        # A title called product_name is a column title and a column product_name: a template may name either.
+        if name and name not in usual | {found["item"]} and name not in found:
             found[name] = name
     return found
+
+
+def _refuse_shared(columns: Mapping[str, str], source: str) -> None:
+    """Refuse a column of the file that is to be read under two of our names."""
+    first: dict[str, str] = {}
+    for ours, theirs in columns.items():
+        if first.setdefault(theirs, ours) != ours:
+            raise UserError(
+                f"the column '{theirs}' of {source} is read as {first[theirs]} and as {ours}",
+                "one column can have one meaning only",
+                f"mend ingest.columns: give {first[theirs]} or {ours} another column, or take it out",
+            )
 
 
 def _find(
@@ -124,13 +159,22 @@ def _find(
 ) -> str:
     if role in mapping:
         return _mapped(role, mapping[role], names, source)
-    matches = [name for name in names if _plain(name) in known[role]]
-    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {', '.join(known[role])}"
+    matches = _matches(role, names, known)
+    usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
+    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {usual}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:
         raise UserError(f"{' and '.join(matches)} of {source} could both be the {role}", _found(names), fix)
     return matches[0]
+
+
+def _matches(role: str, names: Sequence[str], known: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the columns that could have this role; a usual name goes before the further ones."""
+    for usual in (BETTER_NAMES.get(role, ()), known[role], FURTHER_NAMES.get(role, ())):
+        if matches := [name for name in names if _plain(name) in usual]:
+            return matches
+    return []
 
 
 def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
@@ -147,8 +191,14 @@ def _found(names: Sequence[str]) -> str:
     return f"columns found: {', '.join(names)}"
 
 
+def is_known_name(name: str) -> bool:
+    """Tell whether a column of this name is recognised, in a log or in an item file."""
+    lists = (BETTER_NAMES, LOG_NAMES, ITEM_NAMES, FURTHER_NAMES)
+    return any(_plain(name) in names for known in lists for names in known.values())
+
+
 def _plain(name: str) -> str:
-    return name.strip().replace("_", "").lower()
+    return re.sub(r"[\s_.-]", "", name).lower()
 
 
 def _is_numeric(column: pa.ChunkedArray) -> bool:

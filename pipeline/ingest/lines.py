@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import itertools
 import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> 
     """Yield the rows of a file of lines; `readers.read_chunks` documents the arguments."""
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
-    for record, (line, text) in enumerate(_text_lines(file)):
+    for record, (line, text) in enumerate(itertools.islice(_text_lines(file), file.skip, None)):
         try:
             rows.append((line, record, parse(text, columns)))
         except ValueError as error:

@@ -23,7 +23,7 @@ class Rejects:
     def __init__(self, path: Path):
         self.path = path
         self.counts: Counter[tuple[str, str]] = Counter()  # (source, reason) -> rows
-        self.examples: dict[str, str] = {}  # reason -> "source, line 7: the row"
+        self.examples: dict[tuple[str, str], str] = {}  # (source, reason) -> "source, line 7: the row"
         self.buffer: list[tuple[str, int, str, str]] = []
         self.writer: pq.ParquetWriter
 
@@ -46,7 +46,7 @@ class Rejects:
         A row that spans lines was swallowed by a stray quote: each of its lines is a lost row and is listed alone.
         """
         for offset, text in enumerate(row.split("\n")):
-            self.examples.setdefault(reason, f"{source}, line {line + offset}: {text[:80]}")
+            self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {text[:80]}")
             self.counts[source, reason] += 1
             self.buffer.append((source, line + offset, reason, text[:ROW_CHARACTERS]))
         if len(self.buffer) >= BUFFER_ROWS:
@@ -71,6 +71,31 @@ class Rejects:
                 reasons[reason] += count
         return dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
 
+    def commonest(self, sources: Sequence[str]) -> list[str]:
+        """Return a line for each of the three commonest reasons: how often, and the first such row."""
+        reasons = self.by_reason(sources)
+        return [
+            f"  {count:,} x {reason} ({self._example(reason, sources)})" for reason, count in [*reasons.items()][:3]
+        ]
+
+    def _example(self, reason: str, sources: Sequence[str]) -> str:
+        return next(self.examples[source, reason] for source in sources if (source, reason) in self.examples)
+
+    def hint(self, sources: Sequence[str]) -> str:
+        """Say what to do about rows of JSON that are probably written in another way; empty if nothing is known."""
+        reason = next(iter(self.by_reason(sources)), "")
+        if reason not in ("broken JSON", "not a JSON object"):
+            return ""
+        row = self._example(reason, sources).partition(": ")[2].lstrip("\ufeff \t")
+        if row.startswith(("{'", "{u'")):
+            return (
+                "The rows are probably Python literals, as in Amazon's metadata of 2014: write each as JSON "
+                "(json.dumps(ast.literal_eval(line)))"
+            )
+        if row.startswith("["):
+            return "The file is probably one JSON array: write one object per line (jq -c '.[]' OLD > NEW)"
+        return ""
+
     def table(self) -> pa.Table:
         """Return all rejects, sorted by source and line. Call it after the context manager has ended."""
         table = pq.read_table(self.path)
@@ -88,8 +113,9 @@ class Rejects:
         if rejected <= limit * read:
             return None
         reasons = self.by_reason(sources)
-        lines = [f"  {count:,} x {reason} ({self.examples[reason]})" for reason, count in list(reasons.items())[:3]]
         fix = f"{saved} lists all of them. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
+        if hint := self.hint(sources):
+            fix += f"\n{hint}"
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
             fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."
@@ -100,6 +126,7 @@ class Rejects:
             )
         return UserError(
             f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
-            f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n" + "\n".join(lines),
+            f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n"
+            + "\n".join(self.commonest(sources)),
             fix,
         )

@@ -2,7 +2,10 @@
 
 import glob
 import hashlib
-from dataclasses import dataclass, field
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
@@ -10,31 +13,47 @@ from pipeline.ingest.recipes import CSV, JSONL, PARQUET, RECIPES, TSV, DatasetRe
 
 FORMATS = {".csv": CSV, ".tsv": TSV, ".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".parquet": PARQUET}
 VECTORS = "*_embeddings.npy"
+VECTOR_SUFFIXES = (".npy", ".npz", ".safetensors")  # files of vectors, of which ingest itself reads `VECTORS` only
+VECTOR_NAME = re.compile(r"(vector|embedding)s?\.parquet$", re.IGNORECASE)
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
+NAMED = 8  # unused files that are named at most
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """A file to read. `name` is its path inside the dataset's folder: outputs do not depend on where the folder is."""
+    """A file to read.
+
+    name: its path inside the dataset's folder: outputs do not depend on where the folder is.
+    skip: lines before the first row that are no rows, of a file of format kind separated: 1 for a header line.
+    """
 
     path: Path
     name: str
     format: Format
+    skip: int = 0
 
     @property
     def gzipped(self) -> bool:
-        return self.path.suffix == ".gz"
+        """True if the content is compressed, whatever the file's name says, or if the name says so."""
+        with self.path.open("rb") as stream:
+            return stream.read(2) == GZIP or self.path.suffix == ".gz"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """The raw files of a dataset.
 
+    items: the item file, in several parts where a folder such as items.parquet/ holds them; empty: there is none.
+    items_name: what messages call the item file.
     vectors_found: all files of item vectors (`VECTORS`); a file is used only if it is the only one.
+    unused: files beside the log that are not read, each a line for the user.
     """
 
-    log: list[RawFile]
-    items: RawFile | None = None
-    vectors_found: list[Path] = field(default_factory=list)
+    log: Sequence[RawFile]
+    items: Sequence[RawFile] = ()
+    items_name: str = ""
+    vectors_found: Sequence[Path] = ()
+    unused: Sequence[str] = ()
 
     @property
     def vectors(self) -> Path | None:
@@ -43,7 +62,7 @@ class Source:
 
     def sha256(self) -> dict[str, str]:
         """Return the hex digest of every file that is read, by name."""
-        paths = {file.name: file.path for file in [*self.log, *([self.items] if self.items else [])]}
+        paths = {file.name: file.path for file in [*self.log, *self.items]}
         if self.vectors:
             paths[self.vectors.name] = self.vectors
         return {name: sha256(path) for name, path in paths.items()}
@@ -54,13 +73,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def find_source(dataset: str, path: str) -> Source:
+def find_source(dataset: str, path: str, files: str = "") -> Source:
     """Find the files of `dataset` under `path` (a file, a glob or a folder).
+
+    Args:
+        files: which files of that folder are the log, a glob; empty: interactions.*
 
     Raises:
         UserError: a file is missing, its format is not known, or it is not clear which file is meant.
     """
-    return _find_recipe(dataset, RECIPES[dataset], Path(path)) if dataset in RECIPES else _find_custom(path)
+    if dataset in RECIPES:
+        return _find_recipe(dataset, RECIPES[dataset], Path(path, files))
+    if Path(path).is_file() and not files:
+        return _find_file(Path(path))
+    if Path(path).is_dir() and not files:
+        named = _logs(Path(path))
+        return _find_file(Path(path)) if not named and _is_dataset(Path(path)) else _find_folder(Path(path), named)
+    if Path(path).is_dir():
+        return _find_glob(Path(path), files)
+    parts = Path(path, files).parts
+    wild = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
+    return _find_glob(Path(*parts[:wild]), str(Path(*parts[wild:])))
 
 
 def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
@@ -77,46 +110,147 @@ def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
             )
         file = _only(matches, folder)
         found.append(RawFile(file, _name(file, folder), form))
-    return Source([found[0]], found[1])
+    return Source(log=[found[0]], items=[found[1]], items_name=found[1].name)
 
 
-def _find_custom(path: str) -> Source:
-    if Path(path).is_dir():
-        return _find_folder(Path(path))
-    if Path(path).is_file():
-        return Source([RawFile(Path(path), Path(path).name, _format(Path(path)))])
-    files = [Path(p) for p in sorted(glob.glob(path, recursive=True)) if Path(p).is_file()]
-    if not files:
+def _find_file(log: Path) -> Source:
+    """Take one file, or one dataset folder. DVC watches `ingest.path` alone, so the files beside it are not read."""
+    beside = [path for path in sorted(log.parent.iterdir()) if path != log]
+    items = [path.name for path in beside if _is_items(path)]
+    vectors = [path.name for path in beside if path.suffix in VECTOR_SUFFIXES or VECTOR_NAME.search(path.name)]
+    unused = []
+    for names, what in ((items, "items"), (vectors, "item vectors")):
+        if names:
+            unused.append(
+                f"{_list(names)} in {log.parent} was not read for {what}, because ingest.path names the log alone: "
+                f"to read it, set ingest.path to {log.parent} and ingest.files to {log.name}"
+            )
+    return Source(log=_parts(log, log.parent), unused=unused)
+
+
+def _find_glob(folder: Path, files: str) -> Source:
+    """Take the files of the folder that match the glob as the log, and the item file and the vectors beside them."""
+    # A file's name begins after the folders without a wildcard: logs/*/part.csv -> a/part.csv, b/part.csv
+    fixed = list(itertools.takewhile(lambda part: not glob.has_magic(part), Path(files).parts[:-1]))
+    base = folder.joinpath(*fixed)
+    found = [folder / name for name in sorted(glob.glob(files, root_dir=folder, recursive=True))]
+    found = [path for path in found if path.is_dir() or _suffix(path) in FORMATS or not path.name.startswith("_")]
+    if glob.has_magic(files):  # *.csv means the log, although it matches items.csv too
+        found = [path for path in found if not (_is_items(path) and path.parent in (folder, base))]
+    log = {file.path: file for path in found if path.is_file() or _is_dataset(path) for file in _parts(path, base)}
+    if not log:
         raise UserError(
-            f"no file at {path}",
+            f"no file at {folder / files}",
             "ingest.path (with ingest.files) names the raw log: a file, a glob or a folder",
             "set ingest.path to your log",
         )
-    # A file's name begins after the folders without a wildcard: logs/*/part.csv -> a/part.csv, b/part.csv
-    parts = Path(path).parts
-    base = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    return Source([RawFile(file, _name(file, base), _format(file)) for file in files])
+    beside = next((parent for parent in (folder, base) if _items_of(parent)), folder)
+    items, name = _find_items(beside)
+    vectors = sorted(beside.glob(VECTORS))
+    unused = _unused(beside, [*found, *_items_of(beside)], vectors)
+    if vectors and not items:
+        unused.append(f"{_list([v.name for v in vectors])} was not read, because no items.* is beside it in {beside}")
+        vectors = []
+    return Source(log=list(log.values()), items=items, items_name=name, vectors_found=vectors, unused=unused)
 
 
-def _find_folder(folder: Path) -> Source:
-    log = _known(folder, "interactions.*")
-    items = _known(folder, "items.*")
+def _logs(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("interactions*")) if _is_called(path, "interactions")]
+
+
+def _find_folder(folder: Path, log: Sequence[Path]) -> Source:
     if not log:
         listing = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise UserError(
             f"no interactions.* in {folder}",
             f"the log of a dataset folder must have that name; the folder holds {listing}",
-            "rename your log, or set ingest.path to the file itself",
+            "rename your log, name it by ingest.files, or set ingest.path to the file itself",
         )
-    if len(items) > 1:
-        _only([file.path for file in items], folder)
-    return Source(log, items[0] if items else None, sorted(folder.glob(VECTORS)))
+    items, name = _find_items(folder)
+    vectors = sorted(folder.glob(VECTORS))
+    return Source(
+        log=[file for path in log for file in _parts(path, folder)],
+        items=items,
+        items_name=name,
+        vectors_found=vectors,
+        unused=_unused(folder, [*log, *_items_of(folder)], vectors),
+    )
 
 
-def _known(folder: Path, pattern: str) -> list[RawFile]:
-    """Return the files of a known format that match; others, such as interactions.csv.dvc, are left out."""
-    files = (file for file in sorted(folder.glob(pattern)) if _suffix(file) in FORMATS)
-    return [RawFile(file, file.name, _format(file)) for file in files]
+def _items_of(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("items*")) if _is_items(path)]
+
+
+def _find_items(folder: Path) -> tuple[list[RawFile], str]:
+    """Return the parts of the folder's item file and its name; nothing if there is none."""
+    found = _items_of(folder)
+    if not found:
+        return [], ""
+    return _parts(_only(found, folder), folder), found[0].name
+
+
+def _unused(folder: Path, used: Sequence[Path], vectors: Sequence[Path]) -> list[str]:
+    """Name the files of the folder that could belong to the dataset and are not read."""
+    rest = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path not in used
+        and path not in vectors
+        and not path.name.startswith((".", "_"))
+        and (_is_dataset(path) or (path.is_file() and (_suffix(path) in FORMATS or path.suffix in VECTOR_SUFFIXES)))
+        and not any(path in other.parents for other in used)
+    ]
+    if not rest:
+        return []
+    return [
+        f"not read in {folder}: {_list(rest)} (the log is interactions.* or ingest.files, the item file items.*, "
+        f"vectors {VECTORS}; other vectors come in by embed.path)"
+    ]
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _is_items(path: Path) -> bool:
+    return _is_called(path, "items")
+
+
+def _is_called(path: Path, name: str) -> bool:
+    """Tell whether a file or dataset folder is NAME.SUFFIX of a known format, or a dataset folder NAME."""
+    if path.name != name and not path.name.startswith(f"{name}."):
+        return False  # interactions.csv.dvc has no known format
+    return _is_dataset(path) or (path.is_file() and _suffix(path) in FORMATS)
+
+
+def _is_dataset(path: Path) -> bool:
+    """Tell whether a folder is one file in parts, as Spark and Dask write it: log.parquet/part-00000.snappy.parquet."""
+    if not path.is_dir():
+        return False
+    named = _suffix(path) in FORMATS or any(path.glob("part-*"))
+    return named and bool(_part_files(path))
+
+
+def _part_files(folder: Path) -> list[Path]:
+    """Return the files of a dataset folder and of the folders in it; hidden files, _SUCCESS and the like are none."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        and (_suffix(path) in FORMATS or (not path.suffix and _suffix(folder) in FORMATS))
+    ]
+
+
+def _parts(path: Path, base: Path) -> list[RawFile]:
+    """Return the file, or all parts of a dataset folder; a part without a suffix has the folder's format."""
+    if not path.is_dir():
+        return [RawFile(path, _name(path, base), _format(path))]
+    return [
+        RawFile(part, _name(part, base), _format(part if _suffix(part) in FORMATS else path))
+        for part in _part_files(path)
+    ]
 
 
 def _name(file: Path, folder: Path) -> str:

@@ -7,6 +7,7 @@ file or, without one, of their first interaction.
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
+from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
@@ -50,7 +52,7 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
     """
     with _workspace(scratch / "ingest") as work:
         new = work / "output"
-        source = find_source(params.dataset, _raw_path(params, new))
+        source = _find(params, new)
         staged = _stage(params, source, work, scratch / "rejects.parquet")
         summary = _clean_and_write(params, source, *staged, work, new)
         _replace(output, new)
@@ -75,13 +77,23 @@ def _workspace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _raw_path(params: IngestParams, output: Path) -> str:
-    """Join `ingest.path` and `ingest.files`; the demo's log is simulated first, into the folder `raw` of the output."""
+def _find(params: IngestParams, new: Path) -> Source:
+    """Find the raw files and, for those without a recipe, how they are written."""
+    source = find_source(params.dataset, *_raw_path(params, new))
+    if params.dataset in RECIPES:
+        return source
+    config = params.ingest
+    log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
+    return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
+
+
+def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
+    """Return `ingest.path` and `ingest.files`; the demo's log is simulated first, into `raw` of the output."""
     if params.dataset != "demo":
-        return str(Path(params.ingest.path, params.ingest.files))
+        return params.ingest.path, params.ingest.files
     from pipeline.ingest.demo import generate_demo_log
 
-    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw"))
+    return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw")), ""
 
 
 def _stage(
@@ -97,8 +109,15 @@ def _stage(
     items = None
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
-            path, words = work / "items.parquet", config.null_words
-            items = stage_items(source.items, recipe, config.columns, rejects, path, null_words=words)
+            items = stage_items(
+                source.items,
+                source.items_name,
+                recipe,
+                config.columns,
+                rejects,
+                path=work / "items.parquet",
+                null_words=config.null_words,
+            )
         log = stage_log(
             source.log,
             LogSettings(
@@ -115,7 +134,7 @@ def _stage(
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
-    read = [([items.source], items.read)] if items else []
+    read = [([file.name for file in source.items], items.read)] if items else []
     for sources, rows in [*read, (names, log.read)]:
         error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
         if error:
@@ -168,6 +187,8 @@ def _clean_and_write(
         "vector_width": vectors.shape[1] if vectors is not None else None,
         "sha256": source.sha256(),
     }
+    if items and items.copies:
+        summary["item_copies"] = items.copies
     write_json(files.summary, summary)
     return summary
 
@@ -231,6 +252,15 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     if summary["ids_trimmed"]:
         counts = ", ".join(f"{count:,} of {name}" for name, count in summary["ids_trimmed"].items())
         print(f"blanks around ids were cut off: {counts}")
+    if summary.get("item_copies"):
+        print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
+    if source.vectors:
+        print(
+            f"item vectors were taken from {source.vectors.name} by order: row i belongs to row i of "
+            f"{source.items_name}, {summary['items_listed']:,} of {summary['items_listed']:,}"
+        )
+    for line in source.unused:
+        print(line)
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")

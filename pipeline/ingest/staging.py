@@ -3,6 +3,8 @@
 The files are read once, in bounded memory. The steps that follow (filters, k-core, ids) are relational: see clean.py.
 """
 
+import html
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
-from pipeline.ingest.chunks import Chunk, Reject
+from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
 from pipeline.ingest.ids import IdColumn, as_listed, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
@@ -28,16 +30,23 @@ from pipeline.progress import Progress
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
 RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
 
+# &amp; &#39; &#x27; with its semicolon: "R&D" and "&copy" are no entities.
+ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 
-@dataclass(frozen=True)
+
+RowLines = tuple[RawFile, np.ndarray]  # a file, and the lines of some of its rows
+
+
+@dataclass(frozen=True, kw_only=True)
 class StagedItems:
     """The item file as Parquet: source_row (int64, the record), raw_id, then text columns, null where empty."""
 
     path: Path
     source: str
     ids: pa.Array  # string: raw ids of the good rows
-    read: int  # rows of the file, rejected ones included
+    read: int  # rows of the file, rejected ones and copies included
     trimmed: int  # good rows whose id had blanks around it
+    copies: int  # rows that are equal to an earlier one
 
 
 @dataclass(frozen=True)
@@ -71,94 +80,150 @@ class LogSettings:
 
 
 def stage_items(
-    file: RawFile,
+    files: Sequence[RawFile],
+    source: str,
     recipe: DatasetRecipe | None,
     mapping: Mapping[str, str],
     rejects: Rejects,
-    path: Path,
     *,
+    path: Path,
     null_words: Sequence[str],
 ) -> StagedItems:
     """Read an item file; without a recipe its columns are recognised, with the help of `ingest.columns` (`mapping`).
 
-    `null_words` are texts that are no id.
+    Args:
+        files: the parts of the file, in order.
+        source: what messages call the file.
+        null_words: texts that are no id.
 
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    columns = recipe.item_columns if recipe else _recognise(file, mapping)
+    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
     make_categories = recipe.categories if recipe else None
-    shown = [columns[name] for name in ("item", "image") if name in columns]
-    texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *columns) if name != "item"))
+    if not any(columns for _, columns in plan):
+        raise _no_items(files, source, rejects)
+    names = dict.fromkeys(name for _, columns in plan for name in columns or ())
+    texts = list(dict.fromkeys(name for name in (*ITEM_NAMES, *names) if name != "item"))
     schema = pa.schema([("source_row", pa.int64()), *((name, pa.string()) for name in ("raw_id", *texts))])
-    seen: set[str] = set()  # raw ids so far, for finding an item that is listed twice
+    listed = ListedItems()
     column = IdColumn("item", null_words)
     accepted = []
-    lines = []  # of the good rows
+    origins: list[RowLines] = []  # of the good rows
+    first = 0  # source_row of the file's first row
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: items", 0, "rows") as progress:
-        for chunk in read_chunks(file, rejects.of(file), None if make_categories else list(columns.values())):
-            # The file's columns under our names: {"item": asin, "title": title, ...}
-            fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
-            if make_categories:
-                fields["categories"] = make_categories(chunk.table)
+        for file, columns in plan:
+            wanted = None if make_categories or columns is None else list(dict.fromkeys(columns.values()))
+            last = -1  # number of the file's last row
+            for chunk in read_chunks(file, rejects.of(file), wanted):
+                assert columns is not None  # a file without columns has no chunks
+                # The file's columns under our names: {"item": asin, "title": title, ...}
+                fields = {ours: chunk.table[theirs].combine_chunks() for ours, theirs in columns.items()}
+                if make_categories:
+                    fields["categories"] = make_categories(chunk.table)
+                arrays = {name: _item_text(name, fields.get(name), len(chunk.lines)) for name in texts}
 
-            # Rows with a complaint go to the rejects, the others are written.
-            written = fields["item"]
-            fields["item"], complaints = column.read(written)
-            usable = _usable(file, chunk, [*complaints, *_item_complaints(fields, seen)], rejects, shown)
-            arrays = [fields["item"], *(_text(fields.get(name), len(usable)) for name in texts)]
-            good = pa.table([pa.array(chunk.records), *arrays], schema=schema).filter(usable)
-            writer.write_table(good)
-            column.accept(written.filter(usable), fields["item"].filter(usable))
-            accepted.append(good["raw_id"].combine_chunks())
-            lines.append(chunk.lines[usable.to_numpy(zero_copy_only=False)])
-            progress.update(len(usable))
+                # Copies of earlier rows are dropped, rows with a complaint go to the rejects, the others are written.
+                written = fields["item"]
+                fields["item"], wrong_ids = column.read(written)
+                copies = listed.add(fields["item"], arrays)
+                shown = [columns[name] for name in ("item", "image") if name in columns]
+                complaints = [*wrong_ids, *_item_complaints(fields, listed.twice, copies)]
+                usable = pc.and_(_usable(file, chunk, complaints, rejects, shown), pc.invert(copies))
+                rows = [pa.array(first + chunk.records), fields["item"], *arrays.values()]
+                good = pa.table(rows, schema=schema).filter(usable)
+                writer.write_table(good)
+                column.accept(written.filter(usable), fields["item"].filter(usable))
+                accepted.append(good["raw_id"].combine_chunks())
+                origins.append((file, chunk.lines[usable.to_numpy(zero_copy_only=False)]))
+                last = int(chunk.records[-1])
+                progress.update(len(usable))
+            first += last + 1
     ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.string())
+    copies_found = listed.copies
     if column.to_rewrite:
-        ids = _join_numbers(path, ids, np.concatenate(lines), rejects.of(file))
-    return StagedItems(path, file.name, ids, len(ids) + rejects.total([file.name]), column.trimmed)
+        ids, more = _join_numbers(path, ids, origins, rejects)
+        copies_found += more
+    read = len(ids) + copies_found + rejects.total([file.name for file in files])
+    return StagedItems(path=path, source=source, ids=ids, read=read, trimmed=column.trimmed, copies=copies_found)
 
 
-def _join_numbers(path: Path, ids: pa.Array, lines: np.ndarray, reject: Reject) -> pa.Array:
-    """Write the ids of the staged items at `path` as whole numbers and return them; "7" and "7.0" are one item."""
+def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], rejects: Rejects) -> tuple[pa.Array, int]:
+    """Write the ids of the staged items at `path` as whole numbers; "7" and "7.0" are one item.
+
+    Returns:
+        The ids that stay, and how many rows were copies of an earlier row. A row that lists an item again with other
+        texts goes to the rejects.
+    """
     rewrite_ids(path, ["raw_id"])
     numbers = whole_numbers(ids)
-    seen: set[str] = set()
-    first = np.zeros(len(ids), bool)  # rows that list an item for the first time
-    for row, number in enumerate(numbers.to_pylist()):
-        first[row] = number not in seen
-        seen.add(number)
-        if not first[row]:
-            reject(int(lines[row]), "item is listed twice", ids[row].as_py())
-    if not first.all():
-        table = pq.read_table(path)
-        pq.write_table(table.filter(pa.array(first)), path)
-    return numbers.filter(pa.array(first))
+    listed = ListedItems()
+    texts = pq.read_table(path).drop_columns(["source_row", "raw_id"])
+    copies = listed.add(numbers, {name: texts[name].combine_chunks() for name in texts.column_names})
+    stays = pc.invert(pc.or_(copies, listed.twice))
+    if not pc.all(stays, min_count=0).as_py():
+        lines = [(file, int(line)) for file, lines_G in origins for line in lines_G]
+        for row in pc.indices_nonzero(listed.twice).to_pylist():
+            file, line = lines[row]
+            rejects.of(file)(line, "item is listed twice", ids[row].as_py())
+        pq.write_table(pq.read_table(path).filter(stays), path)
+    return numbers.filter(stays), listed.copies
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str]:
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
+    """Return our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        raise UserError(
-            f"{file.name} holds no readable rows",
-            "this file should list the items of the log",
-            "check that the file was written to the end, or move it away",
-        )
+        return None
     columns = recognise_items(head.column_names, mapping, file.name)
     return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
-def _item_complaints(fields: Mapping[str, pa.Array], seen: set[str]) -> list[Complaint]:
-    """Find what is wrong with the rows of an item chunk, and add its raw ids to `seen`."""
-    repeated = []
-    for raw_id in fields["item"].to_pylist():
-        repeated.append(raw_id in seen)
-        seen.add(raw_id)
-    complaints = [(pa.array(repeated), "item is listed twice")]
+def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
+    """Read an item file without a good row to its end and say what is wrong with the rows."""
+    for file in files:
+        for _ in read_chunks(file, rejects.of(file)):
+            pass
+    names = [file.name for file in files]
+    reasons = rejects.commonest(names)
+    return UserError(
+        f"{source} holds no readable rows",
+        "this file should list the items of the log"
+        + (f"; {rejects.total(names):,} rows cannot be read:\n" + "\n".join(reasons) if reasons else ""),
+        rejects.hint(names) or "check that the file was written to the end, or move it away",
+    )
+
+
+class ListedItems:
+    """The items that an item file has listed so far, for finding one that it lists again."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, int] = {}  # raw id -> hash of the texts of its first row
+        self.copies = 0  # rows so far that are equal to an earlier one
+        self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
+
+    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
+        """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
+        copies, twice = [], []
+        columns = [column.to_pylist() for column in texts.values()]
+        for raw_id, *row in zip(raw_ids.to_pylist(), *columns, strict=True):
+            text = hash(tuple(row))
+            known = raw_id in self.texts
+            copies.append(known and bool(raw_id) and self.texts[raw_id] == text)
+            twice.append(known and not copies[-1])
+            self.texts.setdefault(raw_id, text)
+        self.copies += sum(copies)
+        self.twice = pa.array(twice, pa.bool_())
+        return pa.array(copies, pa.bool_())
+
+
+def _item_complaints(fields: Mapping[str, pa.Array], twice: pa.Array, copies: pa.Array) -> list[Complaint]:
+    """Find what is wrong with the rows of an item chunk; a copy of an earlier row is right."""
+    complaints: list[Complaint] = [(twice, "item is listed twice")]
     if "image" in fields:
         leaves = [leaves_folder(path) for path in fields["image"].to_pylist()]
         complaints.append((pa.array(leaves), "image lies outside the dataset folder"))
-    return complaints
+    return [(pc.and_not(pc.fill_null(mask, False), copies), reason) for mask, reason in complaints]
 
 
 def leaves_folder(cell: str | None) -> bool:
@@ -167,9 +232,20 @@ def leaves_folder(cell: str | None) -> bool:
     return any(path.anchor or ".." in path.parts for path in paths)
 
 
-def _text(column: pa.Array | None, rows: int) -> pa.Array:
-    """Return the column with null where it is empty; only nulls where there is no column."""
-    return pa.nulls(rows, pa.string()) if column is None else pc.if_else(pc.equal(column, ""), None, column)
+def _item_text(name: str, column: pa.Array | None, rows: int) -> pa.Array:
+    """Return a text column with HTML's entities decoded, and with null where it is empty or where there is no column.
+
+    The path of an image stays as it is.
+    """
+    if column is None:
+        return pa.nulls(rows, pa.string())
+    if name != "image" and pc.any(pc.match_substring(column, "&")).as_py():
+        column = pa.array([text and ENTITY.sub(_character, text) for text in column.to_pylist()], pa.string())
+    return pc.if_else(pc.equal(column, ""), None, column)
+
+
+def _character(entity: re.Match[str]) -> str:
+    return html.unescape(entity[0])
 
 
 # ------------------------------------------------------------------------------------------------ log

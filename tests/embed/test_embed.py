@@ -67,12 +67,23 @@ def test_a_second_run_writes_the_same_bytes_whatever_the_seed(interactions: Path
         assert path.read_bytes() == (interactions.parent / "b" / path.name).read_bytes()
 
 
-def test_precomputed_takes_the_vectors_that_came_with_the_dataset(interactions: Path) -> None:
+def test_precomputed_takes_the_vectors_that_came_with_the_dataset(
+    interactions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = str(Interactions(interactions).items)
     embeddings, summary = embed(interactions, some(EmbedConfig, encoder="precomputed", path=path))
     assert (embeddings.vectors_Id == VECTORS).all()
     assert (summary["matched_by"], summary["unused_rows"], summary["file"]) == ("id", 0, "items.parquet")
+    assert "by id (raw_id): 6 of 6 items found; 0 rows of the file belong to no item" in capsys.readouterr().out
     assert summary["fingerprint"]
+
+
+def test_without_ids_the_line_says_that_vectors_were_matched_by_order(
+    interactions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "v.npy", VECTORS)
+    embed(interactions, some(EmbedConfig, encoder="precomputed", path=str(tmp_path / "v.npy")))
+    assert "vectors of v.npy were matched by order: row i is item i of items.parquet" in capsys.readouterr().out
 
 
 def test_nan_or_infinite_numbers_name_the_first_items(interactions: Path, tmp_path: Path) -> None:

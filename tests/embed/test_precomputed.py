@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -36,9 +37,9 @@ def write(path: Path, vectors: np.ndarray = VECTORS, raw_ids: list[Any] | None =
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".parquet"])
 def test_without_ids_row_i_belongs_to_item_i(tmp_path: Path, suffix: str) -> None:
-    vectors, matched, unused = precomputed_vectors(write(tmp_path / f"v{suffix}"), "auto", IDS)
-    assert (vectors == VECTORS).all()
-    assert (matched, unused) == ("order", 0)
+    got = precomputed_vectors(write(tmp_path / f"v{suffix}"), "auto", IDS)
+    assert (got.vectors_Id == VECTORS).all()
+    assert (got.matched_by, got.ids_from, got.unused_rows) == ("order", "", 0)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".parquet"])
@@ -46,40 +47,183 @@ def test_with_ids_rows_find_their_item_and_the_rest_is_counted(tmp_path: Path, s
     shuffled = [2, 0, 3, 1]
     extra = np.vstack([VECTORS[shuffled], VECTORS[:2] + 9])
     path = write(tmp_path / f"v{suffix}", extra, [*(IDS[i] for i in shuffled), "unknown", "other"])
-    vectors, matched, unused = precomputed_vectors(path, "auto", IDS)
-    assert (vectors == VECTORS).all()
-    assert (matched, unused) == ("id", 2)
+    got = precomputed_vectors(path, "auto", IDS)
+    assert (got.vectors_Id == VECTORS).all()
+    assert (got.matched_by, got.unused_rows) == ("id", 2)
 
 
 def test_order_may_be_asked_for_although_there_are_ids(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=["w", "x", "y", "z"])
-    assert (precomputed_vectors(path, "order", IDS)[0] == VECTORS).all()
+    assert (precomputed_vectors(path, "order", IDS).vectors_Id == VECTORS).all()
 
 
 def test_ids_may_be_numbers_in_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "v.parquet", raw_ids=[11, 7, 3, 5])
-    assert (precomputed_vectors(path, "id", ["3", "7"])[0] == VECTORS[[2, 1]]).all()
+    assert (precomputed_vectors(path, "id", ["3", "7"]).vectors_Id == VECTORS[[2, 1]]).all()
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float16()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())])
 def test_every_kind_of_parquet_list_is_read(tmp_path: Path, kind: pa.DataType) -> None:
     halves = VECTORS.astype(np.float16)
     pq.write_table(pa.table({"embedding": pa.array(list(halves), kind)}), tmp_path / "v.parquet", row_group_size=3)
-    assert (precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)[0] == halves.astype(np.float32)).all()
+    assert (precomputed_vectors(tmp_path / "v.parquet", "auto", IDS).vectors_Id == halves.astype(np.float32)).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8])
 def test_numbers_of_any_type_become_float32(tmp_path: Path, dtype: npt.DTypeLike) -> None:
     vectors = (10 * VECTORS).astype(dtype)
-    got = precomputed_vectors(write(tmp_path / "v.npy", vectors), "auto", IDS)[0]
+    got = precomputed_vectors(write(tmp_path / "v.npy", vectors), "auto", IDS).vectors_Id
     assert got.dtype == np.float32
     assert (got == vectors.astype(np.float32)).all()
 
 
 def test_bfloat16_tensors_are_read(tmp_path: Path) -> None:
     save_file({"v": torch.from_numpy(VECTORS).bfloat16()}, tmp_path / "v.safetensors")
-    got = precomputed_vectors(tmp_path / "v.safetensors", "auto", IDS)[0]
+    got = precomputed_vectors(tmp_path / "v.safetensors", "auto", IDS).vectors_Id
     assert got == pytest.approx(VECTORS, rel=1e-2)
+
+
+# ------------------------------------------------------------------------------------------- ids under any name
+
+SHUFFLED = [2, 0, 3, 1]
+
+
+def with_ids(path: Path, **columns: Any) -> Path:
+    """A file of the shuffled vectors and further columns or arrays of their rows."""
+    vectors = VECTORS[SHUFFLED]
+    if path.suffix == ".npz":
+        arrays: dict[str, Any] = {name: np.array(values) for name, values in columns.items()}
+        np.savez(path, vectors=vectors, **arrays)
+    elif path.suffix == ".safetensors":
+        numbers = {name: torch.tensor(values) for name, values in columns.items() if not isinstance(values[0], str)}
+        texts = {name: json.dumps(values) for name, values in columns.items() if isinstance(values[0], str)}
+        save_file({"emb": torch.from_numpy(vectors), **numbers}, path, metadata=texts or None)
+    else:
+        pq.write_table(pa.table({**columns, "emb": pa.array(list(vectors))}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+@pytest.mark.parametrize(
+    "name", ["item_id", "asin", "item", "id", "ids", "product_id", "SKU", "parentAsin", "whatever"]
+)
+def test_ids_are_found_under_any_name(tmp_path: Path, suffix: str, name: str) -> None:
+    got = precomputed_vectors(with_ids(tmp_path / f"v{suffix}", **{name: [IDS[i] for i in SHUFFLED]}), "auto", IDS)
+    assert (got.vectors_Id == VECTORS).all()
+    assert (got.matched_by, got.ids_from) == ("id", name)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+@pytest.mark.parametrize("name", ["item_id", "whatever"])
+def test_ids_that_are_numbers_are_found_under_any_name(tmp_path: Path, suffix: str, name: str) -> None:
+    numbers = [70000000001, 12, 5, 900]
+    got = precomputed_vectors(
+        with_ids(tmp_path / f"v{suffix}", **{name: [numbers[i] for i in SHUFFLED]}), "auto", [str(n) for n in numbers]
+    )
+    assert (got.vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("written", ["7.0", "7"])
+@pytest.mark.parametrize("found", [7, 7.0, "7", "7.0", " 7 ", b"7"])
+def test_a_whole_number_is_one_id_however_it_is_written(tmp_path: Path, written: str, found: Any) -> None:
+    others: dict[type, list[Any]] = {int: [1, 2, 3], float: [1.0, 2.0, 3.0], bytes: [b"1", b"2", b"3"]}
+    path = with_ids(tmp_path / "v.parquet", sku=pa.array([found, *others.get(type(found), ["1", "2", "3"])]))
+    got = precomputed_vectors(path, "auto", ["1", written, "3", "2"])
+    assert (got.vectors_Id == VECTORS[SHUFFLED][[1, 0, 3, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string_view(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_every_kind_of_parquet_text_holds_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    path = with_ids(tmp_path / "v.parquet", asin=pa.array([IDS[i] for i in SHUFFLED]).cast(kind))
+    assert (precomputed_vectors(path, "auto", IDS).vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("kind", [pa.uint16(), pa.float64(), pa.decimal128(20, 0)])
+def test_every_kind_of_parquet_number_holds_ids(tmp_path: Path, kind: pa.DataType) -> None:
+    numbers = [10, 3, 0, 7]
+    path = with_ids(tmp_path / "v.parquet", code=pa.array([numbers[i] for i in SHUFFLED]).cast(kind))
+    assert (precomputed_vectors(path, "auto", [str(n) for n in numbers]).vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("written", ["d-list", '["7", "b", "d", "a"]', '{"7": 0, "a": 3, "b": 1, "d": 2}', "7,b,d,a"])
+def test_metadata_lists_ids_in_three_ways(tmp_path: Path, written: str) -> None:
+    path = tmp_path / "v.safetensors"
+    save_file({"emb": torch.from_numpy(VECTORS[SHUFFLED])}, path, metadata={"item_ids": written})
+    got = precomputed_vectors(path, "auto", IDS)
+    assert got.matched_by == ("order" if written == "d-list" else "id")
+    assert (got.vectors_Id == (VECTORS[SHUFFLED] if written == "d-list" else VECTORS)).all()
+
+
+def test_the_index_of_pandas_has_ids_too(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"vector": list(VECTORS[SHUFFLED])}, index=[IDS[i] for i in SHUFFLED])
+    frame.to_parquet(tmp_path / "v.parquet")
+    assert (precomputed_vectors(tmp_path / "v.parquet", "auto", IDS).vectors_Id == VECTORS).all()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_one_array_per_item_is_matched_by_the_names_of_the_arrays(tmp_path: Path, suffix: str) -> None:
+    rows = {IDS[i]: VECTORS[i] for i in SHUFFLED}
+    path = tmp_path / f"v{suffix}"
+    np.savez(path, **rows) if suffix == ".npz" else save_file({k: torch.from_numpy(v) for k, v in rows.items()}, path)
+    assert (precomputed_vectors(path, "auto", IDS).vectors_Id == VECTORS).all()
+    with pytest.raises(UserError, match="none of the ids in"):
+        precomputed_vectors(path, "auto", ["w", "x", "y", "z"])
+
+
+def test_columns_of_other_properties_are_no_ids(tmp_path: Path) -> None:
+    path = with_ids(
+        tmp_path / "v.parquet",
+        title=["d", "one", "two", "three"],
+        price=[9.5, 7.0, 1.0, 2.0],
+        year=[7, 7, 2001, 2002],
+        sold=[True, False, True, False],
+        tags=[["a"], ["b"], [], ["d"]],
+        movie_id=[IDS[i] for i in SHUFFLED],
+    )
+    assert precomputed_vectors(path, "auto", IDS).ids_from == "movie_id"
+
+
+def test_numbers_that_are_no_items_leave_the_order(tmp_path: Path) -> None:
+    path = with_ids(tmp_path / "v.parquet", index=[0, 1, 2, 3], title=["one", "two", "three", "four"])
+    assert precomputed_vectors(path, "auto", IDS).matched_by == "order"
+
+
+def test_row_numbers_come_after_ids(tmp_path: Path) -> None:
+    path = with_ids(tmp_path / "v.parquet", index=[0, 1, 2, 3], item_id=[2, 0, 3, 1])
+    assert (precomputed_vectors(path, "auto", ["0", "1", "2", "3"]).vectors_Id == VECTORS).all()
+
+
+def test_two_columns_that_differ_are_refused(tmp_path: Path) -> None:
+    path = with_ids(tmp_path / "v.parquet", item=["0", "1", "2", "3"], item_id=[2, 0, 3, 1])
+    with pytest.raises(UserError, match="item and item_id could both be the items' ids") as caught:
+        precomputed_vectors(path, "auto", ["0", "1", "2", "3"])
+    assert "raw_id" in caught.value.fix
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+def test_ids_none_of_which_is_known_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = with_ids(tmp_path / f"v{suffix}", item_id=["w", "x", "y", "z"])
+    with pytest.raises(UserError, match=r"none of the ids in .* \(item_id: w, x, y\) is an item") as caught:
+        precomputed_vectors(path, "auto", IDS)
+    assert "embed.match to order" in caught.value.fix
+    assert precomputed_vectors(path, "order", IDS).matched_by == "order"
+
+
+def test_an_id_that_is_missing_belongs_to_no_item(tmp_path: Path) -> None:
+    table = pa.table({"asin": ["d", None, "b", "a", "7"], "v": [[4.0], [9.0], [1.0], [2.0], [3.0]]})
+    pq.write_table(table, tmp_path / "v.parquet")
+    got = precomputed_vectors(tmp_path / "v.parquet", "auto", IDS)
+    assert got.vectors_Id.ravel().tolist() == [1, 2, 3, 4]
+    assert got.unused_rows == 1
+
+
+def test_arrays_of_python_objects_are_never_opened(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", v=VECTORS, ids=np.array(IDS, dtype=object))
+    with pytest.raises(UserError, match="ids is an array of Python objects") as caught:
+        precomputed_vectors(tmp_path / "v.npz", "auto", IDS)
+    assert "dtype=str" in caught.value.fix
 
 
 # ---------------------------------------------------------------------------------------------------- what can be wrong

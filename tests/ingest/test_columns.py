@@ -120,3 +120,54 @@ def test_an_item_file_may_name_its_items_otherwise_than_the_log() -> None:
 def test_an_item_file_without_items_is_an_error() -> None:
     with pytest.raises(UserError, match="no column of the items is known to be the item"):
         recognise_items(["name"], {}, "the items")
+
+
+@pytest.mark.parametrize("user", ["customer_id", "visitorid", "Customer ID", "member-id", "UID"])
+@pytest.mark.parametrize("item", ["product_id", "sku", "parent_asin", "StockCode", "track.id"])
+@pytest.mark.parametrize("time", ["event_time", "datetime", "seen_at", "created_at", "InvoiceDate"])
+def test_further_names_are_recognised(user: str, item: str, time: str) -> None:
+    columns: dict[str, Any] = {item: ["i"], time: ["1"], user: ["u"]}
+    assert log(**columns) == LogColumns(user, item, time, {})
+
+
+def test_a_usual_name_goes_before_a_further_one() -> None:
+    columns = log(visitorid=["7"], user=["u"], item=["i"], product=["tea"], time=["1"], ts=["2"])
+    assert (columns.user, columns.item, columns.timestamp) == ("user", "item", "time")
+    assert set(columns.actions) == {"visitorid", "ts"}
+
+
+def test_amazons_parent_goes_before_the_variant() -> None:
+    assert log(user_id=["u"], asin=["i"], parent_asin=["p"], timestamp=["1"]).item == "parent_asin"
+
+
+def test_an_items_product_name_is_its_title_and_stays_under_its_name() -> None:
+    assert recognise_items(["sku", "product_name", "department"], {}, "the items") == {
+        "item": "sku",
+        "title": "product_name",
+        "categories": "department",
+        "product_name": "product_name",
+        "department": "department",
+    }
+    assert recognise_items(["sku", "title", "name"], {}, "the items") == {
+        "item": "sku",
+        "title": "title",
+        "name": "name",
+    }
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"user": "item"}, "the column 'item' of the log is read as user and as item"),
+        ({"timestamp": "user"}, "the column 'user' of the log is read as user and as timestamp"),
+        ({"rating": "overall", "zz": "overall"}, "the column 'overall' of the log is read as rating and as zz"),
+    ],
+)
+def test_a_column_that_serves_two_names_is_an_error(mapping: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        log(mapping, user=["u"], item=["i"], time=["1"], overall=["5"])
+
+
+def test_an_items_column_that_serves_two_names_is_an_error() -> None:
+    with pytest.raises(UserError, match="the column 'item' of the items is read as item and as title"):
+        recognise_items(["item", "price"], {"title": "item"}, "the items")

@@ -154,6 +154,15 @@ def test_an_item_listed_by_two_writings_of_its_number_is_one(ingest: Ingest, tmp
     assert result.summary["items_listed"] == 5
 
 
+def test_equal_items_of_two_writings_of_a_number_are_copies_and_no_rejects(ingest: Ingest, tmp_path: Path) -> None:
+    write_ids(tmp_path / "raw" / "interactions.csv", ["u", "v"], ["7", "8"])
+    listed = [("7.0", "same"), ("8", "eight"), ("7", "same"), ("7e0", "other")]
+    write(tmp_path / "raw" / "items.csv", csv_text(listed, "item,title"))
+    result = ingest(tmp_path / "raw", max_reject_rate=0.9, k_core=0)
+    assert result.rejects == [("items.csv", 5, "item is listed twice")]
+    assert (result.summary["items_listed"], result.summary["item_copies"]) == (4, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "blank"),
     [

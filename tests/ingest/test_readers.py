@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_logs import write
+from raw_logs import Ingest, interactions, write
 
 import pipeline.ingest.delimited as delimited
 from pipeline.errors import UserError
@@ -221,3 +221,20 @@ def test_a_csv_file_without_rows_has_no_chunk(tmp_path: Path, text: str) -> None
 def test_arrow_arrays_are_what_chunks_hold(tmp_path: Path) -> None:
     chunk = next(read_chunks(RawFile(write(tmp_path / "a.csv", "x\n1\n"), "a", CSV), lambda *_: None))
     assert chunk.table.schema == pa.schema([("x", pa.string())])
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.jsonl", "log.parquet"])
+@pytest.mark.parametrize(("ending", "compressed"), [("", True), ("", False), (".gz", True)])
+def test_gzip_is_recognised_by_its_content(
+    ingest: Ingest, tmp_path: Path, name: str, ending: str, compressed: bool
+) -> None:
+    frame = pd.DataFrame(interactions(), columns=["user", "item", "timestamp"])
+    if name.endswith("parquet"):
+        content = frame.to_parquet()
+    elif name.endswith("jsonl"):
+        content = frame.to_json(orient="records", lines=True).encode()
+    else:
+        content = frame.to_csv(index=False, sep="\t" if "tsv" in name else ",").encode()
+    path = tmp_path / f"{name}{ending}"
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    assert ingest(path).rows == interactions()

@@ -1,0 +1,154 @@
+"""Find the raw ids of the rows of a vector file: which of its columns names the items.
+
+A file may carry the ids under any name. A column that the project writes, `raw_id`, is always the one. Otherwise a
+column is it if its values are known items; a column with a usual name for ids (`ID_NAMES`) goes before the others, and
+a column that usually numbers the rows (`ROW_NUMBERS`) comes last.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+WRITTEN_NAME = "raw_id"  # the name that the project itself writes
+WRITTEN = "rawid"  # the same without the underscore
+# Names that ids usually have, in lower case, without underscores, dashes, dots and blanks, and without a plural's s.
+ID_NAMES = (
+    *(WRITTEN, "id", "key", "item", "itemid", "itemkey", "iid", "asin", "parentasin", "sku", "isbn", "ean", "gtin"),
+    *("product", "productid", "movieid", "videoid", "articleid", "newsid", "bookid", "songid", "trackid", "artistid"),
+    *("gameid", "appid", "goodsid", "businessid", "poiid", "contentid", "docid", "documentid", "objectid", "entityid"),
+)
+ROW_NUMBERS = ("", "index", "indexlevel0", "level0", "unnamed0", "row", "rownumber")
+INTEGRAL = re.compile(r"[+-]?(0|[1-9]\d*)(\.0+)?")
+
+
+@dataclass(frozen=True)
+class VectorIds:
+    """A column of a vector file that could hold the items' raw ids.
+
+    ids: text of each row, None where it is missing. numeric: whether the file holds them as numbers.
+    """
+
+    name: str
+    ids: list[str | None]
+    numeric: bool
+
+    @property
+    def plain(self) -> str:
+        plain = re.sub(r"[\W_]", "", self.name).lower()
+        return plain if plain in ROW_NUMBERS or len(plain) < 3 else plain.removesuffix("s")
+
+    @property
+    def unique(self) -> bool:
+        present = [raw_id for raw_id in self.ids if raw_id is not None]
+        return len(set(present)) == len(present)
+
+
+def possible_ids(name: str, values: Iterable[Any]) -> VectorIds | None:
+    """Return the column, or None if its values cannot be ids, such as fractions or flags.
+
+    Integers and integral floats give the same text (7 and 7.0). Blanks around a text do not count.
+    """
+    ids: list[str | None] = []
+    numeric = False
+    for value in values:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            ids.append(None)
+        elif isinstance(value, bool):
+            return None
+        elif isinstance(value, int | float | Decimal):
+            if not isinstance(value, int) and not (math.isfinite(value) and value == int(value)):
+                return None
+            numeric = True
+            ids.append(str(int(value)))
+        elif isinstance(value, str | bytes):
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            ids.append(text.strip() or None)
+        else:
+            return None
+    return VectorIds(name, ids, numeric)
+
+
+def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -> VectorIds | None:
+    """Return the column that names the items, or None if the file has no ids.
+
+    Args:
+        columns: all columns that could hold ids.
+        items: raw ids of the items.
+        path: the file, for messages.
+
+    Raises:
+        UserError: a column has a name for ids and none of its values is an item, or two columns contradict each other.
+    """
+    known = set(items)
+    columns = [_as_items_are_written(column, items, known) for column in columns]
+    written = [column for column in columns if column.plain == WRITTEN]
+    if written:
+        return written[0]
+    tiers: tuple[list[tuple[int, VectorIds]], ...] = (
+        [],
+        [],
+        [],
+    )  # usual names, other names, row numbers: (known, column)
+    for column in columns:
+        values = {raw_id for raw_id in column.ids if raw_id is not None}
+        hits = len(values & known)
+        named = column.plain in ID_NAMES
+        if hits and (named or _looks_like_ids(column, hits, len(values), len(known))):
+            tiers[0 if named else 2 if column.plain in ROW_NUMBERS else 1].append((hits, column))
+    best = next((tier for tier in tiers if tier), None)
+    if best is None:
+        _refuse_unknown(columns, items, path)
+        return None
+    most = max(hits for hits, _ in best)
+    first, *others = [column for hits, column in best if hits == most]
+    if differing := [other for other in others if _rows(other, known) != _rows(first, known)]:
+        raise UserError(
+            f"{path}: {first.name} and {differing[0].name} could both be the items' ids, and they differ",
+            "one column must say which item a vector belongs to",
+            "name that column raw_id, or take the other one out of the file",
+        )
+    return first
+
+
+def _as_items_are_written(column: VectorIds, items: Sequence[str], known: set[str]) -> VectorIds:
+    """Return the column with the numbers of items (7 or 7.0) as the items have them."""
+    # items 7.0 and b: the value 7 becomes 7.0; a value that is an item already stays
+    written = {_whole(raw_id): raw_id for raw_id in reversed(items)}
+    ids = [
+        raw_id if raw_id is None or raw_id in known else written.get(_whole(raw_id), raw_id) for raw_id in column.ids
+    ]
+    return replace(column, ids=ids)
+
+
+def _whole(text: str) -> str:
+    return text.partition(".")[0] if INTEGRAL.fullmatch(text) else text
+
+
+def _looks_like_ids(column: VectorIds, hits: int, values: int, items: int) -> bool:
+    """Tell whether a column of an unusual name with `hits` known values holds ids, and not some other property."""
+    if column.numeric or all(raw_id is None or INTEGRAL.fullmatch(raw_id) for raw_id in column.ids):
+        # A price or a year may be the number of an item by chance.
+        return column.unique and 2 * hits >= min(values, items)
+    return column.unique or 2 * values > len(column.ids)  # several rows of one item are refused later, by name
+
+
+def _rows(column: VectorIds, known: set[str]) -> dict[str, int]:
+    return {raw_id: row for row, raw_id in enumerate(column.ids) if raw_id in known and raw_id is not None}
+
+
+def _refuse_unknown(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -> None:
+    """Refuse a file whose ids are certainly ids, by their name, and not those of the items."""
+    for column in columns:
+        if column.plain in ID_NAMES:
+            shown = [raw_id for raw_id in column.ids if raw_id is not None][:3]
+            raise UserError(
+                f"none of the ids in {path} ({column.name}: {', '.join(shown) or 'all missing'}) is an item of the log",
+                f"the items are called {', '.join(items[:3])}, so it is not known which vector belongs to which item",
+                "write the raw ids of the log into it, or, if row i belongs to item i, set embed.match to order",
+            )
