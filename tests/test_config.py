@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,12 @@ def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, 
 
 
 # ---------------------------------------------------------------------------------------------------- the file itself
+
+
+def test_lists_stand_as_dvc_writes_them(root: Path) -> None:
+    """`-S` rewrites a list in brackets as one entry per line, and its diff would then show more than the new value."""
+    text = (root / "params.yaml").read_text()
+    assert not re.findall(r"^ *\w+: (?:\[.+\]|\{.+\})$", text, re.MULTILINE)
 
 
 def test_params_yaml_holds_every_key_and_no_other(root: Path) -> None:
