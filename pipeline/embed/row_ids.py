@@ -90,11 +90,8 @@ def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -
     written = [column for column in columns if column.plain == WRITTEN]
     if written:
         return written[0]
-    tiers: tuple[list[tuple[int, VectorIds]], ...] = (
-        [],
-        [],
-        [],
-    )  # usual names, other names, row numbers: (known, column)
+    # Columns of usual names, of other names, and of row numbers, each with the number of its ids that are known.
+    tiers: list[list[tuple[int, VectorIds]]] = [[], [], []]
     for column in columns:
         values = {raw_id for raw_id in column.ids if raw_id is not None}
         hits = len(values & known)

@@ -5,7 +5,7 @@ file or, without one, of their first interaction.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -247,11 +247,9 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     if rejected:
         print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     if summary["not_numbers"]:
-        counts = ", ".join(f"{count:,} of {name}" for name, count in summary["not_numbers"].items())
-        print(f"values that are no number count as missing, and their rows stay: {counts}")
+        print(f"values that are no number count as missing, and their rows stay: {_by_column(summary['not_numbers'])}")
     if summary["ids_trimmed"]:
-        counts = ", ".join(f"{count:,} of {name}" for name, count in summary["ids_trimmed"].items())
-        print(f"blanks around ids were cut off: {counts}")
+        print(f"blanks around ids were cut off: {_by_column(summary['ids_trimmed'])}")
     if summary.get("item_copies"):
         print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
     if source.vectors:
@@ -264,3 +262,7 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
+
+
+def _by_column(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())

@@ -158,7 +158,8 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     rewrite_ids(path, ["raw_id"])
     numbers = whole_numbers(ids)
     listed = ListedItems()
-    texts = pq.read_table(path).drop_columns(["source_row", "raw_id"])
+    table = pq.read_table(path)
+    texts = table.drop_columns(["source_row", "raw_id"])
     copies = listed.add(numbers, {name: texts[name].combine_chunks() for name in texts.column_names})
     stays = pc.invert(pc.or_(copies, listed.twice))
     if not pc.all(stays, min_count=0).as_py():
@@ -166,7 +167,7 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
         for row in pc.indices_nonzero(listed.twice).to_pylist():
             file, line = lines[row]
             rejects.of(file)(line, "item is listed twice", ids[row].as_py())
-        pq.write_table(pq.read_table(path).filter(stays), path)
+        pq.write_table(table.filter(stays), path)
     return numbers.filter(stays), listed.copies
 
 
