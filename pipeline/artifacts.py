@@ -183,8 +183,10 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
-    rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
-        filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
+    rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
+        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out, items
+        of the item file without a row included; k_core and minimum in its metadata. ingest.json: counts before and
+        after each filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -204,6 +206,10 @@ class Interactions:
     @property
     def rejects(self) -> Path:
         return self.folder / "rejects.parquet"
+
+    @property
+    def cut(self) -> Path:
+        return self.folder / "cut.parquet"
 
     @property
     def summary(self) -> Path:
@@ -362,3 +368,13 @@ class Splits:
         before = np.maximum(positions - 1, 0)
         ties: np.ndarray = (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])
         return ties
+
+    def is_repeat(self, positions: np.ndarray) -> np.ndarray:
+        """Tell at which of these flat indices stands an item that its history holds too, bool."""
+        starts = np.asarray(self.offsets)[np.searchsorted(self.offsets, positions, side="right") - 1]
+        lengths = np.minimum(positions - starts, self.max_history)
+        items = np.asarray(self.items_N)
+        repeats = np.zeros(len(positions), bool)
+        for back in range(1, int(lengths.max(initial=0)) + 1):
+            repeats |= (back <= lengths) & (items[positions - np.minimum(back, lengths)] == items[positions])
+        return repeats

@@ -107,6 +107,12 @@ def run(
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     print(table(metrics, config, loaded.config["strategy"], counted.drop_seen), flush=True)
+    if config.filter_seen and (lost := held_out.is_repeat(ranking.positions_U).mean()):
+        print(
+            f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
+            "evaluate.filter_seen=false ranks them",
+            flush=True,
+        )
     return metrics
 
 

@@ -5,9 +5,10 @@ file or, without one, of their first interaction.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,9 +24,12 @@ from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.report import report
 from pipeline.ingest.sources import Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
+from pipeline.ingest.where import RowFilter
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
 TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
@@ -41,6 +45,20 @@ class IngestParams(Protocol):
     def ingest(self) -> IngestConfig: ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """The raw files as typed Parquet, and what was left out of them.
+
+    items: None without an item file. unknown: the items that it does not list and that stay, each with its rows.
+    """
+
+    log: StagedLog
+    items: StagedItems | None
+    rejects: Rejects
+    rows: RowFilter
+    unknown: Counter[str]
+
+
 def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
     """Read the raw log of `params.dataset` and write `output`, whole or not at all.
 
@@ -54,9 +72,9 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
         new = work / "output"
         source = _find(params, new)
         staged = _stage(params, source, work, scratch / "rejects.parquet")
-        summary = _clean_and_write(params, source, *staged, work, new)
+        summary = _clean_and_write(params, source, staged, work, new)
         _replace(output, new)
-    _report(summary, source, output)
+    report(summary, staged.rejects.by_reason([file.name for file in source.log]), source, output)
     return summary
 
 
@@ -96,9 +114,7 @@ def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
     return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw")), ""
 
 
-def _stage(
-    params: IngestParams, source: Source, work: Path, saved_rejects: Path
-) -> tuple[StagedLog, StagedItems | None, Rejects]:
+def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path) -> Staged:
     """Write the raw files as typed Parquet into `work`.
 
     Raises:
@@ -107,6 +123,7 @@ def _stage(
     config = params.ingest
     recipe = RECIPES.get(params.dataset)
     items = None
+    rows = RowFilter(config.filters)
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
             items = stage_items(
@@ -126,6 +143,8 @@ def _stage(
                 minimum=_minimum(params),
                 guess_actions=recipe is None,
                 null_words=config.null_words,
+                rows=rows,
+                keep_unknown=config.unknown_items == "keep",
             ),
             rejects,
             work / "log.parquet",
@@ -135,8 +154,8 @@ def _stage(
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
     read = [([file.name for file in source.items], items.read)] if items else []
-    for sources, rows in [*read, (names, log.read)]:
-        error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
+    for sources, count in [*read, (names, log.read - rows.not_wanted)]:
+        error = rejects.too_many(sources, count, config.max_reject_rate, saved_rejects)
         if error:
             shutil.move(rejects.path, saved_rejects)
             raise error
@@ -146,26 +165,37 @@ def _stage(
             "without interactions there is nothing to learn from",
             "check that ingest.path is the right file, and that the file was written to the end",
         )
-    return log, items, rejects
+    if rows.not_wanted == log.read:
+        raise UserError(
+            "no row of the log is wanted by ingest.where",
+            "; ".join(rows.found(name) for name in rows.where),
+            "mend ingest.where, or empty it: -S ingest.where=",
+        )
+    unknown: Counter[str] = Counter()
+    if items and config.unknown_items == "keep":
+        items, unknown = add_unknown(items, log)
+    return Staged(log=log, items=items, rejects=rejects, rows=rows, unknown=unknown)
 
 
-def _clean_and_write(
-    params: IngestParams,
-    source: Source,
-    log: StagedLog,
-    items: StagedItems | None,
-    rejects: Rejects,
-    work: Path,
-    output: Path,
-) -> dict[str, Any]:
+def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work: Path, output: Path) -> dict[str, Any]:
     """Write the new output folder and return the content of its ingest.json."""
+    log, items = staged.log, staged.items
+    rejects, rows = staged.rejects, staged.rows
+    files = Interactions(output)
     vectors = read_vectors(source.vectors, items) if source.vectors else None
     with connect(params.ingest, work / "engine") as engine:
-        cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
+        cleaned = clean(
+            engine,
+            log.path,
+            items.path if items else None,
+            _minimum(params),
+            _k_core(params),
+            repeats=params.ingest.repeats,
+            cut=files.cut,
+        )
     table = _item_table(cleaned)
     if vectors is not None:
         table = table.append_column("vector", vector_column(vectors, cleaned.items["source_row"].to_numpy()))
-    files = Interactions(output)
     write_parquet(files.log, cleaned.log)
     write_parquet(files.users, cleaned.users)
     write_parquet(files.items, table)
@@ -189,6 +219,10 @@ def _clean_and_write(
     }
     if items and items.copies:
         summary["item_copies"] = items.copies
+    if rows.where:
+        summary |= {"where": rows.where, "not_wanted": rows.not_wanted, "never_seen": rows.never_seen()}
+    if staged.unknown:
+        summary["unknown_items"] = {"items": len(staged.unknown), "rows": staged.unknown.total()}
     write_json(files.summary, summary)
     return summary
 
@@ -235,34 +269,3 @@ def _replace(old: Path, new: Path) -> None:
         beside.rename(old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
-    rows = summary["rows_read"]
-    rejected = summary["rejected"]
-    print(
-        f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
-        f"in {output}, from {rows:,} rows"
-    )
-    if rejected:
-        print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
-    if summary["not_numbers"]:
-        print(f"values that are no number count as missing, and their rows stay: {_by_column(summary['not_numbers'])}")
-    if summary["ids_trimmed"]:
-        print(f"blanks around ids were cut off: {_by_column(summary['ids_trimmed'])}")
-    if summary.get("item_copies"):
-        print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
-    if source.vectors:
-        print(
-            f"item vectors were taken from {source.vectors.name} by order: row i belongs to row i of "
-            f"{source.items_name}, {summary['items_listed']:,} of {summary['items_listed']:,}"
-        )
-    for line in source.unused:
-        print(line)
-    if len(source.vectors_found) > 1:
-        names = ", ".join(path.name for path in source.vectors_found)
-        print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
-
-
-def _by_column(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())
