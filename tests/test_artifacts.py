@@ -94,27 +94,6 @@ def test_a_tie_is_an_equal_time_stamp_just_before_within_the_user(splits: Splits
     assert splits.has_tie(np.array([3, 5, 6, 7])).tolist() == [False, False, False, True]
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    users=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=5),
-    longest=st.integers(1, 9),
-)
-def test_a_repeat_is_an_item_that_its_history_holds(users: list[list[int]], longest: int) -> None:
-    ends = np.cumsum([len(items) for items in users])
-    none = np.full(len(users), -1)
-    splits = Splits(
-        items_N=np.concatenate(users).astype(np.int32),
-        timestamps_N=np.arange(ends[-1]),
-        offsets=np.array([0, *ends]),
-        train_end=ends,
-        valid_target=none,
-        test_target=none,
-        summary={"max_history": longest},
-    )
-    slow = [items[n] in items[max(0, n - longest) : n] for items in users for n in range(len(items))]
-    assert splits.is_repeat(np.arange(ends[-1])).tolist() == slow
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     array=arrays.arrays(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.ingest.sources import Source
+from pipeline.printing import say, shown
 
 MINIMUM = "minimum "  # how the step of ingest.minimum begins, in ingest.json
 UNITS = ("interactions", "users", "items")  # keys of a step
@@ -20,13 +21,13 @@ def report(summary: Mapping[str, Any], rejects: Mapping[str, int], source: Sourc
         source: the raw files.
         output: the folder that was written.
     """
-    print(
+    say(
         f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
         f"in {output}, from {summary['rows_read']:,} rows"
     )
-    print(losses(summary, rejects))
+    say(losses(summary, rejects))
     for line in _remarks(summary, source, output):
-        print(line)
+        say(line)
 
 
 def losses(summary: Mapping[str, Any], rejects: Mapping[str, int]) -> str:
@@ -44,6 +45,7 @@ def losses(summary: Mapping[str, Any], rejects: Mapping[str, int]) -> str:
 
 
 def _line(name: str, *cells: str) -> str:
+    name = shown(name)
     short = name if len(name) <= LABEL else f"{name[: LABEL - 3]}..."
     return f"  {short:{LABEL}}" + "".join(f"{cell:>13}" for cell in cells)
 
@@ -82,7 +84,7 @@ def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequen
         )
     lines += source.unused
     if len(source.vectors_found) > 1:
-        names = ", ".join(path.name for path in source.vectors_found)
+        names = ", ".join(shown(path.name) for path in source.vectors_found)
         lines.append(
             f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path"
         )
@@ -90,4 +92,4 @@ def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequen
 
 
 def _by_column(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    return ", ".join(f"{count:,} of {shown(name)}" for name, count in counts.items())

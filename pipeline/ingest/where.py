@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.ingest.chunks import Chunk
+from pipeline.printing import shown
 from pipeline.raw_ids import whole_number
 
 REMEMBERED = 10_000  # different values of a column that are counted; further ones are not named in messages
@@ -52,7 +53,7 @@ class RowFilter:
     def never_seen(self) -> list[str]:
         """Return a line for each wanted text that no row has."""
         return [
-            f"ingest.where wants {name} {text!r}, which no row has; {self.found(name)}"
+            f"ingest.where wants {shown(name)} '{shown(text)}', which no row has; {self.found(name)}"
             for name, texts in self.where.items()
             for text in texts
             if _plain(text) not in self.seen[name]
@@ -63,9 +64,9 @@ class RowFilter:
     def found(self, name: str) -> str:
         """Name the commonest texts of a column with their numbers of rows."""
         seen = self.seen[name]
-        texts = ", ".join(f"{text or '(missing)'} ({count:,})" for text, count in seen.most_common(NAMED))
+        texts = ", ".join(f"{shown(text) or '(missing)'} ({count:,})" for text, count in seen.most_common(NAMED))
         more = len(seen) - NAMED
-        return f"{name} has {texts}" + (f" and {more:,} more" if more > 0 else "")
+        return f"{shown(name)} has {texts}" + (f" and {more:,} more" if more > 0 else "")
 
 
 def _plain(text: str) -> str:
