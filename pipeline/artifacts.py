@@ -184,7 +184,7 @@ class Interactions:
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
-        filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
+        filter, sha256 of each raw file, time_unit, time_format, and at least `users`, `items`, `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -216,6 +216,11 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def time_format(self) -> str:
+        """Return the form of the log's times, one of `raw_times.FORMS`; empty where no ingest.json says it."""
+        return str(read_json(self.summary).get("time_format") or "") if self.summary.exists() else ""
 
 
 def image_names(cell: str | None) -> list[str]:

@@ -15,7 +15,7 @@ class IngestConfig:
     memory_limit: str  # DuckDB spills to disk above it
     k_core: int | Literal["recipe"]  # every user and item has at least this many interactions
     max_reject_rate: float  # share of bad rows above which the stage fails
-    time_unit: Literal["s", "ms"]
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "order"]  # of times that are numbers; auto: recognised
     columns: dict[str, str]  # our name -> the log's name, where it is not recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive

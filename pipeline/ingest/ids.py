@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.ingest.values import Complaint
 from pipeline.raw_ids import whole_number
+from pipeline.raw_times import Complaint
 
 DIGITS = r"^(0|-?[1-9][0-9]*)$"  # a whole number as it is written plainly
 

@@ -26,9 +26,9 @@ from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
 from pipeline.ingest.vectors import read_vectors, vector_column
+from pipeline.raw_times import DATE, LOCAL, MEANING, ORDER, TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
-TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
 
 
 class IngestParams(Protocol):
@@ -98,8 +98,8 @@ def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
 
 def _stage(
     params: IngestParams, source: Source, work: Path, saved_rejects: Path
-) -> tuple[StagedLog, StagedItems | None, Rejects]:
-    """Write the raw files as typed Parquet into `work`.
+) -> tuple[StagedLog, StagedItems | None, Rejects, str]:
+    """Write the raw files as typed Parquet into `work`; the last result is the form of the log's times.
 
     Raises:
         UserError: too many rows are bad (`saved_rejects` then lists them), or the log has no rows.
@@ -118,19 +118,19 @@ def _stage(
                 path=work / "items.parquet",
                 null_words=config.null_words,
             )
-        log = stage_log(
-            source.log,
-            LogSettings(
-                mapping={**(recipe.log_columns if recipe else {}), **config.columns},
-                ticks=TICKS[config.time_unit],
-                minimum=_minimum(params),
-                guess_actions=recipe is None,
-                null_words=config.null_words,
-            ),
-            rejects,
-            work / "log.parquet",
-            items=items,
+        settings = LogSettings(
+            mapping={**(recipe.log_columns if recipe else {}), **config.columns},
+            minimum=_minimum(params),
+            guess_actions=recipe is None,
+            null_words=config.null_words,
         )
+        times = TimeColumn(config.time_unit)
+        log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
+        if times.majority != times.form:
+            # The first rows write times in another form than most rows: the form of most rows counts, so read again.
+            times = TimeColumn(config.time_unit, times.majority)
+            rejects.forget([file.name for file in source.log])
+            log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
@@ -146,7 +146,7 @@ def _stage(
             "without interactions there is nothing to learn from",
             "check that ingest.path is the right file, and that the file was written to the end",
         )
-    return log, items, rejects
+    return log, items, rejects, times.form or ""
 
 
 def _clean_and_write(
@@ -155,6 +155,7 @@ def _clean_and_write(
     log: StagedLog,
     items: StagedItems | None,
     rejects: Rejects,
+    time_format: str,
     work: Path,
     output: Path,
 ) -> dict[str, Any]:
@@ -173,6 +174,7 @@ def _clean_and_write(
     summary = {
         "dataset": params.dataset,
         **_counts(cleaned),
+        "time_format": time_format,
         "rows_read": log.read,
         "rejected": rejects.total([file.name for file in source.log]),
         "items_listed": items.read if items else None,
@@ -244,6 +246,7 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
         f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
         f"in {output}, from {rows:,} rows"
     )
+    print(_times_line(summary["time_format"]))
     if rejected:
         print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     if summary["not_numbers"]:
@@ -262,6 +265,17 @@ def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     if len(source.vectors_found) > 1:
         names = ", ".join(path.name for path in source.vectors_found)
         print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
+
+
+def _times_line(form: str) -> str:
+    """Say how the log's times were read, and what follows from it."""
+    if form == ORDER:
+        return (
+            "times are a mere order (0, 1, 2, ...): split.protocol=temporal cannot divide it, and backbone.time_bias "
+            "takes a step of 1 as a second; set it to false where the steps have no length"
+        )
+    notes = {LOCAL: ", read as UTC", DATE: ", read as UTC; a user's interactions of one day are ties (split.ties)"}
+    return f"times are {MEANING[form]}{notes.get(form, '')}"
 
 
 def _by_column(counts: Mapping[str, int]) -> str:

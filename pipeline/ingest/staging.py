@@ -24,8 +24,9 @@ from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
-from pipeline.ingest.values import Complaint, number_column, reasons, time_column
+from pipeline.ingest.values import number_column, reasons
 from pipeline.progress import Progress
+from pipeline.raw_times import Complaint, TimeColumn
 
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
 RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
@@ -64,13 +65,12 @@ class StagedLog:
 class LogSettings:
     """Settings say how a log is to be read.
 
-    mapping: our column name -> the log's, complete for a recipe. ticks: units of the log's clock in a second. minimum:
-    action column -> least value; a row without a value in one of these columns is a reject. guess_actions: take further
-    numeric columns as actions. null_words: texts that are no id.
+    mapping: our column name -> the log's, complete for a recipe. minimum: action column -> least value; a row without a
+    value in one of these columns is a reject. guess_actions: take further numeric columns as actions. null_words: texts
+    that are no id.
     """
 
     mapping: Mapping[str, str]
-    ticks: int
     minimum: Mapping[str, float]
     guess_actions: bool
     null_words: Sequence[str]
@@ -253,19 +253,25 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def stage_log(
-    files: Sequence[RawFile], settings: LogSettings, rejects: Rejects, path: Path, *, items: StagedItems | None
+    files: Sequence[RawFile],
+    settings: LogSettings,
+    rejects: Rejects,
+    path: Path,
+    *,
+    items: StagedItems | None,
+    times: TimeColumn,
 ) -> StagedLog:
     """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
         items: the item file, if there is one; a row whose item it does not list is a reject.
+        times: reads the column of times; a row in another form than the column's is a reject.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
     """
     # The first file with rows decides on the columns of the output: source_row, user, item, timestamp, its actions.
-    ticks = settings.ticks
-    plan = _plan(files, settings.mapping, ticks, settings.guess_actions)
+    plan = _plan(files, settings.mapping, settings.guess_actions)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
         _check_minimum(settings.minimum, columns)
@@ -279,11 +285,11 @@ def stage_log(
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1  # number of the file's last row
-            for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None, ticks):
+            for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None):
                 assert names is not None  # a file without columns has no chunks
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints, odd = _type(chunk, names, settings, ids, items)
+                arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
@@ -308,7 +314,7 @@ def stage_log(
 
 
 def _plan(
-    files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int, guess_actions: bool
+    files: Sequence[RawFile], mapping: Mapping[str, str], guess_actions: bool
 ) -> list[tuple[RawFile, LogColumns | None]]:
     """Return each file with its columns, None for a file without a good row.
 
@@ -319,7 +325,7 @@ def _plan(
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
     for file in files:
-        head = sample(file, ticks)
+        head = sample(file)
         columns = None
         if head is not None:
             wanted = {**mapping, **decided.actions} if decided else mapping
@@ -330,7 +336,12 @@ def _plan(
 
 
 def _type(
-    chunk: Chunk, names: LogColumns, settings: LogSettings, ids: Mapping[str, IdColumn], items: StagedItems | None
+    chunk: Chunk,
+    names: LogColumns,
+    settings: LogSettings,
+    ids: Mapping[str, IdColumn],
+    times: TimeColumn,
+    items: StagedItems | None,
 ) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
     """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
 
@@ -339,11 +350,11 @@ def _type(
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     user, wrong_users = ids["user"].read(user)
     item, wrong_items = ids["item"].read(item)
-    times, wrong_times = time_column(time, settings.ticks)
+    microseconds, wrong_times = times.read(time)
     complaints = [*wrong_users, *wrong_items, *wrong_times]
     if items:
         item, listed = as_listed(item, items.ids)
-    arrays = [user, item, times]
+    arrays = [user, item, microseconds]
     odd = {}
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong, odd[name] = number_column(text, name, required=name in settings.minimum)
