@@ -8,6 +8,7 @@ Shape legend: R rows of a chunk.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
 import numpy as np
@@ -136,7 +137,7 @@ class TimeColumn:
                 continue  # among seconds, 0 is no order but a time of 1970
             other_R = forms_R == code
             if other_R.any():
-                reason = f"timestamp is written as {MEANING[form]}, most of the log's as {MEANING[self.form]}"
+                reason = f"timestamp is written as {MEANING[form]}, most others as {MEANING[self.form]}"
                 complaints.append((pa.array(other_R), reason))
         return complaints
 
@@ -173,6 +174,15 @@ def _forms_of_iso(iso: pa.Array) -> np.ndarray:
     zone_R = pc.fill_null(pc.not_equal(pc.struct_field(iso, "zone"), ""), False).to_numpy(False)
     with_hour_R = np.where(zone_R, FORMS.index(ZONED), FORMS.index(LOCAL))
     return np.where(matched_R, np.where(hour_R, with_hour_R, FORMS.index(DATE)), -1)
+
+
+def first_reasons(complaints: Sequence[Complaint], rows: int) -> list[str | None]:
+    """Return the first complaint about each row, None where there is none."""
+    result: list[str | None] = [None] * rows
+    for mask, reason in reversed(complaints):
+        for row in pc.indices_nonzero(pc.fill_null(mask, False)).to_pylist():
+            result[row] = reason
+    return result
 
 
 # ------------------------------------------------------------------------------------------------ one form

@@ -22,7 +22,7 @@ from pipeline.raw_times import (
 
 NOON = 1_600_000_000  # 2020-09-13 12:26:40 UTC
 
-MOST = ", most of the log's as ISO 8601 without a zone"
+MOST = ", most others as ISO 8601 without a zone"
 
 
 def read(texts: list[str | None], time_unit: str = "auto") -> tuple[str | None, list[int | str]]:
@@ -162,7 +162,7 @@ def test_whole_numbers_from_zero_are_an_order() -> None:
     assert found[:4] == [0, 1_000_000, 2_000_000, 3_000_000]
     assert found[4:6] == [NO_ORDER] * 2
     assert found[6] == 631151999_000000
-    assert found[7] == f"timestamp is written as seconds since 1970, most of the log's as {MEANING['order']}"
+    assert found[7] == f"timestamp is written as seconds since 1970, most others as {MEANING['order']}"
 
 
 def test_a_set_order_takes_any_whole_number_and_no_date() -> None:

@@ -16,7 +16,7 @@ from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 from pipeline.errors import UserError
 
 GOOD = interactions()
-MILLISECONDS = "timestamp is written as milliseconds since 1970, most of the log's as seconds since 1970"
+MILLISECONDS = "timestamp is written as milliseconds since 1970, most others as seconds since 1970"
 BAD_ROWS: list[tuple[tuple[Any, ...], str]] = [  # (fields, reason)
     (("", "i1", START), "user is missing"),
     (("u1", " ", START), "item is missing"),

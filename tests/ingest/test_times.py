@@ -162,7 +162,7 @@ def test_the_form_of_most_rows_counts_over_all_parts_of_a_log(ingest: Ingest, tm
     result = ingest(parts, k_core=0, max_reject_rate=0.5)
     assert result.summary["time_format"] == "s"
     assert result.rows == [("u", f"i{n}", START + n) for n in range(6)]
-    reason = "timestamp is written as ISO 8601 with a zone, most of the log's as seconds since 1970"
+    reason = "timestamp is written as ISO 8601 with a zone, most others as seconds since 1970"
     assert result.rejects == [("interactions.1.csv", 2, reason), ("interactions.1.csv", 3, "user is missing")]
     assert result.summary["rows_read"] == 8
 
