@@ -1,7 +1,10 @@
 """The settings of the stage ingest: section `ingest` of params.yaml."""
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
+
+ENCODING_SAMPLE = "user,item\t1\r\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,6 +13,7 @@ class IngestConfig:
 
     path: str  # a file or a folder, which DVC can depend on; for the demo the one with scenario.yaml
     files: str  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*
+    encoding: str  # custom: of text files that are not UTF-8, a codec of Python; empty: UTF-8, or recognised UTF-16
     delimiter: str  # custom: what divides the fields of a CSV or TSV log; empty: found in its first lines
     engine: Literal["duckdb", "spark"]
     memory_limit: str  # DuckDB spills to disk above it
@@ -24,9 +28,28 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if isinstance(self.k_core, int) and self.k_core < 0:
             raise ValueError("ingest.k_core must be 0 or more, or 'recipe'")
+        if self.encoding:
+            usual_encoding(self.encoding)
         if '"' in self.delimiter or "\n" in self.delimiter:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
             raise ValueError("ingest.header must name every column once")
         if not 0 <= self.max_reject_rate <= 1:
             raise ValueError("ingest.max_reject_rate is a share between 0 and 1")
+
+
+def usual_encoding(name: str) -> str:
+    """Return the usual name of a text encoding of Python.
+
+    Raises:
+        ValueError: there is no such encoding, or it is none for tables.
+    """
+    try:
+        usual = codecs.lookup(name).name
+        if ENCODING_SAMPLE.encode(usual).decode(usual) == ENCODING_SAMPLE:
+            return usual
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise ValueError(
+        f"ingest.encoding is {name[:40]!r}, which is no text encoding of Python, such as cp1252 or gb18030"
+    )
