@@ -120,6 +120,21 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
     }
 
 
+def needed_partition(
+    names: Sequence[str], partition: Mapping[str, str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the partition's columns that a file with the columns `names` needs.
+
+    A column is needed that `ingest.columns` (`mapping`) names, or that alone can have one of the `known` roles.
+    """
+    further = {name: value for name, value in partition.items() if name not in names}
+    needed = {name for name in mapping.values() if name in further}
+    for role in known:
+        if role not in mapping and not _matches(role, names, known):
+            needed.update(_matches(role, [*further], known)[:1])
+    return {name: value for name, value in further.items() if name in needed}
+
+
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
     """Return our name -> the item file's, for item (always there) and every further column, known or not.
 

@@ -1,8 +1,10 @@
 """The settings of the stage ingest: section `ingest` of params.yaml."""
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
 
+ENCODING_SAMPLE = "user,item\t1\r\n"
 COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
 
@@ -12,6 +14,7 @@ class IngestConfig:
 
     path: str  # a file or a folder, which DVC can depend on; for the demo the one with scenario.yaml
     files: str  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*
+    encoding: str  # custom: of text files that are not UTF-8, a codec of Python; empty: UTF-8, or recognised UTF-16
     delimiter: str  # custom: what divides the fields of a CSV or TSV log; empty: found in its first lines
     engine: Literal["duckdb", "spark"]
     memory_limit: str  # DuckDB spills to disk above it
@@ -26,6 +29,8 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if isinstance(self.k_core, int) and self.k_core < 0:
             raise ValueError("ingest.k_core must be 0 or more, or 'recipe'")
+        if self.encoding:
+            usual_encoding(self.encoding)
         if '"' in self.delimiter or "\n" in self.delimiter:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
@@ -41,3 +46,20 @@ class IngestConfig:
         stays, and leaves a numeric column out.
         """
         return {ours: theirs for ours, theirs in self.columns.items() if theirs or ours not in COLUMNS}
+
+
+def usual_encoding(name: str) -> str:
+    """Return the usual name of a text encoding of Python.
+
+    Raises:
+        ValueError: there is no such encoding, or it is none for tables.
+    """
+    try:
+        usual = codecs.lookup(name).name
+        if ENCODING_SAMPLE.encode(usual).decode(usual) == ENCODING_SAMPLE:
+            return usual
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise ValueError(
+        f"ingest.encoding is {name[:40]!r}, which is no text encoding of Python, such as cp1252 or gb18030"
+    )

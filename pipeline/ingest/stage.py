@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
+from pipeline.ingest.encodings import settle_encoding
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
@@ -82,10 +84,15 @@ def _find(params: IngestParams, new: Path) -> Source:
     """Find the raw files and, for those without a recipe, how they are written."""
     source = find_source(params.dataset, *_raw_path(params, new))
     if params.dataset in RECIPES:
-        return source
+        return replace(source, log=[*map(settle_encoding, source.log)], items=[*map(settle_encoding, source.items)])
     config = params.ingest
-    log = [find_dialect(f, config.mapping, delimiter=config.delimiter, header=config.header) for f in source.log]
-    return replace(source, log=log, items=[find_dialect(file, config.mapping, header=None) for file in source.items])
+    log = partial(find_dialect, mapping=config.mapping, delimiter=config.delimiter, header=config.header)
+    items = partial(find_dialect, mapping=config.mapping, header=None)
+    return replace(
+        source,
+        log=[log(file, encoding=config.encoding) for file in source.log],
+        items=[items(file, encoding=config.encoding) for file in source.items],
+    )
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:

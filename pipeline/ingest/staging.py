@@ -7,7 +7,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
+from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
 from pipeline.ingest.ids import IdColumn, as_listed, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
@@ -100,7 +100,7 @@ def stage_items(
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
+    plan = [(file, recipe.item_columns) if recipe else _recognise(file, mapping) for file in files]
     make_categories = recipe.categories if recipe else None
     if not any(columns for _, columns in plan):
         raise _no_items(files, source, rejects)
@@ -172,13 +172,14 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     return numbers.filter(stays), listed.copies
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
-    """Return our name -> the item file's; None for a file without a good row."""
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> tuple[RawFile, Mapping[str, str] | None]:
+    """Return the file, and our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        return None
-    columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+        return file, None
+    file = replace(file, constants=needed_partition(head.column_names, file.partition, mapping, ITEM_NAMES))
+    columns = recognise_items([*head.column_names, *file.constants], mapping, file.name)
+    return file, {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
 def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
@@ -330,6 +331,11 @@ def _plan(
         columns = None
         if head is not None:
             wanted = {**mapping, **decided.actions} if decided else mapping
+            if file.partition:
+                constants = needed_partition(head.column_names, file.partition, wanted, LOG_NAMES)
+                file = replace(file, constants=constants)
+                for name, value in constants.items():
+                    head = head.append_column(name, pa.repeat(pa.scalar(value), len(head)))
             columns = recognise_log(head, wanted, file.name, guess_actions=guess_actions and not decided)
             decided = decided or columns
         plan.append((file, columns))
@@ -379,11 +385,9 @@ def _usable(
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
+        reject = rejects.of(file)
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
-            text = ",".join(row)
-            if file.format.kind != "csv":  # in JSON and Parquet a line break is a part of the value and no further line
-                text = text.replace("\n", "\\n")
-            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), text)
+            reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
 
 
