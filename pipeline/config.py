@@ -137,7 +137,14 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
 def _plain(section: Any) -> dict[str, Any]:
     """Return the keys of a section as plain YAML values."""
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _listed(value) for name, value in values.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Return a value of a section as YAML has it: with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[str]) -> Any:
@@ -194,6 +201,7 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
             if not attempt:
                 return converted
         words = [" or ".join(map(repr, get_args(a))) if get_origin(a) is Literal else a.__name__ for a in args]
+        words = ["a list of these" if word == "tuple" else word for word in words]
         problems.append(f"{name} is {value!r}, expected {' or '.join(words)}")
         return value
     if origin is tuple:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ENCODING_SAMPLE = "user,item\t1\r\n"
+Value = str | int | float | bool  # a text of the log, as YAML may read it
 COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
 
@@ -20,10 +21,13 @@ class IngestConfig:
     memory_limit: str  # DuckDB spills to disk above it
     k_core: int | Literal["recipe"]  # every user and item has at least this many interactions
     max_reject_rate: float  # share of bad rows above which the stage fails
+    repeats: Literal["first", "last", "keep"]  # which interactions of one user with one item count
+    unknown_items: Literal["reject", "keep"]  # interactions whose item the item file does not list
     time_unit: Literal["auto", "s", "ms", "us", "ns", "order"]  # of times that are numbers; auto: recognised
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
+    where: dict[str, Value | tuple[Value, ...]]  # column of the log -> the texts of the rows that are wanted
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
@@ -35,6 +39,8 @@ class IngestConfig:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
             raise ValueError("ingest.header must name every column once")
+        if empty := [name for name, texts in self.filters.items() if not texts]:
+            raise ValueError(f"ingest.where.{empty[0]} names no value, so that no row would be wanted")
         if not 0 <= self.max_reject_rate <= 1:
             raise ValueError("ingest.max_reject_rate is a share between 0 and 1")
 
@@ -46,6 +52,12 @@ class IngestConfig:
         stays, and leaves a numeric column out.
         """
         return {ours: theirs for ours, theirs in self.columns.items() if theirs or ours not in COLUMNS}
+
+    @property
+    def filters(self) -> dict[str, tuple[str, ...]]:
+        """Return column of the log -> the texts of the rows that are wanted; a flag is the text true or false."""
+        lists = {name: value if isinstance(value, tuple) else (value,) for name, value in self.where.items()}
+        return {name: tuple(_text(value) for value in values) for name, values in lists.items()}
 
 
 def usual_encoding(name: str) -> str:
@@ -63,3 +75,7 @@ def usual_encoding(name: str) -> str:
     raise ValueError(
         f"ingest.encoding is {name[:40]!r}, which is no text encoding of Python, such as cp1252 or gb18030"
     )
+
+
+def _text(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
