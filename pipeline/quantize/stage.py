@@ -86,12 +86,12 @@ def make_sids(
     Args:
         vectors_Id: float32 [I, d], row = item_id.
         categories_I: int [I], -1 for an item without a category; None: no item has a category.
-        part: the interactions that are joined to the vectors; None: the vectors stand alone.
+        part: the interactions of which `config.interactions` takes a share; not needed where that is 0.
 
     Raises:
         UserError: as `run`, except for the files.
     """
-    joined = join_interactions(vectors_Id, part, config) if part else None
+    joined = join_interactions(vectors_Id, part, config) if part and config.interactions else None
     if joined:
         vectors_Id = joined.vectors_Id
     if config.normalize_input:
