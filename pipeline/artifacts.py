@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +165,7 @@ def _existing(path: Path) -> Path:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} cannot be read: {error}",
+        f"{path} cannot be read: {shown(error)}",
         "the file is damaged or was cut short",
         "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
     )

@@ -12,7 +12,7 @@ import pytest
 
 # From the lowest layer to the highest. Rooms of one layer do not import each other, but for the pairs of BESIDE.
 LAYERS = (
-    ("errors", "hashing", "metrics", "progress"),
+    ("printing", "errors", "hashing", "metrics", "progress"),
     ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue"),
     ("ops",),
     ("packing",),
@@ -27,6 +27,8 @@ LAYERS = (
 STAGES = LAYERS[8]
 LEAVES = {"raw_ids": 1, "figures": 0, "metric_names": 0}  # rooms of their own that a few above use: their layer
 BESIDE = {
+    ("errors", "printing"),
+    ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
     ("distributed", "machine"),

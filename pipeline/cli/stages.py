@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.printing import say
+
 if TYPE_CHECKING:
     from pipeline.config import Params
 
@@ -201,4 +203,4 @@ def fetch(
     from pipeline.ingest.fetch import fetch as download
 
     folder = download(_params().dataset, urls=urls)[0].parent
-    print(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")
+    say(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")

@@ -22,6 +22,7 @@ from pipeline.embed.config import EmbedConfig
 from pipeline.embed.precomputed import precomputed_vectors
 from pipeline.embed.template import fields_of, render_text
 from pipeline.errors import UserError
+from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
     from pipeline.embed.shards import EncodedItems
@@ -108,7 +109,7 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
     if required and not any(texts):
         raise UserError(
             "no item has a text",
-            f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(columns)}",
+            f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(map(shown, columns))}",
             "mend embed.template, or bring an item file with titles or vectors (embed.encoder=precomputed)\n"
             "or use interactions alone: dvc exp run -S embed.encoder=none -S quantize.interactions=1",
         )
@@ -139,7 +140,7 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
     if len(broken):
         raise UserError(
             f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
-            f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
+            f"first: {', '.join(shown(raw_ids[item]) for item in broken[:5])}",
             "distances to such vectors mean nothing",
             "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
         )
@@ -155,24 +156,25 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
 
 def _report(summary: dict[str, Any]) -> None:
     if summary["encoder"] == "none":
-        print(f"embed: {summary['items']:,} items without vectors: interactions alone make their Semantic IDs")
+        say(f"embed: {summary['items']:,} items without vectors: interactions alone make their Semantic IDs")
         return
-    print(
+    say(
         f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
         + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else "")
     )
     if summary.get("matched_by") == "id":
-        print(
-            f"embed: vectors of {summary['file']} were matched by id ({summary['ids_from']}): {summary['items']:,} of "
-            f"{summary['items']:,} items found; {summary['unused_rows']:,} rows of the file belong to no item"
+        say(
+            f"embed: vectors of {summary['file']} were matched by id ({shown(summary['ids_from'])}): "
+            f"{summary['items']:,} of {summary['items']:,} items found; "
+            f"{summary['unused_rows']:,} rows of the file belong to no item"
         )
     elif "matched_by" in summary:
-        print(
+        say(
             f"embed: vectors of {summary['file']} were matched by order: row i is item i of items.parquet, "
             f"{summary['items']:,} of {summary['items']:,} (no ids were found in the file, or embed.match is order)"
         )
     if summary["zero_vectors"]:
-        print(
+        say(
             f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
             + (
                 f", {summary['items_without_text']:,} of them because they have no text"
@@ -181,7 +183,7 @@ def _report(summary: dict[str, Any]) -> None:
             )
         )
     if summary.get("images_named"):
-        print(
+        say(
             f"embed: {summary['images']:,} of {summary['images_named']:,} images were used; "
             f"{summary['images_rejected']:,} were refused (rejects.parquet says why), "
             f"{summary['images_beyond_limit']:,} left out by embed.max_images"

@@ -27,6 +27,7 @@ from pipeline.artifacts import (
     write_bytes,
 )
 from pipeline.errors import RESTORE, UserError
+from pipeline.printing import say
 from pipeline.quantize import build_quantizer
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
@@ -70,7 +71,7 @@ def run(
     check_collisions(sids.quality, params.quantize)
     sids.write(output)
     write_bytes(output / "levels.csv", level_table(sids.quality).encode())
-    print(summary(sids), flush=True)
+    say(summary(sids))
     return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 
 
