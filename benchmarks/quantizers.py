@@ -133,7 +133,7 @@ def by_block(figures: dict[str, Any]) -> str:
     return (
         f"   share {figures['share']:<4g} neighbour by content {agreement('content_neighbour_agreement')}, "
         f"by interactions {agreement('interaction_neighbour_agreement')}; "
-        f"{figures['items_without_cooccurrence']} items without"
+        f"{figures['items_without_vector']} items without"
     )
 
 
