@@ -51,7 +51,8 @@ class IngestParams(Protocol):
 class Staged:
     """The raw files as typed Parquet, and what was left out of them.
 
-    items: None without an item file. unknown: the items that it does not list and that stay, each with its rows. time_format: the form of the log's times.
+    items: None without an item file. unknown: the items that it does not list and that stay, each with its rows.
+    time_format: the form of the log's times.
     """
 
     log: StagedLog
