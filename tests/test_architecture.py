@@ -25,12 +25,18 @@ LAYERS = (
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
-LEAVES = {"raw_ids": 1, "figures": 0, "metric_names": 0}  # rooms of their own that a few above use: their layer
+LEAVES = {
+    "raw_ids": 1,
+    "raw_times": 1,
+    "figures": 0,
+    "metric_names": 0,
+}  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("errors", "printing"),
     ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
+    ("raw_times", "artifacts"),
     ("distributed", "machine"),
     ("presets", "doctor"),
     ("cli", "presets"),

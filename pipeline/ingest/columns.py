@@ -141,6 +141,21 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
     }
 
 
+def needed_partition(
+    names: Sequence[str], partition: Mapping[str, str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the partition's columns that a file with the columns `names` needs.
+
+    A column is needed that `ingest.columns` (`mapping`) names, or that alone can have one of the `known` roles.
+    """
+    further = {name: value for name, value in partition.items() if name not in names}
+    needed = {name for name in mapping.values() if name in further}
+    for role in known:
+        if role not in mapping and not _matches(role, names, known):
+            needed.update(_matches(role, [*further], known)[:1])
+    return {name: value for name, value in further.items() if name in needed}
+
+
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
     """Return our name -> the item file's, for item (always there) and every further column, known or not.
 
@@ -227,3 +242,20 @@ def _is_numeric(column: pa.ChunkedArray) -> bool:
     """Tell whether most of the values that are not missing are numbers; the other values will be null."""
     values, missing = numbers(column.combine_chunks())
     return bool(2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py())
+
+
+def check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
+    """Check that `ingest.minimum` names actions of the log.
+
+    Raises:
+        UserError: it names another column.
+    """
+    for name in minimum:
+        if name not in columns.actions:
+            raise UserError(
+                f"ingest.minimum names {name}, which is no action column of the log",
+                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
+                f"mend ingest.minimum: {nearest(name, columns.actions)}"
+                if columns.actions
+                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
+            )

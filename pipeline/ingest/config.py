@@ -1,8 +1,10 @@
 """The settings of the stage ingest: section `ingest` of params.yaml."""
 
+import codecs
 from dataclasses import dataclass
 from typing import Literal
 
+ENCODING_SAMPLE = "user,item\t1\r\n"
 Value = str | int | float | bool  # a text of the log, as YAML may read it
 COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
@@ -13,6 +15,7 @@ class IngestConfig:
 
     path: str  # a file or a folder, which DVC can depend on; for the demo the one with scenario.yaml
     files: str  # custom: a glob inside that folder, such as "*.csv"; empty: the folder's interactions.*
+    encoding: str  # custom: of text files that are not UTF-8, a codec of Python; empty: UTF-8, or recognised UTF-16
     delimiter: str  # custom: what divides the fields of a CSV or TSV log; empty: found in its first lines
     engine: Literal["duckdb", "spark"]
     memory_limit: str  # DuckDB spills to disk above it
@@ -20,7 +23,7 @@ class IngestConfig:
     max_reject_rate: float  # share of bad rows above which the stage fails
     repeats: Literal["first", "last", "keep"]  # which interactions of one user with one item count
     unknown_items: Literal["reject", "keep"]  # interactions whose item the item file does not list
-    time_unit: Literal["s", "ms"]
+    time_unit: Literal["auto", "s", "ms", "us", "ns", "order"]  # of times that are numbers; auto: recognised
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
@@ -30,6 +33,8 @@ class IngestConfig:
     def __post_init__(self) -> None:
         if isinstance(self.k_core, int) and self.k_core < 0:
             raise ValueError("ingest.k_core must be 0 or more, or 'recipe'")
+        if self.encoding:
+            usual_encoding(self.encoding)
         if '"' in self.delimiter or "\n" in self.delimiter:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
@@ -53,6 +58,23 @@ class IngestConfig:
         """Return column of the log -> the texts of the rows that are wanted; a flag is the text true or false."""
         lists = {name: value if isinstance(value, tuple) else (value,) for name, value in self.where.items()}
         return {name: tuple(_text(value) for value in values) for name, values in lists.items()}
+
+
+def usual_encoding(name: str) -> str:
+    """Return the usual name of a text encoding of Python.
+
+    Raises:
+        ValueError: there is no such encoding, or it is none for tables.
+    """
+    try:
+        usual = codecs.lookup(name).name
+        if ENCODING_SAMPLE.encode(usual).decode(usual) == ENCODING_SAMPLE:
+            return usual
+    except (LookupError, ValueError, TypeError):
+        pass
+    raise ValueError(
+        f"ingest.encoding is {name[:40]!r}, which is no text encoding of Python, such as cp1252 or gb18030"
+    )
 
 
 def _text(value: Value) -> str:

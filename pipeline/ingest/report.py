@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.ingest.sources import Source
 from pipeline.printing import say, shown
+from pipeline.raw_times import DATE, LOCAL, MEANING, ORDER
 
 MINIMUM = "minimum "  # how the step of ingest.minimum begins, in ingest.json
 UNITS = ("interactions", "users", "items")  # keys of a step
@@ -59,7 +60,7 @@ def _name(step: str) -> str:
 
 
 def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequence[str]:
-    lines = []
+    lines = [_times_line(summary["time_format"])]
     if summary["rejected"]:
         lines.append(f"{summary['rejected']:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     lines += summary.get("never_seen", [])
@@ -89,6 +90,17 @@ def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequen
             f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path"
         )
     return lines
+
+
+def _times_line(form: str) -> str:
+    """Say how the log's times were read, and what follows from it."""
+    if form == ORDER:
+        return (
+            "times are a mere order (0, 1, 2, ...): split.protocol=temporal cannot divide it, and backbone.time_bias "
+            "takes a step of 1 as a second; set it to false where the steps have no length"
+        )
+    notes = {LOCAL: ", read as UTC", DATE: ", read as UTC; a user's interactions of one day are ties (split.ties)"}
+    return f"times are {MEANING[form]}{notes.get(form, '')}"
 
 
 def _by_column(counts: Mapping[str, int]) -> str:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
+from pipeline.ingest.encodings import settle_encoding
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
@@ -32,9 +34,9 @@ from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.ingest.where import RowFilter
 from pipeline.printing import say
+from pipeline.raw_times import TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
-TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
 
 
 class IngestParams(Protocol):
@@ -52,6 +54,7 @@ class Staged:
     """The raw files as typed Parquet, and what was left out of them.
 
     items: None without an item file. unknown: the items that it does not list and that stay, each with its rows.
+    time_format: the form of the log's times.
     """
 
     log: StagedLog
@@ -59,6 +62,7 @@ class Staged:
     rejects: Rejects
     rows: RowFilter
     unknown: Counter[str]
+    time_format: str
 
 
 def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
@@ -103,10 +107,15 @@ def _find(params: IngestParams, new: Path) -> Source:
     """Find the raw files and, for those without a recipe, how they are written."""
     source = find_source(params.dataset, *_raw_path(params, new))
     if params.dataset in RECIPES:
-        return source
+        return replace(source, log=[*map(settle_encoding, source.log)], items=[*map(settle_encoding, source.items)])
     config = params.ingest
-    log = [find_dialect(f, config.mapping, delimiter=config.delimiter, header=config.header) for f in source.log]
-    return replace(source, log=log, items=[find_dialect(file, config.mapping, header=None) for file in source.items])
+    log = partial(find_dialect, mapping=config.mapping, delimiter=config.delimiter, header=config.header)
+    items = partial(find_dialect, mapping=config.mapping, header=None)
+    return replace(
+        source,
+        log=[log(file, encoding=config.encoding) for file in source.log],
+        items=[items(file, encoding=config.encoding) for file in source.items],
+    )
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
@@ -139,21 +148,23 @@ def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path
                 path=work / "items.parquet",
                 null_words=config.null_words,
             )
-        log = stage_log(
-            source.log,
-            LogSettings(
-                mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
-                ticks=TICKS[config.time_unit],
-                minimum=_minimum(params),
-                guess_actions=recipe is None,
-                null_words=config.null_words,
-                rows=rows,
-                keep_unknown=config.unknown_items == "keep",
-            ),
-            rejects,
-            work / "log.parquet",
-            items=items,
+        settings = LogSettings(
+            mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
+            minimum=_minimum(params),
+            guess_actions=recipe is None,
+            null_words=config.null_words,
+            rows=rows,
+            keep_unknown=config.unknown_items == "keep",
         )
+        times = TimeColumn(config.time_unit)
+        log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
+        if times.majority != times.form:
+            # The first rows write times in another form than most rows: the form of most rows counts, so read again.
+            times = TimeColumn(config.time_unit, times.majority)
+            rejects.forget([file.name for file in source.log])
+            rows = RowFilter(config.filters)
+            settings = replace(settings, rows=rows)
+            log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
@@ -178,7 +189,7 @@ def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path
     unknown: Counter[str] = Counter()
     if items and config.unknown_items == "keep":
         items, unknown = add_unknown(items, log)
-    return Staged(log=log, items=items, rejects=rejects, rows=rows, unknown=unknown)
+    return Staged(log=log, items=items, rejects=rejects, rows=rows, unknown=unknown, time_format=times.form or "")
 
 
 def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work: Path, output: Path) -> dict[str, Any]:
@@ -207,6 +218,7 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
     summary = {
         "dataset": params.dataset,
         **_counts(cleaned),
+        "time_format": staged.time_format,
         "rows_read": log.read,
         "rejected": rejects.total([file.name for file in source.log]),
         "items_listed": items.read if items else None,

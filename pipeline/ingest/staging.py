@@ -7,7 +7,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -16,18 +16,26 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
-from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
+from pipeline.ingest.columns import (
+    ITEM_NAMES,
+    LOG_NAMES,
+    LogColumns,
+    check_minimum,
+    needed_partition,
+    recognise_items,
+    recognise_log,
+)
+from pipeline.ingest.ids import IdColumn, ListedItems, as_listed, plain_unknown, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
-from pipeline.ingest.values import Complaint, number_column, reasons, time_column
+from pipeline.ingest.values import number_column, reasons
 from pipeline.ingest.where import RowFilter
-from pipeline.printing import shown
 from pipeline.progress import Progress
+from pipeline.raw_times import Complaint, TimeColumn
 
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
 RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
@@ -66,14 +74,12 @@ class StagedLog:
 class LogSettings:
     """Settings say how a log is to be read.
 
-    mapping: our column name -> the log's, complete for a recipe. ticks: units of the log's clock in a second. minimum:
-    action column -> least value; a row without a value in one of these columns is a reject. guess_actions: take further
-    numeric columns as actions. null_words: texts that are no id. rows: tells which rows are wanted. keep_unknown: take
-    rows whose item the item file does not list.
+    mapping: our column name -> the log's, complete for a recipe. minimum: action column -> least value; a row without a
+    value in one of these columns is a reject. guess_actions: take further numeric columns as actions. null_words: texts
+    that are no id. rows: tells which rows are wanted. keep_unknown: take rows whose item the item file does not list.
     """
 
     mapping: Mapping[str, str]
-    ticks: int
     minimum: Mapping[str, float]
     guess_actions: bool
     null_words: Sequence[str]
@@ -104,7 +110,7 @@ def stage_items(
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
+    plan = [(file, recipe.item_columns) if recipe else _recognise(file, mapping) for file in files]
     make_categories = recipe.categories if recipe else None
     if not any(columns for _, columns in plan):
         raise _no_items(files, source, rejects)
@@ -176,13 +182,14 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     return numbers.filter(stays), listed.copies
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
-    """Return our name -> the item file's; None for a file without a good row."""
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> tuple[RawFile, Mapping[str, str] | None]:
+    """Return the file, and our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        return None
-    columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+        return file, None
+    file = replace(file, constants=needed_partition(head.column_names, file.partition, mapping, ITEM_NAMES))
+    columns = recognise_items([*head.column_names, *file.constants], mapping, file.name)
+    return file, {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
 def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
@@ -198,29 +205,6 @@ def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserEr
         + (f"; {rejects.total(names):,} rows cannot be read:\n" + "\n".join(reasons) if reasons else ""),
         rejects.hint(names) or "check that the file was written to the end, or move it away",
     )
-
-
-class ListedItems:
-    """The items that an item file has listed so far, for finding one that it lists again."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, int] = {}  # raw id -> hash of the texts of its first row
-        self.copies = 0  # rows so far that are equal to an earlier one
-        self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
-
-    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
-        """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
-        copies, twice = [], []
-        columns = [column.to_pylist() for column in texts.values()]
-        for raw_id, *row in zip(raw_ids.to_pylist(), *columns, strict=True):
-            text = hash(tuple(row))
-            known = raw_id in self.texts
-            copies.append(known and bool(raw_id) and self.texts[raw_id] == text)
-            twice.append(known and not copies[-1])
-            self.texts.setdefault(raw_id, text)
-        self.copies += sum(copies)
-        self.twice = pa.array(twice, pa.bool_())
-        return pa.array(copies, pa.bool_())
 
 
 def _item_complaints(fields: Mapping[str, pa.Array], twice: pa.Array, copies: pa.Array) -> list[Complaint]:
@@ -258,12 +242,19 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def stage_log(
-    files: Sequence[RawFile], settings: LogSettings, rejects: Rejects, path: Path, *, items: StagedItems | None
+    files: Sequence[RawFile],
+    settings: LogSettings,
+    rejects: Rejects,
+    path: Path,
+    *,
+    items: StagedItems | None,
+    times: TimeColumn,
 ) -> StagedLog:
     """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
         items: the item file, if there is one; a row whose item it does not list is a reject, unless `keep_unknown`.
+        times: reads the column of times; a row in another form than the column's is a reject.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
@@ -272,7 +263,7 @@ def stage_log(
     plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
-        _check_minimum(settings.minimum, columns)
+        check_minimum(settings.minimum, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
@@ -283,7 +274,7 @@ def stage_log(
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1  # number of the file's last row
-            for rows in read_chunks(file, rejects.of(file), names.read if names else None, settings.ticks):
+            for rows in read_chunks(file, rejects.of(file), names.read if names else None):
                 assert names is not None  # a file without columns has no chunks
                 last = int(rows.records[-1])
                 progress.update(len(rows.lines))
@@ -292,7 +283,7 @@ def stage_log(
                     continue
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints, odd = _type(chunk, names, settings, ids, items)
+                arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
@@ -324,10 +315,16 @@ def _plan(files: Sequence[RawFile], settings: LogSettings) -> list[tuple[RawFile
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
     for file in files:
-        head = sample(file, settings.ticks)
+        head = sample(file)
         columns = None
         if head is not None:
             wanted = {**settings.mapping, **(decided.actions if decided else {})}
+            if file.partition:
+                named = {**wanted, **{name: name for name in settings.rows.where}}
+                constants = needed_partition(head.column_names, file.partition, named, LOG_NAMES)
+                file = replace(file, constants=constants)
+                for name, value in constants.items():
+                    head = head.append_column(name, pa.repeat(pa.scalar(value), len(head)))
             guess = settings.guess_actions and not decided
             columns = recognise_log(head, wanted, file.name, guess_actions=guess, filters=settings.rows.where)
             decided = decided or columns
@@ -336,7 +333,12 @@ def _plan(files: Sequence[RawFile], settings: LogSettings) -> list[tuple[RawFile
 
 
 def _type(
-    chunk: Chunk, names: LogColumns, settings: LogSettings, ids: Mapping[str, IdColumn], items: StagedItems | None
+    chunk: Chunk,
+    names: LogColumns,
+    settings: LogSettings,
+    ids: Mapping[str, IdColumn],
+    times: TimeColumn,
+    items: StagedItems | None,
 ) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
     """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
 
@@ -345,12 +347,12 @@ def _type(
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     user, wrong_users = ids["user"].read(user)
     item, wrong_items = ids["item"].read(item)
-    times, wrong_times = time_column(time, settings.ticks)
+    microseconds, wrong_times = times.read(time)
     complaints = [*wrong_users, *wrong_items, *wrong_times]
     if items:
         item, listed = as_listed(item, items.ids)
         item = plain_unknown(item, listed) if settings.keep_unknown else item
-    arrays = [user, item, times]
+    arrays = [user, item, microseconds]
     odd = {}
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong, odd[name] = number_column(text, name, required=name in settings.minimum)
@@ -374,21 +376,7 @@ def _usable(
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
+        reject = rejects.of(file)
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
-            text = ",".join(row)
-            if file.format.kind != "csv":  # in JSON and Parquet a line break is a part of the value and no further line
-                text = text.replace("\n", "\\n")
-            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), text)
+            reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
-
-
-def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
-    for name in minimum:
-        if name not in columns.actions:
-            raise UserError(
-                f"ingest.minimum names {name}, which is no action column of the log",
-                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
-                f"mend ingest.minimum: {nearest(name, columns.actions)}"
-                if columns.actions
-                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
-            )

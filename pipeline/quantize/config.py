@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+WIDEST_WINDOW = 1_000_000  # a wider one could overflow the counts of pairs
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
@@ -40,14 +42,9 @@ class QuantizeConfig:
     device: Literal["auto", "cpu", "cuda"]
 
     def __post_init__(self) -> None:
+        self._check_interactions()
         if self.levels < 1 or self.codes < 2 or self.iterations < 1 or self.restarts < 1:
             raise ValueError("quantize needs levels >= 1, codes >= 2, iterations >= 1 and restarts >= 1")
-        if not 0 <= self.interactions <= 1:
-            raise ValueError("quantize.interactions is a share between 0 and 1")
-        if self.interaction_window < 1 or self.interaction_dimensions < 1:
-            raise ValueError("quantize needs interaction_window >= 1 and interaction_dimensions >= 1")
-        if not 1 <= self.interaction_shift < float("inf"):
-            raise ValueError("quantize.interaction_shift is a finite number, 1 or more")
         if self.digit_width < 0:
             raise ValueError("quantize.digit_width must be 0 (as many as needed) or more")
         if not 0 <= self.max_collision_rate <= 1:
@@ -58,3 +55,13 @@ class QuantizeConfig:
             raise ValueError("quantize needs batch_items >= 1, max_steps >= 1 and patience >= 1")
         if self.learning_rate <= 0 or self.commitment < 0:
             raise ValueError("quantize.learning_rate must be above 0 and quantize.commitment 0 or more")
+
+    def _check_interactions(self) -> None:
+        if not 0 <= self.interactions <= 1:
+            raise ValueError("quantize.interactions is a share between 0 and 1")
+        if not 1 <= self.interaction_window <= WIDEST_WINDOW:
+            raise ValueError(f"quantize.interaction_window is between 1 and {WIDEST_WINDOW:,}")
+        if self.interaction_dimensions < 1:
+            raise ValueError("quantize.interaction_dimensions must be 1 or more")
+        if not 1 <= self.interaction_shift < float("inf"):
+            raise ValueError("quantize.interaction_shift is a finite number, 1 or more")

@@ -91,15 +91,15 @@ def test_the_report_says_how_much_came_from_interactions(data: Path, capsys: pyt
     by_related = run(data, interactions=1.0).quality["interactions"]
     assert by_content["content_neighbour_agreement"][0] > by_related["content_neighbour_agreement"][0]
     assert by_content["interaction_neighbour_agreement"][0] < by_related["interaction_neighbour_agreement"][0]
-    assert {key: by_related[key] for key in ("share", "window", "shift", "items_without_cooccurrence")} == {
+    assert {key: by_related[key] for key in ("share", "window", "shift", "items_without_vector")} == {
         "share": 1.0,
         "window": 5,
         "shift": 1.0,
-        "items_without_cooccurrence": 1,
+        "items_without_vector": 1,
     }
     out = capsys.readouterr().out
     assert "quantize: a share of 1 comes from interactions: " in out
-    assert "1 items co-occur with no other" in out
+    assert "1 items have no vector from them" in out
 
 
 def test_users_groups_become_codes_without_any_text(data: Path) -> None:
@@ -145,8 +145,9 @@ def test_only_three_files_of_the_split_are_read(data: Path) -> None:
         ({"quantize": {"interactions": float("nan")}}, "interactions is a share between 0 and 1"),
         ({"quantize": {"interaction_shift": 0.5}}, "interaction_shift is a finite number, 1 or more"),
         ({"quantize": {"interaction_shift": float("nan")}}, "interaction_shift is a finite number, 1 or more"),
-        ({"quantize": {"interaction_window": 0}}, "interaction_window >= 1"),
-        ({"quantize": {"interaction_dimensions": 0}}, "interaction_dimensions >= 1"),
+        ({"quantize": {"interaction_window": 10**7}}, "interaction_window is between 1 and 1,000,000"),
+        ({"quantize": {"interaction_window": 0}}, "interaction_window is between 1 and 1,000,000"),
+        ({"quantize": {"interaction_dimensions": 0}}, "interaction_dimensions must be 1 or more"),
         ({"embed": {"encoder": "none"}}, "set quantize.interactions to 1, or choose another embed.encoder"),
         (
             {"embed": {"encoder": "none"}, "quantize": {"interactions": 0.5}},
