@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ENCODING_SAMPLE = "user,item\t1\r\n"
-Value = str | int | float | bool  # a text of the log, as YAML may read it
+Wanted = str | int | float | bool  # a text of the log, as YAML may read it
 COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
 
@@ -27,7 +27,7 @@ class IngestConfig:
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
-    where: dict[str, Value | tuple[Value, ...]]  # column of the log -> the texts of the rows that are wanted
+    where: dict[str, Wanted | tuple[Wanted, ...]]  # column of the log -> the texts of the rows that are wanted
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
@@ -77,5 +77,5 @@ def usual_encoding(name: str) -> str:
     )
 
 
-def _text(value: Value) -> str:
+def _text(value: Wanted) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
