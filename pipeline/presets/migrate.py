@@ -14,7 +14,6 @@ from typing import Any
 import yaml
 from yaml import CollectionNode, MappingNode, Node
 
-from pipeline.errors import UserError
 from pipeline.presets.document import (
     DEFAULTS,
     PARAMS,
@@ -25,6 +24,7 @@ from pipeline.presets.document import (
     read_yaml,
     write_document,
 )
+from pipeline.yaml_files import parse_yaml
 
 INDENT = 2  # of the keys of a section in presets/demo.yaml
 
@@ -51,7 +51,7 @@ def add_missing_keys(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[A
     if added:
         write_document(params, document)
     else:
-        check_document(yaml.safe_load(read_yaml(params)), params)
+        check_document(parse_yaml(read_yaml(params), str(params)), params)
     return added
 
 
@@ -67,7 +67,7 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
     added: list[Added] = []
     if mine is not None and not isinstance(mine, Mapping):
         check_document(mine, params)  # which says so
-    for name, value in _values(defaults, folder / DEFAULTS).items():
+    for name, value in parse_yaml(defaults, str(folder / DEFAULTS)).items():
         if mine is None or name not in mine:
             text = _insert(text, defaults, None, name)
             added += [Added(key, inner) for key, inner in leaves({name: value})]
@@ -77,13 +77,6 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
                 text = _insert(text, defaults, name, key)
             added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
     return parse_document(text, params) if added else mine, added
-
-
-def _values(text: str, path: Path) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
 
 
 def _without_head(text: str) -> str:
@@ -128,7 +121,7 @@ def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
     names = list(source.nodes)
     before = next((other for other in reversed(names[: names.index(name)]) if other in target.nodes), None)
     if target.brace is not None:
-        values = yaml.safe_load(defaults)
+        values = parse_yaml(defaults, DEFAULTS)
         entry = f"{name}: {_in_one_line((values if section is None else values[section])[name])}"
         if before:
             index = target.nodes[before][1].end_mark.index
