@@ -73,6 +73,11 @@ class Params:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
+        if self.embed.encoder == "none" and self.quantize.interactions != 1:
+            raise ValueError(
+                "embed.encoder none makes no vectors, so that Semantic IDs come from interactions alone: set "
+                "quantize.interactions to 1, or choose another embed.encoder"
+            )
 
     def plain(self) -> dict[str, Any]:
         """Return every section and key as plain YAML values, laid out as params.yaml is."""

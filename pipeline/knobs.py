@@ -177,8 +177,13 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
 
 
 def _collection(value: Any, origin: type, args: tuple[Any, ...], name: str, problems: list[str]) -> Any:
-    """Convert a list to a tuple, or the values of a mapping, or add lines to `problems`."""
+    """Convert a list to a tuple, or the values of a mapping, or add lines to `problems`.
+
+    An empty text is a mapping without entries: `dvc exp run -S 'name={...}'` can replace it, and no empty mapping.
+    """
     word = "list" if origin is tuple else "mapping"
+    if origin is dict and value in ("", None):
+        return {}
     if not isinstance(value, list if origin is tuple else dict):
         problems.append(f"{name} must be a {word}, found {short(value)}")
         return origin()
@@ -187,8 +192,16 @@ def _collection(value: Any, origin: type, args: tuple[Any, ...], name: str, prob
         return origin()
     if isinstance(value, list):
         return tuple(_convert(entry, args[0], f"{name}[{i}]", problems) for i, entry in enumerate(value))
+    if args[1] is str:  # a column may be called 0, and a name that was deleted leaves nothing
+        value = {
+            key: "" if inner is None else str(inner) if _is_small(inner) else inner for key, inner in value.items()
+        }
     keys = {key: _convert(str(key), args[0], f"a key of {name}", problems) for key in value}
     return {keys[key]: _convert(inner, args[1], f"{name}.{_key(keys[key])}", problems) for key, inner in value.items()}
+
+
+def _is_small(value: Any) -> bool:
+    return type(value) is int and abs(value) <= EXACT
 
 
 def _scalar(value: Any, hint: type) -> Any:

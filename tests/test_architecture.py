@@ -12,7 +12,7 @@ import pytest
 
 # From the lowest layer to the highest. Rooms of one layer do not import each other, but for the pairs of BESIDE.
 LAYERS = (
-    ("errors", "hashing", "metrics", "progress"),
+    ("printing", "errors", "hashing", "metrics", "progress"),
     ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue"),
     ("ops",),
     ("packing",),
@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results"),
-    ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
     ("config",),
     ("presets", "doctor", "cli"),
 )
@@ -35,6 +35,8 @@ LEAVES = {
 BESIDE = {
     ("knobs", "errors"),
     ("yaml_files", "errors"),
+    ("errors", "printing"),
+    ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
     ("distributed", "machine"),

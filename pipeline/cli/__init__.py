@@ -12,6 +12,7 @@ import typer
 
 from pipeline.cli import checks, experiments, serve, stages
 from pipeline.errors import UserError
+from pipeline.printing import say
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -52,8 +53,8 @@ def main() -> None:
 
 def _explain(error: UserError) -> int:
     """Print what, why and what to do to stderr, and return the exit code."""
-    what, *more = str(error).splitlines()
-    print(f"error: {what}", *(f"  {line}" for line in more), sep="\n", file=sys.stderr, flush=True)
+    what, *more = str(error).split("\n")
+    say(f"error: {what}", *(f"  {line}" for line in more), error=True)
     return 1
 
 

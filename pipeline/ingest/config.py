@@ -8,6 +8,8 @@ from pipeline.knobs import Between, Name, Ratio, short
 
 MEMORY = re.compile(r"\d{1,9}(\.\d{1,3})? ?([KMGT]i?B|%)", re.IGNORECASE)  # what DuckDB reads
 
+COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -22,7 +24,7 @@ class IngestConfig:
     k_core: Annotated[int, Between(0, 1_000_000)] | Literal["recipe"]
     max_reject_rate: Ratio  # share of bad rows above which the stage fails
     time_unit: Literal["s", "ms"]
-    columns: dict[str, str]  # our name -> the log's name, where it is not recognised
+    columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
@@ -34,3 +36,12 @@ class IngestConfig:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
             raise ValueError("ingest.header must name every column once")
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        """Return our name -> the log's name, of the columns that the user names.
+
+        An empty name is left out if it belongs to one of `COLUMNS`: that column is recognised. Under another name it
+        stays, and leaves a numeric column out.
+        """
+        return {ours: theirs for ours, theirs in self.columns.items() if theirs or ours not in COLUMNS}

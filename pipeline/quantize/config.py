@@ -13,6 +13,13 @@ class QuantizeConfig:
     """Say how vectors become Semantic IDs."""
 
     method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
+    # share of co-occurrence in the distance of two items; 0: vectors of embed only, 1: none of them
+    interactions: Ratio
+    interaction_window: Annotated[int, Between(1, 1000)]  # two items of a user co-occur at most this many steps apart
+    # how much more often than by chance two items must co-occur to be related
+    interaction_shift: Annotated[float, Between(1, 1e6)]
+    # width of the vectors from interactions (never more than the data allow)
+    interaction_dimensions: Annotated[int, Between(1, 16_384)]
     levels: Annotated[int, Between(1, 32)]  # codes per item, the deduplication digit not counted
     codes: Annotated[int, Between(2, 65_536)]  # codebook size of each level
     normalize_input: bool  # L2-normalise the embeddings first

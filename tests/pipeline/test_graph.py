@@ -13,7 +13,7 @@ from settings import some_params
 from pipeline.strategies.registry import settings_types
 
 # These files print messages and change no output: a new wording must not train anything again.
-SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
+SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/printing.py", "pipeline/progress.py"}
 
 
 @pytest.fixture(scope="module")
