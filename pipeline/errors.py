@@ -19,6 +19,10 @@ class UserError(Exception):
         super().__init__("\n".join(part for part in (what, why, fix) if part))
 
 
+class LostProcessError(UserError):
+    """Another of the processes that work together under torchrun has ended, so this one cannot go on."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Name the closest valid word and list all valid words: `did you mean 'rastp'? (valid: full, rastp)`."""
     valid = sorted(valid)

@@ -12,8 +12,8 @@ import pytest
 
 # From the lowest layer to the highest. Rooms of one layer do not import each other, but for the pairs of BESIDE.
 LAYERS = (
-    ("errors", "hashing", "metrics", "progress"),
-    ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue"),
+    ("errors", "hashing", "metrics", "progress", "faults", "locks", "stopping"),
+    ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue", "project"),
     ("ops",),
     ("packing",),
     ("backbones", "decoding"),
@@ -30,6 +30,8 @@ BESIDE = {
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
     ("distributed", "machine"),
+    ("project", "artifacts"),
+    ("faults", "errors"),
     ("presets", "doctor"),
     ("cli", "presets"),
     ("cli", "doctor"),
