@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,10 +61,10 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
         close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
         others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(
-            f"{kind} '{unknown[0]}' is not known{others}",
+            f"{kind} '{shown(unknown[0])}' is not known{others}",
             f"{source} lists {len(names):,} {kind}s",
-            f"did you mean {' or '.join(close)}?"
+            f"did you mean {' or '.join(map(shown, close))}?"
             if close
-            else f"give an id of that file, such as {', '.join(names[:3])}",
+            else f"give an id of that file, such as {', '.join(map(shown, names[:3]))}",
         )
     return ids

@@ -132,7 +132,7 @@ def _handle(number: int, _: FrameType | None) -> None:
         _request.number = number
         _request.since = now
         if _request.deferring:
-            say(f"told to stop by {reason()}: the step is finished and saved first; once more stops at once")
+            tell(f"told to stop by {reason()}: the step is finished and saved first; once more stops at once")
             return
     elif not _request.lost and now - _request.since < SAME:
         return
@@ -176,11 +176,11 @@ def _watch(read: int, over: threading.Event, dvc: tuple[int, str] | None) -> Non
 
 def _end() -> None:
     """End the process at once."""
-    say(f"stopped at once by {reason()}; files that were complete stay")
+    tell(f"stopped at once by {reason()}; files that were complete stay")
     os._exit(exit_code())
 
 
-def say(text: str) -> None:
+def tell(text: str) -> None:
     """Write a line to stderr, also inside a signal handler and where nobody reads."""
     with suppress(OSError):
         os.write(2, f"{command_name()}: {text}\n".encode())

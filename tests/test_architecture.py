@@ -12,7 +12,7 @@ import pytest
 
 # From the lowest layer to the highest. Rooms of one layer do not import each other, but for the pairs of BESIDE.
 LAYERS = (
-    ("errors", "hashing", "metrics", "progress", "faults", "locks", "stopping"),
+    ("printing", "errors", "hashing", "metrics", "progress", "faults", "locks", "stopping"),
     ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue", "project"),
     ("ops",),
     ("packing",),
@@ -20,13 +20,15 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results"),
-    ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
     ("config",),
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
 LEAVES = {"raw_ids": 1, "figures": 0, "metric_names": 0}  # rooms of their own that a few above use: their layer
 BESIDE = {
+    ("errors", "printing"),
+    ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
     ("distributed", "machine"),

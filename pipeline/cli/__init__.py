@@ -14,6 +14,7 @@ from pipeline.cli import checks, experiments, serve, stages
 from pipeline.cli.ends import tell_stopped
 from pipeline.errors import LostProcessError, UserError
 from pipeline.faults import explain_fault, report_bug
+from pipeline.printing import say
 from pipeline.stopping import Stopped, command_name, requested
 
 app = typer.Typer(
@@ -54,8 +55,8 @@ def _explain(error: Exception) -> int:
     """Print what, why and what to do to stderr, and return the exit code."""
     if not isinstance(error, UserError):
         error = explain_fault(error, command_name()) or report_bug(error)
-    what, *more = str(error).splitlines()
-    print(f"error: {what}", *(f"  {line}" for line in more), sep="\n", file=sys.stderr, flush=True)
+    what, *more = str(error).split("\n")
+    say(f"error: {what}", *(f"  {line}" for line in more), error=True)
     return 1
 
 

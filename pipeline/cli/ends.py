@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.stopping import Stopped, command_name, exit_code, reason, say
+from pipeline.stopping import Stopped, command_name, exit_code, reason, tell
 
 WHOLE = "each file is whole, of this run or of an earlier one"
 STANDS = {
@@ -27,7 +27,7 @@ def tell_stopped(stopped: Stopped | None) -> int:
         command = command_name()
         stands = (stopped.stands if stopped else "") or STANDS.get(command, "")
         again = f"; {_again(command)}" if command in STANDS else ""
-        say(f"stopped by {reason()}" + (f"; {stands}{again}" if stands else ""))
+        tell(f"stopped by {reason()}" + (f"; {stands}{again}" if stands else ""))
     return exit_code()
 
 

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.printing import say, shown
+
 PANEL = "Serve"
 commands = typer.Typer()
 
@@ -32,11 +34,11 @@ def recommend(
 
     items = best(user=user, history=_split(history), k=k, filter_seen=filter_seen)
     if as_json:
-        print(json.dumps([vars(item) for item in items], indent=2))
+        say(json.dumps([vars(item) for item in items], indent=2))
         return
-    width = max(len(item.item) for item in items)
+    width = max(len(shown(item.item)) for item in items)
     for rank, item in enumerate(items, start=1):
-        print(f"{rank:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+        say(f"{rank:>3}  {shown(item.item):{width}}  {item.score:8.3f}  {shown(item.title)}".rstrip())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -60,7 +62,7 @@ def sids(
     from pipeline.quantize.lookup import look_up, sid_text
 
     found = look_up(item, titles)
-    print(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
+    say(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -85,7 +87,7 @@ def explain(
     from pipeline.evaluate.explain import explanation_text
 
     loaded, rows = tokens(user=user, history=_split(history))
-    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
+    say(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
 
 
 def _split(history: str | None) -> list[str] | None:

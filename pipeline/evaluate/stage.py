@@ -24,6 +24,7 @@ from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.metric_names import MAIN_METRICS
 from pipeline.metrics import gains, recall_at, summarise
+from pipeline.printing import say
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
@@ -106,7 +107,7 @@ def run(
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    print(table(metrics, config, loaded.config["strategy"], counted.drop_seen), flush=True)
+    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen))
     return metrics
 
 

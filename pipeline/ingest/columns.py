@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.values import numbers
+from pipeline.printing import shown
 
 # The log's names that are recognised, in lower case and without blanks, underscores, dashes and dots.
 LOG_NAMES = {
@@ -148,9 +149,9 @@ def _refuse_shared(columns: Mapping[str, str], source: str) -> None:
     for ours, theirs in columns.items():
         if first.setdefault(theirs, ours) != ours:
             raise UserError(
-                f"the column '{theirs}' of {source} is read as {first[theirs]} and as {ours}",
+                f"the column '{shown(theirs)}' of {source} is read as {shown(first[theirs])} and as {shown(ours)}",
                 "one column can have one meaning only",
-                f"mend ingest.columns: give {first[theirs]} or {ours} another column, or take it out",
+                f"mend ingest.columns: give {shown(first[theirs])} or {shown(ours)} another column, or take it out",
             )
 
 
@@ -161,11 +162,11 @@ def _find(
         return _mapped(role, mapping[role], names, source)
     matches = _matches(role, names, known)
     usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
-    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {usual}"
+    fix = f"name it: ingest.columns.{role}=NAME; names that are recognised: {usual}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:
-        raise UserError(f"{' and '.join(matches)} of {source} could both be the {role}", _found(names), fix)
+        raise UserError(f"{' and '.join(map(shown, matches))} of {source} could both be the {role}", _found(names), fix)
     return matches[0]
 
 
@@ -180,7 +181,7 @@ def _matches(role: str, names: Sequence[str], known: Mapping[str, Sequence[str]]
 def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
     if theirs not in names:
         raise UserError(
-            f"{source} has no column '{theirs}', which ingest.columns or the recipe reads as {ours}",
+            f"{source} has no column '{shown(theirs)}', which ingest.columns or the recipe reads as {ours}",
             _found(names),
             f"mend ingest.columns: {nearest(theirs, names)}",
         )
@@ -188,7 +189,7 @@ def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
 
 
 def _found(names: Sequence[str]) -> str:
-    return f"columns found: {', '.join(names)}"
+    return f"columns found: {', '.join(map(shown, names))}"
 
 
 def is_known_name(name: str) -> bool:

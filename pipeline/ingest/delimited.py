@@ -17,6 +17,7 @@ import pyarrow.csv as pacsv
 from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 BLOCK_BYTES = 4 << 20  # bytes of text parsed at once; a quoted field cannot be longer
 
@@ -46,8 +47,8 @@ def _names(file: RawFile) -> list[str]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f"{file.name} has the column '{twice[0]}' twice",
-            f"columns found: {', '.join(names)}",
+            f"{file.name} has the column '{shown(twice[0])}' twice",
+            f"columns found: {', '.join(map(shown, names))}",
             "rename or remove one of the two columns",
         )
     return names
@@ -171,7 +172,7 @@ def _explain(file: RawFile, error: Exception) -> UserError:
             "close or remove that quote in the file",
         )
     return UserError(
-        f"{file.name} cannot be read: {text.splitlines()[0]}",
+        f"{file.name} cannot be read: {shown(text.splitlines()[0])}",
         "the parser of CSV and TSV files stopped there",
         "mend the file, or leave it out of ingest.path and ingest.files",
     )

@@ -10,6 +10,7 @@ from pipeline.ingest.chunks import open_binary
 from pipeline.ingest.columns import is_known_name
 from pipeline.ingest.recipes import Format
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 DELIMITERS = (",", ";", "|", "\t", "::")
 SPELLED = {"\\t": "\t", "tab": "\t"}  # how ingest.delimiter can be typed on a command line
@@ -44,13 +45,13 @@ def find_dialect(
     if header and len(first) != len(header):
         raise UserError(
             f"{file.name} has {len(first)} columns, ingest.header has {len(header)} names",
-            f"the first line is {lines[0][:80]}",
+            f"the first line is {shown(lines[0][:80])}",
             "name every column of the file in ingest.header, in order, or set ingest.delimiter",
         )
     if not header and _looks_like_data(first, mapping):
         raise UserError(
             f"{file.name} has no header line",
-            f"the first line looks like data: {lines[0][:80]}",
+            f"the first line looks like data: {shown(lines[0][:80])}",
             "write a header line into the file, such as item,title"
             if header is None
             else f"name its {len(first)} columns in order, such as ingest.header: "

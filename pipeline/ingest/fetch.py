@@ -19,6 +19,7 @@ from urllib.request import Request, urlopen
 from pipeline.errors import UserError
 from pipeline.ingest.recipes import RECIPES
 from pipeline.ingest.sources import sha256
+from pipeline.printing import say
 from pipeline.progress import Progress
 
 BLOCK_BYTES = 1 << 18
@@ -63,8 +64,8 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
                 "free some disk space, then run `python -m pipeline fetch` again",
             ) from error
     for file in files:
-        print(f"{sha256(file)}  {file}")
-    print(f"ingest.path: {folder} reads them")
+        say(f"{sha256(file)}  {file}")
+    say(f"ingest.path: {folder} reads them")
     return files
 
 

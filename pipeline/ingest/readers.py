@@ -21,6 +21,7 @@ from pipeline.ingest.chunks import Chunk, Reject, truncated
 from pipeline.ingest.delimited import read_delimited
 from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of Arrow's timestamps, in a second
 
@@ -68,7 +69,7 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> I
         raise truncated(file) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None

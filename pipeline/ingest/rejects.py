@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 ROW_CHARACTERS = 300  # characters of a bad row that are written; longer rows are cut
@@ -46,7 +47,7 @@ class Rejects:
         A row that spans lines was swallowed by a stray quote: each of its lines is a lost row and is listed alone.
         """
         for offset, text in enumerate(row.split("\n")):
-            self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {text[:80]}")
+            self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {shown(text[:80])}")
             self.counts[source, reason] += 1
             self.buffer.append((source, line + offset, reason, text[:ROW_CHARACTERS]))
         if len(self.buffer) >= BUFFER_ROWS:

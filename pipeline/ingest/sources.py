@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.ingest.recipes import CSV, JSONL, PARQUET, RECIPES, TSV, DatasetRecipe, Format
+from pipeline.printing import shown
 
 FORMATS = {".csv": CSV, ".tsv": TSV, ".jsonl": JSONL, ".ndjson": JSONL, ".json": JSONL, ".parquet": PARQUET}
 VECTORS = "*_embeddings.npy"
@@ -160,7 +161,7 @@ def _logs(folder: Path) -> list[Path]:
 
 def _find_folder(folder: Path, log: Sequence[Path]) -> Source:
     if not log:
-        listing = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
+        listing = ", ".join(shown(name) for name in sorted(p.name for p in folder.iterdir())[:20]) or "nothing"
         raise UserError(
             f"no interactions.* in {folder}",
             f"the log of a dataset folder must have that name; the folder holds {listing}",
@@ -210,7 +211,7 @@ def _unused(folder: Path, used: Sequence[Path], vectors: Sequence[Path]) -> list
 
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(shown, names[:NAMED])) + more
 
 
 def _is_items(path: Path) -> bool:
@@ -254,13 +255,13 @@ def _parts(path: Path, base: Path) -> list[RawFile]:
 
 
 def _name(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).as_posix()
+    return shown(file.relative_to(folder).as_posix())
 
 
 def _only(files: list[Path], folder: Path) -> Path:
     if len(files) > 1:
         raise UserError(
-            f"{' and '.join(f.name for f in files)} are both in {folder}",
+            f"{' and '.join(shown(f.name) for f in files)} are both in {folder}",
             "the stage reads one of them and cannot tell which",
             "move the other file away",
         )

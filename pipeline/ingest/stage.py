@@ -26,6 +26,7 @@ from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
 from pipeline.ingest.vectors import read_vectors, vector_column
+from pipeline.printing import say, shown
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
 TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
@@ -83,8 +84,8 @@ def _find(params: IngestParams, new: Path) -> Source:
     if params.dataset in RECIPES:
         return source
     config = params.ingest
-    log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
-    return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
+    log = [find_dialect(f, config.mapping, delimiter=config.delimiter, header=config.header) for f in source.log]
+    return replace(source, log=log, items=[find_dialect(file, config.mapping, header=None) for file in source.items])
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
@@ -113,7 +114,7 @@ def _stage(
                 source.items,
                 source.items_name,
                 recipe,
-                config.columns,
+                config.mapping,
                 rejects,
                 path=work / "items.parquet",
                 null_words=config.null_words,
@@ -121,7 +122,7 @@ def _stage(
         log = stage_log(
             source.log,
             LogSettings(
-                mapping={**(recipe.log_columns if recipe else {}), **config.columns},
+                mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
                 ticks=TICKS[config.time_unit],
                 minimum=_minimum(params),
                 guess_actions=recipe is None,
@@ -240,29 +241,29 @@ def _replace(old: Path, new: Path) -> None:
 def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
     rows = summary["rows_read"]
     rejected = summary["rejected"]
-    print(
+    say(
         f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
         f"in {output}, from {rows:,} rows"
     )
     if rejected:
-        print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
+        say(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     if summary["not_numbers"]:
-        print(f"values that are no number count as missing, and their rows stay: {_by_column(summary['not_numbers'])}")
+        say(f"values that are no number count as missing, and their rows stay: {_by_column(summary['not_numbers'])}")
     if summary["ids_trimmed"]:
-        print(f"blanks around ids were cut off: {_by_column(summary['ids_trimmed'])}")
+        say(f"blanks around ids were cut off: {_by_column(summary['ids_trimmed'])}")
     if summary.get("item_copies"):
-        print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
+        say(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
     if source.vectors:
-        print(
+        say(
             f"item vectors were taken from {source.vectors.name} by order: row i belongs to row i of "
             f"{source.items_name}, {summary['items_listed']:,} of {summary['items_listed']:,}"
         )
     for line in source.unused:
-        print(line)
+        say(line)
     if len(source.vectors_found) > 1:
-        names = ", ".join(path.name for path in source.vectors_found)
-        print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
+        names = ", ".join(shown(path.name) for path in source.vectors_found)
+        say(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
 
 
 def _by_column(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+    return ", ".join(f"{count:,} of {shown(name)}" for name, count in counts.items())

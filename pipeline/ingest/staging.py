@@ -25,6 +25,7 @@ from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import Complaint, number_column, reasons, time_column
+from pipeline.printing import shown
 from pipeline.progress import Progress
 
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
@@ -127,9 +128,9 @@ def stage_items(
                 written = fields["item"]
                 fields["item"], wrong_ids = column.read(written)
                 copies = listed.add(fields["item"], arrays)
-                shown = [columns[name] for name in ("item", "image") if name in columns]
+                named = [columns[name] for name in ("item", "image") if name in columns]
                 complaints = [*wrong_ids, *_item_complaints(fields, listed.twice, copies)]
-                usable = pc.and_(_usable(file, chunk, complaints, rejects, shown), pc.invert(copies))
+                usable = pc.and_(_usable(file, chunk, complaints, rejects, named), pc.invert(copies))
                 rows = [pa.array(first + chunk.records), fields["item"], *arrays.values()]
                 good = pa.table(rows, schema=schema).filter(usable)
                 writer.write_table(good)
@@ -355,20 +356,23 @@ def _type(
 
 
 def _usable(
-    file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, shown: Sequence[str]
+    file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, named: Sequence[str]
 ) -> pa.Array:
-    """Tell which rows have no complaint (bool per row); the other rows go to the rejects, with the columns `shown`."""
+    """Tell which rows have no complaint (bool per row); the other rows go to the rejects, with the columns `named`."""
     # complaints ([T, F, F], "user is missing"), ([T, T, F], "rating is not a number") ->
     # found ["user is missing", "rating is not a number", null] -> usable [F, F, T]
     found = reasons(complaints, len(chunk.lines))
     usable = pc.is_null(found)
 
-    # row numbers of the bad rows, here 0 and 1, and their text in the columns that are shown: "u1,i7,x"
+    # row numbers of the bad rows, here 0 and 1, and their text in these columns: "u1,i7,x"
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
-        fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]
+        fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
-            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), ",".join(row))
+            text = ",".join(row)
+            if file.format.kind != "csv":  # in JSON and Parquet a line break is a part of the value and no further line
+                text = text.replace("\n", "\\n")
+            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), text)
     return usable
 
 
@@ -377,8 +381,8 @@ def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
         if name not in columns.actions:
             raise UserError(
                 f"ingest.minimum names {name}, which is no action column of the log",
-                f"action columns found: {', '.join(columns.actions) or 'none'}",
+                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
                 f"mend ingest.minimum: {nearest(name, columns.actions)}"
                 if columns.actions
-                else f"name the column in ingest.columns: {{{name}: NAME}}, or set ingest.minimum to {{}}",
+                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
             )

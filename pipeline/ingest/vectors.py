@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.ingest.staging import StagedItems
+from pipeline.printing import shown
 
 CHUNK_ITEMS = 100_000  # an Arrow list column counts its values in 32 bits
 
@@ -27,7 +28,7 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{path.name} cannot be read: {error}",
+            f"{path.name} cannot be read: {shown(error)}",
             "the file is damaged, or it holds Python objects",
             "save a float array with numpy.save",
         ) from None

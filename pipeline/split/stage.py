@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, read_parquet
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.ties import shuffle_ties
@@ -50,11 +51,11 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
     )
     splits.write(output)
     summary = splits.summary
-    print(
+    say(
         f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
         f"{summary['test_targets']:,} test targets of {summary['users']:,} users"
     )
-    print(
+    say(
         f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before them "
         f"(ties: {summary['ties']})"
     )

@@ -19,6 +19,7 @@ import torch
 from pipeline.artifacts import write_bytes
 from pipeline.errors import UserError
 from pipeline.locks import BusyError, alone, is_awaited, waiting
+from pipeline.printing import say
 
 DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file begins with
 
@@ -48,10 +49,9 @@ class Checkpoints:
         with ExitStack() as held, ExitStack() as mark:
 
             def wait(holder: str) -> None:
-                print(
+                say(
                     f"train: {holder} trains into the same folder or with the same settings; "
-                    "waiting for it, then training goes on from its checkpoint",
-                    flush=True,
+                    "waiting for it, then training goes on from its checkpoint"
                 )
                 mark.enter_context(waiting(self._waits))
 

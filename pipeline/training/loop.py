@@ -20,6 +20,7 @@ from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
+from pipeline.printing import say
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped, deferred, requested
 from pipeline.strategies.base import Strategy
@@ -264,7 +265,7 @@ class Trainer:
             state.stale = 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            print("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+            say("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""))
         self._mark = time.perf_counter()  # validation is not training
 
     def _save(self) -> None:

@@ -18,6 +18,7 @@ SPEECH = {
     "pipeline/__init__.py",
     "pipeline/errors.py",
     "pipeline/locks.py",
+    "pipeline/printing.py",
     "pipeline/progress.py",
     "pipeline/stopping.py",
 }
