@@ -5,7 +5,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the process without a traceback until `watch` answers it
 
-from pipeline.stopping import Stopped, exit_code, leave, reason, requested, tell, watch
+from pipeline.stopping import Stopped, exit_code, leave, reason, tell, watch
 
 
 def start() -> None:
@@ -18,9 +18,12 @@ def start() -> None:
         except Stopped:
             tell(f"stopped by {reason()}; nothing had begun")
             leave(exit_code())
+        except MemoryError:
+            tell("out of memory, too little even to say where")
+            leave(1)
         except SystemExit as end:
-            if requested():
-                leave(int(end.code or 0))
+            if end.code:  # what failed for want of memory would fail again in the interpreter's last tasks
+                leave(int(end.code))
             raise
 
 

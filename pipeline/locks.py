@@ -93,7 +93,7 @@ def _held(path: Path) -> TextIOWrapper | None:
     except (BlockingIOError, FileNotFoundError):
         file.close()
         return None
-    except BaseException:
+    except OSError as error:
         file.close()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return file

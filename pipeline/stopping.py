@@ -120,8 +120,9 @@ def watch() -> Iterator[None]:
 
 def leave(code: int) -> None:
     """End the process without its last tasks, such as waiting for threads, which may take for ever."""
-    with suppress(OSError, ValueError):
-        sys.stdout.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
     os._exit(code)
 
 
