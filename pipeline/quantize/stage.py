@@ -34,6 +34,7 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.interactions import join_interactions
 from pipeline.quantize.quality import collision_rate, level_table, quality_metrics
 from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.usable import check_vectors
 
 
 class QuantizeParams(Protocol):
@@ -59,12 +60,13 @@ def run(
     splits: is read only where `quantize.interactions` is above 0.
 
     Raises:
-        UserError: an input is missing or damaged, there are more codes than items or more collisions than allowed, the
-            digit is too narrow, a library or GPU is missing, training diverged, or no two items co-occur. Nothing is
-            written then.
+        UserError: an input is missing or damaged, a vector is not usable, there are more codes than items or more
+            collisions than allowed, the digit is too narrow, a library or GPU is missing, training diverged, or no two
+            items co-occur. Nothing is written then.
     """
     vectors_Id = Embeddings.read(embeddings).vectors_Id
     items = read_parquet(Interactions(interactions).items)
+    check_vectors(vectors_Id, items["raw_id"].tolist(), needed=params.quantize.interactions < 1)
     categories_I = items["categories"].factorize()[0] if "categories" in items else None
     part = TrainingPart.read(splits) if params.quantize.interactions else None
     sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I, part)
