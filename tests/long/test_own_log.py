@@ -16,7 +16,7 @@ EVENTS = ("view", "purchase")
 
 
 def write_log(folder: Path) -> None:
-    """Semicolons, ISO times with a zone, other names of columns; every customer looks at and buys each of 12 products."""
+    """Semicolons, ISO times with a zone, other names of columns; every customer sees and buys each product."""
     folder.mkdir()
     rows = [
         f"c{customer:02d};p{product:02d};2025-01-{1 + product:02d}T{customer % 24:02d}:{minute:02d}:00Z;{event}"
