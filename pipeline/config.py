@@ -33,8 +33,12 @@ DATASETS = (
     "amazon-beauty",
     "amazon-sports",
     "amazon-toys",
+    "amazon-2014",
+    "amazon-2018",
+    "amazon-2023",
     "movielens-1m",
     "movielens-20m",
+    "movielens-32m",
     "movielens-latest",
     "movielens-100k",
     "custom",
@@ -119,7 +123,14 @@ def build_params(raw: Any, source: str = "params.yaml") -> Params:
 def _plain(section: Any) -> dict[str, Any]:
     """Return the keys of a section as plain YAML values."""
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _listed(value) for name, value in values.items()}
+
+
+def _listed(value: Any) -> Any:
+    """Return a value of a section as YAML has it: with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _build(raw: Any, problems: list[str], missing: list[str]) -> Params | None:

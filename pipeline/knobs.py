@@ -159,7 +159,7 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
             problems.append(f"{name} is {short(value)}, {nearest(_key(value), [str(a) for a in args])}")
         return value
     if origin in (typing.Union, types.UnionType):
-        for option in args:
+        for option in sorted(args, key=lambda option: option is not type(value)):  # 5.0 stays a float
             attempt: list[str] = []
             converted = _convert(value, option, name, attempt)
             if not attempt:
@@ -245,6 +245,8 @@ def _expected(hint: Any, bounds: Between | Text | None = None) -> str:
         hint, bounds = get_args(hint)[:2]
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return "a list of these"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     bounds = bounds or WITHOUT_BOUNDS.get(hint)
     return words[hint] + (f" {bounds}" if bounds else "")

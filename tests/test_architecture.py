@@ -31,6 +31,7 @@ LEAVES = {
     "metric_names": 0,
     "knobs": 0,
     "yaml_files": 0,
+    "raw_times": 1,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
@@ -39,6 +40,7 @@ BESIDE = {
     ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
+    ("raw_times", "artifacts"),
     ("distributed", "machine"),
     ("presets", "doctor"),
     ("cli", "presets"),

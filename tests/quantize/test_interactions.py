@@ -91,15 +91,15 @@ def test_the_report_says_how_much_came_from_interactions(data: Path, capsys: pyt
     by_related = run(data, interactions=1.0).quality["interactions"]
     assert by_content["content_neighbour_agreement"][0] > by_related["content_neighbour_agreement"][0]
     assert by_content["interaction_neighbour_agreement"][0] < by_related["interaction_neighbour_agreement"][0]
-    assert {key: by_related[key] for key in ("share", "window", "shift", "items_without_cooccurrence")} == {
+    assert {key: by_related[key] for key in ("share", "window", "shift", "items_without_vector")} == {
         "share": 1.0,
         "window": 5,
         "shift": 1.0,
-        "items_without_cooccurrence": 1,
+        "items_without_vector": 1,
     }
     out = capsys.readouterr().out
     assert "quantize: a share of 1 comes from interactions: " in out
-    assert "1 items co-occur with no other" in out
+    assert "1 items have no vector from them" in out
 
 
 def test_users_groups_become_codes_without_any_text(data: Path) -> None:
@@ -150,6 +150,7 @@ def test_only_three_files_of_the_split_are_read(data: Path) -> None:
         ),
         ({"quantize": {"interaction_window": 0}}, "interaction_window is 0, expected a whole number from 1"),
         ({"quantize": {"interaction_dimensions": 0}}, "interaction_dimensions is 0, expected a whole number from 1"),
+        ({"quantize": {"interaction_window": 10**7}}, "interaction_window is 10000000, expected a whole number from 1"),
         ({"embed": {"encoder": "none"}}, "set quantize.interactions to 1, or choose another embed.encoder"),
         (
             {"embed": {"encoder": "none"}, "quantize": {"interactions": 0.5}},
