@@ -37,10 +37,10 @@ class IngestConfig:
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
-        if not MEMORY.fullmatch(self.memory_limit):
-            raise ValueError(f"ingest.memory_limit is {short(self.memory_limit)}, expected a size such as 4GB or 512MB")
         if self.encoding:
             usual_encoding(self.encoding)
+        if not MEMORY.fullmatch(self.memory_limit):
+            raise ValueError(f"ingest.memory_limit is {short(self.memory_limit)}, expected a size such as 4GB or 512MB")
         if '"' in self.delimiter or "\n" in self.delimiter:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from pipeline.knobs import Between, Ratio
 
 MOST_HIDDEN = 16  # layers between the embedding and the latent
-WIDEST_WINDOW = 1_000_000  # a wider one could overflow the counts of pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +15,7 @@ class QuantizeConfig:
     method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
     # share of co-occurrence in the distance of two items; 0: vectors of embed only, 1: none of them
     interactions: Ratio
-    interaction_window: Annotated[
-        int, Between(1, WIDEST_WINDOW)
-    ]  # two items of a user co-occur at most this many steps apart
+    interaction_window: Annotated[int, Between(1, 1000)]  # two items of a user co-occur at most this many steps apart
     # how much more often than by chance two items must co-occur to be related
     interaction_shift: Annotated[float, Between(1, 1e6)]
     # width of the vectors from interactions (never more than the data allow)
