@@ -30,8 +30,12 @@ LEAVES = {
     "raw_times": 1,
     "figures": 0,
     "metric_names": 0,
+    "knobs": 0,
+    "yaml_files": 0,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
+    ("knobs", "errors"),
+    ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),
     ("metrics", "metric_names"),

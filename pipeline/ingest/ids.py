@@ -73,6 +73,11 @@ def as_listed(ids: pa.Array, listed: pa.Array) -> tuple[pa.Array, pa.Array]:
     return pc.if_else(by_number, numbers, ids), pc.or_(found, by_number)
 
 
+def plain_unknown(ids: pa.Array, listed: pa.Array) -> pa.Array:
+    """Return ids with those that are not listed (bool per row) as whole numbers where they are: "7.0" is 7."""
+    return pc.if_else(listed, ids, pc.coalesce(whole_numbers(ids), ids))
+
+
 def rewrite_ids(path: Path, columns: Sequence[str]) -> None:
     """Write the whole numbers in these columns of a Parquet file plainly, a batch at a time."""
     new = path.with_suffix(".rewritten")

@@ -5,10 +5,8 @@ row at all (broken JSON, the wrong number of fields) goes to `reject`; a file th
 UserError. Blank lines are no rows.
 """
 
-import gzip
 import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -17,9 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, truncated
+from pipeline.ingest.chunks import Chunk, Reject
 from pipeline.ingest.delimited import read_delimited
 from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
+from pipeline.ingest.packing import open_unpacked, packing
 from pipeline.ingest.sources import RawFile
 from pipeline.printing import shown
 
@@ -34,13 +33,23 @@ def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = N
     Raises:
         UserError: the file is truncated, not in its encoding, or not in its format.
     """
+    inside = [name for name in columns or () if name not in file.constants] or None
     if file.format.kind == "csv":
-        chunks = read_delimited(file, reject, columns)
+        chunks = read_delimited(file, reject, inside)
     elif file.format.kind == "parquet":
-        chunks = _read_parquet(file, columns)
+        chunks = _read_parquet(file, inside)
     else:
-        chunks = read_lines(file, reject, columns)
-    return (chunk for chunk in chunks if len(chunk.lines))
+        chunks = read_lines(file, reject, inside)
+    return (_with_constants(chunk, file.constants, columns) for chunk in chunks if len(chunk.lines))
+
+
+def _with_constants(chunk: Chunk, constants: Mapping[str, str], columns: Sequence[str] | None) -> Chunk:
+    if not constants:
+        return chunk
+    table = chunk.table
+    for name, value in constants.items():
+        table = table.append_column(name, pa.repeat(pa.scalar(value), len(table)))
+    return Chunk(table.select(columns) if columns is not None else table, chunk.lines, chunk.records)
 
 
 def sample(file: RawFile) -> pa.Table | None:
@@ -56,20 +65,23 @@ def _ignore(line: int, reason: str, row: str) -> None:
 def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Chunk]:
     first = 0
     try:
-        source = pq.ParquetFile(io.BytesIO(gzip.decompress(file.path.read_bytes())) if file.gzipped else file.path)
+        source = pq.ParquetFile(_unpacked(file) if packing(file.path) else file.path)
         for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
             records = np.arange(first, first + batch.num_rows, dtype=np.int64)
             first += batch.num_rows
             table = pa.table({name: _column_text(batch[name]) for name in batch.schema.names})
             yield Chunk(table, records + 1, records)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise truncated(file) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None
+
+
+def _unpacked(file: RawFile) -> io.BytesIO:
+    with open_unpacked(file.path, file.name) as stream:
+        return io.BytesIO(stream.read())
 
 
 def _column_text(column: pa.Array) -> pa.Array:

@@ -20,13 +20,14 @@ MINIMUM: dict[str, dict[str, float]] = {"demo": {"click": 1.0}}
 class Format:
     """The way a raw file is written.
 
-    kind: csv (one-character delimiter), separated (a longer one), jsonl (one JSON object a line), literal (one Python
-        literal a line, as Amazon's metadata) or parquet.
-    header: column names of a file that has no header line.
+    kind: csv (one-character delimiter), separated (a longer one), jsonl (one JSON object a line), json_stream (an array
+        of JSON objects, or objects that span lines), literal (one Python literal a line, as Amazon's metadata) or
+        parquet.
+    header: column names of a file that has no header line, or whose header line is skipped.
     quoted: whether double quotes protect delimiters and line breaks.
     """
 
-    kind: Literal["csv", "separated", "jsonl", "literal", "parquet"]
+    kind: Literal["csv", "separated", "jsonl", "json_stream", "literal", "parquet"]
     delimiter: str = ","
     encoding: str = "utf-8"
     header: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Format:
 CSV = Format("csv")
 TSV = Format("csv", "\t")
 JSONL = Format("jsonl")
+JSON_STREAM = Format("json_stream")
 LITERAL = Format("literal")
 PARQUET = Format("parquet")
 

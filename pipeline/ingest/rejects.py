@@ -39,14 +39,17 @@ class Rejects:
 
     def of(self, file: RawFile) -> Callable[[int, str, str], None]:
         """Return the function that readers of `file` call with (line, reason, row)."""
-        return lambda line, reason, row: self.add(file.name, line, reason, row)
+        spans = file.format.kind == "csv"
+        return lambda line, reason, row: self.add(file.name, line, reason, row, spans_lines=spans)
 
-    def add(self, source: str, line: int, reason: str, row: str) -> None:
+    def add(self, source: str, line: int, reason: str, row: str, *, spans_lines: bool = True) -> None:
         """Count and list a bad row.
 
-        A row that spans lines was swallowed by a stray quote: each of its lines is a lost row and is listed alone.
+        Args:
+            spans_lines: line breaks in `row` are those of the file, as in CSV. Such a row was swallowed by a stray
+                quote: each of its lines is a lost row and is listed alone.
         """
-        for offset, text in enumerate(row.split("\n")):
+        for offset, text in enumerate(row.split("\n") if spans_lines else [row.replace("\n", "\\n")]):
             self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {shown(text[:80])}")
             self.counts[source, reason] += 1
             self.buffer.append((source, line + offset, reason, text[:ROW_CHARACTERS]))

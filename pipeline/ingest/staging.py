@@ -7,7 +7,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
-from pipeline.ingest.ids import IdColumn, as_listed, rewrite_ids, whole_numbers
+from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
+from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import number_column, reasons
+from pipeline.ingest.where import RowFilter
 from pipeline.printing import shown
 from pipeline.progress import Progress
 from pipeline.raw_times import Complaint, TimeColumn
@@ -56,7 +57,7 @@ class StagedLog:
     """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions."""
 
     path: Path
-    read: int  # rows of the files, rejected ones included
+    read: int  # rows of the files, rejected ones and those that are not wanted included
     columns: Mapping[str, str]  # our name -> the log's; empty: there is no good row
     not_numbers: Mapping[str, int]  # optional action -> texts among its values that are no number, hence null
     trimmed: dict[str, int]  # user, item -> good rows whose id had blanks around it
@@ -68,13 +69,15 @@ class LogSettings:
 
     mapping: our column name -> the log's, complete for a recipe. minimum: action column -> least value; a row without a
     value in one of these columns is a reject. guess_actions: take further numeric columns as actions. null_words: texts
-    that are no id.
+    that are no id. rows: tells which rows are wanted. keep_unknown: take rows whose item the item file does not list.
     """
 
     mapping: Mapping[str, str]
     minimum: Mapping[str, float]
     guess_actions: bool
     null_words: Sequence[str]
+    rows: RowFilter
+    keep_unknown: bool
 
 
 # ------------------------------------------------------------------------------------------------ items
@@ -100,7 +103,7 @@ def stage_items(
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
+    plan = [(file, recipe.item_columns) if recipe else _recognise(file, mapping) for file in files]
     make_categories = recipe.categories if recipe else None
     if not any(columns for _, columns in plan):
         raise _no_items(files, source, rejects)
@@ -172,13 +175,14 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     return numbers.filter(stays), listed.copies
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
-    """Return our name -> the item file's; None for a file without a good row."""
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> tuple[RawFile, Mapping[str, str] | None]:
+    """Return the file, and our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        return None
-    columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+        return file, None
+    file = replace(file, constants=needed_partition(head.column_names, file.partition, mapping, ITEM_NAMES))
+    columns = recognise_items([*head.column_names, *file.constants], mapping, file.name)
+    return file, {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
 def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
@@ -265,14 +269,14 @@ def stage_log(
     """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
-        items: the item file, if there is one; a row whose item it does not list is a reject.
+        items: the item file, if there is one; a row whose item it does not list is a reject, unless `keep_unknown`.
         times: reads the column of times; a row in another form than the column's is a reject.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
     """
     # The first file with rows decides on the columns of the output: source_row, user, item, timestamp, its actions.
-    plan = _plan(files, settings.mapping, settings.guess_actions)
+    plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
         _check_minimum(settings.minimum, columns)
@@ -286,8 +290,13 @@ def stage_log(
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1  # number of the file's last row
-            for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None):
+            for rows in read_chunks(file, rejects.of(file), names.read if names else None):
                 assert names is not None  # a file without columns has no chunks
+                last = int(rows.records[-1])
+                progress.update(len(rows.lines))
+                chunk = settings.rows.wanted(rows, names.filters)
+                if not len(chunk.lines):
+                    continue
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
                 arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
@@ -297,10 +306,8 @@ def stage_log(
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
                 not_numbers.update({name: pc.sum(pc.and_(mask, usable)).as_py() for name, mask in odd.items()})
-                last = int(chunk.records[-1])
-                progress.update(len(usable))
             first += last + 1
-    read = accepted + rejects.total([file.name for file in files])
+    read = accepted + rejects.total([file.name for file in files]) + settings.rows.not_wanted
     # With an item file the ids of items are already written as that file lists them.
     rewritten = [name for name, column in ids.items() if column.to_rewrite and not (name == "item" and items)]
     if rewritten:
@@ -314,9 +321,7 @@ def stage_log(
     )
 
 
-def _plan(
-    files: Sequence[RawFile], mapping: Mapping[str, str], guess_actions: bool
-) -> list[tuple[RawFile, LogColumns | None]]:
+def _plan(files: Sequence[RawFile], settings: LogSettings) -> list[tuple[RawFile, LogColumns | None]]:
     """Return each file with its columns, None for a file without a good row.
 
     The first file that has rows decides on the actions; the files after it must have the same ones.
@@ -329,8 +334,15 @@ def _plan(
         head = sample(file)
         columns = None
         if head is not None:
-            wanted = {**mapping, **decided.actions} if decided else mapping
-            columns = recognise_log(head, wanted, file.name, guess_actions=guess_actions and not decided)
+            wanted = {**settings.mapping, **(decided.actions if decided else {})}
+            if file.partition:
+                named = {**wanted, **{name: name for name in settings.rows.where}}
+                constants = needed_partition(head.column_names, file.partition, named, LOG_NAMES)
+                file = replace(file, constants=constants)
+                for name, value in constants.items():
+                    head = head.append_column(name, pa.repeat(pa.scalar(value), len(head)))
+            guess = settings.guess_actions and not decided
+            columns = recognise_log(head, wanted, file.name, guess_actions=guess, filters=settings.rows.where)
             decided = decided or columns
         plan.append((file, columns))
     return plan
@@ -355,13 +367,14 @@ def _type(
     complaints = [*wrong_users, *wrong_items, *wrong_times]
     if items:
         item, listed = as_listed(item, items.ids)
+        item = plain_unknown(item, listed) if settings.keep_unknown else item
     arrays = [user, item, microseconds]
     odd = {}
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong, odd[name] = number_column(text, name, required=name in settings.minimum)
         arrays.append(values)
         complaints += wrong
-    if items:
+    if items and not settings.keep_unknown:
         complaints.append((pc.invert(listed), f"item is not in {items.source}"))
     return arrays, complaints, odd
 
@@ -379,11 +392,9 @@ def _usable(
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
         fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
+        reject = rejects.of(file)
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
-            text = ",".join(row)
-            if file.format.kind != "csv":  # in JSON and Parquet a line break is a part of the value and no further line
-                text = text.replace("\n", "\\n")
-            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), text)
+            reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
 
 

@@ -238,11 +238,11 @@ def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest: In
         ("absent.csv", "no file at"),
         ("*.csv", "no file at"),
         (".", r"no interactions\.\* in"),
-        ("notes.txt", "format of .* is not known"),
+        ("notes.doc", "format of .* is not known"),
     ],
 )
 def test_a_path_that_leads_to_no_log_is_an_error(ingest: Ingest, tmp_path: Path, path: str, message: str) -> None:
-    write(tmp_path / "here" / "notes.txt", "hello")
+    write(tmp_path / "here" / "notes.doc", "hello")
     with pytest.raises(UserError, match=message):
         ingest(f"{tmp_path}/here/{path}")
 
