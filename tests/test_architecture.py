@@ -12,8 +12,8 @@ import pytest
 
 # From the lowest layer to the highest. Rooms of one layer do not import each other, but for the pairs of BESIDE.
 LAYERS = (
-    ("printing", "errors", "hashing", "metrics", "progress"),
-    ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue"),
+    ("printing", "errors", "hashing", "metrics", "progress", "faults", "locks", "stopping"),
+    ("artifacts", "machine", "distributed", "cuda_graphs", "catalogue", "project"),
     ("ops",),
     ("packing",),
     ("backbones", "decoding"),
@@ -42,6 +42,8 @@ BESIDE = {
     ("machine", "artifacts"),
     ("raw_times", "artifacts"),
     ("distributed", "machine"),
+    ("project", "artifacts"),
+    ("faults", "errors"),
     ("presets", "doctor"),
     ("cli", "presets"),
     ("cli", "doctor"),

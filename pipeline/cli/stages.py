@@ -74,8 +74,9 @@ def embed() -> None:
     """
     params = _params()
     from pipeline.embed.stage import run
+    from pipeline.project import shared_scratch
 
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -134,9 +135,10 @@ def train() -> None:
       dvc exp run -S train.learning_rate=3e-4 -S train.max_windows=1000000
     """
     params = _params()
+    from pipeline.project import shared_scratch
     from pipeline.train.stage import run
 
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -270,14 +270,21 @@ def _item_table(cleaned: Cleaned) -> pa.Table:
 
 
 def _replace(old: Path, new: Path) -> None:
-    """Replace the folder `old` by `new`; a failing copy between disks leaves `old` as it was."""
+    """Replace the folder `old` by `new`; whatever fails or interrupts this leaves `old` as it was."""
     old.parent.mkdir(parents=True, exist_ok=True)
     beside = old.with_name(f".{old.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    before = old.with_name(f".{old.name}.old")
+    for folder in (beside, before):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.move(new, beside)
         if old.exists():
-            shutil.rmtree(old)
+            old.rename(before)
         beside.rename(old)
+    except BaseException:
+        if before.exists() and not old.exists():
+            before.rename(old)
+        raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for folder in (beside, before):
+            shutil.rmtree(folder, ignore_errors=True)
