@@ -1,6 +1,7 @@
 """Formats that are found in the content of a file, whatever its name: JSON in all layouts, RecBole, packed files."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -406,3 +407,9 @@ def test_a_link_to_a_folder_elsewhere_is_refused_and_one_to_a_file_is_read(read_
     assert read_log(tmp_path / "raw", files="*.csv").rows == LOG
     (tmp_path / "link").symlink_to(tmp_path / "other")
     assert read_log(tmp_path / "link", files="*.csv").rows == LOG
+
+
+@pytest.mark.parametrize("text", ["]", "[{}]]", "]]]", '[{"a": 1]}', "[}", '{"a": 1]', "[,]", "{", '["a" "b"]', "\x00"])
+def test_reading_json_with_odd_brackets_comes_to_an_end(text: str) -> None:
+    with contextlib.suppress(UserError):
+        assert len(list(json_values(io.StringIO(text), "log"))) <= 3
