@@ -63,6 +63,17 @@ class Rejects:
         )
         self.buffer.clear()
 
+    def forget(self, sources: Sequence[str]) -> None:
+        """Take back all bad rows of these files, which are about to be read again."""
+        self._flush()
+        self.writer.close()
+        table = pq.read_table(self.path)
+        self.writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd")
+        self.writer.write_table(table.filter(pc.invert(pc.is_in(table["source"], pa.array(sources, pa.string())))))
+        for counts in (self.counts, self.examples):
+            for key in [key for key in counts if key[0] in sources]:
+                del counts[key]
+
     def total(self, sources: Sequence[str]) -> int:
         """Count the bad rows of these files."""
         return sum(count for (source, _), count in self.counts.items() if source in sources)
@@ -122,7 +133,10 @@ class Rejects:
             fix += f"\n{hint}"
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
-            fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."
+            fix += (
+                "\nAll times of a log have one form, that of most rows: numbers since 1970 (ingest.time_unit auto: s, "
+                "ms, us or ns), ISO 8601 such as 2024-09-05T12:32:27Z, or an order 0, 1, 2, ..."
+            )
         elif commonest.endswith(("is not a number", "is missing")) and not commonest.startswith(("user ", "item ")):
             column = commonest.rsplit(" is ", 1)[0]
             fix += (

@@ -110,6 +110,8 @@ def find_source(dataset: str, path: str, files: str = "") -> Source:
 
 
 def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
+    if recipe.in_categories:
+        return _find_category(dataset, recipe, path)
     folder = path.parent if path.is_file() else path
     found = []
     for pattern, form in ((recipe.log, recipe.log_format), (recipe.items, recipe.item_format)):
@@ -124,6 +126,38 @@ def _find_recipe(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
         file = _only(matches, folder)
         found.append(RawFile(file, _name(file, folder), form))
     return Source(log=[found[0]], items=[found[1]], items_name=found[1].name)
+
+
+def _find_category(dataset: str, recipe: DatasetRecipe, path: Path) -> Source:
+    """Find the log of one category, and the metadata of the same category, which may be missing."""
+    folder = path.parent if path.is_file() else path
+    files = [file for pattern in ("*", "*/*") for file in sorted(folder.glob(pattern)) if file.is_file()]
+    logs = [path] if path.is_file() else [file for file in files if not file.name.startswith("meta_")]
+    for pattern, form in ((recipe.log, recipe.log_format), *recipe.further_logs):
+        name = re.compile(re.escape(pattern).replace(r"\{category\}", "(.+)") + r"(?:\.gz)?")
+        found = {file: match[1] for file in logs if (match := name.fullmatch(file.name))}
+        if len(found) > 1:
+            raise UserError(
+                f"{_list([_name(file, folder) for file in found])} are all in {folder}",
+                f"{dataset} is one category, and one file of its log",
+                "set ingest.path to the file that you mean",
+            )
+        for log, category in found.items():
+            meta = recipe.items.replace("{category}", category)
+            items = [file for file in files if file.name in (meta, f"{meta}.gz")]
+            return Source(
+                log=[RawFile(log, _name(log, folder), form)],
+                items=[RawFile(_only(items, folder), _name(items[0], folder), recipe.item_format)] if items else [],
+                items_name=_name(items[0], folder) if items else "",
+                unused=[] if items else [f"{meta} is not in {folder}: the items have no texts"],
+            )
+    names = " or ".join(pattern for pattern, _ in ((recipe.log, None), *recipe.further_logs))
+    raise UserError(
+        f"{names.replace('{category}', 'CATEGORY')} is not in {folder}",
+        f"{dataset} reads one of these files, plain or with .gz, and {recipe.items.replace('{category}', 'CATEGORY')}",
+        "set ingest.path to the folder that holds them, or run `python -m pipeline fetch CATEGORY`, which puts the "
+        f"publisher's files into data/raw/{dataset}",
+    )
 
 
 def _find_file(log: Path) -> Source:

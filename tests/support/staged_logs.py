@@ -50,7 +50,7 @@ def stage_files(path: Path | str, work: Path, dataset: str = "custom", **setting
     """Reads the files into the folder `work` as the stage does."""
     params = read_params({"dataset": dataset, "ingest": {"path": str(path), **settings}})
     source = stage._find(params, work)
-    log, _, rejects = stage._stage(params, source, work, work / "saved_rejects.parquet")
-    table = rejects.table()
+    staged = stage._stage(params, source, work, work / "saved_rejects.parquet")
+    table = staged.rejects.table()
     found = list(zip(*(table[name].to_pylist() for name in ("source", "line", "reason")), strict=True))
-    return Staged(work, log.read, dict(log.columns), found, table["row"].to_pylist())
+    return Staged(work, staged.log.read, dict(staged.log.columns), found, table["row"].to_pylist())
