@@ -66,7 +66,7 @@ ENCODINGS = ["utf-8"] * 8 + ["utf-8-sig", "utf-16"]
 Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """A file to read: its format, whether it is the item file, and its bytes, plain and as they are on disk."""
 
@@ -202,7 +202,7 @@ def make_case(seed: int, number: int) -> Case:
         packed = flip_bits(rng, packed) if rng.random() < 0.5 else packed[: rng.randrange(len(packed))]
     usual = {"jsonl": "jsonl", "parquet": "parquet", "recbole": "item" if items else "inter"}.get(form, "csv")
     suffix = "json" if form.startswith(("array", "literals")) else usual
-    return Case(form, items, f"{suffix}{packer}", plain, encoding, packed)
+    return Case(form=form, items=items, name=f"{suffix}{packer}", plain=plain, encoding=encoding, packed=packed)
 
 
 # ------------------------------------------------------------------------------------------------ count its rows
@@ -271,7 +271,7 @@ def read_case(case: Case, folder: Path) -> tuple[str, str]:
             warnings.simplefilter("error", ResourceWarning)
             signal.alarm(LONGEST)
             source = stage._find(params, work)
-            log_found, items_found, rejects = stage._stage(params, source, work, work / "saved.parquet")
+            staged = stage._stage(params, source, work, work / "saved.parquet")
     except UserError as error:
         return "refused", error.what[:100]
     except Exception:
@@ -280,15 +280,15 @@ def read_case(case: Case, folder: Path) -> tuple[str, str]:
         signal.alarm(0)
     if "Exception ignored" in noise.getvalue() or "Traceback" in noise.getvalue():
         return "TRACEBACK", noise.getvalue()
-    table = rejects.table().to_pylist()
+    table = staged.rejects.table().to_pylist()
     listed = [row["line"] for row in table if row["source"] == name]
     if case.items:
-        assert items_found is not None
-        read = items_found.read
-        kept = pq.read_metadata(items_found.path).num_rows + items_found.copies
+        assert staged.items is not None
+        read = staged.items.read
+        kept = pq.read_metadata(staged.items.path).num_rows + staged.items.copies
     else:
-        read = log_found.read
-        kept = pq.read_metadata(log_found.path).num_rows
+        read = staged.log.read
+        kept = pq.read_metadata(staged.log.path).num_rows
     if kept + len(listed) != read:
         return "MISCOUNTED", f"{kept} kept + {len(listed)} rejects, {read} read"
     try:
