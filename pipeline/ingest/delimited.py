@@ -43,6 +43,12 @@ def _names(file: RawFile) -> list[str]:
         return list(file.format.header)
     with _open(file, [], LineCounter(first=file.skip + 2)) as batches:
         names: list[str] = batches.schema.names
+    refuse_twice(file, names)
+    return names
+
+
+def refuse_twice(file: RawFile, names: Sequence[str]) -> None:
+    """Refuse a file with two columns of one name."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
@@ -50,7 +56,6 @@ def _names(file: RawFile) -> list[str]:
             f"columns found: {', '.join(map(shown, names))}",
             "rename or remove one of the two columns",
         )
-    return names
 
 
 def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStreamingReader:

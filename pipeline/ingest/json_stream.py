@@ -128,5 +128,7 @@ class _Values:
 
     def _end_of_file(self) -> int:
         """Return where a broken value ends that no other follows: before the bracket that closes the array."""
-        match = re.search(r"\}?\s*\]\s*\Z", self.text)
-        return match.start() + (self.text[match.start()] == "}") if match else len(self.text)
+        end = len(self.text.rstrip())
+        if self.text[end - 1] == "]" and end - 1 > self.at:
+            return end - 1
+        return len(self.text)

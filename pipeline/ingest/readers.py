@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk, Reject
-from pipeline.ingest.delimited import read_delimited
+from pipeline.ingest.delimited import read_delimited, refuse_twice
 from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
 from pipeline.ingest.packing import open_unpacked, packing
 from pipeline.ingest.sources import RawFile
@@ -66,14 +66,15 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Chun
     first = 0
     try:
         source = pq.ParquetFile(_unpacked(file) if packing(file.path) else file.path)
+        refuse_twice(file, source.schema_arrow.names)
         for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
             records = np.arange(first, first + batch.num_rows, dtype=np.int64)
             first += batch.num_rows
             table = pa.table({name: _column_text(batch[name]) for name in batch.schema.names})
             yield Chunk(table, records + 1, records)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise UserError(
-            f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
+            f"{file.name} cannot be read as Parquet: {shown(str(error).partition(chr(10))[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None
@@ -109,7 +110,12 @@ def _column_text(column: pa.Array) -> pa.Array:
         return pa.array([_decoded(value) for value in column.to_pylist()], pa.string())
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
-    return column.cast(pa.string())
+    text = column.cast(pa.string())
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:  # a damaged file or a careless writer: not UTF-8
+        return pa.array([_decoded(value) for value in text.cast(pa.binary()).to_pylist()], pa.string())
+    return text
 
 
 def _decoded(value: bytes | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,6 +207,18 @@ def test_a_quote_that_swallows_the_file_is_an_error(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(delimited, "BLOCK_BYTES", 1024)
     with pytest.raises(UserError, match="never closed"):
         read(write(tmp_path / "a.csv", "x,y\n" + '1,"2\n' + "3,4\n" * 5000), CSV)
+
+
+def test_parquet_text_that_is_not_utf_8_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"x": pa.array([b"a", b"\xff", None], pa.binary()).view(pa.string())}), path)
+    assert read(path, PARQUET)[0] == [{"x": "a"}, {"x": None}, {"x": None}]
+
+
+def test_a_column_that_is_there_twice_in_parquet_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["x", "x"]), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="'x' twice"):
+        read(tmp_path / "log.parquet", PARQUET)
 
 
 def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
