@@ -19,8 +19,10 @@ from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.manifest import MANIFEST, seal
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
+from pipeline.printing import say
 from pipeline.strategies.base import NetworkTraits
 from pipeline.strategies.registry import choose_strategies, from_saved
 
@@ -73,6 +75,7 @@ def save_generator(
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
     if eval_skips is not None:
         write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
+    seal(folder, "train")
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -81,6 +84,8 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     Raises:
         UserError: a file is missing or damaged, or the files do not belong together.
     """
+    if not (folder / MANIFEST).exists() and folder.exists():
+        say(f"note: {folder} has no {MANIFEST}, as those of earlier versions: its files are not checked", error=True)
     config = read_json(folder / CONFIG)
     items = read_parquet(folder / ITEMS)
     weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}

@@ -31,10 +31,12 @@ LEAVES = {
     "figures": 0,
     "metric_names": 0,
     "knobs": 0,
+    "manifest": 0,
     "yaml_files": 0,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
+    ("manifest", "errors"),
     ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),

@@ -32,6 +32,7 @@ from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_i
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.ingest.where import RowFilter
+from pipeline.manifest import seal
 from pipeline.raw_times import TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
@@ -236,6 +237,7 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
     if staged.unknown:
         summary["unknown_items"] = {"items": len(staged.unknown), "rows": staged.unknown.total()}
     write_json(files.summary, summary)
+    seal(output, "ingest")
     return summary
 
 
