@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.ingest.sources import RawFile
 
+MAX_COLUMNS = 10_000
 Reject = Callable[[int, str, str], None]  # (line, reason, row as written)
 
 
@@ -35,6 +36,24 @@ class Chunk:
 def open_binary(file: RawFile) -> gzip.GzipFile | io.BufferedReader:
     """Open a file for reading bytes, decompressed where it is gzipped."""
     return gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb")
+
+
+def too_large(file: RawFile) -> UserError:
+    return UserError(
+        f"{file.name} unpacks to more than ingest.max_file_bytes, {file.limits.file_bytes:,} bytes",
+        "a small file can be made that unpacks without end",
+        "check where the file comes from, or raise ingest.max_file_bytes",
+    )
+
+
+def check_columns(file: RawFile, columns: int) -> None:
+    """Raise UserError where a file has more columns than any log: each takes memory and time in every chunk."""
+    if columns > MAX_COLUMNS:
+        raise UserError(
+            f"{file.name} has more than {MAX_COLUMNS:,} columns",
+            f"at least {columns:,} were found; a log has a few, an item file some dozens",
+            "check how the file is written (ingest.delimiter), or write the columns that are needed into a new file",
+        )
 
 
 def wrong_width(found: int, expected: int) -> str:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+LEAST_LINE, MOST_LINE = 1 << 16, 1 << 30  # the parser of CSV counts the bytes of a block in 32 bits
+MOST_FILE = 10**15
+
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
@@ -19,6 +22,8 @@ class IngestConfig:
     columns: dict[str, str]  # our name -> the log's name, where it is not recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
+    max_line_bytes: int  # a longer line, or value of a Parquet file, is refused: the limit on the memory that it takes
+    max_file_bytes: int  # of a download, and of a compressed file that is unpacked
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
@@ -28,5 +33,9 @@ class IngestConfig:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
             raise ValueError("ingest.header must name every column once")
+        if not LEAST_LINE <= self.max_line_bytes <= MOST_LINE:
+            raise ValueError(f"ingest.max_line_bytes must be a number from {LEAST_LINE} to {MOST_LINE}")
+        if not self.max_line_bytes <= self.max_file_bytes <= MOST_FILE:
+            raise ValueError(f"ingest.max_file_bytes must be a number from ingest.max_line_bytes to {MOST_FILE}")
         if not 0 <= self.max_reject_rate <= 1:
             raise ValueError("ingest.max_reject_rate is a share between 0 and 1")

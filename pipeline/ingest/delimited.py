@@ -7,6 +7,7 @@ before it.
 Shape legend: G good rows of a batch, B bad rows among them.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,11 +16,18 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
+from pipeline.ingest.chunks import (
+    Chunk,
+    Reject,
+    check_columns,
+    open_binary,
+    too_large,
+    truncated,
+    wrong_encoding,
+    wrong_width,
+)
 from pipeline.ingest.sources import RawFile
 from pipeline.printing import shown
-
-BLOCK_BYTES = 4 << 20  # bytes of text parsed at once; a quoted field cannot be longer
 
 
 def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
@@ -28,7 +36,11 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
     try:
         names = _names(file)
         with _open(file, names, lines) as batches:
+            read = 0  # bytes of text so far
             for batch in batches:
+                read += batch.nbytes
+                if file.gzipped and read > file.limits.file_bytes:
+                    raise too_large(file)
                 chunk = lines.with_lines(pa.Table.from_batches([batch]), reject)
                 yield Chunk(chunk.table.select(columns or names), chunk.lines, chunk.records)
         lines.finish(reject)
@@ -44,7 +56,8 @@ def _names(file: RawFile) -> list[str]:
         return list(file.format.header)
     with _open(file, [], LineCounter(first=2)) as batches:
         names: list[str] = batches.schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    check_columns(file, len(names))
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(
             f"{file.name} has the column '{shown(twice[0])}' twice",
@@ -59,7 +72,10 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
     return pacsv.open_csv(
         pa.input_stream(str(file.path), compression="gzip" if file.gzipped else None),
         pacsv.ReadOptions(
-            use_threads=False, block_size=BLOCK_BYTES, encoding=form.encoding, column_names=list(form.header) or None
+            use_threads=False,
+            block_size=file.limits.line_bytes,  # no line can be longer than a block
+            encoding=form.encoding,
+            column_names=list(form.header) or None,
         ),
         pacsv.ParseOptions(
             delimiter=form.delimiter,
@@ -167,9 +183,9 @@ def _explain(file: RawFile, error: Exception) -> UserError:
         return truncated(file)
     if "straddling" in text:
         return UserError(
-            f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
+            f"{file.name} has a line longer than ingest.max_line_bytes, {file.limits.line_bytes:,}",
             "a double quote was probably opened and never closed",
-            "close or remove that quote in the file",
+            "close or remove that quote in the file, or raise ingest.max_line_bytes if the line is meant to be so long",
         )
     return UserError(
         f"{file.name} cannot be read: {shown(text.splitlines()[0])}",

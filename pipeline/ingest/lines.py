@@ -2,6 +2,7 @@
 
 import ast
 import gzip
+import io
 import itertools
 import json
 import zlib
@@ -11,10 +12,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
+from pipeline.ingest.chunks import (
+    Chunk,
+    Reject,
+    check_columns,
+    open_binary,
+    too_large,
+    truncated,
+    wrong_encoding,
+    wrong_width,
+)
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
+CHUNK_CHARACTERS = 64 << 20  # of the lines of a chunk, at least
+BEGINNING = 1000  # bytes of a line that is too long, for the rejects
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
 
@@ -23,37 +35,66 @@ def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> 
     """Yield the rows of a file of lines; `readers.read_chunks` documents the arguments."""
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
-    for record, (line, text) in enumerate(itertools.islice(_text_lines(file), file.skip, None)):
+    size = 0  # characters of the lines of these rows
+    for record, (line, text, whole) in enumerate(itertools.islice(_text_lines(file), file.skip, None)):
+        if not whole:
+            reject(line, "longer than ingest.max_line_bytes", text)
+            continue
         try:
             rows.append((line, record, parse(text, columns)))
         except ValueError as error:
             reject(line, str(error), text)
-        if len(rows) == CHUNK_ROWS:
-            yield _chunk(rows, columns)
-            rows = []
+        size += len(text)
+        if rows and (len(rows) == CHUNK_ROWS or size >= CHUNK_CHARACTERS):
+            yield _chunk(file, rows, columns)
+            rows, size = [], 0
     if rows:
-        yield _chunk(rows, columns)
+        yield _chunk(file, rows, columns)
 
 
-def _chunk(rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
+def _chunk(file: RawFile, rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
     lines, records, fields = zip(*rows, strict=True)
     names = columns if columns is not None else list(dict.fromkeys(name for row in fields for name in row))
+    check_columns(file, len(names))
     table = pa.table({name: pa.array([row.get(name) for row in fields], pa.string()) for name in names})
     return Chunk(table, np.array(lines, np.int64), np.array(records, np.int64))
 
 
-def _text_lines(file: RawFile) -> Iterator[tuple[int, str]]:
+def _text_lines(file: RawFile) -> Iterator[tuple[int, str, bool]]:
+    """Yield (line, text, whole) of each line that is not blank; of a line that is too long the text is its beginning.
+
+    Raises:
+        UserError: the file is truncated, not in its encoding, or unpacks to too much.
+    """
     line = 0
     try:
         with open_binary(file) as stream:
-            for line, raw in enumerate(stream, 1):
-                text = raw.decode(file.format.encoding).rstrip("\r\n")
+            for line, (raw, whole) in enumerate(_raw_lines(file, stream), 1):
+                text = raw.decode(file.format.encoding, "strict" if whole else "replace").rstrip("\r\n")
                 if text.strip("\ufeff \t"):
-                    yield line, text.removeprefix("\ufeff")
+                    yield line, text.removeprefix("\ufeff"), whole
     except UnicodeDecodeError:
         raise wrong_encoding(file, line) from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise truncated(file) from None
+
+
+def _raw_lines(file: RawFile, stream: gzip.GzipFile | io.BufferedReader) -> Iterator[tuple[bytes, bool]]:
+    """Yield (line, True), or (beginning, False) of a line of more than `Limits.line_bytes`, in bounded memory."""
+    limit = file.limits.line_bytes
+    left = file.limits.file_bytes if file.gzipped else None
+    while raw := stream.readline(limit + 1):
+        beginning, whole = raw, len(raw) <= limit
+        size = len(raw)
+        while len(raw) > limit and not raw.endswith(b"\n") and (raw := stream.readline(limit + 1)):
+            size += len(raw)
+            if left is not None and size > left:
+                raise too_large(file)
+        if left is not None:
+            left -= size
+            if left < 0:
+                raise too_large(file)
+        yield (beginning, True) if whole else (beginning[:BEGINNING], False)
 
 
 def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:

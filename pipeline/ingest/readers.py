@@ -6,10 +6,12 @@ UserError. Blank lines are no rows.
 """
 
 import gzip
-import io
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, truncated
+from pipeline.ingest.chunks import Chunk, Reject, open_binary, too_large, truncated
 from pipeline.ingest.delimited import read_delimited
-from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
+from pipeline.ingest.lines import as_text, read_lines
+from pipeline.ingest.parquet_limits import asks_too_much, chunk_rows
 from pipeline.ingest.sources import RawFile
 from pipeline.printing import shown
 
@@ -59,20 +62,41 @@ def _ignore(line: int, reason: str, row: str) -> None:
 def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> Iterator[Chunk]:
     first = 0
     try:
-        source = pq.ParquetFile(io.BytesIO(gzip.decompress(file.path.read_bytes())) if file.gzipped else file.path)
-        for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
-            records = np.arange(first, first + batch.num_rows, dtype=np.int64)
-            first += batch.num_rows
-            table = pa.table({name: _column_text(batch[name], ticks) for name in batch.schema.names})
-            yield Chunk(table, records + 1, records)
+        with _plain_parquet(file) as stream:
+            rows = chunk_rows(file, stream, columns)
+            for batch in pq.ParquetFile(stream).iter_batches(rows, columns=columns):
+                records = np.arange(first, first + batch.num_rows, dtype=np.int64)
+                first += batch.num_rows
+                table = pa.table({name: _column_text(batch[name], ticks) for name in batch.schema.names})
+                yield Chunk(table, records + 1, records)
     except (EOFError, zlib.error, gzip.BadGzipFile):
         raise truncated(file) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except MemoryError as error:
+        raise asks_too_much(file, str(error)) from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:  # a damaged file raises any
         raise UserError(
             f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None
+
+
+@contextmanager
+def _plain_parquet(file: RawFile) -> Iterator[IO[bytes]]:
+    """Open the file; one that is gzipped as a whole is unpacked into a temporary file first, in bounded memory."""
+    if not file.gzipped:
+        with file.path.open("rb") as stream:
+            yield stream
+        return
+    with open_binary(file) as packed, tempfile.TemporaryFile() as stream:
+        size = 0
+        while block := packed.read(1 << 20):
+            size += len(block)
+            if size > file.limits.file_bytes:
+                raise too_large(file)
+            stream.write(block)
+        stream.seek(0)
+        yield stream
 
 
 def _column_text(column: pa.Array, ticks: int) -> pa.Array:

@@ -21,6 +21,14 @@ NAMED = 8  # unused files that are named at most
 
 
 @dataclass(frozen=True)
+class Limits:
+    """A file may have so many bytes in a line or in a value of Parquet, and in what its gzip unpacks to."""
+
+    line_bytes: int = 4 << 20
+    file_bytes: int = 10**11
+
+
+@dataclass(frozen=True)
 class RawFile:
     """A file to read.
 
@@ -32,6 +40,7 @@ class RawFile:
     name: str
     format: Format
     skip: int = 0
+    limits: Limits = Limits()
 
     @property
     def gzipped(self) -> bool:

@@ -5,7 +5,7 @@ file or, without one, of their first interaction.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
-from pipeline.ingest.sources import Source, find_source
+from pipeline.ingest.sources import Limits, RawFile, Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.printing import say, shown
@@ -80,12 +80,18 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 def _find(params: IngestParams, new: Path) -> Source:
     """Find the raw files and, for those without a recipe, how they are written."""
-    source = find_source(params.dataset, *_raw_path(params, new))
+    config = params.ingest
+    found = find_source(params.dataset, *_raw_path(params, new))
+    source = replace(found, log=_limited(found.log, config), items=_limited(found.items, config))
     if params.dataset in RECIPES:
         return source
-    config = params.ingest
     log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
     return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
+
+
+def _limited(files: Sequence[RawFile], config: IngestConfig) -> list[RawFile]:
+    limits = Limits(config.max_line_bytes, config.max_file_bytes)
+    return [replace(file, limits=limits) for file in files]
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
