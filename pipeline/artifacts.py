@@ -335,13 +335,7 @@ class Splits:
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
-        arrays = {}
-        for name in cls.ARRAYS:
-            path = _existing(folder / f"{name}.npy")
-            try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, OSError) as error:
-                raise _damaged(path, error) from None
+        arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
         return cls(**arrays, summary=read_json(folder / "splits.json"))
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -363,3 +357,28 @@ class Splits:
         before = np.maximum(positions - 1, 0)
         ties: np.ndarray = (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])
         return ties
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """A `TrainingPart` holds those arrays of `Splits` that say which interactions are for training.
+
+    A stage that reads only these need not run again when other files of data/splits change.
+    """
+
+    items_N: np.ndarray
+    offsets: np.ndarray
+    train_end: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path = SPLITS) -> "TrainingPart":
+        """Open the three arrays memory-mapped."""
+        return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(_existing(path), mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from None
+    return array

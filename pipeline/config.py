@@ -76,6 +76,11 @@ class Params:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
+        if self.embed.encoder == "none" and self.quantize.interactions != 1:
+            raise ValueError(
+                "embed.encoder none makes no vectors, so that Semantic IDs come from interactions alone: set "
+                "quantize.interactions to 1, or choose another embed.encoder"
+            )
         if self.seed < 0:
             raise ValueError("seed must be 0 or more")
 
@@ -193,11 +198,23 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
             return ()
         return tuple(_convert(v, args[0], f"{name}[{i}]", problems) for i, v in enumerate(value))
     if origin is dict:
-        if not isinstance(value, dict):
-            problems.append(f"{name} must be a mapping, found {value!r}")
-            return {}
-        return {str(k): _convert(v, args[1], f"{name}.{k}", problems) for k, v in value.items()}
+        return _mapping(value, args[1], name, problems)
     return _scalar(value, hint, name, problems)
+
+
+def _mapping(value: Any, hint: Any, name: str, problems: list[str]) -> dict[str, Any]:
+    """Convert a mapping whose values have the type `hint`, or add a line to `problems`.
+
+    An empty text is a mapping without entries: `dvc exp run -S 'name={...}'` can replace it, and no empty mapping.
+    """
+    if value in ("", None):
+        return {}
+    if not isinstance(value, dict):
+        problems.append(f"{name} must be a mapping, found {value!r}")
+        return {}
+    if hint is str:  # a column may be called 0, and a name that was deleted leaves nothing
+        value = {key: "" if v is None else str(v) if type(v) is int else v for key, v in value.items()}
+    return {str(key): _convert(v, hint, f"{name}.{key}", problems) for key, v in value.items()}
 
 
 def _scalar(value: Any, hint: type, name: str, problems: list[str]) -> Any:

@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results"),
-    ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
     ("config",),
     ("presets", "doctor", "cli"),
 )

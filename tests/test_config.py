@@ -16,6 +16,8 @@ from settings import raw_params, read_params
 
 from pipeline.config import build_params, load_params
 from pipeline.errors import UserError
+from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES
+from pipeline.ingest.config import COLUMNS
 
 
 def refusal(changes: Any) -> str:
@@ -280,8 +282,36 @@ def test_params_yaml_has_no_comment_after_a_list_or_mapping(root: Path) -> None:
     """ruamel.yaml ties such a line to the list's last entry, and `-S` replaces lists and mappings as a whole."""
     lines = (root / "params.yaml").read_text().splitlines()
     for line, after in itertools.pairwise(lines):
-        inside = line.lstrip().startswith("- ") or line.endswith(("{}", "]"))
+        inside = line.lstrip().startswith("- ") or line.endswith(("{}", "]")) or line.startswith("    ")
         assert not (inside and (after.strip() == "" or after.lstrip().startswith("#"))), after
+
+
+class TestMappingsThatAnySettingMayFill:
+    """`dvc exp run -S 'ingest.minimum={rating: 4}'` is refused by Hydra where params.yaml has an empty mapping."""
+
+    @pytest.mark.parametrize("empty", ["", None, {}])
+    def test_nothing_may_be_written_in_any_way(self, empty: Any) -> None:
+        ingest = read_params({"ingest": {"minimum": empty, "columns": empty}}).ingest
+        assert (ingest.minimum, ingest.mapping) == ({}, {})
+
+    @pytest.mark.parametrize("text", ["rating", 4, ["rating"], False, 0])
+    def test_what_is_no_mapping_is_refused(self, text: Any) -> None:
+        assert "ingest.minimum must be a mapping" in refusal({"ingest": {"minimum": text}})
+
+    def test_params_yaml_has_no_empty_mapping(self, root: Path) -> None:
+        for path in (root / "params.yaml", *(root / "presets").glob("*.yaml")):
+            assert "{}" not in path.read_text(), path
+
+    def test_a_column_that_is_left_empty_is_recognised(self) -> None:
+        columns = {"user": "customer", "item": "", "timestamp": None, "title": 0, "watch": "seconds", "session": ""}
+        mapping = read_params({"ingest": {"columns": columns}}).ingest.mapping
+        assert mapping == {"user": "customer", "title": "0", "watch": "seconds", "session": ""}
+
+    def test_every_column_of_the_log_and_of_the_item_file_has_its_key(self, root: Path) -> None:
+        assert set(COLUMNS) == {*LOG_NAMES, *ITEM_NAMES}
+        for path in (root / "params.yaml", *(root / "presets").glob("*.yaml")):
+            columns = yaml.safe_load(path.read_text()).get("ingest", {}).get("columns")
+            assert columns is None or columns == dict.fromkeys(COLUMNS, ""), path
 
 
 def test_every_item_as_a_target_needs_a_causal_backbone() -> None:

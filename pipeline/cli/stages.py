@@ -79,25 +79,6 @@ def embed() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
-def quantize() -> None:
-    """Turn the vectors into Semantic IDs, one per item.
-
-    A deduplication digit tells items of equal codes apart. Reads data/embeddings, writes data/sids with a quality
-    report (collisions, used codes, reconstruction error, how often nearest neighbours share codes).
-
-    [dim]Examples:[/dim]
-
-      python -m pipeline quantize
-
-      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
-    """
-    params = _params()
-    from pipeline.quantize.stage import run
-
-    run(params)
-
-
-@commands.command(rich_help_panel=PANEL)
 def split() -> None:
     """Choose the interactions for training, for validation and for test.
 
@@ -111,6 +92,28 @@ def split() -> None:
     """
     params = _params()
     from pipeline.split.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
+def quantize() -> None:
+    """Turn the vectors into Semantic IDs, one per item.
+
+    A deduplication digit tells items of equal codes apart. Reads data/embeddings (with quantize.interactions also
+    data/splits), writes data/sids with a quality report (collisions, used codes, reconstruction error, how often
+    nearest neighbours share codes).
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline quantize
+
+      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
+
+      dvc exp run -S embed.encoder=none -S quantize.interactions=1    (a log of ids alone)
+    """
+    params = _params()
+    from pipeline.quantize.stage import run
 
     run(params)
 

@@ -11,7 +11,8 @@ FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 class EmbedConfig:
     """Say which encoder turns items into vectors, and how."""
 
-    encoder: Literal["tfidf", "text", "multimodal", "precomputed"]
+    # none: vectors without a dimension, for items of which nothing but interactions is known (quantize.interactions: 1)
+    encoder: Literal["tfidf", "text", "multimodal", "precomputed", "none"]
     # Segments of the item's text; a segment whose field is missing is left out, the others are joined by ". ".
     template: tuple[str, ...]
     dimensions: int  # tfidf: width after the truncated SVD (never more than the data allow)

@@ -56,6 +56,8 @@ def run(
         texts = item_texts(items, config.template)
         vectors_Id = tfidf_vectors(texts, config.dimensions)
         facts = {"template": list(config.template), "items_without_text": texts.count("")}
+    elif config.encoder == "none":
+        vectors_Id, facts = np.zeros((len(raw_ids), 0), np.float32), {}
     else:
         encoded = _encode(config, items, raw_ids, output, scratch)
         if encoded is None:
@@ -108,7 +110,8 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
         raise UserError(
             "no item has a text",
             f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(map(shown, columns))}",
-            "mend embed.template, or bring an item file with titles",
+            "mend embed.template, or bring an item file with titles or vectors (embed.encoder=precomputed)\n"
+            "or use interactions alone: dvc exp run -S embed.encoder=none -S quantize.interactions=1",
         )
     return texts
 
@@ -128,7 +131,7 @@ def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, d
 
 
 def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
-    """Check that all vectors are usable, and count them.
+    """Check that all vectors are usable, and count them. Vectors without a dimension are those of the encoder none.
 
     Raises:
         UserError: a vector has NaN or infinite numbers, or all vectors are zeros.
@@ -142,7 +145,7 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
             "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
         )
     zeros = int((~vectors_Id.any(axis=1)).sum())
-    if zeros == len(raw_ids):
+    if zeros == len(raw_ids) and vectors_Id.shape[1]:
         raise UserError(
             "the embeddings of all items are zero",
             "vectors of zeros do not tell items apart",
@@ -152,6 +155,9 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
 
 
 def _report(summary: dict[str, Any]) -> None:
+    if summary["encoder"] == "none":
+        say(f"embed: {summary['items']:,} items without vectors: interactions alone make their Semantic IDs")
+        return
     say(
         f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
         + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else "")

@@ -162,7 +162,7 @@ def _find(
         return _mapped(role, mapping[role], names, source)
     matches = _matches(role, names, known)
     usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
-    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {usual}"
+    fix = f"name it: ingest.columns.{role}=NAME; names that are recognised: {usual}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:

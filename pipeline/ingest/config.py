@@ -5,6 +5,7 @@ from typing import Literal
 
 LEAST_LINE, MOST_LINE = 1 << 16, 1 << 30  # the parser of CSV counts the bytes of a block in 32 bits
 MOST_FILE = 10**15
+COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,7 @@ class IngestConfig:
     k_core: int | Literal["recipe"]  # every user and item has at least this many interactions
     max_reject_rate: float  # share of bad rows above which the stage fails
     time_unit: Literal["s", "ms"]
-    columns: dict[str, str]  # our name -> the log's name, where it is not recognised
+    columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
     max_line_bytes: int  # a longer line, or value of a Parquet file, is refused: the limit on the memory that it takes
@@ -39,3 +40,12 @@ class IngestConfig:
             raise ValueError(f"ingest.max_file_bytes must be a number from ingest.max_line_bytes to {MOST_FILE}")
         if not 0 <= self.max_reject_rate <= 1:
             raise ValueError("ingest.max_reject_rate is a share between 0 and 1")
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        """Return our name -> the log's name, of the columns that the user names.
+
+        An empty name is left out if it belongs to one of `COLUMNS`: that column is recognised. Under another name it
+        stays, and leaves a numeric column out.
+        """
+        return {ours: theirs for ours, theirs in self.columns.items() if theirs or ours not in COLUMNS}

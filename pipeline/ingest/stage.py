@@ -85,8 +85,8 @@ def _find(params: IngestParams, new: Path) -> Source:
     source = replace(found, log=_limited(found.log, config), items=_limited(found.items, config))
     if params.dataset in RECIPES:
         return source
-    log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
-    return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
+    log = [find_dialect(f, config.mapping, delimiter=config.delimiter, header=config.header) for f in source.log]
+    return replace(source, log=log, items=[find_dialect(file, config.mapping, header=None) for file in source.items])
 
 
 def _limited(files: Sequence[RawFile], config: IngestConfig) -> list[RawFile]:
@@ -120,7 +120,7 @@ def _stage(
                 source.items,
                 source.items_name,
                 recipe,
-                config.columns,
+                config.mapping,
                 rejects,
                 path=work / "items.parquet",
                 null_words=config.null_words,
@@ -128,7 +128,7 @@ def _stage(
         log = stage_log(
             source.log,
             LogSettings(
-                mapping={**(recipe.log_columns if recipe else {}), **config.columns},
+                mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
                 ticks=TICKS[config.time_unit],
                 minimum=_minimum(params),
                 guess_actions=recipe is None,

@@ -384,5 +384,5 @@ def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
                 f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
                 f"mend ingest.minimum: {nearest(name, columns.actions)}"
                 if columns.actions
-                else f"name the column in ingest.columns: {{{name}: NAME}}, or set ingest.minimum to {{}}",
+                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml.comments import CommentedMap
 from yaml import CollectionNode, MappingNode, Node
 
 from pipeline.errors import UserError
@@ -76,7 +77,31 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
             for key in lacking:
                 text = _insert(text, defaults, name, key)
             added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
-    return parse_document(text, params) if added else mine, added
+    document = parse_document(text, params) if added else mine
+    if isinstance(document, Mapping):
+        added += _fill(document, _values(defaults, folder / DEFAULTS))
+    return document, added
+
+
+def _fill(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Added]:
+    """Give the mappings inside a section (ingest.columns) the keys that they lack, so that `-S` can set each of them.
+
+    An empty mapping whose default is the empty text becomes that text, which `-S` can replace by a mapping.
+    """
+    added: list[Added] = []
+    for section, values in defaults.items():
+        keys: Any = document[section]
+        for key, default in values.items() if isinstance(values, Mapping) and isinstance(keys, Mapping) else ():
+            value = keys.get(key)
+            if default == "" and isinstance(value, Mapping) and not value:
+                keys[key] = default
+                added.append(Added(f"{section}.{key}", default))
+            elif isinstance(default, Mapping) and (isinstance(value, Mapping) or value in ("", None)):
+                lacking = {name: inner for name, inner in default.items() if name not in (value or {})}
+                if lacking:
+                    keys[key] = CommentedMap({**(value or {}), **lacking})
+                    added += [Added(f"{section}.{key}.{name}", inner) for name, inner in lacking.items()]
+    return added
 
 
 def _values(text: str, path: Path) -> Any:

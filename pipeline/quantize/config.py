@@ -9,6 +9,12 @@ class QuantizeConfig:
     """Say how vectors become Semantic IDs."""
 
     method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
+    interactions: (
+        float  # share of co-occurrence in the distance of two items; 0: vectors of embed only, 1: none of them
+    )
+    interaction_window: int  # two items of a user co-occur when at most this many steps apart
+    interaction_shift: float  # how much more often than by chance two items must co-occur to be related
+    interaction_dimensions: int  # width of the vectors from interactions (never more than the data allow)
     levels: int  # codes per item, the deduplication digit not counted
     codes: int  # codebook size of each level
     normalize_input: bool  # L2-normalise the embeddings first
@@ -36,6 +42,12 @@ class QuantizeConfig:
     def __post_init__(self) -> None:
         if self.levels < 1 or self.codes < 2 or self.iterations < 1 or self.restarts < 1:
             raise ValueError("quantize needs levels >= 1, codes >= 2, iterations >= 1 and restarts >= 1")
+        if not 0 <= self.interactions <= 1:
+            raise ValueError("quantize.interactions is a share between 0 and 1")
+        if self.interaction_window < 1 or self.interaction_dimensions < 1:
+            raise ValueError("quantize needs interaction_window >= 1 and interaction_dimensions >= 1")
+        if not 1 <= self.interaction_shift < float("inf"):
+            raise ValueError("quantize.interaction_shift is a finite number, 1 or more")
         if self.digit_width < 0:
             raise ValueError("quantize.digit_width must be 0 (as many as needed) or more")
         if not 0 <= self.max_collision_rate <= 1:
