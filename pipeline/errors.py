@@ -21,6 +21,10 @@ class UserError(Exception):
         super().__init__("\n".join(part for part in (self.what, self.why, self.fix) if part))
 
 
+class LostProcessError(UserError):
+    """Another of the processes that work together under torchrun has ended, so this one cannot go on."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Name the closest valid word and list all valid words: `did you mean 'rastp'? (valid: full, rastp)`."""
     word, valid = shown(word), sorted(shown(name) for name in valid)

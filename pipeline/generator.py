@@ -97,7 +97,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             if isinstance(config.get(name), Mapping):
                 check_fields(kind, config[name], name)
         chosen = choose_strategies(config["strategy"], config)
-        backbone = from_saved(BackboneConfig, config["backbone"])
+        backbone = from_saved(BackboneConfig, config["backbone"], "backbone")
         check_sizes(config, chosen.settings, weights)
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)

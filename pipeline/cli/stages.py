@@ -74,8 +74,9 @@ def embed() -> None:
     """
     params = _params()
     from pipeline.embed.stage import run
+    from pipeline.project import shared_scratch
 
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -134,9 +135,10 @@ def train() -> None:
       dvc exp run -S train.learning_rate=3e-4 -S train.max_windows=1000000
     """
     params = _params()
+    from pipeline.project import shared_scratch
     from pipeline.train.stage import run
 
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -186,7 +188,8 @@ def fetch(
         typer.Argument(
             metavar="[URL]...",
             show_default=False,
-            help="Addresses to use instead of the publisher's, as for dataset custom.",
+            help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
+            "amazon-2018 or amazon-2023.",
         ),
     ] = None,
 ) -> None:
@@ -197,6 +200,8 @@ def fetch(
     [dim]Examples:[/dim]
 
       python -m pipeline preset movielens-1m && python -m pipeline fetch && dvc repro
+
+      python -m pipeline preset amazon-2023 && python -m pipeline fetch All_Beauty && dvc repro
 
       python -m pipeline fetch https://example.org/interactions.csv.gz
     """

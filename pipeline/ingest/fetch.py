@@ -2,6 +2,7 @@
 
 import errno
 import lzma
+import re
 import shutil
 import struct
 import zipfile
@@ -12,10 +13,11 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UserError
 from pipeline.ingest.download import download, file_name, is_plain_name
-from pipeline.ingest.recipes import RECIPES
+from pipeline.ingest.recipes import RECIPES, DatasetRecipe
 from pipeline.ingest.sources import sha256
 from pipeline.printing import say, shown
 
+CATEGORY = re.compile(r"\w+")  # the name of a category, no address
 MAX_BYTES = 100_000_000_000  # of a file, where `fetch` is called without the settings
 BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError, struct.error)
 OF_ARCHIVES = (None, errno.EINVAL)  # numbers of an OSError that bz2, or a wrong offset in an archive, raises
@@ -31,7 +33,8 @@ def fetch(
     Args:
         dataset: a recipe's name, or `custom` with `urls`.
         folder: where the files go; data/raw/DATASET if not given.
-        urls: addresses to use instead of the publisher's.
+        urls: addresses to use instead of the publisher's; of a dataset in categories also the name of a category, such
+            as Toys_and_Games.
         max_bytes: size of a download, and of a file inside an archive, above which it is refused.
 
     Returns:
@@ -42,7 +45,19 @@ def fetch(
             or not the publisher's, or a full disk.
     """
     folder = folder or Path("data/raw") / dataset
-    urls = list(urls or (RECIPES[dataset].urls if dataset in RECIPES else ()))
+    recipe = RECIPES.get(dataset)
+    urls = list(urls or (recipe.urls if recipe and not recipe.in_categories else ()))
+    if recipe and recipe.in_categories:
+        if not urls:
+            raise UserError(
+                f"{dataset} is published in categories, and no category is named",
+                "the publisher's files are "
+                + " and ".join(url.replace("{category}", "CATEGORY") for url in recipe.urls),
+                "name one as its files do: python -m pipeline fetch Toys_and_Games",
+            )
+        if len(urls) == 1 and CATEGORY.fullmatch(urls[0]):
+            recipe = recipe.of(urls[0])
+            urls = list(recipe.urls)
     if not urls:
         raise UserError(
             f"there is nothing to fetch for the dataset {dataset}",
@@ -57,14 +72,14 @@ def fetch(
             "the second would overwrite the first",
             "fetch one of them, move it, then fetch the other",
         )
-    files = _present(dataset, folder)
+    files = _present(recipe, folder)
     if not files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for url in urls:
                 file = download(url, folder, urls, max_bytes)
-                _check(dataset, file)
-                files += _unpack(dataset, file, max_bytes)
+                _check(dataset, recipe, file)
+                files += _unpack(recipe, file, max_bytes)
         except OSError as error:
             raise UserError(
                 f"could not write into {folder}: {error.strerror or error}",
@@ -77,16 +92,16 @@ def fetch(
     return files
 
 
-def _present(dataset: str, folder: Path) -> list[Path]:
+def _present(recipe: DatasetRecipe | None, folder: Path) -> list[Path]:
     """Return the recipe's files if all of them are in `folder`, else an empty list."""
-    recipe = RECIPES.get(dataset)
-    found = [sorted(folder.glob(pattern))[:1] for pattern in (recipe.log, recipe.items)] if recipe else []
+    patterns = (recipe.log, recipe.items) if recipe and not recipe.in_categories else ()
+    found = [[file for file in sorted(folder.glob(pattern)) if ".partial" not in file.name][:1] for pattern in patterns]
     return [file for files in found for file in files] if all(found) else []
 
 
-def _check(dataset: str, file: Path) -> None:
+def _check(dataset: str, recipe: DatasetRecipe | None, file: Path) -> None:
     """Compare a file with the sha256 that the recipe has of it, if any, and remove another file."""
-    pinned = RECIPES[dataset].sha256.get(file.name) if dataset in RECIPES else None
+    pinned = recipe.sha256.get(file.name) if recipe else None
     if pinned is None or (found := sha256(file)) == pinned:
         return
     file.unlink()
@@ -97,14 +112,13 @@ def _check(dataset: str, file: Path) -> None:
     )
 
 
-def _unpack(dataset: str, file: Path, max_bytes: int) -> list[Path]:
+def _unpack(recipe: DatasetRecipe | None, file: Path, max_bytes: int) -> list[Path]:
     """Unpack the files that a recipe reads beside its archive, without folders, and remove the archive.
 
     Any other file is returned as it is.
     """
-    if file.suffix != ".zip" or dataset not in RECIPES:
+    if file.suffix != ".zip" or recipe is None:
         return [file]
-    recipe = RECIPES[dataset]
     partials: list[Path] = []
     try:
         with zipfile.ZipFile(file) as archive:

@@ -1,27 +1,18 @@
-"""Read files with one row per line: JSON objects, Python literals, and fields divided by a long separator."""
+"""Read JSON objects, Python literals, and lines whose fields are divided by a long separator."""
 
 import ast
-import gzip
 import io
 import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.chunks import (
-    Chunk,
-    Reject,
-    check_columns,
-    open_binary,
-    too_large,
-    truncated,
-    wrong_encoding,
-    wrong_width,
-)
+from pipeline.ingest.chunks import Chunk, Reject, check_columns, wrong_width
+from pipeline.ingest.encodings import open_utf8
+from pipeline.ingest.json_stream import BROKEN, json_values
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
@@ -29,27 +20,47 @@ CHUNK_CHARACTERS = 64 << 20  # of the lines of a chunk, at least
 BEGINNING = 1000  # bytes of a line that is too long, for the rejects
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
+ParsedRow = tuple[int, str, Fields | ValueError]  # (line, text, the fields or what is wrong with the text)
 
 
 def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
-    """Yield the rows of a file of lines; `readers.read_chunks` documents the arguments."""
-    parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
+    """Yield the rows of a file of lines or of JSON; `readers.read_chunks` documents the arguments."""
+    found = _stream_rows(file, columns) if file.format.kind == "json_stream" else _line_rows(file, columns)
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
-    size = 0  # characters of the lines of these rows
-    for record, (line, text, whole) in enumerate(itertools.islice(_text_lines(file), file.skip, None)):
-        if not whole:
-            reject(line, "longer than ingest.max_line_bytes", text)
-            continue
-        try:
-            rows.append((line, record, parse(text, columns)))
-        except ValueError as error:
-            reject(line, str(error), text)
+    size = 0  # characters of these rows
+    for record, (line, text, fields) in enumerate(found):
+        if isinstance(fields, ValueError):
+            reject(line, str(fields), text)
+        else:
+            rows.append((line, record, fields))
         size += len(text)
         if rows and (len(rows) == CHUNK_ROWS or size >= CHUNK_CHARACTERS):
             yield _chunk(file, rows, columns)
             rows, size = [], 0
     if rows:
         yield _chunk(file, rows, columns)
+
+
+def _line_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
+    parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
+    for line, text, whole in itertools.islice(_text_lines(file), file.skip, None):
+        try:
+            if not whole:
+                raise ValueError("longer than ingest.max_line_bytes")
+            yield line, text, parse(text, columns)
+        except ValueError as error:
+            yield line, text, error
+
+
+def _stream_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
+    with io.TextIOWrapper(open_utf8(file), "utf-8", newline="\n") as stream:
+        for line, text, value in json_values(stream, file.name):
+            try:
+                if value is BROKEN:
+                    raise ValueError("broken JSON")
+                yield line, text, _texts(value, columns, "a JSON object")
+            except ValueError as error:
+                yield line, text, error
 
 
 def _chunk(file: RawFile, rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
@@ -61,39 +72,20 @@ def _chunk(file: RawFile, rows: Sequence[tuple[int, int, Fields]], columns: Sequ
 
 
 def _text_lines(file: RawFile) -> Iterator[tuple[int, str, bool]]:
-    """Yield (line, text, whole) of each line that is not blank; of a line that is too long the text is its beginning.
-
-    Raises:
-        UserError: the file is truncated, not in its encoding, or unpacks to too much.
-    """
-    line = 0
-    try:
-        with open_binary(file) as stream:
-            for line, (raw, whole) in enumerate(_raw_lines(file, stream), 1):
-                text = raw.decode(file.format.encoding, "strict" if whole else "replace").rstrip("\r\n")
-                if text.strip("\ufeff \t"):
-                    yield line, text.removeprefix("\ufeff"), whole
-    except UnicodeDecodeError:
-        raise wrong_encoding(file, line) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise truncated(file) from None
+    """Yield (line, text, whole) of each line that is not blank; a line that is too long is not whole, and is cut."""
+    with open_utf8(file) as stream:
+        for line, (raw, whole) in enumerate(_raw_lines(stream, file.limits.line_bytes), 1):
+            text = raw.decode("utf-8", "strict" if whole else "replace").rstrip("\r\n")
+            if text.strip("\ufeff \t"):
+                yield line, text.removeprefix("\ufeff"), whole
 
 
-def _raw_lines(file: RawFile, stream: gzip.GzipFile | io.BufferedReader) -> Iterator[tuple[bytes, bool]]:
-    """Yield (line, True), or (beginning, False) of a line of more than `Limits.line_bytes`, in bounded memory."""
-    limit = file.limits.line_bytes
-    left = file.limits.file_bytes if file.gzipped else None
+def _raw_lines(stream: io.BufferedReader, limit: int) -> Iterator[tuple[bytes, bool]]:
+    """Yield (line, True), or (beginning, False) of a line of more than `limit` bytes, in bounded memory."""
     while raw := stream.readline(limit + 1):
         beginning, whole = raw, len(raw) <= limit
-        size = len(raw)
-        while len(raw) > limit and not raw.endswith(b"\n") and (raw := stream.readline(limit + 1)):
-            size += len(raw)
-            if left is not None and size > left:
-                raise too_large(file)
-        if left is not None:
-            left -= size
-            if left < 0:
-                raise too_large(file)
+        while len(raw) > limit and not raw.endswith(b"\n"):
+            raw = stream.readline(limit + 1)
         yield (beginning, True) if whole else (beginning[:BEGINNING], False)
 
 
