@@ -126,6 +126,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load(_existing(path).read_bytes())
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from None
+    except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
+        raise _damaged(path, TypeError(f"it holds a tensor of a type that is not read here: {error}")) from None
 
 
 def fingerprint(*parts: Any) -> str:

@@ -28,6 +28,7 @@ STAGES = LAYERS[8]
 LEAVES = {
     "raw_ids": 1,
     "raw_times": 1,
+    "saved_model": 1,
     "figures": 0,
     "metric_names": 0,
     "knobs": 0,
