@@ -27,7 +27,8 @@ from pipeline.ingest.columns import (
     recognise_items,
     recognise_log,
 )
-from pipeline.ingest.ids import IdColumn, ListedItems, as_listed, plain_unknown, rewrite_ids, whole_numbers
+from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
+from pipeline.ingest.listed_items import ListedItems
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
@@ -137,7 +138,8 @@ def stage_items(
                 # Copies of earlier rows are dropped, rows with a complaint go to the rejects, the others are written.
                 written = fields["item"]
                 fields["item"], wrong_ids = column.read(written)
-                copies = listed.add(fields["item"], arrays)
+                has_id = pc.is_null(reasons(wrong_ids, len(chunk.lines)))
+                copies = listed.add(pc.if_else(has_id, fields["item"], None), arrays)
                 named = [columns[name] for name in ("item", "image") if name in columns]
                 complaints = [*wrong_ids, *_item_complaints(fields, listed.twice, copies)]
                 usable = pc.and_(_usable(file, chunk, complaints, rejects, named), pc.invert(copies))
