@@ -20,6 +20,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
 from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
+from pipeline.ingest.listed_items import ListedItems
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
@@ -199,29 +200,6 @@ def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserEr
         + (f"; {rejects.total(names):,} rows cannot be read:\n" + "\n".join(reasons) if reasons else ""),
         rejects.hint(names) or "check that the file was written to the end, or move it away",
     )
-
-
-class ListedItems:
-    """The items that an item file has listed so far, for finding one that it lists again."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, int] = {}  # raw id -> hash of the texts of its first row
-        self.copies = 0  # rows so far that are equal to an earlier one
-        self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
-
-    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
-        """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
-        copies, twice = [], []
-        columns = [column.to_pylist() for column in texts.values()]
-        for raw_id, *row in zip(raw_ids.to_pylist(), *columns, strict=True):
-            text = hash(tuple(row))
-            known = raw_id in self.texts
-            copies.append(known and bool(raw_id) and self.texts[raw_id] == text)
-            twice.append(known and not copies[-1])
-            self.texts.setdefault(raw_id, text)
-        self.copies += sum(copies)
-        self.twice = pa.array(twice, pa.bool_())
-        return pa.array(copies, pa.bool_())
 
 
 def _item_complaints(fields: Mapping[str, pa.Array], twice: pa.Array, copies: pa.Array) -> list[Complaint]:
