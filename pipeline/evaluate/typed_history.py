@@ -43,18 +43,30 @@ def read_history(
     if len(texts) == len(entries) and (find_ids(texts, known) >= 0).all():
         return dense_ids(texts, known, "item", source), None
     heads, tails = zip(*map(_divide, entries), strict=True)
-    column = TimeColumn("auto")
-    microseconds, complaints = column.read(pa.array(tails, pa.string()))
-    reasons = first_reasons(complaints, len(tails))
-    _check(entries, heads, tails, reasons, known, source)
+    read = [_read_time(tail) for tail in tails]
+    _check(entries, heads, tails, [reason for _, _, reason in read], known, source)
     items = dense_ids(heads, known, "item", source)
-    times = microseconds.to_numpy() // MICROSECONDS
-    order = np.argsort(microseconds.to_numpy(), kind="stable")
+    microseconds = np.array([time for time, _, _ in read], np.int64)
+    order = np.argsort(microseconds, kind="stable")
     if (order[1:] < order[:-1]).any():
         say("the history was put into the order of its times", error=True)
-    if column.form == ORDER and wants_times:
+    ordinal = {form == ORDER for _, form, _ in read}
+    if len(ordinal) > 1:
+        raise UserError(
+            "some times of the history are an order (0, 1, 2, ...) and others are times since 1970",
+            "the two cannot be compared",
+            "write all of them in one form",
+        )
+    if True in ordinal and wants_times:
         say("the times of the history are an order: a step of 1 counts as a second", error=True)
-    return items[order], times[order]
+    return items[order], microseconds[order] // MICROSECONDS
+
+
+def _read_time(text: str | None) -> tuple[int | None, str | None, str | None]:
+    """Return (microseconds, form, what is wrong with it) of one time."""
+    column = TimeColumn("auto")
+    times, complaints = column.read(pa.array([text], pa.string()))
+    return times.to_pylist()[0], column.form, first_reasons(complaints, 1)[0]
 
 
 def equal_steps(items: int, seconds_N: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -112,5 +124,5 @@ def _check(
         raise UserError(
             f"the time of '{shown(head)}' cannot be read: {shown(tail)}",
             str(reason).replace("timestamp", "it", 1),
-            "write all times in one form, such as 2024-09-05T12:32:27Z, 1725539547 or 0, 1, 2",
+            "write a time such as 2024-09-05T12:32:27Z, 2024-09-05 or 1725539547, or an order 0, 1, 2",
         )

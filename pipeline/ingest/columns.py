@@ -42,6 +42,7 @@ FURTHER_NAMES = {
         *("eventtime", "eventtimestamp", "datetime", "seenat", "createdat", "viewedat", "clickedat", "playedat"),
         *("ratedat", "purchasedat", "orderedat", "occurredat", "visitedat", "ts", "unixtimestamp", "timestampms"),
         *("reviewtime", "purchasetime", "purchasedate", "ordertime", "orderdate", "invoicedate", "eventdate"),
+        *("date", "reviewdate"),
     ),
     "title": ("productname", "producttitle", "itemname", "itemtitle", "movietitle", "name", "headline"),
     "categories": ("genre", "department", "productcategory", "categoryname", "maincategory"),

@@ -33,6 +33,9 @@ class IngestConfig:
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
+    # a longer line, or value of a Parquet file, is refused: the limit on the memory that it takes
+    max_line_bytes: Annotated[int, Between(1 << 16, 1 << 30)]
+    max_file_bytes: Annotated[int, Between(1 << 16, 10**15)]  # of a download, and of a packed file unpacked
     where: dict[str, Value | tuple[Value, ...]]  # column of the log -> the texts of the rows that are wanted
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 

@@ -1,4 +1,4 @@
-"""Tell which rows of an item file list an item again, alike or with other texts."""
+"""Find the items that an item file lists again: exact copies count once, and an item with other texts is an error."""
 
 from collections.abc import Mapping
 
