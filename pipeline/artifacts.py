@@ -184,8 +184,11 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
-    rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
-        filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
+    rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
+        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out, items
+        of the item file without a row included; k_core and minimum in its metadata. ingest.json: counts before and
+        after each filter, sha256 of each raw file, time_unit, time_format, and at least `users`, `items`,
+        `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -207,6 +210,10 @@ class Interactions:
         return self.folder / "rejects.parquet"
 
     @property
+    def cut(self) -> Path:
+        return self.folder / "cut.parquet"
+
+    @property
     def summary(self) -> Path:
         return self.folder / "ingest.json"
 
@@ -217,6 +224,11 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def time_format(self) -> str:
+        """Return the form of the log's times, one of `raw_times.FORMS`; empty where no ingest.json says it."""
+        return str(read_json(self.summary).get("time_format") or "") if self.summary.exists() else ""
 
 
 def image_names(cell: str | None) -> list[str]:

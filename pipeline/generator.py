@@ -88,7 +88,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
         chosen = choose_strategies(config["strategy"], config)
-        backbone = from_saved(BackboneConfig, config["backbone"])
+        backbone = from_saved(BackboneConfig, config["backbone"], "backbone")
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)
         model.load_state_dict(weights)

@@ -25,12 +25,22 @@ LAYERS = (
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
-LEAVES = {"raw_ids": 1, "figures": 0, "metric_names": 0}  # rooms of their own that a few above use: their layer
+LEAVES = {
+    "raw_ids": 1,
+    "raw_times": 1,
+    "figures": 0,
+    "metric_names": 0,
+    "knobs": 0,
+    "yaml_files": 0,
+}  # rooms of their own that a few above use: their layer
 BESIDE = {
+    ("knobs", "errors"),
+    ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
+    ("raw_times", "artifacts"),
     ("distributed", "machine"),
     ("project", "artifacts"),
     ("faults", "errors"),

@@ -117,7 +117,7 @@ def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: P
     assert (done.code, done.out) == (1, "")
     lines = done.err.splitlines()
     assert lines[0].startswith("error: unknown key 'train.max_window': did you mean 'max_windows'?")
-    assert "evaluate.beam must be 10 or more" in lines[1]
+    assert "expected a whole number from 10 to 10,000: metrics count the first 10 items" in lines[1]
     assert "missing key 'train.max_windows'" in lines[2]
     assert lines[-2].strip().startswith("mend the value, then `dvc repro`")
     assert "python -m pipeline migrate" in lines[-1]

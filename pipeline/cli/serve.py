@@ -14,7 +14,9 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def recommend(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
@@ -22,13 +24,16 @@ def recommend(
     """Ask the trained model for the next items.
 
     Prints raw id, score (log-probability of the Semantic ID) and title. The model sees all items of --history; of a
-    --user it sees what it sees in evaluation (skipgr.at_eval).
+    --user it sees what it sees in evaluation (skipgr.at_eval). An item of --history may have its time behind an @, in
+    any form that a log may have; a model that reads times (hstu) takes equal steps where there is none.
 
     [dim]Examples:[/dim]
 
       python -m pipeline recommend --user u00017 -k 5
 
       python -m pipeline recommend --history v00012,v00007,v00090
+
+      python -m pipeline recommend --history v00012@2024-09-05T12:32:27Z,v00007@2024-09-06T08:00:00Z
     """
     from pipeline.evaluate.recommend import recommend as best
 
@@ -68,7 +73,9 @@ def sids(
 @commands.command(rich_help_panel=PANEL)
 def explain(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
     """Show how the trained model represents the items of a history (strategies rastp and intrr).

@@ -188,7 +188,8 @@ def fetch(
         typer.Argument(
             metavar="[URL]...",
             show_default=False,
-            help="Addresses to use instead of the publisher's, as for dataset custom.",
+            help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
+            "amazon-2018 or amazon-2023.",
         ),
     ] = None,
 ) -> None:
@@ -199,6 +200,8 @@ def fetch(
     [dim]Examples:[/dim]
 
       python -m pipeline preset movielens-1m && python -m pipeline fetch && dvc repro
+
+      python -m pipeline preset amazon-2023 && python -m pipeline fetch All_Beauty && dvc repro
 
       python -m pipeline fetch https://example.org/interactions.csv.gz
     """

@@ -14,6 +14,7 @@ import torch
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
 from pipeline.evaluate.recommend import model_and_history, names_of
+from pipeline.evaluate.typed_history import Entry
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.printing import shown
@@ -54,7 +55,7 @@ ExplainedItems = Sequence[ItemTokens] | Sequence[ItemWeights]
 def explain(
     *,
     user: str | None = None,
-    history: Sequence[str] | None = None,
+    history: Sequence[Entry] | None = None,
     interactions: Path = INTERACTIONS,
     splits: Path = SPLITS,
     generator: Path = GENERATOR,

@@ -6,8 +6,8 @@ watch_seconds, ...) are actions and go into the output; further text columns of 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -52,24 +52,35 @@ RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the ou
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The columns that ingest reads, by the log's names; `actions` maps our name to the log's."""
+    """The columns that ingest reads, by the log's names.
+
+    actions: our name -> the log's. filters: name in `ingest.where` -> the log's.
+    """
 
     user: str
     item: str
     timestamp: str
     actions: Mapping[str, str]
+    filters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def read(self) -> list[str]:
+        """Return the log's names of all columns that are read, each once."""
+        return list(dict.fromkeys([*self.wanted, *self.filters.values()]))
 
     @property
     def wanted(self) -> list[str]:
-        """Return the log's names of all of them: user, item, timestamp, then the actions."""
+        """Return the log's names of the columns that stay: user, item, timestamp, then the actions."""
         return [self.user, self.item, self.timestamp, *self.actions.values()]
 
     def named(self) -> dict[str, str]:
-        """Return our name -> the log's, of all of them."""
+        """Return our name -> the log's, of the columns that stay."""
         return {"user": self.user, "item": self.item, "timestamp": self.timestamp, **self.actions}
 
 
-def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, guess_actions: bool) -> LogColumns:
+def recognise_log(
+    sample: pa.Table, mapping: Mapping[str, str], source: str, *, guess_actions: bool, filters: Collection[str] = ()
+) -> LogColumns:
     """Find user, item, timestamp and actions among the columns of a log's first rows.
 
     Args:
@@ -77,6 +88,7 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
         mapping: our name -> the log's, from `ingest.columns` or a recipe; an empty name leaves that column out.
         source: the log's name, for error messages.
         guess_actions: also take the further columns that hold mostly numbers in these rows.
+        filters: columns that `ingest.where` names, by the log's name or by ours.
 
     Raises:
         UserError: a column is missing, or two columns could be meant; the message lists the columns found.
@@ -98,7 +110,16 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
             f"write another name than {clash[0]} on the left side in ingest.columns",
         )
     _refuse_shared({**roles, **actions}, source)
-    return LogColumns(**roles, actions=actions)
+    named = {**mapping, **roles, **actions}
+    found = {name: name if name in names else named.get(name, "") for name in filters}
+    for name, theirs in found.items():
+        if theirs not in names:
+            raise UserError(
+                f"{source} has no column '{name}', which ingest.where names",
+                _found(names),
+                f"mend ingest.where: {nearest(name, names)}",
+            )
+    return LogColumns(**roles, actions=actions, filters=found)
 
 
 def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
@@ -118,6 +139,21 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
         and _plain(name) not in known
         and _is_numeric(sample[name])
     }
+
+
+def needed_partition(
+    names: Sequence[str], partition: Mapping[str, str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the partition's columns that a file with the columns `names` needs.
+
+    A column is needed that `ingest.columns` (`mapping`) names, or that alone can have one of the `known` roles.
+    """
+    further = {name: value for name, value in partition.items() if name not in names}
+    needed = {name for name in mapping.values() if name in further}
+    for role in known:
+        if role not in mapping and not _matches(role, names, known):
+            needed.update(_matches(role, [*further], known)[:1])
+    return {name: value for name, value in further.items() if name in needed}
 
 
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:

@@ -49,10 +49,15 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
 
 
 def vector_column(vectors: np.ndarray, rows: np.ndarray) -> pa.ChunkedArray:
-    """Return the vectors at `rows` as a column of type list<float32>."""
+    """Return the vectors at `rows` as a column of type list<float32>; null for a row that the vectors do not have.
+
+    Such a row is an item that the item file does not list.
+    """
     chunks = []
     for start in range(0, len(rows), CHUNK_ITEMS):
-        part = np.asarray(vectors[rows[start : start + CHUNK_ITEMS]], np.float32)
-        offsets = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
-        chunks.append(pa.ListArray.from_arrays(offsets, part.ravel()))
+        there = rows[start : start + CHUNK_ITEMS] < len(vectors)
+        part = np.asarray(vectors[rows[start : start + CHUNK_ITEMS][there]], np.float32)
+        offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32) * np.int32(part.shape[1])
+        missing = None if there.all() else pa.array(~there)
+        chunks.append(pa.ListArray.from_arrays(offsets, part.ravel(), mask=missing))
     return pa.chunked_array(chunks)

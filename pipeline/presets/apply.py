@@ -19,6 +19,8 @@ from pipeline.presets.document import PARAMS, PRESETS, UNTOUCHED, leaves, parse_
 from pipeline.presets.kinds import describe
 from pipeline.presets.migrate import Added, completed
 
+LONGEST = 4096  # characters of a value that is read as YAML
+
 
 @dataclass(frozen=True)
 class Change:
@@ -65,8 +67,8 @@ def _parse_setting(text: str) -> tuple[str, Any]:
             f"--set {text} has no '='", fix="write --set key=value, such as --set train.max_windows=1000000"
         )
     try:
-        parsed = YAML(typ="safe").load(value) if value else ""
-    except YAMLError:
+        parsed = YAML(typ="safe").load(value) if value and len(value) <= LONGEST else value
+    except (YAMLError, ValueError, LookupError, AttributeError, OverflowError, RecursionError):
         parsed = value  # a path such as *.csv is no YAML
     return key.strip(), str(parsed) if isinstance(parsed, date) else parsed
 

@@ -28,7 +28,7 @@ from pipeline.quantize.quantizer import unit_rows
 # Where the randomized SVD starts; its result hardly depends on it. params.seed is not used: a seed changes no vector.
 SEED = 42
 CHUNK = 2**22  # positions whose pairs are counted at once
-# A vector shorter than this share of the longest one is what float32 rounds: the item is in no dimension that was kept.
+# A vector shorter than this share of the longest one is what float32 rounds: the item is in none of the dimensions.
 NEGLIGIBLE = 1e-5
 
 
@@ -36,7 +36,8 @@ NEGLIGIBLE = 1e-5
 class InteractionVectors:
     """`InteractionVectors` hold what the interactions of the training part say about the items.
 
-    vectors_Id: float32 [I, d], each of length 1, or zeros for an item that co-occurs with no other. pairs: how many
+    vectors_Id: float32 [I, d], each of length 1, or zeros for an item that co-occurs with no other more often than by
+    chance, or that the truncated SVD leaves out. pairs: how many
     (unordered) pairs of items have a positive SPPMI.
     """
 
@@ -59,7 +60,8 @@ def interaction_vectors(
             "the interactions of the training part relate no item to another",
             f"no two items co-occur more often than by chance times quantize.interaction_shift ({shift:g}), at most "
             f"{window} steps apart",
-            f"lower quantize.interaction_shift, or set quantize.interactions to 0\n{RESTORE}",
+            "widen quantize.interaction_window, lower quantize.interaction_shift (1 is the least), or set "
+            f"quantize.interactions to 0 and bring texts or vectors of the items\n{RESTORE}",
         )
     width = min(dimensions, int(related_I.sum()))
     # One thread: a parallel sum may round differently, and the bytes must not depend on the machine's load.
@@ -88,6 +90,8 @@ def pair_counts(part: TrainingPart, items: int, window: int) -> sparse.csr_array
         for step in range(1, window + 1):
             # Training comes first in each sequence: where the later item of a pair is in training, the earlier one is.
             earlier_P = positions_P[positions_P + step < end_P]
+            if not len(earlier_P):
+                break  # the window is wider than every sequence of this chunk
             first_P, second_P = part.items_N[earlier_P], part.items_N[earlier_P + step]
             different_P = first_P != second_P
             rows_P = np.minimum(first_P, second_P)[different_P]

@@ -45,7 +45,7 @@ class Joined:
             "shift": config.interaction_shift,
             "dimensions": self.related_Id.shape[1],
             "pairs": self.pairs,
-            "items_without_cooccurrence": int((~self.related_Id.any(axis=1)).sum()),
+            "items_without_vector": int((~self.related_Id.any(axis=1)).sum()),
             "content_neighbour_agreement": _agreement(self.content_Id, codes_IL),
             "interaction_neighbour_agreement": _agreement(self.related_Id, codes_IL),
         }

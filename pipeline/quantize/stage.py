@@ -34,6 +34,7 @@ from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.interactions import join_interactions
 from pipeline.quantize.quality import collision_rate, level_table, quality_metrics
 from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.usable import check_vectors
 
 
 class QuantizeParams(Protocol):
@@ -59,12 +60,13 @@ def run(
     splits: is read only where `quantize.interactions` is above 0.
 
     Raises:
-        UserError: an input is missing or damaged, there are more codes than items or more collisions than allowed, the
-            digit is too narrow, a library or GPU is missing, training diverged, or no two items co-occur. Nothing is
-            written then.
+        UserError: an input is missing or damaged, a vector is not usable, there are more codes than items or more
+            collisions than allowed, the digit is too narrow, a library or GPU is missing, training diverged, or no two
+            items co-occur. Nothing is written then.
     """
     vectors_Id = Embeddings.read(embeddings).vectors_Id
     items = read_parquet(Interactions(interactions).items)
+    check_vectors(vectors_Id, items["raw_id"].tolist(), needed=params.quantize.interactions < 1)
     categories_I = items["categories"].factorize()[0] if "categories" in items else None
     part = TrainingPart.read(splits) if params.quantize.interactions else None
     sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I, part)
@@ -87,12 +89,12 @@ def make_sids(
     Args:
         vectors_Id: float32 [I, d], row = item_id.
         categories_I: int [I], -1 for an item without a category; None: no item has a category.
-        part: the interactions that are joined to the vectors; None: the vectors stand alone.
+        part: the interactions of which `config.interactions` takes a share; not needed where that is 0.
 
     Raises:
         UserError: as `run`, except for the files.
     """
-    joined = join_interactions(vectors_Id, part, config) if part else None
+    joined = join_interactions(vectors_Id, part, config) if part and config.interactions else None
     if joined:
         vectors_Id = joined.vectors_Id
     if config.normalize_input:
@@ -144,7 +146,7 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
     if quality["identical_vectors"] > rate / 2:
         advice.append(
             f"{quality['identical_vectors']:.1%} of items have the same vector as another item, and no quantizer can "
-            "tell these apart: embed more of their text (embed.template)"
+            f"tell these apart: {_more_to_tell_apart(quality)}"
         )
     if used < config.codes / 2:
         advice.append(
@@ -162,6 +164,17 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
         f"{allowed:.1%}; the largest group has {quality['largest_group']} items",
         "a generator can only guess among items of equal codes",
         "\n".join([*advice, RESTORE]),
+    )
+
+
+def _more_to_tell_apart(quality: dict[str, Any]) -> str:
+    figures = quality.get("interactions", {"share": 0})
+    if figures["share"] < 1:
+        return "embed more of their text (embed.template)"
+    return (
+        f"{figures['items_without_vector']:,} items have no vector from interactions; "
+        "raise quantize.interaction_window, lower quantize.interaction_shift, "
+        "or lower quantize.interactions where the items have texts"
     )
 
 
@@ -185,5 +198,5 @@ def summary(sids: Sids) -> str:
 def _interactions_line(figures: dict[str, Any]) -> str:
     return (
         f"quantize: a share of {figures['share']:g} comes from interactions: {figures['pairs']:,} pairs of items in "
-        f"{figures['dimensions']} dimensions; {figures['items_without_cooccurrence']:,} items co-occur with no other"
+        f"{figures['dimensions']} dimensions; {figures['items_without_vector']:,} items have no vector from them"
     )

@@ -28,6 +28,7 @@ from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
+from pipeline.train.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.train.flops import flops_per_window
 from pipeline.train.kept_tokens import count_kept_tokens
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
@@ -57,12 +58,12 @@ def run(
         UserError: an input is missing or does not fit the others, the loss diverges, a checkpoint is damaged, or the
             disk is full.
     """
-    # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters and inputs.
+    # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters, inputs and code.
     held = Splits.read(splits)
     read_sids = Sids.read(sids)
     recipe = TrainingRecipe.of(params, held, read_sids)
     inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
-    checkpoints = Checkpoints(scratch, fingerprint(recipe.influences(), inputs))
+    checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
         return _train(recipe, held, read_sids, inputs, checkpoints, Interactions(interactions).items, output, reports)
@@ -87,6 +88,7 @@ def _train(
     with joined(device) as world:
         trainer = trainer_of(recipe, splits, sids, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
+            name_other_code(checkpoints.folder)
             announce(trainer)
         state = trainer.run()
         kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)

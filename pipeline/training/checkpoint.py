@@ -1,7 +1,7 @@
 """Save the state of a training run, so that `kill -9` costs at most the steps since the last checkpoint.
 
 A checkpoint lies in the scratch folder, under the fingerprint of everything that shapes the result: only a run with the
-same parameters and the same input files picks it up, and deletes it when the model is written.
+same parameters, the same input files and the same code picks it up, and deletes it when the model is written.
 """
 
 import hashlib

@@ -36,7 +36,8 @@ def test_a_second_run_gives_the_same_bytes(ingest: Ingest, tmp_path: Path) -> No
     assert first.rejects
     before = content(first.folder)
     assert content(ingest(path, minimum={"click": 1}).folder) == before
-    assert set(before) == {"interactions.parquet", "users.parquet", "items.parquet", "rejects.parquet", "ingest.json"}
+    tables = {f"{name}.parquet" for name in ("interactions", "users", "items", "rejects", "cut")}
+    assert set(before) == tables | {"ingest.json"}
     assert not MEASURED & set(first.summary)
 
 

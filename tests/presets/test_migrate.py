@@ -138,7 +138,7 @@ def test_where_nothing_is_missing_nothing_is_written(project: Path) -> None:
     ("wrong", "said"),
     [
         ("  learning_rate: ", "unknown key 'train.learning_rat': did you mean 'learning_rate'"),
-        ("beam: 20", "evaluate.beam must be 10 or more"),
+        ("beam: 20", "evaluate.beam is 2, expected a whole number from 10 to"),
         ("seed: 42", "not valid YAML"),
         ("", "is not here"),
         ("all", "the file must be a mapping"),

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 import tiny_world
 import torch
+import yaml
 from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
 from pipeline import stopping
 from pipeline.errors import UserError
 from pipeline.stopping import Stopped
+from pipeline.train.code import CODE, code_fingerprint
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import State, Trainer
 
@@ -209,6 +212,37 @@ def test_another_input_starts_anew(
     replace(world.sids, codes_IL=world.sids.codes_IL[::-1]).write(world.folder / "sids")
     world.train(make_params())
     assert "resumed" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_code_is_named_and_stays(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(world, make_params(), 10, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.train.stage.code_fingerprint", lambda: "f" * 64)
+        world.train(make_params(), "edited")
+    said = capsys.readouterr().out
+    assert "resumed" not in said.replace("is not resumed", "")
+    assert said.count("other code made the checkpoint of these settings") == 1
+    assert str(checkpoint_files(world)[0].parent) in said
+    world.train(make_params())
+    assert "resumed at step 7" in capsys.readouterr().out
+    assert not checkpoint_files(world)
+
+
+def test_every_code_file_of_training_counts(root: Path, tmp_path: Path) -> None:
+    """The list is that of dvc.yaml, and a changed, a new or a renamed file changes the fingerprint."""
+    deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    assert {f"pipeline/{name}" for name in CODE} == {dep for dep in deps if dep.startswith("pipeline/")}
+    package = shutil.copytree(root / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_fingerprint(package)
+    assert before == code_fingerprint()
+    (package / "presets/kinds.py").write_text("")  # no part of training
+    assert code_fingerprint(package) == before
+    (package / "metrics.py").write_text((package / "metrics.py").read_text() + "# a comment\n")
+    edited = code_fingerprint(package)
+    (package / "ops/new.py").write_text("")
+    assert len({before, edited, code_fingerprint(package)}) == 3
 
 
 def test_knobs_without_influence_keep_the_checkpoint(
