@@ -46,8 +46,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "## Interactions in the Semantic IDs",
-        "`quantize.interactions` on Amazon Beauty, preset beauty-fast, one seed ([quantizers.md](quantizers.md) says what "
-        "the key does). Validation, beam 10, chose the share; test, beam 50, was read for it and for 0 alone. The "
+        "`quantize.interactions` on Amazon Beauty, preset beauty-fast, one seed ([quantizers.md](quantizers.md) says "
+        "what the key does). Validation, beam 10, chose the share; test, beam 50, was read for it and for 0 alone. The "
         "interval of a recall covers users.",
         "interactions",
         {
