@@ -20,7 +20,7 @@ from pipeline.config import Params, load_params
 from pipeline.errors import UserError
 from pipeline.ingest.tracked import git, lacking
 from pipeline.printing import say
-from pipeline.results.tracking_uri import tracking_uri
+from pipeline.results.tracking_uri import database_file, tracking_uri
 
 TESTED = ((3, 11), (3, 12))
 MINIMUM_FREE_GIB = 2.0
@@ -203,10 +203,13 @@ def check_engine(params: Params) -> Check:
 
 def check_store() -> Check:
     """Check that MLflow's store can be written; a server is only named, not called."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
+    try:
+        uri = tracking_uri()
+    except UserError as error:
+        return Check("mlflow", "fail", f"{error.what}: {error.why}", error.fix)
+    path = database_file(uri)
+    if path is None:
         return Check("mlflow", "ok", uri)
-    path = Path(uri.removeprefix("sqlite:///"))
     try:
         if path.exists():
             path.open("ab").close()
