@@ -83,16 +83,19 @@ def compare(
             metavar="[RUN]...",
             show_default=False,
             help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. "
-            "Without any: the experiments of this commit and the workspace.",
+            "Without any: this commit, its experiments and the workspace.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown, nothing else.")] = False,
 ) -> None:
-    """Compare finished runs with the first one, user by user.
+    """Compare finished runs user by user: each strategy with `full` on the same backbone, data and protocol.
 
-    Prints differences with intervals, the smallest difference that could have been seen, and the verdicts `better` and
-    `not worse`. Runs that differ in their seed only are one arm; seeds are resampled before users.
+    Without runs: the result of this commit, its experiments and the workspace. With runs, the first one is the
+    reference. Prints differences with intervals, the smallest difference that could have been seen, the verdicts
+    `better`, `not worse`, `worse` and `unclear`, and what each took. Runs that differ in their seed only are one arm;
+    seeds are resampled before users. Runs that were evaluated otherwise stand in a table of their own.
 
     [dim]Examples:[/dim]
 
@@ -100,13 +103,18 @@ def compare(
 
       python -m pipeline compare main workspace
 
-      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
+      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks --markdown
     """
-    from pipeline.results.compare import compare as differences
-    from pipeline.results.compare import comparison_rows, comparison_text
+    if as_json and as_markdown:
+        raise typer.BadParameter("give --json or --markdown, not both")
+    from pipeline.results import comparison_text as written
+    from pipeline.results.compare import compare as compared
 
-    comparisons = differences(runs or [], samples=samples)
-    say(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
+    report = compared(runs or [], samples=samples)
+    if as_json:
+        say(json.dumps(written.comparison_json(report), indent=2))
+    else:
+        say((written.comparison_markdown if as_markdown else written.comparison_text)(report))
 
 
 @commands.command(rich_help_panel=PANEL)
