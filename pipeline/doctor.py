@@ -6,7 +6,6 @@ tracking store, to see whether the store can be written.
 
 import dataclasses
 import glob
-import json
 import os
 import platform
 import shutil
@@ -19,7 +18,7 @@ from typing import Literal
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
 from pipeline.ingest.tracked import git, lacking
-from pipeline.printing import say
+from pipeline.printing import json_text, say
 from pipeline.results.tracking_uri import database_file, tracking_uri
 
 TESTED = ((3, 11), (3, 12))
@@ -49,12 +48,12 @@ def examine(root: Path) -> list[Check]:
 def show(checks: list[Check], as_json: bool) -> None:
     """Print one line per check, with what to do below a check that is not ok; or print a JSON list."""
     if as_json:
-        say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+        say(json_text([dataclasses.asdict(check) for check in checks]), answer=True)
         return
     for check in checks:
-        say(f"{check.state:5}{check.name:10}{check.found}")
+        say(f"{check.state:5}{check.name:10}{check.found}", answer=True)
         if check.state != "ok":
-            say(*(f"{'':15}{line}" for line in check.fix.split("\n")))
+            say(*(f"{'':15}{line}" for line in check.fix.split("\n")), answer=True)
 
 
 def check_python() -> Check:
