@@ -180,10 +180,9 @@ class Interactions:
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
-        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out, items
-        of the item file without a row included; k_core and minimum in its metadata. ingest.json: counts before and
-        after each filter, sha256 of each raw file, time_unit, time_format, and at least `users`, `items`,
-        `interactions`.
+        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out; k_core
+        and minimum in its metadata. ingest.json: counts before and after each filter, sha256 of each raw file,
+        time_unit, time_format, and at least `users`, `items`, `interactions`.
     """
 
     folder: Path = INTERACTIONS

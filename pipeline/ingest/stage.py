@@ -29,10 +29,12 @@ from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.report import report
 from pipeline.ingest.sources import Limits, RawFile, Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.tracked import lacking
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.ingest.where import RowFilter
 from pipeline.manifest import seal
+from pipeline.printing import say
 from pipeline.raw_times import TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
@@ -79,6 +81,8 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
         staged = _stage(params, source, work, scratch / "rejects.parquet")
         summary = _clean_and_write(params, source, staged, work, new)
         _replace(output, new)
+    if params.dataset != "demo" and (missing := lacking(Path(), Path(params.ingest.path))):
+        say(f"{missing.reason}; before you queue an experiment (--queue, --temp): {missing.cure}")
     report(summary, staged.rejects.by_reason([file.name for file in source.log]), source, output)
     return summary
 

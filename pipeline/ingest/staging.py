@@ -16,9 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
+from pipeline.ingest.columns import (
+    ITEM_NAMES,
+    LOG_NAMES,
+    LogColumns,
+    check_minimum,
+    needed_partition,
+    recognise_items,
+    recognise_log,
+)
 from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
 from pipeline.ingest.listed_items import ListedItems
 from pipeline.ingest.readers import read_chunks, sample
@@ -27,7 +35,6 @@ from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import number_column, reasons
 from pipeline.ingest.where import RowFilter
-from pipeline.printing import shown
 from pipeline.progress import Progress
 from pipeline.raw_times import Complaint, TimeColumn
 
@@ -258,7 +265,7 @@ def stage_log(
     plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
-        _check_minimum(settings.minimum, columns)
+        check_minimum(settings.minimum, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
@@ -375,15 +382,3 @@ def _usable(
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
             reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
-
-
-def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
-    for name in minimum:
-        if name not in columns.actions:
-            raise UserError(
-                f"ingest.minimum names {name}, which is no action column of the log",
-                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
-                f"mend ingest.minimum: {nearest(name, columns.actions)}"
-                if columns.actions
-                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
-            )

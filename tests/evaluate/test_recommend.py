@@ -20,7 +20,7 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
 from pipeline.evaluate.stage import run
-from pipeline.evaluate.typed_history import read_history
+from pipeline.evaluate.typed_history import Typed, read_history
 from pipeline.generator import load_generator, save_generator
 from pipeline.packing.histories import Histories
 
@@ -37,6 +37,11 @@ def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
     scores = score_catalogue(model, Histories.pack(recent, np.array([0, len(recent)])))[0].numpy()
     order = np.argsort(-scores, kind="stable")
     return [f"item-{item}" for item in order], scores[order]
+
+
+def test_texts_of_the_command_line_are_the_list_of_their_ids(world: World) -> None:
+    listed = ask(world, history=["item-1", "item-2", "item-3"])
+    assert ask(world, history=[Typed("item-1, item-2"), Typed('"item-3"')]) == listed
 
 
 def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world: World) -> None:
