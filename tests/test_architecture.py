@@ -21,7 +21,7 @@ LAYERS = (
     ("generator",),
     ("training", "results"),
     ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
-    ("config",),
+    ("config", "serving"),
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
