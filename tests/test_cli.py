@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Done
+from command_line import project as project
+from command_line import run as run
 from settings import read_params
 
 from pipeline import cli
