@@ -24,7 +24,7 @@ from torch import Tensor, nn
 class Catalogue(nn.Module):
     """A `Catalogue` holds the codes of all items and the prefix trie.
 
-    It is a module, so that it moves with the model; its buffers are not saved with weights.
+    It is a module, so that it moves with the model; the buffers of the trie are not saved with weights.
 
     Prefixes of length l are the nodes of level l; the root is node 0 of level 0 and the nodes of level L, the leaves,
     are the Semantic IDs in lexicographic order. Per level l < L: the children of node p are the nodes
@@ -36,6 +36,8 @@ class Catalogue(nn.Module):
         codes_IL: code of each item at each level; the row number is the item id.
         widths: how many values each level may take.
         digit: the last level is a deduplication digit, so that no two items share a Semantic ID.
+        content_IC: float32, a content vector of each item, for a network over items. It is saved with the weights.
+        trained_I: bool, the items that training sees, for such a network; likewise.
 
     Raises:
         ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit.
@@ -45,8 +47,18 @@ class Catalogue(nn.Module):
     item_of_leaf_I: Tensor  # int64: item ids in the order of their leaves, ascending within a leaf
     first_item_P: Tensor  # int64 [P + 1], P of level L
     leaf_of_item_I: Tensor  # int64: the leaf of each item
+    content_IC: Tensor | None
+    trained_I: Tensor | None
 
-    def __init__(self, codes_IL: np.ndarray | Tensor, widths: tuple[int, ...], digit: bool = True):
+    def __init__(
+        self,
+        codes_IL: np.ndarray | Tensor,
+        widths: tuple[int, ...],
+        digit: bool = True,
+        *,
+        content_IC: np.ndarray | None = None,
+        trained_I: np.ndarray | None = None,
+    ):
         super().__init__()
         codes = np.asarray(codes_IL, dtype=np.int64)
         _check_codes(codes, widths)
@@ -67,6 +79,8 @@ class Catalogue(nn.Module):
         leaf_of_item_I = np.empty(self.items, dtype=np.int64)
         leaf_of_item_I[order_I] = np.repeat(np.arange(self.prefixes[-1]), np.diff(self.leaves_before[-1]))
         self._buffer("leaf_of_item_I", leaf_of_item_I)
+        self.register_buffer("content_IC", None if content_IC is None else torch.from_numpy(np.array(content_IC)))
+        self.register_buffer("trained_I", None if trained_I is None else torch.from_numpy(np.array(trained_I)))
 
     def _build_trie(self, sorted_IL: np.ndarray) -> None:
         """Build one table of children per level, from the rows where a prefix differs from the prefix of the row above.

@@ -83,10 +83,17 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     """
     config = read_json(folder / CONFIG)
     items = read_parquet(folder / ITEMS)
-    weights = {name: torch.from_numpy(array) for name, array in read_tensors(folder / WEIGHTS).items()}
+    arrays = read_tensors(folder / WEIGHTS)
+    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
     try:
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
-        catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
+        catalogue = Catalogue(
+            codes,
+            tuple(config["widths"]),
+            config.get("digit", True),  # as in Sids.read
+            content_IC=arrays.get("catalogue.content_IC"),
+            trained_I=arrays.get("catalogue.trained_I"),
+        )
         chosen = choose_strategies(config["strategy"], config)
         backbone = from_saved(BackboneConfig, config["backbone"])
         network = chosen.network(config["pad_to"])

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
-CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
+CAUSAL = ("decoder", "hstu", "sasrec")  # backbones where no token sees a later one, so that every item can be a target
+OVER_ITEMS = ("sasrec",)  # backbones that read and predict items themselves, not their Semantic IDs
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
-    name: Literal["t5", "decoder", "hstu"]
+    name: Literal["t5", "decoder", "hstu", "sasrec"]
     encoder_layers: int  # t5
-    decoder_layers: int  # all layers of decoder and hstu
+    decoder_layers: int  # all layers of decoder, hstu and sasrec
     d_model: int
     heads: int
     d_head: int
@@ -30,6 +31,7 @@ class BackboneConfig:
     recency_items: int  # t5: the last items of a history that have a learned vector each; 0: none, as published
     hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
     time_bias: bool  # hstu with silu: a learned bias of the time between two items
+    content: bool  # sasrec: an item is its id and its content vector, not its id alone
 
     # Keys that are newer than the first saved models, and the value that makes an older model compute as it did then.
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
@@ -37,6 +39,7 @@ class BackboneConfig:
         "recency_items": 0,
         "hstu_attention": "silu",
         "time_bias": True,
+        "content": True,
     }
 
     def __post_init__(self) -> None:
@@ -51,6 +54,11 @@ class BackboneConfig:
             raise ValueError("backbone.dropout must lie in [0, 1)")
         if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError("backbone.relative_buckets must be 4 or more, and relative_max_distance above half of it")
+
+    @property
+    def over_items(self) -> bool:
+        """Return whether the network reads and predicts items themselves, not their Semantic IDs."""
+        return self.name in OVER_ITEMS
 
     @property
     def wants_times(self) -> bool:

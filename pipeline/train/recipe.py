@@ -66,16 +66,19 @@ class TrainingRecipe:
         """
         config = params.train
         levels = len(sids.widths)
-        sid_tokens_per_item = levels + params.backbone.separators  # positions of a whole Semantic ID
+        backbone = params.backbone
+        if backbone.over_items:  # an item is one position, which nothing separates
+            backbone = dataclasses.replace(backbone, separators=False)
+        sid_tokens_per_item = levels + backbone.separators  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest)
         chosen = choose_strategies(params.strategy, params.strategies)
-        input_tokens_per_item = chosen.input_tokens_per_item(levels, params.backbone.separators)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels, backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
             config=config,
-            backbone=params.backbone,
+            backbone=backbone,
             chosen=chosen,
             max_history=splits.max_history,
             pad_to=(config.pad_to or longest) if config.batching == "padded" else 0,

@@ -1,4 +1,4 @@
-"""Stage train makes a trained generator and its loss curve from Semantic IDs and splits.
+"""Stage train makes a trained generator and its loss curve from Semantic IDs (or content vectors) and splits.
 
 The stage runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline train`, of which the first
 one writes.
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from pipeline.artifacts import (
+    EMBEDDINGS,
     GENERATOR,
     INTERACTIONS,
     REPORTS,
@@ -19,7 +20,6 @@ from pipeline.artifacts import (
     SIDS,
     SPLITS,
     Interactions,
-    Sids,
     Splits,
     fingerprint,
     read_parquet,
@@ -30,6 +30,7 @@ from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
 from pipeline.train.flops import flops_per_window
 from pipeline.train.kept_tokens import count_kept_tokens
+from pipeline.train.names import read_names
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
@@ -39,6 +40,7 @@ def run(
     params: TrainParams,
     *,
     interactions: Path = INTERACTIONS,
+    embeddings: Path = EMBEDDINGS,
     sids: Path = SIDS,
     splits: Path = SPLITS,
     output: Path = GENERATOR,
@@ -59,9 +61,9 @@ def run(
     """
     # 1. Read the inputs, and find the checkpoint of an interrupted run with the same parameters and inputs.
     held = Splits.read(splits)
-    read_sids = Sids.read(sids)
-    recipe = TrainingRecipe.of(params, held, read_sids)
-    inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
+    names = read_names(params.backbone, held, sids, embeddings)
+    recipe = TrainingRecipe.of(params, held, names.sids)
+    inputs = {**names.inputs, "splits": fingerprint(splits)}
     checkpoints = Checkpoints(scratch, fingerprint(recipe.influences(), inputs))
     device = pick_device(recipe.config.device)
     make_repeatable(device, recipe.config.deterministic)
@@ -69,15 +71,15 @@ def run(
     _set_threads(recipe, resume)
     # 2. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
-        trainer = trainer_of(recipe, held, read_sids, device, checkpoints=checkpoints, world=world, resume=resume)
+        trainer = trainer_of(recipe, held, names, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
-            announce(trainer)
+            announce(trainer, names.line)
         state = trainer.run()
         kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, held.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, held, read_sids, trainer.loader.first_windows())
+        flops = flops_per_window(recipe, held, names, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         # 3. The first process writes.
         if world.leads:
