@@ -355,6 +355,16 @@ class Splits:
         users = np.flatnonzero(np.asarray(target) >= 0)
         return users, np.asarray(target)[users]
 
+    def in_training(self) -> np.ndarray:
+        """Tell which interactions belong to training, bool [N]: offsets 0 3 5, train_end 2 5 -> 1 1 0 1 1."""
+        ends_N = np.repeat(np.asarray(self.train_end), np.diff(self.offsets))
+        inside: np.ndarray = np.arange(len(ends_N)) < ends_N
+        return inside
+
+    def training_counts(self) -> np.ndarray:
+        """Return the number of training interactions of each item, int64 [I]."""
+        return np.bincount(np.asarray(self.items_N)[self.in_training()], minlength=int(self.summary["items"]))
+
     def has_tie(self, positions: np.ndarray) -> np.ndarray:
         """Tell which of these flat indices follow an interaction of the same user with the same timestamp, bool."""
         # offsets 0 3 5: position 3 is user 1's first, so it has no tie, even if position 2 has the same timestamp.

@@ -11,13 +11,15 @@ The vector of an item is a learned row, its id, plus a linear map of its content
 The same vectors are read and scored (tied). An item that training never saw has its content alone: its row would be
 random numbers that only the softmax's other terms move. Without content vectors, items are their rows alone.
 Different from the paper on purpose:
-- the loss is the cross-entropy over all items, not one sampled negative per target, which loses a third of the recall
-  (docs/results.md names who measured it);
-- layers, norms and positions are those of `Decoder`: T5's relative bias instead of a learned vector per position;
-- the vectors of items are not multiplied by the square root of the width before the first layer.
+- the loss is the cross-entropy over all items, not one sampled negative per target. Of a catalogue of more than
+  FULL_SOFTMAX_ITEMS, training takes NEGATIVES draws (training/negatives.py), and validation takes all;
+- layers, norms and positions are those of `Decoder`: T5's relative bias instead of a learned vector per position.
+As in the paper's code, the first layer reads vectors multiplied by the square root of the width, so that an item is
+not drowned by what the layers add to it.
 
 Shape legend: I items of the catalogue, W windows, N items of all histories, V codes of the one level (V = I), d width
-of the model; local: R states that are read, C width of a content vector.
+of the model; local: R states that are read, C width of a content vector, M draws from a
+large catalogue, X items whose vectors are asked for.
 """
 
 from dataclasses import dataclass
@@ -29,8 +31,12 @@ from torch import Tensor, nn
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.decoder import Decoder
 from pipeline.catalogue import Catalogue
+from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
+FULL_SOFTMAX_ITEMS = 200_000  # the largest catalogue that training takes the softmax of as a whole
+NEGATIVES = 8_192  # items that stand for a larger one, in each batch
+EXCLUDED = -1e30  # the logit of a draw that is the target: finite, as its probability 0 is multiplied by its logarithm
 ITEM_STD = 0.02  # of both parts of an item's vector at the start, for content vectors of length 1
 
 
@@ -70,20 +76,46 @@ class SasRec(Decoder):
             vectors_Id = vectors_Id + self.content(self.catalogue.content_IC)
         return vectors_Id
 
-    def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
+    def vectors_of(self, items_X: Tensor) -> Tensor:
+        """Return the vectors of some items, [X, d], without computing those of the others."""
+        vectors_Xd: Tensor = self.ids(items_X)
+        if self.catalogue.trained_I is not None:
+            vectors_Xd = vectors_Xd * self.catalogue.trained_I[items_X][:, None]
+        if self.content is not None and self.catalogue.content_IC is not None:
+            vectors_Xd = vectors_Xd + self.content(self.catalogue.content_IC[items_X])
+        return vectors_Xd
+
+    def _states(self, histories: Histories, vectors_Nd: Tensor) -> Tensor:
+        """Return what `read` returns, of the vectors of the histories' items."""
+        scale: float = self.config.d_model**0.5
+        return self.read(vectors_Nd * scale, histories)
+
+    def forward(self, histories: Histories, targets_W: Tensor, sampled: SampledItems | None = None) -> list[Tensor]:
         """Return the logits of all items after each history, one tensor [W, I]; with `all_targets` [N, I].
 
         Args:
             targets_W: not read, as no code of a target is fed.
+            sampled: what stands for the catalogue; the logits are then [W, 1 + M] or [N, 1 + M].
         """
+        if sampled is not None:
+            return [self._among(histories, sampled)]
         vectors_Id = self.item_vectors()
-        states_Rd = self.read(F.embedding(histories.items_N, vectors_Id), histories)
+        states_Rd = self._states(histories, F.embedding(histories.items_N, vectors_Id))
         return [F.linear(states_Rd, vectors_Id)]
+
+    def _among(self, histories: Histories, sampled: SampledItems) -> Tensor:
+        """Return the logits [R, 1 + M] of each target and of the draws, the latter corrected; float32 or better."""
+        items = (histories.items_N, sampled.targets_R, sampled.items_M)
+        read_Nd, targets_Rd, drawn_Md = self.vectors_of(torch.cat(items)).split([len(part) for part in items])
+        states_Rd = self._states(histories, read_Nd)
+        target_R1 = (states_Rd * targets_Rd).sum(1, keepdim=True, dtype=targets_Rd.dtype)
+        drawn_RM = F.linear(states_Rd, drawn_Md).to(target_R1.dtype) - sampled.log_expected_M
+        drawn_RM = drawn_RM.masked_fill(sampled.items_M == sampled.targets_R[:, None], EXCLUDED)
+        return torch.cat([target_R1, drawn_RM], 1)
 
     def begin(self, histories: Histories) -> ItemState:  # type: ignore[override]  # `step` takes what this returns
         """Read the histories once."""
-        vectors_Nd = F.embedding(histories.items_N, self.item_vectors())
-        return ItemState(self.read(vectors_Nd, histories))
+        return ItemState(self._states(histories, self.vectors_of(histories.items_N)))
 
     def step(  # type: ignore[override]
         self, state: ItemState, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None

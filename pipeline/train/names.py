@@ -1,6 +1,6 @@
 """Choose what names an item to the network: its Semantic ID, or, for a network over items, the item itself.
 
-Shape legend: I items of the catalogue, C width of a content vector; local: M interactions of the splits.
+Shape legend: I items of the catalogue, C width of a content vector.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
     """
     if not backbone.over_items:
         return ItemNames(Sids.read(sids), {"sids": fingerprint(sids / "sids.parquet")})
-    trained_I = items_in_training(splits)
+    trained_I = splits.training_counts() > 0
     line = f"{len(trained_I):,} items by their ids alone"
     if not backbone.content:
         return ItemNames.of_items(trained_I, None, {}, f"{line} (backbone.content is false)")
@@ -74,17 +74,6 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
     if without:
         line += f"; {without:,} have a vector of zeros, and so their id alone"
     return ItemNames.of_items(trained_I, vectors_IC, {"embeddings": fingerprint(embeddings)}, line)
-
-
-def items_in_training(splits: Splits) -> np.ndarray:
-    """Return whether an interaction of the training part has each item, bool [I]."""
-    starts_U = np.asarray(splits.offsets[:-1])
-    lengths_U = np.diff(splits.offsets)
-    # Flat positions below their user's `train_end`: offsets 0 3 5, train_end 2 5 -> 1 1 0 1 1
-    ends_M = np.repeat(np.maximum(splits.train_end, starts_U), lengths_U)
-    items_M = np.asarray(splits.items_N)[np.arange(len(ends_M)) < ends_M]
-    trained_I: np.ndarray = np.bincount(items_M, minlength=int(splits.summary["items"])) > 0
-    return trained_I
 
 
 def _check(vectors_IC: np.ndarray, items: int, embeddings: Path) -> None:

@@ -11,11 +11,13 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.sasrec import FULL_SOFTMAX_ITEMS, NEGATIVES
 from pipeline.errors import UserError
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
+from pipeline.training.negatives import Negatives
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
 NO_INFLUENCE = ("threads", "checkpoint_every")
@@ -94,6 +96,9 @@ class TrainingRecipe:
 
     def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
         """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
+        negatives = None
+        if self.backbone.over_items and len(codes_IL) > FULL_SOFTMAX_ITEMS:
+            negatives = Negatives(splits.training_counts(), NEGATIVES, self.seed)
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,
@@ -102,6 +107,7 @@ class TrainingRecipe:
             longest=self.max_history,
             all_targets=self.all_targets,
             weigh_items=network.items,
+            negatives=negatives,
         )
 
     def influences(self) -> dict[str, Any]:

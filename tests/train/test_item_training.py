@@ -5,14 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from safetensors.numpy import load_file
-from tiny_world import TinyWorld, make_params, make_splits
+from tiny_world import TinyWorld, interrupt, make_params, make_splits
 
 from pipeline.artifacts import Embeddings, read_json
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
-from pipeline.train.names import items_in_training, read_names
+from pipeline.train.names import read_names
 
 SASREC: dict[str, Any] = {"backbone": {"name": "sasrec"}, "train": {"max_windows": 300, "learning_rate": 0.02}}
 
@@ -26,7 +27,7 @@ def test_the_model_holds_its_content_vectors_and_which_items_training_saw(
     vectors_IC = Embeddings.read(world.folder / "embeddings").vectors_Id
     lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
     np.testing.assert_allclose(weights["catalogue.content_IC"], vectors_IC / lengths_I1, rtol=1e-6)
-    assert (weights["catalogue.trained_I"] == items_in_training(world.splits)).all()
+    assert (weights["catalogue.trained_I"] == (world.splits.training_counts() > 0)).all()
     loaded = load_generator(world.folder / "run/generator")
     assert loaded.config["widths"] == [40]
     assert set(loaded.config["fingerprints"]) == {"embeddings", "splits"}
@@ -72,14 +73,24 @@ def test_only_training_interactions_make_an_item_known() -> None:
     splits = make_splits([5, 1, 4], np.random.default_rng(0), items=12)
     items_N = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.int32)
     # Users hold 0 1 2 | 3 4, then 5 (all of it for training), then 6 7 | 8 9.
-    known = items_in_training(replace(splits, items_N=items_N))
-    assert np.flatnonzero(known).tolist() == [0, 1, 2, 5, 6, 7]
+    counts_I = replace(splits, items_N=items_N).training_counts()
+    assert np.flatnonzero(counts_I).tolist() == [0, 1, 2, 5, 6, 7]
 
 
 def test_other_backbones_read_semantic_ids_alone(world: TinyWorld) -> None:
     names = read_names(make_params().backbone, world.splits, world.folder / "sids", world.folder / "nowhere")
     assert (names.line, names.content_IC, names.trained_I) == ("", None, None)
     assert list(names.inputs) == ["sids"]
+
+
+def test_validation_holds_few_logits_at_once_and_finds_the_same(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.train(make_params(**SASREC), "whole")
+    monkeypatch.setattr("pipeline.decoding.ranking.LOGITS", 40 * 7)  # seven users
+    world.train(make_params(**SASREC), "parts")
+    whole, parts = (pd.read_csv(world.folder / name / "reports/history.csv") for name in ("whole", "parts"))
+    pd.testing.assert_frame_equal(whole, parts)
 
 
 def test_separators_mean_nothing_between_items(world: TinyWorld) -> None:
@@ -101,6 +112,22 @@ def test_padded_batches_compute_the_same(world: TinyWorld) -> None:
     ours, theirs = (load_file(world.folder / name / "generator/model.safetensors") for name in ("packed", "padded"))
     for name, array in ours.items():
         np.testing.assert_allclose(array, theirs[name], atol=2e-3)
+
+
+@pytest.mark.parametrize("strategy", ["full", "skipgr"])
+def test_a_large_catalogue_trains_by_draws_and_a_stopped_run_goes_on_with_them(
+    world: TinyWorld, strategy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.train.recipe.FULL_SOFTMAX_ITEMS", 39)
+    monkeypatch.setattr("pipeline.train.recipe.NEGATIVES", 20)
+    train = {"max_windows": 1500, "batch_tokens": 100, "learning_rate": 0.02, "accumulate": 2}
+    params = make_params(strategy=strategy, backbone=SASREC["backbone"], train=train)
+    world.train(params, "whole")
+    interrupt(world, params, 9, monkeypatch)
+    world.train(params)
+    assert world.written() == world.written("whole")
+    history = pd.read_csv(world.folder / "run/reports/history.csv")
+    assert history["recall_at_10"].max() > 0.5  # by chance: 0.25
 
 
 @pytest.mark.parametrize(
