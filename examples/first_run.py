@@ -40,6 +40,7 @@ params = dataclasses.replace(
     strategy="full",
     ingest=dataclasses.replace(params.ingest, path=str(project / "data" / "demo")),
     embed=dataclasses.replace(params.embed, encoder="tfidf"),
+    quantize=dataclasses.replace(params.quantize, interactions=0.0),
     train=dataclasses.replace(params.train, max_windows=25_000, validate_every=100, device="cpu", threads=1),
     evaluate=dataclasses.replace(params.evaluate, bootstrap_samples=100),
 )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,7 +165,7 @@ def _existing(path: Path) -> Path:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path} cannot be read: {error}",
+        f"{path} cannot be read: {shown(error)}",
         "the file is damaged or was cut short",
         "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
     )
@@ -183,8 +184,11 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
-    rejects.parquet: source str, line int64, reason str, row str (cut). ingest.json: counts before and after each
-        filter, sha256 of each raw file, time_unit, and at least `users`, `items`, `interactions`.
+    rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
+        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out, items
+        of the item file without a row included; k_core and minimum in its metadata. ingest.json: counts before and
+        after each filter, sha256 of each raw file, time_unit, time_format, and at least `users`, `items`,
+        `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -206,6 +210,10 @@ class Interactions:
         return self.folder / "rejects.parquet"
 
     @property
+    def cut(self) -> Path:
+        return self.folder / "cut.parquet"
+
+    @property
     def summary(self) -> Path:
         return self.folder / "ingest.json"
 
@@ -216,6 +224,11 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def time_format(self) -> str:
+        """Return the form of the log's times, one of `raw_times.FORMS`; empty where no ingest.json says it."""
+        return str(read_json(self.summary).get("time_format") or "") if self.summary.exists() else ""
 
 
 def image_names(cell: str | None) -> list[str]:
@@ -334,13 +347,7 @@ class Splits:
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
-        arrays = {}
-        for name in cls.ARRAYS:
-            path = _existing(folder / f"{name}.npy")
-            try:
-                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (ValueError, OSError) as error:
-                raise _damaged(path, error) from None
+        arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
         return cls(**arrays, summary=read_json(folder / "splits.json"))
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -355,16 +362,6 @@ class Splits:
         users = np.flatnonzero(np.asarray(target) >= 0)
         return users, np.asarray(target)[users]
 
-    def in_training(self) -> np.ndarray:
-        """Tell which interactions belong to training, bool [N]: offsets 0 3 5, train_end 2 5 -> 1 1 0 1 1."""
-        ends_N = np.repeat(np.asarray(self.train_end), np.diff(self.offsets))
-        inside: np.ndarray = np.arange(len(ends_N)) < ends_N
-        return inside
-
-    def training_counts(self) -> np.ndarray:
-        """Return the number of training interactions of each item, int64 [I]."""
-        return np.bincount(np.asarray(self.items_N)[self.in_training()], minlength=int(self.summary["items"]))
-
     def has_tie(self, positions: np.ndarray) -> np.ndarray:
         """Tell which of these flat indices follow an interaction of the same user with the same timestamp, bool."""
         # offsets 0 3 5: position 3 is user 1's first, so it has no tie, even if position 2 has the same timestamp.
@@ -372,3 +369,28 @@ class Splits:
         before = np.maximum(positions - 1, 0)
         ties: np.ndarray = (positions > starts) & (self.timestamps_N[positions] == self.timestamps_N[before])
         return ties
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """A `TrainingPart` holds those arrays of `Splits` that say which interactions are for training.
+
+    A stage that reads only these need not run again when other files of data/splits change.
+    """
+
+    items_N: np.ndarray
+    offsets: np.ndarray
+    train_end: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path = SPLITS) -> "TrainingPart":
+        """Open the three arrays memory-mapped."""
+        return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
+
+
+def _open_array(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(_existing(path), mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise _damaged(path, error) from None
+    return array

@@ -1,43 +1,44 @@
 """Build frozen dataclasses from params.yaml, and back.
 
-An unknown key or a bad value is an error that names the nearest valid one. A missing key is an error too, because
-nothing here has a default: presets/demo.yaml alone says the defaults.
+An unknown key or a bad value is an error that names the nearest valid one, or the bounds of the value. A missing key is
+an error too, because nothing here has a default: presets/demo.yaml alone says the defaults.
 
 Each section's dataclass lives in the folder that it is for (`pipeline/training/config.py`, ...), so that changing one
 knob's definition re-runs only the stages that read it; this file puts them together.
 """
 
 import dataclasses
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
-
-import yaml
+from typing import Annotated, Any
 
 from pipeline.backbones.config import CAUSAL, BackboneConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.ingest.config import IngestConfig
+from pipeline.knobs import Between, Text, read_section, types_of
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
 from pipeline.strategies.registry import choose_strategies, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
+from pipeline.yaml_files import parse_yaml, read_text
 
+MOST_LINES = 30  # of problems that are listed
 MIGRATE = "`python -m pipeline migrate` adds missing keys to params.yaml, with their defaults"
 DATASETS = (
     "demo",
     "amazon-beauty",
     "amazon-sports",
     "amazon-toys",
+    "amazon-2014",
+    "amazon-2018",
+    "amazon-2023",
     "movielens-1m",
     "movielens-20m",
+    "movielens-32m",
     "movielens-latest",
     "movielens-100k",
     "custom",
@@ -52,9 +53,9 @@ class Params:
         the others.
     """
 
-    seed: int
-    strategy: str
-    dataset: str
+    seed: Annotated[int, Between(0, 2**32 - 1)]  # what NumPy and scikit-learn take
+    strategy: Annotated[str, Text(1, 200)]
+    dataset: Annotated[str, Text(1, 100)]
     ingest: IngestConfig
     embed: EmbedConfig
     quantize: QuantizeConfig
@@ -76,8 +77,11 @@ class Params:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
-        if self.seed < 0:
-            raise ValueError("seed must be 0 or more")
+        if self.embed.encoder == "none" and self.quantize.interactions != 1:
+            raise ValueError(
+                "embed.encoder none makes no vectors, so that Semantic IDs come from interactions alone: set "
+                "quantize.interactions to 1, or choose another embed.encoder"
+            )
 
     def plain(self) -> dict[str, Any]:
         """Return every section and key as plain YAML values, laid out as params.yaml is."""
@@ -95,121 +99,50 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         UserError: the file is missing, is no YAML mapping, or holds unknown keys or bad values, or lacks keys (all are
             listed).
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is not here",
-            "every command reads its settings from it",
-            "run from the folder that holds params.yaml",
-        ) from None
-    try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", fix=RESTORE) from None
-    return build_params(raw, str(path))
+    text = read_text(path, "every command reads its settings from it", "run from the folder that holds params.yaml")
+    return build_params(parse_yaml(text, str(path)), str(path))
 
 
 def build_params(raw: Any, source: str = "params.yaml") -> Params:
     """Check a parsed mapping against the dataclasses.
 
     Raises:
-        UserError: listing every unknown key, bad value and missing key, and how to go on.
+        UserError: listing every unknown key, bad value and missing key (at most `MOST_LINES`), and how to go on.
     """
     problems: list[str] = []
     missing: list[str] = []
-    params = _build(Params, raw if raw is not None else {}, "", problems, missing)
+    params = _build(raw if raw is not None else {}, problems, missing)
     if params is None:
         fix = "\n".join([RESTORE] * bool(problems) + [MIGRATE] * bool(missing))
-        raise UserError("\n".join(problems + missing), f"{source} was refused as a whole, nothing ran", fix)
-    return typing.cast(Params, params)
+        lines = problems + missing
+        more = [f"and {len(lines) - MOST_LINES:,} more"] if len(lines) > MOST_LINES else []
+        raise UserError("\n".join(lines[:MOST_LINES] + more), f"{source} was refused as a whole, nothing ran", fix)
+    return params
 
 
 def _plain(section: Any) -> dict[str, Any]:
     """Return the keys of a section as plain YAML values."""
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _listed(value) for name, value in values.items()}
 
 
-def _build(cls: type, raw: Any, prefix: str, problems: list[str], missing: list[str]) -> Any:
-    """Build the dataclass `cls` from `raw`. Return None, with lines in `problems` and `missing`, where that fails."""
-    if not isinstance(raw, dict):
-        problems.append(f"{prefix.rstrip('.') or 'the file'} must be a mapping of names to values, found {raw!r}")
+def _listed(value: Any) -> Any:
+    """Return a value of a section as YAML has it: with lists in place of tuples."""
+    if isinstance(value, dict):
+        return {key: _listed(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(raw: Any, problems: list[str], missing: list[str]) -> Params | None:
+    """Build the parameters. Return None, with lines in `problems` and `missing`, where that fails."""
+    # At the top, the sections of strategies stand for the field `strategies`.
+    hints = {name: hint for name, hint in types_of(Params).items() if name != "strategies"} | settings_types()
+    values = read_section(Params, raw, "", problems, missing, hints=hints)
+    if values is None:
         return None
-    hints = _types_of(cls)
-    values: dict[str, Any] = {}
-    before = len(problems) + len(missing)
-    for key, value in raw.items():
-        if key not in hints:
-            problems.append(f"unknown key '{prefix}{key}': {nearest(str(key), hints)}")
-        elif dataclasses.is_dataclass(hints[key]):
-            values[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.", problems, missing)
-        else:
-            values[key] = _convert(value, hints[key], f"{prefix}{key}", problems)
-    missing += [f"missing key '{prefix}{key}'" for key in hints if key not in raw]
-    if len(problems) + len(missing) > before:
-        return None
-    if cls is Params:  # the sections of strategies move into a separate mapping
-        values["strategies"] = {name: values.pop(name) for name in settings_types()}
+    values["strategies"] = {name: values.pop(name) for name in settings_types()}
     try:
-        return cls(**values)
+        return Params(**values)
     except ValueError as error:
         problems.append(str(error))
         return None
-
-
-def _types_of(cls: type) -> dict[str, Any]:
-    """Return the type of each key of a section.
-
-    At the top, the sections of strategies stand for the field `strategies`.
-    """
-    found = typing.get_type_hints(cls)
-    hints = {field.name: found[field.name] for field in dataclasses.fields(cls)}
-    if cls is Params:
-        del hints["strategies"]
-        hints |= settings_types()
-    return hints
-
-
-def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
-    """Convert `value` to the type `hint`, or add a line to `problems`."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value not in args or isinstance(value, bool) != any(isinstance(a, bool) for a in args):
-            problems.append(f"{name} is {value!r}, {nearest(str(value), [str(a) for a in args])}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        for option in args:
-            attempt: list[str] = []
-            converted = _convert(value, option, name, attempt)
-            if not attempt:
-                return converted
-        words = [" or ".join(map(repr, get_args(a))) if get_origin(a) is Literal else a.__name__ for a in args]
-        problems.append(f"{name} is {value!r}, expected {' or '.join(words)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            problems.append(f"{name} must be a list, found {value!r}")
-            return ()
-        return tuple(_convert(v, args[0], f"{name}[{i}]", problems) for i, v in enumerate(value))
-    if origin is dict:
-        if not isinstance(value, dict):
-            problems.append(f"{name} must be a mapping, found {value!r}")
-            return {}
-        return {str(k): _convert(v, args[1], f"{name}.{k}", problems) for k, v in value.items()}
-    return _scalar(value, hint, name, problems)
-
-
-def _scalar(value: Any, hint: type, name: str, problems: list[str]) -> Any:
-    if hint is float and not isinstance(value, bool):
-        try:
-            # Text too: "1e-3", which YAML 1.1 reads as such, and "1/3", which no decimal can say
-            return float(Fraction(value) if isinstance(value, str) else value)
-        except (TypeError, ValueError, ZeroDivisionError):
-            pass
-    elif type(value) is hint:
-        return value
-    elif hint is str and type(value) is date:
-        return value.isoformat()  # an unquoted 2014-01-01, which YAML reads as a date
-    problems.append(f"{name} is {value!r}, expected {hint.__name__}")
-    return value

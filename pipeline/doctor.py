@@ -19,6 +19,7 @@ from typing import Literal
 
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.results.tracking_uri import tracking_uri
 
 TESTED = ((3, 11), (3, 12))
@@ -48,12 +49,12 @@ def examine(root: Path) -> list[Check]:
 def show(checks: list[Check], as_json: bool) -> None:
     """Print one line per check, with what to do below a check that is not ok; or print a JSON list."""
     if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+        say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
         return
     for check in checks:
-        print(f"{check.state:5}{check.name:10}{check.found}")
+        say(f"{check.state:5}{check.name:10}{check.found}")
         if check.state != "ok":
-            print(*(f"{'':15}{line}" for line in check.fix.splitlines()), sep="\n")
+            say(*(f"{'':15}{line}" for line in check.fix.split("\n")))
 
 
 def check_python() -> Check:

@@ -95,7 +95,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             trained_I=arrays.get("catalogue.trained_I"),
         )
         chosen = choose_strategies(config["strategy"], config)
-        backbone = from_saved(BackboneConfig, config["backbone"])
+        backbone = from_saved(BackboneConfig, config["backbone"], "backbone")
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)
         model.load_state_dict(weights)

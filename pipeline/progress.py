@@ -8,6 +8,8 @@ import sys
 import time
 from types import TracebackType
 
+from pipeline.printing import say
+
 
 class Progress:
     """A `Progress` counts towards `total` and says how fast.
@@ -54,7 +56,7 @@ class Progress:
         return text + (f", {self.note}" if self.note else "")
 
     def _show(self, end: str) -> None:
-        print(self.line().ljust(100 if self.live else 0), end=end, file=sys.stderr, flush=True)
+        say(self.line().ljust(100 if self.live else 0), end=end, error=True)
 
     def __enter__(self) -> "Progress":
         return self

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,19 @@ def whole_number(text: str) -> str | None:
     return None if fraction[shift:].strip("0") else (sign if digits != "0" else "") + digits
 
 
+def find_ids(raw: Sequence[str], known: "pd.DataFrame") -> np.ndarray:
+    """Return the dense ids of raw ids as `dense_ids` does, -1 where one is not known."""
+    import pandas as pd
+
+    names = pd.Index(known["raw_id"].astype(str))
+    ids = names.get_indexer(pd.Index(raw, dtype=object))
+    for row, name in enumerate(raw):
+        for other in (name.strip(), whole_number(name.strip())):
+            if ids[row] < 0 and other is not None:
+                ids[row] = names.get_indexer(pd.Index([other]))[0]
+    return np.asarray(ids)
+
+
 def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path) -> np.ndarray:
     """Return the dense ids of raw ids: the rows of `known` that have them as raw_id.
 
@@ -47,23 +61,17 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
     Raises:
         UserError: a raw id is not known; the message names the nearest known ones.
     """
-    import pandas as pd
-
-    names = pd.Index(known["raw_id"].astype(str))
-    ids = names.get_indexer(pd.Index(raw))
-    for row, name in enumerate(raw):
-        for other in (name.strip(), whole_number(name.strip())):
-            if ids[row] < 0 and other is not None:
-                ids[row] = names.get_indexer(pd.Index([other]))[0]
+    ids = find_ids(raw, known)
+    names = known["raw_id"].astype(str)
     unknown = [name for name, index in zip(raw, ids, strict=True) if index < 0]
     if unknown:
         close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
         others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(
-            f"{kind} '{unknown[0]}' is not known{others}",
+            f"{kind} '{shown(unknown[0])}' is not known{others}",
             f"{source} lists {len(names):,} {kind}s",
-            f"did you mean {' or '.join(close)}?"
+            f"did you mean {' or '.join(map(shown, close))}?"
             if close
-            else f"give an id of that file, such as {', '.join(names[:3])}",
+            else f"give an id of that file, such as {', '.join(map(shown, names[:3]))}",
         )
     return ids

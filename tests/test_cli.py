@@ -1,6 +1,8 @@
 """The command line: quick to answer, three plain lines on a mistake, recipes that keep params.yaml readable."""
 
+import contextlib
 import errno
+import io
 import json
 import os
 import resource
@@ -18,7 +20,7 @@ from pipeline import cli
 from pipeline.doctor import check_raw_log
 from pipeline.errors import UserError
 
-STAGES = ("check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
@@ -115,7 +117,7 @@ def test_every_stage_refuses_a_bad_params_yaml_as_a_whole(stage: str, project: P
     assert (done.code, done.out) == (1, "")
     lines = done.err.splitlines()
     assert lines[0].startswith("error: unknown key 'train.max_window': did you mean 'max_windows'?")
-    assert "evaluate.beam must be 10 or more" in lines[1]
+    assert "expected a whole number from 10 to 10,000: metrics count the first 10 items" in lines[1]
     assert "missing key 'train.max_windows'" in lines[2]
     assert lines[-2].strip().startswith("mend the value, then `dvc repro`")
     assert "python -m pipeline migrate" in lines[-1]
@@ -156,13 +158,36 @@ def test_a_full_disk_is_told_plainly(
     assert "free some space" in message
 
 
-def test_any_other_fault_of_the_machine_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_other_fault_of_the_machine_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: object) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.EIO, "Input/output error", "data/sids/sids.parquet")
 
+    assert told(broken, monkeypatch) == [
+        "error: the machine refused (data/sids/sids.parquet): Input/output error",
+        "  mend that, then run the same command again; --debug shows where it happened",
+    ]
+
+
+def told(broken: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines that a command prints which ends with an error, and code 1."""
     monkeypatch.setattr(cli, "app", broken)
-    with pytest.raises(OSError, match="Input/output"):
+    lines = io.StringIO()
+    with pytest.raises(SystemExit) as end, contextlib.redirect_stderr(lines):
         cli.main()
+    assert end.value.code == 1
+    return lines.getvalue().splitlines()
+
+
+def test_a_bug_is_called_one_and_its_traceback_is_saved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(**_: object) -> None:
+        raise KeyError("widths")
+
+    monkeypatch.chdir(tmp_path)
+    what, why, fix = told(broken, monkeypatch)
+    assert what.startswith("error: KeyError: 'widths' (")
+    assert "a fault of sidpipe" in why
+    assert ".sidpipe/traceback.txt" in fix
+    assert "Traceback" in (tmp_path / ".sidpipe/traceback.txt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------------- presets

@@ -184,5 +184,5 @@ def test_a_saved_model_that_lacks_any_other_key_is_damaged(saved: tuple[T5, Path
     for key in set(whole["backbone"]) - set(BackboneConfig.SAVED_WITHOUT):
         backbone = {name: value for name, value in whole["backbone"].items() if name != key}
         (folder / "config.json").write_text(json.dumps({**whole, "backbone": backbone}))
-        with pytest.raises(UserError, match=f"'{key}'"):
+        with pytest.raises(UserError, match=f"missing key 'backbone.{key}'"):
             load_generator(folder)

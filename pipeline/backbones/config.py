@@ -4,9 +4,12 @@ must be quick.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pipeline.knobs import Between, RatioBelow1
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
+MOST_WEIGHTS = 20_000_000_000  # 80 GB in float32
 CAUSAL = ("decoder", "hstu", "sasrec")  # backbones where no token sees a later one, so that every item can be a target
 OVER_ITEMS = ("sasrec",)  # backbones that read and predict items themselves, not their Semantic IDs
 
@@ -16,19 +19,21 @@ class BackboneConfig:
     """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
     name: Literal["t5", "decoder", "hstu", "sasrec"]
-    encoder_layers: int  # t5
-    decoder_layers: int  # all layers of decoder, hstu and sasrec
-    d_model: int
-    heads: int
-    d_head: int
-    d_ff: int
-    ff_hidden_layers: int  # 1: T5's feed-forward; 2: GRID's, one more d_ff x d_ff layer
-    dropout: float
+    encoder_layers: Annotated[int, Between(1, 128)]  # t5
+    decoder_layers: Annotated[int, Between(1, 128)]  # all layers of decoder, hstu and sasrec
+    d_model: Annotated[int, Between(1, 16_384)]
+    heads: Annotated[int, Between(1, 256)]
+    d_head: Annotated[int, Between(1, 1024)]
+    d_ff: Annotated[int, Between(1, 65_536)]
+    ff_hidden_layers: Annotated[int, Between(1, 16)]  # 1: T5's feed-forward; 2: GRID's, one more d_ff x d_ff layer
+    dropout: RatioBelow1
     separators: bool  # a learned token after each item of the history
-    relative_buckets: int
-    relative_max_distance: int
-    embedding_std: float  # t5, decoder: initial std of the token and recency tables; 1: T5's
-    recency_items: int  # t5: the last items of a history that have a learned vector each; 0: none, as published
+    relative_buckets: Annotated[int, Between(4, 4096)]
+    relative_max_distance: Annotated[int, Between(3, 1_000_000)]
+    # t5, decoder: initial std of the token and recency tables; 1: T5's
+    embedding_std: Annotated[float, Between(1e-6, 1000)]
+    # t5: the last items of a history that have a learned vector each; 0: none, as published
+    recency_items: Annotated[int, Between(0, 100_000)]
     hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
     time_bias: bool  # hstu with silu: a learned bias of the time between two items
     content: bool  # sasrec: an item is its id and its content vector, not its id alone
@@ -43,17 +48,20 @@ class BackboneConfig:
     }
 
     def __post_init__(self) -> None:
-        for name in ("encoder_layers", "decoder_layers", "d_model", "heads", "d_head", "d_ff", "ff_hidden_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"backbone.{name} must be 1 or more")
-        if self.recency_items < 0:
-            raise ValueError("backbone.recency_items must be 0 or more")
-        if self.embedding_std <= 0:
-            raise ValueError("backbone.embedding_std must be above 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError("backbone.dropout must lie in [0, 1)")
-        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
-            raise ValueError("backbone.relative_buckets must be 4 or more, and relative_max_distance above half of it")
+        if self.relative_max_distance <= self.relative_buckets // 2:
+            raise ValueError("backbone.relative_max_distance must be above half of backbone.relative_buckets")
+        if self.weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"backbone has about {self.weights:.1e} weights, {MOST_WEIGHTS:.0e} at most: lower encoder_layers, "
+                "decoder_layers, d_model or d_ff"
+            )
+
+    @property
+    def weights(self) -> int:
+        """Return about how many weights the layers have, both stacks counted."""
+        feed_forward = 2 * self.d_model * self.d_ff + (self.ff_hidden_layers - 1) * self.d_ff**2
+        attention = 4 * self.d_model * self.heads * self.d_head
+        return (self.encoder_layers + self.decoder_layers) * (attention + feed_forward)
 
     @property
     def over_items(self) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import RESTORE, UserError
+from pipeline.printing import say
 
 CHECKED = Path("data/checked.txt")
 INTERACTIONS = Path("data/interactions")  # ingest writes this folder, so paths below it need not exist yet
@@ -69,7 +70,7 @@ def run(params: CheckParams, *, output: Path = CHECKED) -> None:
     written = output.with_name(f"{output.name}.new")
     written.write_text(LINE, encoding="utf-8")
     os.replace(written, output)
-    print(f"check: params.yaml is valid; strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}")
+    say(f"check: params.yaml is valid; strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}")
 
 
 def _check_paths(params: CheckParams) -> None:

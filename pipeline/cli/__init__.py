@@ -4,16 +4,18 @@ The commands are thin. Each command imports its libraries when it runs, so that 
 mlflow. `main` turns errors meant for the user into a few plain lines and exit code 1.
 """
 
-import errno
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from pipeline.cli import checks, experiments, serve, stages
-from pipeline.errors import UserError
-
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from pipeline.cli.ends import tell_stopped
+from pipeline.errors import LostProcessError, UserError
+from pipeline.faults import explain_fault, report_bug
+from pipeline.printing import say
+from pipeline.stopping import Stopped, command_name, requested
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,33 +29,34 @@ for panel in (stages, experiments, checks, serve):
 
 
 def main() -> None:
-    """Run the command line; a UserError or a full disk ends with exit code 1, and with a traceback only for --debug."""
+    """Run the command line. A UserError or a fault of the machine ends it with code 1, a signal with 130 or 143.
+
+    A traceback is printed only for --debug.
+    """
     debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to a command that failed
     try:
         app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
-    except UserError as error:
+    except Stopped as stopped:
+        sys.exit(tell_stopped(stopped))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough. Nothing can be printed any more, not even at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
         if debug:
             raise
-        sys.exit(_explain(error))
-    except OSError as error:
-        if debug or error.errno not in FULL_DISK:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.exit(
-            _explain(
-                UserError(
-                    f"the disk is full or a file may not grow further{where}: {error.strerror}",
-                    "the command stopped; files that were complete before are still there",
-                    "free some space, then run the same command again",
-                )
-            )
-        )
+        # A library may have answered the signal with an error of its own.
+        sys.exit(tell_stopped(None) if requested() and not isinstance(error, LostProcessError) else _explain(error))
 
 
-def _explain(error: UserError) -> int:
+def _explain(error: Exception) -> int:
     """Print what, why and what to do to stderr, and return the exit code."""
-    what, *more = str(error).splitlines()
-    print(f"error: {what}", *(f"  {line}" for line in more), sep="\n", file=sys.stderr, flush=True)
+    if not isinstance(error, UserError):
+        error = explain_fault(error, command_name()) or report_bug(error)
+    what, *more = str(error).split("\n")
+    say(f"error: {what}", *(f"  {line}" for line in more), error=True)
     return 1
 
 

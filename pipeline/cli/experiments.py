@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.printing import say
+
 PANEL = "Experiments"
 commands = typer.Typer()
 
@@ -41,17 +43,17 @@ def preset(
     if name is None:
         width = max(map(len, known), default=0) + 2
         for kind, presets in groupby(known.values(), key=lambda preset: preset.kind):
-            print(f"{kind or 'of no kind'} ({sets(kind)})")
+            say(f"{kind or 'of no kind'} ({sets(kind)})")
             for preset in presets:
-                print(f"  {preset.name:{width}}{preset.summary}")
+                say(f"  {preset.name:{width}}{preset.summary}")
         return
     changes = apply_preset(name, settings or [])
     for change in changes:
-        print(f"  {change}")
-    print(f"{len(changes)} values changed." if changes else "params.yaml says so already.")
-    print("Next: add one of these presets, then dvc repro" if known[name].add else "Next: dvc repro")
+        say(f"  {change}")
+    say(f"{len(changes)} values changed." if changes else "params.yaml says so already.")
+    say("Next: add one of these presets, then dvc repro" if known[name].add else "Next: dvc repro")
     for line in known[name].add:
-        print(f"  {line}")
+        say(f"  {line}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -69,8 +71,8 @@ def migrate() -> None:
 
     added = add_missing_keys()
     for key in added:
-        print(f"  {key}")
-    print(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")
+        say(f"  {key}")
+    say(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -104,7 +106,7 @@ def compare(
     from pipeline.results.compare import comparison_rows, comparison_text
 
     comparisons = differences(runs or [], samples=samples)
-    print(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
+    say(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -125,4 +127,4 @@ def gradients(
     """
     from pipeline.evaluate.entropy_gradients import gradients_by_entropy
 
-    print(gradients_by_entropy(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
+    say(gradients_by_entropy(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))

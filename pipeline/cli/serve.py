@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.printing import say, shown
+
 PANEL = "Serve"
 commands = typer.Typer()
 
@@ -12,7 +14,9 @@ commands = typer.Typer()
 @commands.command(rich_help_panel=PANEL)
 def recommend(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
@@ -20,23 +24,26 @@ def recommend(
     """Ask the trained model for the next items.
 
     Prints raw id, score (log-probability of the Semantic ID) and title. The model sees all items of --history; of a
-    --user it sees what it sees in evaluation (skipgr.at_eval).
+    --user it sees what it sees in evaluation (skipgr.at_eval). An item of --history may have its time behind an @, in
+    any form that a log may have; a model that reads times (hstu) takes equal steps where there is none.
 
     [dim]Examples:[/dim]
 
       python -m pipeline recommend --user u00017 -k 5
 
       python -m pipeline recommend --history v00012,v00007,v00090
+
+      python -m pipeline recommend --history v00012@2024-09-05T12:32:27Z,v00007@2024-09-06T08:00:00Z
     """
     from pipeline.evaluate.recommend import recommend as best
 
     items = best(user=user, history=_split(history), k=k, filter_seen=filter_seen)
     if as_json:
-        print(json.dumps([vars(item) for item in items], indent=2))
+        say(json.dumps([vars(item) for item in items], indent=2))
         return
-    width = max(len(item.item) for item in items)
+    width = max(len(shown(item.item)) for item in items)
     for rank, item in enumerate(items, start=1):
-        print(f"{rank:>3}  {item.item:{width}}  {item.score:8.3f}  {item.title}".rstrip())
+        say(f"{rank:>3}  {shown(item.item):{width}}  {item.score:8.3f}  {shown(item.title)}".rstrip())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -60,13 +67,15 @@ def sids(
     from pipeline.quantize.lookup import look_up, sid_text
 
     found = look_up(item, titles)
-    print(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
+    say(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
 
 
 @commands.command(rich_help_panel=PANEL)
 def explain(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first.")] = None,
+    history: Annotated[
+        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
     """Show how the trained model represents the items of a history (strategies rastp and intrr).
@@ -85,7 +94,7 @@ def explain(
     from pipeline.evaluate.explain import explanation_text
 
     loaded, rows = tokens(user=user, history=_split(history))
-    print(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
+    say(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
 
 
 def _split(history: str | None) -> list[str] | None:

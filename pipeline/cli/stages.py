@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.printing import say
+
 if TYPE_CHECKING:
     from pipeline.config import Params
 
@@ -72,27 +74,9 @@ def embed() -> None:
     """
     params = _params()
     from pipeline.embed.stage import run
+    from pipeline.project import shared_scratch
 
-    run(params)
-
-
-@commands.command(rich_help_panel=PANEL)
-def quantize() -> None:
-    """Turn the vectors into Semantic IDs, one per item.
-
-    A deduplication digit tells items of equal codes apart. Reads data/embeddings, writes data/sids with a quality
-    report (collisions, used codes, reconstruction error, how often nearest neighbours share codes).
-
-    [dim]Examples:[/dim]
-
-      python -m pipeline quantize
-
-      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
-    """
-    params = _params()
-    from pipeline.quantize.stage import run
-
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -114,6 +98,28 @@ def split() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
+def quantize() -> None:
+    """Turn the vectors into Semantic IDs, one per item.
+
+    A deduplication digit tells items of equal codes apart. Reads data/embeddings (with quantize.interactions also
+    data/splits), writes data/sids with a quality report (collisions, used codes, reconstruction error, how often
+    nearest neighbours share codes).
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline quantize
+
+      dvc exp run -S quantize.method=rqvae -S quantize.codes=256
+
+      dvc exp run -S embed.encoder=none -S quantize.interactions=1    (a log of ids alone)
+    """
+    params = _params()
+    from pipeline.quantize.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
 def train() -> None:
     """Train the generator by the chosen strategy.
 
@@ -129,9 +135,10 @@ def train() -> None:
       dvc exp run -S train.learning_rate=3e-4 -S train.max_windows=1000000
     """
     params = _params()
+    from pipeline.project import shared_scratch
     from pipeline.train.stage import run
 
-    run(params)
+    run(params, scratch=shared_scratch())
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -181,7 +188,8 @@ def fetch(
         typer.Argument(
             metavar="[URL]...",
             show_default=False,
-            help="Addresses to use instead of the publisher's, as for dataset custom.",
+            help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
+            "amazon-2018 or amazon-2023.",
         ),
     ] = None,
 ) -> None:
@@ -193,9 +201,11 @@ def fetch(
 
       python -m pipeline preset movielens-1m && python -m pipeline fetch && dvc repro
 
+      python -m pipeline preset amazon-2023 && python -m pipeline fetch All_Beauty && dvc repro
+
       python -m pipeline fetch https://example.org/interactions.csv.gz
     """
     from pipeline.ingest.fetch import fetch as download
 
     folder = download(_params().dataset, urls=urls)[0].parent
-    print(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")
+    say(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")

@@ -2,7 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pipeline.knobs import Between, Name
 
 FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 
@@ -11,41 +13,33 @@ FIELD = re.compile(r"\{(\w+)\}")  # a field of a template segment
 class EmbedConfig:
     """Say which encoder turns items into vectors, and how."""
 
-    encoder: Literal["tfidf", "text", "multimodal", "precomputed"]
+    # none: vectors without a dimension, for items of which nothing but interactions is known (quantize.interactions: 1)
+    encoder: Literal["tfidf", "text", "multimodal", "precomputed", "none"]
     # Segments of the item's text; a segment whose field is missing is left out, the others are joined by ". ".
     template: tuple[str, ...]
-    dimensions: int  # tfidf: width after the truncated SVD (never more than the data allow)
+    # tfidf: width after the truncated SVD (never more than the data allow)
+    dimensions: Annotated[int, Between(1, 100_000)]
     # text and multimodal, down to shard_items
-    model: str  # a Hugging Face name or a local folder
-    revision: str
-    max_tokens: int  # longer texts are cut here
-    batch_tokens: int  # tokens of a batch, padding and images included
+    model: Name  # a Hugging Face name or a local folder
+    revision: Name
+    max_tokens: Annotated[int, Between(1, 1_000_000)]  # longer texts are cut here
+    batch_tokens: Annotated[int, Between(1, 100_000_000)]  # tokens of a batch, padding and images included
     dtype: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on a GPU, float32 on a CPU
-    shard_items: int  # items of a shard; finished shards survive a kill
+    shard_items: Annotated[int, Between(1, 100_000_000)]  # items of a shard; finished shards survive a kill
     # multimodal, down to max_image_pixels
-    images: str  # the folder that image paths start from; no image outside of it is read
+    images: Name  # the folder that image paths start from; no image outside of it is read
     prompt: str  # what the model is asked, after the images
     pooling: Literal["last_token", "mean"]
-    image_tokens: int  # of one image at most, 28 x 28 pixels each; larger images are shrunk
-    max_images: int  # of one item; further ones are counted and left out
-    max_image_pixels: int  # larger images are refused
+    # of one image at most, 28 x 28 pixels each; larger images are shrunk
+    image_tokens: Annotated[int, Between(1, 65_536)]
+    max_images: Annotated[int, Between(1, 1000)]  # of one item; further ones are counted and left out
+    max_image_pixels: Annotated[int, Between(1, 1_000_000_000)]  # larger images are refused
     # precomputed: a .npy, .npz, .safetensors or .parquet file; the vectors that came with the dataset are in
     # data/interactions/items.parquet.
-    path: str
+    path: Name
     match: Literal["auto", "id", "order"]  # precomputed: how rows find their item
 
     def __post_init__(self) -> None:
-        for name in (
-            "dimensions",
-            "max_tokens",
-            "batch_tokens",
-            "shard_items",
-            "image_tokens",
-            "max_images",
-            "max_image_pixels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"embed.{name} must be 1 or more")
         if "{item}" not in self.prompt:
             raise ValueError("embed.prompt must say where the item's text goes: {item}")
         if not self.template:

@@ -24,6 +24,7 @@ from pipeline.embed.qwen import AFTER, BEFORE, IMAGE, Prompt, QwenEncoder
 from pipeline.embed.shards import EncodedItems, Shards, Share
 from pipeline.errors import UserError
 from pipeline.machine import pick_device
+from pipeline.printing import shown
 
 AHEAD = 2  # batches whose images are decoded ahead of the GPU
 
@@ -172,7 +173,7 @@ def _facts(encoder: QwenEncoder, config: EmbedConfig, dtype: str) -> dict[str, A
 def _no_image(found: Survey, config: EmbedConfig) -> UserError:
     _, name, reason = found.rejects[0]
     return UserError(
-        f"none of the {found.named:,} images that the items name can be used; {name}: {reason}",
+        f"none of the {found.named:,} images that the items name can be used; {shown(name)}: {shown(reason)}",
         f"image paths start from embed.images, which is {config.images}",
         "set embed.images to the dataset's folder (the demo's is data/interactions/raw), or set embed.encoder to text",
     )

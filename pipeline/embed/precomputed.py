@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.embed.row_ids import WRITTEN_NAME, VectorIds, choose_ids, possible_ids
 from pipeline.errors import UserError, nearest
+from pipeline.printing import shown
 
 
 @dataclass(frozen=True)
@@ -97,16 +98,17 @@ def _by_id(column: VectorIds, path: Path, wanted: Sequence[str]) -> tuple[list[i
     for row, raw_id in enumerate(column.ids):
         if raw_id is not None and row_of.setdefault(raw_id, row) != row:
             raise UserError(
-                f"{path} has several vectors for one raw id, such as {raw_id!r} (column {column.name})",
+                f"{path} has several vectors for one raw id, such as {raw_id!r} (column {shown(column.name)})",
                 "it is not clear which of these vectors belongs to the item",
                 "write a file with one row per item",
             )
     missing = [raw_id for raw_id in wanted if raw_id not in row_of]
     if missing:
-        first = ", ".join(list(row_of)[:3]) or "none at all"
+        first = ", ".join(map(shown, list(row_of)[:3])) or "none at all"
         raise UserError(
-            f"{len(missing):,} of {len(wanted):,} items have no embedding in {path}, first: {', '.join(missing[:5])}",
-            f"every item needs a vector; the file's raw ids (column {column.name}) begin with {first}",
+            f"{len(missing):,} of {len(wanted):,} items have no embedding in {path}, "
+            f"first: {', '.join(map(shown, missing[:5]))}",
+            f"every item needs a vector; the file's raw ids (column {shown(column.name)}) begin with {first}",
             "add the missing rows, or leave these items out of the log",
         )
     return [row_of[raw_id] for raw_id in wanted], len(wanted)
@@ -134,7 +136,9 @@ def _read(path: Path) -> PrecomputedVectors:
         raise
     except Exception as error:  # each library raises another exception for a damaged file
         raise UserError(
-            f"{path} cannot be read: {error}", "the file is damaged or was cut short", "write or copy the file again"
+            f"{path} cannot be read: {shown(error)}",
+            "the file is damaged or was cut short",
+            "write or copy the file again",
         ) from None
 
 
@@ -150,9 +154,9 @@ def _read_npz(path: Path) -> PrecomputedVectors:
                 arrays[name] = file[name]
             except ValueError:  # an array of Python objects would have to be unpickled, which can run code
                 raise UserError(
-                    f"{path}: {name} is an array of Python objects",
+                    f"{path}: {shown(name)} is an array of Python objects",
                     "such arrays are not opened, because opening them can run code",
-                    f"save the ids as texts: {name}=numpy.array(ids, dtype=str)",
+                    f"save the ids as texts: {shown(name)}=numpy.array(ids, dtype=str)",
                 ) from None
     return _from_arrays(arrays, {}, path)
 
@@ -268,7 +272,7 @@ def _only(candidates: list[str], names: list[str], what: str, path: Path) -> str
     if len(candidates) != 1:
         raise UserError(
             f"{path}: expected one {what}, found {len(candidates) or 'none'}",
-            f"the file holds {', '.join(names)}",
+            f"the file holds {', '.join(map(shown, names))}",
             f"bring a file with one {what}, or choose another embed.encoder if the dataset has no vectors",
         )
     return candidates[0]

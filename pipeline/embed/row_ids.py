@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.printing import shown
 
 WRITTEN_NAME = "raw_id"  # the name that the project itself writes
 WRITTEN = "rawid"  # the same without the underscore
@@ -106,7 +107,7 @@ def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -
     first, *others = [column for hits, column in best if hits == most]
     if differing := [other for other in others if _rows(other, known) != _rows(first, known)]:
         raise UserError(
-            f"{path}: {first.name} and {differing[0].name} could both be the items' ids, and they differ",
+            f"{path}: {shown(first.name)} and {shown(differing[0].name)} could both be the items' ids, and they differ",
             "one column must say which item a vector belongs to",
             "name that column raw_id, or take the other one out of the file",
         )
@@ -143,9 +144,11 @@ def _refuse_unknown(columns: Sequence[VectorIds], items: Sequence[str], path: Pa
     """Refuse a file whose ids are certainly ids, by their name, and not those of the items."""
     for column in columns:
         if column.plain in ID_NAMES:
-            shown = [raw_id for raw_id in column.ids if raw_id is not None][:3]
+            first = [raw_id for raw_id in column.ids if raw_id is not None][:3]
             raise UserError(
-                f"none of the ids in {path} ({column.name}: {', '.join(shown) or 'all missing'}) is an item of the log",
-                f"the items are called {', '.join(items[:3])}, so it is not known which vector belongs to which item",
+                f"none of the ids in {path} ({shown(column.name)}: {', '.join(map(shown, first)) or 'all missing'}) "
+                "is an item of the log",
+                f"the items are called {', '.join(map(shown, items[:3]))}, so it is not known "
+                "which vector belongs to which item",
                 "write the raw ids of the log into it, or, if row i belongs to item i, set embed.match to order",
             )

@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.artifacts import read_tensors, write_tensors
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.progress import Progress
 
 PATIENCE = 30.0  # seconds to wait for another process's next shard, besides twice the time that a shard takes
@@ -76,7 +77,7 @@ class Shards:
         total = self._count(assigned)
         left = self._count(missing)
         if left < total:
-            print(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
+            say(f"embed: resuming, {total - left:,} of {total:,} items are embedded already")
         label = "embed" if share.size == 1 else f"embed, process {share.rank + 1} of {share.size}"
         slowest = 0.0
         with Progress(label, total, "items", start=total - left) as progress:
@@ -136,7 +137,7 @@ class Shards:
         try:
             return read_tensors(path)["vectors"]
         except UserError:
-            print(f"embed: {path} is damaged and is made again")
+            say(f"embed: {path} is damaged and is made again")
             return None
 
     def remove(self) -> None:

@@ -22,6 +22,7 @@ from pipeline.embed.config import EmbedConfig
 from pipeline.embed.precomputed import precomputed_vectors
 from pipeline.embed.template import fields_of, render_text
 from pipeline.errors import UserError
+from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
     from pipeline.embed.shards import EncodedItems
@@ -55,6 +56,8 @@ def run(
         texts = item_texts(items, config.template)
         vectors_Id = tfidf_vectors(texts, config.dimensions)
         facts = {"template": list(config.template), "items_without_text": texts.count("")}
+    elif config.encoder == "none":
+        vectors_Id, facts = np.zeros((len(raw_ids), 0), np.float32), {}
     else:
         encoded = _encode(config, items, raw_ids, output, scratch)
         if encoded is None:
@@ -106,8 +109,9 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
     if required and not any(texts):
         raise UserError(
             "no item has a text",
-            f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(columns)}",
-            "mend embed.template, or bring an item file with titles",
+            f"embed.template reads {', '.join(template)}; the items have the columns {', '.join(map(shown, columns))}",
+            "mend embed.template, or bring an item file with titles or vectors (embed.encoder=precomputed)\n"
+            "or use interactions alone: dvc exp run -S embed.encoder=none -S quantize.interactions=1",
         )
     return texts
 
@@ -127,7 +131,7 @@ def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, d
 
 
 def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
-    """Check that all vectors are usable, and count them.
+    """Check that all vectors are usable, and count them. Vectors without a dimension are those of the encoder none.
 
     Raises:
         UserError: a vector has NaN or infinite numbers, or all vectors are zeros.
@@ -136,12 +140,12 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
     if len(broken):
         raise UserError(
             f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
-            f"first: {', '.join(raw_ids[item] for item in broken[:5])}",
+            f"first: {', '.join(shown(raw_ids[item]) for item in broken[:5])}",
             "distances to such vectors mean nothing",
             "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
         )
     zeros = int((~vectors_Id.any(axis=1)).sum())
-    if zeros == len(raw_ids):
+    if zeros == len(raw_ids) and vectors_Id.shape[1]:
         raise UserError(
             "the embeddings of all items are zero",
             "vectors of zeros do not tell items apart",
@@ -151,22 +155,26 @@ def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
 
 
 def _report(summary: dict[str, Any]) -> None:
-    print(
+    if summary["encoder"] == "none":
+        say(f"embed: {summary['items']:,} items without vectors: interactions alone make their Semantic IDs")
+        return
+    say(
         f"embed: {summary['items']:,} items x {summary['dimensions']} dimensions by {summary['encoder']}"
         + (f" ({summary['name']}, {summary['dtype']})" if "name" in summary else "")
     )
     if summary.get("matched_by") == "id":
-        print(
-            f"embed: vectors of {summary['file']} were matched by id ({summary['ids_from']}): {summary['items']:,} of "
-            f"{summary['items']:,} items found; {summary['unused_rows']:,} rows of the file belong to no item"
+        say(
+            f"embed: vectors of {summary['file']} were matched by id ({shown(summary['ids_from'])}): "
+            f"{summary['items']:,} of {summary['items']:,} items found; "
+            f"{summary['unused_rows']:,} rows of the file belong to no item"
         )
     elif "matched_by" in summary:
-        print(
+        say(
             f"embed: vectors of {summary['file']} were matched by order: row i is item i of items.parquet, "
             f"{summary['items']:,} of {summary['items']:,} (no ids were found in the file, or embed.match is order)"
         )
     if summary["zero_vectors"]:
-        print(
+        say(
             f"embed: {summary['zero_vectors']:,} items have a vector of zeros"
             + (
                 f", {summary['items_without_text']:,} of them because they have no text"
@@ -175,7 +183,7 @@ def _report(summary: dict[str, Any]) -> None:
             )
         )
     if summary.get("images_named"):
-        print(
+        say(
             f"embed: {summary['images']:,} of {summary['images_named']:,} images were used; "
             f"{summary['images_rejected']:,} were refused (rejects.parquet says why), "
             f"{summary['images_beyond_limit']:,} left out by embed.max_images"

@@ -5,6 +5,7 @@ from typing import Any
 
 from pipeline.embed.config import FIELD
 from pipeline.errors import UserError, nearest
+from pipeline.printing import shown
 
 # Fields that a dataset may have or lack: a field without a column is missing for all items.
 STANDARD = ("title", "categories", "description")
@@ -21,7 +22,7 @@ def fields_of(template: Sequence[str], columns: Iterable[str]) -> list[str]:
     for name in named:
         if name not in columns and name not in STANDARD:
             raise UserError(
-                f"embed.template names the field '{name}', which the items do not have",
+                f"embed.template names the field '{shown(name)}', which the items do not have",
                 nearest(name, columns),
                 "mend embed.template, or add the field to the item file",
             )

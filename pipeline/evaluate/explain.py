@@ -14,8 +14,10 @@ import torch
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
 from pipeline.evaluate.recommend import model_and_history, names_of
+from pipeline.evaluate.typed_history import Entry
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
+from pipeline.printing import shown
 
 DROPPED = "-"
 
@@ -53,7 +55,7 @@ ExplainedItems = Sequence[ItemTokens] | Sequence[ItemWeights]
 def explain(
     *,
     user: str | None = None,
-    history: Sequence[str] | None = None,
+    history: Sequence[Entry] | None = None,
     interactions: Path = INTERACTIONS,
     splits: Path = SPLITS,
     generator: Path = GENERATOR,
@@ -117,14 +119,14 @@ def _weights_report(loaded: Generator, rows: Sequence[ItemWeights]) -> str:
     """Show for each level the item's code and its share, and in brackets a code that has a larger share."""
     cells = [[_share(code, weights) for code, weights in zip(row.codes, row.weights, strict=True)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    name = max(len(row.item) for row in rows)
+    name = max(len(shown(row.item)) for row in rows)
     lines = [
         f"{loaded.config['strategy']}: of each level the item's code and its share in the item's vector, in "
         "brackets a code with more"
     ]
     for row, row_cells in zip(rows, cells, strict=True):
         spread = "  ".join(f"{cell:{width}}" for cell, width in zip(row_cells, widths, strict=True))
-        lines.append(f"  {row.item:{name}}  {spread}  {row.title}".rstrip())
+        lines.append(f"  {shown(row.item):{name}}  {spread}  {shown(row.title)}".rstrip())
     return "\n".join(lines)
 
 
@@ -143,10 +145,10 @@ def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
     lines = [f"{strategy}: {kept} of {tokens} tokens of {len(rows)} items are kept"]
     if pruner is not None:
         lines[0] += f" after encoder block {pruner.after_layer}" + ("" if pruner.at_eval else ", in training only")
-    name = max(len(row.item) for row in rows)
+    name = max(len(shown(row.item)) for row in rows)
     width = max(len(str(code)) for row in rows for code in row.codes)
     for row in rows:
         marks = [f"{code if stays else DROPPED:>{width}}" for code, stays in zip(row.codes, row.kept, strict=False)]
         separator = ["|" if stays else DROPPED for stays in row.kept[len(row.codes) :]]
-        lines.append(f"  {row.item:{name}}  {' '.join([*marks, *separator])}  {row.title}".rstrip())
+        lines.append(f"  {shown(row.item):{name}}  {' '.join([*marks, *separator])}  {shown(row.title)}".rstrip())
     return "\n".join(lines)

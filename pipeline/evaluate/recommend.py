@@ -10,6 +10,7 @@ import pandas as pd
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
 from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
+from pipeline.evaluate.typed_history import Entry, equal_steps, read_history
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
 from pipeline.raw_ids import dense_ids
@@ -42,7 +43,7 @@ class History:
 def recommend(
     *,
     user: str | None = None,
-    history: Sequence[str] | None = None,
+    history: Sequence[Entry] | None = None,
     k: int = 10,
     filter_seen: bool = False,
     interactions: Path = INTERACTIONS,
@@ -55,12 +56,14 @@ def recommend(
     Args:
         user: raw id. The history is all that is known of the user, held-out items too, so this forecasts the next item.
         history: raw item ids, oldest first, instead of a user. The model sees all of them, also where skipgr.at_eval
-            hides some tokens of a user: skipping goes by scores, and items of a list have none.
+            hides some tokens of a user: skipping goes by scores, and items of a list have none. An item may come with
+            its time, as "ID@TIME" or (ID, time): then the times decide on the order, and a model that reads times reads
+            these. Without times it reads equal steps, each the median gap of the log, and stderr says so.
         filter_seen: leave out items of the history.
 
     Raises:
-        UserError: an unknown id, an empty history, nothing left to recommend, or a model that its reports or the
-            splits do not belong to.
+        UserError: an unknown id, a time that cannot be read, an empty history, nothing left to recommend, or a model
+            that its reports or the splits do not belong to.
     """
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
@@ -71,7 +74,13 @@ def recommend(
 
 
 def model_and_history(
-    user: str | None, history: Sequence[str] | None, *, interactions: Path, splits: Path, generator: Path, reports: Path
+    user: str | None,
+    history: Sequence[Entry] | None,
+    *,
+    interactions: Path,
+    splits: Path,
+    generator: Path,
+    reports: Path,
 ) -> tuple[Generator, History]:
     """Return the model, and the history that it continues. Arguments and errors are those of `recommend`."""
     if (user is None) == (history is None):
@@ -84,18 +93,23 @@ def model_and_history(
     loaded = load_generator(generator)
     if history is None:
         known = _history_of(str(user), loaded, interactions, splits, generator)
-    elif loaded.model.wants_times:
-        raise UserError(
-            "the model reads when each item came, and a list of items does not say so",
-            f"it was trained with backbone {loaded.config['backbone']['name']} and its time bias",
-            "name a user with --user, or train with backbone.time_bias=false",
-        )
     else:
-        items = dense_ids(list(history), loaded.items, "item", generator / "items.parquet")
-        known = History(items[-int(loaded.config["max_history"]) :], None, None)
+        known = _typed_history(history, loaded, splits, generator)
     if not len(known.items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
     return loaded, known
+
+
+def _typed_history(history: Sequence[Entry], loaded: Generator, splits: Path, generator: Path) -> History:
+    """Return the last items of a history that somebody typed; without times, items come at equal steps."""
+    wants_times = loaded.model.wants_times
+    items, times = read_history(history, loaded.items, generator / "items.parquet", wants_times=wants_times)
+    recent = slice(-int(loaded.config["max_history"]), None)
+    if wants_times and times is None and len(items):
+        log = Splits.read(splits)
+        check_fit(loaded, generator, log, splits)
+        times = equal_steps(len(items), log.seconds(), np.asarray(log.offsets))
+    return History(items[recent], times[recent] if wants_times and times is not None else None, None)
 
 
 def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:

@@ -24,6 +24,7 @@ from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.metric_names import MAIN_METRICS
 from pipeline.metrics import gains, recall_at, summarise
+from pipeline.printing import say
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
@@ -107,8 +108,24 @@ def run(
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     over_items = loaded.model.config.over_items
-    print(table(metrics, config, loaded.config["strategy"], counted.drop_seen, over_items), flush=True)
+    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen, over_items))
+    if config.filter_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
+        say(
+            f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
+            "evaluate.filter_seen=false ranks them",
+        )
     return metrics
+
+
+def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:
+    """Tell at which of these flat indices stands an item that its history holds too, bool."""
+    starts = np.asarray(splits.offsets)[np.searchsorted(splits.offsets, positions, side="right") - 1]
+    lengths = np.minimum(positions - starts, splits.max_history)
+    items = np.asarray(splits.items_N)
+    repeats = np.zeros(len(positions), bool)
+    for back in range(1, int(lengths.max(initial=0)) + 1):
+        repeats |= (back <= lengths) & (items[positions - np.minimum(back, lengths)] == items[positions])
+    return repeats
 
 
 def evaluation_metrics(users: pd.DataFrame, invalid_share: float, *, samples: int, seed: int) -> dict[str, float]:

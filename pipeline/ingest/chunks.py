@@ -1,15 +1,10 @@
-"""A chunk of a raw file's rows as text, and what every reader shares: to open a file and to say what is wrong in it."""
+"""A chunk of a raw file's rows as text, and what every reader shares."""
 
-import gzip
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-
-from pipeline.errors import UserError
-from pipeline.ingest.sources import RawFile
 
 Reject = Callable[[int, str, str], None]  # (line, reason, row as written)
 
@@ -27,31 +22,10 @@ class Chunk:
     lines: np.ndarray
     records: np.ndarray
 
-    def filter(self, keep: np.ndarray) -> "Chunk":
-        """Return the rows where `keep` (bool per row) is true."""
-        return Chunk(self.table.filter(pa.array(keep)), self.lines[keep], self.records[keep])
-
-
-def open_binary(file: RawFile) -> gzip.GzipFile | io.BufferedReader:
-    """Open a file for reading bytes, decompressed where it is gzipped."""
-    return gzip.open(file.path, "rb") if file.gzipped else file.path.open("rb")
+    def filter(self, wanted: np.ndarray) -> "Chunk":
+        """Return the rows where `wanted` (bool per row) is true."""
+        return Chunk(self.table.filter(pa.array(wanted)), self.lines[wanted], self.records[wanted])
 
 
 def wrong_width(found: int, expected: int) -> str:
     return f"{found} fields where {expected} are expected"
-
-
-def truncated(file: RawFile) -> UserError:
-    return UserError(
-        f"{file.name} is no complete gzip file",
-        "the file was cut short, or it is not compressed at all",
-        "download or copy the file again (`gzip -t FILE` must print nothing)",
-    )
-
-
-def wrong_encoding(file: RawFile, line: int) -> UserError:
-    return UserError(
-        f"{file.name}, line {line}: not valid UTF-8",
-        "the text is probably Latin-1 (or Windows-1252)",
-        "convert the file: iconv -f latin1 -t utf-8 OLD > NEW",
-    )

@@ -19,7 +19,10 @@ from ibis.expr.types import Table
 
 from pipeline.artifacts import MICROSECONDS
 from pipeline.errors import UserError
+from pipeline.ingest.cut import cut_ids, write_cut
 from pipeline.ingest.engines import Engine
+
+EXTREME = {"first": "earliest", "last": "latest"}  # ingest.repeats -> its word in the steps of ingest.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +43,31 @@ class Cleaned:
     time_unit: str
 
 
-def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, float], k: int) -> Cleaned:
+def clean(
+    engine: Engine,
+    log: Path,
+    items: Path | None,
+    minimum: Mapping[str, float],
+    k: int,
+    *,
+    repeats: str = "first",
+    cut: Path | None = None,
+) -> Cleaned:
     """Filter, deduplicate, take the k-core and number what is left.
 
     Args:
         log: the log as staging.py writes it, a Parquet file.
         items: the item file as staging.py writes it; None if there is none.
         minimum: action column -> least value of an interaction.
+        repeats: which interactions of a user with an item count: `first`, `last`, or all of them (`keep`).
+        cut: the file that will list the users and items that are left out; None: no file.
 
     Raises:
         UserError: a filter leaves nothing.
     """
-    interactions = engine.read(log)
-    actions = [name for name in interactions.columns if name not in ("source_row", "user", "item", "timestamp")]
+    staged = engine.read(log)
+    actions = [name for name in staged.columns if name not in ("source_row", "user", "item", "timestamp")]
+    interactions = staged
     steps = [_count("usable rows", interactions)]
 
     # minimum {"click": 1} leaves out the rows whose click is 0
@@ -65,13 +80,22 @@ def clean(engine: Engine, log: Path, items: Path | None, minimum: Mapping[str, f
     catalogue = engine.read(items) if items else _first_rows(engine, interactions, "item")
     encoded = encode(interactions, users, catalogue)
 
-    # Only the first interaction of a user with an item remains: (ann, tea) at 5 and at 9 -> (ann, tea) at 5.
-    coded = engine.materialize(earliest(encoded))
-    steps.append(_count("earliest of each user and item", coded))
+    # Only one interaction of a user with an item remains: of (ann, tea) at 5 and at 9 the first is (ann, tea) at 5.
+    coded = engine.materialize(encoded if repeats == "keep" else one_of_each(encoded, last=repeats == "last"))
+    if repeats != "keep":
+        steps.append(_count(f"{EXTREME[repeats]} of each user and item", coded))
 
     core, rounds = k_core(engine, coded, k)
     core_log = engine.materialize(core)
-    steps.append(_count(f"{k}-core", core_log))
+    steps.append(_core_step(engine, core_log, k, steps, encoded))
+    if cut:
+        named = {"user": (users, False), "item": (catalogue, items is not None)}
+        left_out = [
+            cut_ids(column, log=staged, names=names, counted=coded, left=core_log, listed=listed)
+            for column, (names, listed) in named.items()
+        ]
+        rule = ", ".join(f"{name} >= {least:g}" for name, least in minimum.items())
+        write_cut(cut, left_out, {"k_core": str(k), "minimum": rule})
     numbered, named_users, named_items = number(engine, core_log, users, catalogue, actions)
     timed, unit = with_unit(numbered)
     return Cleaned(log=timed, users=named_users, items=named_items, steps=steps, rounds=rounds, time_unit=unit)
@@ -92,10 +116,11 @@ def encode(interactions: Table, users: Table, items: Table) -> Table:
     return interactions
 
 
-def earliest(interactions: Table) -> Table:
-    """Return the first interaction of each (user, item), by time and then by source row."""
+def one_of_each(interactions: Table, *, last: bool) -> Table:
+    """Return the first interaction of each (user, item), by time and then by source row; or the last one."""
     # __nth numbers the interactions of a user with an item 0, 1, ...; those with 0 remain.
-    nth = ibis.row_number().over(group_by=["user", "item"], order_by=["timestamp", "source_row"])
+    order = [_.timestamp.desc(), _.source_row.desc()] if last else ["timestamp", "source_row"]
+    nth = ibis.row_number().over(group_by=["user", "item"], order_by=order)
     return interactions.mutate(__nth=nth).filter(_["__nth"] == 0).drop("__nth")
 
 
@@ -139,10 +164,36 @@ def _within(interactions: Table, users: Table | None, items: Table | None) -> Ta
     return interactions
 
 
-def _count(name: str, interactions: Table) -> dict[str, Any]:
+def _core_step(engine: Engine, core_log: Table, k: int, steps: list[dict[str, Any]], encoded: Table) -> dict[str, Any]:
+    """Return the last step.
+
+    Raises:
+        UserError: nothing is left. It names the repeats where the k-core is empty because they do not count.
+    """
+    try:
+        return _count(f"{k}-core", core_log)
+    except UserError:
+        with_repeats = _totals(k_core(engine, engine.materialize(encoded), k)[0])
+        if not with_repeats["interactions"]:
+            raise
+        before, after = _totals(encoded), steps[-1]
+        raise UserError(
+            f"nothing is left of the log after the filter '{k}-core', because repeats do not count",
+            f"{before['users']:,} users have {before['interactions']:,} interactions with {before['items']:,} items; "
+            f"one for each user and item leaves {after['interactions']:,}, and "
+            f"{after['interactions'] / after['users']:.1f} for a user",
+            f"set ingest.repeats=keep: then {with_repeats['interactions']:,} interactions are left of "
+            f"{with_repeats['users']:,} users with {with_repeats['items']:,} items. Or lower ingest.k_core",
+        ) from None
+
+
+def _totals(interactions: Table) -> dict[str, int]:
     counts = interactions.agg(interactions=_.count(), users=_.user.nunique(), items=_.item.nunique())
-    row = counts.to_pyarrow().to_pylist()[0]
-    step = {"step": name, **{column: int(value) for column, value in row.items()}}
+    return {column: int(value) for column, value in counts.to_pyarrow().to_pylist()[0].items()}
+
+
+def _count(name: str, interactions: Table) -> dict[str, Any]:
+    step = {"step": name, **_totals(interactions)}
     if not step["interactions"]:
         raise UserError(
             f"nothing is left of the log after the filter '{name}'",

@@ -6,14 +6,15 @@ watch_seconds, ...) are actions and go into the output; further text columns of 
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.values import numbers
+from pipeline.printing import shown
 
 # The log's names that are recognised, in lower case and without blanks, underscores, dashes and dots.
 LOG_NAMES = {
@@ -51,24 +52,35 @@ RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the ou
 
 @dataclass(frozen=True)
 class LogColumns:
-    """The columns that ingest reads, by the log's names; `actions` maps our name to the log's."""
+    """The columns that ingest reads, by the log's names.
+
+    actions: our name -> the log's. filters: name in `ingest.where` -> the log's.
+    """
 
     user: str
     item: str
     timestamp: str
     actions: Mapping[str, str]
+    filters: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def read(self) -> list[str]:
+        """Return the log's names of all columns that are read, each once."""
+        return list(dict.fromkeys([*self.wanted, *self.filters.values()]))
 
     @property
     def wanted(self) -> list[str]:
-        """Return the log's names of all of them: user, item, timestamp, then the actions."""
+        """Return the log's names of the columns that stay: user, item, timestamp, then the actions."""
         return [self.user, self.item, self.timestamp, *self.actions.values()]
 
     def named(self) -> dict[str, str]:
-        """Return our name -> the log's, of all of them."""
+        """Return our name -> the log's, of the columns that stay."""
         return {"user": self.user, "item": self.item, "timestamp": self.timestamp, **self.actions}
 
 
-def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, guess_actions: bool) -> LogColumns:
+def recognise_log(
+    sample: pa.Table, mapping: Mapping[str, str], source: str, *, guess_actions: bool, filters: Collection[str] = ()
+) -> LogColumns:
     """Find user, item, timestamp and actions among the columns of a log's first rows.
 
     Args:
@@ -76,6 +88,7 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
         mapping: our name -> the log's, from `ingest.columns` or a recipe; an empty name leaves that column out.
         source: the log's name, for error messages.
         guess_actions: also take the further columns that hold mostly numbers in these rows.
+        filters: columns that `ingest.where` names, by the log's name or by ours.
 
     Raises:
         UserError: a column is missing, or two columns could be meant; the message lists the columns found.
@@ -97,7 +110,16 @@ def recognise_log(sample: pa.Table, mapping: Mapping[str, str], source: str, *, 
             f"write another name than {clash[0]} on the left side in ingest.columns",
         )
     _refuse_shared({**roles, **actions}, source)
-    return LogColumns(**roles, actions=actions)
+    named = {**mapping, **roles, **actions}
+    found = {name: name if name in names else named.get(name, "") for name in filters}
+    for name, theirs in found.items():
+        if theirs not in names:
+            raise UserError(
+                f"{source} has no column '{name}', which ingest.where names",
+                _found(names),
+                f"mend ingest.where: {nearest(name, names)}",
+            )
+    return LogColumns(**roles, actions=actions, filters=found)
 
 
 def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
@@ -117,6 +139,21 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
         and _plain(name) not in known
         and _is_numeric(sample[name])
     }
+
+
+def needed_partition(
+    names: Sequence[str], partition: Mapping[str, str], mapping: Mapping[str, str], known: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
+    """Return the partition's columns that a file with the columns `names` needs.
+
+    A column is needed that `ingest.columns` (`mapping`) names, or that alone can have one of the `known` roles.
+    """
+    further = {name: value for name, value in partition.items() if name not in names}
+    needed = {name for name in mapping.values() if name in further}
+    for role in known:
+        if role not in mapping and not _matches(role, names, known):
+            needed.update(_matches(role, [*further], known)[:1])
+    return {name: value for name, value in further.items() if name in needed}
 
 
 def recognise_items(names: Sequence[str], mapping: Mapping[str, str], source: str) -> dict[str, str]:
@@ -148,9 +185,9 @@ def _refuse_shared(columns: Mapping[str, str], source: str) -> None:
     for ours, theirs in columns.items():
         if first.setdefault(theirs, ours) != ours:
             raise UserError(
-                f"the column '{theirs}' of {source} is read as {first[theirs]} and as {ours}",
+                f"the column '{shown(theirs)}' of {source} is read as {shown(first[theirs])} and as {shown(ours)}",
                 "one column can have one meaning only",
-                f"mend ingest.columns: give {first[theirs]} or {ours} another column, or take it out",
+                f"mend ingest.columns: give {shown(first[theirs])} or {shown(ours)} another column, or take it out",
             )
 
 
@@ -161,11 +198,11 @@ def _find(
         return _mapped(role, mapping[role], names, source)
     matches = _matches(role, names, known)
     usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
-    fix = f"name it: ingest.columns: {{{role}: NAME}}; names that are recognised: {usual}"
+    fix = f"name it: ingest.columns.{role}=NAME; names that are recognised: {usual}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:
-        raise UserError(f"{' and '.join(matches)} of {source} could both be the {role}", _found(names), fix)
+        raise UserError(f"{' and '.join(map(shown, matches))} of {source} could both be the {role}", _found(names), fix)
     return matches[0]
 
 
@@ -180,7 +217,7 @@ def _matches(role: str, names: Sequence[str], known: Mapping[str, Sequence[str]]
 def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
     if theirs not in names:
         raise UserError(
-            f"{source} has no column '{theirs}', which ingest.columns or the recipe reads as {ours}",
+            f"{source} has no column '{shown(theirs)}', which ingest.columns or the recipe reads as {ours}",
             _found(names),
             f"mend ingest.columns: {nearest(theirs, names)}",
         )
@@ -188,7 +225,7 @@ def _mapped(ours: str, theirs: str, names: Sequence[str], source: str) -> str:
 
 
 def _found(names: Sequence[str]) -> str:
-    return f"columns found: {', '.join(names)}"
+    return f"columns found: {', '.join(map(shown, names))}"
 
 
 def is_known_name(name: str) -> bool:

@@ -15,15 +15,17 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
+from pipeline.ingest.chunks import Chunk, Reject, wrong_width
+from pipeline.ingest.encodings import open_utf8
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 BLOCK_BYTES = 4 << 20  # bytes of text parsed at once; a quoted field cannot be longer
 
 
 def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
     """Yield the rows of a delimited file; `readers.read_chunks` documents the arguments."""
-    lines = LineCounter(first=1 if file.format.header else 2)
+    lines = LineCounter(first=file.skip + (1 if file.format.header else 2))
     try:
         names = _names(file)
         with _open(file, names, lines) as batches:
@@ -31,8 +33,6 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
                 chunk = lines.with_lines(pa.Table.from_batches([batch]), reject)
                 yield Chunk(chunk.table.select(columns or names), chunk.lines, chunk.records)
         lines.finish(reject)
-    except UnicodeDecodeError:  # only decoding the header raises it
-        raise wrong_encoding(file, line=1) from None
     except (pa.ArrowInvalid, OSError) as error:
         if "Empty CSV" not in str(error):
             raise _explain(file, error) from None
@@ -41,13 +41,13 @@ def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None)
 def _names(file: RawFile) -> list[str]:
     if file.format.header:
         return list(file.format.header)
-    with _open(file, [], LineCounter(first=2)) as batches:
+    with _open(file, [], LineCounter(first=file.skip + 2)) as batches:
         names: list[str] = batches.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(
-            f"{file.name} has the column '{twice[0]}' twice",
-            f"columns found: {', '.join(names)}",
+            f"{file.name} has the column '{shown(twice[0])}' twice",
+            f"columns found: {', '.join(map(shown, names))}",
             "rename or remove one of the two columns",
         )
     return names
@@ -56,9 +56,9 @@ def _names(file: RawFile) -> list[str]:
 def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStreamingReader:
     form = file.format
     return pacsv.open_csv(
-        pa.input_stream(str(file.path), compression="gzip" if file.gzipped else None),
+        open_utf8(file),
         pacsv.ReadOptions(
-            use_threads=False, block_size=BLOCK_BYTES, encoding=form.encoding, column_names=list(form.header) or None
+            use_threads=False, block_size=BLOCK_BYTES, skip_rows=file.skip, column_names=list(form.header) or None
         ),
         pacsv.ParseOptions(
             delimiter=form.delimiter,
@@ -160,10 +160,6 @@ def _is_blank(table: pa.Table) -> np.ndarray:
 
 def _explain(file: RawFile, error: Exception) -> UserError:
     text = str(error)
-    if "invalid UTF8" in text:
-        return wrong_encoding(file, _first_bad_line(file))
-    if "zlib" in text or "compressed stream" in text:
-        return truncated(file)
     if "straddling" in text:
         return UserError(
             f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
@@ -171,17 +167,7 @@ def _explain(file: RawFile, error: Exception) -> UserError:
             "close or remove that quote in the file",
         )
     return UserError(
-        f"{file.name} cannot be read: {text.splitlines()[0]}",
+        f"{file.name} cannot be read: {shown(text.splitlines()[0])}",
         "the parser of CSV and TSV files stopped there",
         "mend the file, or leave it out of ingest.path and ingest.files",
     )
-
-
-def _first_bad_line(file: RawFile) -> int:
-    with open_binary(file) as stream:
-        for line, raw in enumerate(stream, 1):
-            try:
-                raw.decode("utf-8")
-            except UnicodeDecodeError:
-                return line
-    return 0

@@ -80,7 +80,7 @@ def _spark() -> BaseBackend:
         raise UserError(
             "ingest.engine is spark, but pyspark is not installed",
             "pyspark is large, so it is an extra that is installed only on demand",
-            "run `pip install 'sidpipe[spark]'` and install Java 17, or set ingest.engine: duckdb",
+            "run `pip install -e '.[spark]'` in the project's folder and install Java 17, or set ingest.engine: duckdb",
         ) from None
     try:
         session = (

@@ -5,6 +5,7 @@ parts of a resumed download are of one version.
 """
 
 import http.client
+import re
 import shutil
 import ssl
 import time
@@ -17,10 +18,12 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
 from pipeline.errors import UserError
-from pipeline.ingest.recipes import RECIPES
+from pipeline.ingest.recipes import RECIPES, DatasetRecipe
 from pipeline.ingest.sources import sha256
+from pipeline.printing import say
 from pipeline.progress import Progress
 
+CATEGORY = re.compile(r"\w+")  # the name of a category, no address
 BLOCK_BYTES = 1 << 18
 TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # attempts in a row that bring no new byte, after which a download fails
@@ -34,7 +37,8 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
     Args:
         dataset: a recipe's name, or `custom` with `urls`.
         folder: where the files go; data/raw/DATASET if not given.
-        urls: addresses to use instead of the publisher's.
+        urls: addresses to use instead of the publisher's; of a dataset in categories also the name of a category, such
+            as Toys_and_Games.
 
     Returns:
         The files, ready for `ingest.path: FOLDER`; of a recipe's zip archive only the files that the recipe reads.
@@ -43,19 +47,31 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
         UserError: nothing to fetch, no connection (the message says which file to put where), or a full disk.
     """
     folder = folder or Path("data/raw") / dataset
-    urls = list(urls or (RECIPES[dataset].urls if dataset in RECIPES else ()))
+    recipe = RECIPES.get(dataset)
+    urls = list(urls or (recipe.urls if recipe and not recipe.in_categories else ()))
+    if recipe and recipe.in_categories:
+        if not urls:
+            raise UserError(
+                f"{dataset} is published in categories, and no category is named",
+                "the publisher's files are "
+                + " and ".join(url.replace("{category}", "CATEGORY") for url in recipe.urls),
+                "name one as its files do: python -m pipeline fetch Toys_and_Games",
+            )
+        if len(urls) == 1 and CATEGORY.fullmatch(urls[0]):
+            recipe = recipe.of(urls[0])
+            urls = list(recipe.urls)
     if not urls:
         raise UserError(
             f"there is nothing to fetch for the dataset {dataset}",
             "ingest simulates the demo, and a log of your own is on this machine already",
             "set dataset to a public data set, or ingest.path to your log",
         )
-    files = _present(dataset, folder)
+    files = _present(recipe, folder)
     if not files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for url in urls:
-                files += _unpack(dataset, download(url, folder, urls))
+                files += _unpack(recipe, download(url, folder, urls))
         except OSError as error:
             raise UserError(
                 f"could not write into {folder}: {error.strerror or error}",
@@ -63,8 +79,8 @@ def fetch(dataset: str, folder: Path | None = None, urls: Sequence[str] | None =
                 "free some disk space, then run `python -m pipeline fetch` again",
             ) from error
     for file in files:
-        print(f"{sha256(file)}  {file}")
-    print(f"ingest.path: {folder} reads them")
+        say(f"{sha256(file)}  {file}")
+    say(f"ingest.path: {folder} reads them")
     return files
 
 
@@ -173,21 +189,20 @@ def _unreachable(url: str, partial: Path, urls: Sequence[str], reason: str) -> U
     )
 
 
-def _present(dataset: str, folder: Path) -> list[Path]:
+def _present(recipe: DatasetRecipe | None, folder: Path) -> list[Path]:
     """Return the recipe's files if all of them are in `folder`, else an empty list."""
-    recipe = RECIPES.get(dataset)
-    found = [sorted(folder.glob(pattern))[:1] for pattern in (recipe.log, recipe.items)] if recipe else []
+    patterns = (recipe.log, recipe.items) if recipe and not recipe.in_categories else ()
+    found = [[file for file in sorted(folder.glob(pattern)) if ".partial" not in file.name][:1] for pattern in patterns]
     return [file for files in found for file in files] if all(found) else []
 
 
-def _unpack(dataset: str, file: Path) -> list[Path]:
+def _unpack(recipe: DatasetRecipe | None, file: Path) -> list[Path]:
     """Unpack the files that a recipe reads beside its archive, without folders, and remove the archive.
 
     Any other file is returned as it is.
     """
-    if file.suffix != ".zip" or dataset not in RECIPES:
+    if file.suffix != ".zip" or recipe is None:
         return [file]
-    recipe = RECIPES[dataset]
     files = []
     try:
         with zipfile.ZipFile(file) as archive:

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.ingest.values import Complaint
 from pipeline.raw_ids import whole_number
+from pipeline.raw_times import Complaint
 
 DIGITS = r"^(0|-?[1-9][0-9]*)$"  # a whole number as it is written plainly
 
@@ -71,6 +71,11 @@ def as_listed(ids: pa.Array, listed: pa.Array) -> tuple[pa.Array, pa.Array]:
     numbers = whole_numbers(ids)
     by_number = pc.and_(pc.invert(found), pc.and_(pc.is_valid(numbers), pc.is_in(numbers, value_set=listed)))
     return pc.if_else(by_number, numbers, ids), pc.or_(found, by_number)
+
+
+def plain_unknown(ids: pa.Array, listed: pa.Array) -> pa.Array:
+    """Return ids with those that are not listed (bool per row) as whole numbers where they are: "7.0" is 7."""
+    return pc.if_else(listed, ids, pc.coalesce(whole_numbers(ids), ids))
 
 
 def rewrite_ids(path: Path, columns: Sequence[str]) -> None:

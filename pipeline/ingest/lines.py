@@ -1,38 +1,60 @@
-"""Read files with one row per line: JSON objects, Python literals, and fields divided by a long separator."""
+"""Read JSON objects, Python literals, and lines whose fields are divided by a long separator."""
 
 import ast
-import gzip
+import io
 import itertools
 import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.chunks import Chunk, Reject, open_binary, truncated, wrong_encoding, wrong_width
+from pipeline.ingest.chunks import Chunk, Reject, wrong_width
+from pipeline.ingest.encodings import open_utf8
+from pipeline.ingest.json_stream import BROKEN, json_values
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
+ParsedRow = tuple[int, str, Fields | ValueError]  # (line, text, the fields or what is wrong with the text)
 
 
 def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
-    """Yield the rows of a file of lines; `readers.read_chunks` documents the arguments."""
-    parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
+    """Yield the rows of a file of lines or of JSON; `readers.read_chunks` documents the arguments."""
+    found = _stream_rows(file, columns) if file.format.kind == "json_stream" else _line_rows(file, columns)
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
-    for record, (line, text) in enumerate(itertools.islice(_text_lines(file), file.skip, None)):
-        try:
-            rows.append((line, record, parse(text, columns)))
-        except ValueError as error:
-            reject(line, str(error), text)
+    for record, (line, text, fields) in enumerate(found):
+        if isinstance(fields, ValueError):
+            reject(line, str(fields), text)
+        else:
+            rows.append((line, record, fields))
         if len(rows) == CHUNK_ROWS:
             yield _chunk(rows, columns)
             rows = []
     if rows:
         yield _chunk(rows, columns)
+
+
+def _line_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
+    parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
+    for line, text in itertools.islice(_text_lines(file), file.skip, None):
+        try:
+            yield line, text, parse(text, columns)
+        except ValueError as error:
+            yield line, text, error
+
+
+def _stream_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
+    with io.TextIOWrapper(open_utf8(file), "utf-8", newline="\n") as stream:
+        for line, text, value in json_values(stream, file.name):
+            try:
+                if value is BROKEN:
+                    raise ValueError("broken JSON")
+                yield line, text, _texts(value, columns, "a JSON object")
+            except ValueError as error:
+                yield line, text, error
 
 
 def _chunk(rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
@@ -43,17 +65,11 @@ def _chunk(rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | Non
 
 
 def _text_lines(file: RawFile) -> Iterator[tuple[int, str]]:
-    line = 0
-    try:
-        with open_binary(file) as stream:
-            for line, raw in enumerate(stream, 1):
-                text = raw.decode(file.format.encoding).rstrip("\r\n")
-                if text.strip("\ufeff \t"):
-                    yield line, text.removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        raise wrong_encoding(file, line) from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise truncated(file) from None
+    with open_utf8(file) as stream:
+        for line, raw in enumerate(stream, 1):
+            text = raw.decode().rstrip("\r\n")
+            if text.strip("\ufeff \t"):
+                yield line, text.removeprefix("\ufeff")
 
 
 def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:

@@ -5,10 +5,8 @@ row at all (broken JSON, the wrong number of fields) goes to `reject`; a file th
 UserError. Blank lines are no rows.
 """
 
-import gzip
 import io
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -17,37 +15,46 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, truncated
+from pipeline.ingest.chunks import Chunk, Reject
 from pipeline.ingest.delimited import read_delimited
 from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
+from pipeline.ingest.packing import open_unpacked, packing
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}  # of Arrow's timestamps, in a second
 
-
-def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None, ticks: int = 1) -> Iterator[Chunk]:
+def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = None) -> Iterator[Chunk]:
     """Yield all rows of a file in order; no chunk is empty.
 
     Args:
         reject: called with (line, reason, row as written) for each line that is no row.
         columns: the columns wanted; None: all of them (of JSON lines: those that the chunk has).
-        ticks: units of the log's clock in a second; values of Parquet's timestamp type are expressed in these units.
 
     Raises:
         UserError: the file is truncated, not in its encoding, or not in its format.
     """
+    inside = [name for name in columns or () if name not in file.constants] or None
     if file.format.kind == "csv":
-        chunks = read_delimited(file, reject, columns)
+        chunks = read_delimited(file, reject, inside)
     elif file.format.kind == "parquet":
-        chunks = _read_parquet(file, columns, ticks)
+        chunks = _read_parquet(file, inside)
     else:
-        chunks = read_lines(file, reject, columns)
-    return (chunk for chunk in chunks if len(chunk.lines))
+        chunks = read_lines(file, reject, inside)
+    return (_with_constants(chunk, file.constants, columns) for chunk in chunks if len(chunk.lines))
 
 
-def sample(file: RawFile, ticks: int = 1) -> pa.Table | None:
+def _with_constants(chunk: Chunk, constants: Mapping[str, str], columns: Sequence[str] | None) -> Chunk:
+    if not constants:
+        return chunk
+    table = chunk.table
+    for name, value in constants.items():
+        table = table.append_column(name, pa.repeat(pa.scalar(value), len(table)))
+    return Chunk(table.select(columns) if columns is not None else table, chunk.lines, chunk.records)
+
+
+def sample(file: RawFile) -> pa.Table | None:
     """Return the first chunk with all its columns, or None when the file has no row."""
-    chunk = next(read_chunks(file, _ignore, ticks=ticks), None)
+    chunk = next(read_chunks(file, _ignore), None)
     return chunk.table if chunk else None
 
 
@@ -55,41 +62,45 @@ def _ignore(line: int, reason: str, row: str) -> None:
     """Reject nothing: bad rows of a sample are reported when the whole file is read."""
 
 
-def _read_parquet(file: RawFile, columns: Sequence[str] | None, ticks: int) -> Iterator[Chunk]:
+def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Chunk]:
     first = 0
     try:
-        source = pq.ParquetFile(io.BytesIO(gzip.decompress(file.path.read_bytes())) if file.gzipped else file.path)
+        source = pq.ParquetFile(_unpacked(file) if packing(file.path) else file.path)
         for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
             records = np.arange(first, first + batch.num_rows, dtype=np.int64)
             first += batch.num_rows
-            table = pa.table({name: _column_text(batch[name], ticks) for name in batch.schema.names})
+            table = pa.table({name: _column_text(batch[name]) for name in batch.schema.names})
             yield Chunk(table, records + 1, records)
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise truncated(file) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
-            f"{file.name} cannot be read as Parquet: {str(error).splitlines()[0]}",
+            f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None
 
 
-def _column_text(column: pa.Array, ticks: int) -> pa.Array:
-    """Return a Parquet column as text: times in ticks since 1970, flags as 1 and 0, lists by `as_text`.
+def _unpacked(file: RawFile) -> io.BytesIO:
+    with open_unpacked(file.path, file.name) as stream:
+        return io.BytesIO(stream.read())
 
-    No number is rounded, and none has an exponent: the time 1970-01-01T00:00:01.5 is "1.5" in seconds, "1500" in
-    milliseconds, and the float 1.25e10 is "12500000000".
+
+def _column_text(column: pa.Array) -> pa.Array:
+    """Return a Parquet column as text: times and dates by ISO 8601, flags as 1 and 0, lists by `as_text`.
+
+    A time of a column with a zone is given in UTC and ends in Z. No number is rounded, and none has an exponent: the
+    float 1.25e10 is "12500000000".
     """
     if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s" if pa.types.is_date32(column.type) else "ms"))
+        return column.cast(pa.string())
     if pa.types.is_timestamp(column.type):
-        return _time_text(column, ticks)
+        text = column.cast(pa.timestamp(column.type.unit)).cast(pa.string())  # in UTC
+        return pc.binary_join_element_wise(text, "Z", "") if column.type.tz else text
     if pa.types.is_floating(column.type):
         return _float_text(column)
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
     if pa.types.is_dictionary(column.type):
-        return _column_text(column.dictionary_decode(), ticks)
+        return _column_text(column.dictionary_decode())
     if (
         pa.types.is_binary(column.type)
         or pa.types.is_large_binary(column.type)
@@ -107,20 +118,6 @@ def _decoded(value: bytes | None) -> str | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _time_text(column: pa.Array, ticks: int) -> pa.Array:
-    unit = UNITS[column.type.unit]
-    values = column.cast(pa.int64())
-    if unit <= ticks:  # seconds to be told in milliseconds: 5 -> "5000", and no product that could overflow
-        return pc.binary_join_element_wise(values.cast(pa.string()), str(ticks // unit)[1:], "")
-    # milliseconds to be told in seconds: 1500 -> whole 1, rest 500 -> "1.500"; whole numbers have no point
-    scale = unit // ticks
-    whole = pc.divide(values, scale)
-    rest = pc.abs(pc.subtract(values, pc.multiply(whole, scale)))
-    padded = pc.utf8_lpad(rest.cast(pa.string()), len(str(scale)) - 1, "0")
-    text = whole.cast(pa.string())
-    return pc.if_else(pc.equal(rest, 0), text, pc.binary_join_element_wise(text, padded, "."))
 
 
 def _float_text(column: pa.Array) -> pa.Array:

@@ -5,7 +5,7 @@ name to `pipeline.config.DATASETS`; the readers need no change as long as one of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -20,13 +20,14 @@ MINIMUM: dict[str, dict[str, float]] = {"demo": {"click": 1.0}}
 class Format:
     """The way a raw file is written.
 
-    kind: csv (one-character delimiter), separated (a longer one), jsonl (one JSON object a line), literal (one Python
-        literal a line, as Amazon's metadata) or parquet.
-    header: column names of a file that has no header line.
+    kind: csv (one-character delimiter), separated (a longer one), jsonl (one JSON object a line), json_stream (an array
+        of JSON objects, or objects that span lines), literal (one Python literal a line, as Amazon's metadata) or
+        parquet.
+    header: column names of a file that has no header line, or whose header line is skipped.
     quoted: whether double quotes protect delimiters and line breaks.
     """
 
-    kind: Literal["csv", "separated", "jsonl", "literal", "parquet"]
+    kind: Literal["csv", "separated", "jsonl", "json_stream", "literal", "parquet"]
     delimiter: str = ","
     encoding: str = "utf-8"
     header: tuple[str, ...] = ()
@@ -36,6 +37,7 @@ class Format:
 CSV = Format("csv")
 TSV = Format("csv", "\t")
 JSONL = Format("jsonl")
+JSON_STREAM = Format("json_stream")
 LITERAL = Format("literal")
 PARQUET = Format("parquet")
 
@@ -44,9 +46,11 @@ PARQUET = Format("parquet")
 class DatasetRecipe:
     """The facts about one public dataset.
 
-    log, items: file names (a trailing * lets the unpacked file do as well), in `ingest.path` or one folder below.
+    log, items: file names (a trailing * lets the unpacked file do as well), in `ingest.path` or one folder below. Of a
+        dataset in categories they hold {category}, without .gz; the category is that of the log found.
+    further_logs: names and formats of the log that count where there is no `log`; for a dataset in categories only.
     log_columns, item_columns: our column name -> the publisher's.
-    urls: the publisher's addresses.
+    urls: the publisher's addresses, which may hold {category}.
     k_core: the least number of interactions of each user and item; 0 leaves out nobody.
     categories: computes the `categories` column of an item chunk, where it is more than a copy of a column.
     """
@@ -58,10 +62,22 @@ class DatasetRecipe:
     log_columns: Mapping[str, str]
     item_columns: Mapping[str, str]
     urls: tuple[str, ...]
+    further_logs: tuple[tuple[str, Format], ...] = ()
     k_core: int = K_CORE
     categories: Callable[[pa.Table], pa.Array] | None = None
 
+    @property
+    def in_categories(self) -> bool:
+        """True if the dataset is published in categories, each in files of its own."""
+        return "{category}" in self.log
 
+    def of(self, category: str) -> "DatasetRecipe":
+        """Return the recipe of one category, whose first form of the log is the one to be fetched."""
+        log, items, *urls = (text.replace("{category}", category) for text in (self.log, self.items, *self.urls))
+        return replace(self, log=f"{log}*", items=f"{items}*", urls=tuple(urls), further_logs=())
+
+
+MCAULEY = "https://mcauleylab.ucsd.edu/public_datasets/data"
 AMAZON = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
 GENRES_100K = (
@@ -87,6 +103,17 @@ GENRES_100K = (
 )  # u.genre, in the order of u.item's flags
 
 
+REVIEW_COLUMNS = {"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", "rating": "overall"}
+META_2014 = {
+    "item": "asin",
+    "title": "title",
+    "categories": "categories",
+    "description": "description",
+    "brand": "brand",
+    "price": "price",
+}
+
+
 def _amazon(category: str) -> DatasetRecipe:
     """Describe the 5-core reviews of 2014 and the metadata of all items of one Amazon category."""
     return DatasetRecipe(
@@ -94,15 +121,8 @@ def _amazon(category: str) -> DatasetRecipe:
         items=f"meta_{category}.json*",
         log_format=JSONL,
         item_format=LITERAL,
-        log_columns={"user": "reviewerID", "item": "asin", "timestamp": "unixReviewTime", "rating": "overall"},
-        item_columns={
-            "item": "asin",
-            "title": "title",
-            "categories": "categories",
-            "description": "description",
-            "brand": "brand",
-            "price": "price",
-        },
+        log_columns=REVIEW_COLUMNS,
+        item_columns=META_2014,
         urls=(f"{AMAZON}/reviews_{category}_5.json.gz", f"{AMAZON}/meta_{category}.json.gz"),
     )
 
@@ -144,6 +164,55 @@ RECIPES: dict[str, DatasetRecipe] = {
     "amazon-beauty": _amazon("Beauty"),
     "amazon-sports": _amazon("Sports_and_Outdoors"),
     "amazon-toys": _amazon("Toys_and_Games"),
+    "amazon-2014": DatasetRecipe(
+        log="reviews_{category}_5.json",
+        items="meta_{category}.json",
+        log_format=JSONL,
+        item_format=LITERAL,
+        log_columns=REVIEW_COLUMNS,
+        item_columns=META_2014,
+        urls=(f"{AMAZON}/reviews_{{category}}_5.json.gz", f"{AMAZON}/meta_{{category}}.json.gz"),
+        further_logs=(
+            ("reviews_{category}.json", JSONL),
+            ("ratings_{category}.csv", Format("csv", header=("reviewerID", "asin", "overall", "unixReviewTime"))),
+        ),
+    ),
+    "amazon-2018": DatasetRecipe(
+        log="{category}_5.json",
+        items="meta_{category}.json",
+        log_format=JSONL,
+        item_format=JSONL,
+        log_columns=REVIEW_COLUMNS,
+        item_columns={**META_2014, "categories": "category"},
+        urls=(
+            f"{MCAULEY}/amazon_v2/categoryFilesSmall/{{category}}_5.json.gz",
+            f"{MCAULEY}/amazon_v2/metaFiles2/meta_{{category}}.json.gz",
+        ),
+        further_logs=(
+            ("{category}.json", JSONL),
+            ("{category}.csv", Format("csv", header=("asin", "reviewerID", "overall", "unixReviewTime"))),
+        ),
+    ),
+    "amazon-2023": DatasetRecipe(
+        log="{category}.csv",
+        items="meta_{category}.jsonl",
+        log_format=CSV,
+        item_format=JSONL,
+        log_columns={"user": "user_id", "item": "parent_asin", "timestamp": "timestamp", "rating": "rating"},
+        item_columns={
+            "item": "parent_asin",
+            "title": "title",
+            "categories": "categories",
+            "description": "description",
+            "brand": "store",
+            "price": "price",
+        },
+        urls=(
+            f"{MCAULEY}/amazon_2023/benchmark/5core/rating_only/{{category}}.csv.gz",
+            f"{MCAULEY}/amazon_2023/raw/meta_categories/meta_{{category}}.jsonl.gz",
+        ),
+        further_logs=(("{category}.jsonl", JSONL),),
+    ),
     "movielens-1m": DatasetRecipe(
         log="ratings.dat",
         items="movies.dat",
@@ -155,6 +224,7 @@ RECIPES: dict[str, DatasetRecipe] = {
         categories=_split_genres,
     ),
     "movielens-20m": _movielens_csv("ml-20m.zip"),
+    "movielens-32m": _movielens_csv("ml-32m.zip"),
     # The publisher's "latest" comes in two sizes; this is the small one. Both are written alike.
     "movielens-latest": _movielens_csv("ml-latest-small.zip"),
     "movielens-100k": DatasetRecipe(

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.ingest.sources import RawFile
+from pipeline.printing import shown
 
 SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 ROW_CHARACTERS = 300  # characters of a bad row that are written; longer rows are cut
@@ -38,15 +39,18 @@ class Rejects:
 
     def of(self, file: RawFile) -> Callable[[int, str, str], None]:
         """Return the function that readers of `file` call with (line, reason, row)."""
-        return lambda line, reason, row: self.add(file.name, line, reason, row)
+        spans = file.format.kind == "csv"
+        return lambda line, reason, row: self.add(file.name, line, reason, row, spans_lines=spans)
 
-    def add(self, source: str, line: int, reason: str, row: str) -> None:
+    def add(self, source: str, line: int, reason: str, row: str, *, spans_lines: bool = True) -> None:
         """Count and list a bad row.
 
-        A row that spans lines was swallowed by a stray quote: each of its lines is a lost row and is listed alone.
+        Args:
+            spans_lines: line breaks in `row` are those of the file, as in CSV. Such a row was swallowed by a stray
+                quote: each of its lines is a lost row and is listed alone.
         """
-        for offset, text in enumerate(row.split("\n")):
-            self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {text[:80]}")
+        for offset, text in enumerate(row.split("\n") if spans_lines else [row.replace("\n", "\\n")]):
+            self.examples.setdefault((source, reason), f"{source}, line {line + offset}: {shown(text[:80])}")
             self.counts[source, reason] += 1
             self.buffer.append((source, line + offset, reason, text[:ROW_CHARACTERS]))
         if len(self.buffer) >= BUFFER_ROWS:
@@ -58,6 +62,17 @@ class Rejects:
             pa.table([pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
         )
         self.buffer.clear()
+
+    def forget(self, sources: Sequence[str]) -> None:
+        """Take back all bad rows of these files, which are about to be read again."""
+        self._flush()
+        self.writer.close()
+        table = pq.read_table(self.path)
+        self.writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd")
+        self.writer.write_table(table.filter(pc.invert(pc.is_in(table["source"], pa.array(sources, pa.string())))))
+        for counts in (self.counts, self.examples):
+            for key in [key for key in counts if key[0] in sources]:
+                del counts[key]
 
     def total(self, sources: Sequence[str]) -> int:
         """Count the bad rows of these files."""
@@ -118,7 +133,10 @@ class Rejects:
             fix += f"\n{hint}"
         commonest = next(iter(reasons))
         if commonest.startswith("timestamp"):
-            fix += "\nTimes are numbers since 1970 in the unit of ingest.time_unit, s or ms."
+            fix += (
+                "\nAll times of a log have one form, that of most rows: numbers since 1970 (ingest.time_unit auto: s, "
+                "ms, us or ns), ISO 8601 such as 2024-09-05T12:32:27Z, or an order 0, 1, 2, ..."
+            )
         elif commonest.endswith(("is not a number", "is missing")) and not commonest.startswith(("user ", "item ")):
             column = commonest.rsplit(" is ", 1)[0]
             fix += (

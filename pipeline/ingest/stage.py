@@ -5,9 +5,11 @@ file or, without one, of their first interaction.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,15 +22,19 @@ from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
+from pipeline.ingest.encodings import settle_encoding
 from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.report import report
 from pipeline.ingest.sources import Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
+from pipeline.ingest.where import RowFilter
+from pipeline.raw_times import TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
-TICKS = {"s": 1, "ms": 1000}  # ingest.time_unit -> units of the log's clock in a second
 
 
 class IngestParams(Protocol):
@@ -39,6 +45,22 @@ class IngestParams(Protocol):
 
     @property
     def ingest(self) -> IngestConfig: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """The raw files as typed Parquet, and what was left out of them.
+
+    items: None without an item file. unknown: the items that it does not list and that stay, each with its rows.
+    time_format: the form of the log's times.
+    """
+
+    log: StagedLog
+    items: StagedItems | None
+    rejects: Rejects
+    rows: RowFilter
+    unknown: Counter[str]
+    time_format: str
 
 
 def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SCRATCH) -> dict[str, Any]:
@@ -54,9 +76,9 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
         new = work / "output"
         source = _find(params, new)
         staged = _stage(params, source, work, scratch / "rejects.parquet")
-        summary = _clean_and_write(params, source, *staged, work, new)
+        summary = _clean_and_write(params, source, staged, work, new)
         _replace(output, new)
-    _report(summary, source, output)
+    report(summary, staged.rejects.by_reason([file.name for file in source.log]), source, output)
     return summary
 
 
@@ -81,10 +103,15 @@ def _find(params: IngestParams, new: Path) -> Source:
     """Find the raw files and, for those without a recipe, how they are written."""
     source = find_source(params.dataset, *_raw_path(params, new))
     if params.dataset in RECIPES:
-        return source
+        return replace(source, log=[*map(settle_encoding, source.log)], items=[*map(settle_encoding, source.items)])
     config = params.ingest
-    log = [find_dialect(f, config.columns, delimiter=config.delimiter, header=config.header) for f in source.log]
-    return replace(source, log=log, items=[find_dialect(file, config.columns, header=None) for file in source.items])
+    log = partial(find_dialect, mapping=config.mapping, delimiter=config.delimiter, header=config.header)
+    items = partial(find_dialect, mapping=config.mapping, header=None)
+    return replace(
+        source,
+        log=[log(file, encoding=config.encoding) for file in source.log],
+        items=[items(file, encoding=config.encoding) for file in source.items],
+    )
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
@@ -96,9 +123,7 @@ def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
     return str(generate_demo_log(Path(params.ingest.path) / "scenario.yaml", DEMO_SEED, output / "raw")), ""
 
 
-def _stage(
-    params: IngestParams, source: Source, work: Path, saved_rejects: Path
-) -> tuple[StagedLog, StagedItems | None, Rejects]:
+def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path) -> Staged:
     """Write the raw files as typed Parquet into `work`.
 
     Raises:
@@ -107,36 +132,41 @@ def _stage(
     config = params.ingest
     recipe = RECIPES.get(params.dataset)
     items = None
+    rows = RowFilter(config.filters)
     with Rejects(work / "rejects.parquet") as rejects:
         if source.items:
             items = stage_items(
                 source.items,
                 source.items_name,
                 recipe,
-                config.columns,
+                config.mapping,
                 rejects,
                 path=work / "items.parquet",
                 null_words=config.null_words,
             )
-        log = stage_log(
-            source.log,
-            LogSettings(
-                mapping={**(recipe.log_columns if recipe else {}), **config.columns},
-                ticks=TICKS[config.time_unit],
-                minimum=_minimum(params),
-                guess_actions=recipe is None,
-                null_words=config.null_words,
-            ),
-            rejects,
-            work / "log.parquet",
-            items=items,
+        settings = LogSettings(
+            mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
+            minimum=_minimum(params),
+            guess_actions=recipe is None,
+            null_words=config.null_words,
+            rows=rows,
+            keep_unknown=config.unknown_items == "keep",
         )
+        times = TimeColumn(config.time_unit)
+        log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
+        if times.majority != times.form:
+            # The first rows write times in another form than most rows: the form of most rows counts, so read again.
+            times = TimeColumn(config.time_unit, times.majority)
+            rejects.forget([file.name for file in source.log])
+            rows = RowFilter(config.filters)
+            settings = replace(settings, rows=rows)
+            log = stage_log(source.log, settings, rejects, work / "log.parquet", items=items, times=times)
 
     # The item file and the log are judged apart: neither may lose more than its share of rows.
     names = [file.name for file in source.log]
     read = [([file.name for file in source.items], items.read)] if items else []
-    for sources, rows in [*read, (names, log.read)]:
-        error = rejects.too_many(sources, rows, config.max_reject_rate, saved_rejects)
+    for sources, count in [*read, (names, log.read - rows.not_wanted)]:
+        error = rejects.too_many(sources, count, config.max_reject_rate, saved_rejects)
         if error:
             shutil.move(rejects.path, saved_rejects)
             raise error
@@ -146,26 +176,37 @@ def _stage(
             "without interactions there is nothing to learn from",
             "check that ingest.path is the right file, and that the file was written to the end",
         )
-    return log, items, rejects
+    if rows.not_wanted == log.read:
+        raise UserError(
+            "no row of the log is wanted by ingest.where",
+            "; ".join(rows.found(name) for name in rows.where),
+            "mend ingest.where, or empty it: -S ingest.where=",
+        )
+    unknown: Counter[str] = Counter()
+    if items and config.unknown_items == "keep":
+        items, unknown = add_unknown(items, log)
+    return Staged(log=log, items=items, rejects=rejects, rows=rows, unknown=unknown, time_format=times.form or "")
 
 
-def _clean_and_write(
-    params: IngestParams,
-    source: Source,
-    log: StagedLog,
-    items: StagedItems | None,
-    rejects: Rejects,
-    work: Path,
-    output: Path,
-) -> dict[str, Any]:
+def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work: Path, output: Path) -> dict[str, Any]:
     """Write the new output folder and return the content of its ingest.json."""
+    log, items = staged.log, staged.items
+    rejects, rows = staged.rejects, staged.rows
+    files = Interactions(output)
     vectors = read_vectors(source.vectors, items) if source.vectors else None
     with connect(params.ingest, work / "engine") as engine:
-        cleaned = clean(engine, log.path, items.path if items else None, _minimum(params), _k_core(params))
+        cleaned = clean(
+            engine,
+            log.path,
+            items.path if items else None,
+            _minimum(params),
+            _k_core(params),
+            repeats=params.ingest.repeats,
+            cut=files.cut,
+        )
     table = _item_table(cleaned)
     if vectors is not None:
         table = table.append_column("vector", vector_column(vectors, cleaned.items["source_row"].to_numpy()))
-    files = Interactions(output)
     write_parquet(files.log, cleaned.log)
     write_parquet(files.users, cleaned.users)
     write_parquet(files.items, table)
@@ -173,6 +214,7 @@ def _clean_and_write(
     summary = {
         "dataset": params.dataset,
         **_counts(cleaned),
+        "time_format": staged.time_format,
         "rows_read": log.read,
         "rejected": rejects.total([file.name for file in source.log]),
         "items_listed": items.read if items else None,
@@ -189,6 +231,10 @@ def _clean_and_write(
     }
     if items and items.copies:
         summary["item_copies"] = items.copies
+    if rows.where:
+        summary |= {"where": rows.where, "not_wanted": rows.not_wanted, "never_seen": rows.never_seen()}
+    if staged.unknown:
+        summary["unknown_items"] = {"items": len(staged.unknown), "rows": staged.unknown.total()}
     write_json(files.summary, summary)
     return summary
 
@@ -224,45 +270,21 @@ def _item_table(cleaned: Cleaned) -> pa.Table:
 
 
 def _replace(old: Path, new: Path) -> None:
-    """Replace the folder `old` by `new`; a failing copy between disks leaves `old` as it was."""
+    """Replace the folder `old` by `new`; whatever fails or interrupts this leaves `old` as it was."""
     old.parent.mkdir(parents=True, exist_ok=True)
     beside = old.with_name(f".{old.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)
+    before = old.with_name(f".{old.name}.old")
+    for folder in (beside, before):
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         shutil.move(new, beside)
         if old.exists():
-            shutil.rmtree(old)
+            old.rename(before)
         beside.rename(old)
+    except BaseException:
+        if before.exists() and not old.exists():
+            before.rename(old)
+        raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _report(summary: dict[str, Any], source: Source, output: Path) -> None:
-    rows = summary["rows_read"]
-    rejected = summary["rejected"]
-    print(
-        f"{summary['users']:,} users, {summary['items']:,} items, {summary['interactions']:,} interactions "
-        f"in {output}, from {rows:,} rows"
-    )
-    if rejected:
-        print(f"{rejected:,} rows could not be used: {output / 'rejects.parquet'} lists them")
-    if summary["not_numbers"]:
-        print(f"values that are no number count as missing, and their rows stay: {_by_column(summary['not_numbers'])}")
-    if summary["ids_trimmed"]:
-        print(f"blanks around ids were cut off: {_by_column(summary['ids_trimmed'])}")
-    if summary.get("item_copies"):
-        print(f"{summary['item_copies']:,} rows of {source.items_name} are exact copies of another and count once")
-    if source.vectors:
-        print(
-            f"item vectors were taken from {source.vectors.name} by order: row i belongs to row i of "
-            f"{source.items_name}, {summary['items_listed']:,} of {summary['items_listed']:,}"
-        )
-    for line in source.unused:
-        print(line)
-    if len(source.vectors_found) > 1:
-        names = ", ".join(path.name for path in source.vectors_found)
-        print(f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path")
-
-
-def _by_column(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} of {name}" for name, count in counts.items())
+        for folder in (beside, before):
+            shutil.rmtree(folder, ignore_errors=True)

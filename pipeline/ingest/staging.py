@@ -7,7 +7,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -18,14 +18,17 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LogColumns, recognise_items, recognise_log
-from pipeline.ingest.ids import IdColumn, as_listed, rewrite_ids, whole_numbers
+from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
+from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
-from pipeline.ingest.values import Complaint, number_column, reasons, time_column
+from pipeline.ingest.values import number_column, reasons
+from pipeline.ingest.where import RowFilter
+from pipeline.printing import shown
 from pipeline.progress import Progress
+from pipeline.raw_times import Complaint, TimeColumn
 
 INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.string()), ("timestamp", pa.int64()))
 RESERVED = ("source_row", "item_id", "raw_id", "vector")  # columns of items.parquet, left out of an item file
@@ -54,7 +57,7 @@ class StagedLog:
     """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions."""
 
     path: Path
-    read: int  # rows of the files, rejected ones included
+    read: int  # rows of the files, rejected ones and those that are not wanted included
     columns: Mapping[str, str]  # our name -> the log's; empty: there is no good row
     not_numbers: Mapping[str, int]  # optional action -> texts among its values that are no number, hence null
     trimmed: dict[str, int]  # user, item -> good rows whose id had blanks around it
@@ -64,16 +67,17 @@ class StagedLog:
 class LogSettings:
     """Settings say how a log is to be read.
 
-    mapping: our column name -> the log's, complete for a recipe. ticks: units of the log's clock in a second. minimum:
-    action column -> least value; a row without a value in one of these columns is a reject. guess_actions: take further
-    numeric columns as actions. null_words: texts that are no id.
+    mapping: our column name -> the log's, complete for a recipe. minimum: action column -> least value; a row without a
+    value in one of these columns is a reject. guess_actions: take further numeric columns as actions. null_words: texts
+    that are no id. rows: tells which rows are wanted. keep_unknown: take rows whose item the item file does not list.
     """
 
     mapping: Mapping[str, str]
-    ticks: int
     minimum: Mapping[str, float]
     guess_actions: bool
     null_words: Sequence[str]
+    rows: RowFilter
+    keep_unknown: bool
 
 
 # ------------------------------------------------------------------------------------------------ items
@@ -99,7 +103,7 @@ def stage_items(
     Raises:
         UserError: no rows, no item column, or the file cannot be read.
     """
-    plan = [(file, recipe.item_columns if recipe else _recognise(file, mapping)) for file in files]
+    plan = [(file, recipe.item_columns) if recipe else _recognise(file, mapping) for file in files]
     make_categories = recipe.categories if recipe else None
     if not any(columns for _, columns in plan):
         raise _no_items(files, source, rejects)
@@ -127,9 +131,9 @@ def stage_items(
                 written = fields["item"]
                 fields["item"], wrong_ids = column.read(written)
                 copies = listed.add(fields["item"], arrays)
-                shown = [columns[name] for name in ("item", "image") if name in columns]
+                named = [columns[name] for name in ("item", "image") if name in columns]
                 complaints = [*wrong_ids, *_item_complaints(fields, listed.twice, copies)]
-                usable = pc.and_(_usable(file, chunk, complaints, rejects, shown), pc.invert(copies))
+                usable = pc.and_(_usable(file, chunk, complaints, rejects, named), pc.invert(copies))
                 rows = [pa.array(first + chunk.records), fields["item"], *arrays.values()]
                 good = pa.table(rows, schema=schema).filter(usable)
                 writer.write_table(good)
@@ -171,13 +175,14 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     return numbers.filter(stays), listed.copies
 
 
-def _recognise(file: RawFile, mapping: Mapping[str, str]) -> dict[str, str] | None:
-    """Return our name -> the item file's; None for a file without a good row."""
+def _recognise(file: RawFile, mapping: Mapping[str, str]) -> tuple[RawFile, Mapping[str, str] | None]:
+    """Return the file, and our name -> the item file's; None for a file without a good row."""
     head = sample(file)
     if head is None:
-        return None
-    columns = recognise_items(head.column_names, mapping, file.name)
-    return {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
+        return file, None
+    file = replace(file, constants=needed_partition(head.column_names, file.partition, mapping, ITEM_NAMES))
+    columns = recognise_items([*head.column_names, *file.constants], mapping, file.name)
+    return file, {ours: theirs for ours, theirs in columns.items() if ours not in RESERVED}
 
 
 def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserError:
@@ -253,19 +258,25 @@ def _character(entity: re.Match[str]) -> str:
 
 
 def stage_log(
-    files: Sequence[RawFile], settings: LogSettings, rejects: Rejects, path: Path, *, items: StagedItems | None
+    files: Sequence[RawFile],
+    settings: LogSettings,
+    rejects: Rejects,
+    path: Path,
+    *,
+    items: StagedItems | None,
+    times: TimeColumn,
 ) -> StagedLog:
     """Read the log's files, in order, into one Parquet file at `path`.
 
     Args:
-        items: the item file, if there is one; a row whose item it does not list is a reject.
+        items: the item file, if there is one; a row whose item it does not list is a reject, unless `keep_unknown`.
+        times: reads the column of times; a row in another form than the column's is a reject.
 
     Raises:
         UserError: a column is missing or ambiguous, or a file cannot be read.
     """
     # The first file with rows decides on the columns of the output: source_row, user, item, timestamp, its actions.
-    ticks = settings.ticks
-    plan = _plan(files, settings.mapping, ticks, settings.guess_actions)
+    plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
         _check_minimum(settings.minimum, columns)
@@ -279,21 +290,24 @@ def stage_log(
     with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1  # number of the file's last row
-            for chunk in read_chunks(file, rejects.of(file), names.wanted if names else None, ticks):
+            for rows in read_chunks(file, rejects.of(file), names.read if names else None):
                 assert names is not None  # a file without columns has no chunks
+                last = int(rows.records[-1])
+                progress.update(len(rows.lines))
+                chunk = settings.rows.wanted(rows, names.filters)
+                if not len(chunk.lines):
+                    continue
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints, odd = _type(chunk, names, settings, ids, items)
+                arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
                 writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
                 not_numbers.update({name: pc.sum(pc.and_(mask, usable)).as_py() for name, mask in odd.items()})
-                last = int(chunk.records[-1])
-                progress.update(len(usable))
             first += last + 1
-    read = accepted + rejects.total([file.name for file in files])
+    read = accepted + rejects.total([file.name for file in files]) + settings.rows.not_wanted
     # With an item file the ids of items are already written as that file lists them.
     rewritten = [name for name, column in ids.items() if column.to_rewrite and not (name == "item" and items)]
     if rewritten:
@@ -307,9 +321,7 @@ def stage_log(
     )
 
 
-def _plan(
-    files: Sequence[RawFile], mapping: Mapping[str, str], ticks: int, guess_actions: bool
-) -> list[tuple[RawFile, LogColumns | None]]:
+def _plan(files: Sequence[RawFile], settings: LogSettings) -> list[tuple[RawFile, LogColumns | None]]:
     """Return each file with its columns, None for a file without a good row.
 
     The first file that has rows decides on the actions; the files after it must have the same ones.
@@ -319,18 +331,30 @@ def _plan(
     plan: list[tuple[RawFile, LogColumns | None]] = []
     decided: LogColumns | None = None
     for file in files:
-        head = sample(file, ticks)
+        head = sample(file)
         columns = None
         if head is not None:
-            wanted = {**mapping, **decided.actions} if decided else mapping
-            columns = recognise_log(head, wanted, file.name, guess_actions=guess_actions and not decided)
+            wanted = {**settings.mapping, **(decided.actions if decided else {})}
+            if file.partition:
+                named = {**wanted, **{name: name for name in settings.rows.where}}
+                constants = needed_partition(head.column_names, file.partition, named, LOG_NAMES)
+                file = replace(file, constants=constants)
+                for name, value in constants.items():
+                    head = head.append_column(name, pa.repeat(pa.scalar(value), len(head)))
+            guess = settings.guess_actions and not decided
+            columns = recognise_log(head, wanted, file.name, guess_actions=guess, filters=settings.rows.where)
             decided = decided or columns
         plan.append((file, columns))
     return plan
 
 
 def _type(
-    chunk: Chunk, names: LogColumns, settings: LogSettings, ids: Mapping[str, IdColumn], items: StagedItems | None
+    chunk: Chunk,
+    names: LogColumns,
+    settings: LogSettings,
+    ids: Mapping[str, IdColumn],
+    times: TimeColumn,
+    items: StagedItems | None,
 ) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
     """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
 
@@ -339,36 +363,38 @@ def _type(
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     user, wrong_users = ids["user"].read(user)
     item, wrong_items = ids["item"].read(item)
-    times, wrong_times = time_column(time, settings.ticks)
+    microseconds, wrong_times = times.read(time)
     complaints = [*wrong_users, *wrong_items, *wrong_times]
     if items:
         item, listed = as_listed(item, items.ids)
-    arrays = [user, item, times]
+        item = plain_unknown(item, listed) if settings.keep_unknown else item
+    arrays = [user, item, microseconds]
     odd = {}
     for name, text in zip(names.actions, actions, strict=True):
         values, wrong, odd[name] = number_column(text, name, required=name in settings.minimum)
         arrays.append(values)
         complaints += wrong
-    if items:
+    if items and not settings.keep_unknown:
         complaints.append((pc.invert(listed), f"item is not in {items.source}"))
     return arrays, complaints, odd
 
 
 def _usable(
-    file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, shown: Sequence[str]
+    file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], rejects: Rejects, named: Sequence[str]
 ) -> pa.Array:
-    """Tell which rows have no complaint (bool per row); the other rows go to the rejects, with the columns `shown`."""
+    """Tell which rows have no complaint (bool per row); the other rows go to the rejects, with the columns `named`."""
     # complaints ([T, F, F], "user is missing"), ([T, T, F], "rating is not a number") ->
     # found ["user is missing", "rating is not a number", null] -> usable [F, F, T]
     found = reasons(complaints, len(chunk.lines))
     usable = pc.is_null(found)
 
-    # row numbers of the bad rows, here 0 and 1, and their text in the columns that are shown: "u1,i7,x"
+    # row numbers of the bad rows, here 0 and 1, and their text in these columns: "u1,i7,x"
     bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
     if bad:
-        fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in shown]
+        fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
+        reject = rejects.of(file)
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
-            rejects.add(file.name, int(chunk.lines[i]), found[i].as_py(), ",".join(row))
+            reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
 
 
@@ -377,8 +403,8 @@ def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
         if name not in columns.actions:
             raise UserError(
                 f"ingest.minimum names {name}, which is no action column of the log",
-                f"action columns found: {', '.join(columns.actions) or 'none'}",
+                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
                 f"mend ingest.minimum: {nearest(name, columns.actions)}"
                 if columns.actions
-                else f"name the column in ingest.columns: {{{name}: NAME}}, or set ingest.minimum to {{}}",
+                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
             )

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from pipeline.errors import UserError
 from pipeline.ingest.staging import StagedItems
+from pipeline.printing import shown
 
 CHUNK_ITEMS = 100_000  # an Arrow list column counts its values in 32 bits
 
@@ -27,7 +28,7 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise UserError(
-            f"{path.name} cannot be read: {error}",
+            f"{path.name} cannot be read: {shown(error)}",
             "the file is damaged, or it holds Python objects",
             "save a float array with numpy.save",
         ) from None
@@ -48,10 +49,15 @@ def read_vectors(path: Path, items: StagedItems | None) -> np.ndarray:
 
 
 def vector_column(vectors: np.ndarray, rows: np.ndarray) -> pa.ChunkedArray:
-    """Return the vectors at `rows` as a column of type list<float32>."""
+    """Return the vectors at `rows` as a column of type list<float32>; null for a row that the vectors do not have.
+
+    Such a row is an item that the item file does not list.
+    """
     chunks = []
     for start in range(0, len(rows), CHUNK_ITEMS):
-        part = np.asarray(vectors[rows[start : start + CHUNK_ITEMS]], np.float32)
-        offsets = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
-        chunks.append(pa.ListArray.from_arrays(offsets, part.ravel()))
+        there = rows[start : start + CHUNK_ITEMS] < len(vectors)
+        part = np.asarray(vectors[rows[start : start + CHUNK_ITEMS][there]], np.float32)
+        offsets = np.concatenate([[0], np.cumsum(there)]).astype(np.int32) * np.int32(part.shape[1])
+        missing = None if there.all() else pa.array(~there)
+        chunks.append(pa.ListArray.from_arrays(offsets, part.ravel(), mask=missing))
     return pa.chunked_array(chunks)

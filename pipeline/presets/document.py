@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from pipeline.artifacts import write_bytes
 from pipeline.config import build_params
 from pipeline.errors import UserError
+from pipeline.yaml_files import parse_yaml, read_text
 
 PRESETS = Path("presets")
 PARAMS = Path("params.yaml")
@@ -26,12 +26,11 @@ def read_yaml(path: Path) -> str:
     """Return the text of a YAML file.
 
     Raises:
-        UserError: the file is missing.
+        UserError: the file is missing, is no YAML, or is no text.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} is not here", "nothing was changed", "run from the project's folder") from None
+    text = read_text(path, "nothing was changed", "run from the project's folder")
+    parse_yaml(text, str(path), UNTOUCHED[1])  # within bounds, which the reader of comments does not have
+    return text
 
 
 def parse_document(text: str, path: Path) -> Any:
@@ -42,8 +41,9 @@ def parse_document(text: str, path: Path) -> Any:
     """
     try:
         return YAML().load(text)
-    except YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
+    except (YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {said}", "nothing was changed", f"mend {path}") from None
 
 
 def write_document(path: Path, document: Any) -> None:
@@ -53,7 +53,7 @@ def write_document(path: Path, document: Any) -> None:
         UserError: as `check_document`. The file is then as it was.
     """
     text = _dump(document)
-    check_document(yaml.safe_load(text), path)
+    check_document(parse_yaml(text, str(path)), path)
     write_bytes(path, text.encode())
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml.comments import CommentedMap
 from yaml import CollectionNode, MappingNode, Node
 
-from pipeline.errors import UserError
 from pipeline.presets.document import (
     DEFAULTS,
     PARAMS,
@@ -25,6 +25,7 @@ from pipeline.presets.document import (
     read_yaml,
     write_document,
 )
+from pipeline.yaml_files import parse_yaml
 
 INDENT = 2  # of the keys of a section in presets/demo.yaml
 
@@ -51,7 +52,7 @@ def add_missing_keys(*, folder: Path = PRESETS, params: Path = PARAMS) -> list[A
     if added:
         write_document(params, document)
     else:
-        check_document(yaml.safe_load(read_yaml(params)), params)
+        check_document(parse_yaml(read_yaml(params), str(params)), params)
     return added
 
 
@@ -67,7 +68,7 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
     added: list[Added] = []
     if mine is not None and not isinstance(mine, Mapping):
         check_document(mine, params)  # which says so
-    for name, value in _values(defaults, folder / DEFAULTS).items():
+    for name, value in parse_yaml(defaults, str(folder / DEFAULTS)).items():
         if mine is None or name not in mine:
             text = _insert(text, defaults, None, name)
             added += [Added(key, inner) for key, inner in leaves({name: value})]
@@ -76,14 +77,31 @@ def completed(params: Path, folder: Path) -> tuple[Any, list[Added]]:
             for key in lacking:
                 text = _insert(text, defaults, name, key)
             added += [Added(f"{name}.{key}", inner) for key, inner in lacking.items()]
-    return parse_document(text, params) if added else mine, added
+    document = parse_document(text, params) if added else mine
+    if isinstance(document, Mapping):
+        added += _fill(document, parse_yaml(defaults, str(folder / DEFAULTS)))
+    return document, added
 
 
-def _values(text: str, path: Path) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "nothing was changed", f"mend {path}") from None
+def _fill(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[Added]:
+    """Give the mappings inside a section (ingest.columns) the keys that they lack, so that `-S` can set each of them.
+
+    An empty mapping whose default is the empty text becomes that text, which `-S` can replace by a mapping.
+    """
+    added: list[Added] = []
+    for section, values in defaults.items():
+        keys: Any = document[section]
+        for key, default in values.items() if isinstance(values, Mapping) and isinstance(keys, Mapping) else ():
+            value = keys.get(key)
+            if default == "" and isinstance(value, Mapping) and not value:
+                keys[key] = default
+                added.append(Added(f"{section}.{key}", default))
+            elif isinstance(default, Mapping) and (isinstance(value, Mapping) or value in ("", None)):
+                lacking = {name: inner for name, inner in default.items() if name not in (value or {})}
+                if lacking:
+                    keys[key] = CommentedMap({**(value or {}), **lacking})
+                    added += [Added(f"{section}.{key}.{name}", inner) for name, inner in lacking.items()]
+    return added
 
 
 def _without_head(text: str) -> str:
@@ -128,7 +146,7 @@ def _insert(text: str, defaults: str, section: str | None, name: str) -> str:
     names = list(source.nodes)
     before = next((other for other in reversed(names[: names.index(name)]) if other in target.nodes), None)
     if target.brace is not None:
-        values = yaml.safe_load(defaults)
+        values = parse_yaml(defaults, DEFAULTS)
         entry = f"{name}: {_in_one_line((values if section is None else values[section])[name])}"
         if before:
             index = target.nodes[before][1].end_mark.index

@@ -1,7 +1,11 @@
 """The settings of the stage quantize: section `quantize` of params.yaml."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pipeline.knobs import Between, Ratio
+
+MOST_HIDDEN = 16  # layers between the embedding and the latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -9,40 +13,39 @@ class QuantizeConfig:
     """Say how vectors become Semantic IDs."""
 
     method: Literal["rkmeans", "rqvae", "vqvae", "simvq"]
-    levels: int  # codes per item, the deduplication digit not counted
-    codes: int  # codebook size of each level
+    # share of co-occurrence in the distance of two items; 0: vectors of embed only, 1: none of them
+    interactions: Ratio
+    interaction_window: Annotated[int, Between(1, 1000)]  # two items of a user co-occur at most this many steps apart
+    # how much more often than by chance two items must co-occur to be related
+    interaction_shift: Annotated[float, Between(1, 1e6)]
+    # width of the vectors from interactions (never more than the data allow)
+    interaction_dimensions: Annotated[int, Between(1, 16_384)]
+    levels: Annotated[int, Between(1, 32)]  # codes per item, the deduplication digit not counted
+    codes: Annotated[int, Between(2, 65_536)]  # codebook size of each level
     normalize_input: bool  # L2-normalise the embeddings first
     normalize_residuals: bool  # rkmeans, vqvae: L2-normalise what each level leaves, as GRID: fewer collisions
     collisions: Literal["digit", "sinkhorn", "none"]  # what tells items of equal codes apart
-    digit_width: int  # values the deduplication digit may take; 0: as many as the largest group needs
-    max_collision_rate: float  # share of items with the codes of another above which the stage fails
-    iterations: int  # Lloyd iterations per level of k-means
-    restarts: int  # rkmeans: runs of k-means per level; the best one counts
+    # values the deduplication digit may take; 0: as many as the largest group needs
+    digit_width: Annotated[int, Between(0, 1_000_000)]
+    max_collision_rate: Ratio  # share of items with the codes of another above which the stage fails
+    iterations: Annotated[int, Between(1, 10_000)]  # Lloyd iterations per level of k-means
+    restarts: Annotated[int, Between(1, 100)]  # rkmeans: runs of k-means per level; the best one counts
     # rqvae and simvq
     encoder: Literal["mlp", "identity"]  # identity: the levels quantize the embeddings themselves
-    hidden: tuple[int, ...]  # widths between the embedding and the latent; the decoder mirrors them
-    latent: int  # width that is quantized
+    # widths between the embedding and the latent; the decoder mirrors them
+    hidden: tuple[Annotated[int, Between(1, 65_536)], ...]
+    latent: Annotated[int, Between(1, 65_536)]  # width that is quantized
     estimator: Literal["straight_through", "rotation"]  # gradient past the choice of a code
     bias: bool  # simvq: of each level's linear map
     # rqvae, vqvae and simvq
-    commitment: float  # weight of the term that pulls what is quantized towards its code
+    commitment: Annotated[float, Between(0, 1e6)]  # weight of the term that pulls what is quantized towards its code
     restart_dead: bool  # rqvae, vqvae: a code without items starts again at a random item
-    learning_rate: float
-    batch_items: int
-    max_steps: int  # optimizer steps; vqvae: of each level
-    patience: int  # checks without a better reconstruction after which training stops
+    learning_rate: Annotated[float, Between(1e-12, 1000)]
+    batch_items: Annotated[int, Between(1, 10_000_000)]
+    max_steps: Annotated[int, Between(1, 100_000_000)]  # optimizer steps; vqvae: of each level
+    patience: Annotated[int, Between(1, 1_000_000)]  # checks without a better reconstruction after which training stops
     device: Literal["auto", "cpu", "cuda"]
 
     def __post_init__(self) -> None:
-        if self.levels < 1 or self.codes < 2 or self.iterations < 1 or self.restarts < 1:
-            raise ValueError("quantize needs levels >= 1, codes >= 2, iterations >= 1 and restarts >= 1")
-        if self.digit_width < 0:
-            raise ValueError("quantize.digit_width must be 0 (as many as needed) or more")
-        if not 0 <= self.max_collision_rate <= 1:
-            raise ValueError("quantize.max_collision_rate is a share between 0 and 1")
-        if min(self.hidden, default=1) < 1 or self.latent < 1:
-            raise ValueError("quantize.hidden and quantize.latent are widths, 1 or more")
-        if self.batch_items < 1 or self.max_steps < 1 or self.patience < 1:
-            raise ValueError("quantize needs batch_items >= 1, max_steps >= 1 and patience >= 1")
-        if self.learning_rate <= 0 or self.commitment < 0:
-            raise ValueError("quantize.learning_rate must be above 0 and quantize.commitment 0 or more")
+        if len(self.hidden) > MOST_HIDDEN:
+            raise ValueError(f"quantize.hidden has {len(self.hidden)} widths, {MOST_HIDDEN} at most")

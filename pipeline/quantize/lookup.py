@@ -8,6 +8,7 @@ import pandas as pd
 
 from pipeline.artifacts import INTERACTIONS, SIDS, Interactions, Sids, read_parquet
 from pipeline.errors import UserError
+from pipeline.printing import shown
 from pipeline.raw_ids import dense_ids
 
 
@@ -78,11 +79,11 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
 def sid_text(found: ItemSid) -> str:
     """Write the codes as text, then one block per prefix."""
     digit = "" if found.digit is None else f", deduplication digit {found.digit}"
-    lines = [f"{found.item}  {found.title}".rstrip(), f"codes {' '.join(map(str, found.codes))}{digit}"]
+    lines = [f"{shown(found.item)}  {shown(found.title)}".rstrip(), f"codes {' '.join(map(str, found.codes))}{digit}"]
     for prefix in found.prefixes:
         left = prefix.items - 1 - len(prefix.others)
         count = "only this item" if prefix.items == 1 else f"{prefix.items:,} items, among them"
-        lines += [f"{' '.join(map(str, prefix.codes))}: {count}", *(f"    {name}" for name in prefix.others)]
+        lines += [f"{' '.join(map(str, prefix.codes))}: {count}", *(f"    {shown(name)}" for name in prefix.others)]
         lines += [f"    and {left:,} more"] if left else []
     return "\n".join(lines)
 

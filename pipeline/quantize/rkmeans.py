@@ -112,7 +112,7 @@ def kmeans(
 def _faiss() -> Any:
     try:
         import faiss
-    except ImportError:
+    except ModuleNotFoundError:
         raise UserError(
             "faiss is not installed",
             "quantize.method rkmeans runs the k-means of faiss, and rqvae starts from it",

@@ -1,6 +1,7 @@
 """Stage quantize: turn item vectors into Semantic IDs.
 
-The stage reads data/embeddings/ and the items' categories. It writes data/sids/: the codes of each item with the
+The stage reads data/embeddings/ and the items' categories; with `quantize.interactions` above 0, it also reads from
+data/splits/ which items the training part of each user holds. It writes data/sids/: the codes of each item with the
 deduplication digit last, the codebooks, quality.json, and its figures per level once more as levels.csv, for DVC's
 plot.
 
@@ -17,18 +18,23 @@ from pipeline.artifacts import (
     EMBEDDINGS,
     INTERACTIONS,
     SIDS,
+    SPLITS,
     Embeddings,
     Interactions,
     Sids,
+    TrainingPart,
     read_parquet,
     write_bytes,
 )
 from pipeline.errors import RESTORE, UserError
+from pipeline.printing import say
 from pipeline.quantize import build_quantizer
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
+from pipeline.quantize.interactions import join_interactions
 from pipeline.quantize.quality import collision_rate, level_table, quality_metrics
 from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.usable import check_vectors
 
 
 class QuantizeParams(Protocol):
@@ -42,38 +48,55 @@ class QuantizeParams(Protocol):
 
 
 def run(
-    params: QuantizeParams, *, embeddings: Path = EMBEDDINGS, interactions: Path = INTERACTIONS, output: Path = SIDS
+    params: QuantizeParams,
+    *,
+    embeddings: Path = EMBEDDINGS,
+    interactions: Path = INTERACTIONS,
+    splits: Path = SPLITS,
+    output: Path = SIDS,
 ) -> dict[str, Any]:
     """Write data/sids/ and return the content of quality.json.
 
+    splits: is read only where `quantize.interactions` is above 0.
+
     Raises:
-        UserError: the embeddings or the items are missing or damaged, there are more codes than items or more
-            collisions than allowed, the digit is too narrow, a library or GPU is missing, or training diverged. Nothing
-            is written then.
+        UserError: an input is missing or damaged, a vector is not usable, there are more codes than items or more
+            collisions than allowed, the digit is too narrow, a library or GPU is missing, training diverged, or no two
+            items co-occur. Nothing is written then.
     """
     vectors_Id = Embeddings.read(embeddings).vectors_Id
     items = read_parquet(Interactions(interactions).items)
+    check_vectors(vectors_Id, items["raw_id"].tolist(), needed=params.quantize.interactions < 1)
     categories_I = items["categories"].factorize()[0] if "categories" in items else None
-    sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I)
+    part = TrainingPart.read(splits) if params.quantize.interactions else None
+    sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I, part)
     check_collisions(sids.quality, params.quantize)
     sids.write(output)
     write_bytes(output / "levels.csv", level_table(sids.quality).encode())
-    print(summary(sids), flush=True)
+    say(summary(sids))
     return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 
 
 def make_sids(
-    vectors_Id: np.ndarray, config: QuantizeConfig, seed: int, categories_I: np.ndarray | None = None
+    vectors_Id: np.ndarray,
+    config: QuantizeConfig,
+    seed: int,
+    categories_I: np.ndarray | None = None,
+    part: TrainingPart | None = None,
 ) -> Sids:
     """Compute Semantic IDs, without reading or writing files.
 
     Args:
         vectors_Id: float32 [I, d], row = item_id.
         categories_I: int [I], -1 for an item without a category; None: no item has a category.
+        part: the interactions of which `config.interactions` takes a share; not needed where that is 0.
 
     Raises:
         UserError: as `run`, except for the files.
     """
+    joined = join_interactions(vectors_Id, part, config) if part and config.interactions else None
+    if joined:
+        vectors_Id = joined.vectors_Id
     if config.normalize_input:
         vectors_Id, _ = unit_rows(vectors_Id)
     quantized = build_quantizer(config, seed).fit(vectors_Id)
@@ -107,6 +130,7 @@ def make_sids(
             "collisions": config.collisions,
             "quantizer_collision_rate": before,
             **quality_metrics(vectors_Id, quantized, config.codes, categories_I),
+            **({"interactions": joined.figures(config, quantized.codes_IL)} if joined else {}),
         },
     )
 
@@ -122,7 +146,7 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
     if quality["identical_vectors"] > rate / 2:
         advice.append(
             f"{quality['identical_vectors']:.1%} of items have the same vector as another item, and no quantizer can "
-            "tell these apart: embed more of their text (embed.template)"
+            f"tell these apart: {_more_to_tell_apart(quality)}"
         )
     if used < config.codes / 2:
         advice.append(
@@ -143,8 +167,19 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
     )
 
 
+def _more_to_tell_apart(quality: dict[str, Any]) -> str:
+    figures = quality.get("interactions", {"share": 0})
+    if figures["share"] < 1:
+        return "embed more of their text (embed.template)"
+    return (
+        f"{figures['items_without_vector']:,} items have no vector from interactions; "
+        "raise quantize.interaction_window, lower quantize.interaction_shift, "
+        "or lower quantize.interactions where the items have texts"
+    )
+
+
 def summary(sids: Sids) -> str:
-    """Write collisions and level widths as text, in two lines."""
+    """Write collisions and level widths as text, in two lines; where interactions were joined, a third line says so."""
     quality = sids.quality
     last = {
         "digit": "the last is the deduplication digit",
@@ -156,4 +191,12 @@ def summary(sids: Sids) -> str:
         f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
         f"{quality['collision_rate']:.1%} of items share their codes, {quality['largest_group']} at most\n"
         f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}"
+        + (f"\n{_interactions_line(quality['interactions'])}" if "interactions" in quality else "")
+    )
+
+
+def _interactions_line(figures: dict[str, Any]) -> str:
+    return (
+        f"quantize: a share of {figures['share']:g} comes from interactions: {figures['pairs']:,} pairs of items in "
+        f"{figures['dimensions']} dimensions; {figures['items_without_vector']:,} items have no vector from them"
     )

@@ -77,7 +77,8 @@ def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Base
 
 def training_counts(splits: Splits) -> np.ndarray:
     """Return the number of training interactions of each item, int64 [I]."""
-    return splits.training_counts()
+    items_M = np.asarray(splits.items_N)
+    return np.bincount(items_M[_in_training(splits)], minlength=splits.summary["items"])
 
 
 def popularity_columns(splits: Splits) -> np.ndarray:
@@ -96,7 +97,7 @@ def cooccurrence(splits: Splits, window: int) -> sparse.csr_array:
     divided by the square root of item i's count, since a rare item in the history says more than one everybody has.
     """
     items_M = np.asarray(splits.items_N)
-    training_M = splits.in_training()
+    training_M = _in_training(splits)
     user_M = _user(splits)
     items = splits.summary["items"]
     total = sparse.csr_array((items, items))
@@ -200,3 +201,9 @@ def _count_per_row(matrix_BI: sparse.csr_array, chosen_E: np.ndarray) -> np.ndar
 def _user(splits: Splits) -> np.ndarray:
     """Return the user of each interaction, int64 [M]."""
     return np.repeat(np.arange(splits.users), np.diff(splits.offsets))
+
+
+def _in_training(splits: Splits) -> NDArray[np.bool_]:
+    """Return whether each interaction belongs to training, bool [M]."""
+    training_M: NDArray[np.bool_] = np.arange(len(splits.items_N)) < np.asarray(splits.train_end)[_user(splits)]
+    return training_M

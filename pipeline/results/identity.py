@@ -78,7 +78,7 @@ def read_hashes(lock: Path, metrics: Path) -> dict[str, str]:
             "model": _locked(stages, "evaluate", "deps", GENERATOR),
             "ranks": _locked(stages, "evaluate", "outs", REPORTS / "ranks.parquet"),
         }
-    except (FileNotFoundError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError):
         raise UserError(f"{lock} does not record what was evaluated", by_hand, "run `dvc repro`") from None
     if metrics.exists() and hashlib.md5(metrics.read_bytes()).hexdigest() != recorded:
         raise UserError(f"{metrics} is not the file that {lock} records", by_hand, "run `dvc repro`")

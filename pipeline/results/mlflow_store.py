@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from pipeline.artifacts import SCRATCH
 from pipeline.errors import UserError
+from pipeline.project import project_root
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
-from pipeline.results.tracking_uri import ARTIFACTS, is_local, project_root, tracking_uri
+from pipeline.results.tracking_uri import ARTIFACTS, is_local, tracking_uri
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no lines about the tables of a new database

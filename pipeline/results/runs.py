@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.results.ranks import RANKS_FILE, Ranks, check_reports
 
 USAGE = (
@@ -132,7 +133,7 @@ def _here() -> Iterator[Run]:
         try:
             run = read_run(name)
         except UserError as error:
-            print(f"left out: {name} ({error.what})")
+            say(f"left out: {name} ({error.what})")
             continue
         if run.identity not in known:
             known.add(run.identity)

@@ -5,19 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from pipeline.project import project_root
+
 DATABASE = "mlflow.db"
 ARTIFACTS = "mlartifacts"
-
-
-def project_root() -> Path:
-    """Return the project's folder, also from inside the temporary copy in which DVC runs a queued experiment.
-
-    DVC gives it to its stages in DVC_ROOT. In a stage run by hand it is the nearest folder upwards that has `.dvc`.
-    """
-    if declared := os.environ.get("DVC_ROOT"):
-        return Path(declared)
-    here = Path.cwd()
-    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
 def tracking_uri() -> str:

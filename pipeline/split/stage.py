@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, read_parquet
 from pipeline.errors import UserError
+from pipeline.printing import say
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.ties import shuffle_ties
@@ -34,9 +35,15 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
     """Write data/splits/ and return its summary.
 
     Raises:
-        UserError: an input is missing or damaged, or one of the three parts is empty.
+        UserError: an input is missing or damaged, one of the three parts is empty, or dates should divide an order.
     """
     source = Interactions(interactions)
+    if params.split.protocol == "temporal" and source.time_format == "order":
+        raise UserError(
+            "split.protocol is temporal, but the log's times are a mere order (0, 1, 2, ...)",
+            "an order has no dates that split.valid_from and split.test_from could divide",
+            "set split.protocol=leave_one_out, or bring a log with dates",
+        )
     log = read_parquet(source.log, columns=["user_id", "item_id", "timestamp"])
     splits = split_log(
         log["user_id"].to_numpy(),
@@ -50,11 +57,11 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
     )
     splits.write(output)
     summary = splits.summary
-    print(
+    say(
         f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
         f"{summary['test_targets']:,} test targets of {summary['users']:,} users"
     )
-    print(
+    say(
         f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before them "
         f"(ties: {summary['ties']})"
     )

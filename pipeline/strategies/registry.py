@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.errors import nearest
+from pipeline.knobs import build_section
 from pipeline.strategies.spec import ParamsView, StrategySpec
 
 if TYPE_CHECKING:
@@ -96,16 +97,21 @@ class ChosenStrategies:
 Section = TypeVar("Section")
 
 
-def from_saved(kind: type[Section], values: Mapping[str, Any]) -> Section:
-    """Return a section of a saved model's config.json as its dataclass.
+def from_saved(kind: type[Section], values: Any, name: str) -> Section:
+    """Return a section of a saved model's config.json, called `name` in messages, as its dataclass.
 
     A key that the section lacks takes its value from `kind.SAVED_WITHOUT`: the model is older than the key. That value
     is no default of params.yaml: it makes the code compute as it did before the key existed.
 
     Raises:
-        TypeError: a key is unknown, or is missing and is not in `SAVED_WITHOUT`.
+        ValueError: a key is unknown, or is missing and is not in `SAVED_WITHOUT`, or a value is out of its bounds.
     """
-    return kind(**{**getattr(kind, "SAVED_WITHOUT", {}), **values})
+    problems: list[str] = []
+    plain = {**getattr(kind, "SAVED_WITHOUT", {}), **values} if isinstance(values, Mapping) else values
+    section: Section | None = build_section(kind, plain, f"{name}.", problems, problems)
+    if section is None:
+        raise ValueError("; ".join(problems))
+    return section
 
 
 def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategies:
@@ -116,17 +122,15 @@ def choose_strategies(text: str, sections: Mapping[str, Any]) -> ChosenStrategie
             saved model. Other sections are ignored.
 
     Raises:
-        ValueError: as `parse`; or a section is neither of the two.
-        TypeError: as `from_saved`.
+        ValueError: as `parse` and `from_saved`; or a section is neither of the two.
     """
     found = tuple(specs()[name] for name in parse(text))
     settings: dict[str, Any] = {}
     for spec in found:
         if spec.settings is not None:
             section = sections[spec.name]
-            settings[spec.name] = from_saved(spec.settings, section) if isinstance(section, Mapping) else section
-            if not isinstance(settings[spec.name], spec.settings):
-                raise ValueError(f"{spec.name} must be a mapping of names to values, found {section!r}")
+            chosen = isinstance(section, spec.settings)
+            settings[spec.name] = section if chosen else from_saved(spec.settings, section, spec.name)
     return ChosenStrategies(text, found, settings)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
+from pipeline.printing import say
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
 from pipeline.results.tracking_uri import how_to_see, tracking_uri
@@ -66,26 +67,23 @@ def run(
     flat = flatten(params)
     page = reports / "index.html"
     write_bytes(page, render_page(result, flat).encode())
-    print(
+    say(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
         scoreboard_text(result.metrics, params.strategy),
         f"report: {page}",
-        sep="\n",
-        flush=True,
     )
 
     # 2. The run in MLflow, which is loaded only here.
     from pipeline.results.mlflow_store import record
 
     tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
-    shown = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]
-    artifacts = {**dict.fromkeys(shown, "report"), PARAMS: "pipeline", lock: "pipeline"}
+    tables = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]
+    artifacts = {**dict.fromkeys(tables, "report"), PARAMS: "pipeline", lock: "pipeline"}
     if params.track.log_model:
         artifacts[generator] = "model"
     recorded = record(result, flat, tags, params.track.experiment, artifacts)
-    print(
+    say(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
         how_to_see(tracking_uri(), recorded.experiment_id),
-        sep="\n",
     )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}

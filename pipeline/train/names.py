@@ -12,6 +12,7 @@ from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.training.negatives import counts_in_training
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
     """
     if not backbone.over_items:
         return ItemNames(Sids.read(sids), {"sids": fingerprint(sids / "sids.parquet")})
-    trained_I = splits.training_counts() > 0
+    trained_I = counts_in_training(splits) > 0
     line = f"{len(trained_I):,} items by their ids alone"
     if not backbone.content:
         return ItemNames.of_items(trained_I, None, {}, f"{line} (backbone.content is false)")

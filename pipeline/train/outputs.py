@@ -12,6 +12,7 @@ import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
+from pipeline.printing import say
 from pipeline.strategies.base import TableRows
 from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
@@ -20,13 +21,13 @@ from pipeline.training.loop import Trainer
 def announce(trainer: Trainer, names: str = "") -> None:
     """Print one line before training, and one before it of the items' names where `names` says something."""
     if names:
-        print(f"train: {names}", flush=True)
+        say(f"train: {names}")
     device = trainer.device
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
     windows = f"{len(trainer.loader.epochs):,} windows per epoch"
-    print(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}", flush=True)
+    say(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}")
 
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
@@ -34,7 +35,7 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
     state = trainer.state
     config = trainer.config
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
-    print(
+    say(
         f"train: best at step {state.best_step} of {state.step}, {config.select} "
         f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}"
     )

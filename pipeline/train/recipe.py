@@ -17,7 +17,7 @@ from pipeline.strategies.base import Network
 from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
-from pipeline.training.negatives import Negatives
+from pipeline.training.negatives import Negatives, counts_in_training
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
 NO_INFLUENCE = ("threads", "checkpoint_every")
@@ -98,7 +98,7 @@ class TrainingRecipe:
         """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
         negatives = None
         if self.backbone.over_items and len(codes_IL) > FULL_SOFTMAX_ITEMS:
-            negatives = Negatives(splits.training_counts(), NEGATIVES, self.seed)
+            negatives = Negatives(counts_in_training(splits), NEGATIVES, self.seed)
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,

@@ -28,9 +28,10 @@ from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
+from pipeline.train.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.train.flops import flops_per_window
 from pipeline.train.kept_tokens import count_kept_tokens
-from pipeline.train.names import read_names
+from pipeline.train.names import ItemNames, read_names
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
@@ -59,32 +60,49 @@ def run(
         UserError: an input is missing or does not fit the others, the loss diverges, a checkpoint is damaged, or the
             disk is full.
     """
-    # 1. Read the inputs, and find the checkpoint of an interrupted run with the same parameters and inputs.
+    # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters, inputs and code.
     held = Splits.read(splits)
     names = read_names(params.backbone, held, sids, embeddings)
     recipe = TrainingRecipe.of(params, held, names.sids)
     inputs = {**names.inputs, "splits": fingerprint(splits)}
-    checkpoints = Checkpoints(scratch, fingerprint(recipe.influences(), inputs))
+    checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
+    # 2. Train, while no other process trains the same.
+    with checkpoints.alone(output):
+        return _train(recipe, held, names, inputs, checkpoints, Interactions(interactions).items, output, reports)
+
+
+def _train(
+    recipe: TrainingRecipe,
+    splits: Splits,
+    names: ItemNames,
+    inputs: Mapping[str, str],
+    checkpoints: Checkpoints,
+    items_file: Path,
+    output: Path,
+    reports: Path,
+) -> dict[str, Any]:
+    """Train from the checkpoint on, if there is one, and write the model and the reports."""
     device = pick_device(recipe.config.device)
     make_repeatable(device, recipe.config.deterministic)
     resume = checkpoints.load(device)
     _set_threads(recipe, resume)
-    # 2. Train, then measure the model of the best weights on every process.
+    # 1. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
-        trainer = trainer_of(recipe, held, names, device, checkpoints=checkpoints, world=world, resume=resume)
+        trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
+            name_other_code(checkpoints.folder)
             announce(trainer, names.line)
         state = trainer.run()
-        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, held.max_history, world)
+        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, held, names, trainer.loader.first_windows())
+        flops = flops_per_window(recipe, splits, names, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
-        # 3. The first process writes.
+        # 2. The first process writes.
         if world.leads:
             catalogue = trainer.validation.catalogue
-            items = _named(read_parquet(Interactions(interactions).items))
+            items = _named(read_parquet(items_file))
             save_generator(output, trainer.evaluated, catalogue, items, recipe.model_config(inputs), eval_skips)
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(reports, timings, state.history, kept, tables, learned)

@@ -1,13 +1,16 @@
 """Save the state of a training run, so that `kill -9` costs at most the steps since the last checkpoint.
 
 A checkpoint lies in the scratch folder, under the fingerprint of everything that shapes the result: only a run with the
-same parameters and the same input files picks it up, and deletes it when the model is written.
+same parameters, the same input files and the same code picks it up, and deletes it when the model is written.
 """
 
 import hashlib
 import io
+import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import torch
 
 from pipeline.artifacts import write_bytes
 from pipeline.errors import UserError
+from pipeline.locks import BusyError, alone, is_awaited, waiting
+from pipeline.printing import say
 
 DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file begins with
 
@@ -25,6 +30,43 @@ class Checkpoints:
     def __init__(self, scratch: Path, fingerprint: str):
         self.folder = scratch / "checkpoints" / fingerprint[:16]
         self.path = self.folder / "checkpoint.pt"
+        self._waits = self.folder.with_suffix(".waits")
+
+    @contextmanager
+    def alone(self, output: Path) -> Iterator[None]:
+        """Keep other processes from this checkpoint, and from the folder `output` that the run will write.
+
+        A stage that DVC started waits for another process, such as a second queue worker with the same settings: the
+        other one then leaves its checkpoint, and this one goes on from it. Under torchrun the first process does so.
+
+        Raises:
+            UserError: this process was started by hand, and another one is at work.
+        """
+        if os.environ.get("RANK", "0") != "0":
+            yield
+            return
+        folder = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+        with ExitStack() as held, ExitStack() as mark:
+
+            def wait(holder: str) -> None:
+                say(
+                    f"train: {holder} trains into the same folder or with the same settings; "
+                    "waiting for it, then training goes on from its checkpoint"
+                )
+                mark.enter_context(waiting(self._waits))
+
+            waits = wait if os.environ.get("DVC_STAGE") else None
+            try:
+                held.enter_context(alone(self.folder.parent / f"output-{folder}.lock", waits))
+                held.enter_context(alone(self.folder.with_suffix(".lock"), waits))
+            except BusyError as busy:
+                raise UserError(
+                    f"{busy.holder} trains into the same folder, or with the same settings",
+                    "two runs at once would write the same checkpoint and the same model",
+                    "wait until it has ended, or stop it; then run the same command again",
+                ) from None
+            mark.close()
+            yield
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint as a whole.
@@ -61,5 +103,8 @@ class Checkpoints:
             ) from error
 
     def delete(self) -> None:
-        """Delete the checkpoint: the run has written its model."""
+        """Delete the checkpoint, because the run has written its model; one that another process awaits stays."""
+        if is_awaited(self._waits):
+            return
+        self._waits.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -20,7 +20,9 @@ from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
+from pipeline.printing import say
 from pipeline.progress import Progress
+from pipeline.stopping import Stopped, deferred, requested
 from pipeline.strategies.base import Strategy
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.config import TrainConfig
@@ -99,6 +101,7 @@ class Trainer:
         # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
         self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
+        self._told = False  # whether any of the processes was told to stop, as `_look` found
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what a checkpoint of an interrupted run holds."""
@@ -115,12 +118,14 @@ class Trainer:
 
         Raises:
             UserError: the loss is no longer a finite number, or a checkpoint cannot be written.
+            Stopped: a signal came; the checkpoint of the last finished step is saved.
         """
         # Two clocks: `_began` counts into wall_seconds, `_mark` into train_seconds. `_warm`: compile seconds counted.
         self._began = time.perf_counter()
         self._mark = self._began
         self._warm = 0.0
-        self._run()
+        with deferred():
+            self._run()
         self.evaluated.load_state_dict(self.best)
         self.state.wall_seconds += time.perf_counter() - self._began
         return self.state
@@ -205,14 +210,23 @@ class Trainer:
             self._look()
         if validate:
             self._validate()
-        if save:
+        stop = requested() if self.world.size == 1 else self._told
+        if stop and not save:
+            self._look()  # so that the checkpoint has the losses of all its steps
+        if stop or save:
             self._save()
+        if stop:
+            raise Stopped(f"the checkpoint of step {step} is saved, and training goes on from it")
 
     def _look(self) -> None:
         """Fetch the losses of the steps since the last look, and stop when one is not finite."""
         if self._losses:
-            # One exchange for all of them. After step 40, three losses are those of steps 38, 39 and 40.
-            sums = self.world.sum(torch.stack([loss for _, loss in self._losses])).tolist()
+            # One exchange for all of them. After step 40, three losses are those of steps 38, 39 and 40. Several
+            # processes also agree here whether to stop, because a checkpoint needs all of them after the same step.
+            told = [self._losses[0][1].new_tensor(float(requested()))] if self.world.size > 1 else []
+            sums = self.world.sum(torch.stack([loss for _, loss in self._losses] + told)).tolist()
+            if told:
+                self._told = sums.pop() > 0
             first = self.state.step - len(sums) + 1
             for number, (loss, (samples, _)) in enumerate(zip(sums, self._losses, strict=True), first):
                 if not math.isfinite(loss):
@@ -251,7 +265,7 @@ class Trainer:
             state.stale = 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            print("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""), flush=True)
+            say("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""))
         self._mark = time.perf_counter()  # validation is not training
 
     def _save(self) -> None:

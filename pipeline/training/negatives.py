@@ -18,8 +18,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pipeline.artifacts import Splits
 from pipeline.hashing import hasher, unit
 from pipeline.packing.batch import Batch, SampledItems
+
+
+def counts_in_training(splits: Splits) -> np.ndarray:
+    """Return how many training interactions have each item, int64 [I]."""
+    # Flat positions below their user's `train_end`: offsets 0 3 5, train_end 2 5 -> 1 1 0 1 1
+    ends = np.repeat(np.asarray(splits.train_end), np.diff(splits.offsets))
+    inside = np.arange(len(ends)) < ends
+    return np.bincount(np.asarray(splits.items_N)[inside], minlength=int(splits.summary["items"]))
 
 
 class Negatives:

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 import yaml
 from evaluated_world import TIMINGS, USERS, World, write_generator
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.artifacts import MEASURED, read_json, write_json
+from pipeline.artifacts import MEASURED, Splits, read_json, write_json
 from pipeline.errors import UserError
-from pipeline.evaluate.stage import run
+from pipeline.evaluate.stage import is_repeat, run
 from pipeline.metric_names import METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
@@ -144,6 +146,10 @@ def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(
     assert f"no tie: {metrics['noties_users']} users" in printed
     origin = Ranks.read(world.paths["reports"] / "ranks.parquet").origin
     assert (origin.beam, origin.decoding, origin.filter_seen) == (10, "unconstrained", True)
+    _, targets = world.splits.targets("test")
+    repeats = is_repeat(world.splits, targets)
+    said = f"{repeats.mean():.1%} of the test targets are repeats of an item of their history"
+    assert (said in printed) == repeats.any()
 
 
 def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world: World) -> None:
@@ -210,3 +216,24 @@ def test_damaged_ranks_are_named(tmp_path: Path) -> None:
     pd.DataFrame({"rank": [1]}).to_parquet(path)
     with pytest.raises(UserError, match="cannot be read"):
         Ranks.read(path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    users=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=5),
+    longest=st.integers(1, 9),
+)
+def test_a_repeat_is_an_item_that_its_history_holds(users: list[list[int]], longest: int) -> None:
+    ends = np.cumsum([len(items) for items in users])
+    none = np.full(len(users), -1)
+    splits = Splits(
+        items_N=np.concatenate(users).astype(np.int32),
+        timestamps_N=np.arange(ends[-1]),
+        offsets=np.array([0, *ends]),
+        train_end=ends,
+        valid_target=none,
+        test_target=none,
+        summary={"max_history": longest},
+    )
+    slow = [items[n] in items[max(0, n - longest) : n] for items in users for n in range(len(items))]
+    assert is_repeat(splits, np.arange(ends[-1])).tolist() == slow

@@ -1,6 +1,8 @@
 """What is recommended: the best items for all that is known of a user; an unknown name is answered with near ones."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
 from pipeline.evaluate.stage import run
+from pipeline.evaluate.typed_history import read_history
 from pipeline.generator import load_generator, save_generator
 from pipeline.packing.histories import Histories
 
@@ -122,7 +125,8 @@ def test_users_of_another_log_are_refused(world: World) -> None:
         ask(world, user="user-1")
 
 
-def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_without_any(world: World) -> None:
+def timed_world(world: World) -> Hstu:
+    """A world whose model reads times, and cares for them."""
     write_generator(world, backbone="hstu")
     model = load_generator(world.paths["generator"]).model
     assert isinstance(model, Hstu)
@@ -134,14 +138,112 @@ def test_a_model_that_reads_times_gets_those_of_the_user_and_refuses_a_list_with
     frame = loaded.items[["item_id", "raw_id", "title"]]
     extra = {key: value for key, value in loaded.config.items() if key not in ("backbone", "widths")}
     save_generator(world.paths["generator"], model, loaded.catalogue, frame, extra)
+    return model
+
+
+def scores(model: Hstu, items: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """Log-probabilities of the whole catalogue after these items, the best first."""
+    found = score_catalogue(model, Histories.pack(items, np.array([0, len(items)]), times_N=times))[0]
+    return found.sort(descending=True).values.numpy()
+
+
+def test_a_model_that_reads_times_gets_those_of_the_user(world: World) -> None:
+    model = timed_world(world)
     own = slice(world.splits.offsets[4], world.splits.offsets[5])
     items, times = (array[own][-MAX_HISTORY:] for array in (world.splits.items_N, world.splits.timestamps_N))
-    timed, timeless = (
-        score_catalogue(model, Histories.pack(items, np.array([0, len(items)]), times_N=some))[0]
-        for some in (times, times * 0)
-    )
     shown = ask(world, user="user-4", k=ITEMS)
-    np.testing.assert_allclose([row.score for row in shown], timed.sort(descending=True).values, rtol=1e-5)
-    assert not torch.allclose(timed, timeless)
-    with pytest.raises(UserError, match="reads when each item came"):
-        ask(world, history=["item-1"])
+    np.testing.assert_allclose([row.score for row in shown], scores(model, items, times), rtol=1e-5)
+    assert not np.allclose(scores(model, items, times), scores(model, items, times * 0))
+
+
+DAY = 86_400
+NOON = 1_599_998_400  # 2020-09-13 12:00:00 UTC
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [f"item-7@{NOON}", f"item-2@{NOON + DAY}", f"item-5@{NOON + 9 * DAY}"],
+        ["item-7@2020-09-13T12:00:00Z", "item-2@2020-09-14T14:00:00+02:00", "item-5@2020-09-22 12:00 UTC"],
+        ["item-7@2020-09-13", "item-2@2020-09-14", "item-5@2020-09-22"],
+        [f"item-7@{NOON}000", f"item-2@{NOON + DAY}000", f"item-5@{NOON + 9 * DAY}000"],
+        ["item-7@0", f"item-2@{DAY}", f"item-5@{9 * DAY}"],
+        [f"item-5@{NOON + 9 * DAY}", f"item-7@{NOON}", f"item-2@{NOON + DAY}"],
+        [
+            ("item-7", datetime(2020, 9, 13, 12, tzinfo=UTC)),
+            ("item-2", "2020-09-14T12:00Z"),
+            "item-5@2020-09-22T12:00Z",
+        ],
+        [("item-7", NOON), ("item-2", float(NOON + DAY)), ("item-5", str(NOON + 9 * DAY))],
+    ],
+)
+def test_a_history_with_times_is_read_by_a_model_that_wants_them(
+    world: World, capsys: pytest.CaptureFixture[str], history: list[Any]
+) -> None:
+    model = timed_world(world)
+    shown = ask(world, history=history, k=ITEMS)
+    expected = scores(model, np.array([7, 2, 5]), np.array([0, DAY, 9 * DAY]))
+    np.testing.assert_allclose([row.score for row in shown], expected, rtol=1e-5)
+    notes = capsys.readouterr().err
+    assert ("order of its times" in notes) == (history[0] == f"item-5@{NOON + 9 * DAY}")
+    assert ("are an order" in notes) == (history[0] == "item-7@0")
+
+
+def test_a_bare_history_has_equal_steps_for_a_model_that_wants_times(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spread = replace(world.splits, timestamps_N=np.asarray(world.splits.timestamps_N) * 7)
+    spread.write(world.paths["splits"])
+    model = timed_world(world)
+    gaps = [np.diff(spread.timestamps_N[a:b]) for a, b in pairwise(spread.offsets)]
+    step = int(np.median(np.concatenate(gaps)))
+    shown = ask(world, history=["item-7", "item-2", "item-5"], k=ITEMS)
+    expected = scores(model, np.array([7, 2, 5]), step * np.arange(3))
+    np.testing.assert_allclose([row.score for row in shown], expected, rtol=1e-5)
+    assert f"each item counts as {step} s after the one before" in capsys.readouterr().err
+
+
+def test_times_order_the_items_for_a_model_without_times_too(world: World) -> None:
+    plain = ask(world, history=["item-1", "item-2"], k=5)
+    assert ask(world, history=["item-2@2020-09-14", "item-1@2020-09-13"], k=5) == plain
+
+
+CATALOGUE = pd.DataFrame({"raw_id": ["a", "a@5", "b@home.org", "7", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("history", "items", "times"),
+    [
+        (["a", "a@5"], [0, 1], None),  # every entry is an item as a whole
+        (["a@5", "7@6"], [0, 3], [5, 6]),  # 7@6 is none, so each has its time
+        (["a@5@4", "7.0@6"], [1, 3], [4, 6]),
+        (["b@home.org@2020-09-13T12:00Z"], [2], [NOON]),
+        (["b@home.org", "a"], [2, 0], None),
+        ([("a@5", 3)], [1], [3]),
+        ([" a @ 5 ", "b@6"], [0, 4], [5, 6]),
+        ([], [], None),
+    ],
+)
+def test_an_at_sign_in_an_id_is_told_from_a_time(history: list[Any], items: list[int], times: list[int] | None) -> None:
+    found, seconds = read_history(history, CATALOGUE, Path("items.parquet"), wants_times=False)
+    assert (found.tolist(), None if seconds is None else seconds.tolist()) == (items, times)
+
+
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        (["a@1600000000", "b"], "'b' has no time, and other items of the history have one"),
+        (["a@1600000000", "b@home.org"], "'b@home.org' has no time"),
+        (["a@soon"], "the time of 'a' cannot be read: soon"),
+        (["a@2020-02-30"], "the time of 'a' cannot be read: 2020-02-30"),
+        (["a@1600000000", "b@1600000000", "7@2020-09-13"], "the time of '7' cannot be read"),
+        (["zz@1600000000"], "item 'zz' is not known"),
+        (["zz@home.org"], "item 'zz@home.org' is not known"),
+        (["a", "zz"], "item 'zz' is not known"),
+        ([("zz", 5)], "item 'zz' is not known"),
+        (["a@"], "the time of 'a' cannot be read"),
+    ],
+)
+def test_an_entry_that_is_no_item_at_a_time_is_named(history: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_history(history, CATALOGUE, Path("items.parquet"), wants_times=False)

@@ -16,13 +16,16 @@ from raw_logs import START, Ingest, csv_text, interactions, jsonl_text, write
 from pipeline.errors import UserError
 
 GOOD = interactions()
+MILLISECONDS = "timestamp is written as milliseconds since 1970, most others as seconds since 1970"
 BAD_ROWS: list[tuple[tuple[Any, ...], str]] = [  # (fields, reason)
     (("", "i1", START), "user is missing"),
     (("u1", " ", START), "item is missing"),
     (("u1", "i1", ""), "timestamp is missing"),
-    (("u1", "i1", "soon"), "timestamp is not a number"),
+    (("u1", "i1", "soon"), "timestamp is no number and no ISO 8601 time"),
     (("u1", "i1", 12), "timestamp outside 1990..2100"),
-    (("u1", "i1", START * 1000), "timestamp outside 1990..2100"),
+    (("u1", "i1", START * 1000), MILLISECONDS),
+    (("u1", "i1", "2014-02-30"), MILLISECONDS.replace("milliseconds since 1970", "dates without a time of day")),
+    (("u1", "i1", START * 10**6 * 5), "timestamp outside 1990..2100"),
     (("u1", "i1", START, 9), "4 fields where 3 are expected"),
 ]
 
@@ -160,10 +163,10 @@ def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest: Ingest, t
     kept = tmp_path / "scratch" / "rejects.parquet"
     assert pd.read_parquet(kept).line.tolist() == [38, 39, 40]
     assert str(kept) in error.value.fix
-    assert "ingest.time_unit" in error.value.fix  # probably milliseconds
+    assert "ingest.time_unit" in error.value.fix
     reasons = error.value.why.splitlines()
     assert reasons[0] == "that is more than ingest.max_reject_rate, 0.01; the commonest reasons:"
-    assert reasons[1] == f"  2 x timestamp outside 1990..2100 (log.csv, line 38: u1,i1,{START * 1000})"
+    assert reasons[1] == f"  2 x {MILLISECONDS} (log.csv, line 38: u1,i1,{START * 1000})"
     assert reasons[2].startswith("  1 x user is missing (log.csv, line 40")
 
 
@@ -235,11 +238,11 @@ def test_a_wrong_column_name_is_an_error_that_lists_the_columns_found(ingest: In
         ("absent.csv", "no file at"),
         ("*.csv", "no file at"),
         (".", r"no interactions\.\* in"),
-        ("notes.txt", "format of .* is not known"),
+        ("notes.doc", "format of .* is not known"),
     ],
 )
 def test_a_path_that_leads_to_no_log_is_an_error(ingest: Ingest, tmp_path: Path, path: str, message: str) -> None:
-    write(tmp_path / "here" / "notes.txt", "hello")
+    write(tmp_path / "here" / "notes.doc", "hello")
     with pytest.raises(UserError, match=message):
         ingest(f"{tmp_path}/here/{path}")
 

@@ -83,7 +83,7 @@ def test_a_missing_column_lists_those_found() -> None:
     with pytest.raises(UserError, match="no column of the log is known to be the timestamp") as error:
         log(user=["u"], item=["i"], date=["1"])
     assert error.value.why == "columns found: user, item, date"
-    assert "ingest.columns: {timestamp: NAME}" in error.value.fix
+    assert "ingest.columns.timestamp=NAME" in error.value.fix
 
 
 def test_an_ambiguous_column_lists_those_found() -> None:

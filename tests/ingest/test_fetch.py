@@ -175,3 +175,34 @@ def test_only_the_web_is_fetched_from(tmp_path: Path, url: str) -> None:
 def test_there_may_be_nothing_to_fetch(tmp_path: Path, dataset: str) -> None:
     with pytest.raises(UserError, match=f"nothing to fetch for the dataset {dataset}"):
         fetch(dataset, tmp_path)
+
+
+def test_a_category_is_named_for_a_dataset_in_categories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no category is named") as error:
+        fetch("amazon-2023", tmp_path)
+    assert "python -m pipeline fetch Toys_and_Games" in error.value.fix
+    asked = []
+
+    def download(url: str, folder: Path, _: list[str]) -> Path:
+        asked.append(url)
+        target = folder / Path(url).name
+        target.write_bytes(b"")
+        return target
+
+    monkeypatch.setattr(module, "download", download)
+    files = fetch("amazon-2018", tmp_path, ["Video_Games"])
+    assert [file.name for file in files] == ["Video_Games_5.json.gz", "meta_Video_Games.json.gz"]
+    assert [url.rsplit("/", 3)[1:] for url in asked] == [
+        ["amazon_v2", "categoryFilesSmall", "Video_Games_5.json.gz"],
+        ["amazon_v2", "metaFiles2", "meta_Video_Games.json.gz"],
+    ]
+    assert fetch("amazon-2018", tmp_path, ["Video_Games"]) == files
+    assert len(asked) == 2  # they are there already
+
+
+def test_half_a_file_is_not_taken_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "download", lambda *_: tmp_path / "fetched")
+    (tmp_path / "fetched").write_bytes(b"")
+    for name in ("reviews_Beauty_5.json.gz.partial", "meta_Beauty.json.gz"):
+        (tmp_path / name).write_bytes(b"")
+    assert fetch("amazon-beauty", tmp_path) == [tmp_path / "fetched"] * 2

@@ -9,6 +9,8 @@ import pytest
 from raw_logs import SHARED, Ingest, csv_text, interactions, write
 
 from pipeline.artifacts import MEASURED
+from pipeline.ingest.stage import _replace
+from pipeline.stopping import Stopped
 
 BEAUTY, SPORTS, MOVIES = (SHARED / name for name in ("amazon-beauty", "amazon-sports", "movielens-latest-small"))
 
@@ -34,7 +36,8 @@ def test_a_second_run_gives_the_same_bytes(ingest: Ingest, tmp_path: Path) -> No
     assert first.rejects
     before = content(first.folder)
     assert content(ingest(path, minimum={"click": 1}).folder) == before
-    assert set(before) == {"interactions.parquet", "users.parquet", "items.parquet", "rejects.parquet", "ingest.json"}
+    tables = {f"{name}.parquet" for name in ("interactions", "users", "items", "rejects", "cut")}
+    assert set(before) == tables | {"ingest.json"}
     assert not MEASURED & set(first.summary)
 
 
@@ -120,3 +123,26 @@ def test_movielens_latest_small_goes_through_its_recipe(ingest: Ingest) -> None:
         ratings = ratings[often]
     expected = ratings.astype({"userId": str, "movieId": str})[["userId", "movieId", "timestamp"]]
     assert sorted(result.rows) == sorted(expected.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize("error", [Stopped, OSError])
+@pytest.mark.parametrize("moment", [0, 1])
+def test_an_end_while_the_folder_is_replaced_leaves_the_older_one(
+    error: type[BaseException], moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    rename, renamed = Path.rename, list[Path]()
+
+    def ends(self: Path, target: Path) -> Path:
+        renamed.append(self)
+        if len(renamed) == moment + 1:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", ends)
+    with pytest.raises(error):
+        _replace(tmp_path / "old", tmp_path / "new")
+    assert (tmp_path / "old/file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]

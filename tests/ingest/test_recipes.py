@@ -106,7 +106,12 @@ def test_amazon(ingest: Ingest, tmp_path: Path, dataset: str, category: str, suf
 
 @pytest.mark.parametrize(
     ("dataset", "make"),
-    [("movielens-1m", movielens_1m), ("movielens-20m", movielens_csv), ("movielens-latest", movielens_csv)],
+    [
+        ("movielens-1m", movielens_1m),
+        ("movielens-20m", movielens_csv),
+        ("movielens-32m", movielens_csv),
+        ("movielens-latest", movielens_csv),
+    ],
 )
 def test_movielens(ingest: Ingest, tmp_path: Path, dataset: str, make: Callable[[Path], Path]) -> None:
     result = ingest(make(tmp_path / "raw"), dataset)
@@ -116,6 +121,161 @@ def test_movielens(ingest: Ingest, tmp_path: Path, dataset: str, make: Callable[
     assert items.title.str.startswith("Amélie").all()
     assert set(items.categories) == {"Comedy, Romance"}
     assert set(result.frame("interactions").rating) <= {3.5, 4.0}
+
+
+def amazon_2014(folder: Path) -> Path:
+    return amazon(folder, "Office_Products")
+
+
+def amazon_2014_ratings(folder: Path) -> Path:
+    amazon(folder, "Baby")
+    (folder / "reviews_Baby_5.json.gz").unlink()
+    text = "".join(f"{user},{item},5.0,{time}\n" for user, item, time in interactions())
+    write(folder / "ratings_Baby.csv", text)
+    return folder
+
+
+def meta_2018(folder: Path) -> None:
+    meta = [
+        {
+            "category": ["Beauty", "Nails"],
+            "tech1": "",
+            "description": ['Says "hi"'],
+            "title": f"It&#39;s {item} &amp; more",
+            "also_buy": [],
+            "brand": "Acme",
+            "feature": ["shiny"],
+            "rank": "2,938,573 in Beauty",
+            "price": "$9.50",
+            "asin": item,
+            "details": {"Weight": "1 lb"},
+        }
+        for item in ("unsold", *(f"i{n}" for n in reversed(range(6))))
+    ]
+    write(folder / "meta_All_Beauty.json.gz", jsonl_text([*meta, meta[0]]))  # some are listed twice alike
+
+
+def amazon_2018(folder: Path) -> Path:
+    reviews = [
+        {
+            "overall": 5.0,
+            "verified": True,
+            "reviewTime": "05 13, 2014",
+            "reviewerID": user,
+            "asin": item,
+            "reviewText": "Good",
+            "unixReviewTime": time,
+            **({"vote": "1,204", "image": ["https://example.com/1.jpg"]} if row == 20 else {}),
+        }
+        for row, (user, item, time) in enumerate(interactions())
+    ]
+    write(folder / "All_Beauty_5.json.gz", jsonl_text(reviews))
+    meta_2018(folder)
+    return folder
+
+
+def amazon_2018_ratings(folder: Path) -> Path:
+    write(folder / "All_Beauty.csv", "".join(f"{item},{user},5.0,{time}\n" for user, item, time in interactions()))
+    meta_2018(folder)
+    return folder
+
+
+def meta_2023(folder: Path) -> None:
+    meta = [
+        {
+            "main_category": "All Beauty",
+            "title": f"It's {item} & more",
+            "average_rating": 4.8,
+            "features": [],
+            "description": ['Says "hi"'],
+            "price": 9.5,
+            "images": [{"thumb": "https://example.com/1.jpg", "variant": "MAIN"}],
+            "videos": [],
+            "store": "Acme",
+            "categories": ["Beauty", "Nails"],
+            "details": {"Brand": "Acme"},
+            "parent_asin": item,
+            "bought_together": None,
+        }
+        for item in ("unsold", *(f"i{n}" for n in reversed(range(6))))
+    ]
+    write(folder / "meta_All_Beauty.jsonl.gz", jsonl_text(meta))
+
+
+def amazon_2023(folder: Path) -> Path:
+    reviews = [
+        {
+            "rating": 5.0,
+            "title": "Such a lovely scent",
+            "text": "é",
+            "images": [],
+            "asin": f"variant of {item}",
+            "parent_asin": item,
+            "user_id": user,
+            "timestamp": time * 1000,
+            "helpful_vote": 3,
+            "verified_purchase": True,
+        }
+        for user, item, time in interactions()
+    ]
+    write(folder / "review_categories" / "All_Beauty.jsonl", jsonl_text(reviews))
+    meta_2023(folder / "meta_categories")
+    return folder
+
+
+def amazon_2023_ratings(folder: Path) -> Path:
+    rows = [(user, item, 5.0, time * 1000) for user, item, time in interactions()]
+    write(folder / "All_Beauty.csv.gz", csv_text(rows, "user_id,parent_asin,rating,timestamp"))
+    meta_2023(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dataset", "make"),
+    [
+        ("amazon-2014", amazon_2014),
+        ("amazon-2014", amazon_2014_ratings),
+        ("amazon-2018", amazon_2018),
+        ("amazon-2018", amazon_2018_ratings),
+        ("amazon-2023", amazon_2023),
+        ("amazon-2023", amazon_2023_ratings),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_any_category_of_amazon(ingest: Ingest, tmp_path: Path, dataset: str, make: Callable[[Path], Path]) -> None:
+    result = ingest(make(tmp_path / "raw"), dataset)
+    assert sorted(result.rows) == sorted(interactions())
+    assert result.rejects == []
+    assert set(result.frame("interactions").rating) == {5.0}
+    assert result.summary["time_format"] == ("ms" if dataset == "amazon-2023" else "s")
+    items = result.frame("items")
+    assert items.raw_id.tolist() == ["i5", "i4", "i3", "i2", "i1", "i0"]
+    first = items.iloc[0]
+    assert (first.title, first.brand, first.description) == ("It's i5 & more", "Acme", 'Says "hi"')
+    assert first.categories.startswith("Beauty > Nails")
+
+
+def test_the_log_of_a_category_can_be_named_among_several(ingest: Ingest, tmp_path: Path) -> None:
+    folder = amazon_2023_ratings(tmp_path / "raw")
+    write(folder / "Video_Games.csv", "user_id,parent_asin,rating,timestamp\n")
+    with pytest.raises(UserError, match=r"All_Beauty\.csv\.gz, Video_Games\.csv are all in"):
+        ingest(folder, "amazon-2023")
+    assert ingest(folder / "All_Beauty.csv.gz", "amazon-2023").summary["items_listed"] == 7
+
+
+def test_a_category_without_metadata_has_no_texts_and_says_so(
+    ingest: Ingest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = amazon_2023_ratings(tmp_path / "raw")
+    (folder / "meta_All_Beauty.jsonl.gz").unlink()
+    assert ingest(folder, "amazon-2023").frame("items").title.isna().all()
+    assert "meta_All_Beauty.jsonl is not in" in capsys.readouterr().out
+
+
+def test_a_folder_without_any_category_says_which_files_are_read(ingest: Ingest, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"CATEGORY_5\.json or CATEGORY\.json or CATEGORY\.csv is not in") as error:
+        ingest(movielens_1m(tmp_path / "raw"), "amazon-2018")
+    assert "python -m pipeline fetch CATEGORY" in error.value.fix
 
 
 def test_movielens_100k_is_not_filtered(ingest: Ingest, tmp_path: Path) -> None:

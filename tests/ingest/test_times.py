@@ -1,6 +1,8 @@
 """The order of a log within a second: every source and format, from the raw file to the ties of the split."""
 
 import random
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from raw_logs import START, Ingest, csv_text, write
 from settings import read_params
 
 from pipeline.artifacts import Splits
+from pipeline.errors import UserError
+from pipeline.raw_times import MEANING
 from pipeline.split.stage import run as run_split
 
 NAMES = ("user", "item", "timestamp")
@@ -94,6 +98,96 @@ def test_numbers_of_parquet_are_read_as_they_would_be_printed(ingest: Ingest, tm
     frame.to_parquet(tmp_path / "log.parquet")
     result = ingest(tmp_path / "log.parquet", k_core=0, time_unit="s" if kind is np.float64 else "ms")
     assert result.rows == [("u", "abcdef"[n], START * 1_000_000 + 100_000 * n) for n in range(6)]
+
+
+FORMS: dict[str, Callable[[datetime], str]] = {
+    "s": lambda time: str(int(time.timestamp())),
+    "ms": lambda time: f"{int(time.timestamp())}000",
+    "us": lambda time: f"{int(time.timestamp())}000000",
+    "ns": lambda time: f"{int(time.timestamp())}000000000",
+    "iso with zone": lambda time: time.isoformat(),
+    "iso without zone": lambda time: time.strftime("%Y-%m-%d %H:%M:%S"),
+    "date": lambda time: time.strftime("%Y-%m-%d"),
+    "order": lambda time: str(time.minute),
+}
+MOMENTS = [datetime(2020, 9, 13, 12, minute, tzinfo=UTC) for minute in range(6)]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_times_is_recognised_and_reported(
+    ingest: Ingest, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, suffix: str
+) -> None:
+    texts = [FORMS[form](time) for time in MOMENTS]
+    frame = pd.DataFrame({"user": "u", "item": list("abcdef"), "timestamp": texts}).iloc[::-1]
+    path = tmp_path / f"log{suffix}"
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_parquet(path)
+    result = ingest(path, k_core=0)
+    assert (result.summary["time_format"], result.summary["time_unit"]) == (form, "s")
+    assert f"times are {'a mere order' if form == 'order' else MEANING[form]}" in capsys.readouterr().out
+    day = datetime(2020, 9, 13, tzinfo=UTC)
+    expected = {"date": [int(day.timestamp())] * 6, "order": [*range(6)]}
+    assert [row[2] for row in result.rows] == expected.get(form, [int(time.timestamp()) for time in MOMENTS])
+    assert [row[1] for row in result.rows] == list("fedcba" if form == "date" else "abcdef")  # one day: a tie
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        (pa.timestamp("ms"), "iso without zone"),
+        (pa.timestamp("ns", "Asia/Tokyo"), "iso with zone"),
+        (pa.date32(), "date"),
+        (pa.date64(), "date"),
+    ],
+)
+def test_times_of_parquet_have_the_forms_of_their_texts(
+    ingest: Ingest, tmp_path: Path, kind: pa.DataType, form: str
+) -> None:
+    times = pa.array(MOMENTS, pa.timestamp("s", "UTC")).cast(pa.timestamp("s")).cast(kind)
+    pq.write_table(pa.table([["u"] * 6, list("abcdef"), times], NAMES), tmp_path / "log.parquet")
+    assert ingest(tmp_path / "log.parquet", k_core=0).summary["time_format"] == form
+
+
+def test_the_form_of_most_rows_counts_over_all_parts_of_a_log(ingest: Ingest, tmp_path: Path) -> None:
+    parts = tmp_path / "logs"
+    write(
+        parts / "interactions.1.csv", csv_text([("u", "a", "2014-05-13T16:53:20Z"), ("", "b", "2014-05-13T16:53:21Z")])
+    )
+    write(parts / "interactions.2.csv", csv_text([("u", f"i{n}", START + n) for n in range(6)]))
+    result = ingest(parts, k_core=0, max_reject_rate=0.5)
+    assert result.summary["time_format"] == "s"
+    assert result.rows == [("u", f"i{n}", START + n) for n in range(6)]
+    reason = "timestamp is written as ISO 8601 with a zone, most others as seconds since 1970"
+    assert result.rejects == [("interactions.1.csv", 2, reason), ("interactions.1.csv", 3, "user is missing")]
+    assert result.summary["rows_read"] == 8
+
+
+def test_rows_in_another_form_fail_the_stage_where_they_are_many(ingest: Ingest, tmp_path: Path) -> None:
+    rows = [("u", f"i{n}", START + n) for n in range(6)] + [("u", "x", "2014-05-13")]
+    with pytest.raises(UserError, match="1 of 7 rows") as error:
+        ingest(write(tmp_path / "log.csv", csv_text(rows)), k_core=0)
+    assert "All times of a log have one form" in error.value.fix
+
+
+def test_a_unit_that_cannot_be_is_named_with_the_one_that_can(ingest: Ingest, tmp_path: Path) -> None:
+    path = write(tmp_path / "log.csv", csv_text([("u", f"i{n}", (START + n) * 1000) for n in range(6)]))
+    with pytest.raises(UserError, match="6 of 6 rows") as error:
+        ingest(path, k_core=0, time_unit="s")
+    assert "outside 1990..2100 in s, the set ingest.time_unit, but not in ms" in error.value.why
+    assert ingest(path, k_core=0, time_unit="ms").rows == ingest(path, k_core=0).rows
+
+
+def test_an_order_has_no_dates_to_split_by(ingest: Ingest, tmp_path: Path) -> None:
+    text = csv_text([("u", f"i{n}", n) for n in range(6)])
+    splits = split_of(ingest, tmp_path, text)
+    assert splits.seconds().tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(UserError, match="mere order"):
+        split_of(ingest, tmp_path, text, protocol="temporal", valid_from="2014-05-14", test_from="2014-05-15")
 
 
 def split_of(ingest: Ingest, folder: Path, text: str, **settings: Any) -> Splits:

@@ -12,8 +12,16 @@ from settings import some_params
 
 from pipeline.strategies.registry import settings_types
 
-# These files print messages and change no output: a new wording must not train anything again.
-SPEECH = {"pipeline/__init__.py", "pipeline/errors.py", "pipeline/progress.py"}
+# These files print messages, answer signals or let processes wait, and change no output: a new wording must not train
+# anything again.
+SPEECH = {
+    "pipeline/__init__.py",
+    "pipeline/errors.py",
+    "pipeline/locks.py",
+    "pipeline/printing.py",
+    "pipeline/progress.py",
+    "pipeline/stopping.py",
+}
 
 
 @pytest.fixture(scope="module")

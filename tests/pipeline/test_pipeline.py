@@ -179,7 +179,7 @@ def test_a_full_disk_is_told_and_loses_nothing(repository: Repository) -> None:
 def test_a_run_holds_all_that_comparing_needs(repository: Repository) -> None:
     key, _ = repository.query("select run_uuid, start_time from runs order by start_time limit 1")[0]
     params = dict(repository.query(f"select key, value from params where run_uuid = '{key}'"))
-    assert {"strategy": "full", "train.max_windows": "3000", "ingest.columns": "{}"}.items() <= params.items()
+    assert {"strategy": "full", "train.max_windows": "3000", "ingest.minimum": "{}"}.items() <= params.items()
     metrics = json.loads((repository.path / "reports/metrics.json").read_text())
     final = dict(repository.query(f"select key, value from latest_metrics where run_uuid = '{key}'"))
     assert metrics.items() <= final.items()

@@ -13,6 +13,7 @@ from settings import raw_params
 
 from pipeline.config import load_params
 from pipeline.errors import UserError
+from pipeline.ingest.config import COLUMNS
 from pipeline.presets.apply import apply_preset
 from pipeline.presets.migrate import add_missing_keys
 
@@ -26,7 +27,7 @@ def without(text: str, key: str, comment: bool = True) -> str:
     head = re.search(rf"^{section}:\n" if section else "", text, re.MULTILINE)
     assert head
     above = r"(^  #.*\n)*" if section else r"\n?(^#.*\n)*"
-    entry = rf"^  {name}:.*\n(  - .*\n)*" if section else rf"^{name}:.*\n(  .*\n)*"
+    entry = rf"^  {name}:.*\n(  - .*\n|    .*\n)*" if section else rf"^{name}:.*\n(  .*\n)*"
     found = re.compile((above if comment else "") + entry, re.MULTILINE).search(text, head.end())
     assert found
     return text[: found.start()] + text[found.end() :]
@@ -49,6 +50,24 @@ def test_a_key_or_section_comes_back_with_its_comment_at_its_position(key: str, 
     assert (project / "params.yaml").read_text() == before
     assert [line.key for line in added] == [name for name in KEYS if name.startswith(key)] or [key]
     assert add_missing_keys() == []
+
+
+def test_empty_mappings_become_what_s_can_set(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    columns = "".join(f"    {name}: ''\n" for name in COLUMNS)
+    older = before.replace(f"  columns:\n{columns}", "  columns: {}\n").replace("  minimum: ''\n", "  minimum: {}\n")
+    (project / "params.yaml").write_text(older)
+    assert [line.key for line in add_missing_keys()] == [
+        *(f"ingest.columns.{name}" for name in COLUMNS),
+        "ingest.minimum",
+    ]
+    assert (project / "params.yaml").read_text() == before
+    edited = older.replace("columns: {}", "columns:\n    item: sku\n    watch: seconds").replace("{}", "\n    watch: 2")
+    (project / "params.yaml").write_text(edited)
+    add_missing_keys()
+    ingest = yaml.safe_load((project / "params.yaml").read_text())["ingest"]
+    assert ingest["columns"] == {**dict.fromkeys(COLUMNS, ""), "item": "sku", "watch": "seconds"}
+    assert ingest["minimum"] == {"watch": 2}
 
 
 def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> None:
@@ -119,7 +138,7 @@ def test_where_nothing_is_missing_nothing_is_written(project: Path) -> None:
     ("wrong", "said"),
     [
         ("  learning_rate: ", "unknown key 'train.learning_rat': did you mean 'learning_rate'"),
-        ("beam: 20", "evaluate.beam must be 10 or more"),
+        ("beam: 20", "evaluate.beam is 2, expected a whole number from 10 to"),
         ("seed: 42", "not valid YAML"),
         ("", "is not here"),
         ("all", "the file must be a mapping"),

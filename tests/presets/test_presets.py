@@ -10,6 +10,7 @@ import yaml
 
 from pipeline.config import build_params, load_params
 from pipeline.errors import UserError
+from pipeline.ingest.config import COLUMNS
 from pipeline.presets.apply import apply_preset
 from pipeline.presets.document import leaves
 from pipeline.presets.kinds import PARTS, WHOLE, describe, owned
@@ -144,7 +145,7 @@ def test_each_preset_is_valid_and_demo_brings_everything_back(name: str, project
     before = (project / "params.yaml").read_text()
     apply_preset(name, ["train.learning_rate=1e-5", "ingest.columns={user: member}", "embed.template=['{title}']"])
     params = load_params()
-    assert (params.train.learning_rate, params.ingest.columns) == (1e-5, {"user": "member"})
+    assert (params.train.learning_rate, params.ingest.mapping) == (1e-5, {"user": "member"})
     assert params.embed.template == ("{title}",)
     assert params.dataset == VALUES[name].get("dataset", "demo")
     apply_preset("demo", [])
@@ -186,6 +187,24 @@ def test_a_preset_changes_only_the_lines_it_names(project: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["ingest.columns={user: member}", "ingest.columns.item=sku", "ingest.minimum={rating: 4}"],
+        ["ingest.columns.user=member", "ingest.columns={item: sku}", "ingest.minimum.rating=4"],
+    ],
+)
+@pytest.mark.parametrize("name", ["amazon-beauty", "tiger"])
+def test_a_mapping_is_set_as_a_whole_or_by_entry_as_by_s(name: str, settings: list[str], project: Path) -> None:
+    apply_preset(name, settings)
+    ingest = load_params().ingest
+    assert (ingest.mapping, ingest.minimum) == ({"user": "member", "item": "sku"}, {"rating": 4})
+    columns = yaml.safe_load((project / "params.yaml").read_text())["ingest"]["columns"]
+    assert list(columns) == list(COLUMNS), "all keys stay, so that `-S ingest.columns.title=NAME` works later"
+    apply_preset(name, ["ingest.minimum="])
+    assert load_params().ingest.minimum == {}
+
+
 @pytest.mark.usefixtures("project")
 def test_what_was_set_by_hand_and_is_overwritten_is_told() -> None:
     apply_preset("tiger", ["train.device=cuda", "train.threads=3", "seed=7"])
@@ -201,6 +220,7 @@ def test_what_was_set_by_hand_and_is_overwritten_is_told() -> None:
     [
         ("train.max_window=1", "unknown key 'train.max_window': did you mean 'max_windows'"),
         ("trian.max_windows=1", "unknown key 'trian.max_windows': did you mean 'train'"),
+        ("ingest.columns_.user=member", "unknown key 'ingest.columns_.user': did you mean 'columns'"),
         ("train.select=recall_at_50", "did you mean 'recall_at_5'"),
         ("seed", "no '='"),
     ],

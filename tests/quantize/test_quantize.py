@@ -123,6 +123,11 @@ def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes() 
     ):
         assert words in caught.value.fix
     check_collisions(quality, replace(config, max_collision_rate=0.63))
+    alone = {**quality, "interactions": {"share": 1.0, "items_without_vector": 7}}
+    with pytest.raises(UserError) as caught:
+        check_collisions(alone, config)
+    assert "7 items have no vector from interactions; raise quantize.interaction_window" in caught.value.fix
+    assert "embed.template" not in caught.value.fix
 
 
 def test_normalised_input_makes_the_length_of_a_vector_irrelevant() -> None:

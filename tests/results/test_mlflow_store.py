@@ -11,8 +11,9 @@ from finished_result import write_result
 from settings import read_params, some_params
 
 from pipeline.errors import UserError
+from pipeline.project import project_root
 from pipeline.results.parameters import flatten
-from pipeline.results.tracking_uri import project_root, tracking_uri
+from pipeline.results.tracking_uri import tracking_uri
 from pipeline.track import stage
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-STAGES = ["check", "ingest", "embed", "quantize", "split", "train", "evaluate", "track"]
+STAGES = ["check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"]
 
 
 @dataclass(frozen=True)

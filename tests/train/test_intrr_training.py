@@ -124,8 +124,8 @@ def test_bfloat16_stays_near_float32(world: TinyWorld) -> None:
     [
         ({"strategy": "rastp+intrr"}, "a single token"),
         ({"strategy": "intrr", "train": {"batching": "padded"}}, "set train.batching=packed"),
-        ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment must be 0 or more"),
-        ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden must be 1 or more"),
+        ({"strategy": "intrr", "intrr": {"alignment": -1}}, "intrr.alignment is -1, expected a number from 0"),
+        ({"strategy": "intrr", "intrr": {"hidden": 0}}, "intrr.hidden is 0, expected a whole number from 1"),
         (
             {"strategy": "intrr", "intrr": {"tie_break": "uid"}, "quantize": {"collisions": "none"}},
             "set quantize.collisions=digit",

@@ -14,6 +14,7 @@ from pipeline.artifacts import Embeddings, read_json
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.train.names import read_names
+from pipeline.training.negatives import counts_in_training
 
 SASREC: dict[str, Any] = {"backbone": {"name": "sasrec"}, "train": {"max_windows": 300, "learning_rate": 0.02}}
 
@@ -27,7 +28,7 @@ def test_the_model_holds_its_content_vectors_and_which_items_training_saw(
     vectors_IC = Embeddings.read(world.folder / "embeddings").vectors_Id
     lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
     np.testing.assert_allclose(weights["catalogue.content_IC"], vectors_IC / lengths_I1, rtol=1e-6)
-    assert (weights["catalogue.trained_I"] == (world.splits.training_counts() > 0)).all()
+    assert (weights["catalogue.trained_I"] == (counts_in_training(world.splits) > 0)).all()
     loaded = load_generator(world.folder / "run/generator")
     assert loaded.config["widths"] == [40]
     assert set(loaded.config["fingerprints"]) == {"embeddings", "splits"}
@@ -73,7 +74,7 @@ def test_only_training_interactions_make_an_item_known() -> None:
     splits = make_splits([5, 1, 4], np.random.default_rng(0), items=12)
     items_N = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], np.int32)
     # Users hold 0 1 2 | 3 4, then 5 (all of it for training), then 6 7 | 8 9.
-    counts_I = replace(splits, items_N=items_N).training_counts()
+    counts_I = counts_in_training(replace(splits, items_N=items_N))
     assert np.flatnonzero(counts_I).tolist() == [0, 1, 2, 5, 6, 7]
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 import pytest
 import tiny_world
 import torch
+import yaml
 from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
+from pipeline import stopping
 from pipeline.errors import UserError
+from pipeline.stopping import Stopped
+from pipeline.train.code import CODE, code_fingerprint
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.loop import State
+from pipeline.training.loop import State, Trainer
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
 KILLED = """
@@ -78,6 +84,104 @@ def test_wherever_a_run_stops_it_ends_with_the_same_bytes(world: TinyWorld, monk
         assert world.written(str(steps)) == world.written("undisturbed"), f"stopped after {steps}"
 
 
+def test_a_signal_saves_a_checkpoint_after_the_step_and_the_rest_is_trained_later(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Checkpoints fall on steps 7, 14, ...: the signal comes in steps between, in a validation, and twice in a row."""
+    world.train(make_params(**SETTINGS), "undisturbed")
+    for step in (4, 9, 10, 20):
+        with monkeypatch.context() as patch:
+            _signal_in(step, patch)
+            with pytest.raises(Stopped) as stopped, stopping.watch():
+                world.train(make_params(**SETTINGS))
+        assert f"the checkpoint of step {step} is saved" in stopped.value.stands
+        assert "the step is finished and saved first" in capfd.readouterr().err
+    world.train(make_params(**SETTINGS))
+    assert "resumed at step 20" in capfd.readouterr().out
+    assert world.written() == world.written("undisturbed")
+
+
+def test_a_second_signal_stops_at_once(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stopping.SAME", 0.0)
+    _signal_in(10, monkeypatch, times=2)
+    with pytest.raises(Stopped) as stopped, stopping.watch():
+        world.train(make_params(**SETTINGS))
+    assert stopped.value.stands == ""
+
+
+def _signal_in(step: int, monkeypatch: pytest.MonkeyPatch, times: int = 1) -> None:
+    """Let SIGTERM come in the computation of this optimizer step (counted from 1)."""
+    train = Trainer._train
+
+    def signalled(self: Trainer, *args: Any) -> None:
+        for _ in range(times if self.state.step == step - 1 else 0):
+            signal.raise_signal(signal.SIGTERM)
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", signalled)
+
+
+# ---------------------------------------------------------------------------------------------------- two at once
+
+
+def test_a_second_train_by_hand_is_refused_and_names_the_first(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another folder with the same settings shares the checkpoint, other settings share the folder."""
+    train, refused = Trainer._train, list[str]()
+
+    def twice(self: Trainer, *args: Any) -> None:
+        if self.state.step == 0 and not refused:
+            for settings, name in (({}, "other"), ({"seed": 7}, "run")):
+                with pytest.raises(UserError) as error:
+                    world.train(make_params(**settings), name)
+                refused.append(error.value.what)
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", twice)
+    world.train(make_params())
+    assert len(refused) == 2
+    assert all(what.startswith(f"process {os.getpid()} of ") for what in refused)
+    assert not list((world.folder / "scratch").rglob("*.lock"))
+
+
+@pytest.mark.slow
+def test_a_train_of_dvc_waits_for_the_first_and_goes_on_from_its_checkpoint(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    here = str(Path(tiny_world.__file__).parent)
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n" + WAITING
+    train, waiting = Trainer._train, list[Any]()
+
+    def beside(self: Trainer, *args: Any) -> None:
+        if self.state.step == 10:
+            waiting.append(subprocess.Popen([sys.executable, "-c", code, here, str(world.folder)]))
+            deadline = time.monotonic() + 60
+            while "waiting for it" not in (said := capfd.readouterr().out):
+                assert time.monotonic() < deadline, said
+                time.sleep(0.1)
+            monkeypatch.setattr(Trainer, "_train", train)
+        train(self, *args)
+
+    monkeypatch.setattr(Trainer, "_train", beside)
+    world.train(make_params(), "first")
+    assert waiting[0].wait(timeout=60) == 0
+    assert "resumed at step" in capfd.readouterr().out
+    assert world.written("second") == world.written("first")
+    assert not checkpoint_files(world)
+
+
+WAITING = """
+from pathlib import Path
+from tiny_world import TinyWorld, make_params
+TinyWorld(Path(sys.argv[2]), None, None).train(make_params(), "second")
+"""
+
+
+# ---------------------------------------------------------------------------------------------------- what starts anew
+
+
 def test_a_run_that_patience_had_ended_does_not_train_on(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"train": {"learning_rate": 1e-9, "validate_every": 7, "patience": 2, "max_windows": 10**6}}
     with monkeypatch.context() as patch:
@@ -108,6 +212,37 @@ def test_another_input_starts_anew(
     replace(world.sids, codes_IL=world.sids.codes_IL[::-1]).write(world.folder / "sids")
     world.train(make_params())
     assert "resumed" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_other_code_is_named_and_stays(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(world, make_params(), 10, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.train.stage.code_fingerprint", lambda: "f" * 64)
+        world.train(make_params(), "edited")
+    said = capsys.readouterr().out
+    assert "resumed" not in said.replace("is not resumed", "")
+    assert said.count("other code made the checkpoint of these settings") == 1
+    assert str(checkpoint_files(world)[0].parent) in said
+    world.train(make_params())
+    assert "resumed at step 7" in capsys.readouterr().out
+    assert not checkpoint_files(world)
+
+
+def test_every_code_file_of_training_counts(root: Path, tmp_path: Path) -> None:
+    """The list is that of dvc.yaml, and a changed, a new or a renamed file changes the fingerprint."""
+    deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["train"]["deps"]
+    assert {f"pipeline/{name}" for name in CODE} == {dep for dep in deps if dep.startswith("pipeline/")}
+    package = shutil.copytree(root / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    before = code_fingerprint(package)
+    assert before == code_fingerprint()
+    (package / "presets/kinds.py").write_text("")  # no part of training
+    assert code_fingerprint(package) == before
+    (package / "metrics.py").write_text((package / "metrics.py").read_text() + "# a comment\n")
+    edited = code_fingerprint(package)
+    (package / "ops/new.py").write_text("")
+    assert len({before, edited, code_fingerprint(package)}) == 3
 
 
 def test_knobs_without_influence_keep_the_checkpoint(

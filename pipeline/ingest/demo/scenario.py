@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 
-import yaml
-
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.demo.vocabulary import LEAVES, TREE
+from pipeline.yaml_files import parse_yaml, read_text
 
 SHARES = (
     "noise_sessions",
@@ -96,20 +95,12 @@ def load_scenario(path: Path) -> Scenario:
     Raises:
         UserError: the file is missing or no YAML mapping, a key is unknown or missing, or a value is out of range.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is not here",
-            "the demo's simulator reads its settings from this file",
-            "run `git checkout data/demo`, or set ingest.path to the folder that holds scenario.yaml",
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid YAML: {error}",
-            "the demo's simulator reads its settings from this file",
-            "correct the file, or bring the original back: git checkout data/demo",
-        ) from None
+    text = read_text(
+        path,
+        "the demo's simulator reads its settings from this file",
+        "run `git checkout data/demo`, or set ingest.path to the folder that holds scenario.yaml",
+    )
+    raw = parse_yaml(text, str(path), "correct the file, or bring the original back: git checkout data/demo")
     if not isinstance(raw, dict):
         raise UserError(
             f"{path} must be a mapping of names to values",

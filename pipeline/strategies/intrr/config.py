@@ -3,32 +3,27 @@ quick.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pipeline.knobs import Between
 
 
 @dataclass(frozen=True, kw_only=True)
 class IntrrConfig:
     """The settings of intrr: the recursive assignment network and its losses."""
 
-    uid_dim: int  # width of the UID table; 0: backbone.d_model
-    hidden: int  # width of the MLPs' hidden layer
-    digit_width: int  # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
+    uid_dim: Annotated[int, Between(0, 16_384)]  # width of the UID table; 0: backbone.d_model
+    hidden: Annotated[int, Between(1, 65_536)]  # width of the MLPs' hidden layer
+    # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
+    digit_width: Annotated[int, Between(0, 1_000_000)]
     mix: Literal["soft", "straight_through"]
     context: Literal["last", "sum"]
     codebooks: Literal["random", "quantizer"]  # the vectors that the network's codebooks begin with
-    alignment: float  # weight of the alignment loss (lambda)
+    alignment: Annotated[float, Between(0, 1e6)]  # weight of the alignment loss (lambda)
     alignment_items: Literal["batch_distinct", "batch_occurrences", "sample", "all"]
-    alignment_sample: int  # items of `sample`
+    alignment_sample: Annotated[int, Between(1, 10_000_000)]  # items of `sample`
     tie_break: Literal["digit", "uid"]
     ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"]
-
-    def __post_init__(self) -> None:
-        for name in ("uid_dim", "digit_width", "alignment"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"intrr.{name} must be 0 or more")
-        for name in ("hidden", "alignment_sample"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"intrr.{name} must be 1 or more")
 
     @property
     def aligns(self) -> bool:

@@ -3,16 +3,18 @@ quick.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pipeline.knobs import Between
 
 
 @dataclass(frozen=True, kw_only=True)
 class RastpConfig:
     """The settings of rastp: which encoder tokens go on."""
 
-    keep: float
-    min_tokens: int
-    after_layer: int
+    keep: Annotated[float, Between(1e-6, 1)]
+    min_tokens: Annotated[int, Between(1, 1_000_000)]
+    after_layer: Annotated[int, Between(1, 128)]
     score: Literal["rastp", "l1", "l2", "attention", "random"]
     unit: Literal["token", "item"]
     separators: Literal["keep", "compete"]
@@ -23,13 +25,6 @@ class RastpConfig:
     keep_positions: bool
     padded_queries: Literal["ignore", "count"]
     score_dropout: Literal["before", "after"]
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ValueError("rastp.keep is the share of tokens that is kept, above 0 and at most 1")
-        for name in ("min_tokens", "after_layer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rastp.{name} must be 1 or more")
 
     @property
     def scores_mass(self) -> bool:

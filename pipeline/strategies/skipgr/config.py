@@ -4,7 +4,9 @@ be quick.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pipeline.knobs import Between, RatioBelow1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,37 +14,23 @@ class SkipgrConfig:
     """The settings of skipgr: what training skips by the entropy of the model that it trains."""
 
     rule: Literal["low_entropy", "high_entropy", "static_low_entropy", "random", "random_step", "static_random", "loss"]
-    token_ratio: float
-    level_ratios: tuple[float, ...]  # one per scored level; empty: token_ratio for each
+    token_ratio: RatioBelow1
+    level_ratios: tuple[RatioBelow1, ...]  # one per scored level; empty: token_ratio for each
     apply_to: Literal["loss", "input", "both"]
     input_unit: Literal["token", "item"]
-    rescore_every: int  # epochs
+    rescore_every: Annotated[int, Between(1, 1_000_000)]  # epochs
     include_digit: bool
-    sequence_ratio: float
-    sequence_share: float  # 0: sequence_ratio counts
+    sequence_ratio: RatioBelow1
+    sequence_share: RatioBelow1  # 0: sequence_ratio counts
     sequence_unit: Literal["user", "window"]
-    max_weight: float
+    max_weight: Annotated[float, Between(1, 1e6)]
     normalise: Literal["nominal", "kept"]
-    anneal_epochs: int
+    anneal_epochs: Annotated[int, Between(0, 1_000_000)]
     at_eval: bool
 
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"at_eval": False}  # as in backbones/config.py
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("token_ratio", self.token_ratio),
-            ("sequence_ratio", self.sequence_ratio),
-            ("sequence_share", self.sequence_share),
-            *(("level_ratios", r) for r in self.level_ratios),
-        ):
-            if not 0 <= value < 1:
-                raise ValueError(f"skipgr.{name} is a share that is skipped, at least 0 and below 1")
-        if self.rescore_every < 1:
-            raise ValueError("skipgr.rescore_every must be 1 or more")
-        if self.anneal_epochs < 0:
-            raise ValueError("skipgr.anneal_epochs must be 0 or more")
-        if self.max_weight < 1:
-            raise ValueError("skipgr.max_weight must be 1 or more")
         if self.at_eval and self.apply_to == "loss":
             raise ValueError(
                 "skipgr.at_eval skips in histories, and skipgr.apply_to loss does not: set "

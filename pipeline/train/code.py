@@ -1,0 +1,60 @@
+"""Name the code that training uses, so that no run goes on from the checkpoint of other code.
+
+Who works on a strategy stops a run, edits a file and starts again. DVC would then record the weights of two codes as
+those of the new one.
+"""
+
+import hashlib
+from pathlib import Path
+
+from pipeline.printing import say
+
+PACKAGE = Path(__file__).parents[1]
+# What dvc.yaml lists for the stage train, which follows from the imports (tests/pipeline/test_graph.py).
+CODE = (
+    "train",
+    "training",
+    "generator.py",
+    "strategies",
+    "decoding",
+    "backbones",
+    "packing",
+    "ops",
+    "catalogue.py",
+    "cuda_graphs.py",
+    "artifacts.py",
+    "distributed.py",
+    "hashing.py",
+    "machine.py",
+    "metric_names.py",
+    "metrics.py",
+    "knobs.py",
+)
+
+
+def code_fingerprint(package: Path = PACKAGE) -> str:
+    """Return the hex sha256 of the names and contents of all Python files that training uses."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        path = package / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(str(file.relative_to(package)).encode())
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def checkpoint_name(run: str, code: str) -> str:
+    """Return the name of a run's checkpoint: 8 digits of the fingerprint of settings and inputs, and 8 of the code."""
+    return run[:8] + code[:8]
+
+
+def name_other_code(checkpoint: Path) -> None:
+    """Print a line where only other code has a checkpoint of the run, whose folder is `checkpoint`."""
+    if checkpoint.exists():
+        return
+    saved = [path for path in checkpoint.parent.glob(f"{checkpoint.name[:8]}*") if (path / "checkpoint.pt").exists()]
+    if saved:
+        say(
+            f"train: other code made the checkpoint of these settings, so it is not resumed and training starts anew; "
+            f"it goes on with the former code, and may be deleted: {', '.join(map(str, sorted(saved)))}"
+        )
