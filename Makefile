@@ -1,7 +1,8 @@
 # `make repro` runs the pipeline and `make test` the tests; a user needs no more. `make setup` only installs.
 # For developers: `make check` (lint, format, types, spelling), `make format`, `make test-long` (what takes minutes: the
 # README's commands, the tutorial, the docs, coverage), `make coverage`, `make docs` (the site, into site/) and
-# `make results` (docs/results.md from its rows). `.ci/run` calls check, test and test-long.
+# `make results` (docs/results.md from its rows) and `make torture` (docs/reliability.md). `.ci/run` calls check, test and
+# test-long.
 # PYTHON=python3.12 picks another interpreter. TORCH_ARGS goes to pip for torch alone: without a GPU give it the index
 # of PyTorch's CPU builds (README), else pip brings CUDA along.
 PYTHON ?= python3
@@ -18,7 +19,7 @@ export NO_MKDOCS_2_WARNING := 1
 # One process per core; a file's tests stay together, because they share what was costly to make.
 PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: setup setup-docs repro test test-long coverage check format docs results
+.PHONY: setup setup-docs repro test test-long coverage check format docs results torture
 setup: $(VENV)/.ready
 
 # Installed again only when the list of packages changes; torch first, so that nothing else chooses its build.
@@ -69,3 +70,7 @@ docs: setup setup-docs
 
 results: setup
 	python benchmarks/results.py
+
+# Signals, full disks, odd values, damaged files, hostile servers. TIME is in hours; another call goes on.
+torture: setup
+	python -m benchmarks.torture --hours $(or $(TIME),2)

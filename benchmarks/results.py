@@ -45,6 +45,20 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"},
     ),
     (
+        "## Interactions in the Semantic IDs",
+        "`quantize.interactions` on Amazon Beauty, preset beauty-fast, one seed ([quantizers.md](quantizers.md) says "
+        "what the key does). Validation, beam 10, chose the share; test, beam 50, was read for it and for 0 alone. The "
+        "interval of a recall covers users.",
+        "interactions",
+        {
+            "share": "{share:g}",
+            "validation recall@10": "{valid_recall_at_10:.4f}",
+            "test recall@10": "{test}",
+            "test ndcg@10": "{ndcg}",
+            "without ties": "{noties}",
+        },
+    ),
+    (
         "## Training speed",
         "The windows are those of GRID's sampler (snap-research/GRID; mean history 8.5 items); the network has the "
         "shape of TIGER (Rajput et al. 2023) with separators. GRID's own code trains 8.2 k windows/s on the same kind "

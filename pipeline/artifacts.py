@@ -8,7 +8,6 @@ Shape legend: I items, U users, N interactions of all users end to end, L levels
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.manifest import belongs, file_digest, seal, verify
+from pipeline.manifest import write_bytes as write_bytes
 from pipeline.printing import shown
 
 if TYPE_CHECKING:
@@ -55,40 +56,29 @@ MEASURED = frozenset(
 # ---------------------------------------------------------------------------------------------------- small files
 
 
-def read_json(path: Path) -> Any:
-    """Read and parse a JSON file. Raises UserError if it is missing or damaged."""
+def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        needs: keys that the object must have, with the types of their values.
+
+    Raises:
+        UserError: the file is missing or damaged, is no object, or lacks a key.
+    """
     try:
-        return json.loads(_existing(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(_existing(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, expected an object")
+        if wrong := [key for key, kind in needs.items() if not isinstance(content.get(key), kind)]:
+            raise ValueError(f"its {', '.join(map(repr, wrong))} is missing or of another kind")
+    except (ValueError, RecursionError, OSError) as error:
         raise _damaged(path, error) from None
+    return content
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON with keys in the given order, whole or not at all."""
     write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path` and rename it, so that a kill or a full disk never leaves half a file.
-
-    Raises:
-        UserError: the file cannot be written; an earlier version is unchanged.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"could not write {path}: {error.strerror}",
-            "an earlier version of the file, if there was one, is unchanged",
-            "free some space or correct the permissions, then run the same command again",
-        ) from error
 
 
 def write_parquet(path: Path, table: "pa.Table | pd.DataFrame", metadata: dict[str, str] | None = None) -> None:
@@ -136,18 +126,22 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return load(_existing(path).read_bytes())
     except (SafetensorError, ValueError) as error:
         raise _damaged(path, error) from None
+    except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
+        raise _damaged(path, TypeError(f"it holds a tensor of a type that is not read here: {error}")) from None
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return the hex sha256 of JSON-like values and of the bytes of files and folders (`Path`s), in the given order."""
+    """Return the hex sha256 of JSON-like values and of the bytes of files and folders (`Path`s), in the given order.
+
+    A manifest is no content.
+    """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):
-            files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+            files = sorted(p for p in part.rglob("*") if p.is_file() and belongs(p)) if part.is_dir() else [part]
             for file in files:
                 digest.update(str(file.relative_to(part.parent)).encode())
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                digest.update(bytes.fromhex(file_digest(file)))
         else:
             digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
@@ -160,6 +154,7 @@ def _existing(path: Path) -> Path:
             "an earlier stage writes this file",
             "run `dvc repro`, or `dvc checkout` if the file was made before",
         )
+    verify(path)
     return path
 
 
@@ -185,10 +180,9 @@ class Interactions:
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
     rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
-        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out, items
-        of the item file without a row included; k_core and minimum in its metadata. ingest.json: counts before and
-        after each filter, sha256 of each raw file, time_unit, time_format, and at least `users`, `items`,
-        `interactions`.
+        raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out; k_core
+        and minimum in its metadata. ingest.json: counts before and after each filter, sha256 of each raw file,
+        time_unit, time_format, and at least `users`, `items`, `interactions`.
     """
 
     folder: Path = INTERACTIONS
@@ -255,10 +249,15 @@ class Embeddings:
     def write(self, folder: Path = EMBEDDINGS) -> None:
         write_tensors(folder / "embeddings.safetensors", {"vectors": self.vectors_Id.astype(np.float32)})
         write_json(folder / "embeddings.json", self.encoder)
+        seal(folder, "embed")
 
     @classmethod
     def read(cls, folder: Path = EMBEDDINGS) -> "Embeddings":
-        return cls(read_tensors(folder / "embeddings.safetensors")["vectors"], read_json(folder / "embeddings.json"))
+        path = folder / "embeddings.safetensors"
+        vectors_Id = read_tensors(path).get("vectors")
+        if vectors_Id is None:
+            raise _damaged(path, ValueError("it holds no tensor 'vectors'"))
+        return cls(vectors_Id, read_json(folder / "embeddings.json"))
 
 
 # ---------------------------------------------------------------------------------------------------- data/sids
@@ -290,12 +289,16 @@ class Sids:
         write_parquet(folder / "sids.parquet", frame)
         write_tensors(folder / "codebooks.safetensors", self.codebooks)
         write_json(folder / "quality.json", {"widths": list(self.widths), "digit": self.digit, **self.quality})
+        seal(folder, "quantize")
 
     @classmethod
     def read(cls, folder: Path = SIDS) -> "Sids":
         frame = read_parquet(folder / "sids.parquet")
-        quality = read_json(folder / "quality.json")
-        codes_IL = frame.drop(columns="item_id").to_numpy(np.int32)
+        quality = read_json(folder / "quality.json", widths=list)
+        codes_IL = frame.drop(columns="item_id", errors="ignore").to_numpy(np.int32)
+        if codes_IL.shape[1] != len(quality["widths"]):
+            levels = f"{codes_IL.shape[1]} levels, and quality.json has {len(quality['widths'])} widths"
+            raise _damaged(folder / "sids.parquet", ValueError(levels))
         digit = quality.get("digit", True)  # older files do not say it, and always have the digit
         return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality, digit)
 
@@ -343,12 +346,13 @@ class Splits:
             np.save(buffer, getattr(self, name), allow_pickle=False)
             write_bytes(folder / f"{name}.npy", buffer.getvalue())
         write_json(folder / "splits.json", self.summary)
+        seal(folder, "split")
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
         arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
-        return cls(**arrays, summary=read_json(folder / "splits.json"))
+        return cls(**arrays, summary=read_json(folder / "splits.json", max_history=int, items=int))
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the times of these flat indices in whole seconds since 1970, rounded down, int64."""

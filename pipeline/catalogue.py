@@ -40,7 +40,8 @@ class Catalogue(nn.Module):
         trained_I: bool, the items that training sees, for such a network; likewise.
 
     Raises:
-        ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit.
+        ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit; there
+            is not one content vector, or not one word on training, for each item.
     """
 
     codes_IL: Tensor  # int64
@@ -79,6 +80,7 @@ class Catalogue(nn.Module):
         leaf_of_item_I = np.empty(self.items, dtype=np.int64)
         leaf_of_item_I[order_I] = np.repeat(np.arange(self.prefixes[-1]), np.diff(self.leaves_before[-1]))
         self._buffer("leaf_of_item_I", leaf_of_item_I)
+        _check_content(content_IC, trained_I, self.items)
         self.register_buffer("content_IC", None if content_IC is None else torch.from_numpy(np.array(content_IC)))
         self.register_buffer("trained_I", None if trained_I is None else torch.from_numpy(np.array(trained_I)))
 
@@ -162,6 +164,17 @@ def _check_codes(codes: np.ndarray, widths: tuple[int, ...]) -> None:
         raise ValueError(
             f"item {item} has code {codes[item, level]} at level {level + 1}, which allows 0 to {widths[level] - 1}"
         )
+
+
+def _check_content(content_IC: np.ndarray | None, trained_I: np.ndarray | None, items: int) -> None:
+    if content_IC is not None and (
+        content_IC.ndim != 2 or len(content_IC) != items or 0 in content_IC.shape or content_IC.dtype != np.float32
+    ):
+        raise ValueError(
+            f"content vectors of {content_IC.dtype} {content_IC.shape} are not float32 [{items} items, width]"
+        )
+    if trained_I is not None and (trained_I.shape != (items,) or trained_I.dtype != np.bool_):
+        raise ValueError(f"trained items of {trained_I.dtype} {trained_I.shape} are not bool [{items} items]")
 
 
 def _check_distinct(codes: np.ndarray, order_I: np.ndarray) -> None:

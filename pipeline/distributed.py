@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.errors import LostProcessError, UserError
-from pipeline.stopping import reason, requested, started
+from pipeline.stopping import ends_by_itself, reason, requested, started
 
 PATIENCE = 2.0  # seconds in which a process that ends leaves its reason
 
@@ -112,6 +112,7 @@ def _tell(store: Any, world: World, error: BaseException) -> None:
 
 def _lost(store: Any, world: World) -> LostProcessError:
     """Say which of the other processes ended, and why."""
+    ends_by_itself()  # torchrun tells those that are left to stop, at the same time
     found: list[str] = []
     deadline = time.monotonic() + PATIENCE
     with suppress(RuntimeError):

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Literal
 
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
+from pipeline.ingest.tracked import git, lacking
 from pipeline.printing import say
 from pipeline.results.tracking_uri import tracking_uri
 
@@ -39,7 +39,7 @@ class Check:
 def examine(root: Path) -> list[Check]:
     """Run every check on the project in folder `root`."""
     params = check_params(root)
-    checks = [check_python(), check_torch(), check_faiss(), check_dvc(root), check_git(root), params]
+    checks = [check_python(), check_torch(), check_faiss(), check_dvc(root), checkgit(root), params]
     if params.state == "ok":
         loaded = load_params(root / "params.yaml")
         checks += [check_raw_log(root, loaded), check_engine(loaded)]
@@ -108,9 +108,9 @@ def check_dvc(root: Path) -> Check:
     return Check("dvc", "ok", str(installed))
 
 
-def check_git(root: Path) -> Check:
+def checkgit(root: Path) -> Check:
     """Check that there is a commit, from which experiments start, and that tracked files do not differ from it."""
-    commit = _git(root, "log", "-1", "--format=%h %s")
+    commit = git(root, "log", "-1", "--format=%h %s")
     if commit is None:
         return Check(
             "git",
@@ -118,7 +118,7 @@ def check_git(root: Path) -> Check:
             "there is no git repository, or it has no commit",
             "DVC experiments start from a commit: git init && git add -A && git commit -m start",
         )
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no") or ""
+    changed = git(root, "status", "--porcelain", "--untracked-files=no") or ""
     if changed:
         return Check(
             "git",
@@ -127,6 +127,24 @@ def check_git(root: Path) -> Check:
             "commit these files to make results traceable (after a run dvc.lock and reports/ too)",
         )
     return Check("git", "ok", commit)
+
+
+def check_identity(root: Path) -> Check:
+    """Check that git has a name and an address to write into commits, as DVC's experiments are commits."""
+    lacks = []
+    for what in ("name", "email"):
+        found = git(root, "config", f"user.{what}")
+        if not all(os.environ.get(f"GIT_{who}_{what.upper()}", found) for who in ("AUTHOR", "COMMITTER")):
+            lacks.append(f"user.{what}")
+    if not lacks:
+        return Check("identity", "ok", "git has a name and an address for commits")
+    return Check(
+        "identity",
+        "fail",
+        f"git has no {' and no '.join(lacks)}",
+        "DVC's experiments are commits, and `dvc exp run` fails without: git config --global user.name 'YOUR NAME' && "
+        "git config --global user.email YOU@EXAMPLE.ORG",
+    )
 
 
 def check_params(root: Path) -> Check:
@@ -163,13 +181,9 @@ def check_raw_log(root: Path, params: Params) -> Check:
             f"{path} leaves the project by a relative path",
             "queued experiments run in a copy of the project, where this path leads nowhere: give an absolute path",
         )
-    if inside and not _git(root, "ls-files", "--", str(path)) and not (root / f"{path}.dvc").exists():
-        return Check(
-            "raw log",
-            "warn",
-            f"{path} is tracked neither by git nor by DVC",
-            f"queued experiments run in a copy of the tracked files: dvc add {path} && git add {path}.dvc",
-        )
+    if missing := lacking(root, path):
+        fix = f"queued experiments run in a copy of what git and DVC track: {missing.cure}"
+        return Check("raw log", "warn", missing.reason, fix)
     return Check("raw log", "ok", str(path))
 
 
@@ -214,9 +228,3 @@ def check_disk(root: Path) -> Check:
         fix = "DVC's cache holds every earlier result: `dvc gc -w` removes those that the workspace does not use"
         return Check("disk", "warn", f"{free:.1f} GiB free", fix)
     return Check("disk", "ok", f"{free:.1f} GiB free")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """Return the output of a git command, None if it fails."""
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None

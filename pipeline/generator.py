@@ -7,6 +7,7 @@ Shape legend: L levels; local: M interactions of the splits.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.manifest import MANIFEST, seal
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
+from pipeline.printing import say, shown
+from pipeline.saved_model import check_config, check_fields, check_items, check_sizes, check_weights
 from pipeline.strategies.base import NetworkTraits
-from pipeline.strategies.registry import choose_strategies, from_saved
+from pipeline.strategies.registry import choose_strategies, from_saved, settings_types
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -73,6 +77,7 @@ def save_generator(
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
     if eval_skips is not None:
         write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
+    seal(folder, "train")
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -81,31 +86,40 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
     Raises:
         UserError: a file is missing or damaged, or the files do not belong together.
     """
+    if not (folder / MANIFEST).exists() and folder.exists():
+        say(f"note: {folder} has no {MANIFEST}, as those of earlier versions: its files are not checked", error=True)
     config = read_json(folder / CONFIG)
     items = read_parquet(folder / ITEMS)
-    arrays = read_tensors(folder / WEIGHTS)
-    weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    weights = read_tensors(folder / WEIGHTS)
     try:
+        # Nothing is built before the files are known to fit together: see saved_model.py.
+        check_config(config)
+        check_items(items, len(config["widths"]))
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
         catalogue = Catalogue(
             codes,
             tuple(config["widths"]),
             config.get("digit", True),  # as in Sids.read
-            content_IC=arrays.get("catalogue.content_IC"),
-            trained_I=arrays.get("catalogue.trained_I"),
+            content_IC=weights.get("catalogue.content_IC"),
+            trained_I=weights.get("catalogue.trained_I"),
         )
+        for name, kind in {"backbone": BackboneConfig, **settings_types()}.items():
+            if isinstance(config.get(name), Mapping):
+                check_fields(kind, config[name], name)
         chosen = choose_strategies(config["strategy"], config)
         backbone = from_saved(BackboneConfig, config["backbone"], "backbone")
+        check_sizes(config, chosen.settings, weights)
         network = chosen.network(config["pad_to"])
         model = network.build(backbone, catalogue)
-        model.load_state_dict(weights)
+        check_weights(weights, model.state_dict())
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
         rule = chosen.eval_rule(NetworkTraits.of(network, backbone, catalogue))
         if rule is None and (folder / SKIPS).exists():
             raise ValueError(f"{SKIPS} is there, and strategy {chosen.text} has no `eval_rule` that reads it")
         eval_skips = rule(_read_skips(folder, catalogue.levels)) if rule else None
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
         raise UserError(
-            f"{folder} cannot be loaded: {error}",
+            f"{folder} cannot be loaded: {shown(error)}",
             "its files are damaged or come from different runs or versions",
             "run `dvc checkout`, or `dvc repro` to train again",
         ) from None

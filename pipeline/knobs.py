@@ -159,7 +159,7 @@ def _convert(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
             problems.append(f"{name} is {short(value)}, {nearest(_key(value), [str(a) for a in args])}")
         return value
     if origin in (typing.Union, types.UnionType):
-        for option in args:
+        for option in sorted(args, key=lambda option: option is not type(value)):  # 5.0 stays a float
             attempt: list[str] = []
             converted = _convert(value, option, name, attempt)
             if not attempt:

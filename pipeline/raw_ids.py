@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,7 +68,9 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
     if unknown:
         close = difflib.get_close_matches(unknown[0], names[:CANDIDATES], n=3, cutoff=0.5)
         others = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-        raise UserError(
+        raise UnknownIdError(
+            kind,
+            unknown[0],
             f"{kind} '{shown(unknown[0])}' is not known{others}",
             f"{source} lists {len(names):,} {kind}s",
             f"did you mean {' or '.join(map(shown, close))}?"
@@ -75,3 +78,65 @@ def dense_ids(raw: Sequence[str], known: "pd.DataFrame", kind: str, source: Path
             else f"give an id of that file, such as {', '.join(map(shown, names[:3]))}",
         )
     return ids
+
+
+class UnknownIdError(UserError):
+    """An error about a raw id that no user or item has."""
+
+    def __init__(self, kind: str, raw_id: str, what: str, why: str, fix: str):
+        super().__init__(what, why, fix)
+        self.kind = kind
+        self.raw_id = raw_id
+
+
+@contextmanager
+def naming_the_cut(cut: Path) -> Iterator[None]:
+    """Let an UnknownIdError from inside say whether ingest left the id out, and why.
+
+    Args:
+        cut: the list of what ingest left out (`artifacts.Interactions.cut`); where it is missing, the error says so.
+    """
+    try:
+        yield
+    except UnknownIdError as error:
+        if not cut.exists():
+            why = f"{error.why}; whether ingest left it out is not known, because {cut} is not here"
+            raise UserError(error.what, why, error.fix) from None
+        raise _left_out(error, cut) or error from None
+
+
+def _left_out(error: UnknownIdError, cut: Path) -> UserError | None:
+    """Return the error about an id that ingest left out; None if it is not in the list."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = error.raw_id.strip()
+    names = [error.raw_id, name, whole_number(name) or name]
+    try:
+        found = pq.read_table(cut, filters=[("kind", "=", error.kind), ("raw_id", "in", names)]).to_pylist()
+        metadata = pq.read_schema(cut).metadata or {}
+    except (OSError, pa.ArrowException):  # the file is damaged, and the id is not known all the same
+        return None
+    if not found:
+        return None
+    rows, interactions = found[0]["rows"], found[0]["interactions"]
+    k_core = metadata.get(b"k_core", b"0").decode()
+    if not rows:
+        why = "it is in the item file, and the log has no row of it"
+    elif not interactions:
+        rule = metadata.get(b"minimum", b"").decode()
+        why = f"it is in the log with {rows:,} rows, none of which passes ingest.minimum ({rule})"
+    elif interactions < int(k_core):
+        count = "1 interaction" if interactions == 1 else f"{interactions:,} interactions"
+        why = f"it is in the log with {count}, below ingest.k_core {k_core}"
+    else:
+        other = "items" if error.kind == "user" else "users"
+        why = (
+            f"it is in the log with {interactions:,} interactions, fewer than ingest.k_core {k_core} of them "
+            f"with {other} that are left"
+        )
+    fix = {
+        "user": "give the items by --history, or lower ingest.k_core and run `dvc repro`",
+        "item": "name other items, or lower ingest.k_core and run `dvc repro`",
+    }
+    return UserError(f"{error.kind} '{shown(name)}' was left out by ingest", why, fix[error.kind])

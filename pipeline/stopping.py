@@ -44,6 +44,7 @@ class _Request:
         self.since = 0.0  # when the first one came
         self.cause = ""  # in place of the signal's name
         self.deferring = False
+        self.ending = False  # the command ends by itself and says why
         self.unwinding = False  # `Stopped` was raised
         self.lost = False  # `Stopped` was raised where Python drops exceptions, so it must be raised again
         self.deadline = 0.0  # when the process is ended at once; 0: never
@@ -82,6 +83,11 @@ def deferred() -> Iterator[None]:
     if requested():
         _request.unwinding = True
         raise Stopped
+
+
+def ends_by_itself() -> None:
+    """Raise nothing for later signals, because the command ends already and is about to say why."""
+    _request.ending = True
 
 
 @contextmanager
@@ -129,6 +135,10 @@ def leave(code: int) -> None:
 def _handle(number: int, _: FrameType | None) -> None:
     """Note the signal, and raise `Stopped` unless the main thread asked to be told later."""
     now = time.monotonic()
+    if _request.ending:
+        _request.number = _request.number or number
+        _request.deadline = _request.deadline or now + GRACE
+        return
     if not _request.number:
         _request.number = number
         _request.since = now

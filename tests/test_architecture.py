@@ -28,13 +28,16 @@ STAGES = LAYERS[8]
 LEAVES = {
     "raw_ids": 1,
     "raw_times": 1,
+    "saved_model": 1,
     "figures": 0,
     "metric_names": 0,
     "knobs": 0,
+    "manifest": 0,
     "yaml_files": 0,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
+    ("manifest", "errors"),
     ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),

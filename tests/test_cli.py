@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import pytest
 from settings import read_params
 
 from pipeline import cli
-from pipeline.doctor import check_raw_log
+from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
 STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
@@ -269,6 +270,25 @@ def test_doctor_says_whether_dvc_will_find_the_raw_log(path: str, state: str, wo
     check = check_raw_log(project, read_params({"ingest": {"path": path}}))
     assert check.state == state
     assert words in check.found + check.fix
+
+
+def test_doctor_names_a_missing_git_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for who, what in itertools.product(("AUTHOR", "COMMITTER"), ("NAME", "EMAIL")):
+        monkeypatch.delenv(f"GIT_{who}_{what}", raising=False)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    check = check_identity(tmp_path)
+    assert (check.state, check.found) == ("fail", "git has no user.name and no user.email")
+    assert "git config --global user.name" in check.fix
+    assert "git config --global user.email" in check.fix
+    subprocess.run(["git", "config", "user.name", "Ann"], cwd=tmp_path, check=True)
+    assert check_identity(tmp_path).found == "git has no user.email"
+    monkeypatch.setenv("GIT_AUTHOR_EMAIL", "ann@example.org")
+    assert check_identity(tmp_path).state == "fail"
+    monkeypatch.setenv("GIT_COMMITTER_EMAIL", "ann@example.org")
+    assert check_identity(tmp_path).state == "ok"
 
 
 def test_doctor_fails_outside_a_project_and_says_what_to_do(

@@ -94,6 +94,18 @@ def test_every_python_file_that_a_text_names_is_there(root: Path, files: list[st
     assert not gone
 
 
+def test_every_test_that_a_page_names_is_there(root: Path, files: list[str]) -> None:
+    there = {
+        name
+        for file in files
+        if file.startswith("tests/") and file.endswith(".py")
+        for name in re.findall(r"^ *def (test_\w+)\(", (root / file).read_text(), re.MULTILINE)
+    }
+    named = {name for page in pages(root) for name in re.findall(r"`(test_\w+)`", page.read_text())}
+    assert named
+    assert not named - there
+
+
 def test_links_between_pages_lead_somewhere(root: Path) -> None:
     broken = [
         f"{page.name}: {target}"

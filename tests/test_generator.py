@@ -163,6 +163,7 @@ def test_skips_that_no_strategy_reads_are_refused(saved: tuple[T5, Path]) -> Non
 def test_a_model_that_is_older_than_a_key_loads_as_it_was_trained(saved: tuple[T5, Path], key: str) -> None:
     """The value comes with the key's dataclass, never from params.yaml or its defaults."""
     model, folder = saved
+    (folder / "manifest.json").unlink()  # which models of earlier versions lack
     config = json.loads((folder / "config.json").read_text())
     assert config["backbone"].pop(key) == BackboneConfig.SAVED_WITHOUT[key]
     (folder / "config.json").write_text(json.dumps(config))
@@ -180,9 +181,28 @@ def test_skips_of_a_model_that_is_older_than_at_eval_are_for_training_alone(root
 
 def test_a_saved_model_that_lacks_any_other_key_is_damaged(saved: tuple[T5, Path]) -> None:
     _, folder = saved
+    (folder / "manifest.json").unlink()
     whole = json.loads((folder / "config.json").read_text())
     for key in set(whole["backbone"]) - set(BackboneConfig.SAVED_WITHOUT):
         backbone = {name: value for name, value in whole["backbone"].items() if name != key}
         (folder / "config.json").write_text(json.dumps({**whole, "backbone": backbone}))
         with pytest.raises(UserError, match=f"missing key 'backbone.{key}'"):
             load_generator(folder)
+
+
+def test_a_folder_without_a_manifest_loads_and_a_changed_file_does_not(
+    saved: tuple[T5, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = saved
+    load_generator(folder)
+    assert capsys.readouterr() == ("", "")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config + "\n")
+    with pytest.raises(UserError, match=r"config\.json is not the file that .*manifest\.json lists"):
+        load_generator(folder)
+    (folder / "manifest.json").unlink()
+    load_generator(folder)
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"note: {folder} has no manifest.json")
+    assert error.count("\n") == 1

@@ -67,6 +67,12 @@ class TestBounds:
     def test_what_is_no_whole_number_is_refused(self, value: Any) -> None:
         assert refused(width=value).startswith("width is ")
 
+    def test_a_value_that_may_have_several_types_keeps_its_own(self) -> None:
+        for value in (5.0, 5, True, "5", "1e6", (1, "a")):
+            plain = list(value) if isinstance(value, tuple) else value
+            found = read_params({"ingest": {"where": {"x": plain}}}).ingest.where["x"]
+            assert (found, type(found)) == (value, type(value))
+
     def test_a_text_has_no_half_characters(self) -> None:
         assert refused(name="\0").startswith("name is '\\x00'")
         assert refused(name="\ud800").startswith("name is '\\ud800'")

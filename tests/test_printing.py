@@ -142,7 +142,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 
 
 @pytest.mark.usefixtures("torch_settings_given_back")
-def test_no_command_sends_what_an_id_or_title_holds(command: Command) -> None:
+def test_no_command_sends_what_an_id_or_title_holds(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = command("ingest", code=1, max_reject_rate=0.0)
     assert f"line 129: {shown('bad' + HOSTILE)}" in "\n".join(refused)
     refused = command("ingest", code=1, columns={"user": "sser"})
@@ -160,4 +160,6 @@ def test_no_command_sends_what_an_id_or_title_holds(command: Command) -> None:
     assert len(command("explain", "--history", one)) == 1 + 1 + 1
     assert "did you mean" in "\n".join(command("recommend", "--user", f"u99{ID}", code=1))
     command("sids", "--item", f"i99{ID}", code=1)
-    command("doctor", code=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:S3CRET@127.0.0.1:9")
+    assert "http://***@127.0.0.1:9" in "\n".join(command("doctor", code=1))
+    assert "S3CRET" not in "\n".join(command("doctor", "--json", code=1))

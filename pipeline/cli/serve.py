@@ -1,22 +1,32 @@
 """Commands that ask a trained model for items, explain its view of a history, or look up an item's Semantic ID."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.printing import say, shown
 
+if TYPE_CHECKING:
+    from pipeline.evaluate.typed_history import Typed
+
 PANEL = "Serve"
 commands = typer.Typer()
+HistoryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID,ID,...",
+        show_default=False,
+        help="Raw item ids, oldest first; ID@TIME adds the time. Repeat as needed; an id that holds a comma stands in "
+        "double quotes or alone.",
+    ),
+]
 
 
 @commands.command(rich_help_panel=PANEL)
 def recommend(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[
-        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
-    ] = None,
+    history: HistoryOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
@@ -33,11 +43,13 @@ def recommend(
 
       python -m pipeline recommend --history v00012,v00007,v00090
 
+      python -m pipeline recommend --history '"tea, green"' --history v00012
+
       python -m pipeline recommend --history v00012@2024-09-05T12:32:27Z,v00007@2024-09-06T08:00:00Z
     """
     from pipeline.evaluate.recommend import recommend as best
 
-    items = best(user=user, history=_split(history), k=k, filter_seen=filter_seen)
+    items = best(user=user, history=_typed(history), k=k, filter_seen=filter_seen)
     if as_json:
         say(json.dumps([vars(item) for item in items], indent=2))
         return
@@ -73,9 +85,7 @@ def sids(
 @commands.command(rich_help_panel=PANEL)
 def explain(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
-    history: Annotated[
-        str | None, typer.Option(metavar="ID,ID,...", help="Raw item ids, oldest first; ID@TIME adds the time.")
-    ] = None,
+    history: HistoryOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
     """Show how the trained model represents the items of a history (strategies rastp and intrr).
@@ -93,9 +103,12 @@ def explain(
     from pipeline.evaluate.explain import explain as tokens
     from pipeline.evaluate.explain import explanation_text
 
-    loaded, rows = tokens(user=user, history=_split(history))
+    loaded, rows = tokens(user=user, history=_typed(history))
     say(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
 
 
-def _split(history: str | None) -> list[str] | None:
-    return history.split(",") if history else None
+def _typed(history: list[str] | None) -> "list[Typed] | None":
+    """Return the texts of all options --history; None if there is none."""
+    from pipeline.evaluate.typed_history import Typed
+
+    return [Typed(text) for text in history] if history else None

@@ -207,5 +207,6 @@ def fetch(
     """
     from pipeline.ingest.fetch import fetch as download
 
-    folder = download(_params().dataset, urls=urls)[0].parent
+    params = _params()
+    folder = download(params.dataset, urls=urls, max_bytes=params.ingest.max_file_bytes)[0].parent
     say(f"queued experiments run in copies of what is tracked; before you queue one: dvc add {folder}")

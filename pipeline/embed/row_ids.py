@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.printing import shown
+from pipeline.raw_ids import whole_number
 
 WRITTEN_NAME = "raw_id"  # the name that the project itself writes
 WRITTEN = "rawid"  # the same without the underscore
@@ -25,7 +26,6 @@ ID_NAMES = (
     *("gameid", "appid", "goodsid", "businessid", "poiid", "contentid", "docid", "documentid", "objectid", "entityid"),
 )
 ROW_NUMBERS = ("", "index", "indexlevel0", "level0", "unnamed0", "row", "rownumber")
-INTEGRAL = re.compile(r"[+-]?(0|[1-9]\d*)(\.0+)?")
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ def _as_items_are_written(column: VectorIds, items: Sequence[str], known: set[st
 
 
 def _whole(text: str) -> str:
-    return text.partition(".")[0] if INTEGRAL.fullmatch(text) else text
+    return whole_number(text) or text
 
 
 def _looks_like_ids(column: VectorIds, hits: int, values: int, items: int) -> bool:
     """Tell whether a column of an unusual name with `hits` known values holds ids, and not some other property."""
-    if column.numeric or all(raw_id is None or INTEGRAL.fullmatch(raw_id) for raw_id in column.ids):
+    if column.numeric or all(raw_id is None or whole_number(raw_id) for raw_id in column.ids):
         # A price or a year may be the number of an item by chance.
         return column.unique and 2 * hits >= min(values, items)
     return column.unique or 2 * values > len(column.ids)  # several rows of one item are refused later, by name

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
 
+ENCODER_DECODERS = ("t5", "mt5", "umt5", "t5gemma")  # whose encoder `transformers` can save alone
 # The libraries raise these for a model that is absent, of another kind, damaged or too large (RuntimeError).
 NOT_LOADED = (OSError, ValueError, ImportError, SafetensorError, RuntimeError)
 
@@ -33,14 +34,16 @@ def load_weights(model: str, revision: str, config: Any, dtype: str) -> Any:
     """
     # Silences the report of unused weights, which are the decoder's and the language-model head's.
     transformers.logging.set_verbosity(logging.ERROR)
-    kind = transformers.AutoModelForTextEncoding if config.is_encoder_decoder else transformers.AutoModel
+    # `T5EncoderModel.save_pretrained` writes is_encoder_decoder: false, and AutoModel would still want a decoder.
+    has_encoder = config.is_encoder_decoder or config.model_type in ENCODER_DECODERS
+    kind = transformers.AutoModelForTextEncoding if has_encoder else transformers.AutoModel
     loaded, report = kind.from_pretrained(
         model,
         revision=revision,
         config=config,
         dtype=getattr(torch, dtype),
         trust_remote_code=False,
-        weights_only=True,
+        use_safetensors=True,  # a .bin file is a pickle, which is never opened
         output_loading_info=True,
     )
     missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)  # we pool ourselves

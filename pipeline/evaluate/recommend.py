@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.typed_history import Entry, equal_steps, read_history
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
-from pipeline.raw_ids import dense_ids
+from pipeline.raw_ids import dense_ids, naming_the_cut
 from pipeline.results.ranks import check_fit, check_reports
 
 BEAM = 20  # least width of the beam: a narrower search would find worse items for a short list
@@ -91,10 +91,11 @@ def model_and_history(
         )
     check_reports(reports, generator)
     loaded = load_generator(generator)
-    if history is None:
-        known = _history_of(str(user), loaded, interactions, splits, generator)
-    else:
-        known = _typed_history(history, loaded, splits, generator)
+    with naming_the_cut(Interactions(interactions).cut):
+        if history is None:
+            known = _history_of(str(user), loaded, interactions, splits, generator)
+        else:
+            known = _typed_history(history, loaded, splits, generator)
     if not len(known.items):
         raise UserError("the history is empty", "there is nothing to go on from", "name at least one item")
     return loaded, known

@@ -71,7 +71,7 @@ def run(
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
     held_out = Splits.read(splits)
-    timings: dict[str, float] = read_json(reports / "timings.json")
+    timings: dict[str, float] = read_json(reports / "timings.json", train_seconds=(int, float))
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())

@@ -42,6 +42,7 @@ FURTHER_NAMES = {
         *("eventtime", "eventtimestamp", "datetime", "seenat", "createdat", "viewedat", "clickedat", "playedat"),
         *("ratedat", "purchasedat", "orderedat", "occurredat", "visitedat", "ts", "unixtimestamp", "timestampms"),
         *("reviewtime", "purchasetime", "purchasedate", "ordertime", "orderdate", "invoicedate", "eventdate"),
+        *("date", "reviewdate"),
     ),
     "title": ("productname", "producttitle", "itemname", "itemtitle", "movietitle", "name", "headline"),
     "categories": ("genre", "department", "productcategory", "categoryname", "maincategory"),
@@ -242,3 +243,20 @@ def _is_numeric(column: pa.ChunkedArray) -> bool:
     """Tell whether most of the values that are not missing are numbers; the other values will be null."""
     values, missing = numbers(column.combine_chunks())
     return bool(2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py())
+
+
+def check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
+    """Check that `ingest.minimum` names actions of the log.
+
+    Raises:
+        UserError: it names another column.
+    """
+    for name in minimum:
+        if name not in columns.actions:
+            raise UserError(
+                f"ingest.minimum names {name}, which is no action column of the log",
+                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
+                f"mend ingest.minimum: {nearest(name, columns.actions)}"
+                if columns.actions
+                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
+            )

@@ -10,7 +10,7 @@ from pipeline.knobs import Between, Name, Ratio, short
 MEMORY = re.compile(r"\d{1,9}(\.\d{1,3})? ?([KMGT]i?B|%)", re.IGNORECASE)  # what DuckDB reads
 
 ENCODING_SAMPLE = "user,item\t1\r\n"
-Value = str | int | float | bool  # a text of the log, as YAML may read it
+Wanted = str | int | float | bool  # a text of the log, as YAML may read it
 COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
 
 
@@ -33,7 +33,10 @@ class IngestConfig:
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
-    where: dict[str, Value | tuple[Value, ...]]  # column of the log -> the texts of the rows that are wanted
+    # a longer line, or value of a Parquet file, is refused: the limit on the memory that it takes
+    max_line_bytes: Annotated[int, Between(1 << 16, 1 << 30)]
+    max_file_bytes: Annotated[int, Between(1 << 16, 10**15)]  # of a download, and of a packed file unpacked
+    where: dict[str, Wanted | tuple[Wanted, ...]]  # column of the log -> the texts of the rows that are wanted
     null_words: tuple[str, ...]  # texts that are no id, upper and lower case alike; the empty text is none either
 
     def __post_init__(self) -> None:
@@ -81,5 +84,5 @@ def usual_encoding(name: str) -> str:
     )
 
 
-def _text(value: Value) -> str:
+def _text(value: Wanted) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

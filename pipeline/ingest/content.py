@@ -3,13 +3,14 @@
 import ast
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.ingest.columns import is_known_name
 from pipeline.ingest.encodings import HEAD_BYTES, complete_lines, decode_head, find_encoding, read_head
-from pipeline.ingest.recipes import JSON_STREAM, JSONL, LITERAL, PARQUET, Format
+from pipeline.ingest.recipes import CSV, JSON_STREAM, JSONL, LITERAL, PARQUET, Format
 from pipeline.ingest.sources import RawFile
 
 JUDGED_LINES = 20
@@ -26,6 +27,7 @@ OTHERS = {  # how files begin that ingest cannot read
     b"\x80\x04\x95": "a pickle",
     b"\x80\x05\x95": "a pickle",
 }
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 LIST_IN_OBJECT = re.compile(r'\{[^{}\[\]]*?"([^"]{0,200})"\s*:\s*[\[{]')  # {"count": 2, "data": [
 
 
@@ -41,18 +43,32 @@ def find_format(file: RawFile, encoding: str = "") -> RawFile:
     head = read_head(file)
     if head.startswith(b"PAR1"):
         return replace(file, format=PARQUET)
-    for magic, what in OTHERS.items():
-        if head.startswith(magic):
-            raise UserError(
-                f"{file.name} is {what}",
-                "ingest reads CSV and other delimited text, JSON and Parquet",
-                "write its table as Parquet or CSV",
-            )
+    what = next((what for magic, what in OTHERS.items() if head.startswith(magic)), None)
+    if what or head[257:262] == b"ustar":
+        raise UserError(
+            f"{file.name} is {what or 'a tar archive'}",
+            "ingest reads CSV and other delimited text, JSON and Parquet",
+            "write its table as Parquet or CSV" if what else "unpack it (`tar xf FILE`) and name the files in it",
+        )
     if file.format.kind == "parquet":
         return file  # the reader says what is wrong with it
     found = find_encoding(file, head, encoding)
+    if found == "utf-8" and len(CONTROL.findall(head)) > 0.01 * len(head) and not _is_utf_8(head):
+        raise UserError(
+            f"{file.name} is no text file",
+            "many of its bytes are control characters, and it is not UTF-8",
+            "ingest reads CSV and other delimited text, JSON and Parquet; leave the file out, or unpack it",
+        )
     form = _json_format(file, decode_head(head, found), cut=len(head) == HEAD_BYTES) or file.format
     return replace(file, format=replace(form, encoding=found))
+
+
+def _is_utf_8(head: bytes) -> bool:
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3  # the last character may be cut
+    return True
 
 
 def _json_format(file: RawFile, text: str, *, cut: bool) -> Format | None:
@@ -65,11 +81,13 @@ def _json_format(file: RawFile, text: str, *, cut: bool) -> Format | None:
             "write the list as JSON: json.dump(ast.literal_eval(text), file)",
         )
     typed = file.format.kind == "jsonl"
-    if re.match(r"\[\s*\{" if not typed else r"\[\s*([\{\]]|\[[^\n]*\n\s*\[|\n)", text):
+    lines = [line for line in complete_lines(text, cut=cut) if line.strip()]
+    if re.match(r"\[\s*\{", text) or (typed and text.startswith("[") and not _all_lists(lines)):
         return JSON_STREAM
+    if typed and sum(is_known_name(name) for name in re.split(r"[,;|\t]|::", lines[0] if lines else "")) > 1:
+        return CSV
     if not text.startswith("{"):
         return None
-    lines = [line for line in complete_lines(text, cut=cut) if line.strip()]
     objects = [value for line in lines[:JUDGED_LINES] if isinstance(value := _json(line), dict)]
     literals = sum(_is_literal(line) for line in lines[:JUDGED_LINES])
     if literals > len(objects):
@@ -79,6 +97,11 @@ def _json_format(file: RawFile, text: str, *, cut: bool) -> Format | None:
             _refuse_object(file, objects[0])
         return JSONL
     return _pretty_format(file, text, cut=cut)
+
+
+def _all_lists(lines: Sequence[str]) -> bool:
+    """Tell whether there are several lines and each of the first ones is a JSON list."""
+    return len(lines) > 1 and all(isinstance(_json(line), list) for line in lines[:JUDGED_LINES])
 
 
 def _pretty_format(file: RawFile, text: str, *, cut: bool) -> Format | None:

@@ -1,6 +1,7 @@
 """Write cut.parquet: the users and items that ingest left out, with the rows and interactions that they had.
 
-`recommend`, `explain` and `sids` read the file, to tell an id that was left out from one that was never there.
+`recommend`, `explain` and `sids` read the file (`pipeline/raw_ids.py`, `naming_the_cut`), to tell an id that was left
+out from one that was never there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

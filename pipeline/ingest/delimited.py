@@ -7,6 +7,7 @@ before it.
 Shape legend: G good rows of a batch, B bad rows among them.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,12 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from pipeline.errors import UserError
-from pipeline.ingest.chunks import Chunk, Reject, wrong_width
+from pipeline.ingest.chunks import Chunk, Reject, check_columns, wrong_width
 from pipeline.ingest.encodings import open_utf8
 from pipeline.ingest.sources import RawFile
 from pipeline.printing import shown
-
-BLOCK_BYTES = 4 << 20  # bytes of text parsed at once; a quoted field cannot be longer
 
 
 def read_delimited(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
@@ -43,14 +42,20 @@ def _names(file: RawFile) -> list[str]:
         return list(file.format.header)
     with _open(file, [], LineCounter(first=file.skip + 2)) as batches:
         names: list[str] = batches.schema.names
-    twice = sorted({name for name in names if names.count(name) > 1})
+    check_columns(file, len(names))
+    refuse_twice(file, names)
+    return names
+
+
+def refuse_twice(file: RawFile, names: Sequence[str]) -> None:
+    """Refuse a file with two columns of one name."""
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise UserError(
             f"{file.name} has the column '{shown(twice[0])}' twice",
             f"columns found: {', '.join(map(shown, names))}",
             "rename or remove one of the two columns",
         )
-    return names
 
 
 def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStreamingReader:
@@ -58,7 +63,10 @@ def _open(file: RawFile, names: list[str], lines: "LineCounter") -> pacsv.CSVStr
     return pacsv.open_csv(
         open_utf8(file),
         pacsv.ReadOptions(
-            use_threads=False, block_size=BLOCK_BYTES, skip_rows=file.skip, column_names=list(form.header) or None
+            use_threads=False,
+            block_size=file.limits.line_bytes,  # no line can be longer than a block
+            skip_rows=file.skip,
+            column_names=list(form.header) or None,
         ),
         pacsv.ParseOptions(
             delimiter=form.delimiter,
@@ -162,9 +170,9 @@ def _explain(file: RawFile, error: Exception) -> UserError:
     text = str(error)
     if "straddling" in text:
         return UserError(
-            f"{file.name} has a field longer than {BLOCK_BYTES >> 20} MiB",
+            f"{file.name} has a line longer than ingest.max_line_bytes, {file.limits.line_bytes:,}",
             "a double quote was probably opened and never closed",
-            "close or remove that quote in the file",
+            "close or remove that quote in the file, or raise ingest.max_line_bytes if the line is meant to be so long",
         )
     return UserError(
         f"{file.name} cannot be read: {shown(text.splitlines()[0])}",

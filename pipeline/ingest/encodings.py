@@ -28,7 +28,7 @@ WESTERN = ("iso8859-1", "cp1252", "iso8859-15", "iso8859-9", "cp1254", "cp850", 
 
 def read_head(file: RawFile) -> bytes:
     """Return the first bytes of a file, unpacked."""
-    with open_unpacked(file.path, file.name) as stream:
+    with open_unpacked(file.path, file.name, file.limits.file_bytes) as stream:
         return stream.read(HEAD_BYTES)
 
 
@@ -109,7 +109,7 @@ class EncodingSurvey:
         """Read a file of an encoding that writes ASCII as ASCII."""
         utf_8 = other = first_utf_8 = first_other = column = byte = 0
         bad = b""
-        with open_unpacked(file.path, file.name) as stream:
+        with open_unpacked(file.path, file.name, file.limits.file_bytes) as stream:
             for line, raw in enumerate(stream, 1):
                 if raw.isascii():
                     continue
@@ -154,7 +154,7 @@ def open_utf8(file: RawFile) -> io.BufferedReader:
 class _Utf8(io.RawIOBase):
     def __init__(self, file: RawFile):
         self.file = file
-        self.stream = open_unpacked(file.path, file.name)
+        self.stream = open_unpacked(file.path, file.name, file.limits.file_bytes)
         self.plain = codecs.lookup(file.format.encoding).name in UTF_8
         self.decoder = codecs.getincrementaldecoder(file.format.encoding)()
         self.lines = 0  # line breaks so far, of a file that is not UTF-8

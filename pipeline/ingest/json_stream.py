@@ -16,10 +16,10 @@ NEAR_END = 16  # an error within so many characters of the end may come from a t
 BLANKS = re.compile(r"[ \t\r\n\ufeff]*")
 BROKEN = object()  # stands for a value that cannot be read
 
-Value = tuple[int, str, Any]  # (line on which it begins, the text, the value or `BROKEN`)
+JsonValue = tuple[int, str, Any]  # (line on which it begins, the text, the value or `BROKEN`)
 
 
-def json_values(stream: TextIO, name: str) -> Iterator[Value]:
+def json_values(stream: TextIO, name: str) -> Iterator[JsonValue]:
     """Yield the elements of an array, or values that stand one after the other; numbers stay text.
 
     Raises:
@@ -39,7 +39,7 @@ class _Values:
         self.begun = False
         self.indent: str | None = None  # blanks before the value on its line; None where something else stands there
 
-    def all(self) -> Iterator[Value]:
+    def all(self) -> Iterator[JsonValue]:
         depth = 0  # 1 inside the array
         while self._next_token():
             sign = self.text[self.at]
@@ -128,5 +128,7 @@ class _Values:
 
     def _end_of_file(self) -> int:
         """Return where a broken value ends that no other follows: before the bracket that closes the array."""
-        match = re.search(r"\}?\s*\]\s*\Z", self.text)
-        return match.start() + (self.text[match.start()] == "}") if match else len(self.text)
+        end = len(self.text.rstrip())
+        if self.text[end - 1] == "]" and end - 1 > self.at:
+            return end - 1
+        return len(self.text)

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.ingest.chunks import Chunk, Reject, wrong_width
+from pipeline.ingest.chunks import Chunk, Reject, check_columns, wrong_width
 from pipeline.ingest.encodings import open_utf8
 from pipeline.ingest.json_stream import BROKEN, json_values
 from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
+CHUNK_CHARACTERS = 64 << 20  # of the lines of a chunk, at least
+BEGINNING = 1000  # bytes of a line that is too long, for the rejects
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
 ParsedRow = tuple[int, str, Fields | ValueError]  # (line, text, the fields or what is wrong with the text)
@@ -25,22 +27,26 @@ def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> 
     """Yield the rows of a file of lines or of JSON; `readers.read_chunks` documents the arguments."""
     found = _stream_rows(file, columns) if file.format.kind == "json_stream" else _line_rows(file, columns)
     rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
+    size = 0  # characters of these rows
     for record, (line, text, fields) in enumerate(found):
         if isinstance(fields, ValueError):
             reject(line, str(fields), text)
         else:
             rows.append((line, record, fields))
-        if len(rows) == CHUNK_ROWS:
-            yield _chunk(rows, columns)
-            rows = []
+        size += len(text)
+        if rows and (len(rows) == CHUNK_ROWS or size >= CHUNK_CHARACTERS):
+            yield _chunk(file, rows, columns)
+            rows, size = [], 0
     if rows:
-        yield _chunk(rows, columns)
+        yield _chunk(file, rows, columns)
 
 
 def _line_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
-    for line, text in itertools.islice(_text_lines(file), file.skip, None):
+    for line, text, whole in itertools.islice(_text_lines(file), file.skip, None):
         try:
+            if not whole:
+                raise ValueError("longer than ingest.max_line_bytes")
             yield line, text, parse(text, columns)
         except ValueError as error:
             yield line, text, error
@@ -57,19 +63,30 @@ def _stream_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[Parse
                 yield line, text, error
 
 
-def _chunk(rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
+def _chunk(file: RawFile, rows: Sequence[tuple[int, int, Fields]], columns: Sequence[str] | None) -> Chunk:
     lines, records, fields = zip(*rows, strict=True)
     names = columns if columns is not None else list(dict.fromkeys(name for row in fields for name in row))
+    check_columns(file, len(names))
     table = pa.table({name: pa.array([row.get(name) for row in fields], pa.string()) for name in names})
     return Chunk(table, np.array(lines, np.int64), np.array(records, np.int64))
 
 
-def _text_lines(file: RawFile) -> Iterator[tuple[int, str]]:
+def _text_lines(file: RawFile) -> Iterator[tuple[int, str, bool]]:
+    """Yield (line, text, whole) of each line that is not blank; a line that is too long is not whole, and is cut."""
     with open_utf8(file) as stream:
-        for line, raw in enumerate(stream, 1):
-            text = raw.decode().rstrip("\r\n")
+        for line, (raw, whole) in enumerate(_raw_lines(stream, file.limits.line_bytes), 1):
+            text = raw.decode("utf-8", "strict" if whole else "replace").rstrip("\r\n")
             if text.strip("\ufeff \t"):
-                yield line, text.removeprefix("\ufeff")
+                yield line, text.removeprefix("\ufeff"), whole
+
+
+def _raw_lines(stream: io.BufferedReader, limit: int) -> Iterator[tuple[bytes, bool]]:
+    """Yield (line, True), or (beginning, False) of a line of more than `limit` bytes, in bounded memory."""
+    while raw := stream.readline(limit + 1):
+        beginning, whole = raw, len(raw) <= limit
+        while len(raw) > limit and not raw.endswith(b"\n"):
+            raw = stream.readline(limit + 1)
+        yield (beginning, True) if whole else (beginning[:BEGINNING], False)
 
 
 def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:

@@ -38,27 +38,30 @@ def packing(path: Path) -> str:
     return SUFFIXES.get(path.suffix.lower(), "")
 
 
-def open_unpacked(path: Path, name: str) -> io.BufferedReader:
+def open_unpacked(path: Path, name: str, limit: int = 10**11) -> io.BufferedReader:
     """Open a file for reading its bytes, unpacked.
 
     Args:
         name: what messages call the file.
+        limit: bytes that a packed file may have unpacked.
 
     Raises:
         UserError: now or at any later read: the file was cut short, is not packed as its name says, is a zip archive
-            of several files, or is encrypted.
+            of several files, is encrypted, or unpacks to more than `limit`.
     """
     kind = packing(path)
     if not kind:
         return path.open("rb")
-    return io.BufferedReader(_Unpacked(path, name, kind), BUFFER_BYTES)
+    return io.BufferedReader(_Unpacked(path, name, kind, limit), BUFFER_BYTES)
 
 
 class _Unpacked(io.RawIOBase):
     """The bytes of a packed file; whatever the unpacker raises becomes a UserError."""
 
-    def __init__(self, path: Path, name: str, kind: str):
+    def __init__(self, path: Path, name: str, kind: str, limit: int):
         self.name = name
+        self.limit = limit
+        self.size = 0  # bytes given so far
         self.kind = kind
         self.archive: zipfile.ZipFile | None = None
         try:
@@ -112,6 +115,13 @@ class _Unpacked(io.RawIOBase):
             data = self.stream.read(len(buffer))
         except BROKEN as error:
             raise self._explain(error) from None
+        self.size += len(data)
+        if self.size > self.limit:
+            raise UserError(
+                f"{self.name} unpacks to more than ingest.max_file_bytes, {self.limit:,} bytes",
+                "a small file can be made that unpacks without end",
+                "check where the file comes from, or raise ingest.max_file_bytes",
+            )
         buffer[: len(data)] = data
         return len(data)
 

@@ -5,9 +5,12 @@ row at all (broken JSON, the wrong number of fields) goes to `reject`; a file th
 UserError. Blank lines are no rows.
 """
 
-import io
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +19,10 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk, Reject
-from pipeline.ingest.delimited import read_delimited
-from pipeline.ingest.lines import CHUNK_ROWS, as_text, read_lines
+from pipeline.ingest.delimited import read_delimited, refuse_twice
+from pipeline.ingest.lines import as_text, read_lines
 from pipeline.ingest.packing import open_unpacked, packing
+from pipeline.ingest.parquet_limits import asks_too_much, chunk_rows
 from pipeline.ingest.sources import RawFile
 from pipeline.printing import shown
 
@@ -65,23 +69,38 @@ def _ignore(line: int, reason: str, row: str) -> None:
 def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Chunk]:
     first = 0
     try:
-        source = pq.ParquetFile(_unpacked(file) if packing(file.path) else file.path)
-        for batch in source.iter_batches(CHUNK_ROWS, columns=columns):
-            records = np.arange(first, first + batch.num_rows, dtype=np.int64)
-            first += batch.num_rows
-            table = pa.table({name: _column_text(batch[name]) for name in batch.schema.names})
-            yield Chunk(table, records + 1, records)
-    except (pa.ArrowInvalid, OSError) as error:
+        with _plain_parquet(file) as stream:
+            rows = chunk_rows(file, stream, columns)
+            source = pq.ParquetFile(stream)
+            refuse_twice(file, source.schema_arrow.names)
+            for batch in source.iter_batches(rows, columns=columns):
+                records = np.arange(first, first + batch.num_rows, dtype=np.int64)
+                first += batch.num_rows
+                table = pa.table({name: _column_text(batch[name]) for name in batch.schema.names})
+                yield Chunk(table, records + 1, records)
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise asks_too_much(file, str(error)) from None
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:  # a damaged file raises any
         raise UserError(
-            f"{file.name} cannot be read as Parquet: {shown(str(error).splitlines()[0])}",
+            f"{file.name} cannot be read as Parquet: {shown(str(error).partition(chr(10))[0])}",
             "the file is damaged or was cut short",
             "write or copy the file again",
         ) from None
 
 
-def _unpacked(file: RawFile) -> io.BytesIO:
-    with open_unpacked(file.path, file.name) as stream:
-        return io.BytesIO(stream.read())
+@contextmanager
+def _plain_parquet(file: RawFile) -> Iterator[IO[bytes]]:
+    """Open the file; one that is packed as a whole is unpacked into a temporary file first, in bounded memory."""
+    if not packing(file.path):
+        with file.path.open("rb") as stream:
+            yield stream
+        return
+    with open_unpacked(file.path, file.name, file.limits.file_bytes) as packed, tempfile.TemporaryFile() as unpacked:
+        shutil.copyfileobj(packed, unpacked)
+        unpacked.seek(0)
+        yield unpacked
 
 
 def _column_text(column: pa.Array) -> pa.Array:
@@ -109,7 +128,12 @@ def _column_text(column: pa.Array) -> pa.Array:
         return pa.array([_decoded(value) for value in column.to_pylist()], pa.string())
     if pa.types.is_nested(column.type):
         return pa.array([as_text(value) for value in column.to_pylist()], pa.string())
-    return column.cast(pa.string())
+    text = column.cast(pa.string())
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:  # a damaged file or a careless writer: not UTF-8
+        return pa.array([_decoded(value) for value in text.cast(pa.binary()).to_pylist()], pa.string())
+    return text
 
 
 def _decoded(value: bytes | None) -> str | None:

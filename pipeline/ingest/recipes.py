@@ -5,7 +5,7 @@ name to `pipeline.config.DATASETS`; the readers need no change as long as one of
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
@@ -51,6 +51,8 @@ class DatasetRecipe:
     further_logs: names and formats of the log that count where there is no `log`; for a dataset in categories only.
     log_columns, item_columns: our column name -> the publisher's.
     urls: the publisher's addresses, which may hold {category}.
+    sha256: of files that `fetch` downloads, by name, where it is publicly known and the publisher does not change the
+        file.
     k_core: the least number of interactions of each user and item; 0 leaves out nobody.
     categories: computes the `categories` column of an item chunk, where it is more than a copy of a column.
     """
@@ -62,6 +64,7 @@ class DatasetRecipe:
     log_columns: Mapping[str, str]
     item_columns: Mapping[str, str]
     urls: tuple[str, ...]
+    sha256: Mapping[str, str] = field(default_factory=dict)
     further_logs: tuple[tuple[str, Format], ...] = ()
     k_core: int = K_CORE
     categories: Callable[[pa.Table], pa.Array] | None = None
@@ -78,8 +81,14 @@ class DatasetRecipe:
 
 
 MCAULEY = "https://mcauleylab.ucsd.edu/public_datasets/data"
-AMAZON = "http://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
+AMAZON = "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles"
 GROUPLENS = "https://files.grouplens.org/datasets/movielens"
+# Of the archives that GroupLens keeps as they are ("latest" changes); also in the checksums of TensorFlow Datasets.
+MOVIELENS_SHA256 = {
+    "ml-100k.zip": "50d2a982c66986937beb9ffb3aa76efe955bf3d5c6b761f4e3a7cd717c6a3229",
+    "ml-1m.zip": "a6898adb50b9ca05aa231689da44c217cb524e7ebd39d264c56e2832f2c54e20",
+    "ml-20m.zip": "96f243c338a8665f6bcc89c53edf6ee39162a846940de6b7c8c48aeada765ff3",
+}
 GENRES_100K = (
     "unknown",
     "Action",
@@ -151,6 +160,7 @@ def _movielens_csv(archive: str) -> DatasetRecipe:
         log_columns={"user": "userId", "item": "movieId", "timestamp": "timestamp", "rating": "rating"},
         item_columns={"item": "movieId", "title": "title", "categories": "genres"},
         urls=(f"{GROUPLENS}/{archive}",),
+        sha256=MOVIELENS_SHA256,
         categories=_split_genres,
     )
 
@@ -221,6 +231,7 @@ RECIPES: dict[str, DatasetRecipe] = {
         log_columns=_columns("user", "item", "timestamp", "rating"),
         item_columns={"item": "item", "title": "title", "categories": "genres"},
         urls=(f"{GROUPLENS}/ml-1m.zip",),
+        sha256=MOVIELENS_SHA256,
         categories=_split_genres,
     ),
     "movielens-20m": _movielens_csv("ml-20m.zip"),
@@ -237,6 +248,7 @@ RECIPES: dict[str, DatasetRecipe] = {
         log_columns=_columns("user", "item", "timestamp", "rating"),
         item_columns=_columns("item", "title"),
         urls=(f"{GROUPLENS}/ml-100k.zip",),
+        sha256=MOVIELENS_SHA256,
         k_core=0,
         categories=_flagged_genres,
     ),

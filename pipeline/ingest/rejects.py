@@ -108,7 +108,7 @@ class Rejects:
                 "(json.dumps(ast.literal_eval(line)))"
             )
         if row.startswith("["):
-            return "The file is probably one JSON array: write one object per line (jq -c '.[]' OLD > NEW)"
+            return 'The rows are lists without names: write each as an object, such as {"user": ..., "item": ...}'
         return ""
 
     def table(self) -> pa.Table:

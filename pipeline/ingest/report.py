@@ -10,7 +10,7 @@ from pipeline.raw_times import DATE, LOCAL, MEANING, ORDER
 
 MINIMUM = "minimum "  # how the step of ingest.minimum begins, in ingest.json
 UNITS = ("interactions", "users", "items")  # keys of a step
-LABEL = 44  # characters of a row's name
+LABEL = 52  # characters of a row's name
 
 
 def report(summary: Mapping[str, Any], rejects: Mapping[str, int], source: Source, output: Path) -> None:

@@ -30,7 +30,20 @@ NAMED = 8  # unused files that are named at most
 
 
 @dataclass(frozen=True)
-class RawFile:
+class Limits:
+    """A file may have so many bytes in a line or in a value of Parquet, and in what it unpacks to."""
+
+    line_bytes: int = 4 << 20
+    file_bytes: int = 10**11
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limited:
+    limits: Limits = Limits()
+
+
+@dataclass(frozen=True)
+class RawFile(_Limited):
     """A file to read.
 
     name: its path inside the dataset's folder: outputs do not depend on where the folder is.

@@ -6,7 +6,7 @@ file or, without one, of their first interaction.
 
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,11 +27,14 @@ from pipeline.ingest.engines import connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.report import report
-from pipeline.ingest.sources import Source, find_source
+from pipeline.ingest.sources import Limits, RawFile, Source, find_source
 from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.tracked import lacking
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.ingest.where import RowFilter
+from pipeline.manifest import seal
+from pipeline.printing import say
 from pipeline.raw_times import TimeColumn
 
 DEMO_SEED = 42  # not params.seed: runs with different seeds are compared on the same users and items
@@ -78,6 +81,8 @@ def run(params: IngestParams, *, output: Path = INTERACTIONS, scratch: Path = SC
         staged = _stage(params, source, work, scratch / "rejects.parquet")
         summary = _clean_and_write(params, source, staged, work, new)
         _replace(output, new)
+    if params.dataset != "demo" and (missing := lacking(Path(), Path(params.ingest.path))):
+        say(f"{missing.reason}; before you queue an experiment (--queue, --temp): {missing.cure}")
     report(summary, staged.rejects.by_reason([file.name for file in source.log]), source, output)
     return summary
 
@@ -101,10 +106,11 @@ def _workspace(folder: Path) -> Iterator[Path]:
 
 def _find(params: IngestParams, new: Path) -> Source:
     """Find the raw files and, for those without a recipe, how they are written."""
-    source = find_source(params.dataset, *_raw_path(params, new))
+    config = params.ingest
+    found = find_source(params.dataset, *_raw_path(params, new))
+    source = replace(found, log=_limited(found.log, config), items=_limited(found.items, config))
     if params.dataset in RECIPES:
         return replace(source, log=[*map(settle_encoding, source.log)], items=[*map(settle_encoding, source.items)])
-    config = params.ingest
     log = partial(find_dialect, mapping=config.mapping, delimiter=config.delimiter, header=config.header)
     items = partial(find_dialect, mapping=config.mapping, header=None)
     return replace(
@@ -112,6 +118,11 @@ def _find(params: IngestParams, new: Path) -> Source:
         log=[log(file, encoding=config.encoding) for file in source.log],
         items=[items(file, encoding=config.encoding) for file in source.items],
     )
+
+
+def _limited(files: Sequence[RawFile], config: IngestConfig) -> list[RawFile]:
+    limits = Limits(config.max_line_bytes, config.max_file_bytes)
+    return [replace(file, limits=limits) for file in files]
 
 
 def _raw_path(params: IngestParams, output: Path) -> tuple[str, str]:
@@ -236,6 +247,7 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
     if staged.unknown:
         summary["unknown_items"] = {"items": len(staged.unknown), "rows": staged.unknown.total()}
     write_json(files.summary, summary)
+    seal(output, "ingest")
     return summary
 
 

@@ -16,17 +16,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk
-from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES, LogColumns, needed_partition, recognise_items, recognise_log
+from pipeline.ingest.columns import (
+    ITEM_NAMES,
+    LOG_NAMES,
+    LogColumns,
+    check_minimum,
+    needed_partition,
+    recognise_items,
+    recognise_log,
+)
 from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
+from pipeline.ingest.listed_items import ListedItems
 from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
 from pipeline.ingest.values import number_column, reasons
 from pipeline.ingest.where import RowFilter
-from pipeline.printing import shown
 from pipeline.progress import Progress
 from pipeline.raw_times import Complaint, TimeColumn
 
@@ -130,7 +138,8 @@ def stage_items(
                 # Copies of earlier rows are dropped, rows with a complaint go to the rejects, the others are written.
                 written = fields["item"]
                 fields["item"], wrong_ids = column.read(written)
-                copies = listed.add(fields["item"], arrays)
+                has_id = pc.is_null(reasons(wrong_ids, len(chunk.lines)))
+                copies = listed.add(pc.if_else(has_id, fields["item"], None), arrays)
                 named = [columns[name] for name in ("item", "image") if name in columns]
                 complaints = [*wrong_ids, *_item_complaints(fields, listed.twice, copies)]
                 usable = pc.and_(_usable(file, chunk, complaints, rejects, named), pc.invert(copies))
@@ -200,29 +209,6 @@ def _no_items(files: Sequence[RawFile], source: str, rejects: Rejects) -> UserEr
     )
 
 
-class ListedItems:
-    """The items that an item file has listed so far, for finding one that it lists again."""
-
-    def __init__(self) -> None:
-        self.texts: dict[str, int] = {}  # raw id -> hash of the texts of its first row
-        self.copies = 0  # rows so far that are equal to an earlier one
-        self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
-
-    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
-        """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
-        copies, twice = [], []
-        columns = [column.to_pylist() for column in texts.values()]
-        for raw_id, *row in zip(raw_ids.to_pylist(), *columns, strict=True):
-            text = hash(tuple(row))
-            known = raw_id in self.texts
-            copies.append(known and bool(raw_id) and self.texts[raw_id] == text)
-            twice.append(known and not copies[-1])
-            self.texts.setdefault(raw_id, text)
-        self.copies += sum(copies)
-        self.twice = pa.array(twice, pa.bool_())
-        return pa.array(copies, pa.bool_())
-
-
 def _item_complaints(fields: Mapping[str, pa.Array], twice: pa.Array, copies: pa.Array) -> list[Complaint]:
     """Find what is wrong with the rows of an item chunk; a copy of an earlier row is right."""
     complaints: list[Complaint] = [(twice, "item is listed twice")]
@@ -279,7 +265,7 @@ def stage_log(
     plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
-        _check_minimum(settings.minimum, columns)
+        check_minimum(settings.minimum, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
@@ -396,15 +382,3 @@ def _usable(
         for i, row in zip(bad, zip(*fields, strict=True), strict=True):
             reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
     return usable
-
-
-def _check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
-    for name in minimum:
-        if name not in columns.actions:
-            raise UserError(
-                f"ingest.minimum names {name}, which is no action column of the log",
-                f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
-                f"mend ingest.minimum: {nearest(name, columns.actions)}"
-                if columns.actions
-                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
-            )

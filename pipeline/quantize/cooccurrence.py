@@ -60,7 +60,8 @@ def interaction_vectors(
             "the interactions of the training part relate no item to another",
             f"no two items co-occur more often than by chance times quantize.interaction_shift ({shift:g}), at most "
             f"{window} steps apart",
-            f"lower quantize.interaction_shift, or set quantize.interactions to 0\n{RESTORE}",
+            "widen quantize.interaction_window, lower quantize.interaction_shift (1 is the least), or set "
+            f"quantize.interactions to 0 and bring texts or vectors of the items\n{RESTORE}",
         )
     width = min(dimensions, int(related_I.sum()))
     # One thread: a parallel sum may round differently, and the bytes must not depend on the machine's load.

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.artifacts import INTERACTIONS, SIDS, Interactions, Sids, read_parquet
 from pipeline.errors import UserError
 from pipeline.printing import shown
-from pipeline.raw_ids import dense_ids
+from pipeline.raw_ids import dense_ids, naming_the_cut
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
             "the two were made from different logs",
             "run `dvc repro`, or `dvc checkout` for the files of this commit",
         )
-    number = int(dense_ids([item], items, "item", path)[0])
+    with naming_the_cut(Interactions(interactions).cut):
+        number = int(dense_ids([item], items, "item", path)[0])
     names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
     codes_IL = read.codes_IL[:, :-1] if read.digit else read.codes_IL
     # codes of the item 2 1 5, of another item 2 1 7 -> the other's row of below_IL is 1 1 0

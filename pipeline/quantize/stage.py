@@ -71,8 +71,8 @@ def run(
     part = TrainingPart.read(splits) if params.quantize.interactions else None
     sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I, part)
     check_collisions(sids.quality, params.quantize)
-    sids.write(output)
     write_bytes(output / "levels.csv", level_table(sids.quality).encode())
+    sids.write(output)  # and the manifest, last
     say(summary(sids))
     return {"widths": list(sids.widths), "digit": sids.digit, **sids.quality}
 

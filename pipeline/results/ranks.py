@@ -18,6 +18,7 @@ import pandas as pd
 
 from pipeline.artifacts import Splits, fingerprint, read_json, write_parquet
 from pipeline.errors import UserError
+from pipeline.manifest import belongs
 from pipeline.metrics import recall_at
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Ranks:
 
 def model_hash(generator: Path) -> str:
     """Return the content hash of models/generator, wherever the folder lies."""
-    return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file()))
+    return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file() and belongs(path)))
 
 
 def origin_of(

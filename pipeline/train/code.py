@@ -29,6 +29,7 @@ CODE = (
     "metric_names.py",
     "metrics.py",
     "knobs.py",
+    "manifest.py",
 )
 
 

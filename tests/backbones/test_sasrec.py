@@ -169,3 +169,21 @@ def test_it_reads_items_by_their_index_and_nothing_else(random_codes: RandomCode
     ):
         with pytest.raises(ValueError, match="sasrec reads items by their index"):
             build_backbone(config, catalogue, vectors_only)
+
+
+@pytest.mark.parametrize(
+    ("content_IC", "trained_I", "said"),
+    [
+        (np.zeros((3, 2), np.float32), None, r"float32 \(3, 2\) are not float32 \[4 items, width\]"),
+        (np.zeros(4, np.float32), None, "content vectors"),
+        (np.zeros((4, 0), np.float32), None, "content vectors"),
+        (np.zeros((4, 2), np.int64), None, "content vectors of int64"),
+        (None, np.ones(3, bool), "trained items"),
+        (None, np.ones(4), "trained items of float64"),
+    ],
+)
+def test_content_that_does_not_fit_the_items_is_refused(
+    content_IC: np.ndarray | None, trained_I: np.ndarray | None, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Catalogue(np.arange(4)[:, None], (4,), digit=False, content_IC=content_IC, trained_I=trained_I)

@@ -123,12 +123,19 @@ def test_ids_that_are_numbers_are_found_under_any_name(tmp_path: Path, suffix: s
     assert (got.vectors_Id == VECTORS).all()
 
 
-@pytest.mark.parametrize("written", ["7.0", "7"])
-@pytest.mark.parametrize("found", [7, 7.0, "7", "7.0", " 7 ", b"7"])
+@pytest.mark.parametrize("written", ["7.0", "7", "7e0"])
+@pytest.mark.parametrize("found", [7, 7.0, "7", "7.0", " 7 ", b"7", "7e0", "7.", "7.00"])
 def test_a_whole_number_is_one_id_however_it_is_written(tmp_path: Path, written: str, found: Any) -> None:
     others: dict[type, list[Any]] = {int: [1, 2, 3], float: [1.0, 2.0, 3.0], bytes: [b"1", b"2", b"3"]}
     path = with_ids(tmp_path / "v.parquet", sku=pa.array([found, *others.get(type(found), ["1", "2", "3"])]))
     got = precomputed_vectors(path, "auto", ["1", written, "3", "2"])
+    assert (got.vectors_Id == VECTORS[SHUFFLED][[1, 0, 3, 2]]).all()
+
+
+@pytest.mark.parametrize("other", ["+7", "007", "7.5"])
+def test_what_ingest_reads_as_a_name_is_no_number_here(tmp_path: Path, other: str) -> None:
+    path = with_ids(tmp_path / "v.parquet", sku=pa.array([other, "7", "2", "3"]))
+    got = precomputed_vectors(path, "auto", ["7", other, "3", "2"])
     assert (got.vectors_Id == VECTORS[SHUFFLED][[1, 0, 3, 2]]).all()
 
 

@@ -12,6 +12,7 @@ from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.explain import ItemTokens, ItemWeights, explain, explanation_text
 from pipeline.generator import Generator, load_generator
+from pipeline.manifest import seal
 from pipeline.packing.histories import Histories
 
 
@@ -21,6 +22,7 @@ def prune(world: World, **settings: Any) -> None:
     path = world.paths["generator"] / "config.json"
     config = read_json(path)
     write_json(path, {**config, "rastp": {**config["rastp"], "after_layer": 1, "min_tokens": 1, **settings}})
+    seal(path.parent, "train")
 
 
 Row = TypeVar("Row", ItemTokens, ItemWeights)

@@ -20,7 +20,7 @@ from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import Recommendation, recommend
 from pipeline.evaluate.stage import run
-from pipeline.evaluate.typed_history import read_history
+from pipeline.evaluate.typed_history import Typed, read_history
 from pipeline.generator import load_generator, save_generator
 from pipeline.packing.histories import Histories
 
@@ -37,6 +37,11 @@ def exact(world: World, history: list[int]) -> tuple[list[str], np.ndarray]:
     scores = score_catalogue(model, Histories.pack(recent, np.array([0, len(recent)])))[0].numpy()
     order = np.argsort(-scores, kind="stable")
     return [f"item-{item}" for item in order], scores[order]
+
+
+def test_texts_of_the_command_line_are_the_list_of_their_ids(world: World) -> None:
+    listed = ask(world, history=["item-1", "item-2", "item-3"])
+    assert ask(world, history=[Typed("item-1, item-2"), Typed('"item-3"')]) == listed
 
 
 def test_a_user_is_forecast_from_the_whole_sequence_held_out_items_too(world: World) -> None:
@@ -220,6 +225,7 @@ CATALOGUE = pd.DataFrame({"raw_id": ["a", "a@5", "b@home.org", "7", "b"]})
         (["b@home.org@2020-09-13T12:00Z"], [2], [NOON]),
         (["b@home.org", "a"], [2, 0], None),
         ([("a@5", 3)], [1], [3]),
+        ([f"a@{NOON}", f"b@{NOON + 1}000", "7@2020-09-13T12:00:02Z"], [0, 4, 3], [NOON, NOON + 1, NOON + 2]),
         ([" a @ 5 ", "b@6"], [0, 4], [5, 6]),
         ([], [], None),
     ],
@@ -236,7 +242,8 @@ def test_an_at_sign_in_an_id_is_told_from_a_time(history: list[Any], items: list
         (["a@1600000000", "b@home.org"], "'b@home.org' has no time"),
         (["a@soon"], "the time of 'a' cannot be read: soon"),
         (["a@2020-02-30"], "the time of 'a' cannot be read: 2020-02-30"),
-        (["a@1600000000", "b@1600000000", "7@2020-09-13"], "the time of '7' cannot be read"),
+        (["a@1600000000", "b@1600000000", "7@3"], "some times of the history are an order"),
+        (["a@-3"], "the time of 'a' cannot be read: -3"),
         (["zz@1600000000"], "item 'zz' is not known"),
         (["zz@home.org"], "item 'zz@home.org' is not known"),
         (["a", "zz"], "item 'zz' is not known"),

@@ -81,8 +81,8 @@ def test_a_logs_own_position_is_kept_under_another_name() -> None:
 
 def test_a_missing_column_lists_those_found() -> None:
     with pytest.raises(UserError, match="no column of the log is known to be the timestamp") as error:
-        log(user=["u"], item=["i"], date=["1"])
-    assert error.value.why == "columns found: user, item, date"
+        log(user=["u"], item=["i"], day=["1"])
+    assert error.value.why == "columns found: user, item, day"
     assert "ingest.columns.timestamp=NAME" in error.value.fix
 
 

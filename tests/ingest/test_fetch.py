@@ -15,7 +15,7 @@ import pytest
 from raw_logs import Ingest, csv_text, interactions
 
 from pipeline.errors import UserError
-from pipeline.ingest import fetch as module
+from pipeline.ingest import download as module
 from pipeline.ingest.fetch import fetch
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -46,6 +46,8 @@ class Server:
             return
         handler.send_response(206 if start else 200)
         handler.send_header("Content-Length", str(len(self.content) - start))
+        if start:
+            handler.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         if self.etag:
             handler.send_header("ETag", self.etag)
         handler.end_headers()
@@ -145,7 +147,13 @@ def test_of_an_archive_the_recipes_files_are_unpacked_and_ingested(
 
 
 def test_an_archive_that_is_none_is_removed(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ml-1m\.zip is no archive with ratings\.dat and movies\.dat"):
+    with pytest.raises(UserError, match=r"ml-latest-small\.zip is no archive with ratings\.csv and movies\.csv"):
+        fetch("movielens-latest", tmp_path, [f"{server.url}/ml-latest-small.zip"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_is_not_the_publishers_is_removed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ml-1m\.zip is not the file of movielens-1m: its sha256 is"):
         fetch("movielens-1m", tmp_path, [f"{server.url}/ml-1m.zip"])
     assert list(tmp_path.iterdir()) == []
 

@@ -143,6 +143,14 @@ def test_parts_of_an_item_file_may_differ_in_their_columns(ingest: Ingest, tmp_p
 # ------------------------------------------------------------------------------------------------ what items hold
 
 
+def test_rows_without_an_id_are_rejects_and_no_copies(ingest: Ingest, tmp_path: Path) -> None:
+    write(tmp_path / "raw" / "interactions.csv", csv_text(LOG))
+    write(tmp_path / "raw" / "items.csv", ITEMS + "nan,x\nnan,x\nnan,y\n")
+    result = ingest(tmp_path / "raw", max_reject_rate=0.5)
+    assert result.rejects == [("items.csv", line, "item is missing") for line in (8, 9, 10)]
+    assert (result.summary["items_listed"], "item_copies" in result.summary) == (9, False)
+
+
 def test_items_listed_twice_alike_are_one(ingest: Ingest, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "raw" / "interactions.csv", csv_text(LOG))
     write(tmp_path / "raw" / "items.csv", ITEMS + "i3,Title 3\ni0,Title 0\ni3,Title 3\n")

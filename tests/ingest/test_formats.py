@@ -1,6 +1,7 @@
 """Formats that are found in the content of a file, whatever its name: JSON in all layouts, RecBole, packed files."""
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -71,6 +72,21 @@ def test_one_object_with_the_rows_inside_is_refused(read_log: Stage, tmp_path: P
         read_log(write(tmp_path / "log.json", text))
     assert f"in '{inside}'" in error.value.why
     assert f"'.\"{inside}\"[]'" in error.value.fix
+
+
+def test_elements_that_are_no_objects_are_rejects(read_log: Stage, tmp_path: Path) -> None:
+    result = read_log(write(tmp_path / "log.json", json.dumps([None, *OBJECTS, [1]])), max_reject_rate=0.1)
+    assert (result.rows, [reason for _, _, reason in result.rejects]) == (LOG, ["not a JSON object"] * 2)
+    lists = [list(row) for row in LOG]
+    for text in (json.dumps(lists), "\n".join(map(json.dumps, lists)), json.dumps(lists, indent=1)):
+        with pytest.raises(UserError, match="36 of 36 rows") as error:
+            read_log(write(tmp_path / "log.json", text))
+        assert "lists without names" in error.value.fix
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "::"])
+def test_delimited_text_may_be_called_json(read_log: Stage, tmp_path: Path, delimiter: str) -> None:
+    assert read_log(write(tmp_path / "log.json", csv_text(LOG).replace(",", delimiter))).rows == LOG
 
 
 def test_one_row_with_a_list_is_a_row(read_log: Stage, tmp_path: Path) -> None:
@@ -311,6 +327,9 @@ def test_packed_files_that_were_cut_are_named(read_log: Stage, tmp_path: Path, p
         (b"ARROW1\x00\x00rest", "is an Arrow"),
         (b"SQLite format 3\x00rest", "is an SQLite database"),
         (b"\x89HDF\r\n", "is an HDF5 file"),
+        (b"a.csv".ljust(257, b"\0") + b"ustar", "is a tar archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "is no text file"),
+        (b"7z\xbc\xaf\x27\x1c\0\4" + bytes(range(256)), "is no text file"),
     ],
 )
 @pytest.mark.parametrize("name", ["log.csv", "log.zip", "log"])
@@ -406,3 +425,9 @@ def test_a_link_to_a_folder_elsewhere_is_refused_and_one_to_a_file_is_read(read_
     assert read_log(tmp_path / "raw", files="*.csv").rows == LOG
     (tmp_path / "link").symlink_to(tmp_path / "other")
     assert read_log(tmp_path / "link", files="*.csv").rows == LOG
+
+
+@pytest.mark.parametrize("text", ["]", "[{}]]", "]]]", '[{"a": 1]}', "[}", '{"a": 1]', "[,]", "{", '["a" "b"]', "\x00"])
+def test_reading_json_with_odd_brackets_comes_to_an_end(text: str) -> None:
+    with contextlib.suppress(UserError):
+        assert len(list(json_values(io.StringIO(text), "log"))) <= 3

@@ -37,7 +37,7 @@ def test_a_second_run_gives_the_same_bytes(ingest: Ingest, tmp_path: Path) -> No
     before = content(first.folder)
     assert content(ingest(path, minimum={"click": 1}).folder) == before
     tables = {f"{name}.parquet" for name in ("interactions", "users", "items", "rejects", "cut")}
-    assert set(before) == tables | {"ingest.json"}
+    assert set(before) == tables | {"ingest.json", "manifest.json"}
     assert not MEASURED & set(first.summary)
 
 

@@ -10,25 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_logs import Ingest, interactions, write
 
-import pipeline.ingest.delimited as delimited
 from pipeline.errors import UserError
 from pipeline.ingest.lines import MAX_LITERAL, as_text, parse_json, parse_literal
 from pipeline.ingest.readers import read_chunks
 from pipeline.ingest.recipes import CSV, JSONL, LITERAL, PARQUET, TSV, Format
-from pipeline.ingest.sources import RawFile
+from pipeline.ingest.sources import Limits, RawFile
 
 
 def read(
-    path: Path, form: Format, **options: Any
+    path: Path, form: Format, max_line_bytes: int = 1 << 22, **options: Any
 ) -> tuple[list[dict[str, str | None]], list[int], list[int], list[tuple[int, str, str]]]:
     """(rows as dicts, their lines, their record numbers, rejects as (line, reason, row))."""
     rejects = []
-    file = RawFile(path, path.name, form)
+    file = RawFile(path, path.name, form, limits=Limits(max_line_bytes))
     chunks = list(read_chunks(file, lambda *reject: rejects.append(reject), **options))
     rows = [row for chunk in chunks for row in chunk.table.to_pylist()]
     lines = [line for chunk in chunks for line in chunk.lines.tolist()]
@@ -57,11 +57,7 @@ def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_befo
         csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL).writerow(row)
         text += buffer.getvalue() if row else "\n"
     path = write(tmp_path_factory.mktemp("csv") / "log.csv", text)
-    delimited.BLOCK_BYTES, usual = block, delimited.BLOCK_BYTES
-    try:
-        found, lines, records, rejects = read(path, CSV)
-    finally:
-        delimited.BLOCK_BYTES = usual
+    found, lines, records, rejects = read(path, CSV, max_line_bytes=block)
     solid = [(row, start) for row, start in zip(rows, starts, strict=True) if any(row)]
     assert [list(row.values()) for row in found] == [row for row, _ in solid if len(row) == 3]
     assert lines == [start for row, start in solid if len(row) == 3]
@@ -202,10 +198,21 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path: Path) -> None:
         read(write(tmp_path / "a.parquet", "x,y\n"), PARQUET)
 
 
-def test_a_quote_that_swallows_the_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1024)
+def test_a_quote_that_swallows_the_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="never closed"):
-        read(write(tmp_path / "a.csv", "x,y\n" + '1,"2\n' + "3,4\n" * 5000), CSV)
+        read(write(tmp_path / "a.csv", "x,y\n" + '1,"2\n' + "3,4\n" * 5000), CSV, max_line_bytes=1024)
+
+
+def test_parquet_text_that_is_not_utf_8_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"x": pa.array([b"a", b"\xff", None], pa.binary()).view(pa.string())}), path)
+    assert read(path, PARQUET)[0] == [{"x": "a"}, {"x": None}, {"x": None}]
+
+
+def test_a_column_that_is_there_twice_in_parquet_is_an_error(tmp_path: Path) -> None:
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], names=["x", "x"]), tmp_path / "log.parquet")
+    with pytest.raises(UserError, match="'x' twice"):
+        read(tmp_path / "log.parquet", PARQUET)
 
 
 def test_a_column_that_is_there_twice_is_an_error(tmp_path: Path) -> None:

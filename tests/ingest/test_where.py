@@ -159,7 +159,7 @@ class TestTheTable:
         }
         assert list(table) == [
             "read",
-            "bad: timestamp is not a number",
+            "bad: timestamp is no number and no ISO 8601 time",
             "not wanted by ingest.where",
             "usable",
             "below ingest.minimum: source >= 0",

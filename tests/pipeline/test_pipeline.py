@@ -129,6 +129,12 @@ def test_a_missing_key_and_a_path_that_is_not_there_remove_nothing(repository: R
     text = params.read_text()
     for line, instead, said in (
         ("  accumulate: 1\n", "", "error: missing key 'train.accumulate'"),
+        (
+            "  clip_norm: 0.0\n",
+            "  clip_norm: .inf\n",
+            "error: train.clip_norm is inf, expected a number from 0",
+        ),
+        ("  levels: 3\n", "  levels: 2000\n", "error: quantize.levels is 2000, expected a whole number from 1 to 32"),
         ("  path: data/demo\n", "  path: data/demos\n", "error: ingest.path data/demos is not here"),
     ):
         assert text.count(line) == 1

@@ -197,8 +197,10 @@ def test_training_ends_with_the_step_that_reaches_max_windows(world: TinyWorld) 
 
 
 def test_a_diverging_loss_stops_with_the_step_and_what_to_try(world: TinyWorld) -> None:
+    params = make_params()
+    absurd = replace(params, train=replace(params.train, learning_rate=1e30))  # beyond what params.yaml may say
     with pytest.raises(UserError, match=r"not a finite number any more at step \d+") as error:
-        world.train(make_params(train={"learning_rate": 1e30}))
+        world.train(absurd)
     assert "train.learning_rate" in error.value.fix
     assert not (world.folder / "run").exists()
 

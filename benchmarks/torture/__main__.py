@@ -1,0 +1,158 @@
+"""Run the trials of `make torture`, one after the other, and write the table of docs/reliability.md.
+
+    make torture                                   # two hours; goes on where the last call stopped
+    python -m benchmarks.torture --hours 0.1 --seed 7 --file /tmp/trials.jsonl
+    python -m benchmarks.torture --table           # only the table, from the file
+
+Each finished trial is a line of the JSON lines file, with its verdict: `ok` (the same bytes as an undisturbed run),
+`refused` (a plain message, and nothing wrong afterwards) or `FAIL` (a traceback, a hang over 30 s, other bytes).
+A trial's name and the seed decide all that is random in it, so `--only NAME` repeats it.
+"""
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/support"))  # odd values and the hostile server, which tests use too
+
+from benchmarks.torture.process import forked, preload  # noqa: E402
+from benchmarks.torture.project import STAGES, build, copy, digest, remove  # noqa: E402
+from benchmarks.torture.trials import FAIL, World, all_trials  # noqa: E402
+
+FILE = ROOT / "docs/results/torture.jsonl"
+PAGE = ROOT / "docs/reliability.md"
+BEGIN, END = "<!-- made by python -m benchmarks.torture --table -->", "<!-- end -->"
+
+
+def main() -> None:
+    """Parse the arguments, and run or print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--file", type=Path, default=FILE, help="finished trials, JSON lines")
+    parser.add_argument("--part", default="", help="only parts whose name has this text")
+    parser.add_argument("--only", default="", help="only this trial, again, without writing it down")
+    parser.add_argument("--most", type=int, default=0, help="the most trials; 0: no limit")
+    parser.add_argument("--table", action="store_true", help=f"write the table of {PAGE.name} and stop")
+    options = parser.parse_args()
+    if options.table:
+        write_table(options.file)
+        return
+    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+        failed = torture(Path(folder), options)
+    if not options.only and options.file == FILE:
+        write_table(options.file)
+    sys.exit(1 if failed else 0)
+
+
+def torture(folder: Path, options: argparse.Namespace) -> int:
+    """Run the trials that the file does not have yet, and return how many failed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    world = make_world(folder)
+    done = set() if options.only else {row["trial"] for row in read(options.file)}
+    trials = [
+        trial for trial in all_trials(world, options.seed) if trial.name not in done and options.part in trial.part
+    ]
+    if options.only:
+        trials = [trial for trial in trials if trial.name == options.only]
+    deadline = time.monotonic() + 3600 * options.hours
+    failed = count = 0
+    for trial in trials:
+        if time.monotonic() > deadline or (options.most and count == options.most):
+            break
+        began = time.monotonic()
+        try:
+            verdict, detail = trial.run(world, random.Random(f"{options.seed} {trial.name}"))
+        except Exception as error:  # a fault of the trial itself is shown as one
+            verdict, detail = "broken", f"{type(error).__name__}: {error}"
+        row = {
+            "part": trial.part,
+            "trial": trial.name,
+            "verdict": verdict,
+            "seconds": round(time.monotonic() - began, 1),
+            "detail": detail.replace(str(folder), "."),
+            "commit": commit(),
+            "seed": options.seed,
+        }
+        failed += verdict == FAIL
+        count += 1
+        print(f"{verdict:8} {trial.name}: {row['detail'][:160]}", flush=True)
+        if not options.only:
+            options.file.parent.mkdir(parents=True, exist_ok=True)
+            with options.file.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(f"{count} trials, {failed} failed")
+    return failed
+
+
+def make_world(folder: Path) -> World:
+    """Build the project, and measure how long each stage takes in a forked child."""
+    print("building the project", flush=True)
+    reference = folder / "reference"
+    reference.mkdir()
+    build(reference)
+    preload()
+    outputs = digest(reference)
+    seconds = {}
+    for stage in STAGES:
+        trial = copy(reference, folder / "measured")
+        remove(trial, stage)
+        ended = forked([stage], trial)
+        if ended.code or digest(trial) != outputs:
+            raise SystemExit(f"stage {stage} does not repeat its bytes by hand: {ended.text[-500:]}")
+        seconds[stage] = ended.seconds
+    print("seconds by stage:", {stage: round(value, 2) for stage, value in seconds.items()}, flush=True)
+    return World(reference, outputs, folder, seconds)
+
+
+def commit() -> str:
+    """Return the short name of the commit that is tortured."""
+    shown = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return shown.stdout.strip()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the finished trials."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of figures: a row per part, a column per verdict."""
+    lines = ["| what was done | trials | ok | refused | FAIL |", "|---|---|---|---|---|"]
+    parts = sorted({row["part"] for row in rows})
+    for part in parts:
+        verdicts = [row["verdict"] for row in rows if row["part"] == part]
+        counts = [str(verdicts.count(name)) for name in ("ok", "refused", "FAIL")]
+        lines.append(f"| {part} | {len(verdicts)} | {' | '.join(counts)} |")
+    commits = sorted({row["commit"] for row in rows})
+    hours = sum(row["seconds"] for row in rows) / 3600
+    lines += ["", f"{len(rows):,} trials in {hours:.1f} hours, at commit {', '.join(commits)}, two CPU cores."]
+    failures = [row for row in rows if row["verdict"] not in ("ok", "refused")]
+    if failures:
+        lines += ["", "The failures:", ""]
+        lines += [
+            f"- `{row['trial']}`: {row['detail'].splitlines()[0][:150] if row['detail'] else ''}"
+            for row in failures[:40]
+        ]
+    return "\n".join(lines)
+
+
+def write_table(path: Path) -> None:
+    """Replace the part of docs/reliability.md between its two marks."""
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    PAGE.write_text(f"{before}{BEGIN}\n{table(read(path))}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

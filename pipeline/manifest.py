@@ -1,0 +1,123 @@
+"""Write files whole, and tell which files of a folder belong together.
+
+A stage writes manifest.json after all other files of its folder; it lists their checksums.
+
+A stage that is stopped between two files leaves a folder of two runs, and a damaged disk or copy changes a byte. A
+reader compares each file with its checksum in the manifest before it uses the file. A folder without a manifest is one
+of an earlier version; its files are read as they are.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"  # ends the name of a file that is being written
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a temporary file beside `path` and rename it, so that a kill or a full disk never leaves half a file.
+
+    Raises:
+        UserError: the file cannot be written; an earlier version is unchanged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*{PARTIAL}"):  # by a process that was killed
+        if not _runs(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"could not write {path}: {error.strerror}",
+            "an earlier version of the file, if there was one, is unchanged",
+            "free some space or correct the permissions, then run the same command again",
+        ) from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _runs(process: str) -> bool:
+    """Tell whether a process with this id runs on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def seal(folder: Path, stage: str) -> None:
+    """Write the manifest of all files directly in `folder`, which `python -m pipeline STAGE` has written."""
+    files = {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file() and belongs(path)}
+    write_bytes(folder / MANIFEST, (json.dumps({"stage": stage, "files": files}, indent=2) + "\n").encode())
+
+
+def belongs(path: Path) -> bool:
+    """Tell whether a file is content: not the manifest itself, and nothing unfinished."""
+    return path.name != MANIFEST and path.suffix != PARTIAL
+
+
+def verify(path: Path) -> None:
+    """Compare a file with the manifest beside it, if there is one.
+
+    Raises:
+        UserError: the file is not the one that the manifest lists, or the manifest cannot be read.
+    """
+    manifest = path.parent / MANIFEST
+    try:
+        text = manifest.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise _refusal(f"{manifest} cannot be read: {error}", "") from None
+    stage, files = _parse(manifest, text)
+    if files.get(path.name) != file_digest(path):
+        raise _refusal(f"{path} is not the file that {manifest} lists", stage)
+
+
+def file_digest(path: Path) -> str:
+    """Return the hex sha256 of a file. A file that did not change is read once in a process."""
+    state = path.stat()
+    return _digest(str(path.resolve()), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _digest(path: str, *state: int) -> str:  # noqa: ARG001 - another state is another file
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _parse(manifest: Path, text: str) -> tuple[str, dict[str, Any]]:
+    """Return the stage and the checksums of a manifest's text."""
+    try:
+        content = json.loads(text)
+        stage, files = str(content["stage"]), content["files"]
+        if not isinstance(files, dict):
+            raise TypeError("files must be a mapping")
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise _refusal(f"{manifest} is no list of files and their checksums", "") from None
+    return stage, files
+
+
+def _refusal(what: str, stage: str) -> UserError:
+    anew = f"`python -m pipeline {stage}`" if stage.isalpha() else "`dvc repro`"
+    return UserError(
+        what,
+        "a stage was stopped between two files, files of two runs were mixed, or a file was damaged or edited",
+        f"run `dvc checkout`, or {anew} to make the folder anew; after an edit on purpose, delete {MANIFEST}",
+    )
