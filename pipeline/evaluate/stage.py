@@ -113,7 +113,8 @@ def run(
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen))
+    over_items = loaded.model.config.over_items
+    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen, over_items))
     if config.filter_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
@@ -161,11 +162,18 @@ def _baseline_metrics(users: pd.DataFrame) -> dict[str, float]:
     return figures
 
 
-def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, dropped: dict[str, bool]) -> str:
+def table(
+    metrics: dict[str, float],
+    config: EvaluateConfig,
+    strategy: str,
+    dropped: dict[str, bool],
+    over_items: bool = False,
+) -> str:
     """Return the printed table: the model and the baselines, on all users and on those without a tie.
 
     Args:
         dropped: for each baseline, whether the items of the history left its ranking.
+        over_items: the model scores items themselves, all of them, and no Semantic IDs.
     """
     words = {True: "dropped", False: "included"}
     lines = [
@@ -180,10 +188,11 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     # Two lines that say how the numbers were made.
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
-    search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
+    exact = config.decoding == "exact" or over_items
+    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
+    of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     lines.append(
-        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
-        f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
+        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%)" + ("" if over_items else of_sids)
     )
     lines.append(
         f"counting: seen items {words[dropped['cooccurrence']]} (co-occurrence), "

@@ -18,8 +18,10 @@ from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
 
 
-def announce(trainer: Trainer) -> None:
-    """Print one line before training."""
+def announce(trainer: Trainer, names: str = "") -> None:
+    """Print one line before training, and one before it of the items' names where `names` says something."""
+    if names:
+        say(f"train: {names}")
     device = trainer.device
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
