@@ -51,7 +51,7 @@ MEASURED = frozenset(
         "bookkeeping_seconds",
     }
 )
-
+CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
 
 # ---------------------------------------------------------------------------------------------------- small files
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, read_json, write_json
+from pipeline.artifacts import CLOCK, GENERATOR, REPORTS, SPLITS, Splits, read_json, write_json
 from pipeline.decoding.ranking import Ranking, rank_targets
 from pipeline.distributed import World, joined
 from pipeline.errors import UserError
@@ -71,7 +71,8 @@ def run(
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
     held_out = Splits.read(splits)
-    timings: dict[str, float] = read_json(reports / "timings.json", train_seconds=(int, float))
+    measured = read_json(reports / "timings.json", train_seconds=(int, float))
+    timings = {name: value for name, value in measured.items() if name not in CLOCK}
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())

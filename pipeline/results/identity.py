@@ -11,8 +11,20 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
+from pipeline.artifacts import CLOCK, GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When a training went on, in seconds since 1970; 0.0 and () where an earlier version did not say.
+
+    training: fingerprint of settings, inputs and code. times: of the rows of the history.
+    """
+
+    training: str = ""
+    start: float = 0.0
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +44,8 @@ class Result:
     dataset: dict[str, Any]  # ingest.json
     hashes: dict[str, str]
     key: str
+    timings: dict[str, float]  # figures of training
+    clock: Clock
 
 
 def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Result:
@@ -42,6 +56,8 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     """
     hashes = read_hashes(lock, reports / "metrics.json")
     metrics = read_json(reports / "metrics.json")
+    timings = read_json(reports / "timings.json") if (reports / "timings.json").exists() else {}
+    clock = Clock(**{name: timings.pop(name) for name in CLOCK if name in timings})
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
         metrics=metrics,
@@ -53,6 +69,8 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
         dataset=read_json(interactions / "ingest.json"),
         hashes=hashes,
         key=result_key(metrics, hashes),
+        timings=timings,
+        clock=clock,
     )
 
 
