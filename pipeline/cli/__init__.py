@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli import checks, experiments, serve, stages
+from pipeline.cli import checks, deploy, experiments, serve, stages
 from pipeline.cli.ends import tell_stopped
 from pipeline.errors import LostProcessError, UserError
 from pipeline.faults import explain_fault, report_bug
@@ -24,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for panel in (stages, experiments, checks, serve):
+for panel in (stages, experiments, checks, serve, deploy):
     app.add_typer(panel.commands)
 
 

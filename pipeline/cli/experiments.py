@@ -2,6 +2,7 @@
 
 import json
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from pipeline.printing import say
 
 PANEL = "Experiments"
+PUBLISHED = Path("models/published")  # ignored by git, and no output of DVC
 commands = typer.Typer()
 
 
@@ -88,11 +90,21 @@ def compare(
     ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+    promote: Annotated[
+        bool,
+        typer.Option("--promote", help="Serve this RUN, or the workspace, if it is not worse than the champion."),
+    ] = False,
+    published: Annotated[Path, typer.Option(metavar="DIR", help="With --promote: where servers read.")] = PUBLISHED,
+    force: Annotated[bool, typer.Option("--force", help="With --promote: without a comparison.")] = False,
 ) -> None:
     """Compare finished runs with the first one, user by user.
 
     Prints differences with intervals, the smallest difference that could have been seen, and the verdicts `better` and
     `not worse`. Runs that differ in their seed only are one arm; seeds are resampled before users.
+
+    With --promote, one run is compared with the champion, the model that is served now. Where its recall@10 is `better`
+    or `not worse`, or where there is no champion, its model gets a version in MLflow's registry (track.model_name) and
+    the alias `champion`, and is published in DIR, in one act.
 
     [dim]Examples:[/dim]
 
@@ -101,12 +113,34 @@ def compare(
       python -m pipeline compare main workspace
 
       python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
+
+      python -m pipeline compare --promote
     """
+    if promote:
+        _promote(runs or ["workspace"], published, samples, force)
+        return
     from pipeline.results.compare import compare as differences
     from pipeline.results.compare import comparison_rows, comparison_text
 
     comparisons = differences(runs or [], samples=samples)
     say(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
+
+
+def _promote(runs: list[str], published: Path, samples: int, force: bool) -> None:
+    """Register, crown and publish the model of one run."""
+    from pipeline.config import load_params
+    from pipeline.errors import UserError
+    from pipeline.serving.promote import promote as promoted
+
+    if len(runs) != 1:
+        raise UserError(f"--promote got {len(runs)} runs", "one model is served", "name one run, or none: workspace")
+    track = load_params().track
+    done = promoted(runs[0], track.model_name, track.experiment, published, samples=samples, force=force)
+    if done.comparison:
+        say(done.comparison, "")
+    version = done.published.registered.version if done.published.registered else ""
+    say(f"champion: models:/{track.model_name}@champion, version {version}{'' if done.new else ', as before'}")
+    say(f"published: {published / 'current'}")
 
 
 @commands.command(rich_help_panel=PANEL)
