@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts import MEASURED
+from pipeline.manifest import CHECKSUM
 from pipeline.presets.apply import apply_preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +121,6 @@ def digest(folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, str]:
 
 def _unmeasured(content: bytes) -> Any:
     try:
-        return {key: value for key, value in json.loads(content).items() if key not in MEASURED}
+        return {key: value for key, value in json.loads(content).items() if key not in MEASURED | {CHECKSUM}}
     except (ValueError, AttributeError):
         return content.decode(errors="replace")

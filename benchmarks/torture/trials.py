@@ -186,10 +186,10 @@ def signals_queue() -> Iterator[Trial]:
                 return FAIL, f"{what}: a stage is still at work after {HANG:.0f} s"
             for pid in _queue_processes(folder, "all"):
                 os.kill(pid, signal.SIGKILL)
-            begin(["dvc", "exp", "run", "--temp", "-n", "second", "-S", f"seed={seed}"], folder, log).wait()
+            code = begin(["dvc", "exp", "run", "--temp", "-n", "second", "-S", f"seed={seed}"], folder, log).wait()
             text = log.read_text(errors="replace")
-            if "Ran experiment" not in text or "this is a fault of sidpipe" in text:
-                return FAIL, f"{what}, then: {text[-400:]}"
+            if code or "Ran experiment" not in text or "this is a fault of sidpipe" in text:
+                return FAIL, f"{what}, then exit code {code}: {text[-2000:]}"
             return OK, what + (", resumed from its checkpoint" if "resumed at step" in text else "")
 
         yield Trial("signals, queue workers", f"queue-{whom}-{name}-{number}", run)
