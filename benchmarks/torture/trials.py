@@ -77,7 +77,7 @@ def signals_by_hand() -> Iterator[Trial]:
             folder = copy(world.reference, world.scratch / "hand")
             if rng.random() < 0.5:
                 remove(folder, stage)
-            after = rng.uniform(0, 1.1 * world.seconds[stage])
+            after = rng.uniform(0, 1.1 * world.seconds.get(stage, 1.0))
             ended = forked([stage], folder, kill=(SIGNALS[name], after))
             if fault := ended.fault():
                 return FAIL, fault
