@@ -332,9 +332,9 @@ def page(rows: list[Row]) -> str:
         "users whose test item shares its timestamp with no earlier interaction. *against the first*: the paired",
         "difference to the first row, with its 95% interval over seeds and users (`python -m pipeline compare`); with",
         "one seed the interval covers users alone. *better*: the interval is above 0. *not worse*: the interval of",
-        "the relative difference is above -3%. *worse*: the interval is below 0. *unclear*: none of these. *counting",
-        "pairs* (co-occurrence) and *popularity* learn nothing. *EMA*: decay of the averaged weights, which are",
-        "evaluated.",
+        "the relative difference is above -3%. *worse*: the interval is below 0 (*by less than 3%*: the relative",
+        "interval is above -3%). *unclear*: none of these. *counting pairs* (co-occurrence) and *popularity* learn",
+        "nothing. *EMA*: decay of the averaged weights, which are evaluated.",
         *quality(rows),
     ]
     lines += [
@@ -354,7 +354,8 @@ def page(rows: list[Row]) -> str:
 
 def add(args: argparse.Namespace) -> list[Row]:
     """Return rows of finished runs, and of each arm's paired difference to the first."""
-    from pipeline.results.compare import compare, comparison_rows
+    from pipeline.results.compare import compare
+    from pipeline.results.comparison_text import comparison_rows
     from pipeline.results.ranks import Ranks
 
     arms = {

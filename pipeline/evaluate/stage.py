@@ -29,7 +29,7 @@ from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
-from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame
+from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_fit, origin_of, ranks_frame, split_words
 
 
 class MachineView(Protocol):
@@ -102,7 +102,13 @@ def run(
         evaluation_metrics(users, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed) | timings
     )
     origin = origin_of(
-        generator, splits, loaded.config, beam=config.beam, decoding=config.decoding, filter_seen=config.filter_seen
+        generator,
+        splits,
+        loaded.config,
+        protocol=split_words(held_out.summary),
+        beam=config.beam,
+        decoding=config.decoding,
+        filter_seen=config.filter_seen,
     )
     Ranks(users, origin).write(reports / RANKS_FILE)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
