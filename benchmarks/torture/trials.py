@@ -1,7 +1,6 @@
 """The trials: what is done to a copy of the project, and the verdict on what came of it."""
 
 import importlib.util
-import itertools
 import os
 import random
 import shutil
@@ -55,14 +54,25 @@ class Trial:
 
 
 def all_trials(world: World, seed: int) -> list[Trial]:
-    """Return every trial: a random one of each part in turn, so that the first of them are a sample of all parts."""
-    parts = [signals_by_hand(), signals_repro(), signals_queue(), full_disks(), knobs(world), damages(world)]
-    shuffled = []
-    for part in [*parts, hostile_servers()]:
+    """Return every trial. The first of them are a random sample of all parts, with more of those that take less time.
+
+    The number beside a part is how many of its trials come in the time of one queued run.
+    """
+    parts = [
+        (1, signals_queue()),
+        (2, signals_repro()),
+        (8, signals_by_hand()),
+        (8, full_disks()),
+        (5, knobs(world)),
+        (3, hostile_servers()),
+        (40, damages(world)),
+    ]
+    order = []
+    for share, part in parts:
         trials = list(part)
         random.Random(seed).shuffle(trials)
-        shuffled.append(trials)
-    return [trial for turn in itertools.zip_longest(*shuffled) for trial in turn if trial]
+        order += [(number / share, trial) for number, trial in enumerate(trials)]
+    return [trial for _, trial in sorted(order, key=lambda entry: entry[0])]
 
 
 # ---------------------------------------------------------------------------------------------------- signals
