@@ -28,7 +28,14 @@ def recommend(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
     history: HistoryOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
-    filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
+    filter_seen: Annotated[
+        bool | None,
+        typer.Option(
+            "--filter-seen/--with-seen",
+            show_default=False,
+            help="Leave out items of the history, or leave them in. Neither: as in the evaluation of this model.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
 ) -> None:
     """Ask the trained model for the next items.

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
+from pipeline.metric_names import MEASURED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,10 @@ class Result:
     """A result has numbers, curves and content hashes.
 
     hashes: content hashes in dvc.lock of the interactions, sids, splits, model and ranks behind the metrics. key: equal
-    for equal results, whenever and wherever they were made; measurements (artifacts.MEASURED) do not count.
+    for equal results, whenever and wherever they were made; measurements (metric_names.MEASURED) do not count.
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of metrics.json, then of details.json
     history: list[dict[str, float]]  # one row per validation
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
@@ -41,7 +42,7 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
         UserError: a file is missing or damaged, or dvc.lock names other metrics than those at hand.
     """
     hashes = read_hashes(lock, reports / "metrics.json")
-    metrics = read_json(reports / "metrics.json")
+    metrics = read_json(reports / "metrics.json") | read_json(reports / "details.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
         metrics=metrics,

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 RANKS_FILE = "ranks.parquet"
 METRICS_FILE = "metrics.json"
+DETAILS_FILE = "details.json"
 KEY = "sidpipe"  # key of `Origin` in the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
-# interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank
+# interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank,
+# directed_rank, other_rank (the model's by the other rule for seen items than `filter_seen`)
 COLUMNS = (
     "user_id",
     "item_id",
@@ -41,6 +43,8 @@ COLUMNS = (
     "tie",
     "popularity_rank",
     "cooccurrence_rank",
+    "directed_rank",
+    "other_rank",
 )
 
 
@@ -63,7 +67,7 @@ class Origin:
     recipe: str
     beam: int
     decoding: str
-    filter_seen: bool
+    filter_seen: bool  # whether `rank` is without the items of the history
 
 
 @dataclass(frozen=True)

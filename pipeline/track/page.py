@@ -8,7 +8,7 @@ from pipeline.metric_names import MAIN_METRICS, METRICS
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
-from pipeline.track.scoreboard import Cell, headings, scoreboard_rows
+from pipeline.track.scoreboard import Cell, has_ties, headings, scoreboard_rows
 
 SERIES = {
     "model": "recall_at_10",
@@ -51,6 +51,7 @@ def render_page(result: Result, params: dict[str, Any]) -> str:
         f'<p class="soft">{_protocol(result, params)}</p>',
         _facts(result.metrics),
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
+        _section("Beyond hits: the first ten items", _beyond(result.metrics)),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
@@ -67,7 +68,7 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     """Return the line that says on what data and how the result was evaluated."""
     counts = result.dataset
     metrics = result.metrics
-    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items included"
+    seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
@@ -105,11 +106,12 @@ def _facts(metrics: dict[str, float]) -> str:
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     """Return the table of the model and the baselines; the model is the first row."""
+    apart = f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th>'
     groups = (
         f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
-        f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
+        f"{apart if has_ties(metrics) else ''}</tr>"
     )
-    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
+    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings(metrics)) + "</tr>"
     lines = []
     for rank, row in enumerate(scoreboard_rows(metrics, strategy)):
         kind = ' class="model"' if rank == 0 else ""
@@ -131,6 +133,33 @@ def _notes(metrics: dict[str, float]) -> str:
         f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
         f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>"
     )
+
+
+BEYOND = {  # key -> label, format
+    "coverage_at_10": ("of the catalogue is in the first ten of somebody", "{:.1%}"),
+    "long_tail_share_at_10": ("of what is shown is long tail", "{:.1%}"),
+    "long_tail_share_of_targets": ("of the test targets is long tail", "{:.1%}"),
+    "popularity_bias_at_10": ("times as popular as the targets is what is shown", "{:.2f}"),
+    "novelty_at_10": ("bits of novelty", "{:.1f}"),
+    "category_diversity_at_10": ("of the pairs in a top ten differ in category", "{:.1%}"),
+    "code_diversity_at_10": ("of the pairs differ in the first code", "{:.1%}"),
+    "expected_recall_at_10": ("recall@10 that the beam's probabilities promise", "{:.4f}"),
+    "calibration_error_at_10": ("calibration error of that promise", "{:.4f}"),
+}
+
+
+def _beyond(metrics: dict[str, float]) -> str:
+    """Return the boxes about the first ten items of all users."""
+    boxes = [
+        f'<div><b>{form.format(metrics[key])}</b><span class="soft">{escape(label)}</span></div>'
+        for key, (label, form) in BEYOND.items()
+        if key in metrics
+    ]
+    note = (
+        '<p class="soft">The long tail is every item but the most popular ones, which together have 80% of the '
+        "training interactions. Novelty is the mean of -log2 of an item's share of these interactions.</p>"
+    )
+    return f'<div class="facts">{"".join(boxes)}</div>{note}'
 
 
 def _figures(result: Result) -> str:

@@ -21,6 +21,7 @@ PARAMS = Path("params.yaml")
 REPORT_FILES = (  # files of reports/ that are attached to the run
     "index.html",
     "metrics.json",
+    "details.json",
     "history.csv",
     "by_history.csv",
     "by_popularity.csv",
