@@ -21,7 +21,7 @@ LAYERS = (
     ("generator",),
     ("training", "results"),
     ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
-    ("config",),
+    ("config", "serving"),
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
@@ -187,7 +187,7 @@ def test_triton_stays_with_the_kernels(root: Path, files: list[str]) -> None:
 
 def test_mlflow_stays_in_one_file(root: Path, files: list[str]) -> None:
     assert [file for file in files if {"mlflow"} & top_level_imports(root, file)] == [
-        "pipeline/results/mlflow_store.py"
+        "pipeline/results/mlflow_client.py"
     ]
 
 

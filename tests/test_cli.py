@@ -7,14 +7,13 @@ import itertools
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Done
 from settings import read_params
 
 from pipeline import cli
@@ -24,37 +23,6 @@ from pipeline.errors import UserError
 STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
-
-
-@pytest.fixture
-def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's params.yaml and presets, as the current one."""
-    shutil.copy(root / "params.yaml", tmp_path)
-    shutil.copytree(root / "presets", tmp_path / "presets")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line in this process: it is quicker than a new one, and ends the same way."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return run
 
 
 # ---------------------------------------------------------------------------------------------------- help

@@ -1,12 +1,14 @@
 """Commands around experiments: presets before a run, comparisons and measurements after it."""
 
-import json
 from itertools import groupby
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.printing import say
+from pipeline.cli.answers import ModelOption, answer, typed_model
+from pipeline.cli.folders import typed_path, typed_runs
+from pipeline.printing import json_text, say
 
 PANEL = "Experiments"
 commands = typer.Typer()
@@ -43,9 +45,9 @@ def preset(
     if name is None:
         width = max(map(len, known), default=0) + 2
         for kind, presets in groupby(known.values(), key=lambda preset: preset.kind):
-            say(f"{kind or 'of no kind'} ({sets(kind)})")
+            answer(f"{kind or 'of no kind'} ({sets(kind)})")
             for preset in presets:
-                say(f"  {preset.name:{width}}{preset.summary}")
+                answer(f"  {preset.name:{width}}{preset.summary}")
         return
     changes = apply_preset(name, settings or [])
     for change in changes:
@@ -110,17 +112,21 @@ def compare(
     from pipeline.results import comparison_text as written
     from pipeline.results.compare import compare as compared
 
-    report = compared(runs or [], samples=samples)
+    report = compared(typed_runs(runs or []), samples=samples)
     if as_json:
-        say(json.dumps(written.comparison_json(report), indent=2))
+        answer(json_text(written.comparison_json(report)))
     else:
-        say((written.comparison_markdown if as_markdown else written.comparison_text)(report))
+        answer((written.comparison_markdown if as_markdown else written.comparison_text)(report))
 
 
 @commands.command(rich_help_panel=PANEL)
 def gradients(
     batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
     windows: Annotated[int, typer.Option(min=4, help="Training windows of each batch.")] = 256,
+    model: ModelOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of both files, in place of reports.")
+    ] = None,
 ) -> None:
     """Show how strongly the trained model would learn from tokens of each entropy (SkipGR's Figure 2).
 
@@ -133,6 +139,13 @@ def gradients(
 
       python -m pipeline gradients --batches 100 --windows 1024
     """
+    from pipeline.artifacts import GENERATOR, REPORTS
     from pipeline.evaluate.entropy_gradients import gradients_by_entropy
 
-    say(gradients_by_entropy(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
+    table = gradients_by_entropy(
+        batches=batches,
+        windows=windows,
+        generator=typed_model(model) if model else GENERATOR,
+        reports=typed_path(output) if output else REPORTS,
+    )
+    answer(table.to_string(index=False, float_format="{:.4f}".format))

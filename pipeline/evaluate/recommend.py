@@ -14,7 +14,7 @@ from pipeline.evaluate.typed_history import Entry, equal_steps, read_history
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
 from pipeline.raw_ids import dense_ids, naming_the_cut
-from pipeline.results.ranks import RANKS_FILE, Ranks, check_fit, check_reports
+from pipeline.results.ranks import check_fit, check_reports, drops_seen
 
 BEAM = 20  # least width of the beam: a narrower search would find worse items for a short list
 
@@ -71,10 +71,7 @@ def recommend(
     loaded, known = model_and_history(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
-    if filter_seen is None:
-        evaluated = (reports / RANKS_FILE).exists()
-        filter_seen = evaluated and Ranks.read(reports / RANKS_FILE).origin.filter_seen
-    return _best(loaded, known, k, filter_seen)
+    return _best(loaded, known, k, drops_seen(reports) if filter_seen is None else filter_seen)
 
 
 def model_and_history(

@@ -194,6 +194,11 @@ def check_reports(reports: Path, generator: Path) -> None:
         )
 
 
+def drops_seen(reports: Path) -> bool:
+    """Return whether seen items left the ranking in the evaluation; False where `reports` has none."""
+    return (reports / RANKS_FILE).exists() and Ranks.read(reports / RANKS_FILE).origin.filter_seen
+
+
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:
     """Return the table of COLUMNS with the narrow types of the file: int32, and bool for `tie`."""
     types: dict[str, type] = dict.fromkeys(COLUMNS, np.int32) | {"tie": np.bool_}
