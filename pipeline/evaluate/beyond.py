@@ -29,7 +29,7 @@ def beyond_hits(
     top_UK: np.ndarray,
     counts_I: np.ndarray,
     targets_U: np.ndarray,
-    first_code_I: np.ndarray,
+    first_code_I: np.ndarray | None = None,
     categories_I: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Return the figures of what is shown, by flat names.
@@ -37,6 +37,7 @@ def beyond_hits(
     Args:
         top_UK: the first ten items of each user, below 0 where there is none.
         counts_I: training interactions.
+        first_code_I: of the Semantic IDs; None: the model has none.
         categories_I: int, -1 for an item without a category; None: no item has one, and no figure is by category.
     """
     shown_S = top_UK[top_UK >= 0]
@@ -50,8 +51,9 @@ def beyond_hits(
         "long_tail_share_of_targets": _mean(tail_I[targets_U]),
         "popularity_bias_at_10": _mean(counts_I[shown_S]) / wanted if wanted else 0.0,
         "novelty_at_10": _mean(bits_I[shown_S]),
-        "code_diversity_at_10": diversity(top_UK, first_code_I),
     }
+    if first_code_I is not None:
+        figures["code_diversity_at_10"] = diversity(top_UK, first_code_I)
     if categories_I is not None:
         figures["category_diversity_at_10"] = diversity(top_UK, categories_I)
     return figures

@@ -27,9 +27,10 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
+from pipeline.manifest import without_checksum
 from pipeline.metric_names import BASELINES, HEADLINES, MAIN_METRICS, METRICS, row_labels
 from pipeline.metrics import gains, recall_at, summarise
-from pipeline.printing import say
+from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import Baselines, baselines, training_counts
@@ -43,6 +44,7 @@ from pipeline.results.ranks import (
     ranks_frame,
     split_words,
 )
+from pipeline.strategies.registry import settings_types
 
 
 class MachineView(Protocol):
@@ -91,7 +93,7 @@ def run(
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
     held_out = Splits.read(splits)
-    timings: dict[str, float] = read_json(reports / "timings.json", train_seconds=(int, float))
+    timings = _timings(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
@@ -112,7 +114,8 @@ def run(
     counts_I = training_counts(held_out)
     users = _side_by_side(ranking, counted, held_out, counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
-    first_code_I = loaded.catalogue.codes_IL[:, 0].cpu().numpy()
+    over_items = loaded.model.config.over_items
+    first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
     figures = {
         **evaluation_metrics(
             users, drop_seen, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed
@@ -131,6 +134,7 @@ def run(
         generator,
         splits,
         loaded.config,
+        sections=settings_types(),
         protocol=split_words(held_out.summary),
         beam=config.beam,
         decoding=config.decoding,
@@ -141,7 +145,7 @@ def run(
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     write_json(reports / DETAILS_FILE, details)
-    say(table(figures, config, loaded.config["strategy"]))
+    say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
@@ -176,6 +180,18 @@ def _categories(items: Path) -> np.ndarray | None:
         return None
     codes_I: np.ndarray = frame["categories"].factorize()[0]
     return codes_I
+
+
+def _timings(path: Path) -> dict[str, float]:
+    """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
+    timings = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
+        raise UserError(
+            f"{path}: {shown(wrong[0])} is no number",
+            "the file was damaged or edited",
+            "run `dvc checkout`, or `dvc repro` to make it anew",
+        )
+    return timings
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:
@@ -226,8 +242,12 @@ def _side_metrics(users: pd.DataFrame, drop_seen: bool, names: Sequence[str]) ->
     return figures
 
 
-def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str) -> str:
-    """Return the printed table: the model by both rules for seen items and the baselines, with and without ties."""
+def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over_items: bool = False) -> str:
+    """Return the printed table: the model by both rules for seen items and the baselines, with and without ties.
+
+    Args:
+        over_items: the model scores items themselves, all of them, and no Semantic IDs.
+    """
     ties = metrics["noties_users"] < metrics["users"]
     parts = {"": f"all {metrics['users']:,} users"} | (
         {"noties_": f"no tie: {metrics['noties_users']:,} users"} if ties else {}
@@ -244,11 +264,13 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str) -> s
         lines.append(f"{label:{first}}" + "".join(f"{cell:{(14, 10)[i % 2]}.4f}" for i, cell in enumerate(cells)))
     # Lines that say how the numbers were made.
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
-    search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
+    exact = config.decoding == "exact" or over_items
+    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
     by_counting = ", as counting does on validation" if config.filter_seen == "auto" else ""
+    of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     lines.append(
-        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%), "
-        f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
+        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
+        + ("" if over_items else of_sids)
     )
     lines.append(
         f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "

@@ -9,7 +9,7 @@ Shape legend: N and M interactions of the splits, flat (N in data/splits), L lev
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from pipeline.artifacts import Splits, fingerprint, read_json, write_parquet
 from pipeline.errors import UserError
 from pipeline.manifest import belongs
 from pipeline.metrics import recall_at
-from pipeline.strategies.registry import settings_types
 
 if TYPE_CHECKING:
     from pipeline.generator import Generator
@@ -117,6 +116,7 @@ def origin_of(
     splits: Path,
     config: dict[str, Any],
     *,
+    sections: Iterable[str],
     protocol: str,
     beam: int,
     decoding: str,
@@ -125,11 +125,12 @@ def origin_of(
     """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`.
 
     Args:
+        sections: keys of `config` with the settings of strategies.
         protocol: see `split_words`.
     """
     varies = ("seed", "fingerprints", "widths")  # from seed to seed, the widest collision group differs too
     recipe = {key: value for key, value in config.items() if key not in varies}
-    strategies = ("strategy", *settings_types())
+    strategies = ("strategy", *sections)
     return Origin(
         model=model_hash(generator),
         splits=fingerprint(splits),
