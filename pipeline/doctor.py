@@ -6,7 +6,6 @@ tracking store, to see whether the store can be written.
 
 import dataclasses
 import glob
-import json
 import os
 import platform
 import shutil
@@ -19,8 +18,8 @@ from typing import Literal
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
 from pipeline.ingest.tracked import git, lacking
-from pipeline.printing import say
-from pipeline.results.tracking_uri import tracking_uri
+from pipeline.printing import json_text, say
+from pipeline.results.tracking_uri import database_file, tracking_uri
 
 TESTED = ((3, 11), (3, 12))
 MINIMUM_FREE_GIB = 2.0
@@ -49,12 +48,12 @@ def examine(root: Path) -> list[Check]:
 def show(checks: list[Check], as_json: bool) -> None:
     """Print one line per check, with what to do below a check that is not ok; or print a JSON list."""
     if as_json:
-        say(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+        say(json_text([dataclasses.asdict(check) for check in checks]), answer=True)
         return
     for check in checks:
-        say(f"{check.state:5}{check.name:10}{check.found}")
+        say(f"{check.state:5}{check.name:10}{check.found}", answer=True)
         if check.state != "ok":
-            say(*(f"{'':15}{line}" for line in check.fix.split("\n")))
+            say(*(f"{'':15}{line}" for line in check.fix.split("\n")), answer=True)
 
 
 def check_python() -> Check:
@@ -203,10 +202,13 @@ def check_engine(params: Params) -> Check:
 
 def check_store() -> Check:
     """Check that MLflow's store can be written; a server is only named, not called."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite:///"):
+    try:
+        uri = tracking_uri()
+    except UserError as error:
+        return Check("mlflow", "fail", f"{error.what}: {error.why}", error.fix)
+    path = database_file(uri)
+    if path is None:
         return Check("mlflow", "ok", uri)
-    path = Path(uri.removeprefix("sqlite:///"))
     try:
         if path.exists():
             path.open("ab").close()

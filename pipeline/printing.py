@@ -5,6 +5,7 @@ would set the terminal's title, a line break would add a line that no command wr
 follows. `say` is the one function of the package that prints. The user name and password in a URL are not printed.
 """
 
+import json
 import re
 import sys
 
@@ -14,12 +15,31 @@ BREAKING = re.compile("[\t\n]")
 SECRET = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#]*@")  # http://me:S3CRET@host
 
 
-def say(*lines: object, end: str = "\n", error: bool = False) -> None:
+_state = {"quiet": False}
+
+
+def be_quiet(quiet: bool) -> None:
+    """Choose whether lines are printed that are neither an answer nor an error, such as what a stage did."""
+    _state["quiet"] = quiet
+
+
+def is_quiet() -> bool:
+    """Return what `be_quiet` chose; at the start False."""
+    return _state["quiet"]
+
+
+def say(*lines: object, end: str = "\n", error: bool = False, answer: bool = False) -> None:
     """Print the lines, to stderr if `error`, with steering characters as escapes and without secrets of URLs.
 
     Text from data that is to stay on its line goes through `shown` first. A character that the stream cannot encode is
     an escape too.
+
+    Args:
+        error: an error, a warning or a note to the user.
+        answer: what the command was asked for. Lines that are neither are left out where `be_quiet` says so.
     """
+    if is_quiet() and not (error or answer):
+        return
     stream = sys.stderr if error else sys.stdout
     text = hide_secrets(escape("\n".join(str(line) for line in lines)))
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -29,6 +49,15 @@ def say(*lines: object, end: str = "\n", error: bool = False) -> None:
 def shown(value: object) -> str:
     """Return text from data as it may stand inside a line: a line break or tab is an escape too."""
     return BREAKING.sub(_escape, escape(str(value)))
+
+
+def json_text(value: object) -> str:
+    """Return JSON as it is printed: letters of any language as they are, on a stream that can print them.
+
+    On any other stream they are escapes, because a backslash of another kind would be no JSON.
+    """
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
+    return json.dumps(value, indent=2, ensure_ascii=encoding not in ("utf-8", "utf8"))
 
 
 def escape(text: str) -> str:

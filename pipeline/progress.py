@@ -8,7 +8,7 @@ import sys
 import time
 from types import TracebackType
 
-from pipeline.printing import say
+from pipeline.printing import is_quiet, say
 
 
 class Progress:
@@ -56,6 +56,8 @@ class Progress:
         return text + (f", {self.note}" if self.note else "")
 
     def _show(self, end: str) -> None:
+        if is_quiet():
+            return
         say(self.line().ljust(100 if self.live else 0), end=end, error=True)
 
     def __enter__(self) -> "Progress":

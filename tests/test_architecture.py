@@ -188,8 +188,8 @@ def test_triton_stays_with_the_kernels(root: Path, files: list[str]) -> None:
 
 def test_mlflow_stays_in_few_files(root: Path, files: list[str]) -> None:
     assert [file for file in files if {"mlflow"} & top_level_imports(root, file)] == [
+        "pipeline/results/mlflow_client.py",
         "pipeline/results/mlflow_model.py",
-        "pipeline/results/mlflow_store.py",
         "pipeline/serving/pyfunc_model.py",
     ]
 

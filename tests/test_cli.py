@@ -7,14 +7,15 @@ import itertools
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command_line import Done
+from command_line import project as project
+from command_line import run as run
 from settings import read_params
 
 from pipeline import cli
@@ -24,37 +25,6 @@ from pipeline.errors import UserError
 STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
-
-
-@pytest.fixture
-def project(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the project's params.yaml and presets, as the current one."""
-    shutil.copy(root / "params.yaml", tmp_path)
-    shutil.copytree(root / "presets", tmp_path / "presets")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@dataclass
-class Done:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """The command line in this process: it is quicker than a new one, and ends the same way."""
-    monkeypatch.setenv("COLUMNS", "120")
-
-    def run(*arguments: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["pipeline", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Done(int(end.value.code or 0), out, err)
-
-    return run
 
 
 # ---------------------------------------------------------------------------------------------------- help
@@ -206,7 +176,7 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
     names = [line[0] for lines in kinds.values() for line in lines]
     assert sorted(names) == sorted(path.stem for path in (project / "presets").glob("*.yaml"))
     assert all(len(line) > 4 for lines in kinds.values() for line in lines)
-    assert [line[0] for line in kinds["model"]] == ["decoder", "hstu", "tiger"]
+    assert [line[0] for line in kinds["model"]] == ["decoder", "hstu", "sasrec", "tiger"]
 
 
 def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(

@@ -6,24 +6,29 @@ mlflow. `main` turns errors meant for the user into a few plain lines and exit c
 
 import os
 import sys
+import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from pipeline import __version__
 from pipeline.cli import checks, deploy, experiments, serve, stages
-from pipeline.cli.ends import tell_stopped
+from pipeline.cli.ends import tell_costs, tell_stopped
+from pipeline.cli.folders import enter_project
 from pipeline.errors import LostProcessError, UserError
-from pipeline.faults import explain_fault, report_bug
-from pipeline.printing import say
+from pipeline.faults import check_address_space, explain_fault, report_bug
+from pipeline.printing import be_quiet, say
 from pipeline.stopping import Stopped, command_name, requested
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+COMMON = ("--debug", "--quiet", "-q", "--verbose", "-v")
 for panel in (stages, experiments, checks, serve, deploy):
     app.add_typer(panel.commands)
 
@@ -33,9 +38,10 @@ def main() -> None:
 
     A traceback is printed only for --debug.
     """
-    debug = "--debug" in sys.argv  # anywhere on the line, so that it can be appended to a command that failed
+    arguments = _common_first(sys.argv[1:])
+    debug = "--debug" in arguments
     try:
-        app(args=[argument for argument in sys.argv[1:] if argument != "--debug"])
+        app(args=arguments)
     except Stopped as stopped:
         sys.exit(tell_stopped(stopped))
     except KeyboardInterrupt:
@@ -60,9 +66,47 @@ def _explain(error: Exception) -> int:
     return 1
 
 
+def _common_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the options of every command in front, so that they may stand anywhere on the line.
+
+    So --debug can be appended to a command that failed. What stands behind `--` is no option.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    common = [argument for argument in arguments[:end] if argument in COMMON]
+    return [*common, *(argument for argument in arguments[:end] if argument not in COMMON), *arguments[end:]]
+
+
+def _version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        say(f"sidpipe {__version__}", answer=True)
+        raise typer.Exit
+
+
+# Commands that load numeric libraries, and so need address space.
+COMPUTING = {"ingest", "embed", "split", "quantize", "train", "evaluate", "track"}
+COMPUTING |= {"recommend", "explain", "sids", "compare", "gradients"}
+
+
 @app.callback()
-def _root(debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print answers, warnings and errors only.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print time, memory and folder at the end.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
     """Turn raw interaction logs into a trained, evaluated, comparable generative recommender over Semantic IDs.
 
     [bold]dvc repro[/bold] runs every stage that needs it; the commands below run one by hand. Settings: params.yaml.
+    Commands work in the project's folder and in each folder below it. --quiet, --verbose and --debug may stand anywhere
+    on the line.
     """
+    be_quiet(quiet)
+    enter_project()
+    if context.invoked_subcommand in COMPUTING and not {"-h", "--help"}.intersection(sys.argv):
+        check_address_space()
+    if verbose:
+        context.call_on_close(partial(tell_costs, str(context.invoked_subcommand), time.monotonic()))

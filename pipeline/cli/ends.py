@@ -1,8 +1,12 @@
-"""Say what stands when a command was told to stop, and how to go on."""
+"""Say what a command took, what stands when it was told to stop, and how to go on."""
 
 import os
+import resource
+import sys
+import time
 from pathlib import Path
 
+from pipeline.printing import say, shown
 from pipeline.stopping import Stopped, command_name, exit_code, reason, tell
 
 WHOLE = "each file is whole, of this run or of an earlier one"
@@ -29,6 +33,13 @@ def tell_stopped(stopped: Stopped | None) -> int:
         again = f"; {_again(command)}" if command in STANDS else ""
         tell(f"stopped by {reason()}" + (f"; {stands}{again}" if stands else ""))
     return exit_code()
+
+
+def tell_costs(command: str, began: float) -> None:
+    """Print the seconds since `began` (of time.monotonic), this process's largest memory, and the folder."""
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    seconds = time.monotonic() - began
+    say(f"{command}: {seconds:.1f} s, at most {largest / 2**20:,.0f} MiB, in {shown(Path.cwd())}", error=True)
 
 
 def _again(command: str) -> str:

@@ -1,13 +1,14 @@
 """Commands around experiments: presets before a run, comparisons and measurements after it."""
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipeline.printing import say
+from pipeline.cli.answers import ModelOption, answer, typed_model
+from pipeline.cli.folders import typed_path, typed_runs
+from pipeline.printing import json_text, say
 
 PANEL = "Experiments"
 PUBLISHED = Path("models/published")  # ignored by git, and no output of DVC
@@ -45,9 +46,9 @@ def preset(
     if name is None:
         width = max(map(len, known), default=0) + 2
         for kind, presets in groupby(known.values(), key=lambda preset: preset.kind):
-            say(f"{kind or 'of no kind'} ({sets(kind)})")
+            answer(f"{kind or 'of no kind'} ({sets(kind)})")
             for preset in presets:
-                say(f"  {preset.name:{width}}{preset.summary}")
+                answer(f"  {preset.name:{width}}{preset.summary}")
         return
     changes = apply_preset(name, settings or [])
     for change in changes:
@@ -85,11 +86,12 @@ def compare(
             metavar="[RUN]...",
             show_default=False,
             help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. "
-            "Without any: the experiments of this commit and the workspace.",
+            "Without any: this commit, its experiments and the workspace.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown, nothing else.")] = False,
     promote: Annotated[
         bool,
         typer.Option("--promote", help="Serve this RUN, or the workspace, if it is not worse than the champion."),
@@ -97,10 +99,12 @@ def compare(
     published: Annotated[Path, typer.Option(metavar="DIR", help="With --promote: where servers read.")] = PUBLISHED,
     force: Annotated[bool, typer.Option("--force", help="With --promote: without a comparison.")] = False,
 ) -> None:
-    """Compare finished runs with the first one, user by user.
+    """Compare finished runs user by user: each strategy with `full` on the same backbone, data and protocol.
 
-    Prints differences with intervals, the smallest difference that could have been seen, and the verdicts `better` and
-    `not worse`. Runs that differ in their seed only are one arm; seeds are resampled before users.
+    Without runs: the result of this commit, its experiments and the workspace. With runs, the first one is the
+    reference. Prints differences with intervals, the smallest difference that could have been seen, the verdicts
+    `better`, `not worse`, `worse` and `unclear`, and what each took. Runs that differ in their seed only are one arm;
+    seeds are resampled before users. Runs that were evaluated otherwise stand in a table of their own.
 
     With --promote, one run is compared with the champion, the model that is served now. Where its recall@10 is `better`
     or `not worse`, or where there is no champion, its model gets a version in MLflow's registry (track.model_name) and
@@ -112,18 +116,23 @@ def compare(
 
       python -m pipeline compare main workspace
 
-      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks
+      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks --markdown
 
       python -m pipeline compare --promote
     """
+    if as_json and as_markdown:
+        raise typer.BadParameter("give --json or --markdown, not both")
     if promote:
-        _promote(runs or ["workspace"], published, samples, force)
+        _promote(typed_runs(runs or ["workspace"]), typed_path(published), samples, force)
         return
-    from pipeline.results.compare import compare as differences
-    from pipeline.results.compare import comparison_rows, comparison_text
+    from pipeline.results import comparison_text as written
+    from pipeline.results.compare import compare as compared
 
-    comparisons = differences(runs or [], samples=samples)
-    say(json.dumps(comparison_rows(comparisons), indent=2) if as_json else comparison_text(comparisons))
+    report = compared(typed_runs(runs or []), samples=samples)
+    if as_json:
+        answer(json_text(written.comparison_json(report)))
+    else:
+        answer((written.comparison_markdown if as_markdown else written.comparison_text)(report))
 
 
 def _promote(runs: list[str], published: Path, samples: int, force: bool) -> None:
@@ -147,6 +156,10 @@ def _promote(runs: list[str], published: Path, samples: int, force: bool) -> Non
 def gradients(
     batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
     windows: Annotated[int, typer.Option(min=4, help="Training windows of each batch.")] = 256,
+    model: ModelOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder of both files, in place of reports.")
+    ] = None,
 ) -> None:
     """Show how strongly the trained model would learn from tokens of each entropy (SkipGR's Figure 2).
 
@@ -159,6 +172,13 @@ def gradients(
 
       python -m pipeline gradients --batches 100 --windows 1024
     """
+    from pipeline.artifacts import GENERATOR, REPORTS
     from pipeline.evaluate.entropy_gradients import gradients_by_entropy
 
-    say(gradients_by_entropy(batches=batches, windows=windows).to_string(index=False, float_format="{:.4f}".format))
+    table = gradients_by_entropy(
+        batches=batches,
+        windows=windows,
+        generator=typed_model(model) if model else GENERATOR,
+        reports=typed_path(output) if output else REPORTS,
+    )
+    answer(table.to_string(index=False, float_format="{:.4f}".format))

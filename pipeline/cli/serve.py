@@ -1,12 +1,13 @@
 """Commands that ask a trained model for items, explain its view of a history, or look up an item's Semantic ID."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from pipeline.printing import say, shown
+from pipeline.cli.answers import ModelOption, OutputOption, answer, typed_model
+from pipeline.cli.folders import typed_path
+from pipeline.printing import json_text, shown
 
 if TYPE_CHECKING:
     from pipeline.evaluate.typed_history import Typed
@@ -30,6 +31,7 @@ def recommend(  # noqa: PLR0913 - the command's options
     history: HistoryOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[bool, typer.Option("--filter-seen", help="Leave out items of the history.")] = False,
+    model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
     everybody: Annotated[bool, typer.Option("--all", help="All users of the log, into the file of --output.")] = False,
     users: Annotated[
@@ -62,21 +64,29 @@ def recommend(  # noqa: PLR0913 - the command's options
       python -m pipeline recommend --all --output recs.parquet -k 20 --filter-seen
     """
     if everybody or users or beam or output:
-        _recommend_all(output, users, k, filter_seen, beam, alone=everybody and not (user or history or as_json))
+        alone = everybody and not (user or history or as_json)
+        _recommend_all(output, users, k, filter_seen, beam, model, alone=alone)
         return
     from pipeline.evaluate.recommend import recommend as best
 
-    items = best(user=user, history=_typed(history), k=k, filter_seen=filter_seen)
+    items = best(user=user, history=_typed(history), k=k, filter_seen=filter_seen, **_folders(model))
     if as_json:
-        say(json.dumps([vars(item) for item in items], indent=2))
+        answer(json_text([vars(item) for item in items]))
         return
     width = max(len(shown(item.item)) for item in items)
     for rank, item in enumerate(items, start=1):
-        say(f"{rank:>3}  {shown(item.item):{width}}  {item.score:8.3f}  {shown(item.title)}".rstrip())
+        answer(f"{rank:>3}  {shown(item.item):{width}}  {item.score:8.3f}  {shown(item.title)}".rstrip())
 
 
 def _recommend_all(
-    output: Path | None, users: Path | None, k: int, filter_seen: bool, beam: int | None, *, alone: bool
+    output: Path | None,
+    users: Path | None,
+    k: int,
+    filter_seen: bool,
+    beam: int | None,
+    model: Path | None,
+    *,
+    alone: bool,
 ) -> None:
     """Write the recommendations for all users; `alone`: no option of the other form is given."""
     from pipeline.errors import UserError
@@ -88,15 +98,18 @@ def _recommend_all(
             "the recommendations for all users are one Parquet file",
             "give --all --output recs.parquet, with --users FILE for some users only",
         )
-    count = recommend_all(output, users=users, k=k, filter_seen=filter_seen, beam=beam)
-    say(f"{output}: {count:,} users")
+    path, listed = typed_path(output), typed_path(users) if users else None
+    count = recommend_all(path, users=listed, k=k, filter_seen=filter_seen, beam=beam, **_folders(model))
+    answer(f"{path}: {count:,} users")
 
 
 @commands.command(rich_help_panel=PANEL)
 def sids(
     item: Annotated[str, typer.Option(help="Raw id of the item.")],
     titles: Annotated[int, typer.Option(min=0, help="The most other items that are named for each prefix.")] = 5,
+    model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
+    output: OutputOption = None,
 ) -> None:
     """Show an item's Semantic ID, and which items share its prefixes.
 
@@ -112,15 +125,17 @@ def sids(
 
     from pipeline.quantize.lookup import look_up, sid_text
 
-    found = look_up(item, titles)
-    say(json.dumps(asdict(found), indent=2) if as_json else sid_text(found))
+    found = look_up(item, titles, model=typed_model(model) if model else None)
+    answer(json_text(asdict(found)) if as_json else sid_text(found), output)
 
 
 @commands.command(rich_help_panel=PANEL)
 def explain(
     user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
     history: HistoryOption = None,
+    model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
+    output: OutputOption = None,
 ) -> None:
     """Show how the trained model represents the items of a history (strategies rastp and intrr).
 
@@ -137,8 +152,20 @@ def explain(
     from pipeline.evaluate.explain import explain as tokens
     from pipeline.evaluate.explain import explanation_text
 
-    loaded, rows = tokens(user=user, history=_typed(history))
-    say(json.dumps([vars(row) for row in rows], indent=2) if as_json else explanation_text(loaded, rows))
+    loaded, rows = tokens(user=user, history=_typed(history), **_folders(model))
+    answer(json_text([vars(row) for row in rows]) if as_json else explanation_text(loaded, rows), output)
+
+
+class ModelFolders(TypedDict, total=False):
+    """`ModelFolders` says where a model lies, and the reports that must be about it."""
+
+    generator: Path
+    reports: Path
+
+
+def _folders(model: Path | None) -> ModelFolders:
+    """Return the folders of --model; none for the project's. A copy of a model has no reports beside its files."""
+    return {"generator": typed_model(model), "reports": typed_path(model)} if model else {}
 
 
 def _typed(history: list[str] | None) -> "list[Typed] | None":

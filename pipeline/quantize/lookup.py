@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.artifacts import INTERACTIONS, SIDS, Interactions, Sids, read_parquet
+from pipeline.artifacts import INTERACTIONS, SIDS, Interactions, Sids, read_json, read_parquet
 from pipeline.errors import UserError
 from pipeline.printing import shown
 from pipeline.raw_ids import dense_ids, naming_the_cut
@@ -39,28 +39,30 @@ class ItemSid:
     prefixes: list[Prefix]
 
 
-def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, sids: Path = SIDS) -> ItemSid:
+def look_up(
+    item: str,
+    titles: int = 5,
+    *,
+    interactions: Path = INTERACTIONS,
+    sids: Path = SIDS,
+    model: Path | None = None,
+) -> ItemSid:
     """Look up the Semantic ID of the item with that raw id.
 
     Args:
         titles: the most other items that each prefix names.
+        model: a folder like models/generator, whose items and Semantic IDs are read in place of the pipeline's.
 
     Raises:
         UserError: the item is not known, or the files are missing, damaged or of different logs.
     """
-    path = Interactions(interactions).items
-    items = read_parquet(path)
-    read = Sids.read(sids)
-    if len(items) != len(read.codes_IL):
-        raise UserError(
-            f"{path} lists {len(items):,} items, {sids} has {len(read.codes_IL):,}",
-            "the two were made from different logs",
-            "run `dvc repro`, or `dvc checkout` for the files of this commit",
-        )
+    path = model / "items.parquet" if model else Interactions(interactions).items
+    items, codes_IL, has_digit = _of_model(model, path) if model else _of_stages(path, sids)
     with naming_the_cut(Interactions(interactions).cut):
         number = int(dense_ids([item], items, "item", path)[0])
     names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
-    codes_IL = read.codes_IL[:, :-1] if read.digit else read.codes_IL
+    digit = int(codes_IL[number, -1]) if has_digit else None
+    codes_IL = codes_IL[:, :-1] if has_digit else codes_IL
     # codes of the item 2 1 5, of another item 2 1 7 -> the other's row of below_IL is 1 1 0
     below_IL = np.logical_and.accumulate(codes_IL == codes_IL[number], axis=1)
     item_codes = codes_IL[number].tolist()
@@ -72,9 +74,36 @@ def look_up(item: str, titles: int = 5, *, interactions: Path = INTERACTIONS, si
         item,
         "" if names_I[number] == item else str(names_I[number]),
         item_codes,
-        int(read.codes_IL[number, -1]) if read.digit else None,
+        digit,
         prefixes,
     )
+
+
+def _of_stages(path: Path, sids: Path) -> tuple[pd.DataFrame, np.ndarray, bool]:
+    """Return the items that ingest lists, their Semantic IDs (int32 [I, L]), and whether the last level is a digit."""
+    items = read_parquet(path)
+    read = Sids.read(sids)
+    if len(items) != len(read.codes_IL):
+        raise UserError(
+            f"{path} lists {len(items):,} items, {sids} has {len(read.codes_IL):,}",
+            "the two were made from different logs",
+            "run `dvc repro`, or `dvc checkout` for the files of this commit",
+        )
+    return items, read.codes_IL, read.digit
+
+
+def _of_model(folder: Path, path: Path) -> tuple[pd.DataFrame, np.ndarray, bool]:
+    """Return what `_of_stages` does, from the files of a trained model."""
+    config = read_json(folder / "config.json", widths=list)
+    items = read_parquet(path)
+    names = [f"code_{level + 1}" for level in range(len(config["widths"]))]
+    if missing := [name for name in ("raw_id", *names) if name not in items]:
+        raise UserError(
+            f"{path} has no column {missing[0]}",
+            f"{folder} is no trained model, or its files come from different runs",
+            "give --model a copy of models/generator",
+        )
+    return items, items[names].to_numpy(np.int32), bool(config.get("digit", True))
 
 
 def sid_text(found: ItemSid) -> str:

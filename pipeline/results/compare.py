@@ -8,8 +8,9 @@ with Satterthwaite's degrees of freedom. Many users and little spread over seeds
 wide with three seeds that differ more than resampled users do. One seed says nothing about others: its interval covers
 users only, and the report says so.
 
-Words: `better` when the lower end of the difference lies above 0; else `not worse` when the lower end of the relative
-difference lies above -3%; else `worse` when the upper end lies below 0; else `unclear`.
+Words: `better` when the lower end of the difference lies above 0; `worse` when the upper end lies below 0, and `worse,
+by less than 3%` when the lower end of the relative difference lies above -3%; else `not worse` when that end lies above
+-3%; else `unclear`.
 
 Sources: Owen 2007, "The pigeonhole bootstrap", for resampling both sides of a crossed table; Satterthwaite 1946, "An
 approximate distribution of estimates of variance components".
@@ -18,8 +19,7 @@ Shape legend: S seeds, U users, M metrics, R resamples, X columns of both sides 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,10 @@ from scipy import stats
 
 from pipeline.metric_names import MAIN_METRICS, METRICS
 from pipeline.metrics import gains
+from pipeline.results.arms import Arm, Match, groups_of
 from pipeline.results.bootstrap import LEVEL, interval, resampled_means
+from pipeline.results.frontier import Standing, standings
 from pipeline.results.ranks import Ranks
-from pipeline.results.runs import Arm, arms_of
 
 NOT_WORSE = -0.03  # relative difference
 DETECTABLE = 1.96 + 0.84  # standard errors: found in 4 of 5 repeats (power 80%) at 5% false alarms, two-sided
@@ -62,30 +63,86 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison holds the differences of an arm to the reference."""
+    """A comparison holds the differences of an arm to its reference; none where it has no reference.
 
-    reference: Arm
-    arm: Arm
+    is_reference: another arm is compared with this one.
+    """
+
+    match: Match
     differences: list[Difference]
+    is_reference: bool = False
+
+    @property
+    def arm(self) -> Arm:
+        return self.match.arm
+
+    @property
+    def reference(self) -> Arm | None:
+        return self.match.reference
 
     @property
     def paired(self) -> bool:
         """Return whether both sides have the same seeds, so that each seed is compared with itself."""
-        return self.reference.seeds == self.arm.seeds
+        return self.reference is not None and self.reference.seeds == self.arm.seeds
+
+    @property
+    def one_seed(self) -> bool:
+        """Return whether a side has one seed only, so that the interval covers users alone."""
+        sides = [self.arm, self.reference] if self.reference else [self.arm]
+        return min(len(side.seeds) for side in sides) == 1
+
+    @property
+    def other(self) -> str:
+        """Return in which settings the two sides differ beside the strategy; empty where in none."""
+        if self.match.differ is None:
+            return "other settings differ too"
+        shown = ", ".join(self.match.differ[:6]) + (", ..." if len(self.match.differ) > 6 else "")
+        if not shown:
+            return ""
+        return f"which differs in {shown}" if self.arm.strategy == "full" else f"differing in {shown} too"
 
 
-def compare(arguments: Sequence[str] = (), *, samples: int = 2000, seed: int = 0) -> list[Comparison]:
-    """Compare runs; see `runs.arms_of` for what an argument may be. The first arm is the reference of all others.
+@dataclass(frozen=True)
+class Table:
+    """A table holds the arms of one protocol: their comparisons and what each took, in the same order."""
+
+    protocol: str
+    comparisons: list[Comparison]
+    standings: list[Standing]
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """A report holds a table per protocol, and lines about runs that were left out."""
+
+    tables: list[Table]
+    notes: list[str]
+
+
+def compare(arguments: Sequence[str] = (), *, samples: int = 2000, seed: int = 0) -> ComparisonReport:
+    """Compare runs; see `arms.groups_of` for what an argument may be, and what is compared with what.
 
     Args:
         samples: resamples behind each interval.
         seed: seed of the resampling; the same arguments and seed give the same numbers.
 
     Raises:
-        UserError: a run cannot be read, or the runs cannot be compared.
+        UserError: a run cannot be read, or there is only one arm.
     """
-    reference, *others = arms_of(arguments)
-    return [Comparison(reference, arm, differences(reference, arm, samples=samples, seed=seed)) for arm in others]
+    groups, notes = groups_of(arguments)
+    tables = []
+    for group in groups:
+        references = {match.reference.name for match in group.matches if match.reference}
+        comparisons = [
+            Comparison(
+                match,
+                differences(match.reference, match.arm, samples=samples, seed=seed) if match.reference else [],
+                match.arm.name in references,
+            )
+            for match in group.matches
+        ]
+        tables.append(Table(group.protocol, comparisons, standings([match.arm for match in group.matches])))
+    return ComparisonReport(tables, notes)
 
 
 def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Difference]:
@@ -206,71 +263,7 @@ def verdict(low: float, high: float, relative_low: float | None) -> str:
     """Return the word for a difference, from the ends of its interval and the lower end of the relative interval."""
     if low > 0:
         return "better"
-    if relative_low is not None and relative_low > NOT_WORSE:
-        return "not worse"
-    return "worse" if high < 0 else "unclear"
-
-
-def comparison_text(comparisons: Sequence[Comparison]) -> str:
-    """Return the comparisons as text: which runs, how they were evaluated, one line per metric."""
-    reference = comparisons[0].reference
-    ranks = reference.runs[0].ranks
-    origin = ranks.origin
-    lines = [
-        f"{origin.dataset}: {len(ranks.users):,} users, beam {origin.beam}, {origin.decoding}, seen items "
-        f"{'dropped' if origin.filter_seen else 'included'}; 95% intervals",
-        f"reference: {_arm(reference)}",
-    ]
-    for comparison in comparisons:
-        lines += [
-            "",
-            f"{_arm(comparison.arm)}, {_pairing(comparison)}",
-            f"  {'':20}{'reference':>10}{'value':>10}{'difference':>12}{'interval':>20}{'relative':>10}"
-            f"{'interval':>18}{'detectable':>12}",
-        ]
-        lines += [f"  {_line(difference)}" for difference in comparison.differences]
-    lines += [
-        "",
-        "detectable: the smallest true difference that would have been told from 0 in four of five repeats",
-        f"better: lower end above 0. not worse: lower end of the relative difference above {NOT_WORSE:.0%}",
-    ]
-    return "\n".join(lines)
-
-
-def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return the comparisons as plain values, one row per arm and metric."""
-    return [
-        {
-            "reference_arm": comparison.reference.name,
-            "arm": comparison.arm.name,
-            "reference_seeds": list(comparison.reference.seeds),
-            "seeds": list(comparison.arm.seeds),
-            "paired": comparison.paired,
-            **asdict(difference),
-        }
-        for comparison in comparisons
-        for difference in comparison.differences
-    ]
-
-
-def _arm(arm: Arm) -> str:
-    """Return `rastp, 3 seeds (1, 2, 3)` or `full, seed 1`."""
-    if len(arm.seeds) == 1:
-        return f"{arm.name}, seed {arm.seeds[0]}"
-    return f"{arm.name}, {len(arm.seeds)} seeds ({', '.join(map(str, arm.seeds))})"
-
-
-def _pairing(comparison: Comparison) -> str:
-    if min(len(comparison.arm.seeds), len(comparison.reference.seeds)) == 1:
-        return "one seed on a side: the intervals do not tell how much another seed would change"
-    return "paired by seed" if comparison.paired else "seeds differ, so they are not paired"
-
-
-def _line(d: Difference) -> str:
-    relative = f"{'too few hits':>28}"
-    if d.relative is not None:
-        relative = f"{d.relative:>+10.1%}{f'{d.relative_low:+.1%} to {d.relative_high:+.1%}':>18}"
-    return (
-        f"{d.metric:20}{d.reference:>10.4f}{d.value:>10.4f}{d.difference:>+12.4f}"
-        f"{f'{d.low:+.4f} to {d.high:+.4f}':>20}{relative}{d.detectable:>12.4f}  {d.verdict}"
-    )
+    little = relative_low is not None and relative_low > NOT_WORSE
+    if high < 0:
+        return f"worse, by less than {-NOT_WORSE:.0%}" if little else "worse"
+    return "not worse" if little else "unclear"

@@ -4,30 +4,19 @@ Everything is logged in batches, with the run's start as timestamp of every valu
 changes nothing, and the next recording completes one that was killed half-way.
 """
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.artifacts import SCRATCH
 from pipeline.errors import UserError
 from pipeline.project import project_root
 from pipeline.results.identity import Result
+from pipeline.results.mlflow_client import entities, open_store, store_alone, told_plainly
 from pipeline.results.parameters import value_text
-from pipeline.results.tracking_uri import ARTIFACTS, is_local, tracking_uri
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no lines about the tables of a new database
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 are four silent minutes without a server
-
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
-from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
+from pipeline.results.sqlite_store import ARTIFACTS
+from pipeline.results.tracking_uri import is_local, tracking_uri
 
 KEY = "result_key"  # the tag that finds a result again
 METRICS_PER_CALL = 1000  # MLflow's limits
@@ -60,56 +49,49 @@ def record(
         UserError: the store cannot be used.
     """
     name = f"{params['strategy']}-{params['seed']}-{result.key[:8]}"
-    try:
-        with _alone():
-            # 1. A complete run of this result is recorded already; it may get the name of an experiment.
-            client = MlflowClient(tracking_uri())
-            experiment_id = _experiment(client, experiment)
-            found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
-            if found and found[0].info.status == "FINISHED":
-                _name_experiment(client, found[0], tags)
-                return Recorded(found[0].info.run_id, experiment_id, name, new=False)
-            # 2. Else a run is made, or one that was killed half-way is completed.
-            run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={KEY: result.key})
-            _log(client, run, result, params, tags)
-            for path, folder in artifacts.items():
-                (client.log_artifacts if path.is_dir() else client.log_artifact)(run.info.run_id, str(path), folder)
-            client.set_terminated(run.info.run_id, "FINISHED")
-            return Recorded(run.info.run_id, experiment_id, name, new=True)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(
-            f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
-            "the result is complete in reports/, only its record is missing",
-            "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again",
-        ) from error
+    with told_plainly(), store_alone():
+        # 1. A complete run of this result is recorded already; it may get the name of an experiment.
+        client = open_store()
+        experiment_id = _experiment(client, experiment)
+        found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
+        if found and found[0].info.status == "FINISHED":
+            _name_experiment(client, found[0], tags)
+            return Recorded(found[0].info.run_id, experiment_id, name, new=False)
+        # 2. Else a run is made, or one that was killed half-way is completed.
+        run = found[0] if found else client.create_run(experiment_id, run_name=name, tags={KEY: result.key})
+        _log(client, run, result, params, tags)
+        for path, folder in artifacts.items():
+            (client.log_artifacts if path.is_dir() else client.log_artifact)(run.info.run_id, str(path), folder)
+        client.set_terminated(run.info.run_id, "FINISHED")
+        return Recorded(run.info.run_id, experiment_id, name, new=True)
 
 
-def _log(client: MlflowClient, run: Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
+def _log(client: Any, run: entities.Run, result: Result, params: dict[str, Any], tags: dict[str, str]) -> None:
     """Log parameters, curves, final numbers, tags and the dataset."""
     run_id = run.info.run_id
     at = run.info.start_time
     curves = [
-        Metric(_curve(name), value, at, int(row["step"]))
+        entities.Metric(_curve(name), value, at, int(row["step"]))
         for row in result.history
         for name, value in row.items()
         if name != "step"
     ]
-    final = [Metric(name, value, at, 0) for name, value in result.metrics.items()]
+    final = [entities.Metric(name, value, at, 0) for name, value in result.metrics.items()]
     for metrics in _chunks(curves + final, METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics)
-    for some in _chunks([Param(key, value_text(value)) for key, value in params.items()], PARAMS_PER_CALL):
+    for some in _chunks([entities.Param(key, value_text(value)) for key, value in params.items()], PARAMS_PER_CALL):
         client.log_batch(run_id, params=some)
     all_tags = {**tags, **{f"hash_{name}": value for name, value in result.hashes.items()}}
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in all_tags.items()])
+    client.log_batch(run_id, tags=[entities.RunTag(key, value) for key, value in all_tags.items()])
     counts = {name: result.dataset[name] for name in ("users", "items", "interactions")}
-    dataset = Dataset(
+    dataset = entities.Dataset(
         name=params["dataset"],
         digest=result.hashes["interactions"],
         source_type="local",
         source=json.dumps({"uri": params["ingest.path"]}),
         profile=json.dumps(counts),
     )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    client.log_inputs(run_id, [entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "training")])])
 
 
 def _curve(name: str) -> str:
@@ -117,15 +99,15 @@ def _curve(name: str) -> str:
     return name if name in ("windows", "train_loss", "valid_loss") else f"valid_{name}"
 
 
-def _experiment(client: MlflowClient, name: str) -> str:
+def _experiment(client: Any, name: str) -> str:
     """Return the experiment's id, of a new experiment if there is none.
 
     A new experiment stores its artifacts in the project: DVC deletes the folder in which a queued run works.
     """
-    known: Experiment | None = client.get_experiment_by_name(name)
+    known: entities.Experiment | None = client.get_experiment_by_name(name)
     if known is None:
         location = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
-        return client.create_experiment(name, artifact_location=location)
+        return str(client.create_experiment(name, artifact_location=location))
     if known.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment '{name}' was deleted",
@@ -135,21 +117,11 @@ def _experiment(client: MlflowClient, name: str) -> str:
     return known.experiment_id
 
 
-def _name_experiment(client: MlflowClient, run: Run, tags: dict[str, str]) -> None:
+def _name_experiment(client: Any, run: entities.Run, tags: dict[str, str]) -> None:
     """Give a run the name of its DVC experiment, where `dvc repro` made the same result before under no name."""
     for tag in ("dvc_experiment", "dvc_baseline"):
         if tags[tag] and not run.data.tags.get(tag):
             client.set_tag(run.info.run_id, tag, tags[tag])
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Let parallel queue workers take turns, so that a new database, a new experiment and a run's key are made once."""
-    path = project_root() / SCRATCH / "track.lock"
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _chunks(entries: list[T], size: int) -> Iterator[list[T]]:

@@ -9,6 +9,7 @@ Shape legend: N and M interactions of the splits, flat (N in data/splits), L lev
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pipeline.artifacts import Splits, fingerprint, read_json, write_parquet
 from pipeline.errors import UserError
 from pipeline.manifest import belongs
 from pipeline.metrics import recall_at
+from pipeline.strategies.registry import settings_types
 
 if TYPE_CHECKING:
     from pipeline.generator import Generator
@@ -46,12 +48,16 @@ COLUMNS = (
 class Origin:
     """An origin says what made the ranks.
 
-    model, splits: content hashes. recipe: hash of all settings of the model but its seed.
+    model, splits: content hashes. recipe: hash of all settings of the model but its seed. base: the same without the
+    strategy and its settings, so that a strategy and its `full` have one base. protocol: how the log was split.
     """
 
     model: str
     splits: str
+    protocol: str
     dataset: str
+    backbone: str
+    base: str
     strategy: str
     seed: int
     recipe: str
@@ -103,15 +109,30 @@ def model_hash(generator: Path) -> str:
 
 
 def origin_of(
-    generator: Path, splits: Path, config: dict[str, Any], *, beam: int, decoding: str, filter_seen: bool
+    generator: Path,
+    splits: Path,
+    config: dict[str, Any],
+    *,
+    protocol: str,
+    beam: int,
+    decoding: str,
+    filter_seen: bool,
 ) -> Origin:
-    """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`."""
+    """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`.
+
+    Args:
+        protocol: see `split_words`.
+    """
     varies = ("seed", "fingerprints", "widths")  # from seed to seed, the widest collision group differs too
     recipe = {key: value for key, value in config.items() if key not in varies}
+    strategies = ("strategy", *settings_types())
     return Origin(
         model=model_hash(generator),
         splits=fingerprint(splits),
+        protocol=protocol,
         dataset=config["dataset"],
+        backbone=config["backbone"]["name"],
+        base=fingerprint({key: value for key, value in recipe.items() if key not in strategies}),
         strategy=config["strategy"],
         seed=config["seed"],
         recipe=fingerprint(recipe),
@@ -119,6 +140,12 @@ def origin_of(
         decoding=decoding,
         filter_seen=filter_seen,
     )
+
+
+def split_words(summary: Mapping[str, Any]) -> str:
+    """Return how the log was split, from splits.json: `leave one out, ties source`."""
+    days = "".join(f" {key.replace('_', ' ')} {summary[key]}" for key in ("valid_from", "test_from") if key in summary)
+    return f"{summary.get('protocol', 'unknown split').replace('_', ' ')}{days}, ties {summary.get('ties', 'unknown')}"
 
 
 def check_fit(generator: "Generator", folder: Path, splits: Splits, splits_folder: Path) -> None:

@@ -1,82 +1,53 @@
-"""Read finished runs by the names that a user has for them, and group them into the arms of a comparison.
+"""Read finished runs by the names that a user has for them.
 
 A name is a folder with reports (or its ranks.parquet), `workspace`, or anything that DVC takes for a revision: the name
 of an experiment, a branch, a tag, a commit. The results of an experiment lie in DVC's cache, so they are read without
-a checkout.
+a checkout. Beside the ranks, a run has its metrics and costs, and the parameters that dvc.lock records for it.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import yaml
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
-from pipeline.printing import say
-from pipeline.results.ranks import RANKS_FILE, Ranks, check_reports
+from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 USAGE = (
     "name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
     "`dvc exp show` lists the experiments"
 )
+BASELINE = "HEAD"  # the commit that experiments start from
+LOCK = Path("dvc.lock")
+FIGURES = (METRICS_FILE,)  # files of reports/ with a run's metrics and costs
+Reader = Callable[[Path], bytes]  # the content of a file of a project; FileNotFoundError where it has none
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run is one evaluated model."""
+    """A run is one evaluated model.
+
+    figures: its metrics and costs; empty where only ranks are at hand. settings: its parameters by dotted name, as
+    dvc.lock records them; empty where dvc.lock records another result or none. made: seconds since 1970, when its
+    commit or its file was made.
+    """
 
     name: str
     ranks: Ranks
+    figures: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    made: float = 0.0
 
     @property
     def identity(self) -> tuple[str, ...]:
         """Return what is equal for the same evaluation under two names."""
         origin = self.ranks.origin
         return origin.model, origin.splits, str(origin.beam), origin.decoding, str(origin.filter_seen)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """An arm holds the runs of one side of a comparison: they differ in their seed only, and are sorted by it."""
-
-    name: str
-    runs: tuple[Run, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(run.ranks.origin.seed for run in self.runs)
-
-
-def arms_of(arguments: Sequence[str]) -> list[Arm]:
-    """Return the arms that the command line names, in its order; the first one is the reference.
-
-    `NAME=RUN,RUN` is an arm as it stands. All other runs are grouped into arms of runs that are equal in all but the
-    seed. Without arguments, the experiments of the current commit and the workspace are compared, with `full` as the
-    reference.
-
-    Raises:
-        UserError: a run cannot be found or read, an arm has one seed twice, or the runs cannot be compared.
-    """
-    # 1. Group the runs: `a=x,y` under ("a",), others under (strategy, dataset, recipe).
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for argument in arguments:
-        name, named, members = argument.partition("=")
-        if named:
-            groups.setdefault((name,), []).extend(read_run(member) for member in members.split(","))
-        else:
-            _group(groups, read_run(argument))
-    # Without arguments: all runs here, those of `full` first, so that its arm is the reference.
-    for run in [] if arguments else sorted(_here(), key=lambda run: run.ranks.origin.strategy != "full"):
-        _group(groups, run)
-    # 2. Make arms of the groups, and check that they can be compared.
-    arms = [_arm(name, runs) for name, runs in zip(_names(groups), groups.values(), strict=True)]
-    if len(arms) < 2:
-        found = f"one arm: {arms[0].name}, seed {_listed(arms[0].seeds)}" if arms else "no run"
-        raise UserError(f"there is nothing to compare, only {found}", "a comparison needs two arms", USAGE)
-    _check_comparable([run for arm in arms for run in arm.runs])
-    return arms
 
 
 def read_run(name: str) -> Run:
@@ -87,107 +58,124 @@ def read_run(name: str) -> Run:
     """
     path = Path(name)
     if name == "workspace":
-        return Run(name, _from_folder(REPORTS))
+        return _from_folder(name, Path())
     if path.is_dir():
-        return Run(name, _from_folder(path / REPORTS if (path / REPORTS).is_dir() else path))
+        return _from_folder(name, path)
     if path.is_file():
-        return Run(name, Ranks.read(path))
-    return Run(name, _from_revision(name))
+        return Run(name, Ranks.read(path), made=path.stat().st_mtime)
+    return _from_revision(name)
 
 
-def _from_folder(reports: Path) -> Ranks:
-    check_reports(reports, reports.resolve().parent / GENERATOR)
-    return Ranks.read(reports / RANKS_FILE)
+def runs_here() -> tuple[list[Run], list[str]]:
+    """Return the runs of the current commit: its own, those of its experiments, and the workspace's; each once.
 
+    Returns:
+        The runs, and lines about those that had to be left out.
 
-def _from_revision(revision: str) -> Ranks:
-    import dvc.api
-    from dvc.exceptions import DvcException
-
-    try:
-        with dvc.api.open((REPORTS / RANKS_FILE).as_posix(), rev=revision, mode="rb") as file:
-            content = file.read()
-    except (DvcException, OSError) as error:
-        raise UserError(
-            f"no run is called '{revision}': {error}",
-            "it is neither a folder, nor a revision or experiment whose reports/ranks.parquet is in DVC's cache",
-            "`dvc exp show` lists the experiments; `dvc pull` or `dvc exp pull` brings results of others",
-        ) from None
-    return Ranks.from_bytes(content, f"{REPORTS / RANKS_FILE} of {revision}")
-
-
-def _here() -> Iterator[Run]:
-    """Give each experiment of the current commit and the workspace once, and print which had to be left out."""
+    Raises:
+        UserError: this is no folder of DVC.
+    """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo() as repo:
-            names = [name for runs in repo.experiments.ls().values() for name, _ in runs]
+            names = sorted(name for runs in repo.experiments.ls().values() for name, _ in runs)
     except DvcException as error:
         raise UserError(
             f"the experiments cannot be listed: {error}", "without arguments, they are what is compared", USAGE
         ) from None
-    known = set()
-    for name in [*sorted(names), "workspace"]:
+    found: dict[tuple[str, ...], Run] = {}
+    notes = []
+    for name in [BASELINE, *names, "workspace"]:
         try:
             run = read_run(name)
         except UserError as error:
-            say(f"left out: {name} ({error.what})")
+            notes.append(_why_not(name, error))
             continue
-        if run.identity not in known:
-            known.add(run.identity)
-            yield run
+        found.setdefault(run.identity, run)
+    return list(found.values()), notes
 
 
-def _group(groups: dict[tuple[str, ...], list[Run]], run: Run) -> None:
-    """Add the run to the group of runs from which it differs in the seed only."""
-    origin = run.ranks.origin
-    groups.setdefault((origin.strategy, origin.dataset, origin.recipe), []).append(run)
-
-
-def _names(groups: dict[tuple[str, ...], list[Run]]) -> list[str]:
-    """Name each arm as the user said, or by its strategy, or by its runs where two arms share a strategy."""
-    shared = Counter(key[0] for key in groups)
-    return [key[0] if shared[key[0]] == 1 else "+".join(run.name for run in runs) for key, runs in groups.items()]
-
-
-def _arm(name: str, runs: list[Run]) -> Arm:
-    """Make an arm of its runs. Raises UserError where one seed comes twice."""
-    seeds = Counter(run.ranks.origin.seed for run in runs)
-    twice = [seed for seed, count in seeds.items() if count > 1]
-    if twice:
-        names = [run.name for run in runs if run.ranks.origin.seed in twice]
-        raise UserError(
-            f"{_listed(names)} have the same strategy, settings of training and seed",
-            f"in one arm ({name}), runs differ in their seed only",
-            f"name each run once; to set them against each other: {names[0]}={names[0]} {names[1]}={names[1]}",
+def _why_not(name: str, error: UserError) -> str:
+    if name == BASELINE:
+        return (
+            "left out: the result of the commit itself, which has none in DVC's cache; to have it beside the "
+            "experiments, commit dvc.lock and reports/ after a run"
         )
-    return Arm(name, tuple(sorted(runs, key=lambda run: run.ranks.origin.seed)))
+    return f"left out: {name} ({error.what.splitlines()[0]})"
 
 
-def _check_comparable(runs: list[Run]) -> None:
-    """Check that the runs were evaluated alike, on the same users and items. Raises UserError where they were not."""
-    first = runs[0]
-    for run in runs[1:]:
-        for field in ("dataset", "decoding", "beam", "filter_seen"):
-            mine = getattr(first.ranks.origin, field)
-            theirs = getattr(run.ranks.origin, field)
-            if mine != theirs:
-                raise UserError(
-                    f"{first.name} has {field} {mine}, {run.name} has {theirs}",
-                    "a difference between them would not be one between models",
-                    "compare runs of one dataset, evaluated by the same settings",
-                )
-        for column in ("user_id", "item_id"):
-            if not np.array_equal(first.ranks.users[column], run.ranks.users[column]):
-                raise UserError(
-                    f"{first.name} and {run.name} were tested on different "
-                    f"{'users' if column == 'user_id' else 'test items'}",
-                    "differences are taken user by user",
-                    "compare runs with the same log and split (split.ties=source gives every seed the same split)",
-                )
+def _from_folder(name: str, folder: Path) -> Run:
+    """Read a project's folder, or a folder that holds the files of reports/ itself."""
+    project = folder if (folder / REPORTS).is_dir() or folder == Path() else folder.resolve().parent
+    reports = project / REPORTS if project == folder else folder
+    check_reports(reports, project / GENERATOR)
+
+    def read(path: Path) -> bytes:
+        return (reports / path.name if path.is_relative_to(REPORTS) else project / path).read_bytes()
+
+    return _run(name, read, Ranks.read(reports / RANKS_FILE), (reports / RANKS_FILE).stat().st_mtime)
 
 
-def _listed(values: Sequence[object]) -> str:
+def _from_revision(revision: str) -> Run:
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import SCMError, resolve_rev
+
+    try:
+        with Repo() as repo:
+            commit = resolve_rev(repo.scm, revision)
+            made = float(repo.scm.resolve_commit(commit).commit_time)
+        files = DVCFileSystem(rev=commit)
+        content = files.read_bytes((REPORTS / RANKS_FILE).as_posix())
+    except (DvcException, SCMError, OSError) as error:
+        raise UserError(
+            f"no run is called '{revision}': {error}",
+            "it is neither a folder, nor a revision or experiment whose reports/ranks.parquet is in DVC's cache",
+            "`dvc exp show` lists the experiments; `dvc pull` or `dvc exp pull` brings results of others",
+        ) from None
+
+    def read(path: Path) -> bytes:
+        try:
+            return bytes(files.read_bytes(path.as_posix()))
+        except DvcException as error:
+            raise FileNotFoundError(str(error)) from None
+
+    return _run(revision, read, Ranks.from_bytes(content, f"{REPORTS / RANKS_FILE} of {revision}"), made)
+
+
+def _run(name: str, read: Reader, ranks: Ranks, made: float) -> Run:
+    """Add to the ranks what else the run's project says of them."""
+    figures: dict[str, float] = {}
+    for file in FIGURES:
+        try:
+            content = json.loads(read(REPORTS / file))
+        except (OSError, ValueError):
+            continue
+        figures |= {key: value for key, value in content.items() if isinstance(value, int | float)}
+    return Run(name, ranks, figures, _settings(read), made)
+
+
+def _settings(read: Reader) -> dict[str, Any]:
+    """Return the parameters in dvc.lock, where it records the very ranks that are here."""
+    try:
+        stages = yaml.safe_load(read(LOCK))["stages"]
+        outs = {out["path"]: out.get("md5") for out in stages["evaluate"]["outs"]}
+        ranks = hashlib.md5(read(REPORTS / RANKS_FILE), usedforsecurity=False).hexdigest()
+        if outs[(REPORTS / RANKS_FILE).as_posix()] != ranks:
+            return {}
+        flat: dict[str, Any] = {}
+        for stage in stages.values():
+            for section, value in stage.get("params", {}).get("params.yaml", {}).items():
+                inner = value if isinstance(value, dict) else {None: value}
+                flat |= {section if key is None else f"{section}.{key}": leaf for key, leaf in inner.items()}
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError):
+        return {}
+    return flat
+
+
+def listed(values: Sequence[object]) -> str:
+    """Return the values with commas between them."""
     return ", ".join(map(str, values))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.results.compare import compare, comparison_text
+from pipeline.results.compare import compare
+from pipeline.results.comparison_text import comparison_text
 from pipeline.results.registry import Registered, champion, download_version, register
 from pipeline.results.runs import read_run
 from pipeline.serving.publish import CURRENT, RANKS, Published, add, current, held, move, staged
@@ -73,8 +74,16 @@ def _version(registered: Registered | None) -> str:
 
 def _comparison(run: str, folder: Path, samples: int) -> str:
     """Return the comparison with the champion as text. Raises UserError where it does not allow the promotion."""
-    (found,) = compare([f"champion={folder / CURRENT / RANKS}", f"candidate={run}"], samples=samples)
-    text = comparison_text([found])
+    report = compare([f"champion={folder / CURRENT / RANKS}", f"candidate={run}"], samples=samples)
+    compared = [row for table in report.tables for row in table.comparisons if row.differences]
+    if not compared:
+        raise UserError(
+            f"{run} is not promoted: it cannot be compared with the champion",
+            "; ".join(report.notes) or "the two were evaluated by different protocols",
+            "evaluate it as the champion was; --force promotes all the same",
+        )
+    (found,) = compared
+    text = comparison_text(report)
     (difference,) = [entry for entry in found.differences if entry.metric == METRIC]
     if difference.verdict not in GOOD_ENOUGH:
         raise UserError(

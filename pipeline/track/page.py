@@ -40,7 +40,7 @@ COMPARE = """dvc exp run -S strategy=NAME                  # another way of trai
 dvc exp run --queue -S seed=1,2,3 && dvc queue start
 dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
 dvc metrics diff && dvc plots diff            # against the last commit
-python -m pipeline compare                    # paired over users and seeds, with the words better and not worse"""
+python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
 def render_page(result: Result, params: dict[str, Any]) -> str:

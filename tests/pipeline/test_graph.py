@@ -135,7 +135,8 @@ def test_only_track_depends_on_the_store_of_mlflow_and_training_on_no_result(gra
     """A change of how results are shown must not train again. So dvc.yaml names the files of results/ one by one."""
     used = {stage: [dep for dep in graph[stage]["deps"] if dep.startswith("pipeline/results")] for stage in STAGES}
     assert all(dep.endswith(".py") for deps in used.values() for dep in deps)
-    for store in ("pipeline/results/mlflow_store.py", "pipeline/results/tracking_uri.py"):
+    for name in ("mlflow_client", "mlflow_store", "sqlite_store", "tracking_uri"):
+        store = f"pipeline/results/{name}.py"
         assert [stage for stage in STAGES if store in used[stage]] == ["track"]
     assert [stage for stage in STAGES if used[stage]] == ["evaluate", "track"]
 

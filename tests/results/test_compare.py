@@ -13,14 +13,14 @@ from typed import present
 from pipeline.metrics import gains, recall_at
 from pipeline.results.bootstrap import interval
 from pipeline.results.compare import (
+    ComparisonReport,
     Difference,
     compare,
-    comparison_rows,
-    comparison_text,
     differences,
     two_level,
     verdict,
 )
+from pipeline.results.comparison_text import comparison_json, comparison_markdown, comparison_rows, comparison_text
 
 USERS = 1000
 
@@ -129,7 +129,7 @@ def test_pairing_by_seed_takes_out_what_the_seeds_share() -> None:
     [
         (0.001, 0.002, 0.01, "better"),
         (-0.001, 0.002, -0.02, "not worse"),
-        (-0.002, -0.001, -0.02, "not worse"),
+        (-0.002, -0.001, -0.02, "worse, by less than 3%"),
         (-0.01, -0.001, -0.1, "worse"),
         (-0.01, 0.01, -0.1, "unclear"),
         (-0.01, 0.01, None, "unclear"),
@@ -157,7 +157,7 @@ def test_values_are_means_over_seeds_of_each_runs_own_metric_with_and_without_ti
 def test_too_few_hits_give_no_relative_statement(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", ranks_of(np.array([1] + [0] * 30)))
     b = write_run(tmp_path / "b", ranks_of(np.array([0] * 31), strategy="other"))
-    found = recall(compare([a, b])[0].differences)
+    found = recall(compare([a, b]).tables[0].comparisons[1].differences)
     assert found.relative is None
     assert found.verdict in ("unclear", "worse")
     assert "too few hits" in comparison_text(compare([a, b]))
@@ -169,12 +169,12 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
     for name in ("full", "other"):
         runs = simulated(rng, chances_U, [1, 2], name=name).runs
         folders += [write_run(tmp_path / run.name, run.ranks) for run in runs]
-    comparisons = compare(folders, samples=100)
-    text = comparison_text(comparisons)
-    assert "demo: 1,000 users, beam 20, constrained, seen items included" in text
-    assert "reference: full, 2 seeds (1, 2)" in text
-    assert "other, 2 seeds (1, 2), paired by seed" in text
-    assert json.loads(json.dumps(comparison_rows(comparisons))) == comparison_rows(comparisons)
+    report = compare(folders, samples=100)
+    text = comparison_text(report)
+    assert "demo: 1,000 users, leave one out, ties source, beam 20, constrained, seen items included" in text
+    assert "full, 2 seeds (1, 2): the reference" in text
+    assert "other, 2 seeds (1, 2), against full, 2 seeds (1, 2), paired by seed" in text
+    assert json.loads(json.dumps(comparison_rows(report))) == comparison_rows(report)
     assert comparison_text(compare(folders, samples=100)) == text
 
 
@@ -188,3 +188,31 @@ def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path) ->
     folders = [write_run(tmp_path / run.name, run.ranks) for run in runs]
     assert "seeds differ, so they are not paired" in comparison_text(compare(folders, samples=50))
     assert "one seed on a side" in comparison_text(compare(folders[1:], samples=50))
+
+
+def test_the_verdict_of_one_seed_says_so_in_text_markdown_and_json(tmp_path: Path) -> None:
+    hits = np.array([1, 2, 0, 3] * 30)
+    folders = [
+        write_run(tmp_path / "a", ranks_of(hits)),
+        write_run(tmp_path / "b", ranks_of(np.zeros_like(hits), strategy="x")),
+    ]
+    report = compare(folders, samples=100)
+    assert "worse, one seed" in comparison_text(report)
+    assert "worse, one seed |" in comparison_markdown(report)
+    (table,) = comparison_json(report)["tables"]
+    assert all(row["one_seed"] for row in table["differences"])
+    assert [arm["reference"] for arm in table["arms"]] == [None, "full"]
+
+
+def test_runs_of_two_protocols_stand_in_two_tables_and_are_not_compared(tmp_path: Path) -> None:
+    hits = np.array([1, 2, 0, 3] * 30)
+    folders = [
+        write_run(tmp_path / f"{strategy}{beam}", ranks_of(hits, strategy=strategy, beam=beam))
+        for strategy, beam in (("full", 20), ("rastp", 20), ("rastp", 50))
+    ]
+    report: ComparisonReport = compare(folders, samples=100)
+    assert [[c.reference is not None for c in table.comparisons] for table in report.tables] == [[False, True], [False]]
+    text = comparison_text(report)
+    assert "rastp, seed 0" in text
+    assert "no full on backbone t5 was tested so, compared with nothing" in text
+    assert "Runs of different tables differ in how they were tested" in text

@@ -154,7 +154,7 @@ def test_a_store_that_cannot_be_used_costs_only_the_record(project: Path, monkey
 
 def test_a_file_that_is_no_database_is_told(project: Path) -> None:
     (project / "mlflow.db").write_text("this is no database")
-    with pytest.raises(UserError, match=r"mlflow\.db: \(sqlite3\.DatabaseError\) file is not a database"):
+    with pytest.raises(UserError, match=r"mlflow\.db: file is not a database"):
         track()
 
 
@@ -168,7 +168,8 @@ def test_the_terminal_shows_the_result_and_the_way_to_all_runs(
     assert lines[0] == "strategy full, dataset demo, seed 3"
     assert lines[-2].endswith(f"/mlflow ui --backend-store-uri sqlite:///{project}/mlflow.db")
     assert Path(lines[-2].split()[0]).is_file()
-    assert lines[-1] == "then open http://127.0.0.1:5000/#/experiments/1/runs"
+    page = "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=sidpipe"
+    assert lines[-1] == f"then open http://127.0.0.1:5000{page}"
     assert any(line.startswith("co-occurrence ") for line in lines)
     assert "report: reports/index.html" in lines
 

@@ -1,5 +1,6 @@
 """Runs are found under the names that users have for them, and fall into arms by all but the seed."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,19 @@ from synthetic_runs import ranks_of, write_run
 
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
-from pipeline.results.runs import arms_of, read_run
+from pipeline.results.arms import Arm, ProtocolGroup, groups_of, matches
+from pipeline.results.runs import Run, read_run
 
 RANK = np.array([1, 0, 3, 11, 0, 2])
 
 
 def shape(arguments: list[str]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(arm.name, arm.seeds) for arm in arms_of(arguments)]
+    groups, _ = groups_of(arguments)
+    return [(match.arm.name, match.arm.seeds) for group in groups for match in group.matches]
+
+
+def references(groups: list[ProtocolGroup]) -> dict[str, str | None]:
+    return {m.arm.name: m.reference.name if m.reference else None for group in groups for m in group.matches}
 
 
 @pytest.fixture
@@ -45,7 +52,8 @@ def test_runs_that_differ_in_the_seed_only_are_one_arm(folders: dict[str, str]) 
 
 
 def test_one_strategy_with_two_recipes_is_two_arms_called_by_their_runs(folders: dict[str, str]) -> None:
-    assert shape([folders["full1"], folders["fullslow1"]]) == [(folders["full1"], (1,)), (folders["fullslow1"], (1,))]
+    names = [f"full ({folders[name]})" for name in ("full1", "fullslow1")]
+    assert shape([folders["full1"], folders["fullslow1"]]) == [(name, (1,)) for name in names]
 
 
 def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(folders: dict[str, str]) -> None:
@@ -73,43 +81,76 @@ def test_reports_beside_another_model_are_refused(world: World) -> None:
 
 def test_one_arm_is_nothing_to_compare(folders: dict[str, str]) -> None:
     with pytest.raises(UserError, match=r"only one arm: full, seed 1, 2"):
-        arms_of([folders["full1"], folders["full2"]])
+        groups_of([folders["full1"], folders["full2"]])
 
 
-def test_one_seed_twice_in_an_arm_is_refused_with_the_way_to_compare_the_two(
+def test_of_two_results_of_the_same_settings_and_seed_the_newest_counts_and_it_is_said(
     folders: dict[str, str], tmp_path: Path
 ) -> None:
-    again = write_run(tmp_path / "again", ranks_of(RANK, seed=1, model="elsewhere"))
-    with pytest.raises(UserError, match="same strategy, settings of training and seed") as refused:
-        arms_of([folders["full1"], again, folders["rastp1"]])
-    assert f"{again}={again}" in refused.value.fix
+    again = write_run(tmp_path / "again", ranks_of(RANK, seed=1, recipe="full", model="elsewhere"))
+    os.utime(Path(folders["full1"]) / "ranks.parquet", (1, 1))
+    groups, notes = groups_of([folders["full1"], folders["rastp1"], again])
+    assert [run.name for run in groups[0].matches[0].arm.runs] == [again]
+    assert notes == [f"left out: {folders['full1']} (settings and seed of {again}, which is newer: {again})"]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"dataset": "other"}, "dataset"),
-        ({"decoding": "unconstrained"}, "decoding"),
-        ({"beam": 50}, "beam"),
-        ({"filter_seen": True}, "filter_seen"),
+        {"dataset": "other"},
+        {"decoding": "unconstrained"},
+        {"beam": 50},
+        {"filter_seen": True},
+        {"protocol": "leave one out, ties shuffled"},
     ],
 )
-def test_runs_evaluated_differently_are_refused(
-    folders: dict[str, str], tmp_path: Path, change: dict[str, Any], message: str
+def test_runs_evaluated_differently_are_in_two_groups(
+    folders: dict[str, str], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     other = write_run(tmp_path / "other", ranks_of(RANK, strategy="rastp", **change))
-    with pytest.raises(UserError, match=f"has {message}"):
-        arms_of([folders["full1"], other])
+    groups, _ = groups_of([folders["full1"], other])
+    assert len(groups) == 2
+    assert set(references(groups).values()) == {None}
 
 
-def test_other_users_or_other_test_items_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+def test_other_users_or_other_test_items_are_in_another_group(folders: dict[str, str], tmp_path: Path) -> None:
     fewer = write_run(tmp_path / "fewer", ranks_of(RANK[:4], strategy="rastp"))
-    with pytest.raises(UserError, match="different users"):
-        arms_of([folders["full1"], fewer])
     moved = ranks_of(RANK, strategy="rastp")
     moved.users["item_id"] += 1
-    with pytest.raises(UserError, match="different test items"):
-        arms_of([folders["full1"], write_run(tmp_path / "moved", moved)])
+    groups, _ = groups_of([folders["full1"], fewer, write_run(tmp_path / "moved", moved)])
+    assert len(groups) == 3
+
+
+def test_the_reference_of_a_strategy_is_full_on_its_backbone_and_the_nearest_of_several() -> None:
+    def run(name: str, strategy: str = "full", backbone: str = "t5", key: str = "seed", value: float = 1) -> Run:
+        ranks = ranks_of(RANK, strategy=strategy, backbone=backbone, recipe=name, model=name)
+        return Run(name, ranks, settings={"strategy": strategy, "quantize.codes": 64, key: value})
+
+    arms = [
+        Arm(one.name, (one,))
+        for one in (
+            run("slow", key="train.learning_rate", value=0.1),
+            run("decoder", backbone="decoder"),
+            run("HEAD"),
+            run("rastp", "rastp", key="rastp.keep", value=0.5),
+            run("slow rastp", "rastp", key="train.learning_rate", value=0.1),
+            run("small rastp", "rastp", key="quantize.codes", value=32),
+            run("hstu intrr", "intrr", backbone="hstu"),
+        )
+    ]
+    found = {match.arm.name: match for match in matches(arms, None)}
+    chosen = {name: match.reference.name if match.reference else None for name, match in found.items()}
+    assert chosen == {
+        "HEAD": None,
+        "slow": "HEAD",
+        "decoder": None,
+        "rastp": "HEAD",
+        "slow rastp": "slow",
+        "small rastp": "HEAD",
+        "hstu intrr": None,
+    }
+    assert found["small rastp"].differ == ("quantize.codes",)
+    assert found["rastp"].differ == ()
 
 
 MAKE = """
@@ -161,12 +202,13 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("repository")
 def test_experiments_commits_and_the_workspace_are_read_from_dvc() -> None:
     assert shape(["main", "pruned"]) == shape(["main", "workspace"]) == [("full", (1,)), ("rastp", (1,))]
-    with pytest.raises(UserError, match="only one arm"):
-        arms_of([])  # the workspace still holds the experiment, which counts once
-    write_run(Path("reports"), ranks_of(np.arange(9) % 5, seed=3))
-    assert shape([]) == [("full", (3,)), ("rastp", (1,))]
+    groups, notes = groups_of([])  # the commit itself and its experiment, which the workspace still holds
+    assert references(groups) == {"full": None, "rastp": "full"}
+    assert [run.name for match in groups[0].matches for run in match.arm.runs] == ["HEAD", "pruned"]
+    assert groups[0].matches[1].arm.runs[0].settings == {"seed": 1, "strategy": "rastp"}
+    assert notes == []
     with pytest.raises(UserError, match="no run is called 'prund'"):
-        arms_of(["main", "prund"])
+        groups_of(["main", "prund"])
 
 
 def test_outside_of_a_repository_the_experiments_cannot_be_listed(
@@ -174,4 +216,4 @@ def test_outside_of_a_repository_the_experiments_cannot_be_listed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="cannot be listed"):
-        arms_of([])
+        groups_of([])

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.results.arms import Arm
 from pipeline.results.ranks import Origin, Ranks, ranks_frame
-from pipeline.results.runs import Arm, Run
+from pipeline.results.runs import Run
 
 
 def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origin: Any) -> Ranks:
@@ -25,7 +26,10 @@ def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origi
     made_from = {
         "model": f"{strategy}-{seed}",
         "splits": "s",
+        "protocol": "leave one out, ties source",
         "dataset": "demo",
+        "backbone": "t5",
+        "base": "b",
         "recipe": strategy,
         "beam": 20,
         "decoding": "constrained",

@@ -1,0 +1,128 @@
+"""Set quality against cost: what each arm of a comparison took, and who is on the frontier.
+
+An arm is on the frontier when nobody is cheaper and better: no other arm has at least its recall@10 in at most its
+training seconds, and is ahead in one of the two. Seconds are measured, so they compare runs of one machine only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.figures import drawing, svg
+from pipeline.metrics import recall_at
+from pipeline.results.arms import Arm
+from pipeline.results.runs import Run
+
+# Column of the table -> unit of its heading, format, digits
+COSTS = {
+    "train_seconds": ("training s", "{:,.1f}"),
+    "windows_per_second": ("windows/s", "{:,.0f}"),
+    "encoder_tokens": ("M encoder tokens", "{:,.1f}"),
+    "teraflop": ("TFLOP", "{:,.1f}"),
+    "peak_memory_gib": ("GiB", "{:,.2f}"),
+    "users_per_second": ("users/s decoded", "{:,.0f}"),
+}
+BEYOND = {
+    "coverage_at_10": ("coverage", "{:.3f}"),
+    "long_tail_share_at_10": ("long tail", "{:.3f}"),
+    "novelty_at_10": ("novelty, bits", "{:.2f}"),
+}
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point is one model in the drawing: its recall@10 and its training seconds."""
+
+    name: str
+    recall: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A standing is one line of the table of costs.
+
+    recall: mean recall@10 of the runs. figures: means over the runs of COSTS and BEYOND; one that a run does not have
+    is missing. frontier: None where the training seconds are not known.
+    """
+
+    arm: Arm
+    recall: float
+    figures: Mapping[str, float]
+    frontier: bool | None
+
+
+def standings(arms: Sequence[Arm]) -> list[Standing]:
+    """Return the line of each arm; the arms must have one protocol."""
+    recalls = [float(np.mean([recall_at(run.ranks.users["rank"].to_numpy(), 10) for run in arm.runs])) for arm in arms]
+    figures = [_means(arm) for arm in arms]
+    points = [
+        Point(arm.name, recall, found["train_seconds"])
+        for arm, recall, found in zip(arms, recalls, figures, strict=True)
+        if "train_seconds" in found
+    ]
+    ahead = dict(zip([point.name for point in points], on_frontier(points), strict=True))
+    return [
+        Standing(arm, recall, found, ahead.get(arm.name))
+        for arm, recall, found in zip(arms, recalls, figures, strict=True)
+    ]
+
+
+def on_frontier(points: Sequence[Point]) -> list[bool]:
+    """Return for each point whether nobody is cheaper and better."""
+    return [
+        not any(
+            other.recall >= point.recall
+            and other.seconds <= point.seconds
+            and (other.recall, other.seconds) != (point.recall, point.seconds)
+            for other in points
+        )
+        for point in points
+    ]
+
+
+def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None = None) -> str:
+    """Draw recall@10 against training seconds as an SVG file; equal points give equal text.
+
+    Args:
+        points: those on the frontier are filled and joined by a line.
+        counting: recall@10 of baselines that train nothing, by name; each is a dashed line.
+    """
+    with drawing(STYLE) as axes:
+        order = sorted(points, key=lambda point: (point.seconds, point.recall, point.name))
+        ahead = [point for point, yes in zip(order, on_frontier(order), strict=True) if yes]
+        axes.plot([p.seconds for p in ahead], [p.recall for p in ahead], color="#2f6fed", linewidth=1.2, marker="o")
+        behind = [point for point in order if point not in ahead]
+        axes.plot([p.seconds for p in behind], [p.recall for p in behind], "o", color="#8896a4", markerfacecolor="none")
+        for point in order:
+            axes.annotate(point.name, (point.seconds, point.recall), xytext=(5, 4), textcoords="offset points", size=9)
+        for name, recall in (counting or {}).items():
+            axes.axhline(recall, linestyle="--", linewidth=1, color="#e8743b")
+            axes.annotate(name, (0.01, recall), xycoords=("axes fraction", "data"), va="bottom", size=8)
+        axes.set(xlabel="seconds of training", ylabel="recall@10")
+        axes.margins(0.15)
+        return svg(axes, transparent=True)
+
+
+def figures_of(run: Run) -> dict[str, float]:
+    """Return the costs of a run, and what its top 10 is like, as far as they are known."""
+    known = run.figures
+    found = {name: known[name] for name in (*COSTS, *BEYOND) if name in known}
+    if "tokens_trained" in known:
+        per_step = known.get("tokens_per_step") or 1.0
+        left = known.get("tokens_per_step_after_pruning", per_step) / per_step
+        found["encoder_tokens"] = known["tokens_trained"] * left / 1e6
+    if "flops_per_window" in known and "windows_trained" in known:
+        found["teraflop"] = known["flops_per_window"] * known["windows_trained"] / 1e12
+    return found
+
+
+def _means(arm: Arm) -> dict[str, float]:
+    found = [figures_of(run) for run in arm.runs]
+    return {
+        name: float(np.mean([figures[name] for figures in found]))
+        for name in (*COSTS, *BEYOND)
+        if all(name in figures for figures in found)
+    }

@@ -1,0 +1,131 @@
+"""Reach MLflow's store: make its database whole, keep it with a moved project, and give up a store that hangs.
+
+The one file that imports MLflow; other files take `entities` from here.
+"""
+
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import SCRATCH
+from pipeline.errors import UserError
+from pipeline.locks import alone
+from pipeline.printing import say
+from pipeline.project import project_root
+from pipeline.results.sqlite_store import ARTIFACTS, beside, check_file, holds_no_run, is_absent, rebase
+from pipeline.results.tracking_uri import DATABASE, database_file, tracking_uri
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # no lines about the tables of a new database
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 are four silent minutes without a server
+
+from mlflow import MlflowClient as MlflowClient
+from mlflow import entities as entities
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+PATIENCE = 30.0  # seconds in which a store must answer a call
+UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
+KEPT = "the result is complete in reports/, only its record is missing"
+AGAIN = "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again"
+
+
+class StoreHangsError(Exception):
+    """MLflow's store did not answer in time."""
+
+
+def open_store() -> Any:
+    """Return a client of the store that is given up where a call takes too long; the caller holds `store_alone`.
+
+    Raises:
+        UserError, MlflowException, SQLAlchemyError, sqlite3.Error, OSError: see `told_plainly`.
+    """
+    uri = tracking_uri()
+    path = database_file(uri)
+    if path:
+        check_file(path)
+        if is_absent(path):
+            _make(path)
+        elif path == project_root() / DATABASE:
+            _keep_with_project(path)
+    return within(PATIENCE, lambda: Patient(MlflowClient(uri)))
+
+
+def _make(path: Path) -> None:
+    """Make MLflow's tables in a file beside `path`, so that a process killed meanwhile leaves no half of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(path)
+    partial.unlink(missing_ok=True)
+    MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    os.replace(partial, path)
+
+
+def _keep_with_project(path: Path) -> None:
+    for uri in rebase(path, project_root()):
+        say(f"MLflow's records named files in {uri}; they now name the same files in {project_root() / ARTIFACTS}")
+
+
+class Patient:
+    """A `Patient` has the methods of MLflow's client, each of which must answer in time. Raises StoreHangsError."""
+
+    def __init__(self, client: MlflowClient, patience: float = PATIENCE):
+        self._client = client
+        self._patience = patience
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith("log_artifact") else 0
+            return within(self._patience + extra, lambda: method(*arguments, **named))
+
+        return call
+
+
+def _bytes(path: Path) -> int:
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Return what `call` returns or raise what it raises. Raises StoreHangsError where it takes more than `seconds`."""
+    answer: list[Any] = []
+    fault: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            answer.append(call())
+        except BaseException as error:
+            fault.append(error)
+
+    worker = threading.Thread(target=work, daemon=True, name="mlflow")  # a daemon, so that the process can end
+    worker.start()
+    worker.join(seconds)
+    if fault:
+        raise fault[0]
+    if worker.is_alive():
+        raise StoreHangsError(f"it did not answer within {seconds:.0f} seconds")
+    return answer[0]
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Turn every fault of the store into a UserError that says what stands."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, StoreHangsError, sqlite3.Error, OSError) as error:
+        path = database_file(tracking_uri())
+        fix = AGAIN
+        if path and path.is_file() and holds_no_run(path):
+            fix = f"the database holds no run: delete {path}, then `dvc repro` again"
+        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}", KEPT, fix) from error
+
+
+@contextmanager
+def store_alone() -> Iterator[None]:
+    """Let parallel queue workers take turns, so that a new database, a new experiment and a run's key are made once."""
+    with alone(project_root() / SCRATCH / "track.lock", lambda holder: say(f"waiting for {holder} to record")):
+        yield
