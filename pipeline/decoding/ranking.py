@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DecodingMethod = Literal["constrained", "unconstrained", "exact"]
 INVALID = -1  # in a slot of the beam: a generated SID that names no item
+LOGITS = 2**26  # of one level, held at once: over a catalogue of a million items that is 67 windows
 EMPTY = -2  # in a slot of the beam: nothing, as the catalogue is smaller than the beam or seen items were dropped
 
 
@@ -60,6 +61,11 @@ class Outputs:
     items_WK: np.ndarray  # INVALID or EMPTY where there is no item
     codes_WKL: np.ndarray
     scores_WK: np.ndarray  # log-probabilities
+
+
+def windows_at_once(catalogue: "Catalogue", windows: int) -> int:
+    """Return `windows`, or as many of them as have LOGITS logits of the widest level."""
+    return max(1, min(windows, LOGITS // max(catalogue.widths)))
 
 
 def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +134,8 @@ class Ranker:
         self.records = uses_kernels(catalogue.codes_IL.device)
         rows = np.arange(len(self.lengths_U)) if self.records else np.argsort(self.lengths_U, kind="stable")
         rows = rows[self.lengths_U[rows] > 0]
-        self.batches = [rows[i : i + batch_users] for i in range(0, len(rows), batch_users)]
+        size = windows_at_once(catalogue, batch_users)
+        self.batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         self._search: Search | None = None
 
     def rank(self, model: Backbone, progress: "Progress | None" = None, eval_skips: EvalSkips | None = None) -> Ranking:

@@ -22,9 +22,10 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
+from pipeline.manifest import without_checksum
 from pipeline.metric_names import MAIN_METRICS
 from pipeline.metrics import gains, recall_at, summarise
-from pipeline.printing import say
+from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
@@ -71,7 +72,7 @@ def run(
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
     held_out = Splits.read(splits)
-    timings: dict[str, float] = read_json(reports / "timings.json", train_seconds=(int, float))
+    timings = _timings(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
@@ -113,13 +114,26 @@ def run(
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen))
+    over_items = loaded.model.config.over_items
+    say(table(metrics, config, loaded.config["strategy"], counted.drop_seen, over_items))
     if config.filter_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
             "evaluate.filter_seen=false ranks them",
         )
     return metrics
+
+
+def _timings(path: Path) -> dict[str, float]:
+    """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
+    timings = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
+        raise UserError(
+            f"{path}: {shown(wrong[0])} is no number",
+            "the file was damaged or edited",
+            "run `dvc checkout`, or `dvc repro` to make it anew",
+        )
+    return timings
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:
@@ -161,11 +175,18 @@ def _baseline_metrics(users: pd.DataFrame) -> dict[str, float]:
     return figures
 
 
-def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, dropped: dict[str, bool]) -> str:
+def table(
+    metrics: dict[str, float],
+    config: EvaluateConfig,
+    strategy: str,
+    dropped: dict[str, bool],
+    over_items: bool = False,
+) -> str:
     """Return the printed table: the model and the baselines, on all users and on those without a tie.
 
     Args:
         dropped: for each baseline, whether the items of the history left its ranking.
+        over_items: the model scores items themselves, all of them, and no Semantic IDs.
     """
     words = {True: "dropped", False: "included"}
     lines = [
@@ -180,10 +201,11 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, drop
     # Two lines that say how the numbers were made.
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
     seen = f"seen items {words[config.filter_seen]}"
-    search = "every item scored" if config.decoding == "exact" else f"beam {config.beam}, {config.decoding}"
+    exact = config.decoding == "exact" or over_items
+    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
+    of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     lines.append(
-        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%), "
-        f"{metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
+        f"{strategy}: {search}, {seen}; recall@10 in {low:.4f} to {high:.4f} (95%)" + ("" if over_items else of_sids)
     )
     lines.append(
         f"counting: seen items {words[dropped['cooccurrence']]} (co-occurrence), "

@@ -100,7 +100,8 @@ class Network:
 
         Logits of positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
-        return model(batch.histories, batch.targets_W), 0.0
+        sampled = () if batch.sampled is None else (batch.sampled,)
+        return model(batch.histories, batch.targets_W, *sampled), 0.0
 
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Return the encoder positions, padding not counted, that the last block and the decoder see of each window.

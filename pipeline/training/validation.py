@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.ranking import Ranker, histories_of
+from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
 from pipeline.distributed import World
 from pipeline.metrics import summarise
 from pipeline.packing.backbone import Backbone, evaluating
@@ -68,7 +68,7 @@ class Validation:
     def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
         """Make this process's share of the batches; all windows together stand for the one step."""
         windows = self._windows
-        size = BATCH[self.device.type]
+        size = windows_at_once(self.catalogue, BATCH[self.device.type])
         selected = self._selected(eval_skips) if eval_skips else None
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
