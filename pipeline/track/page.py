@@ -25,7 +25,8 @@ main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 60px }
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 16px; margin: 0 0 10px } p { margin: 4px 0 }
 .soft { color: var(--soft) } code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 pre { background: var(--page); border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
-section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 16px }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px }
+section { margin-top: 16px; min-width: 0 }
 .two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
 .two section { margin-top: 0 } .two { margin-top: 16px }
 .facts { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); margin-top: 16px }
@@ -37,7 +38,7 @@ th:first-child, td:first-child { text-align: left } th { color: var(--soft); fon
 .group th { text-align: center } tr.model td { font-weight: 600; color: var(--accent) }
 td small { display: block; font-weight: 400; color: var(--soft) } svg { display: block; width: 100%; height: auto }
 summary { cursor: pointer; font-weight: 600 }
-section { min-width: 0; overflow-x: auto }
+.scroll { overflow-x: auto }
 @media (max-width: 600px) {
   main { padding: 16px 10px 40px } section { padding: 14px 12px } th, td { padding: 5px 6px } h1 { font-size: 22px }
   table { font-size: 13px }
@@ -48,10 +49,10 @@ section { min-width: 0; overflow-x: auto }
   svg { filter: invert(0.9) hue-rotate(180deg) }
 }
 """
-COMPARE = """dvc exp run -S strategy=NAME                  # another way of training, everything else equal
-dvc exp run --queue -S seed=1,2,3 && dvc queue start
+COMPARE = """dvc exp run --temp -S strategy=NAME           # another way of training, everything else equal
+dvc exp run --queue -S seed=1,42,999 && dvc queue start
 dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
-dvc metrics diff && dvc plots diff            # against the last commit
+dvc metrics diff && dvc plots diff            # your files, or an experiment that you name, against the last commit
 python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
