@@ -5,6 +5,7 @@ The errors of libraries are known by name and text, so that this file loads none
 
 import errno
 import re
+import resource
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ LOWER = {  # what makes a command need less memory
     "gradients": "lower train.batch_tokens",
     "recommend": "lower -k",
 }
+ADDRESS_SPACE = 4 << 30  # bytes; stages of two threads crashed or waited for ever with 1,000 to 2,000 MiB
 TRACEBACK = Path(".sidpipe/traceback.txt")
 
 
@@ -64,6 +66,23 @@ def explain_fault(error: BaseException, command: str) -> UserError | None:
             fix="mend that, then run the same command again; --debug shows where it happened",
         )
     return None
+
+
+def check_address_space() -> None:
+    """Refuse a limit (`ulimit -v`) in which numeric libraries wait for ever, or crash, while they are loaded.
+
+    Raises:
+        UserError: this process may have less than `ADDRESS_SPACE`.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if 0 <= limit < ADDRESS_SPACE:
+        raise UserError(
+            f"out of memory: this process may have {limit >> 20:,} MiB of address space, and needs "
+            f"{ADDRESS_SPACE >> 20:,} MiB",
+            "with less, numeric libraries may wait for ever while they are loaded; most of it is never used as memory",
+            "raise the limit (`ulimit -v unlimited`); what bounds memory itself is a cgroup, as in "
+            "`systemd-run --user --scope -p MemoryMax=2G COMMAND`",
+        )
 
 
 def report_bug(error: BaseException) -> UserError:

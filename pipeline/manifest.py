@@ -11,6 +11,7 @@ import glob
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from pipeline.errors import UserError
 
 MANIFEST = "manifest.json"
+CHECKSUM = "checksum"  # key of a JSON file that holds the checksum of its other keys
 PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
@@ -88,6 +90,34 @@ def verify(path: Path) -> None:
     stage, files = _parse(manifest, text)
     if files.get(path.name) != file_digest(path):
         raise _refusal(f"{path} is not the file that {manifest} lists", stage)
+
+
+def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return JSON values with their own checksum as one more key, for a file whose folder has no manifest."""
+    return {**content, CHECKSUM: _checksum(content)}
+
+
+def without_checksum(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that `with_checksum` was given; values without a checksum, of an earlier version, as they are.
+
+    Args:
+        path: the file, for the message.
+
+    Raises:
+        UserError: the values are not those of the checksum.
+    """
+    values = {key: value for key, value in content.items() if key != CHECKSUM}
+    if CHECKSUM in content and content[CHECKSUM] != _checksum(values):
+        raise UserError(
+            f"{path} does not have the content that its checksum names",
+            "the file was damaged or edited",
+            f"run `dvc checkout`, or `dvc repro` to make it anew; after an edit on purpose, delete its {CHECKSUM}",
+        )
+    return values
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

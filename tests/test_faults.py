@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +106,15 @@ def test_a_small_machine_is_told_in_lines_and_without_a_traceback() -> None:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "out of memory" in done.stderr
+
+
+def test_too_little_address_space_is_refused_at_once(tmp_path: Path) -> None:
+    """OpenBLAS asks for memory again and again while it is loaded, so that nothing could stop the command."""
+    for mebibytes, said in ((200, "out of memory: this process may have 200 MiB"), (4096, "params.yaml is not here")):
+        limit = f"ulimit -v {mebibytes << 10}; exec '{sys.executable}' -m pipeline split"
+        done = subprocess.run(["sh", "-c", limit], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"error: {said}")
+        assert "ulimit -v unlimited" in done.stderr or mebibytes == 4096
+    fine = ["sh", "-c", f"ulimit -v 204800; exec '{sys.executable}' -m pipeline split --help"]
+    assert subprocess.run(fine, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0

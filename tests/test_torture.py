@@ -1,9 +1,13 @@
 """The torture itself: verdicts are those that its page states, and a sample of the trials passes."""
 
 import os
+import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from benchmarks.torture.__main__ import BEGIN, END, PAGE, table
 from benchmarks.torture.process import Ended, children, refuse_open, working_in
@@ -57,3 +61,15 @@ def test_processes_are_found_by_parent_and_by_folder(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow
+def test_some_trials_that_need_no_dvc_pass(root: Path, tmp_path: Path) -> None:
+    """Another sample at each run: `--quick --only NAME --seed N` repeats a trial that fails."""
+    seed, file = str(random.Random(os.urandom(8)).randrange(10**6)), tmp_path / "trials.jsonl"
+    options = ["--quick", "--hours", "0.0012", "--seed", seed, "--file", str(file)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.torture", *options], cwd=root, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
+    assert file.read_text()

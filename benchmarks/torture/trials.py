@@ -1,7 +1,6 @@
 """The trials: what is done to a copy of the project, and the verdict on what came of it."""
 
 import importlib.util
-import itertools
 import os
 import random
 import shutil
@@ -55,14 +54,25 @@ class Trial:
 
 
 def all_trials(world: World, seed: int) -> list[Trial]:
-    """Return every trial: a random one of each part in turn, so that the first of them are a sample of all parts."""
-    parts = [signals_by_hand(), signals_repro(), signals_queue(), full_disks(), knobs(world), damages(world)]
-    shuffled = []
-    for part in [*parts, hostile_servers()]:
+    """Return every trial. The first of them are a random sample of all parts, with more of those that take less time.
+
+    The number beside a part is how many of its trials come in the time of one queued run.
+    """
+    parts = [
+        (1, signals_queue()),
+        (2, signals_repro()),
+        (8, signals_by_hand()),
+        (8, full_disks()),
+        (5, knobs(world)),
+        (3, hostile_servers()),
+        (40, damages(world)),
+    ]
+    order = []
+    for share, part in parts:
         trials = list(part)
         random.Random(seed).shuffle(trials)
-        shuffled.append(trials)
-    return [trial for turn in itertools.zip_longest(*shuffled) for trial in turn if trial]
+        order += [(number / share, trial) for number, trial in enumerate(trials)]
+    return [trial for _, trial in sorted(order, key=lambda entry: entry[0])]
 
 
 # ---------------------------------------------------------------------------------------------------- signals
@@ -77,7 +87,7 @@ def signals_by_hand() -> Iterator[Trial]:
             folder = copy(world.reference, world.scratch / "hand")
             if rng.random() < 0.5:
                 remove(folder, stage)
-            after = rng.uniform(0, 1.1 * world.seconds[stage])
+            after = rng.uniform(0, 1.1 * world.seconds.get(stage, 1.0))
             ended = forked([stage], folder, kill=(SIGNALS[name], after))
             if fault := ended.fault():
                 return FAIL, fault
@@ -186,10 +196,10 @@ def signals_queue() -> Iterator[Trial]:
                 return FAIL, f"{what}: a stage is still at work after {HANG:.0f} s"
             for pid in _queue_processes(folder, "all"):
                 os.kill(pid, signal.SIGKILL)
-            begin(["dvc", "exp", "run", "--temp", "-n", "second", "-S", f"seed={seed}"], folder, log).wait()
+            code = begin(["dvc", "exp", "run", "--temp", "-n", "second", "-S", f"seed={seed}"], folder, log).wait()
             text = log.read_text(errors="replace")
-            if "Ran experiment" not in text or "this is a fault of sidpipe" in text:
-                return FAIL, f"{what}, then: {text[-400:]}"
+            if code or "Ran experiment" not in text or "this is a fault of sidpipe" in text:
+                return FAIL, f"{what}, then exit code {code}: {text[-2000:]}"
             return OK, what + (", resumed from its checkpoint" if "resumed at step" in text else "")
 
         yield Trial("signals, queue workers", f"queue-{whom}-{name}-{number}", run)

@@ -14,11 +14,11 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.cli import checks, experiments, serve, stages
+from pipeline.cli import checks, deploy, experiments, serve, stages
 from pipeline.cli.ends import tell_costs, tell_stopped
 from pipeline.cli.folders import enter_project
 from pipeline.errors import LostProcessError, UserError
-from pipeline.faults import explain_fault, report_bug
+from pipeline.faults import check_address_space, explain_fault, report_bug
 from pipeline.printing import be_quiet, say
 from pipeline.stopping import Stopped, command_name, requested
 
@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMON = ("--debug", "--quiet", "-q", "--verbose", "-v")
-for panel in (stages, experiments, checks, serve):
+for panel in (stages, experiments, checks, serve, deploy):
     app.add_typer(panel.commands)
 
 
@@ -83,6 +83,11 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# Commands that load numeric libraries, and so need address space.
+COMPUTING = {"ingest", "embed", "split", "quantize", "train", "evaluate", "track"}
+COMPUTING |= {"recommend", "explain", "sids", "compare", "gradients"}
+
+
 @app.callback()
 def _root(
     context: typer.Context,
@@ -101,5 +106,7 @@ def _root(
     """
     be_quiet(quiet)
     enter_project()
+    if context.invoked_subcommand in COMPUTING and not {"-h", "--help"}.intersection(sys.argv):
+        check_address_space()
     if verbose:
         context.call_on_close(partial(tell_costs, str(context.invoked_subcommand), time.monotonic()))

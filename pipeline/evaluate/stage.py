@@ -22,9 +22,10 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
+from pipeline.manifest import without_checksum
 from pipeline.metric_names import MAIN_METRICS
 from pipeline.metrics import gains, recall_at, summarise
-from pipeline.printing import say
+from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
 from pipeline.results.counting import baselines, training_counts
@@ -71,8 +72,7 @@ def run(
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
     held_out = Splits.read(splits)
-    measured = read_json(reports / "timings.json", train_seconds=(int, float))
-    timings = {name: value for name, value in measured.items() if name not in CLOCK}
+    timings = _timings(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
@@ -122,6 +122,19 @@ def run(
             "evaluate.filter_seen=false ranks them",
         )
     return metrics
+
+
+def _timings(path: Path) -> dict[str, float]:
+    """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
+    measured = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    timings = {name: value for name, value in measured.items() if name not in CLOCK}
+    if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
+        raise UserError(
+            f"{path}: {shown(wrong[0])} is no number",
+            "the file was damaged or edited",
+            "run `dvc checkout`, or `dvc repro` to make it anew",
+        )
+    return timings
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from typing import Any, TextIO
 from pipeline.errors import UserError
 
 BLOCK_CHARACTERS = 1 << 20
-MAX_VALUE = 16 << 20  # characters of one value
 NEAR_END = 16  # an error within so many characters of the end may come from a token that is cut there
 BLANKS = re.compile(r"[ \t\r\n\ufeff]*")
 BROKEN = object()  # stands for a value that cannot be read
@@ -19,19 +18,24 @@ BROKEN = object()  # stands for a value that cannot be read
 JsonValue = tuple[int, str, Any]  # (line on which it begins, the text, the value or `BROKEN`)
 
 
-def json_values(stream: TextIO, name: str) -> Iterator[JsonValue]:
+def json_values(stream: TextIO, name: str, limit: int) -> Iterator[JsonValue]:
     """Yield the elements of an array, or values that stand one after the other; numbers stay text.
 
+    Args:
+        name: of the file, for messages.
+        limit: characters that a value may have, ingest.max_line_bytes.
+
     Raises:
-        UserError: the array has no end, because the file `name` was cut short, or a value is longer than `MAX_VALUE`.
+        UserError: the array has no end, because the file was cut short, or a value is longer than `limit`.
     """
-    yield from _Values(stream, name).all()
+    yield from _Values(stream, name, limit).all()
 
 
 class _Values:
-    def __init__(self, stream: TextIO, name: str):
+    def __init__(self, stream: TextIO, name: str, limit: int):
         self.stream = stream
         self.name = name
+        self.limit = limit
         self.decoder = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
         self.text = ""  # read and not yet taken, from `at` on
         self.at = 0
@@ -65,8 +69,11 @@ class _Values:
             )
 
     def _more(self) -> bool:
-        """Read a block behind the rest of the text; what was taken is forgotten."""
-        block = self.stream.read(BLOCK_CHARACTERS)
+        """Read a block behind the rest of the text; what was taken is forgotten.
+
+        The block is as long as the rest, so that a long value is not parsed again for each of many blocks.
+        """
+        block = self.stream.read(max(BLOCK_CHARACTERS, len(self.text) - self.at))
         self.text, self.at = self.text[self.at :] + block, 0
         return bool(block)
 
@@ -96,7 +103,7 @@ class _Values:
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos >= len(self.text) - NEAR_END
                 wrong = error.pos - self.at  # reading more moves `at`
-                if cut and len(self.text) - self.at < MAX_VALUE and self._more():
+                if cut and len(self.text) - self.at <= self.limit and self._more():
                     continue
                 return BROKEN, self._end_of_broken(self.at + wrong)
             except RecursionError:
@@ -104,6 +111,8 @@ class _Values:
             length = end - self.at
             if end + NEAR_END > len(self.text) and self.text[end - 1] not in '"]}' and self._more():
                 continue  # 12 may go on as 123
+            if length > self.limit:
+                raise self._too_long()
             return value, self.at + length
 
     def _end_of_broken(self, wrong: int) -> int:
@@ -116,15 +125,18 @@ class _Values:
         while True:
             if match := pattern.search(self.text, start):
                 return match.end()
-            if len(self.text) - self.at >= MAX_VALUE:
-                raise UserError(
-                    f"{self.name}, line {self.line:,}: a JSON value is longer than {MAX_VALUE >> 20} MiB",
-                    "a bracket or a quote was probably opened and never closed",
-                    "mend the file there",
-                )
+            if len(self.text) - self.at > self.limit:
+                raise self._too_long()
             start -= self.at
             if not self._more():
                 return self._end_of_file()
+
+    def _too_long(self) -> UserError:
+        return UserError(
+            f"{self.name}, line {self.line:,}: a JSON value is longer than ingest.max_line_bytes, {self.limit:,}",
+            "a bracket or a quote was probably opened and never closed",
+            "mend the file there, or raise ingest.max_line_bytes if the value is meant to be so long",
+        )
 
     def _end_of_file(self) -> int:
         """Return where a broken value ends that no other follows: before the bracket that closes the array."""

@@ -54,7 +54,7 @@ def _line_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedR
 
 def _stream_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
     with io.TextIOWrapper(open_utf8(file), "utf-8", newline="\n") as stream:
-        for line, text, value in json_values(stream, file.name):
+        for line, text, value in json_values(stream, file.name, file.limits.line_bytes):
             try:
                 if value is BROKEN:
                     raise ValueError("broken JSON")

@@ -5,14 +5,29 @@ A stage that DVC restores from its cache runs no code, so no run hands anything 
 
 import csv
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.artifacts import CLOCK, GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
+from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
+from pipeline.manifest import verify, without_checksum
+from pipeline.printing import shown
+
+# Table -> the columns that the page needs. The columns of `TEXT` are text or may be empty; all others are numbers.
+TABLES = {
+    "history.csv": ("step", "train_loss", "valid_loss", "recall_at_10", "ndcg_at_10"),
+    "by_history.csv": ("bin", "recall_at_10"),
+    "by_popularity.csv": ("bin", "recall_at_10"),
+    "kept_by_level.csv": ("level", "kept"),
+    "levels.csv": ("level", "used_codes", "perplexity"),
+}
+TEXT = ("bin", "level", "category_agreement")
+NUMBER = re.compile(r" *(-?\d+(\.\d*)?([eE][-+]?\d+)?|-?\.\d+|-?(nan|inf)) *")
+BY_HAND = "track names a result by the content hashes of dvc.lock, which a stage run by hand does not update"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +69,12 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     Raises:
         UserError: a file is missing or damaged, or dvc.lock names other metrics than those at hand.
     """
-    hashes = read_hashes(lock, reports / "metrics.json")
+    stages = _stages(lock)
+    hashes = _hashes(stages, lock)
+    for name in ("metrics.json", "kept_by_position.csv", *TABLES):
+        _check_recorded(reports / name, stages, lock)
     metrics = read_json(reports / "metrics.json")
-    timings = read_json(reports / "timings.json") if (reports / "timings.json").exists() else {}
-    clock = Clock(**{name: timings.pop(name) for name in CLOCK if name in timings})
+    timings, clock = _measured(reports / "timings.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
         metrics=metrics,
@@ -66,7 +83,7 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
         by_popularity=_rows(reports / "by_popularity.csv"),
         kept_by_level=_rows(reports / "kept_by_level.csv"),
         sid_levels=_rows(sids / "levels.csv"),
-        dataset=read_json(interactions / "ingest.json"),
+        dataset=read_json(interactions / "ingest.json", users=int, items=int, interactions=int),
         hashes=hashes,
         key=result_key(metrics, hashes),
         timings=timings,
@@ -74,33 +91,62 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     )
 
 
+def _measured(path: Path) -> tuple[dict[str, float], Clock]:
+    """Return the figures of training, and when it went on; nothing of a result whose file is not here."""
+    content = without_checksum(path, read_json(path)) if path.exists() else {}
+    timings = {name: float(value) for name, value in content.items() if isinstance(value, int | float)}
+    if not isinstance(content.get("training"), str):
+        return timings, Clock()
+    times = tuple(float(second) for second in content["times"])
+    return timings, Clock(training=content["training"], start=timings.pop("start"), times=times)
+
+
 def result_key(metrics: dict[str, float], hashes: dict[str, str]) -> str:
     """Return 64 hex digits over the content hashes and every metric that is no measurement."""
     return fingerprint(hashes, {name: value for name, value in metrics.items() if name not in MEASURED})
 
 
-def read_hashes(lock: Path, metrics: Path) -> dict[str, str]:
-    """Return the content hashes of what the metrics rest on, as DVC wrote them.
-
-    Raises:
-        UserError: `lock` does not name what was evaluated, or names other metrics than the file `metrics`.
-    """
-    by_hand = "track names a result by the content hashes of dvc.lock, which a stage run by hand does not update"
+def _stages(lock: Path) -> dict[str, Any]:
+    """Return what DVC wrote of each stage. Raises UserError where the file is missing or damaged."""
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
-        recorded = _locked(stages, "evaluate", "outs", REPORTS / "metrics.json")
-        hashes = {
+        if isinstance(stages, dict):
+            return stages
+    except (OSError, LookupError, TypeError, ValueError, RecursionError, yaml.YAMLError):
+        pass
+    raise _no_record(lock)
+
+
+def _hashes(stages: dict[str, Any], lock: Path) -> dict[str, str]:
+    """Return the content hashes of what the metrics rest on. Raises UserError where `lock` does not name it."""
+    try:
+        return {
             "interactions": _locked(stages, "ingest", "outs", INTERACTIONS),
             "sids": _locked(stages, "train", "deps", SIDS),
             "splits": _locked(stages, "train", "deps", SPLITS),
             "model": _locked(stages, "evaluate", "deps", GENERATOR),
             "ranks": _locked(stages, "evaluate", "outs", REPORTS / "ranks.parquet"),
         }
-    except (OSError, LookupError, TypeError, ValueError, AttributeError, yaml.YAMLError):
-        raise UserError(f"{lock} does not record what was evaluated", by_hand, "run `dvc repro`") from None
-    if metrics.exists() and hashlib.md5(metrics.read_bytes()).hexdigest() != recorded:
-        raise UserError(f"{metrics} is not the file that {lock} records", by_hand, "run `dvc repro`")
-    return hashes
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise _no_record(lock) from None
+
+
+def _no_record(lock: Path) -> UserError:
+    return UserError(f"{lock} does not record what was evaluated", BY_HAND, "run `dvc repro`")
+
+
+def _check_recorded(path: Path, stages: dict[str, Any], lock: Path) -> None:
+    """Refuse a file of reports/ that is not the one that dvc.lock records, because it was damaged or made by hand."""
+    name = (REPORTS / path.name).as_posix()
+    for stage in ("train", "evaluate"):
+        try:
+            recorded = [entry["md5"] for entry in stages[stage].get("outs", []) if entry["path"] == name]
+        except (LookupError, TypeError, AttributeError):
+            raise _no_record(lock) from None
+        if recorded and path.exists() and hashlib.md5(path.read_bytes()).hexdigest() != recorded[0]:
+            raise UserError(
+                f"{path} is not the file that {lock} records", f"{BY_HAND}; or the file was damaged", "run `dvc repro`"
+            )
 
 
 def _locked(stages: dict[str, Any], stage: str, kind: str, path: Path) -> str:
@@ -110,7 +156,32 @@ def _locked(stages: dict[str, Any], stage: str, kind: str, path: Path) -> str:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a table. Raises UserError where it is missing, or is not what a stage writes."""
     if not path.exists():
         raise UserError(f"{path} is not here", "it is part of the result", "run `dvc repro`")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    verify(path)
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        _check_table(rows, TABLES[path.name])
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(
+            f"{path} cannot be read: {shown(error)}",
+            "the file is damaged or was edited",
+            "run `dvc checkout`, or `dvc repro` to make it again",
+        ) from None
+    return rows
+
+
+def _check_table(rows: list[dict[str, str]], needed: tuple[str, ...]) -> None:
+    """Raise ValueError unless there are rows with the needed columns, and numbers in all columns but those of TEXT."""
+    if not rows:
+        raise ValueError("it has no rows")
+    if missing := [name for name in needed if name not in rows[0]]:
+        raise ValueError(f"its heading lacks {', '.join(missing)}")
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            raise ValueError(f"line {number} has another number of values than the heading")
+        for name, value in row.items():
+            if name not in TEXT and not NUMBER.fullmatch(value):
+                raise ValueError(f"line {number}: {name} is {value[:40]!r}, expected a number")

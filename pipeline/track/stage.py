@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, write_bytes
 from pipeline.printing import say
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
 from pipeline.results.run_names import RunName
-from pipeline.results.tracking_uri import how_to_see, tracking_uri
+from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
 from pipeline.track.config import TrackConfig
 from pipeline.track.description import PICTURE, describe_run, picture
 from pipeline.track.page import render_page
@@ -60,6 +60,7 @@ def run(
     generator: Path = GENERATOR,
     interactions: Path = INTERACTIONS,
     sids: Path = SIDS,
+    splits: Path = SPLITS,
     lock: Path = LOCK,
 ) -> dict[str, Any]:
     """Write reports/index.html, record the result in MLflow, and print it.
@@ -90,8 +91,6 @@ def run(
     if params.track.user_ids:
         tables.append(reports / RANKS)
     artifacts = {**dict.fromkeys(tables, "report"), PARAMS: "pipeline", lock: "pipeline"}
-    if params.track.log_model:
-        artifacts[generator] = "model"
     with TemporaryDirectory() as folder:
         drawn = Path(folder) / PICTURE
         drawn.write_bytes(picture(result.history))
@@ -108,4 +107,16 @@ def run(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
         how_to_see(tracking_uri(), recorded.experiment_id),
     )
+    if params.track.log_model:
+        from pipeline.results.mlflow_model import log_model
+
+        about = {key: tags[key] for key in ("strategy", "seed", "dataset")}
+        log_model(
+            recorded.run_id,
+            recorded.experiment_id,
+            generator=generator,
+            splits=splits,
+            ranks=reports / RANKS if params.track.user_ids or is_local(tracking_uri()) else None,
+            tags=about,
+        )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
+from pipeline.manifest import with_checksum
 from pipeline.printing import say
 from pipeline.strategies.base import TableRows
 from pipeline.train.kept_tokens import KeptTokens
@@ -101,7 +102,7 @@ def write_reports(
         tables: as the strategy's `Report` gives them.
         learned: likewise.
     """
-    write_json(reports / "timings.json", timings)
+    write_json(reports / "timings.json", with_checksum(timings))
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
     skipped = {f"skipped/{name}": rows for name, rows in tables.items() if name != "passes"}
     shutil.rmtree(reports / "skipped", ignore_errors=True)  # tables of an earlier run

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pipeline.artifacts import MEASURED, Splits, read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import is_repeat, run
+from pipeline.manifest import with_checksum
 from pipeline.metric_names import METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
@@ -188,6 +189,19 @@ def test_a_missing_input_is_named_and_nothing_is_written(world: World, gone: str
     with pytest.raises(UserError, match=gone.rsplit("/", 1)[1]):
         run(world.params, **world.paths)
     assert not (world.paths["reports"] / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("change", [("1", "2"), ("_", "\\u0000"), ("checksum", "checksun"), ("{", "[")])
+def test_damaged_timings_are_named(world: World, change: tuple[str, str]) -> None:
+    path = world.paths["reports"] / "timings.json"
+    write_json(path, with_checksum(TIMINGS))
+    assert run(world.params, **world.paths).items() >= TIMINGS.items()
+    assert "checksum" not in (world.paths["reports"] / "metrics.json").read_text()
+    path.write_text(path.read_text().replace(*change, 1))
+    with pytest.raises(UserError, match=r"timings\.json") as caught:
+        run(world.params, **world.paths)
+    assert "\n" not in caught.value.what
+    assert "dvc checkout" in caught.value.fix
 
 
 def test_reports_of_another_model_are_refused(world: World) -> None:

@@ -24,6 +24,7 @@ from pipeline.errors import UserError
 from pipeline.ingest.json_stream import BROKEN, json_values
 
 LOG = interactions()
+LIMIT = 1 << 22
 OBJECTS = [dict(zip(("user", "item", "timestamp"), row, strict=True)) for row in LOG]
 LISTED = [{"item": f"i{n}", "title": f"It's [{n}], {{}}", "categories": [["A", "B"]]} for n in range(6)]
 
@@ -139,7 +140,7 @@ def test_values_are_those_of_the_json_module_however_blocks_cut_them(
     text = json.dumps(rows, indent=indent) if array else "\n".join(json.dumps(row, indent=indent) for row in rows)
     usual, json_stream.BLOCK_CHARACTERS = json_stream.BLOCK_CHARACTERS, block
     try:
-        found = list(json_values(io.StringIO(text), "log"))
+        found = list(json_values(io.StringIO(text), "log", LIMIT))
     finally:
         json_stream.BLOCK_CHARACTERS = usual
     assert [value for _, _, value in found] == [json.loads(json.dumps(row), parse_int=str) for row in rows]
@@ -150,18 +151,27 @@ def test_values_are_those_of_the_json_module_however_blocks_cut_them(
 
 def test_a_number_at_the_end_of_a_block_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_CHARACTERS", 1)
-    assert [value for _, _, value in json_values(io.StringIO("[123, 4.5e1]"), "log")] == ["123", "4.5e1"]
+    assert [value for _, _, value in json_values(io.StringIO("[123, 4.5e1]"), "log", LIMIT)] == ["123", "4.5e1"]
 
 
-def test_a_value_without_an_end_is_an_error_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_longer_than_the_limit_is_an_error_and_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "BLOCK_CHARACTERS", 100)
-    monkeypatch.setattr(json_stream, "MAX_VALUE", 1000)
-    with pytest.raises(UserError, match="line 1: a JSON value is longer"):
-        list(json_values(io.StringIO('[{"a": "' + "b" * 5000), "log"))
+    for limit in (1000, 65_536):
+        stream = io.StringIO('[{"a": "' + "b" * 5 * limit)
+        with pytest.raises(UserError, match=f"line 1: a JSON value is longer than ingest.max_line_bytes, {limit:,}"):
+            list(json_values(stream, "log", limit))
+        assert stream.tell() < 3 * limit
+        for more in (0, 1):
+            stream = io.StringIO('["' + "b" * (limit - 2 + more) + '", 5]')
+            if more:
+                with pytest.raises(UserError, match="is longer than"):
+                    list(json_values(stream, "log", limit))
+            else:
+                assert [value for _, _, value in json_values(stream, "log", limit)] == ["b" * (limit - 2), "5"]
 
 
 def test_what_follows_a_broken_value_is_read() -> None:
-    found = list(json_values(io.StringIO('[{"a" 5}, {"a": 6},\n{"a": 7]'), "log"))
+    found = list(json_values(io.StringIO('[{"a" 5}, {"a": 6},\n{"a": 7]'), "log", LIMIT))
     assert found == [(1, '{"a" 5}', BROKEN), (1, '{"a": 6}', {"a": "6"}), (2, '{"a": 7', BROKEN)]
 
 
@@ -430,4 +440,4 @@ def test_a_link_to_a_folder_elsewhere_is_refused_and_one_to_a_file_is_read(read_
 @pytest.mark.parametrize("text", ["]", "[{}]]", "]]]", '[{"a": 1]}', "[}", '{"a": 1]', "[,]", "{", '["a" "b"]', "\x00"])
 def test_reading_json_with_odd_brackets_comes_to_an_end(text: str) -> None:
     with contextlib.suppress(UserError):
-        assert len(list(json_values(io.StringIO(text), "log"))) <= 3
+        assert len(list(json_values(io.StringIO(text), "log", LIMIT))) <= 3

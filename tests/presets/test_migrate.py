@@ -74,7 +74,7 @@ def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> Non
     before = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(before.partition("track:\n")[0] + "track:\n")
     assert [line.key for line in add_missing_keys()] == [
-        f"track.{name}" for name in ("experiment", "log_model", "dataset_name", "live", "user_ids")
+        f"track.{name}" for name in ("experiment", "log_model", "model_name", "dataset_name", "live", "user_ids")
     ]
     assert (project / "params.yaml").read_text() == before
 

@@ -1,15 +1,17 @@
 """What names a result, and when its files do not belong together."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from finished_result import write_result
 
 from pipeline.artifacts import MEASURED
 from pipeline.errors import UserError
-from pipeline.results.identity import Result, read_result
+from pipeline.results.identity import Result, _rows, read_result
 
 
 def read() -> Result:
@@ -85,3 +87,42 @@ def test_a_missing_report_is_named(project: Path, name: str) -> None:
     (project / name).unlink()
     with pytest.raises(UserError, match=f"{name} is not here"):
         read()
+
+
+TABLES_OF_REPORTS = ["reports/history.csv", "reports/by_history.csv", "reports/by_popularity.csv"]
+TABLES_OF_REPORTS += ["reports/kept_by_level.csv", "data/sids/levels.csv"]
+
+
+@pytest.mark.parametrize("name", TABLES_OF_REPORTS)
+def test_a_table_damaged_anywhere_is_read_or_named(project: Path, name: str) -> None:
+    """Cut, zeroed and with a changed byte, at every position; no other error, and nothing that the page cannot show."""
+    path = project / name
+    whole = path.read_bytes()
+    damaged = [whole[:at] for at in range(len(whole))]
+    damaged += [whole[:at] + bytes(len(whole[at : at + 8])) + whole[at + 8 :] for at in range(0, len(whole), 5)]
+    damaged += [whole[:at] + bytes([byte]) + whole[at + 1 :] for at in range(0, len(whole), 3) for byte in b'\xff",\nx']
+    said = []
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            rows = _rows(path)
+        except UserError as error:
+            said.append(error.what)
+        else:
+            assert all(isinstance(value, str) for row in rows for value in row.values())
+    assert all(line.startswith(f"{path} cannot be read: ") and "\n" not in line for line in said)
+    assert len(said) > len(whole) / 4
+
+
+def test_a_report_is_the_one_that_dvc_recorded(project: Path) -> None:
+    """A changed digit makes a table that can be read; only its checksum tells."""
+    lock, path = project / "dvc.lock", project / "reports/by_history.csv"
+    stages = yaml.safe_load(lock.read_text())
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    stages["stages"]["evaluate"]["outs"].append({"path": "reports/by_history.csv", "md5": digest})
+    lock.write_text(yaml.safe_dump(stages))
+    read()
+    path.write_text(path.read_text().replace(".12", ".13"))
+    with pytest.raises(UserError, match=r"by_history\.csv is not the file that dvc\.lock records") as caught:
+        read()
+    assert "dvc repro" in caught.value.fix

@@ -77,6 +77,10 @@ def finish(project: Path, seed: int = 1) -> None:
     (project / "reports/timings.json").write_text(json.dumps({"train_seconds": 41.5, "wall_seconds": 50.25, **clock}))
 
 
+def track(**changes: Any) -> dict[str, Any]:
+    return stage.run(read_params({**changes, "track": {"log_model": False}}))
+
+
 def test_the_first_track_of_a_training_completes_its_run_and_later_ones_make_their_own(
     project: Path, store: Path
 ) -> None:
@@ -86,13 +90,13 @@ def test_the_first_track_of_a_training_completes_its_run_and_later_ones_make_the
     seen = "select step, timestamp, value from metrics where key = 'valid/recall_at_10' order by step"
     assert rows(store, seen) == [(200, int((START + 200) * 1000), 0.01), (400, int((START + 400) * 1000), 0.02)]
     finish(project)
-    assert stage.run(read_params({}))["run_id"] == run_id
+    assert track()["run_id"] == run_id
     assert [(step, at) for step, at, _ in rows(store, seen)] == [(int(at - START), int(at * 1000)) for at in TIMES], (
         "each point once, at its time"
     )
     assert rows(store, "select end_time - start_time from runs") == [(50250,)]
     finish(project, seed=2)  # the same training, evaluated in another way
-    second = stage.run(read_params({"evaluate": {"filter_seen": True}}))
+    second = track(evaluate={"filter_seen": True})
     assert second["run_id"] != run_id
     assert second["name"] == "full t5 demo s42 filter_seen=true"
     counts = rows(store, "select count(*) from metrics where key = 'valid/recall_at_10' group by run_uuid")
