@@ -105,6 +105,22 @@ def test_a_signal_ends_a_command_in_one_line_whatever_libraries_do_with_it(how: 
         assert STANDS["split"] in err
 
 
+def test_a_signal_in_the_moment_that_begins_the_watch_is_answered() -> None:
+    code = """
+import os, signal
+install = signal.signal
+def late(number, handler):
+    install(number, handler)
+    if number == signal.SIGHUP:  # the last one
+        os.kill(os.getpid(), signal.SIGINT)
+from pipeline.__main__ import start
+signal.signal = late
+start()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "split"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "split: stopped by Ctrl-C (SIGINT); nothing had begun\n")
+
+
 def test_what_was_ignored_stays_ignored() -> None:
     """`nohup` starts a command with SIGHUP ignored, and a shell its background jobs with SIGINT ignored."""
     code = "import signal; [signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGHUP)]\n" + STAGE
