@@ -24,7 +24,7 @@ from torch import Tensor, nn
 class Catalogue(nn.Module):
     """A `Catalogue` holds the codes of all items and the prefix trie.
 
-    It is a module, so that it moves with the model; its buffers are not saved with weights.
+    It is a module, so that it moves with the model; the buffers of the trie are not saved with weights.
 
     Prefixes of length l are the nodes of level l; the root is node 0 of level 0 and the nodes of level L, the leaves,
     are the Semantic IDs in lexicographic order. Per level l < L: the children of node p are the nodes
@@ -36,17 +36,30 @@ class Catalogue(nn.Module):
         codes_IL: code of each item at each level; the row number is the item id.
         widths: how many values each level may take.
         digit: the last level is a deduplication digit, so that no two items share a Semantic ID.
+        content_IC: float32, a content vector of each item, for a network over items. It is saved with the weights.
+        trained_I: bool, the items that training sees, for such a network; likewise.
 
     Raises:
-        ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit.
+        ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit; there
+            is not one content vector, or not one word on training, for each item.
     """
 
     codes_IL: Tensor  # int64
     item_of_leaf_I: Tensor  # int64: item ids in the order of their leaves, ascending within a leaf
     first_item_P: Tensor  # int64 [P + 1], P of level L
     leaf_of_item_I: Tensor  # int64: the leaf of each item
+    content_IC: Tensor | None
+    trained_I: Tensor | None
 
-    def __init__(self, codes_IL: np.ndarray | Tensor, widths: tuple[int, ...], digit: bool = True):
+    def __init__(
+        self,
+        codes_IL: np.ndarray | Tensor,
+        widths: tuple[int, ...],
+        digit: bool = True,
+        *,
+        content_IC: np.ndarray | None = None,
+        trained_I: np.ndarray | None = None,
+    ):
         super().__init__()
         codes = np.asarray(codes_IL, dtype=np.int64)
         _check_codes(codes, widths)
@@ -67,6 +80,9 @@ class Catalogue(nn.Module):
         leaf_of_item_I = np.empty(self.items, dtype=np.int64)
         leaf_of_item_I[order_I] = np.repeat(np.arange(self.prefixes[-1]), np.diff(self.leaves_before[-1]))
         self._buffer("leaf_of_item_I", leaf_of_item_I)
+        _check_content(content_IC, trained_I, self.items)
+        self.register_buffer("content_IC", None if content_IC is None else torch.from_numpy(np.array(content_IC)))
+        self.register_buffer("trained_I", None if trained_I is None else torch.from_numpy(np.array(trained_I)))
 
     def _build_trie(self, sorted_IL: np.ndarray) -> None:
         """Build one table of children per level, from the rows where a prefix differs from the prefix of the row above.
@@ -148,6 +164,17 @@ def _check_codes(codes: np.ndarray, widths: tuple[int, ...]) -> None:
         raise ValueError(
             f"item {item} has code {codes[item, level]} at level {level + 1}, which allows 0 to {widths[level] - 1}"
         )
+
+
+def _check_content(content_IC: np.ndarray | None, trained_I: np.ndarray | None, items: int) -> None:
+    if content_IC is not None and (
+        content_IC.ndim != 2 or len(content_IC) != items or 0 in content_IC.shape or content_IC.dtype != np.float32
+    ):
+        raise ValueError(
+            f"content vectors of {content_IC.dtype} {content_IC.shape} are not float32 [{items} items, width]"
+        )
+    if trained_I is not None and (trained_I.shape != (items,) or trained_I.dtype != np.bool_):
+        raise ValueError(f"trained items of {trained_I.dtype} {trained_I.shape} are not bool [{items} items]")
 
 
 def _check_distinct(codes: np.ndarray, order_I: np.ndarray) -> None:

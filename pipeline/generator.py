@@ -96,7 +96,13 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
         check_config(config)
         check_items(items, len(config["widths"]))
         codes = items[[f"code_{level + 1}" for level in range(len(config["widths"]))]].to_numpy()
-        catalogue = Catalogue(codes, tuple(config["widths"]), config.get("digit", True))  # as in Sids.read
+        catalogue = Catalogue(
+            codes,
+            tuple(config["widths"]),
+            config.get("digit", True),  # as in Sids.read
+            content_IC=weights.get("catalogue.content_IC"),
+            trained_I=weights.get("catalogue.trained_I"),
+        )
         for name, kind in {"backbone": BackboneConfig, **settings_types()}.items():
             if isinstance(config.get(name), Mapping):
                 check_fields(kind, config[name], name)

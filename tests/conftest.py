@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 # Which tests run and which were skipped, then fixtures that tests of several folders use
-pytest_plugins = ("selection", "networks", "tracked_project", "command_line")
+pytest_plugins = ("selection", "networks", "tracked_project")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DVC_NO_ANALYTICS"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 

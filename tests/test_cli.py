@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Done
+from command_line import project as project
+from command_line import run as run
 from settings import read_params
 
 from pipeline import cli
@@ -174,7 +176,7 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
     names = [line[0] for lines in kinds.values() for line in lines]
     assert sorted(names) == sorted(path.stem for path in (project / "presets").glob("*.yaml"))
     assert all(len(line) > 4 for lines in kinds.values() for line in lines)
-    assert [line[0] for line in kinds["model"]] == ["decoder", "hstu", "tiger"]
+    assert [line[0] for line in kinds["model"]] == ["decoder", "hstu", "sasrec", "tiger"]
 
 
 def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from command_line import Done
+from command_line import project as project
+from command_line import run as run
 
 from pipeline import __version__, printing
 from pipeline.cli import folders

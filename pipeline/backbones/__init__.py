@@ -1,4 +1,4 @@
-"""This package holds the backbones: the networks over Semantic IDs. No backbone knows how items are decoded from it."""
+"""This package holds the backbones: networks over Semantic IDs or items. None knows how items are decoded from it."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only:
     """
     from pipeline.backbones.decoder import Decoder
     from pipeline.backbones.hstu import Hstu
+    from pipeline.backbones.sasrec import SasRec
     from pipeline.backbones.t5 import T5
 
-    networks: dict[str, type[T5 | Decoder | Hstu]] = {"t5": T5, "decoder": Decoder, "hstu": Hstu}
+    networks: dict[str, type[T5 | Decoder | Hstu]] = {"t5": T5, "decoder": Decoder, "hstu": Hstu, "sasrec": SasRec}
     return networks[config.name](config, catalogue, vectors_only).to(catalogue.codes_IL.device)

@@ -10,16 +10,17 @@ from pipeline.knobs import Between, RatioBelow1
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 MOST_WEIGHTS = 20_000_000_000  # 80 GB in float32
-CAUSAL = ("decoder", "hstu")  # backbones where no token sees a later one, so that every item can be a target
+CAUSAL = ("decoder", "hstu", "sasrec")  # backbones where no token sees a later one, so that every item can be a target
+OVER_ITEMS = ("sasrec",)  # backbones that read and predict items themselves, not their Semantic IDs
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
     """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
 
-    name: Literal["t5", "decoder", "hstu"]
+    name: Literal["t5", "decoder", "hstu", "sasrec"]
     encoder_layers: Annotated[int, Between(1, 128)]  # t5
-    decoder_layers: Annotated[int, Between(1, 128)]  # all layers of decoder and hstu
+    decoder_layers: Annotated[int, Between(1, 128)]  # all layers of decoder, hstu and sasrec
     d_model: Annotated[int, Between(1, 16_384)]
     heads: Annotated[int, Between(1, 256)]
     d_head: Annotated[int, Between(1, 1024)]
@@ -35,6 +36,7 @@ class BackboneConfig:
     recency_items: Annotated[int, Between(0, 100_000)]
     hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
     time_bias: bool  # hstu with silu: a learned bias of the time between two items
+    content: bool  # sasrec: an item is its id and its content vector, not its id alone
 
     # Keys that are newer than the first saved models, and the value that makes an older model compute as it did then.
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
@@ -42,6 +44,7 @@ class BackboneConfig:
         "recency_items": 0,
         "hstu_attention": "silu",
         "time_bias": True,
+        "content": True,
     }
 
     def __post_init__(self) -> None:
@@ -59,6 +62,11 @@ class BackboneConfig:
         feed_forward = 2 * self.d_model * self.d_ff + (self.ff_hidden_layers - 1) * self.d_ff**2
         attention = 4 * self.d_model * self.heads * self.d_head
         return (self.encoder_layers + self.decoder_layers) * (attention + feed_forward)
+
+    @property
+    def over_items(self) -> bool:
+        """Return whether the network reads and predicts items themselves, not their Semantic IDs."""
+        return self.name in OVER_ITEMS
 
     @property
     def wants_times(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from pipeline import __version__
-from pipeline.cli import checks, experiments, serve, stages
+from pipeline.cli import checks, deploy, experiments, serve, stages
 from pipeline.cli.ends import tell_costs, tell_stopped
 from pipeline.cli.folders import enter_project
 from pipeline.errors import LostProcessError, UserError
@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMON = ("--debug", "--quiet", "-q", "--verbose", "-v")
-for panel in (stages, experiments, checks, serve):
+for panel in (stages, experiments, checks, serve, deploy):
     app.add_typer(panel.commands)
 
 

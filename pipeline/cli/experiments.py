@@ -11,6 +11,7 @@ from pipeline.cli.folders import typed_path, typed_runs
 from pipeline.printing import json_text, say
 
 PANEL = "Experiments"
+PUBLISHED = Path("models/published")  # ignored by git, and no output of DVC
 commands = typer.Typer()
 
 
@@ -91,6 +92,12 @@ def compare(
     samples: Annotated[int, typer.Option(min=100, help="Resamples behind each interval.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Tables in Markdown, nothing else.")] = False,
+    promote: Annotated[
+        bool,
+        typer.Option("--promote", help="Serve this RUN, or the workspace, if it is not worse than the champion."),
+    ] = False,
+    published: Annotated[Path, typer.Option(metavar="DIR", help="With --promote: where servers read.")] = PUBLISHED,
+    force: Annotated[bool, typer.Option("--force", help="With --promote: without a comparison.")] = False,
 ) -> None:
     """Compare finished runs user by user: each strategy with `full` on the same backbone, data and protocol.
 
@@ -99,6 +106,10 @@ def compare(
     `better`, `not worse`, `worse` and `unclear`, and what each took. Runs that differ in their seed only are one arm;
     seeds are resampled before users. Runs that were evaluated otherwise stand in a table of their own.
 
+    With --promote, one run is compared with the champion, the model that is served now. Where its recall@10 is `better`
+    or `not worse`, or where there is no champion, its model gets a version in MLflow's registry (track.model_name) and
+    the alias `champion`, and is published in DIR, in one act.
+
     [dim]Examples:[/dim]
 
       python -m pipeline compare
@@ -106,9 +117,14 @@ def compare(
       python -m pipeline compare main workspace
 
       python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks --markdown
+
+      python -m pipeline compare --promote
     """
     if as_json and as_markdown:
         raise typer.BadParameter("give --json or --markdown, not both")
+    if promote:
+        _promote(typed_runs(runs or ["workspace"]), typed_path(published), samples, force)
+        return
     from pipeline.results import comparison_text as written
     from pipeline.results.compare import compare as compared
 
@@ -117,6 +133,23 @@ def compare(
         answer(json_text(written.comparison_json(report)))
     else:
         answer((written.comparison_markdown if as_markdown else written.comparison_text)(report))
+
+
+def _promote(runs: list[str], published: Path, samples: int, force: bool) -> None:
+    """Register, crown and publish the model of one run."""
+    from pipeline.config import load_params
+    from pipeline.errors import UserError
+    from pipeline.serving.promote import promote as promoted
+
+    if len(runs) != 1:
+        raise UserError(f"--promote got {len(runs)} runs", "one model is served", "name one run, or none: workspace")
+    track = load_params().track
+    done = promoted(runs[0], track.model_name, track.experiment, published, samples=samples, force=force)
+    if done.comparison:
+        say(done.comparison, "")
+    version = done.published.registered.version if done.published.registered else ""
+    say(f"champion: models:/{track.model_name}@champion, version {version}{'' if done.new else ', as before'}")
+    say(f"published: {published / 'current'}")
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WIDEST_ON_KERNELS = 256  # beams of a window that one program can sort
+MOST_CODES_ON_KERNELS = 4096  # codes of a level that one program can hold; the items of a catalogue are more
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ def best_continuations(
         [W, K] each: the score; the rank, which orders equal scores and is the node of the next level (constrained) or
         beam and code as one number, beam * V + code (free); the beam that is continued.
     """
-    if uses_kernels(logits_WKV.device) and beam <= WIDEST_ON_KERNELS:
+    on_kernels = beam <= WIDEST_ON_KERNELS and catalogue.widths[level] <= MOST_CODES_ON_KERNELS
+    if uses_kernels(logits_WKV.device) and on_kernels:
         from pipeline.decoding import beam_triton
 
         return beam_triton.best_continuations(catalogue, level, nodes_WK, scores_WK, logits_WKV, beam, constrained)

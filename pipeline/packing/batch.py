@@ -1,7 +1,7 @@
 """Hold a batch of windows, and what a strategy has decided to compute of the windows of a step.
 
-Shape legend: W windows, N items of all histories, S tokens of one item (L codes, then the separator), L code levels,
-R rows of some of the windows' targets.
+Shape legend: W windows, N items of all histories, S tokens of one item (L codes, then the separator), L code levels;
+local: M draws from a large catalogue, R rows of some of the windows' targets.
 """
 
 from dataclasses import dataclass
@@ -78,6 +78,18 @@ def _at(rows: np.ndarray | None, index: np.ndarray) -> np.ndarray | None:
     return None if rows is None else rows[index]
 
 
+@dataclass(frozen=True)
+class SampledItems:
+    """`SampledItems` stand for a large catalogue in the softmax over items: each target, then the draws that all share.
+
+    The logits of a target have 1 + M columns, and the column of the target is 0.
+    """
+
+    targets_R: Tensor  # int64: the item of each target
+    items_M: Tensor  # int64: the draws; an item may come twice
+    log_expected_M: Tensor  # float32: log of how often each drawn item is expected among the draws
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """A `Batch` holds windows that go through the model together, all rows in the packed order of `histories`.
@@ -87,9 +99,10 @@ class Batch:
 
     histories: Histories
     targets_W: Tensor  # int64: item id of each window's target
-    codes_WL: Tensor  # int64: the Semantic ID of each target
+    codes_WL: Tensor  # int64: the Semantic ID of each target; with `sampled`, the column of its logit
     weights_W: Tensor  # float32: factor of each window's loss; 0: the window only fills the batch
     distinct: DistinctItems | None = None  # in training, where the strategy asks for it
+    sampled: SampledItems | None = None  # in training, for a network over many items
     # What `Sampler.select` said of each window; None where it said nothing
     slots_W: Tensor | None = None  # int64
     counted_WL: Tensor | None = None  # bool

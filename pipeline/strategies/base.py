@@ -100,7 +100,8 @@ class Network:
 
         Logits of positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
-        return model(batch.histories, batch.targets_W), 0.0
+        sampled = () if batch.sampled is None else (batch.sampled,)
+        return model(batch.histories, batch.targets_W, *sampled), 0.0
 
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Return the encoder positions, padding not counted, that the last block and the decoder see of each window.
@@ -126,7 +127,7 @@ class Report:
         return {}
 
     def figures(self) -> dict[str, float]:
-        """Return more keys of timings.json; `artifacts.MEASURED` names those that measure time or memory."""
+        """Return more keys of timings.json; `metric_names.MEASURED` names those that measure time or memory."""
         return {}
 
 

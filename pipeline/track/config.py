@@ -11,8 +11,11 @@ class TrackConfig:
     """These settings say where runs are recorded."""
 
     experiment: Annotated[str, Text(1, 250)]  # name of the MLflow experiment
-    log_model: bool  # attach models/generator to the run
+    log_model: bool  # attach models/generator to the run, as a model that MLflow serves
+    model_name: Annotated[str, Text(1, 200)]  # of the registered model that `compare --promote` makes
 
     def __post_init__(self) -> None:
         if not self.experiment.strip():
             raise ValueError("track.experiment is blank, expected a name")
+        if not self.model_name.strip() or set(self.model_name) & set("/:.%\"'"):
+            raise ValueError("track.model_name must be a name without / : . % and quotes, as in MLflow's registry")

@@ -6,7 +6,7 @@ The stage runs on every `dvc repro`. When everything else came from the cache, i
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, write_bytes
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, write_bytes
 from pipeline.printing import say
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
@@ -21,6 +21,7 @@ PARAMS = Path("params.yaml")
 REPORT_FILES = (  # files of reports/ that are attached to the run
     "index.html",
     "metrics.json",
+    "details.json",
     "history.csv",
     "by_history.csv",
     "by_popularity.csv",
@@ -52,6 +53,7 @@ def run(
     generator: Path = GENERATOR,
     interactions: Path = INTERACTIONS,
     sids: Path = SIDS,
+    splits: Path = SPLITS,
     lock: Path = LOCK,
 ) -> dict[str, Any]:
     """Write reports/index.html, record the result in MLflow, and print it.
@@ -79,11 +81,21 @@ def run(
     tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
     tables = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]
     artifacts = {**dict.fromkeys(tables, "report"), PARAMS: "pipeline", lock: "pipeline"}
-    if params.track.log_model:
-        artifacts[generator] = "model"
     recorded = record(result, flat, tags, params.track.experiment, artifacts)
     say(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
         how_to_see(tracking_uri(), recorded.experiment_id),
     )
+    if params.track.log_model:
+        from pipeline.results.mlflow_model import log_model
+
+        about = {name: tags[name] for name in ("strategy", "seed", "dataset")}
+        log_model(
+            recorded.run_id,
+            recorded.experiment_id,
+            generator=generator,
+            splits=splits,
+            ranks=reports / "ranks.parquet",
+            tags=about,
+        )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}

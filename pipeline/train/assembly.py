@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.artifacts import Sids, Splits
+from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
+from pipeline.train.names import ItemNames
 from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
@@ -24,7 +25,7 @@ from pipeline.training.windows import Epochs
 def trainer_of(
     recipe: TrainingRecipe,
     splits: Splits,
-    sids: Sids,
+    names: ItemNames,
     device: torch.device,
     *,
     checkpoints: Checkpoints,
@@ -39,11 +40,11 @@ def trainer_of(
     Raises:
         UserError: there is nothing to train on, or nobody to validate on.
     """
-    catalogue = Catalogue(sids.codes_IL, sids.widths, sids.digit).to(device)
+    catalogue = names.catalogue().to(device)
     network = recipe.chosen.network(recipe.pad_to)
     torch.manual_seed(recipe.seed)
     model = network.build(recipe.backbone, catalogue)
-    network.start_from(model, sids.codebooks)
+    network.start_from(model, names.sids.codebooks)
     collator = recipe.collator(splits, catalogue.codes_IL, network)
     loader = _loader(recipe, splits, collator, world)
     traits = NetworkTraits.of(network, recipe.backbone, catalogue)

@@ -15,6 +15,7 @@ CODE = (
     "train",
     "training",
     "generator.py",
+    "saved_model.py",
     "strategies",
     "decoding",
     "backbones",

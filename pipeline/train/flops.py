@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.artifacts import Sids, Splits
-from pipeline.catalogue import Catalogue
+from pipeline.artifacts import Splits
 from pipeline.strategies.base import Sampler, Strategy
+from pipeline.train.names import ItemNames
 from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
@@ -21,21 +21,26 @@ from pipeline.training.windows import Windows
 # Bounds of a sample of a step, for memory's sake: its windows, and the sum of their squared lengths.
 WINDOWS = 256
 SQUARES = 256 * 32**2
+LOGITS = 2**26  # over items: of all positions together
 
 
 @torch.no_grad()
-def flops_per_window(recipe: TrainingRecipe, splits: Splits, sids: Sids, windows: Windows) -> float:
+def flops_per_window(recipe: TrainingRecipe, splits: Splits, names: ItemNames, windows: Windows) -> float:
     """Return the floating-point operations of training on one window, forward and backward.
 
     Args:
         windows: the windows of one step. A sample of them is enough where windows share nothing; under `intrr` all are
-            taken, since windows share their distinct items, which are computed once.
+            taken, since windows share their distinct items, which are computed once. A network over items computes the
+            vectors of all items once per step: as many windows are taken as memory allows.
     """
-    catalogue = Catalogue(sids.codes_IL, sids.widths, sids.digit)
+    catalogue = names.catalogue()
     network = recipe.chosen.network(recipe.pad_to)
     with torch.random.fork_rng(devices=[]):
         model = network.build(recipe.backbone, catalogue).eval()
-    if network.items == "unlisted":
+    if recipe.backbone.over_items:
+        fitting = int((np.cumsum(windows.lengths_W) * catalogue.items <= LOGITS).sum())
+        windows = windows[: max(1, fitting)]
+    elif network.items == "unlisted":
         fitting = int((np.cumsum(windows.lengths_W**2) <= SQUARES).sum())
         windows = windows[: max(1, min(fitting, WINDOWS))]
     collate = recipe.collator(splits, catalogue.codes_IL, network)

@@ -19,8 +19,10 @@ from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
 
 
-def announce(trainer: Trainer) -> None:
-    """Print one line before training."""
+def announce(trainer: Trainer, names: str = "") -> None:
+    """Print one line before training, and one before it of the items' names where `names` says something."""
+    if names:
+        say(f"train: {names}")
     device = trainer.device
     where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
     processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
@@ -58,25 +60,26 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     rate = flops * state.windows / state.train_seconds
     peak = peak_flops(trainer.device)  # None: not known for this device
     shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
+    # A window with one target is one sample: that count would stand here twice.
+    samples = {"samples_per_second": state.samples / state.train_seconds, "samples_trained": state.samples}
     return {
         "train_seconds": state.train_seconds,
         "compile_seconds": state.compile_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
-        "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds,
         "peak_memory_gib": peak_memory_gib(trainer.device),
         "flops_per_window": flops,
         "flops_per_second": rate,
         **shares,
         "windows_trained": state.windows,
-        "samples_trained": state.samples,
         "tokens_trained": state.tokens,
         "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step,
         "tokens_per_step_after_pruning": state.tokens_kept / state.step,
         "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
+        **(samples if trainer.config.targets == "all" else {}),
     }
 
 

@@ -11,11 +11,13 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.sasrec import FULL_SOFTMAX_ITEMS, NEGATIVES
 from pipeline.errors import UserError
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
+from pipeline.training.negatives import Negatives, counts_in_training
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
 NO_INFLUENCE = ("threads", "checkpoint_every")
@@ -66,16 +68,19 @@ class TrainingRecipe:
         """
         config = params.train
         levels = len(sids.widths)
-        sid_tokens_per_item = levels + params.backbone.separators  # positions of a whole Semantic ID
+        backbone = params.backbone
+        if backbone.over_items:  # an item is one position, which nothing separates
+            backbone = dataclasses.replace(backbone, separators=False)
+        sid_tokens_per_item = levels + backbone.separators  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest)
         chosen = choose_strategies(params.strategy, params.strategies)
-        input_tokens_per_item = chosen.input_tokens_per_item(levels, params.backbone.separators)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels, backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
             config=config,
-            backbone=params.backbone,
+            backbone=backbone,
             chosen=chosen,
             max_history=splits.max_history,
             pad_to=(config.pad_to or longest) if config.batching == "padded" else 0,
@@ -91,6 +96,9 @@ class TrainingRecipe:
 
     def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
         """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
+        negatives = None
+        if self.backbone.over_items and len(codes_IL) > FULL_SOFTMAX_ITEMS:
+            negatives = Negatives(counts_in_training(splits), NEGATIVES, self.seed)
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,
@@ -99,6 +107,7 @@ class TrainingRecipe:
             longest=self.max_history,
             all_targets=self.all_targets,
             weigh_items=network.items,
+            negatives=negatives,
         )
 
     def influences(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Stage train makes a trained generator and its loss curve from Semantic IDs and splits.
+"""Stage train makes a trained generator and its loss curve from Semantic IDs (or content vectors) and splits.
 
 The stage runs in one process, or in several under `torchrun --nproc-per-node N -m pipeline train`, of which the first
 one writes.
@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 
 from pipeline.artifacts import (
+    EMBEDDINGS,
     GENERATOR,
     INTERACTIONS,
     REPORTS,
@@ -19,7 +20,6 @@ from pipeline.artifacts import (
     SIDS,
     SPLITS,
     Interactions,
-    Sids,
     Splits,
     fingerprint,
     read_parquet,
@@ -31,6 +31,7 @@ from pipeline.train.assembly import trainer_of
 from pipeline.train.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.train.flops import flops_per_window
 from pipeline.train.kept_tokens import count_kept_tokens
+from pipeline.train.names import ItemNames, read_names
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
@@ -40,6 +41,7 @@ def run(
     params: TrainParams,
     *,
     interactions: Path = INTERACTIONS,
+    embeddings: Path = EMBEDDINGS,
     sids: Path = SIDS,
     splits: Path = SPLITS,
     output: Path = GENERATOR,
@@ -60,19 +62,19 @@ def run(
     """
     # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters, inputs and code.
     held = Splits.read(splits)
-    read_sids = Sids.read(sids)
-    recipe = TrainingRecipe.of(params, held, read_sids)
-    inputs = {"sids": fingerprint(sids / "sids.parquet"), "splits": fingerprint(splits)}
+    names = read_names(params.backbone, held, sids, embeddings)
+    recipe = TrainingRecipe.of(params, held, names.sids)
+    inputs = {**names.inputs, "splits": fingerprint(splits)}
     checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
-        return _train(recipe, held, read_sids, inputs, checkpoints, Interactions(interactions).items, output, reports)
+        return _train(recipe, held, names, inputs, checkpoints, Interactions(interactions).items, output, reports)
 
 
 def _train(
     recipe: TrainingRecipe,
     splits: Splits,
-    sids: Sids,
+    names: ItemNames,
     inputs: Mapping[str, str],
     checkpoints: Checkpoints,
     items_file: Path,
@@ -86,16 +88,16 @@ def _train(
     _set_threads(recipe, resume)
     # 1. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
-        trainer = trainer_of(recipe, splits, sids, device, checkpoints=checkpoints, world=world, resume=resume)
+        trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
             name_other_code(checkpoints.folder)
-            announce(trainer)
+            announce(trainer, names.line)
         state = trainer.run()
         kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, splits, sids, trainer.loader.first_windows())
+        flops = flops_per_window(recipe, splits, names, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         # 2. The first process writes.
         if world.leads:

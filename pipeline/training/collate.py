@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import DistinctItems, Histories, slices
 from pipeline.packing.shape import Shape, rounded_up
+from pipeline.training.negatives import Negatives
 from pipeline.training.steps import Step, deal
 from pipeline.training.windows import Windows
 
@@ -71,6 +72,7 @@ class Collator:
         longest: bound of a window's items; 0: each batch's longest window.
         all_targets: every item of a window but the first is a target too.
         weigh_items: see `Network.items`.
+        negatives: what stands for the catalogue in a batch's softmax; None: all items.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Collator:
         longest: int = 0,
         all_targets: bool = False,
         weigh_items: WeighItems = "unlisted",
+        negatives: Negatives | None = None,
     ):
         self.items_M = items_M
         self.codes_IL = codes_IL
@@ -91,6 +94,7 @@ class Collator:
         self.longest = longest
         self.all_targets = all_targets
         self.weigh_items = weigh_items
+        self.negatives = negatives
 
     def samples(self, step: Step) -> int:
         """Return the number of (history, target) pairs of a step."""
@@ -107,6 +111,7 @@ class Collator:
         step: Step,
         rows_W: np.ndarray,
         *,
+        part: int = 0,
         shape: Shape | None = None,
         item_counts: "DistinctItemCounts | None" = None,
     ) -> Batch:
@@ -114,6 +119,9 @@ class Collator:
 
         Without rows the batch is the step's first window at weight zero: every process must take part in each exchange
         of gradients. Windows that fill the batch up to `shape` have weight zero too.
+
+        Args:
+            part: the number of this batch among all of the step.
         """
         # 1. Choose the windows. `real`: how many of the batch's items belong to the step; items that only fill the
         # batch lie behind them.
@@ -151,7 +159,8 @@ class Collator:
             least=(shape.tokens, shape.positions) if shape else (0, 0),
         )
         distinct = item_counts.of_batch(self.items_M[index_N], real, self.codes_IL.device) if item_counts else None
-        return self._batch(histories, windows, offsets, factors_W, chosen, distinct)
+        batch = self._batch(histories, windows, offsets, factors_W, chosen, distinct)
+        return self.negatives.sampled(batch, step.epoch, step.last, part) if self.negatives else batch
 
     def _filled(
         self, shape: Shape, windows: Windows, factors_W: np.ndarray, chosen: Selected | None

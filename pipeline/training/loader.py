@@ -98,7 +98,10 @@ class BatchLoader:
         parts = deal(step.windows.lengths_W, self.parts)
         # Items are counted over the whole step, so that their weights do not depend on how it is dealt.
         item_counts = self.collator.count_items(step)
-        return [self.collator(step, parts[part], shape=shape, item_counts=item_counts) for part in self.process_parts]
+        return [
+            self.collator(step, parts[part], part=part, shape=shape, item_counts=item_counts)
+            for part in self.process_parts
+        ]
 
 
 def prefetched(items: Iterator[T]) -> Iterator[T]:

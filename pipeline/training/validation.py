@@ -4,6 +4,7 @@ Shape legend: W windows, N items of their histories, L levels; local: M interact
 validation target, S tokens of one item.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,14 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.ranking import Ranker, histories_of
+from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
 from pipeline.distributed import World
 from pipeline.metrics import summarise
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips
+from pipeline.progress import Progress
 from pipeline.strategies.base import Strategy
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
@@ -66,7 +68,7 @@ class Validation:
     def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
         """Make this process's share of the batches; all windows together stand for the one step."""
         windows = self._windows
-        size = BATCH[self.device.type]
+        size = windows_at_once(self.catalogue, BATCH[self.device.type])
         selected = self._selected(eval_skips) if eval_skips else None
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
@@ -103,5 +105,7 @@ class Validation:
         return float(self.world.sum(total)) / self.windows
 
     def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
-        ranks_U = self.ranker.rank(model, eval_skips=eval_skips).ranks_U
+        users = len(self.users_U[self.world.share])
+        with Progress("validate", users, "users", brief=True) if self.world.leads else nullcontext() as progress:
+            ranks_U = self.ranker.rank(model, progress, eval_skips).ranks_U
         return self.world.gather(ranks_U, len(self.users_U), self.device)

@@ -191,13 +191,13 @@ def test_a_category_is_named_for_a_dataset_in_categories(tmp_path: Path, monkeyp
     assert "python -m pipeline fetch Toys_and_Games" in error.value.fix
     asked = []
 
-    def download(url: str, folder: Path, _: list[str]) -> Path:
+    def download(url: str, folder: Path, *_: Any) -> Path:
         asked.append(url)
         target = folder / Path(url).name
         target.write_bytes(b"")
         return target
 
-    monkeypatch.setattr(module, "download", download)
+    monkeypatch.setattr("pipeline.ingest.fetch.download", download)
     files = fetch("amazon-2018", tmp_path, ["Video_Games"])
     assert [file.name for file in files] == ["Video_Games_5.json.gz", "meta_Video_Games.json.gz"]
     assert [url.rsplit("/", 3)[1:] for url in asked] == [
@@ -209,7 +209,7 @@ def test_a_category_is_named_for_a_dataset_in_categories(tmp_path: Path, monkeyp
 
 
 def test_half_a_file_is_not_taken_for_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "download", lambda *_: tmp_path / "fetched")
+    monkeypatch.setattr("pipeline.ingest.fetch.download", lambda *_: tmp_path / "fetched")
     (tmp_path / "fetched").write_bytes(b"")
     for name in ("reviews_Beauty_5.json.gz.partial", "meta_Beauty.json.gz"):
         (tmp_path / name).write_bytes(b"")

@@ -12,7 +12,8 @@ from urllib.parse import urlparse
 import pytest
 from project_folder import STAGES, Repository, stages_run
 
-from pipeline.artifacts import MEASURED, read_parquet
+from pipeline.artifacts import read_parquet
+from pipeline.metric_names import MEASURED
 
 pytestmark = pytest.mark.slow
 # A new strategy: one folder, one section of params.yaml and one line of dvc.yaml

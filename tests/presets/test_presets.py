@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.backbones.config import OVER_ITEMS
 from pipeline.config import build_params, load_params
 from pipeline.errors import UserError
 from pipeline.ingest.config import COLUMNS
@@ -23,7 +24,7 @@ DEFAULTS = VALUES["demo"]
 PUBLISHED = {
     *("amazon-beauty", "amazon-sports", "amazon-toys"),
     *("movielens-100k", "movielens-1m", "movielens-20m", "movielens-latest"),
-    *("flan-t5-xl", "qwen2.5-vl-7b", "simvq", "tiger", "decoder", "hstu"),
+    *("flan-t5-xl", "qwen2.5-vl-7b", "simvq", "tiger", "decoder", "hstu", "sasrec"),
     *("rastp", "rastp-released", "skipgr", "skipgr-token", "skipgr-sequence", "intrr-sac", "intrr-ssl"),
     *("demo", "beauty-fast", "beauty-sprint"),
 }
@@ -53,7 +54,7 @@ class TestTheLaw:
         parts = [key for kind in PARTS for key in owned(kind, DEFAULTS)]
         assert len(parts) == len(set(parts))
         nobodys = {"seed", "split.protocol", "split.ties", "split.valid_from", "split.test_from"}
-        assert set(DEFAULTS) - set(parts) == nobodys | {"track.experiment", "track.log_model"}
+        assert set(DEFAULTS) - set(parts) == nobodys | {"track.experiment", "track.log_model", "track.model_name"}
 
     @pytest.mark.parametrize("name", NAMES)
     def test_a_preset_sets_every_key_of_the_kind_that_its_head_says_and_no_other(self, name: str) -> None:
@@ -121,7 +122,9 @@ class TestTheHead:
     def test_of_a_model_names_its_quantizer(self) -> None:
         for name, preset in describe(FOLDER).items():
             if preset.kind == "model":
-                assert [KINDS[line.split(",")[0]] for line in preset.add] == ["quantizer"], name
+                # A network over items reads no Semantic IDs.
+                expected = [] if VALUES[name]["backbone.name"] in OVER_ITEMS else ["quantizer"]
+                assert [KINDS[line.split(",")[0]] for line in preset.add] == expected, name
 
     @pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
     def test_is_followed_by_values_of_which_those_that_differ_name_the_default(self, name: str) -> None:

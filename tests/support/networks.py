@@ -58,7 +58,7 @@ class MakeCausal(Protocol):
 
     def __call__(
         self,
-        name: Literal["decoder", "hstu"],
+        name: Literal["decoder", "hstu", "sasrec"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
@@ -97,6 +97,20 @@ def _random_windows(
     return rng.integers(0, items, offsets[-1]), offsets, rng.integers(0, items, count)
 
 
+def catalogue_of_items(items: int, seed: int = 0, content: bool = True) -> Catalogue:
+    """Items by their index; a fifth is unknown to training. Content vectors have 5 columns and length 1."""
+    rng = np.random.default_rng(seed)
+    content_IC = rng.normal(size=(items, 5)).astype(np.float32)
+    content_IC /= np.linalg.norm(content_IC, axis=1, keepdims=True)
+    return Catalogue(
+        np.arange(items)[:, None],
+        (items,),
+        digit=False,
+        content_IC=content_IC if content else None,
+        trained_I=rng.random(items) < 0.8,
+    )
+
+
 @pytest.fixture
 def random_codes() -> RandomCodes:
     return _random_codes
@@ -127,7 +141,7 @@ def make_model() -> MakeModel:
 @pytest.fixture
 def make_causal() -> MakeCausal:
     def make(
-        name: Literal["decoder", "hstu"],
+        name: Literal["decoder", "hstu", "sasrec"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
@@ -136,11 +150,10 @@ def make_causal() -> MakeCausal:
     ) -> CausalBackbone[Any]:
         """A small causal backbone in evaluation mode, all of whose weights are large enough to matter."""
         torch.manual_seed(seed)
-        model = build_backbone(
-            some(BackboneConfig, name=name, **SMALL | config),
-            Catalogue(_random_codes(items, widths, seed), widths),
-            vectors_only,
-        )
+        catalogue = Catalogue(_random_codes(items, widths, seed), widths)
+        if name == "sasrec":
+            catalogue = catalogue_of_items(items, seed)
+        model = build_backbone(some(BackboneConfig, name=name, **SMALL | config), catalogue, vectors_only)
         assert isinstance(model, CausalBackbone)
         with torch.no_grad():
             for parameter in model.parameters():

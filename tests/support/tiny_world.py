@@ -13,7 +13,7 @@ import pytest
 import yaml
 from settings import read_params
 
-from pipeline.artifacts import Sids, Splits, write_parquet
+from pipeline.artifacts import Embeddings, Sids, Splits, write_parquet
 from pipeline.config import Params
 from pipeline.train.stage import run
 from pipeline.training.loop import Trainer
@@ -51,6 +51,7 @@ class TinyWorld:
         return run(
             params,
             interactions=self.folder / "interactions",
+            embeddings=self.folder / "embeddings",
             sids=self.folder / "sids",
             splits=self.folder / "splits",
             output=out / "generator",
@@ -105,6 +106,7 @@ def write_world(folder: Path) -> TinyWorld:
     splits, sids = make_splits(rng.integers(2, 14, size=60).tolist(), rng), make_sids()
     splits.write(folder / "splits")
     sids.write(folder / "sids")
+    Embeddings(rng.normal(size=(40, 6)).astype(np.float32), {}).write(folder / "embeddings")
     names = [f"B{i:03d}" for i in range(40)]
     write_parquet(
         folder / "interactions" / "items.parquet",
@@ -137,7 +139,7 @@ def interrupt(world: TinyWorld, params: Params, step: int, monkeypatch: pytest.M
 
 def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
     """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
-    for name in ("splits", "sids", "interactions"):
+    for name in ("splits", "sids", "embeddings", "interactions"):
         (world.folder / "data").mkdir(exist_ok=True)
         (world.folder / "data" / name).symlink_to(world.folder / name)
     (world.folder / "params.yaml").write_text(yaml.safe_dump(make_params(**settings).plain()))

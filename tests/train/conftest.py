@@ -14,7 +14,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
 @pytest.fixture
 def world(inputs: TinyWorld, tmp_path: Path) -> TinyWorld:
     """The inputs, linked into a temporary folder of the test."""
-    for name in ("splits", "sids", "interactions"):
+    for name in ("splits", "sids", "embeddings", "interactions"):
         (tmp_path / name).symlink_to(inputs.folder / name)
     return TinyWorld(tmp_path, inputs.splits, inputs.sids)
 

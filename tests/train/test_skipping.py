@@ -185,7 +185,7 @@ def test_every_rule_of_windows_scores_every_target(world: TinyWorld, windows: st
     assert (scores_NL[:, 0] >= 0).sum() == expected
 
 
-@pytest.mark.parametrize("name", ["decoder", "hstu"])
+@pytest.mark.parametrize("name", ["decoder", "hstu", "sasrec"])
 @pytest.mark.parametrize("targets", ["last", "all"])
 def test_causal_backbones_score_every_target(world: TinyWorld, name: str, targets: str) -> None:
     whole = targets == "all"

@@ -16,6 +16,11 @@ def _network(settings: IntrrConfig, pad_to: int) -> "Network":
 
 
 def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
+    if params.backbone.over_items:
+        raise ValueError(
+            f"strategy intrr makes one token of an item's Semantic ID, and backbone {params.backbone.name} reads items "
+            "without one: set another backbone.name, or choose another strategy"
+        )
     if params.train.batching == "padded":
         raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
     if settings.tie_break == "uid" and params.quantize.collisions != "digit":

@@ -31,10 +31,12 @@ def _check(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) 
             "and skipgr.sequence_unit=user"
         )
     levels = params.quantize.levels + (settings.include_digit and params.quantize.collisions == "digit")
+    what = "quantize.levels, and the digit where skipgr.include_digit says so"
+    if params.backbone.over_items:
+        levels, what = 1, f"backbone {params.backbone.name} predicts whole items"
     if settings.level_ratios and len(settings.level_ratios) != levels:
         raise ValueError(
-            f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {levels} levels "
-            "that are scored (quantize.levels, and the digit where skipgr.include_digit says so)"
+            f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {levels} levels that are scored ({what})"
         )
     if settings.skips_inputs and settings.input_unit == "token":
         _check_single_tokens(settings, params, others)

@@ -1,0 +1,148 @@
+"""Write a trained model as a folder for a hub of models: the files of models/generator, and a card about them.
+
+The folder is a models/generator with a README.md: `load_generator` reads it, and so does a copy put back in the
+project. The card says what the files and the metrics say, and nothing else.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, read_json, write_bytes
+from pipeline.errors import UserError
+from pipeline.generator import Generator, load_generator
+from pipeline.metric_names import METRICS
+from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_reports
+
+CARD = "README.md"
+LICENCE = "apache-2.0"  # of the code; the data's own licence is not known here
+
+
+def export_model(
+    folder: Path,
+    params: Mapping[str, Any],
+    *,
+    generator: Path = GENERATOR,
+    reports: Path = REPORTS,
+    interactions: Path = INTERACTIONS,
+) -> None:
+    """Write the folder whole: a copy beside it takes its name when it is complete.
+
+    Args:
+        params: params.yaml as plain values, for the protocol of the split.
+
+    Raises:
+        UserError: the folder is not empty, a file is missing, or model and reports do not belong together.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already", "an export is a new folder", "name another, or remove it")
+    check_reports(reports, generator)
+    loaded = load_generator(generator)
+    ranks = Ranks.read(reports / RANKS_FILE)
+    card = model_card(loaded, read_json(reports / METRICS_FILE), ranks, read_json(interactions / "ingest.json"), params)
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    try:
+        shutil.copytree(generator, partial)
+        write_bytes(partial / CARD, card.encode())
+        if folder.is_dir():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def model_card(
+    loaded: Generator,
+    metrics: Mapping[str, Any],
+    ranks: Ranks,
+    ingest: Mapping[str, Any],
+    params: Mapping[str, Any],
+) -> str:
+    """Return the card: metadata as YAML, then data, metrics with intervals, protocol, licence, use."""
+    config = loaded.config
+    origin = ranks.origin
+    weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+    rows = [
+        f"| {_written(name)} | {metrics[name]:.4f} | {_interval(metrics, name)} | "
+        f"{_cell(metrics, f'cooccurrence_{name}')} | {_cell(metrics, f'popularity_{name}')} |"
+        for name in METRICS
+        if name in metrics
+    ]
+    split = params.get("split", {})
+    return "\n".join(
+        [
+            "---",
+            f"license: {LICENCE}",
+            "library_name: sidpipe",
+            "tags:",
+            "- recommendation",
+            "- generative-retrieval",
+            "- semantic-ids",
+            f"datasets: {json.dumps([str(config['dataset'])])}",
+            "---",
+            "",
+            f"# Generative recommender over Semantic IDs: {origin.strategy} on {origin.dataset}",
+            "",
+            f"The model ({config['backbone']['name']}, {weights:,} parameters) writes the Semantic ID of the next item "
+            f"after a history of at most {config['max_history']} items. An item has {len(config['widths'])} codes.",
+            "",
+            "## Data",
+            "",
+            f"Dataset `{origin.dataset}`: {ingest['users']:,} users, {ingest['items']:,} items, "
+            f"{ingest['interactions']:,} interactions after cleaning. `items.parquet` holds the raw ids, titles and "
+            "codes of the items; no user is part of the files.",
+            "",
+            "## Metrics",
+            "",
+            "| metric | model | 95% interval | co-occurrence | popularity |",
+            "|---|---|---|---|---|",
+            *rows,
+            "",
+            "Intervals come from resampled users; one training run says nothing about other seeds.",
+            "",
+            "## Protocol",
+            "",
+            f"- {len(ranks.users):,} test users, each with one held-out item; split "
+            f"`{split.get('protocol', '')}`, ties `{split.get('ties', '')}`",
+            f"- beam {origin.beam}, decoding {origin.decoding}, items of the history "
+            f"{'left out of' if origin.filter_seen else 'part of'} the ranking",
+            f"- strategy {origin.strategy}, seed {origin.seed}",
+            f"- content hash of the model {origin.model}, of the splits {origin.splits}",
+            "",
+            "## Licence",
+            "",
+            "The code, sidpipe, is under Apache-2.0. The data, and so the ids and titles in items.parquet, are under "
+            "the licence of whoever published them: add it here before you share the folder.",
+            "",
+            "## Use",
+            "",
+            "With sidpipe installed:",
+            "",
+            "```python",
+            "from pathlib import Path",
+            "",
+            "from pipeline.evaluate.recommend import recommend",
+            "",
+            f"history = {json.dumps(loaded.items['raw_id'].astype(str).head(3).tolist(), ensure_ascii=False)}",
+            'print(recommend(history=history, generator=Path("."), reports=Path("none"), k=10))',
+            "```",
+            "",
+        ]
+    )
+
+
+def _written(name: str) -> str:
+    """Return a metric's name as papers write it: recall_at_10 -> recall@10."""
+    return name.replace("_at_", "@")
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+    return "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+
+
+def _cell(metrics: Mapping[str, Any], name: str) -> str:
+    return f"{metrics[name]:.4f}" if name in metrics else ""

@@ -1,0 +1,93 @@
+"""Choose what names an item to the network: its Semantic ID, or, for a network over items, the item itself.
+
+Shape legend: I items of the catalogue, C width of a content vector.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
+from pipeline.backbones.config import BackboneConfig
+from pipeline.catalogue import Catalogue
+from pipeline.errors import UserError
+from pipeline.training.negatives import counts_in_training
+
+
+@dataclass(frozen=True)
+class ItemNames:
+    """`ItemNames` are the codes of all items, and what they were read from.
+
+    inputs: fingerprints of the files, by name. line: what is printed of them; empty for Semantic IDs. trained_I: bool,
+    the items that training sees; content_IC: float32, their content vectors, of length 1 or 0. The last two are for a
+    network over items.
+    """
+
+    sids: Sids
+    inputs: dict[str, str] = field(default_factory=dict)
+    line: str = ""
+    trained_I: np.ndarray | None = None
+    content_IC: np.ndarray | None = None
+
+    @classmethod
+    def of_items(
+        cls, trained_I: np.ndarray, vectors_IC: np.ndarray | None, inputs: dict[str, str], line: str
+    ) -> "ItemNames":
+        """Name each item by its index, the only code of one level.
+
+        Args:
+            vectors_IC: content vectors, scaled to length 1 here; a vector of zeros stays as it is.
+        """
+        items = len(trained_I)
+        content_IC = None
+        if vectors_IC is not None:
+            lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
+            content_IC = (vectors_IC / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
+        sids = Sids(np.arange(items, dtype=np.int32)[:, None], (items,), {}, {}, digit=False)
+        return cls(sids, inputs, line, trained_I, content_IC)
+
+    def catalogue(self) -> Catalogue:
+        """Build the catalogue, on the CPU."""
+        sids = self.sids
+        return Catalogue(sids.codes_IL, sids.widths, sids.digit, content_IC=self.content_IC, trained_I=self.trained_I)
+
+
+def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings: Path) -> ItemNames:
+    """Read data/sids, or data/embeddings for a network over items.
+
+    Raises:
+        UserError: a file is missing or damaged; or there is no vector for each item, or one has a number that is not
+            finite.
+    """
+    if not backbone.over_items:
+        return ItemNames(Sids.read(sids), {"sids": fingerprint(sids / "sids.parquet")})
+    trained_I = counts_in_training(splits) > 0
+    line = f"{len(trained_I):,} items by their ids alone"
+    if not backbone.content:
+        return ItemNames.of_items(trained_I, None, {}, f"{line} (backbone.content is false)")
+    if not embeddings.exists():
+        return ItemNames.of_items(trained_I, None, {}, f"{line} ({embeddings} is not here)")
+    vectors_IC = Embeddings.read(embeddings).vectors_Id
+    _check(vectors_IC, len(trained_I), embeddings)
+    without = int((~vectors_IC.any(1)).sum())
+    line = f"{len(trained_I):,} items by their ids and content vectors of width {vectors_IC.shape[1]}"
+    if without:
+        line += f"; {without:,} have a vector of zeros, and so their id alone"
+    return ItemNames.of_items(trained_I, vectors_IC, {"embeddings": fingerprint(embeddings)}, line)
+
+
+def _check(vectors_IC: np.ndarray, items: int, embeddings: Path) -> None:
+    if len(vectors_IC) != items:
+        raise UserError(
+            f"{embeddings} has {len(vectors_IC):,} vectors for {items:,} items",
+            "it and data/splits were made from different logs",
+            "run `dvc repro`",
+        )
+    if not np.isfinite(vectors_IC).all():
+        item = int(np.flatnonzero(~np.isfinite(vectors_IC).all(1))[0])
+        raise UserError(
+            f"the content vector of item {item} in {embeddings} has a number that is not finite",
+            "every logit would be lost with it",
+            "mend the vectors that embed reads, or train on ids alone with backbone.content=false",
+        )
