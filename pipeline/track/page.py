@@ -17,17 +17,21 @@ SERIES = {
     "co-occurrence": "cooccurrence_recall_at_10",
 }
 STYLE = """
-:root { --ink: #1f2933; --soft: #66788a; --line: #e4e9ee; --accent: #2f6fed }
-body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+:root {
+  --ink: #1f2933; --soft: #5b6b7c; --line: #e4e9ee; --accent: #2f6fed; --page: #f5f7f9; --card: #fff;
+  color-scheme: light dark
+}
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 60px }
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 16px; margin: 0 0 10px } p { margin: 4px 0 }
 .soft { color: var(--soft) } code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
-pre { background: #f5f7f9; border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 16px }
-.two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)) }
+pre { background: var(--page); border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px }
+section { margin-top: 16px; min-width: 0 }
+.two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
 .two section { margin-top: 0 } .two { margin-top: 16px }
-.facts { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 16px }
-.facts div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
+.facts { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); margin-top: 16px }
+.facts div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
 .facts b { display: block; font-size: 22px; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line) }
@@ -36,11 +40,20 @@ th:first-child, td:first-child { text-align: left } th { color: var(--soft); fon
 td small { display: block; font-weight: 400; color: var(--soft) } svg { display: block; width: 100%; height: auto }
 summary { cursor: pointer; font-weight: 600 }
 .scroll { overflow-x: auto }
+@media (max-width: 600px) {
+  main { padding: 16px 10px 40px } section { padding: 14px 12px } th, td { padding: 5px 6px } h1 { font-size: 22px }
+  table { font-size: 13px }
+}
+/* The figures are drawn dark on nothing: inverted, their lines and letters are light, and hues stay. */
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e9ef; --soft: #9fb0c0; --line: #33414f; --accent: #82aaff; --page: #11181f; --card: #1b252f }
+  svg { filter: invert(0.9) hue-rotate(180deg) }
+}
 """
-COMPARE = """dvc exp run -S strategy=NAME                  # another way of training, everything else equal
-dvc exp run --queue -S seed=1,2,3 && dvc queue start
+COMPARE = """dvc exp run --temp -S strategy=NAME           # another way of training, everything else equal
+dvc exp run --queue -S seed=1,42,999 && dvc queue start
 dvc exp show --only-changed --drop '.*/.*|[^.]*_' --keep '(recall|ndcg)_at_10|train_seconds'
-dvc metrics diff && dvc plots diff            # against the last commit
+dvc metrics diff && dvc plots diff            # your files, or an experiment that you name, against the last commit
 python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
