@@ -10,7 +10,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from pipeline.training.optimizer import Average, learning_rate, set_rate
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
+
+if TYPE_CHECKING:
+    from pipeline.training.observer import Observer
 
 # Fields of `State` that have another name in a checkpoint, so that runs of older versions can be resumed.
 SAVED_AS = {"epoch": "pass_index", "position": "place"}
@@ -59,6 +62,8 @@ class State:
     best_score: float = -math.inf
     best_step: int = 0
     stale: int = 0  # validations since the best one
+    start: float = 0.0  # when the run first started, in seconds since 1970
+    times: list[float] = field(default_factory=list)  # when each row of the history was measured, likewise
 
     def saved(self) -> dict[str, Any]:
         """Return the state as a checkpoint holds it."""
@@ -67,7 +72,8 @@ class State:
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "State":
         """Return the state that a checkpoint holds."""
-        return cls(**{f.name: saved[SAVED_AS.get(f.name, f.name)] for f in fields(cls)})
+        names = {f.name: SAVED_AS.get(f.name, f.name) for f in fields(cls)}
+        return cls(**{name: saved[old] for name, old in names.items() if old in saved})
 
 
 class Trainer:
@@ -100,6 +106,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
         self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
+        self.observer: Observer | None = None
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
         self._told = False  # whether any of the processes was told to stop, as `_look` found
 
@@ -124,6 +131,9 @@ class Trainer:
         self._began = time.perf_counter()
         self._mark = self._began
         self._warm = 0.0
+        self.state.start = self.state.start or round(time.time(), 6)
+        if self.observer:
+            self.observer.begin(self.checkpoints.folder.name, self.state.start)
         with deferred():
             self._run()
         self.evaluated.load_state_dict(self.best)
@@ -135,6 +145,7 @@ class Trainer:
         sampler = self.strategy.sampler
         self._shown = self.windows_done  # windows that the progress line has seen
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
+        progress.pauses(self._validations_left, "validation")
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 # An epoch from `position` on: 0, or where a resumed run stopped.
@@ -155,6 +166,13 @@ class Trainer:
     def windows_done(self) -> int:
         """Return how many windows were trained or skipped, so that skipping does not change the number of epochs."""
         return self.state.epoch * len(self.loader.epochs) + self.state.position
+
+    def _validations_left(self) -> int:
+        """Return how many validations are to come if patience does not end the run, by the mean size of a step."""
+        step = self.state.step
+        last = step * self.config.max_windows / max(self.windows_done, 1)
+        every = self.config.validate_every
+        return max(0, math.ceil(last / every) - step // every)
 
     @property
     def finished(self) -> bool:
@@ -249,11 +267,15 @@ class Trainer:
         """Add a row to the history, and save these weights in `best` if they are the best so far."""
         self._look()
         state = self.state
-        scores = self.validation.measure(self.evaluated)
+        with self._progress.pause() if self._progress else nullcontext():
+            scores = self.validation.measure(self.evaluated)
         if not math.isfinite(scores["valid_loss"]):
             raise _diverged(state.step, self.config)
         train_loss = state.loss_sum / state.loss_samples
         state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
+        state.times.append(round(time.time(), 3))
+        if self.observer:
+            self.observer.point(state.history[-1], state.times[-1])
         state.loss_sum = 0.0
         state.loss_samples = 0
         state.stale += 1

@@ -12,7 +12,8 @@ from urllib.parse import urlparse
 import pytest
 from project_folder import STAGES, Repository, stages_run
 
-from pipeline.artifacts import MEASURED, read_parquet
+from pipeline.artifacts import read_parquet
+from pipeline.metric_names import MEASURED
 
 pytestmark = pytest.mark.slow
 # A new strategy: one folder, one section of params.yaml and one line of dvc.yaml
@@ -81,7 +82,9 @@ def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repos
     seeds = repository.recorded_seeds()
     assert (seeds.count("1"), seeds.count("42")) == (1, 1)
     assert repository.run("git", "status", "--porcelain") == ""
-    for (uri,) in repository.query("select artifact_uri from runs"):
+    for (uri,) in repository.query(
+        "select artifact_uri from runs join tags using (run_uuid) where key = 'run_kind' and value = 'result'"
+    ):
         folder = Path(urlparse(uri).path)
         assert folder.is_relative_to(repository.path / "mlartifacts")
         assert (folder / "model/model.safetensors").is_file()

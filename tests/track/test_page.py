@@ -87,10 +87,14 @@ def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
 def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
     lines = scoreboard_text(result.metrics, "full").splitlines()
     assert lines[1].split() == ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"]
-    model, counting = lines[2], lines[3]
-    assert len(model.split()) == 1 + 7
-    assert counting.split()[1:3] == [
+    model, counting = lines[2], lines[4]
+    label = "full, seen dropped"
+    assert model.startswith(label)
+    assert len(model.removeprefix(label).split()) == 7
+    assert lines[3].startswith("full, seen included")
+    assert counting.split()[3:5] == [
         f"{result.metrics['cooccurrence_recall_at_10']:.4f}",
         f"{result.metrics['cooccurrence_ndcg_at_10']:.4f}",
     ]
-    assert counting.index(counting.split()[1]) == model.index(model.split()[2]), "recall@10 stands under recall@10"
+    recall_at_10 = counting.index(counting.split()[3])
+    assert recall_at_10 == model.index(model.removeprefix(label).split()[1]), "recall@10 stands under recall@10"
