@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
 from pipeline.manifest import verify, without_checksum
+from pipeline.metric_names import MEASURED
 from pipeline.printing import shown
 
 # Table -> the columns that the page needs. The columns of `TEXT` are text or may be empty; all others are numbers.
@@ -47,10 +48,10 @@ class Result:
     """A result has numbers, curves and content hashes.
 
     hashes: content hashes in dvc.lock of the interactions, sids, splits, model and ranks behind the metrics. key: equal
-    for equal results, whenever and wherever they were made; measurements (artifacts.MEASURED) do not count.
+    for equal results, whenever and wherever they were made; measurements (metric_names.MEASURED) do not count.
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of metrics.json, then of details.json
     history: list[dict[str, float]]  # one row per validation
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
@@ -71,9 +72,9 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     """
     stages = _stages(lock)
     hashes = _hashes(stages, lock)
-    for name in ("metrics.json", "kept_by_position.csv", *TABLES):
+    for name in ("metrics.json", "details.json", "kept_by_position.csv", *TABLES):
         _check_recorded(reports / name, stages, lock)
-    metrics = read_json(reports / "metrics.json")
+    metrics = read_json(reports / "metrics.json") | read_json(reports / "details.json")
     timings, clock = _measured(reports / "timings.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(

@@ -5,10 +5,8 @@ What says nothing is left out: a number that stands under another name too, and 
 
 from collections.abc import Mapping
 
-from pipeline.artifacts import MEASURED
-from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metric_names import BASELINES, MAIN_METRICS, MEASURED, METRICS
 
-BASELINES = ("cooccurrence_", "popularity_")
 NO_TIES = "noties_"
 # A number -> the number that it repeats in runs where nothing makes the two differ.
 DOUBLES = {
@@ -62,4 +60,4 @@ def _section(name: str, costs: set[str]) -> str:
         return "train"
     if name in costs:
         return "cost"
-    return "baseline" if name.removeprefix(NO_TIES).startswith(BASELINES) else "test"
+    return "baseline" if name.removeprefix(NO_TIES).startswith(tuple(f"{name}_" for name in BASELINES)) else "test"

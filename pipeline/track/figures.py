@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.figures import drawing, svg
 
 INK = "#1f2933"  # text
-SOFT = "#8896a4"  # ticks
+SOFT = "#66788a"  # ticks
 COLOURS = ("#2f6fed", "#e8743b", "#19a979", "#945ecf")
 STYLE = {
     "font.size": 10,

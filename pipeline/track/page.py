@@ -1,14 +1,15 @@
 """Render reports/index.html, one self-contained page about one result. Equal results give equal bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.results.frontier_points import Point, frontier_svg
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
-from pipeline.track.scoreboard import Cell, headings, scoreboard_rows
+from pipeline.track.scoreboard import Cell, has_ties, headings, scoreboard_rows
 
 SERIES = {
     "model": "recall_at_10",
@@ -16,17 +17,21 @@ SERIES = {
     "co-occurrence": "cooccurrence_recall_at_10",
 }
 STYLE = """
-:root { --ink: #1f2933; --soft: #66788a; --line: #e4e9ee; --accent: #2f6fed }
-body { margin: 0; background: #f5f7f9; color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+:root {
+  --ink: #1f2933; --soft: #5b6b7c; --line: #e4e9ee; --accent: #2f6fed; --page: #f5f7f9; --card: #fff;
+  color-scheme: light dark
+}
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 60px }
 h1 { font-size: 26px; margin: 0 } h2 { font-size: 16px; margin: 0 0 10px } p { margin: 4px 0 }
 .soft { color: var(--soft) } code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
-pre { background: #f5f7f9; border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin-top: 16px }
-.two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)) }
+pre { background: var(--page); border-radius: 6px; padding: 10px 12px; margin: 8px 0 0; overflow-x: auto }
+section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px }
+section { margin-top: 16px; min-width: 0 }
+.two, .facts { display: grid; gap: 16px; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)) }
 .two section { margin-top: 0 } .two { margin-top: 16px }
-.facts { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 16px }
-.facts div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
+.facts { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); margin-top: 16px }
+.facts div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px }
 .facts b { display: block; font-size: 22px; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line) }
@@ -35,22 +40,38 @@ th:first-child, td:first-child { text-align: left } th { color: var(--soft); fon
 td small { display: block; font-weight: 400; color: var(--soft) } svg { display: block; width: 100%; height: auto }
 summary { cursor: pointer; font-weight: 600 }
 .scroll { overflow-x: auto }
+@media (max-width: 600px) {
+  main { padding: 16px 10px 40px } section { padding: 14px 12px } th, td { padding: 5px 6px } h1 { font-size: 22px }
+  table { font-size: 13px }
+}
+/* The figures are drawn dark on nothing: inverted, their lines and letters are light, and hues stay. */
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e3e9ef; --soft: #9fb0c0; --line: #33414f; --accent: #82aaff; --page: #11181f; --card: #1b252f }
+  svg { filter: invert(0.9) hue-rotate(180deg) }
+}
 """
-COMPARE = """dvc exp run -S strategy=NAME                  # another way of training, everything else equal
-dvc exp run --queue -S seed=1,2,3 && dvc queue start
-dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
-dvc metrics diff && dvc plots diff            # against the last commit
+COMPARE = """dvc exp run --temp -S strategy=NAME           # another way of training, everything else equal
+dvc exp run --queue -S seed=1,42,999 && dvc queue start
+dvc exp show --only-changed --drop '.*/.*|[^.]*_' --keep '(recall|ndcg)_at_10|train_seconds'
+dvc metrics diff && dvc plots diff            # your files, or an experiment that you name, against the last commit
 python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
-def render_page(result: Result, params: dict[str, Any]) -> str:
-    """Return the page's HTML. `params` is flat: `{"train.beam": 10, ...}`."""
+def render_page(result: Result, params: dict[str, Any], known: Sequence[Point] = ()) -> str:
+    """Return the page's HTML.
+
+    Args:
+        params: flat, `{"train.beam": 10, ...}`.
+        known: results of the project that were tested as this one was, itself included.
+    """
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{_protocol(result, params)}</p>',
         _facts(result.metrics),
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
+        _section("Beyond hits: the first ten items", _beyond(result.metrics)),
+        _frontier(result.metrics, known),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
@@ -67,7 +88,7 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     """Return the line that says on what data and how the result was evaluated."""
     counts = result.dataset
     metrics = result.metrics
-    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items included"
+    seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
@@ -105,11 +126,12 @@ def _facts(metrics: dict[str, float]) -> str:
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     """Return the table of the model and the baselines; the model is the first row."""
+    apart = f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th>'
     groups = (
         f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
-        f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
+        f"{apart if has_ties(metrics) else ''}</tr>"
     )
-    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
+    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings(metrics)) + "</tr>"
     lines = []
     for rank, row in enumerate(scoreboard_rows(metrics, strategy)):
         kind = ' class="model"' if rank == 0 else ""
@@ -131,6 +153,46 @@ def _notes(metrics: dict[str, float]) -> str:
         f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
         f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>"
     )
+
+
+BEYOND = {  # key -> label, format
+    "coverage_at_10": ("of the catalogue is in the first ten of somebody", "{:.1%}"),
+    "long_tail_share_at_10": ("of what is shown is long tail", "{:.1%}"),
+    "long_tail_share_of_targets": ("of the test targets is long tail", "{:.1%}"),
+    "popularity_bias_at_10": ("times as popular as the targets is what is shown", "{:.2f}"),
+    "novelty_at_10": ("bits of novelty", "{:.1f}"),
+    "category_diversity_at_10": ("of the pairs in a top ten differ in category", "{:.1%}"),
+    "code_diversity_at_10": ("of the pairs differ in the first code", "{:.1%}"),
+    "expected_recall_at_10": ("recall@10 that the beam's probabilities promise", "{:.4f}"),
+    "calibration_error_at_10": ("calibration error of that promise", "{:.4f}"),
+}
+
+
+def _beyond(metrics: dict[str, float]) -> str:
+    """Return the boxes about the first ten items of all users."""
+    boxes = [
+        f'<div><b>{form.format(metrics[key])}</b><span class="soft">{escape(label)}</span></div>'
+        for key, (label, form) in BEYOND.items()
+        if key in metrics
+    ]
+    note = (
+        '<p class="soft">The long tail is every item but the most popular ones, which together have 80% of the '
+        "training interactions. Novelty is the mean of -log2 of an item's share of these interactions.</p>"
+    )
+    return f'<div class="facts">{"".join(boxes)}</div>{note}'
+
+
+def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
+    """Return the drawing of quality against cost; nothing where no other result is known."""
+    if len(known) < 2:
+        return ""
+    counting = {"co-occurrence": metrics["cooccurrence_recall_at_10"]}
+    text = frontier_svg(known, counting)
+    note = (
+        f'<p class="soft">{len(known)} results of this project that were tested alike. Filled, with a line: the '
+        "frontier, nobody is cheaper and better. Seconds hold for the machine and its load.</p>"
+    )
+    return _section("Quality against cost", text[text.index("<svg") :] + note)
 
 
 def _figures(result: Result) -> str:

@@ -145,6 +145,7 @@ class Trainer:
         sampler = self.strategy.sampler
         self._shown = self.windows_done  # windows that the progress line has seen
         progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
+        progress.pauses(self._validations_left, "validation")
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 # An epoch from `position` on: 0, or where a resumed run stopped.
@@ -165,6 +166,13 @@ class Trainer:
     def windows_done(self) -> int:
         """Return how many windows were trained or skipped, so that skipping does not change the number of epochs."""
         return self.state.epoch * len(self.loader.epochs) + self.state.position
+
+    def _validations_left(self) -> int:
+        """Return how many validations are to come if patience does not end the run, by the mean size of a step."""
+        step = self.state.step
+        last = step * self.config.max_windows / max(self.windows_done, 1)
+        every = self.config.validate_every
+        return max(0, math.ceil(last / every) - step // every)
 
     @property
     def finished(self) -> bool:
@@ -259,7 +267,8 @@ class Trainer:
         """Add a row to the history, and save these weights in `best` if they are the best so far."""
         self._look()
         state = self.state
-        scores = self.validation.measure(self.evaluated)
+        with self._progress.pause() if self._progress else nullcontext():
+            scores = self.validation.measure(self.evaluated)
         if not math.isfinite(scores["valid_loss"]):
             raise _diverged(state.step, self.config)
         train_loss = state.loss_sum / state.loss_samples

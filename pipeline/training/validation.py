@@ -4,6 +4,7 @@ Shape legend: W windows, N items of their histories, L levels; local: M interact
 validation target, S tokens of one item.
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips
+from pipeline.progress import Progress
 from pipeline.strategies.base import Strategy
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
@@ -103,5 +105,7 @@ class Validation:
         return float(self.world.sum(total)) / self.windows
 
     def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
-        ranks_U = self.ranker.rank(model, eval_skips=eval_skips).ranks_U
+        users = len(self.users_U[self.world.share])
+        with Progress("validate", users, "users", brief=True) if self.world.leads else nullcontext() as progress:
+            ranks_U = self.ranker.rank(model, progress, eval_skips).ranks_U
         return self.world.gather(ranks_U, len(self.users_U), self.device)

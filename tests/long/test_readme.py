@@ -13,14 +13,21 @@ COMMANDS = list(commands_of((ROOT / "README.md").read_text(encoding="utf-8")))
 SKIPPED = {
     r"make test$": "run elsewhere: the suite itself, beside this test",
     r"pipeline fetch": "no network: it downloads a published dataset",
+    r"git clone URL": "run elsewhere: test_sharing.py is the colleague",
+    r"dvc exp pull": "run elsewhere: test_sharing.py is the colleague",
 }
 # Lines that need a file of the reader's first -> how to make it from the demo's
-PREPARED = {r"ingest\.path=logs": "mkdir -p logs && cp data/interactions/raw/{interactions,items}.* logs/"}
+PREPARED = {
+    r"git push": "git init -q --bare -b main ../origin.git && git remote add origin ../origin.git",
+    r"ingest\.path=logs": "mkdir -p logs && cp data/interactions/raw/{interactions,items}.* logs/",
+}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    return Clone.of(ROOT, tmp_path_factory.mktemp("readme") / "sidpipe")
+    clone = Clone.of(ROOT, tmp_path_factory.mktemp("readme") / "sidpipe")
+    clone.shrink()
+    return clone
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
