@@ -77,13 +77,10 @@ def test_the_printed_address_opens_the_comparison(served: str, page: Any, tmp_pa
     values = [float(cell.inner_text()) for cell in cells if cell.inner_text().strip("- ")]
     assert values, "the table has values"
     assert values == sorted(values, reverse=True), "the best run comes first"
-    # The page of one run has the description, its picture included, and the charts in sections.
+    # The page of one run has the description, its picture included.
     page.get_by_text("full t5 demo s42").first.click()
     page.get_by_text("Show more").first.click(timeout=WAIT)
     page.locator("img[src*='curve.svg']").wait_for(timeout=WAIT)
     page.wait_for_function("() => document.querySelector(\"img[src*='curve.svg']\").naturalWidth > 0", timeout=WAIT)
     assert page.get_by_text("co-occurrence").count()
     page.screenshot(path=str(tmp_path / "run.png"))
-    page.get_by_text("Model metrics").first.click()
-    page.get_by_text("valid/recall_at_10").first.wait_for(timeout=WAIT)
-    page.screenshot(path=str(tmp_path / "charts.png"))
