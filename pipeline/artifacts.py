@@ -34,6 +34,7 @@ SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints
 MICROSECONDS = 1_000_000  # in a second
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
+CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
 
 # ---------------------------------------------------------------------------------------------------- small files
 

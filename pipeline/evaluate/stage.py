@@ -18,7 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Splits, read_json, read_parquet, write_json
+from pipeline.artifacts import (
+    CLOCK,
+    GENERATOR,
+    INTERACTIONS,
+    REPORTS,
+    SPLITS,
+    Splits,
+    read_json,
+    read_parquet,
+    write_json,
+)
 from pipeline.decoding.ranking import Ranking, rank_targets
 from pipeline.distributed import World, joined
 from pipeline.errors import UserError
@@ -184,7 +194,8 @@ def _categories(items: Path) -> np.ndarray | None:
 
 def _timings(path: Path) -> dict[str, float]:
     """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
-    timings = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    measured = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    timings = {name: value for name, value in measured.items() if name not in CLOCK}
     if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
         raise UserError(
             f"{path}: {shown(wrong[0])} is no number",

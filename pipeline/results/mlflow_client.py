@@ -3,11 +3,13 @@
 The one file that imports MLflow; other files take `entities` from here.
 """
 
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from mlflow import MlflowClient as MlflowClient
 from mlflow import entities as entities
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
+
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # no line for each try of a server that is away
 
 PATIENCE = 30.0  # seconds in which a store must answer a call
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
@@ -125,7 +129,21 @@ def told_plainly() -> Iterator[None]:
 
 
 @contextmanager
-def store_alone() -> Iterator[None]:
+def store_alone(silent: bool = False) -> Iterator[None]:
     """Let parallel queue workers take turns, so that a new database, a new experiment and a run's key are made once."""
-    with alone(project_root() / SCRATCH / "track.lock", lambda holder: say(f"waiting for {holder} to record")):
+
+    def wait(holder: str) -> None:
+        if not silent:
+            say(f"waiting for {holder} to record")
+
+    with alone(project_root() / SCRATCH / "track.lock", wait):
         yield
+
+
+def load_monitors() -> list[Any]:
+    """Return MLflow's monitors of processor, memory and GPUs, as far as this machine has what they need."""
+    found: list[Any] = []
+    for part, name in (("cpu", "CPUMonitor"), ("gpu", "GPUMonitor")):
+        with suppress(Exception):
+            found.append(getattr(import_module(f"mlflow.system_metrics.metrics.{part}_monitor"), name)())
+    return found

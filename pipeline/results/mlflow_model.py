@@ -46,12 +46,15 @@ EXAMPLE = 3  # items of the example's history
 
 
 def log_model(
-    run_id: str, experiment_id: str, *, generator: Path, splits: Path, ranks: Path, tags: dict[str, str]
+    run_id: str, experiment_id: str, *, generator: Path, splits: Path, ranks: Path | None, tags: dict[str, str]
 ) -> str:
     """Make sure that a run has its model in the store, with the run's metrics, and return the model's id.
 
     A model is logged once: a recording that was killed half-way is made again. Models come without the alias or the
     registered name by which they are served; `compare --promote` gives these.
+
+    Args:
+        ranks: ranks.parquet of the model's evaluation, which has a row per user; None: the model comes without.
 
     Raises:
         UserError: the store cannot be used.

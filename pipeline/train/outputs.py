@@ -49,7 +49,9 @@ def _parameters(trainer: Trainer) -> int:
 def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     """Return the figures of a finished run, as timings.json holds them.
 
-    Training seconds are those of optimizer steps without compilation; wall seconds count everything.
+    Training seconds are those of optimizer steps without compilation; wall seconds count everything. `training` is the
+    fingerprint of settings, inputs and code; `start`, and `times` for each row of the history, are in seconds since
+    1970.
 
     Args:
         flops: floating-point operations of a window, forward and backward.
@@ -80,6 +82,9 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
         "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
         **(samples if trainer.config.targets == "all" else {}),
+        "training": trainer.checkpoints.folder.name,
+        "start": state.start,
+        "times": state.times,
     }
 
 

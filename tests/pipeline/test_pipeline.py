@@ -82,7 +82,9 @@ def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repos
     seeds = repository.recorded_seeds()
     assert (seeds.count("1"), seeds.count("42")) == (1, 1)
     assert repository.run("git", "status", "--porcelain") == ""
-    for (uri,) in repository.query("select artifact_uri from runs"):
+    for (uri,) in repository.query(
+        "select artifact_uri from runs join tags using (run_uuid) where key = 'run_kind' and value = 'result'"
+    ):
         folder = Path(urlparse(uri).path)
         assert folder.is_relative_to(repository.path / "mlartifacts")
         assert (folder / "model/model.safetensors").is_file()

@@ -91,9 +91,9 @@ class Repository:
 
     def recorded_seeds(self) -> list[str]:
         """Seed of each MLflow run of `full`; another file's test runs other strategies in the same project."""
-        runs = "select run_uuid from params where key = 'strategy' and value = 'full'"
+        runs = "select run_uuid from tags where key = 'strategy' and value = 'full'"
         return sorted(
-            seed for (seed,) in self.query(f"select value from params where key = 'seed' and run_uuid in ({runs})")
+            seed for (seed,) in self.query(f"select value from tags where key = 'seed' and run_uuid in ({runs})")
         )
 
 
