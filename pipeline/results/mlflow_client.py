@@ -1,6 +1,6 @@
 """Reach MLflow's store: make its database whole, keep it with a moved project, and give up a store that hangs.
 
-The one file that imports MLflow; other files take `entities` from here.
+Other files take `entities` from here.
 """
 
 import logging
@@ -34,6 +34,7 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # no line for each try of 
 
 PATIENCE = 30.0  # seconds in which a store must answer a call
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
+UPLOADS = ("log_artifact", "log_model_artifacts")  # methods that take a path
 KEPT = "the result is complete in reports/, only its record is missing"
 AGAIN = "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again"
 
@@ -84,7 +85,7 @@ class Patient:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith("log_artifact") else 0
+            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith(UPLOADS) else 0
             return within(self._patience + extra, lambda: method(*arguments, **named))
 
         return call

@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 from pipeline.evaluate.recommend import recommend
 from pipeline.evaluate.stage import run as evaluate
 from pipeline.generator import load_generator
-from pipeline.results.mlflow_model import MODEL_NAME, REQUIRED, MlflowClient, log_model
+from pipeline.results.mlflow_client import MlflowClient
+from pipeline.results.mlflow_model import MODEL_NAME, REQUIRED, log_model
 from pipeline.results.ranks import Ranks
 from pipeline.results.registry import champion
 from pipeline.serving.promote import promote

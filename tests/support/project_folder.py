@@ -1,6 +1,7 @@
 """A project in a separate folder, and commands run there as a user runs them."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -57,7 +58,8 @@ class Repository:
         self.run("git", "commit", "-q", "-m", message)
 
     def restore(self) -> None:
-        """Goes back to the commit and its data."""
+        """Goes back to the commit and its data, and forgets the results that a page would draw beside its own."""
+        shutil.rmtree(self.path / ".sidpipe/results", ignore_errors=True)
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
 
