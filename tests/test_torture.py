@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.torture.__main__ import BEGIN, END, PAGE, table
-from benchmarks.torture.process import Ended, children, refuse_open, working_in
+from benchmarks.torture.process import Ended, children, forked, refuse_open, working_in
 
 
 def test_what_no_command_may_do_is_seen() -> None:
@@ -23,6 +23,13 @@ def test_what_no_command_may_do_is_seen() -> None:
         Ended(0, "", 31.0, hung=True),
     ):
         assert ended.fault()
+
+
+def test_a_signal_that_comes_at_once_ends_the_command(tmp_path: Path) -> None:
+    """Before it began, as it would end a new process; and without a word of the torture itself."""
+    for _ in range(5):
+        ended = forked(["check"], tmp_path, kill=(signal.SIGINT, 0.0))
+        assert (ended.code, ended.fault()) in ((-signal.SIGINT, ""), (128 + signal.SIGINT, ""))
 
 
 def test_the_table_counts_each_part(tmp_path: Path) -> None:

@@ -74,10 +74,12 @@ def forked(
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
     os.set_blocking(read, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # until the child answers it as a new process does
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
         _child(arguments, folder, write, before)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     os.close(write)
     code = None
     sent = hung = False
@@ -102,6 +104,8 @@ def _child(arguments: list[str], folder: Path, output: int, before: Callable[[],
     """Become the command; never returns."""
     code = 99
     try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         os.setsid()
         os.chdir(folder)
         for name in list(os.environ):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -155,6 +155,7 @@ def run(
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     write_json(reports / DETAILS_FILE, details)
+    write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
         say(
@@ -180,6 +181,14 @@ def _side_by_side(ranking: Ranking, counted: Baselines, splits: Splits, counts_I
         cooccurrence_rank=counted.cooccurrence_U,
         directed_rank=counted.directed_U,
         other_rank=ranking.other.ranks_U,
+    )
+
+
+def _point(metrics: dict[str, float], config: dict[str, Any]) -> pd.DataFrame:
+    """Return the one row of frontier.csv, of which `dvc plots diff` draws one point per run."""
+    model = f"{config['strategy']} {config['backbone']['name']}"
+    return pd.DataFrame(
+        [{"model": model, "train_seconds": metrics["train_seconds"], "recall_at_10": metrics["recall_at_10"]}]
     )
 
 

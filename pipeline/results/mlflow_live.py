@@ -10,7 +10,7 @@ from pipeline.results.live import Validated
 from pipeline.results.mlflow_client import entities, load_monitors, open_store, store_alone
 from pipeline.results.mlflow_store import TRAINING, experiment_of, mark_dead, title_of, training_tag
 from pipeline.results.parameters import value_text
-from pipeline.results.run_names import RunName
+from pipeline.results.run_names import NO_DIFFERENCE, RunName
 from pipeline.results.run_table import set_view
 from pipeline.results.sections import curve_metrics
 from pipeline.results.seeds import KIND
@@ -44,10 +44,10 @@ class LiveRun:
                 self._run_id = made.info.run_id
                 title = title_of(self._client, experiment_id, name, self._run_id, training)
                 self._client.update_run(self._run_id, name=title)
-        batch = [entities.Param(key, value_text(value)) for key, value in params.items()]
-        for first in range(0, len(batch), 100):
-            with suppress(Exception):  # a value that a run of the same training has otherwise, such as track.live
-                self._client.log_batch(self._run_id, params=batch[first : first + 100])
+        # MLflow lets no parameter change, so the rest comes with the result: another beam may be set until then.
+        batch = [entities.Param(key, value_text(value)) for key, value in params.items() if _shapes_training(key)]
+        with suppress(Exception):  # a run that goes on has them already
+            self._client.log_batch(self._run_id, params=batch)
         history = self._client.get_metric_history(self._run_id, "train/loss")
         self._known = {point.step for point in history}
         self._monitors = load_monitors()
@@ -76,3 +76,10 @@ class LiveRun:
     def _log(self, values: dict[str, float], at: float, step: int) -> None:
         batch = [entities.Metric(name, value, int(at * 1000), step) for name, value in values.items()]
         self._client.log_batch(self._run_id, metrics=batch)
+
+
+def _shapes_training(key: str) -> bool:
+    """Return whether another value of the parameter makes another training."""
+    return key.partition(".")[0] in ("seed", "strategy", "train", "backbone") and (
+        key == "seed" or key not in NO_DIFFERENCE
+    )

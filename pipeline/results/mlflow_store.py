@@ -77,7 +77,7 @@ def record(
             return Recorded(found[0].info.run_id, experiment_id, found[0].info.run_name, new=False)
         # 2. Else a run is made, or one that was killed half-way or began with the training is completed.
         start = result.clock.start or time.time()
-        found = found or _of_training(client, experiment_id, result)
+        found = found or _of_training(client, experiment_id, result, params)
         mine = {KEY: result.key, KIND: "result", **name.tags(result.hashes["interactions"])}
         run = found[0] if found else client.create_run(experiment_id, start_time=int(start * 1000), tags=mine)
         run_id = run.info.run_id
@@ -115,13 +115,18 @@ def mark_dead(client: Any, experiment_id: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _of_training(client: Any, experiment_id: str, result: Result) -> list[entities.Run]:
-    """Return the run that `train` began for this training, where no result has completed it."""
+def _of_training(client: Any, experiment_id: str, result: Result, params: dict[str, Any]) -> list[entities.Run]:
+    """Return the run that `train` began for this training, where no result has completed it.
+
+    MLflow lets no parameter change, so a run that names other parameters is left as it is.
+    """
     clock = result.clock
     if not clock.training:
         return []
     filter_string = f"tags.{TRAINING} = '{training_tag(clock.training, clock.start)}' and tags.{KIND} = 'training'"
-    return list(client.search_runs([experiment_id], filter_string, max_results=1))
+    texts = {key: value_text(value) for key, value in params.items()}
+    runs = client.search_runs([experiment_id], filter_string, max_results=1)
+    return [run for run in runs if all(texts.get(key) == value for key, value in run.data.params.items())]
 
 
 def training_tag(training: str, start: float) -> str:

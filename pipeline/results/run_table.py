@@ -35,7 +35,11 @@ def view_state() -> str:
             "modelVersionFilter": "All Runs",
             "selectedColumns": list(COLUMNS),
             "columnOrder": ["attributes.`Run Name`", *COLUMNS],
-            "columnWidths": {"attributes.`Run Name`": 300, **dict.fromkeys(COLUMNS[-4:], 180)},
+            "columnWidths": {
+                "attributes.`Run Name`": 260,
+                **dict.fromkeys(COLUMNS, 90),
+                **dict.fromkeys(COLUMNS[-4:], 150),
+            },
         }
     )
 

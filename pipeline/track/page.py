@@ -1,10 +1,11 @@
 """Render reports/index.html, one self-contained page about one result. Equal results give equal bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.results.frontier_points import Point, frontier_svg
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
@@ -51,13 +52,18 @@ summary { cursor: pointer; font-weight: 600 }
 """
 COMPARE = """dvc exp run --temp -S strategy=NAME           # another way of training, everything else equal
 dvc exp run --queue -S seed=1,42,999 && dvc queue start
-dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
+dvc exp show --only-changed --drop '.*/.*|[^.]*_' --keep '(recall|ndcg)_at_10|train_seconds'
 dvc metrics diff && dvc plots diff            # your files, or an experiment that you name, against the last commit
 python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
-def render_page(result: Result, params: dict[str, Any]) -> str:
-    """Return the page's HTML. `params` is flat: `{"train.beam": 10, ...}`."""
+def render_page(result: Result, params: dict[str, Any], known: Sequence[Point] = ()) -> str:
+    """Return the page's HTML.
+
+    Args:
+        params: flat, `{"train.beam": 10, ...}`.
+        known: results of the project that were tested as this one was, itself included.
+    """
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
         f"<h1>{escape(title)}</h1>",
@@ -65,6 +71,7 @@ def render_page(result: Result, params: dict[str, Any]) -> str:
         _facts(result.metrics),
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
         _section("Beyond hits: the first ten items", _beyond(result.metrics)),
+        _frontier(result.metrics, known),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
@@ -173,6 +180,19 @@ def _beyond(metrics: dict[str, float]) -> str:
         "training interactions. Novelty is the mean of -log2 of an item's share of these interactions.</p>"
     )
     return f'<div class="facts">{"".join(boxes)}</div>{note}'
+
+
+def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
+    """Return the drawing of quality against cost; nothing where no other result is known."""
+    if len(known) < 2:
+        return ""
+    counting = {"co-occurrence": metrics["cooccurrence_recall_at_10"]}
+    text = frontier_svg(known, counting)
+    note = (
+        f'<p class="soft">{len(known)} results of this project that were tested alike. Filled, with a line: the '
+        "frontier, nobody is cheaper and better. Seconds hold for the machine and its load.</p>"
+    )
+    return _section("Quality against cost", text[text.index("<svg") :] + note)
 
 
 def _figures(result: Result) -> str:

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, write_bytes
 from pipeline.printing import say
+from pipeline.project import shared_scratch
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
 from pipeline.results.run_names import RunName
 from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
 from pipeline.track.config import TrackConfig
 from pipeline.track.description import PICTURE, describe_run, picture
+from pipeline.track.known import remember
 from pipeline.track.page import render_page
 from pipeline.track.provenance import provenance
 from pipeline.track.scoreboard import scoreboard_text
@@ -76,7 +78,7 @@ def run(
     result = read_result(reports, interactions, sids, lock)
     flat = flatten(params)
     page = reports / "index.html"
-    write_bytes(page, render_page(result, flat).encode())
+    write_bytes(page, render_page(result, flat, remember(result, flat, shared_scratch())).encode())
     say(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
         scoreboard_text(result.metrics, params.strategy),

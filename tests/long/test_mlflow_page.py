@@ -60,7 +60,7 @@ def page() -> Iterator[Any]:
         pytest.skip("no chromium")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1800, "height": 900})
+        yield browser.new_page(viewport={"width": 2400, "height": 900})
         browser.close()
 
 
@@ -79,9 +79,9 @@ def test_the_printed_address_opens_the_comparison(served: str, page: Any, tmp_pa
     assert values == sorted(values, reverse=True), "the best run comes first"
     # The page of one run has the description, its picture included, and the charts in sections.
     page.get_by_text("full t5 demo s42").first.click()
-    picture = page.locator("img[alt='recall@10 on validation']")
-    picture.wait_for(timeout=WAIT)
-    page.wait_for_function("() => document.querySelector(\"img[alt^='recall@10']\").naturalWidth > 0", timeout=WAIT)
+    page.get_by_text("Show more").first.click(timeout=WAIT)
+    page.locator("img[src*='curve.svg']").wait_for(timeout=WAIT)
+    page.wait_for_function("() => document.querySelector(\"img[src*='curve.svg']\").naturalWidth > 0", timeout=WAIT)
     assert page.get_by_text("co-occurrence").count()
     page.screenshot(path=str(tmp_path / "run.png"))
     page.get_by_text("Model metrics").first.click()

@@ -1,6 +1,7 @@
 """A project in a separate folder, and commands run there as a user runs them."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+PATIENCE = 600.0  # seconds; a command may take many times as long beside other work
 STAGES = ["check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"]
 
 
@@ -21,8 +23,24 @@ class Repository:
 
     def run(self, *command: str, code: int = 0) -> str:
         """stdout and stderr of a command that must end with exit code `code`."""
+        done = subprocess.run(
+            command, cwd=self.path, env=self.environment(), capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    def launch(self, *command: str) -> None:
+        """Runs a command that leaves others behind. They would hold the pipes of `run`, which waits for their end."""
+        null = subprocess.DEVNULL
+        subprocess.run(
+            command, cwd=self.path, env=self.environment(), stdout=null, stderr=null, timeout=PATIENCE, check=True
+        )
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """The variables of a user's shell, in which python, dvc and the package are those of the project."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-        environment |= {
+        return environment | {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": "",
             "DVC_NO_ANALYTICS": "true",
@@ -34,16 +52,14 @@ class Repository:
                 for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
             },
         }
-        done = subprocess.run(command, cwd=self.path, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
         self.run("git", "commit", "-q", "-m", message)
 
     def restore(self) -> None:
-        """Goes back to the commit and its data."""
+        """Goes back to the commit and its data, and forgets the results that a page would draw beside its own."""
+        shutil.rmtree(self.path / ".sidpipe/results", ignore_errors=True)
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
 

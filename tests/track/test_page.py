@@ -10,6 +10,7 @@ from settings import some_params
 
 from pipeline.results.identity import Result, read_result
 from pipeline.results.parameters import flatten
+from pipeline.track.known import remember
 from pipeline.track.page import render_page
 from pipeline.track.scoreboard import scoreboard_rows, scoreboard_text
 
@@ -98,3 +99,19 @@ def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
     ]
     recall_at_10 = counting.index(counting.split()[3])
     assert recall_at_10 == model.index(model.removeprefix(label).split()[1]), "recall@10 stands under recall@10"
+
+
+def test_other_results_that_were_tested_alike_are_drawn_and_others_are_not(result: Result, tmp_path: Path) -> None:
+    params = flatten(some_params())
+    (own,) = remember(result, params, tmp_path)
+    assert "Quality against cost" not in render_page(result, params, [own])
+    better = replace(result, key="b", metrics=result.metrics | {"recall_at_10": 0.5})
+    other_rule = replace(result, key="c", metrics=result.metrics | {"seen_dropped": 0})
+    assert len(remember(other_rule, params, tmp_path)) == 1
+    points = remember(better, params | {"strategy": "rastp"}, tmp_path)
+    assert sorted(point.name for point in points) == ["full t5", "rastp t5"]
+    page = render_page(result, params, points)
+    assert "Quality against cost" in page
+    assert "rastp t5" in page
+    (tmp_path / "results/b.json").write_text("{")
+    assert remember(result, params, tmp_path) == [own], "a damaged note is passed over"
