@@ -15,7 +15,7 @@ from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, read_json, writ
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
 from pipeline.metric_names import METRICS
-from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_reports
+from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 CARD = "README.md"
 LICENCE = "apache-2.0"  # of the code; the data's own licence is not known here
@@ -42,7 +42,8 @@ def export_model(
     check_reports(reports, generator)
     loaded = load_generator(generator)
     ranks = Ranks.read(reports / RANKS_FILE)
-    card = model_card(loaded, read_json(reports / METRICS_FILE), ranks, read_json(interactions / "ingest.json"), params)
+    figures = {**read_json(reports / DETAILS_FILE), **read_json(reports / METRICS_FILE)}
+    card = model_card(loaded, figures, ranks, read_json(interactions / "ingest.json"), params)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
         shutil.copytree(generator, partial)
