@@ -4,7 +4,7 @@
     python benchmarks/results.py --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
         # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
-The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry the whole of metrics.json.
+The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
 """
 
 import argparse
@@ -36,6 +36,7 @@ QUALITY = {
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
+COUNTING = {"counting pairs": "cooccurrence", "counting pairs by direction": "directed", "popularity": "popularity"}
 RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times the page shows
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [
@@ -254,11 +255,10 @@ def quality(rows: list[Row]) -> Iterable[str]:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
             first = selected[0]
-            for label, name in (("counting pairs", "cooccurrence"), ("popularity", "popularity")):
-                recall, ndcg = first[f"{name}_recall_at_10"], first[f"{name}_ndcg_at_10"]
-                no_ties = first.get(f"noties_{name}_recall_at_10")
-                cell = "missing" if no_ties is None else f"{no_ties:.4f}"
-                yield f"| {label} | - | {recall:.4f} | {ndcg:.4f} | {cell} | | | | | |"
+            for label, name in COUNTING.items():
+                keys = (f"{name}_recall_at_10", f"{name}_ndcg_at_10", f"noties_{name}_recall_at_10")
+                cells = ["missing" if (value := first.get(key)) is None else f"{value:.4f}" for key in keys]
+                yield f"| {label}{_rule(first, name)} | - | {' | '.join(cells)} | | | | | |"
             ranking = first.get("ranking", f"beam {first['beam']}, constrained")
             yield f"\n{dataset}, {first['users']:,} users, {ranking}.\n"
             yield from _origins(selected)
@@ -274,6 +274,8 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
     recalls = [row["recall_at_10"] for row in rows]
     spread = f" ({min(recalls):.4f} to {max(recalls):.4f})" if len(rows) > 1 else ""
     against = "" if paired is None else "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**paired)
+    has_ties = all("noties_recall_at_10" in row for row in rows)
+    no_ties = f"{mean('noties_recall_at_10'):.4f}" if has_ties else "no ties"
     timed = [row for row in rows if row["timed"]]
     times = (
         f"{timed[0]['train_seconds']:.0f} s | {timed[0]['windows_per_second']:,.0f}"
@@ -281,11 +283,17 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
         else "missing: the GPU was shared | "
     )
     return (
-        f"| {arm} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
-        f"{mean('noties_recall_at_10'):.4f} | {against} | {times} | "
+        f"| {arm}{_rule(rows[0], '')} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
+        f"{no_ties} | {against} | {times} | "
         f"{mean('tokens_trained') / 1e6:.0f} M | "
         f"{mean('peak_memory_gib'):.1f} GiB |"
     )
+
+
+def _rule(row: Row, name: str) -> str:
+    """Return the rule for seen items, where the row says it; `name`: of a baseline, empty for the model."""
+    dropped = row.get(f"{name}_seen_dropped" if name else "seen_dropped")
+    return "" if dropped is None else ", seen dropped" if dropped else ", seen included"
 
 
 def time_to_recall(rows: list[Row]) -> Iterable[str]:
@@ -355,7 +363,8 @@ def page(rows: list[Row]) -> str:
         "one seed the interval covers users alone. *better*: the interval is above 0. *not worse*: the interval of",
         "the relative difference is above -3%. *worse*: the interval is below 0 (*by less than 3%*: the relative",
         "interval is above -3%). *unclear*: none of these. *counting pairs* (co-occurrence) and *popularity* learn",
-        "nothing. *EMA*: decay of the averaged weights, which are evaluated.",
+        "nothing. *EMA*: decay of the averaged weights, which are evaluated. A row names its rule for *seen items*,",
+        "those of the history; in rows that do not, the models rank them too, and counting drops them.",
         *quality(rows),
     ]
     lines += [
@@ -400,6 +409,7 @@ def add(args: argparse.Namespace) -> list[Row]:
                     "hardware": args.hardware,
                     "timed": not args.shared,
                     **json.loads((reports / "metrics.json").read_text()),
+                    **json.loads((reports / "details.json").read_text()),
                     "curve": curve.to_numpy().tolist(),
                 }
             )

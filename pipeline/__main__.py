@@ -10,21 +10,29 @@ from pipeline.stopping import Stopped, exit_code, leave, reason, tell, watch
 
 def start() -> None:
     """Answer signals from the first moment on, then load the command line and run it."""
-    with watch():
-        try:
-            from pipeline.cli import main
+    try:
+        with watch():
+            _run()
+    except Stopped:  # the signal came in the moment in which `watch` took over
+        tell(f"stopped by {reason()}; nothing had begun")
+        leave(exit_code())
 
-            main()
-        except Stopped:
-            tell(f"stopped by {reason()}; nothing had begun")
-            leave(exit_code())
-        except MemoryError:
-            tell("out of memory, too little even to say where")
-            leave(1)
-        except SystemExit as end:
-            if end.code:  # what failed for want of memory would fail again in the interpreter's last tasks
-                leave(int(end.code))
-            raise
+
+def _run() -> None:
+    try:
+        from pipeline.cli import main
+
+        main()
+    except Stopped:
+        tell(f"stopped by {reason()}; nothing had begun")
+        leave(exit_code())
+    except MemoryError:
+        tell("out of memory, too little even to say where")
+        leave(1)
+    except SystemExit as end:
+        if end.code:  # what failed for want of memory would fail again in the interpreter's last tasks
+            leave(int(end.code))
+        raise
 
 
 if __name__ == "__main__":

@@ -34,24 +34,7 @@ SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints
 MICROSECONDS = 1_000_000  # in a second
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
-# Keys of metrics.json and timings.json that are measured (seconds, bytes, speeds) and so differ from run to run.
-MEASURED = frozenset(
-    {
-        "train_seconds",
-        "compile_seconds",
-        "wall_seconds",
-        "windows_per_second",
-        "samples_per_second",
-        "tokens_per_second",
-        "flops_per_second",
-        "share_of_peak",
-        "peak_memory_gib",
-        "encode_seconds_before_pruning",
-        "encode_seconds_after_pruning",
-        "bookkeeping_seconds",
-    }
-)
-
+CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
 
 # ---------------------------------------------------------------------------------------------------- small files
 

@@ -44,9 +44,10 @@ class World:
         return slice(self.rank, None, self.size)
 
     def gather(self, share_U: np.ndarray, count: int, device: torch.device) -> np.ndarray:
-        """Return all `count` numbers, int64 [U], the same on each process; each brings those of its `share`."""
-        values_U = torch.zeros(count, dtype=torch.int64, device=device)
-        values_U[self.share] = torch.from_numpy(share_U).to(device)
+        """Return all `count` numbers, or rows of them, the same on each process; each brings those of its `share`."""
+        brought = torch.from_numpy(share_U).to(device)
+        values_U = torch.zeros((count, *brought.shape[1:]), dtype=brought.dtype, device=device)
+        values_U[self.share] = brought
         return self.sum(values_U).cpu().numpy()
 
     def sum(self, values: Tensor) -> Tensor:

@@ -1,7 +1,70 @@
 """Name the metrics, without computing any: settings are checked against the names before numpy is loaded."""
 
+from collections.abc import Mapping
+
 # The one list of metrics: metrics.json, the history of training, the scoreboard and the comparison all follow it.
 METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
 # Those with an interval, with the baselines beside them, and counted again over users without a tie.
 MAIN_METRICS = ("recall_at_10", "ndcg_at_10")
 LARGEST_K = max(int(metric.rsplit("_at_", 1)[1]) for metric in METRICS)  # a narrower beam would count too few hits
+# What metrics.json holds, in this order and as far as a run has it; everything else is in details.json.
+HEADLINES = (
+    *METRICS,
+    "train_seconds",
+    "windows_per_second",
+    "tokens_per_second",
+    "windows_trained",
+    "tokens_trained",
+    "peak_memory_gib",
+    "best_step",
+    "parameters",
+    "users",
+    "invalid_rate",
+    "bucket_recall_at_10",
+    "noties_recall_at_10",
+    "popularity_recall_at_10",
+    "popularity_ndcg_at_10",
+    "cooccurrence_recall_at_10",
+    "cooccurrence_ndcg_at_10",
+    "dense_recall_at_10",
+    "fused_recall_at_10",
+)
+# Baselines that only count: prefix of their keys -> their name in tables
+BASELINES = {
+    "cooccurrence": "co-occurrence",
+    "directed": "co-occurrence by direction",
+    "popularity": "popularity",
+}
+# Figures of an evaluation and of timings.json that are measured (seconds, bytes, speeds) and so differ from run to run
+MEASURED = frozenset(
+    {
+        "train_seconds",
+        "compile_seconds",
+        "wall_seconds",
+        "windows_per_second",
+        "samples_per_second",
+        "tokens_per_second",
+        "flops_per_second",
+        "share_of_peak",
+        "peak_memory_gib",
+        "encode_seconds_before_pruning",
+        "encode_seconds_after_pruning",
+        "bookkeeping_seconds",
+        "evaluate_seconds",
+        "users_per_second",
+    }
+)
+
+
+def row_labels(metrics: Mapping[str, float], strategy: str) -> dict[str, str]:
+    """Return prefix -> label of the rows of a table: the model, the model by the other rule, and the baselines.
+
+    Every label names the rule for seen items. `metrics`: of metrics.json and details.json.
+    """
+    words = {1: "seen dropped", 0: "seen included"}
+    dropped = int(metrics["seen_dropped"])
+    other = {1: "seen_included_", 0: "seen_dropped_"}[dropped]
+    labels = {"": f"{strategy}, {words[dropped]}", other: f"{strategy}, {words[1 - dropped]}"}
+    for name, label in BASELINES.items():
+        labels[f"{name}_"] = f"{label}, {words[int(metrics[f'{name}_seen_dropped'])]}"
+    return labels

@@ -102,9 +102,6 @@ def watch() -> Iterator[None]:
         yield  # Python lets the main thread alone answer signals
         return
     before = {number: signal.getsignal(number) for number in NAMES}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN or number == signal.SIGTERM:
-            signal.signal(number, _handle)
     read, write = os.pipe()
     os.set_blocking(write, False)
     waker = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
@@ -112,9 +109,13 @@ def watch() -> Iterator[None]:
     sys.unraisablehook = _dropped
     over = threading.Event()
     threading.Thread(target=_watch, args=(read, over, dvc_process()), daemon=True, name="stopping").start()
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN or number == signal.SIGTERM:
+            signal.signal(number, _handle)
     try:
         yield
     finally:
+        ends_by_itself()
         sys.unraisablehook = hook
         signal.set_wakeup_fd(waker)
         for number, handler in before.items():

@@ -26,9 +26,17 @@ def test_what_no_command_may_do_is_seen() -> None:
 
 
 def test_the_table_counts_each_part(tmp_path: Path) -> None:
-    row = {"part": "disk full", "trial": "disk-1", "verdict": "ok", "seconds": 1.5, "detail": "", "commit": "abc"}
+    row = {
+        "part": "disk full",
+        "of": 280,
+        "trial": "disk-1",
+        "verdict": "ok",
+        "seconds": 1.5,
+        "detail": "",
+        "commit": "abc",
+    }
     lines = table([row, {**row, "verdict": "refused"}, {**row, "verdict": "FAIL", "detail": "hang\nmore"}]).splitlines()
-    assert "| disk full | 3 | 1 | 1 | 1 |" in lines
+    assert "| disk full | 3 | 280 | 1 | 1 | 1 |" in lines
     assert "- `disk-1`: hang" in lines
     page = PAGE.read_text()
     assert page.index(BEGIN) < page.index(END)

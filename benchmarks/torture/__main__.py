@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ def torture(folder: Path, options: argparse.Namespace) -> int:
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     world = make_world(folder, quick=options.quick)
     done = set() if options.only else {row["trial"] for row in read(options.file)}
-    trials = [
-        trial for trial in all_trials(world, options.seed) if trial.name not in done and options.part in trial.part
-    ]
+    everything = all_trials(world, options.seed)
+    of = Counter(trial.part for trial in everything)
+    trials = [trial for trial in everything if trial.name not in done and options.part in trial.part]
     if options.quick:
         trials = [trial for trial in trials if trial.part in QUICK and "track" not in trial.name]
     if options.only:
@@ -80,6 +81,7 @@ def torture(folder: Path, options: argparse.Namespace) -> int:
             verdict, detail = "broken", f"{type(error).__name__}: {error}"
         row = {
             "part": trial.part,
+            "of": of[trial.part],
             "trial": trial.name,
             "verdict": verdict,
             "seconds": round(time.monotonic() - began, 1),
@@ -137,12 +139,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the table of figures: a row per part, a column per verdict."""
-    lines = ["| what was done | trials | ok | refused | FAIL |", "|---|---|---|---|---|"]
+    lines = ["| what was done | trials | of | ok | refused | FAIL |", "|---|---|---|---|---|---|"]
     parts = sorted({row["part"] for row in rows})
     for part in parts:
         verdicts = [row["verdict"] for row in rows if row["part"] == part]
         counts = [str(verdicts.count(name)) for name in ("ok", "refused", "FAIL")]
-        lines.append(f"| {part} | {len(verdicts)} | {' | '.join(counts)} |")
+        of = max(row["of"] for row in rows if row["part"] == part)
+        lines.append(f"| {part} | {len(verdicts):,} | {of:,} | {' | '.join(counts)} |")
     commits = sorted({row["commit"] for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
     lines += ["", f"{len(rows):,} trials in {hours:.1f} hours, at commit {', '.join(commits)}, two CPU cores."]

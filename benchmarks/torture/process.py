@@ -1,11 +1,11 @@
 """Run one command of the package in a forked child, which has the libraries loaded, or any command as a new process."""
 
+import fcntl
 import os
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,11 +70,15 @@ def forked(
         kill: a signal, and the seconds after which it is sent.
         before: called in the child, such as to set a limit.
     """
-    output = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the answer was read
+    # A pipe, because a limit on the size of files would be one on what is printed into a file.
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.set_blocking(read, False)
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _child(arguments, folder, output.fileno(), before)
+        _child(arguments, folder, write, before)
+    os.close(write)
     code = None
     sent = hung = False
     while code is None:
@@ -89,9 +93,8 @@ def forked(
             os.kill(pid, signal.SIGKILL)
             hung = True
         time.sleep(0.002)
-    output.seek(0)
-    text = output.read().decode(errors="replace")
-    output.close()
+    with open(read, "rb") as output:
+        text = (output.read() or b"").decode(errors="replace")
     return Ended(code, text, seconds, hung)
 
 

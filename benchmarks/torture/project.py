@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import MEASURED
 from pipeline.manifest import CHECKSUM
+from pipeline.metric_names import MEASURED
 from pipeline.presets.apply import apply_preset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def digest(folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, str]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 content = file.read_bytes()
-                if file.name in ("timings.json", "metrics.json"):
+                if file.name in ("timings.json", "metrics.json", "details.json"):
                     content = json.dumps(_unmeasured(content)).encode()
                 found[str(file.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return {name: value for name, value in found.items() if "manifest" not in name or "reports" not in name}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,21 +172,11 @@ def signals_queue() -> Iterator[Trial]:
         def run(world: World, rng: random.Random, name: str = name, whom: str = whom) -> tuple[str, str]:
             folder = copy(world.reference, world.scratch / "queue", dvc=True)
             log = folder / "torture.log"
-            log.touch()
-            seed = str(rng.randrange(10**6))
-            for command in (
-                ["dvc", "exp", "run", "--queue", "-n", "first", "-S", f"seed={seed}"],
-                ["dvc", "queue", "start"],
-            ):
-                begin(command, folder, log).wait()
-            after = rng.uniform(3, 12)
-            time.sleep(after)
-            what = f"{name} to {whom} after {after:.1f} s"
-            for pid in _queue_processes(folder, whom):
-                try:
-                    os.kill(pid, SIGNALS[name])
-                except ProcessLookupError:
-                    continue
+            settings = ["-S", f"seed={rng.randrange(10**6)}", "-S", "train.max_windows=15000"]
+            begin(["dvc", "exp", "run", "--queue", "-n", "first", *settings], folder, log).wait()
+            begin(["dvc", "queue", "start"], folder, log).wait()
+            what = f"{name} to {whom} {_await_moment(folder, rng)}"
+            _signal(_queue_processes(folder, whom), SIGNALS[name])
             time.sleep(2)
             begin(["dvc", "queue", "kill", "-f", "first"], folder, log).wait()
             begin(["dvc", "queue", "stop", "--kill"], folder, log).wait()
@@ -194,28 +185,47 @@ def signals_queue() -> Iterator[Trial]:
                 time.sleep(0.5)
             if left:
                 return FAIL, f"{what}: a stage is still at work after {HANG:.0f} s"
-            for pid in _queue_processes(folder, "all"):
-                os.kill(pid, signal.SIGKILL)
-            code = begin(["dvc", "exp", "run", "--temp", "-n", "second", "-S", f"seed={seed}"], folder, log).wait()
+            _signal(_queue_processes(folder, "all"), signal.SIGKILL)
+            saved = _has_checkpoint(folder)
+            code = begin(["dvc", "exp", "run", "--temp", "-n", "second", *settings], folder, log).wait()
             text = log.read_text(errors="replace")
             if code or "Ran experiment" not in text or "this is a fault of sidpipe" in text:
                 return FAIL, f"{what}, then exit code {code}: {text[-2000:]}"
-            return OK, what + (", resumed from its checkpoint" if "resumed at step" in text else "")
+            if saved and "resumed at step" not in text:
+                return FAIL, f"{what}, then its checkpoint was not used: {text[-2000:]}"
+            return OK, what + (", resumed from its checkpoint" if saved else "")
 
         yield Trial("signals, queue workers", f"queue-{whom}-{name}-{number}", run)
+
+
+def _await_moment(folder: Path, rng: random.Random) -> str:
+    """Wait for some seconds or, in most trials, until training has saved a checkpoint; return the words for it."""
+    after, training = rng.uniform(3, 12), rng.random() < 0.6
+    deadline = time.monotonic() + 5 * HANG
+    while training and not _has_checkpoint(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(after / 10 if training else after)
+    return "while it trained" if training else f"after {after:.1f} s"
+
+
+def _signal(processes: list[int], number: int) -> None:
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / ".sidpipe/checkpoints").rglob("checkpoint.pt"))
 
 
 def _queue_processes(folder: Path, whom: str) -> list[int]:
     """Return the processes of the queue that work in the project or its copies: stage, run, worker or all."""
     found = []
     for pid in working_in(folder):
-        try:
+        with suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
-        kind = "stage" if "pipeline" in words else "run" if "exec-run" in words else "worker"
-        if whom in (kind, "all"):
-            found.append(pid)
+            kind = "stage" if "pipeline" in words else "run" if "exec-run" in words else "worker"
+            found += [pid] if whom in (kind, "all") else []
     return found
 
 
@@ -238,6 +248,8 @@ def full_disks() -> Iterator[Trial]:
                 ended = forked([stage], folder, before=before)
                 if fault := ended.fault():
                     return FAIL, fault
+                if ended.code not in (0, 1):
+                    return FAIL, f"exit code {ended.code}: {ended.text[-200:]}"
                 partial = [path.name for path in folder.rglob("*.partial")]
                 if partial:
                     return FAIL, f"left {partial[0]}"

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.printing import say
+from pipeline.cli.answers import answer
+from pipeline.cli.folders import typed_path
 
 PANEL = "Serve"
 commands = typer.Typer()
@@ -32,11 +33,12 @@ def publish(
     from pipeline.serving.publish import publish as published
     from pipeline.serving.publish import rollback as to_the_version_before
 
+    folder = typed_path(folder)
     if rollback:
-        say(f"{folder / 'current'} serves {to_the_version_before(folder).version} again")
+        answer(f"{folder / 'current'} serves {to_the_version_before(folder).version} again")
         return
     made, new = published(folder)
-    say(f"{folder / 'current'} serves {made.version}{'' if new else ', as before'}")
+    answer(f"{folder / 'current'} serves {made.version}{'' if new else ', as before'}")
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -57,5 +59,6 @@ def export(
     from pipeline.serving.huggingface import export_model
 
     del form  # there is one
+    folder = typed_path(folder)
     export_model(folder, load_params().plain())
-    say(f"{folder}: the model and its card, README.md")
+    answer(f"{folder}: the model and its card, README.md")

@@ -124,7 +124,7 @@ def train() -> None:
     """Train the generator by the chosen strategy.
 
     A killed run resumes from its last checkpoint. Reads data/sids and data/splits, writes models/generator,
-    reports/history.csv and reports/timings.json.
+    reports/history.csv and reports/timings.json. Its curves are in MLflow while it runs (track.live).
 
     [dim]Examples:[/dim]
 
@@ -136,9 +136,14 @@ def train() -> None:
     """
     params = _params()
     from pipeline.project import shared_scratch
+    from pipeline.results.live import Live, leads
+    from pipeline.results.parameters import flatten
+    from pipeline.results.run_names import RunName
     from pipeline.train.stage import run
 
-    run(params, scratch=shared_scratch())
+    flat = flatten(params)
+    with Live(flat, RunName.of(flat, params.strategies), params.track.experiment) as live:
+        run(params, scratch=shared_scratch(), observer=live if params.track.live and leads() else None)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -17,6 +17,7 @@ import torch
 from pipeline.artifacts import Splits
 from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_catalogue
+from pipeline.metric_names import LARGEST_K
 from pipeline.ops.layout import uses_kernels
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.histories import Histories, slices
@@ -42,11 +43,14 @@ class Ranking:
 
     users_U: np.ndarray
     positions_U: np.ndarray  # flat index of the target in the splits
+    lengths_U: np.ndarray  # items of the history, before any is skipped
     ranks_U: np.ndarray  # int64: 1-based rank of the item, 0 if not found; items of one Semantic ID rank by item id
     bucket_ranks_U: np.ndarray  # int64: the rank of the first output with the target's codes, whatever its digit
-    lengths_U: np.ndarray  # items of the history, before any is skipped
+    top_UK: np.ndarray  # int64 [U, LARGEST_K]: the first items of the ranking; below 0 where there is none
+    mass_U: np.ndarray  # float64: the probability that the model gives to these items together
     invalid: int  # generated Semantic IDs that name no item
     generated: int  # all generated Semantic IDs
+    other: "Ranking | None" = None  # the ranks by the other rule for seen items, from the same search
 
     @property
     def invalid_share(self) -> float:
@@ -61,6 +65,10 @@ class Outputs:
     items_WK: np.ndarray  # INVALID or EMPTY where there is no item
     codes_WKL: np.ndarray
     scores_WK: np.ndarray  # log-probabilities
+
+    def first(self, beam: int) -> "Outputs":
+        """Return the first `beam` outputs of each row."""
+        return Outputs(self.items_WK[:, :beam], self.codes_WKL[:, :beam], self.scores_WK[:, :beam])
 
 
 def windows_at_once(catalogue: "Catalogue", windows: int) -> int:
@@ -96,12 +104,14 @@ class Ranker:
     Args:
         beam: length of the ranking; a target with a worse rank is not found.
         decoding: beam search constrained to the catalogue, unconstrained, or `exact`: every item is scored.
-        filter_seen: items of the history leave the ranking. The beam is widened by `max_history`, so that `beam`
+        filter_seen: items of the history leave the ranking. The search is widened by `max_history`, so that `beam`
             items remain. A target that is in the user's history can then not be found.
+        both_rules: rank by the other rule too, `Ranking.other`. One search that is wider by `max_history` serves both,
+            whichever is `filter_seen`, so that each rule's ranks are the same.
         users: rank only these (a process's share); users without a target in `part` are left out.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but three by keyword
         self,
         catalogue: "Catalogue",
         splits: Splits,
@@ -110,6 +120,7 @@ class Ranker:
         beam: int,
         decoding: DecodingMethod = "constrained",
         filter_seen: bool = False,
+        both_rules: bool = False,
         batch_users: int = 256,
         users: np.ndarray | None = None,
     ):
@@ -117,7 +128,8 @@ class Ranker:
         self.beam = beam
         self.decoding = decoding
         self.longest = splits.max_history
-        self.drop_seen = splits.max_history if filter_seen else 0
+        self.rules = (filter_seen, not filter_seen) if both_rules else (filter_seen,)
+        self.width = beam + (splits.max_history if True in self.rules else 0)
         self.users_U, self.positions_U = splits.targets(part)
         if users is not None:
             chosen = np.isin(self.users_U, users)
@@ -145,29 +157,37 @@ class Ranker:
             eval_skips: the tokens of the histories that the model does not see; `filter_seen` drops the skipped items
                 too.
         """
-        ranks_U = np.zeros_like(self.positions_U)
-        bucket_ranks_U = np.zeros_like(self.positions_U)
+        tallies = [_Tally(rule, len(self.positions_U)) for rule in self.rules]
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
-        invalid = generated = 0
         with evaluating(model):
             for rows in self.batches:
                 index, offsets = slices(self.offsets[rows], self.lengths_U[rows])
-                outputs = self._generate(model, index, offsets, eval_skips)
-                ranks_U[rows], bucket_ranks_U[rows] = target_ranks(
-                    outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels
-                )
-                invalid += int((outputs.items_WK == INVALID).sum())
-                generated += int((outputs.items_WK != EMPTY).sum())
+                found = self._generate(model, index, offsets, eval_skips)
+                for tally in tallies:
+                    outputs = found.first(self.beam)
+                    seen_W = np.zeros(len(rows))
+                    if tally.drops_seen:
+                        outputs = without_seen(found, self.items_N[index], offsets, self.beam)
+                        seen_W = seen_mass(found, self.items_N[index], offsets)
+                    ranks = target_ranks(outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels)
+                    tally.add(rows, ranks, outputs, seen_W)
                 if progress is not None:
                     progress.update(len(rows))
+        other = self._ranking(tallies[1], None) if len(tallies) > 1 else None
+        return self._ranking(tallies[0], other)
+
+    def _ranking(self, tally: "_Tally", other: Ranking | None) -> Ranking:
         return Ranking(
             users_U=self.users_U,
             positions_U=self.positions_U,
-            ranks_U=ranks_U,
-            bucket_ranks_U=bucket_ranks_U,
             lengths_U=self.lengths_U,
-            invalid=invalid,
-            generated=generated,
+            ranks_U=tally.ranks_U,
+            bucket_ranks_U=tally.bucket_ranks_U,
+            top_UK=tally.top_UK,
+            mass_U=tally.mass_U,
+            invalid=tally.invalid,
+            generated=tally.generated,
+            other=other,
         )
 
     def _generate(
@@ -177,9 +197,8 @@ class Ranker:
             model,
             self.items_N[index],
             offsets,
-            beam=self.beam,
+            beam=self.width,
             decoding=self.decoding,
-            drop_seen=self.drop_seen,
             # A batch's shapes depend on the items that are skipped, so that no recording would serve two batches.
             search=self._recorded(model) if eval_skips is None else None,
             times=self.times_N[index] if model.wants_times else None,
@@ -191,12 +210,36 @@ class Ranker:
         if self.records and (self._search is None or self._search.model is not model):
             self._search = Search(
                 model,
-                self.beam + self.drop_seen,
+                self.width,
                 constrained=self.decoding == "constrained",
                 shape=Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest),
                 longest=self.longest,
             )
         return self._search
+
+
+class _Tally:
+    """A tally collects the ranks of all batches by one rule for seen items."""
+
+    def __init__(self, drops_seen: bool, users: int):
+        self.drops_seen = drops_seen
+        self.ranks_U = np.zeros(users, np.int64)
+        self.bucket_ranks_U = np.zeros(users, np.int64)
+        self.top_UK = np.full((users, LARGEST_K), EMPTY, np.int64)
+        self.mass_U = np.zeros(users)
+        self.invalid = 0
+        self.generated = 0
+
+    def add(self, rows: np.ndarray, ranks: tuple[np.ndarray, np.ndarray], outputs: Outputs, seen_W: np.ndarray) -> None:
+        """Add the outputs of some rows; `seen_W` is the probability of what their users have seen."""
+        self.ranks_U[rows], self.bucket_ranks_U[rows] = ranks
+        self.invalid += int((outputs.items_WK == INVALID).sum())
+        self.generated += int((outputs.items_WK != EMPTY).sum())
+        first = outputs.first(LARGEST_K)
+        self.top_UK[rows, : first.items_WK.shape[1]] = first.items_WK
+        # Where seen items are dropped, the others share all probability.
+        mass_W = np.where(first.items_WK >= 0, np.exp(first.scores_WK.astype(np.float64)), 0).sum(1)
+        self.mass_U[rows] = mass_W / np.maximum(1 - seen_W, mass_W.clip(min=1e-12))
 
 
 class RankerOptions(TypedDict, total=False):
@@ -205,6 +248,7 @@ class RankerOptions(TypedDict, total=False):
     beam: Required[int]
     decoding: DecodingMethod
     filter_seen: bool
+    both_rules: bool
     batch_users: int
     users: np.ndarray | None
 
@@ -269,11 +313,7 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
 
 def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam: int) -> Outputs:
     """Return the first `beam` outputs that are not in the row's history; slots that nothing fills are EMPTY."""
-    # Histories as rows: lengths 2, 1 of items 7 9 | 4 -> [[7, 9], [4, EMPTY]]
-    lengths_W = np.diff(offsets)
-    history_WJ = np.full((len(lengths_W), lengths_W.max()), EMPTY, np.int64)
-    history_WJ[np.arange(history_WJ.shape[1]) < lengths_W[:, None]] = items
-    seen_WK = (outputs.items_WK[:, :, None] == history_WJ[:, None, :]).any(-1)
+    seen_WK = is_seen(outputs, items, offsets)
     # A stable sort moves seen items behind the others: seen 0 1 0 0, beam 2 -> columns 0 2
     column_WK = np.argsort(seen_WK, axis=1, kind="stable")[:, :beam]
     seen_WK, items_WK, scores_WK = (
@@ -281,6 +321,23 @@ def without_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray, beam:
     )
     codes_WKL = np.take_along_axis(outputs.codes_WKL, column_WK[..., None], 1)
     return Outputs(np.where(seen_WK, EMPTY, items_WK), codes_WKL, scores_WK)
+
+
+def is_seen(outputs: Outputs, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return which outputs are in the row's history, bool [W, K]."""
+    # Histories as rows: lengths 2, 1 of items 7 9 | 4 -> [[7, 9], [4, EMPTY]]
+    lengths_W = np.diff(offsets)
+    history_WJ = np.full((len(lengths_W), lengths_W.max()), EMPTY, np.int64)
+    history_WJ[np.arange(history_WJ.shape[1]) < lengths_W[:, None]] = items
+    seen_WK: np.ndarray = (outputs.items_WK[:, :, None] == history_WJ[:, None, :]).any(-1)
+    return seen_WK
+
+
+def seen_mass(outputs: Outputs, items: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the probability of those outputs of each row that are items of its history, float64 [W]."""
+    seen_WK = is_seen(outputs, items, offsets) & (outputs.items_WK >= 0)
+    mass_W: np.ndarray = np.where(seen_WK, np.exp(outputs.scores_WK.astype(np.float64)), 0).sum(1)
+    return mass_W
 
 
 def target_ranks(

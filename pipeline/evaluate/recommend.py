@@ -14,7 +14,7 @@ from pipeline.evaluate.typed_history import Entry, equal_steps, read_history
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
 from pipeline.raw_ids import dense_ids, naming_the_cut
-from pipeline.results.ranks import check_fit, check_reports
+from pipeline.results.ranks import check_fit, check_reports, drops_seen
 
 BEAM = 20  # least width of the beam: a narrower search would find worse items for a short list
 
@@ -45,7 +45,7 @@ def recommend(
     user: str | None = None,
     history: Sequence[Entry] | None = None,
     k: int = 10,
-    filter_seen: bool = False,
+    filter_seen: bool | None = None,
     interactions: Path = INTERACTIONS,
     splits: Path = SPLITS,
     generator: Path = GENERATOR,
@@ -59,7 +59,8 @@ def recommend(
             hides some tokens of a user: skipping goes by scores, and items of a list have none. An item may come with
             its time, as "ID@TIME" or (ID, time): then the times decide on the order, and a model that reads times reads
             these. Without times it reads equal steps, each the median gap of the log, and stderr says so.
-        filter_seen: leave out items of the history.
+        filter_seen: leave out items of the history. None: as in the model's evaluation (evaluate.filter_seen), or leave
+            them in where `reports` has none.
 
     Raises:
         UserError: an unknown id, a time that cannot be read, an empty history, nothing left to recommend, or a model
@@ -70,7 +71,7 @@ def recommend(
     loaded, known = model_and_history(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
-    return _best(loaded, known, k, filter_seen)
+    return _best(loaded, known, k, drops_seen(reports) if filter_seen is None else filter_seen)
 
 
 def model_and_history(
@@ -130,7 +131,7 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
         raise UserError(
             "every item is in the history",
             "nothing is left to recommend",
-            "run the command again without --filter-seen",
+            "run the command again with --with-seen",
         )
     best = found[:k]
     names = names_of(loaded, [item for item, _ in best])

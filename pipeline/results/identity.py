@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, MEASURED, REPORTS, SIDS, SPLITS, fingerprint, read_json
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
-from pipeline.manifest import verify
+from pipeline.manifest import verify, without_checksum
+from pipeline.metric_names import MEASURED
 from pipeline.printing import shown
 
 # Table -> the columns that the page needs. The columns of `TEXT` are text or may be empty; all others are numbers.
@@ -31,14 +32,26 @@ BY_HAND = "track names a result by the content hashes of dvc.lock, which a stage
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clock:
+    """When a training went on, in seconds since 1970; 0.0 and () where an earlier version did not say.
+
+    training: fingerprint of settings, inputs and code. times: of the rows of the history.
+    """
+
+    training: str = ""
+    start: float = 0.0
+    times: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """A result has numbers, curves and content hashes.
 
     hashes: content hashes in dvc.lock of the interactions, sids, splits, model and ranks behind the metrics. key: equal
-    for equal results, whenever and wherever they were made; measurements (artifacts.MEASURED) do not count.
+    for equal results, whenever and wherever they were made; measurements (metric_names.MEASURED) do not count.
     """
 
-    metrics: dict[str, float]
+    metrics: dict[str, float]  # of metrics.json, then of details.json
     history: list[dict[str, float]]  # one row per validation
     by_history: list[dict[str, str]]
     by_popularity: list[dict[str, str]]
@@ -47,6 +60,8 @@ class Result:
     dataset: dict[str, Any]  # ingest.json
     hashes: dict[str, str]
     key: str
+    timings: dict[str, float]  # figures of training
+    clock: Clock
 
 
 def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Result:
@@ -57,9 +72,10 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     """
     stages = _stages(lock)
     hashes = _hashes(stages, lock)
-    for name in ("metrics.json", "kept_by_position.csv", *TABLES):
+    for name in ("metrics.json", "details.json", "kept_by_position.csv", *TABLES):
         _check_recorded(reports / name, stages, lock)
-    metrics = read_json(reports / "metrics.json")
+    metrics = read_json(reports / "metrics.json") | read_json(reports / "details.json")
+    timings, clock = _measured(reports / "timings.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
         metrics=metrics,
@@ -71,7 +87,19 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
         dataset=read_json(interactions / "ingest.json", users=int, items=int, interactions=int),
         hashes=hashes,
         key=result_key(metrics, hashes),
+        timings=timings,
+        clock=clock,
     )
+
+
+def _measured(path: Path) -> tuple[dict[str, float], Clock]:
+    """Return the figures of training, and when it went on; nothing of a result whose file is not here."""
+    content = without_checksum(path, read_json(path)) if path.exists() else {}
+    timings = {name: float(value) for name, value in content.items() if isinstance(value, int | float)}
+    if not isinstance(content.get("training"), str):
+        return timings, Clock()
+    times = tuple(float(second) for second in content["times"])
+    return timings, Clock(training=content["training"], start=timings.pop("start"), times=times)
 
 
 def result_key(metrics: dict[str, float], hashes: dict[str, str]) -> str:

@@ -1,13 +1,15 @@
 """Reach MLflow's store: make its database whole, keep it with a moved project, and give up a store that hangs.
 
-The one file that imports MLflow; other files take `entities` from here.
+Other files take `entities` from here.
 """
 
+import logging
 import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,11 @@ from mlflow import entities as entities
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # no line for each try of a server that is away
+
 PATIENCE = 30.0  # seconds in which a store must answer a call
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
+UPLOADS = ("log_artifact", "log_model_artifacts")  # methods that take a path
 KEPT = "the result is complete in reports/, only its record is missing"
 AGAIN = "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again"
 
@@ -80,7 +85,7 @@ class Patient:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith("log_artifact") else 0
+            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith(UPLOADS) else 0
             return within(self._patience + extra, lambda: method(*arguments, **named))
 
         return call
@@ -125,7 +130,21 @@ def told_plainly() -> Iterator[None]:
 
 
 @contextmanager
-def store_alone() -> Iterator[None]:
+def store_alone(silent: bool = False) -> Iterator[None]:
     """Let parallel queue workers take turns, so that a new database, a new experiment and a run's key are made once."""
-    with alone(project_root() / SCRATCH / "track.lock", lambda holder: say(f"waiting for {holder} to record")):
+
+    def wait(holder: str) -> None:
+        if not silent:
+            say(f"waiting for {holder} to record")
+
+    with alone(project_root() / SCRATCH / "track.lock", wait):
         yield
+
+
+def load_monitors() -> list[Any]:
+    """Return MLflow's monitors of processor, memory and GPUs, as far as this machine has what they need."""
+    found: list[Any] = []
+    for part, name in (("cpu", "CPUMonitor"), ("gpu", "GPUMonitor")):
+        with suppress(Exception):
+            found.append(getattr(import_module(f"mlflow.system_metrics.metrics.{part}_monitor"), name)())
+    return found

@@ -7,8 +7,6 @@ nothing pickled. It needs the packages of its requirements.txt and nothing of th
 import os
 import re
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,27 +14,21 @@ from typing import Any
 import yaml
 
 from pipeline.artifacts import read_parquet, write_bytes, write_json
-from pipeline.errors import UserError
 from pipeline.metric_names import METRICS
+from pipeline.results.mlflow_client import open_store, store_alone, told_plainly
 from pipeline.results.ranks import model_hash
 from pipeline.results.serving_facts import FACTS_FILE, serving_facts
-from pipeline.results.tracking_uri import tracking_uri
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import pandas as pd
-from mlflow import MlflowClient as MlflowClient
 from mlflow.artifacts import download_artifacts as download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, Run
 from mlflow.exceptions import MlflowException as MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Array, ColSpec
-from sqlalchemy.exc import SQLAlchemyError
 
 CODE = Path("serving/pyfunc_model.py")
 MODEL_NAME = "model"  # of the logged model, so that `runs:/RUN/model` finds it
@@ -46,18 +38,21 @@ EXAMPLE = 3  # items of the example's history
 
 
 def log_model(
-    run_id: str, experiment_id: str, *, generator: Path, splits: Path, ranks: Path, tags: dict[str, str]
+    run_id: str, experiment_id: str, *, generator: Path, splits: Path, ranks: Path | None, tags: dict[str, str]
 ) -> str:
     """Make sure that a run has its model in the store, with the run's metrics, and return the model's id.
 
     A model is logged once: a recording that was killed half-way is made again. Models come without the alias or the
     registered name by which they are served; `compare --promote` gives these.
 
+    Args:
+        ranks: ranks.parquet of the model's evaluation, which has a row per user; None: the model comes without.
+
     Raises:
         UserError: the store cannot be used.
     """
-    with store_faults():
-        client = MlflowClient(tracking_uri())
+    with told_plainly(), store_alone():
+        client = open_store()
         known = client.search_logged_models([experiment_id], f"source_run_id = '{run_id}'")
         if ready := [model for model in known if model.status == "READY"]:
             return str(ready[0].model_id)
@@ -75,7 +70,7 @@ def log_model(
         return str(model.model_id)
 
 
-def _link(client: MlflowClient, run: Run, model: LoggedModel) -> None:
+def _link(client: Any, run: Run, model: LoggedModel) -> None:
     """Give the model the run's test metrics, and the dataset that they were measured on."""
     datasets = [entry.dataset for entry in run.inputs.dataset_inputs] if run.inputs else []
     for name in METRICS:
@@ -93,19 +88,6 @@ def _link(client: MlflowClient, run: Run, model: LoggedModel) -> None:
                     dataset_digest=datasets[0].digest if datasets else None,
                     model_id=model.model_id,
                 )
-
-
-@contextmanager
-def store_faults() -> Iterator[None]:
-    """Turn a fault of MLflow's store into a UserError."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(
-            f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}",
-            "the result and the model are complete on this disk",
-            "mend the store, or set MLFLOW_TRACKING_URI, then run the same command again",
-        ) from error
 
 
 # What the columns of a request mean, in the metadata of the model

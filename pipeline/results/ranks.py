@@ -9,7 +9,7 @@ Shape legend: N and M interactions of the splits, flat (N in data/splits), L lev
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,16 +21,17 @@ from pipeline.artifacts import Splits, fingerprint, read_json, write_parquet
 from pipeline.errors import UserError
 from pipeline.manifest import belongs
 from pipeline.metrics import recall_at
-from pipeline.strategies.registry import settings_types
 
 if TYPE_CHECKING:
     from pipeline.generator import Generator
 
 RANKS_FILE = "ranks.parquet"
 METRICS_FILE = "metrics.json"
+DETAILS_FILE = "details.json"
 KEY = "sidpipe"  # key of `Origin` in the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
-# interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank
+# interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank,
+# directed_rank, other_rank (the model's by the other rule for seen items than `filter_seen`)
 COLUMNS = (
     "user_id",
     "item_id",
@@ -41,6 +42,8 @@ COLUMNS = (
     "tie",
     "popularity_rank",
     "cooccurrence_rank",
+    "directed_rank",
+    "other_rank",
 )
 
 
@@ -63,7 +66,7 @@ class Origin:
     recipe: str
     beam: int
     decoding: str
-    filter_seen: bool
+    filter_seen: bool  # whether `rank` is without the items of the history
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def origin_of(
     splits: Path,
     config: dict[str, Any],
     *,
+    sections: Iterable[str],
     protocol: str,
     beam: int,
     decoding: str,
@@ -121,11 +125,12 @@ def origin_of(
     """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`.
 
     Args:
+        sections: keys of `config` with the settings of strategies.
         protocol: see `split_words`.
     """
     varies = ("seed", "fingerprints", "widths")  # from seed to seed, the widest collision group differs too
     recipe = {key: value for key, value in config.items() if key not in varies}
-    strategies = ("strategy", *settings_types())
+    strategies = ("strategy", *sections)
     return Origin(
         model=model_hash(generator),
         splits=fingerprint(splits),
@@ -188,6 +193,11 @@ def check_reports(reports: Path, generator: Path) -> None:
             "git and DVC restored different runs",
             "run `git checkout reports` and `dvc checkout`, or `dvc repro`",
         )
+
+
+def drops_seen(reports: Path) -> bool:
+    """Return whether seen items left the ranking in the evaluation; False where `reports` has none."""
+    return (reports / RANKS_FILE).exists() and Ranks.read(reports / RANKS_FILE).origin.filter_seen
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.printing import shown
-from pipeline.results.mlflow_model import MODEL_HASH, MlflowClient, MlflowException, download_artifacts, store_faults
+from pipeline.results.mlflow_client import open_store, store_alone, told_plainly
+from pipeline.results.mlflow_model import MODEL_HASH, MlflowException, download_artifacts
 from pipeline.results.tracking_uri import tracking_uri
 
 ALIAS = "champion"
@@ -22,9 +23,9 @@ class Registered:
 
 def champion(name: str) -> Registered | None:
     """Return the version that has the alias; None where nothing has it."""
-    with store_faults():
+    with told_plainly(), store_alone():
         try:
-            found = MlflowClient(tracking_uri()).get_model_version_by_alias(name, ALIAS)
+            found = open_store().get_model_version_by_alias(name, ALIAS)
         except MlflowException as error:
             if error.error_code in (MISSING, "INVALID_PARAMETER_VALUE"):  # no such model, or no such alias
                 return None
@@ -38,8 +39,8 @@ def register(name: str, experiment: str, model_hash: str) -> Registered:
     Raises:
         UserError: `track` has logged no such model, or the store cannot be used.
     """
-    with store_faults():
-        client = MlflowClient(tracking_uri())
+    with told_plainly(), store_alone():
+        client = open_store()
         known = client.get_experiment_by_name(experiment)
         logged = (
             client.search_logged_models(
@@ -71,8 +72,8 @@ def register(name: str, experiment: str, model_hash: str) -> Registered:
 
 def download_version(registered: Registered, folder: Path) -> Path:
     """Copy the files of a version into `folder`, and return the folder of the MLflow model."""
-    with store_faults():
-        client = MlflowClient(tracking_uri())
+    with told_plainly(), store_alone():
+        client = open_store()
         source = str(client.get_model_version(registered.name, registered.version).source)
         location = client.get_logged_model(source.removeprefix("models:/")).artifact_location
         return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=tracking_uri()))
@@ -80,8 +81,8 @@ def download_version(registered: Registered, folder: Path) -> Path:
 
 def crown(registered: Registered | None, name: str) -> None:
     """Give the alias to a version; None takes it away. The same again changes nothing."""
-    with store_faults():
-        client = MlflowClient(tracking_uri())
+    with told_plainly(), store_alone():
+        client = open_store()
         if registered is None:
             client.delete_registered_model_alias(name, ALIAS)
         else:

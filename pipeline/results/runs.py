@@ -16,7 +16,7 @@ import yaml
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
-from pipeline.results.ranks import METRICS_FILE, RANKS_FILE, Ranks, check_reports
+from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 USAGE = (
     "name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
@@ -24,7 +24,7 @@ USAGE = (
 )
 BASELINE = "HEAD"  # the commit that experiments start from
 LOCK = Path("dvc.lock")
-FIGURES = (METRICS_FILE,)  # files of reports/ with a run's metrics and costs
+FIGURES = (METRICS_FILE, DETAILS_FILE)  # files of reports/ with a run's metrics and costs
 Reader = Callable[[Path], bytes]  # the content of a file of a project; FileNotFoundError where it has none
 
 

@@ -31,7 +31,7 @@ from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.project import shared_scratch
 from pipeline.raw_ids import dense_ids, find_ids
-from pipeline.results.ranks import check_fit, check_reports, model_hash
+from pipeline.results.ranks import check_fit, check_reports, drops_seen, model_hash
 
 BEAM = 20  # least width of the beam, as in `recommend`
 PART_USERS = 4096  # users of one part; a stopped run loses at most one
@@ -53,7 +53,7 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     *,
     users: Path | None = None,
     k: int = 10,
-    filter_seen: bool = False,
+    filter_seen: bool | None = None,
     beam: int | None = None,
     device: str = "auto",
     interactions: Path = INTERACTIONS,
@@ -68,6 +68,8 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     Args:
         users: a text file with one raw id per line; None: all users. Users that the log does not have are named on
             stderr and left out.
+        filter_seen: leave out items of the history; None: as in the evaluation of the model, or leave them in where
+            `reports` has none.
         beam: width of the search, by default the larger of `k` and 20.
         device: `auto`, `cpu` or `cuda`. A GPU searches all users in one shape; with `filter_seen` its beam is wider by
             `max_history` for everybody, on a CPU by the length of the user's history.
@@ -94,7 +96,8 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     names, rows = _chosen(users, log, splits, Interactions(interactions).users)
-    settings = Settings(k=min(k, len(loaded.items)), filter_seen=filter_seen, beam=width)
+    drop = drops_seen(reports) if filter_seen is None else filter_seen
+    settings = Settings(k=min(k, len(loaded.items)), filter_seen=drop, beam=width)
     key = fingerprint(model_hash(generator), fingerprint(splits), rows.tolist(), vars(settings), PART_USERS)[:16]
     folder = shared_scratch() / "recommend" / key
     try:

@@ -127,7 +127,7 @@ class Report:
         return {}
 
     def figures(self) -> dict[str, float]:
-        """Return more keys of timings.json; `artifacts.MEASURED` names those that measure time or memory."""
+        """Return more keys of timings.json; `metric_names.MEASURED` names those that measure time or memory."""
         return {}
 
 

@@ -1,14 +1,15 @@
 """Render reports/index.html, one self-contained page about one result. Equal results give equal bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.results.frontier_points import Point, frontier_svg
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.track.figures import bars, curves
-from pipeline.track.scoreboard import Cell, headings, scoreboard_rows
+from pipeline.track.scoreboard import Cell, has_ties, headings, scoreboard_rows
 
 SERIES = {
     "model": "recall_at_10",
@@ -51,19 +52,26 @@ summary { cursor: pointer; font-weight: 600 }
 """
 COMPARE = """dvc exp run --temp -S strategy=NAME           # another way of training, everything else equal
 dvc exp run --queue -S seed=1,42,999 && dvc queue start
-dvc exp show --only-changed --drop '.*/.*'   # without the columns of content hashes
+dvc exp show --only-changed --drop '.*/.*|[^.]*_' --keep '(recall|ndcg)_at_10|train_seconds'
 dvc metrics diff && dvc plots diff            # your files, or an experiment that you name, against the last commit
 python -m pipeline compare                    # each strategy against full on its backbone, user by user"""
 
 
-def render_page(result: Result, params: dict[str, Any]) -> str:
-    """Return the page's HTML. `params` is flat: `{"train.beam": 10, ...}`."""
+def render_page(result: Result, params: dict[str, Any], known: Sequence[Point] = ()) -> str:
+    """Return the page's HTML.
+
+    Args:
+        params: flat, `{"train.beam": 10, ...}`.
+        known: results of the project that were tested as this one was, itself included.
+    """
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{_protocol(result, params)}</p>',
         _facts(result.metrics),
         _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
+        _section("Beyond hits: the first ten items", _beyond(result.metrics)),
+        _frontier(result.metrics, known),
         '<div class="two">' + _figures(result) + "</div>",
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
@@ -80,7 +88,7 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     """Return the line that says on what data and how the result was evaluated."""
     counts = result.dataset
     metrics = result.metrics
-    seen = "seen items dropped" if params["evaluate.filter_seen"] else "seen items included"
+    seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
@@ -118,11 +126,12 @@ def _facts(metrics: dict[str, float]) -> str:
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     """Return the table of the model and the baselines; the model is the first row."""
+    apart = f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th>'
     groups = (
         f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
-        f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th></tr>'
+        f"{apart if has_ties(metrics) else ''}</tr>"
     )
-    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings()) + "</tr>"
+    heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings(metrics)) + "</tr>"
     lines = []
     for rank, row in enumerate(scoreboard_rows(metrics, strategy)):
         kind = ' class="model"' if rank == 0 else ""
@@ -144,6 +153,46 @@ def _notes(metrics: dict[str, float]) -> str:
         f"deduplication digit: {metrics['bucket_recall_at_10']:.4f}. Generated SIDs that name no item: "
         f"{metrics['invalid_rate']:.2%}. Validation chose step {metrics['best_step']:,.0f}.</p>"
     )
+
+
+BEYOND = {  # key -> label, format
+    "coverage_at_10": ("of the catalogue is in the first ten of somebody", "{:.1%}"),
+    "long_tail_share_at_10": ("of what is shown is long tail", "{:.1%}"),
+    "long_tail_share_of_targets": ("of the test targets is long tail", "{:.1%}"),
+    "popularity_bias_at_10": ("times as popular as the targets is what is shown", "{:.2f}"),
+    "novelty_at_10": ("bits of novelty", "{:.1f}"),
+    "category_diversity_at_10": ("of the pairs in a top ten differ in category", "{:.1%}"),
+    "code_diversity_at_10": ("of the pairs differ in the first code", "{:.1%}"),
+    "expected_recall_at_10": ("recall@10 that the beam's probabilities promise", "{:.4f}"),
+    "calibration_error_at_10": ("calibration error of that promise", "{:.4f}"),
+}
+
+
+def _beyond(metrics: dict[str, float]) -> str:
+    """Return the boxes about the first ten items of all users."""
+    boxes = [
+        f'<div><b>{form.format(metrics[key])}</b><span class="soft">{escape(label)}</span></div>'
+        for key, (label, form) in BEYOND.items()
+        if key in metrics
+    ]
+    note = (
+        '<p class="soft">The long tail is every item but the most popular ones, which together have 80% of the '
+        "training interactions. Novelty is the mean of -log2 of an item's share of these interactions.</p>"
+    )
+    return f'<div class="facts">{"".join(boxes)}</div>{note}'
+
+
+def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
+    """Return the drawing of quality against cost; nothing where no other result is known."""
+    if len(known) < 2:
+        return ""
+    counting = {"co-occurrence": metrics["cooccurrence_recall_at_10"]}
+    text = frontier_svg(known, counting)
+    note = (
+        f'<p class="soft">{len(known)} results of this project that were tested alike. Filled, with a line: the '
+        "frontier, nobody is cheaper and better. Seconds hold for the machine and its load.</p>"
+    )
+    return _section("Quality against cost", text[text.index("<svg") :] + note)
 
 
 def _figures(result: Result) -> str:

@@ -3,26 +3,26 @@
 import os
 import subprocess
 
-# Files that the pipeline itself writes into the working tree; they say nothing about the code that ran.
-OWN_OUTPUTS = (":(exclude)dvc.lock", ":(exclude)reports")
+CODE = ("pipeline", "dvc.yaml", "constraints.txt", "pyproject.toml")  # what decides how a result is made, but settings
 
 
 def provenance() -> dict[str, str]:
     """Return the tags git_commit, git_dirty, dvc_experiment and dvc_baseline.
 
-    git_dirty: whether tracked files other than results differ from the commit. A value is empty where git or DVC has
-    nothing to say, such as the experiment's name under `dvc repro`. The commit has a second tag, which MLflow's page
-    reads.
+    git_dirty: whether the code differs from the commit, new files included; params.yaml is no code, and the run has all
+    of its values. A value is empty where git or DVC has nothing to say, such as the experiment's name under `dvc
+    repro`. The commit has a second tag, which MLflow's page reads.
     """
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", *OWN_OUTPUTS)
+    changed = _git("status", "--porcelain", "--untracked-files=all", "--", *CODE)
     commit = _git("rev-parse", "HEAD")
+    experiment = os.environ.get("DVC_EXP_NAME", "")
     return {
         "git_commit": commit,
         "mlflow.source.git.commit": commit,
-        "mlflow.source.name": "dvc repro",
+        "mlflow.source.name": "dvc exp run" if experiment else "dvc repro",
         "mlflow.source.type": "LOCAL",
         "git_dirty": str(bool(changed)).lower(),
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
+        "dvc_experiment": experiment,
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
     }
 

@@ -3,24 +3,32 @@
 The stage runs on every `dvc repro`. When everything else came from the cache, it changes nothing.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, write_bytes
 from pipeline.printing import say
+from pipeline.project import shared_scratch
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
-from pipeline.results.tracking_uri import how_to_see, tracking_uri
+from pipeline.results.run_names import RunName
+from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
 from pipeline.track.config import TrackConfig
+from pipeline.track.description import PICTURE, describe_run, picture
+from pipeline.track.known import remember
 from pipeline.track.page import render_page
 from pipeline.track.provenance import provenance
 from pipeline.track.scoreboard import scoreboard_text
 
+RANKS = "ranks.parquet"  # a row per user
 LOCK = Path("dvc.lock")
 PARAMS = Path("params.yaml")
 REPORT_FILES = (  # files of reports/ that are attached to the run
     "index.html",
     "metrics.json",
+    "details.json",
     "history.csv",
     "by_history.csv",
     "by_popularity.csv",
@@ -43,6 +51,9 @@ class TrackParams(Plain, Protocol):
 
     @property
     def track(self) -> TrackConfig: ...
+
+    @property
+    def strategies(self) -> Mapping[str, Any]: ...
 
 
 def run(
@@ -67,7 +78,7 @@ def run(
     result = read_result(reports, interactions, sids, lock)
     flat = flatten(params)
     page = reports / "index.html"
-    write_bytes(page, render_page(result, flat).encode())
+    write_bytes(page, render_page(result, flat, remember(result, flat, shared_scratch())).encode())
     say(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
         scoreboard_text(result.metrics, params.strategy),
@@ -77,10 +88,24 @@ def run(
     # 2. The run in MLflow, which is loaded only here.
     from pipeline.results.mlflow_store import record
 
-    tags = {"strategy": params.strategy, "seed": str(params.seed), "dataset": params.dataset, **provenance()}
-    tables = [*(reports / name for name in REPORT_FILES), sids / "quality.json"]
+    name = RunName.of(flat, params.strategies)
+    tags = {**name.tags(result.hashes["interactions"]), "dataset": params.dataset, **provenance()}
+    tables = [*(reports / file for file in REPORT_FILES), sids / "quality.json"]
+    if params.track.user_ids:
+        tables.append(reports / RANKS)
     artifacts = {**dict.fromkeys(tables, "report"), PARAMS: "pipeline", lock: "pipeline"}
-    recorded = record(result, flat, tags, params.track.experiment, artifacts)
+    with TemporaryDirectory() as folder:
+        drawn = Path(folder) / PICTURE
+        drawn.write_bytes(picture(result.history))
+        recorded = record(
+            result,
+            flat,
+            name,
+            tags,
+            params.track.experiment,
+            {drawn: "report", **artifacts},
+            lambda run_id: describe_run(result, flat, name, run_id),
+        )
     say(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
         how_to_see(tracking_uri(), recorded.experiment_id),
@@ -88,13 +113,13 @@ def run(
     if params.track.log_model:
         from pipeline.results.mlflow_model import log_model
 
-        about = {name: tags[name] for name in ("strategy", "seed", "dataset")}
+        about = {key: tags[key] for key in ("strategy", "seed", "dataset")}
         log_model(
             recorded.run_id,
             recorded.experiment_id,
             generator=generator,
             splits=splits,
-            ranks=reports / "ranks.parquet",
+            ranks=reports / RANKS if params.track.user_ids or is_local(tracking_uri()) else None,
             tags=about,
         )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}

@@ -49,7 +49,9 @@ def _parameters(trainer: Trainer) -> int:
 def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     """Return the figures of a finished run, as timings.json holds them.
 
-    Training seconds are those of optimizer steps without compilation; wall seconds count everything.
+    Training seconds are those of optimizer steps without compilation; wall seconds count everything. `training` is the
+    fingerprint of settings, inputs and code; `start`, and `times` for each row of the history, are in seconds since
+    1970.
 
     Args:
         flops: floating-point operations of a window, forward and backward.
@@ -60,25 +62,29 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     rate = flops * state.windows / state.train_seconds
     peak = peak_flops(trainer.device)  # None: not known for this device
     shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
+    # A window with one target is one sample: that count would stand here twice.
+    samples = {"samples_per_second": state.samples / state.train_seconds, "samples_trained": state.samples}
     return {
         "train_seconds": state.train_seconds,
         "compile_seconds": state.compile_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
-        "samples_per_second": state.samples / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds,
         "peak_memory_gib": peak_memory_gib(trainer.device),
         "flops_per_window": flops,
         "flops_per_second": rate,
         **shares,
         "windows_trained": state.windows,
-        "samples_trained": state.samples,
         "tokens_trained": state.tokens,
         "best_step": state.best_step,
         "tokens_per_step": state.tokens / state.step,
         "tokens_per_step_after_pruning": state.tokens_kept / state.step,
         "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
+        **(samples if trainer.config.targets == "all" else {}),
+        "training": trainer.checkpoints.folder.name,
+        "start": state.start,
+        "times": state.times,
     }
 
 

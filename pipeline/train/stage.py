@@ -5,6 +5,7 @@ one writes.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ from pipeline.train.names import ItemNames, read_names
 from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.observer import Observer
 
 
-def run(
+def run(  # noqa: PLR0913 - the files and what watches, all by keyword
     params: TrainParams,
     *,
     interactions: Path = INTERACTIONS,
@@ -48,11 +50,15 @@ def run(
     output: Path = GENERATOR,
     reports: Path = REPORTS,
     scratch: Path = SCRATCH,
+    observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Train by `params` and write models/generator and reports/.
 
     The files of reports/ are timings.json, history.csv, kept_by_level.csv, kept_by_position.csv, passes.csv and
     skipped/.
+
+    Args:
+        observer: learns of the start and of each validation; under torchrun, that of the first process counts.
 
     Returns:
         What timings.json holds.
@@ -70,7 +76,17 @@ def run(
     checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
-        return _train(recipe, held, names, inputs, checkpoints, items, output, reports)
+        files = Files(items, output, reports)
+        return _train(recipe, held, names, inputs, checkpoints, files, observer)
+
+
+@dataclass(frozen=True)
+class Files:
+    """These files are written once training is over, with the names of the items."""
+
+    items: pd.DataFrame  # item_id, raw_id, title
+    output: Path  # models/generator
+    reports: Path
 
 
 def _train(
@@ -79,9 +95,8 @@ def _train(
     names: ItemNames,
     inputs: Mapping[str, str],
     checkpoints: Checkpoints,
-    items: pd.DataFrame,
-    output: Path,
-    reports: Path,
+    files: Files,
+    observer: Observer | None,
 ) -> dict[str, Any]:
     """Train from the checkpoint on, if there is one, and write the model and the reports."""
     device = pick_device(recipe.config.device)
@@ -92,6 +107,7 @@ def _train(
     with joined(device) as world:
         trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
+            trainer.observer = observer
             name_other_code(checkpoints.folder)
             announce(trainer, names.line)
         state = trainer.run()
@@ -104,9 +120,10 @@ def _train(
         # 2. The first process writes.
         if world.leads:
             catalogue = trainer.validation.catalogue
-            save_generator(output, trainer.evaluated, catalogue, items, recipe.model_config(inputs), eval_skips)
+            model_config = recipe.model_config(inputs)
+            save_generator(files.output, trainer.evaluated, catalogue, files.items, model_config, eval_skips)
             tables = report.tables(state.epoch + 1, catalogue.levels)
-            write_reports(reports, timings, state.history, kept, tables, learned)
+            write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
             conclude(trainer, timings)
     return timings

@@ -10,7 +10,7 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from pipeline.training.optimizer import Average, learning_rate, set_rate
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
+
+if TYPE_CHECKING:
+    from pipeline.training.observer import Observer
 
 # Fields of `State` that have another name in a checkpoint, so that runs of older versions can be resumed.
 SAVED_AS = {"epoch": "pass_index", "position": "place"}
@@ -59,6 +62,8 @@ class State:
     best_score: float = -math.inf
     best_step: int = 0
     stale: int = 0  # validations since the best one
+    start: float = 0.0  # when the run first started, in seconds since 1970
+    times: list[float] = field(default_factory=list)  # when each row of the history was measured, likewise
 
     def saved(self) -> dict[str, Any]:
         """Return the state as a checkpoint holds it."""
@@ -67,7 +72,8 @@ class State:
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> "State":
         """Return the state that a checkpoint holds."""
-        return cls(**{f.name: saved[SAVED_AS.get(f.name, f.name)] for f in fields(cls)})
+        names = {f.name: SAVED_AS.get(f.name, f.name) for f in fields(cls)}
+        return cls(**{name: saved[old] for name, old in names.items() if old in saved})
 
 
 class Trainer:
@@ -100,6 +106,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
         self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
+        self.observer: Observer | None = None
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
         self._told = False  # whether any of the processes was told to stop, as `_look` found
 
@@ -124,6 +131,9 @@ class Trainer:
         self._began = time.perf_counter()
         self._mark = self._began
         self._warm = 0.0
+        self.state.start = self.state.start or round(time.time(), 6)
+        if self.observer:
+            self.observer.begin(self.checkpoints.folder.name, self.state.start)
         with deferred():
             self._run()
         self.evaluated.load_state_dict(self.best)
@@ -263,6 +273,9 @@ class Trainer:
             raise _diverged(state.step, self.config)
         train_loss = state.loss_sum / state.loss_samples
         state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
+        state.times.append(round(time.time(), 3))
+        if self.observer:
+            self.observer.point(state.history[-1], state.times[-1])
         state.loss_sum = 0.0
         state.loss_samples = 0
         state.stale += 1

@@ -16,11 +16,11 @@ from evaluated_world import TIMINGS, USERS, World, write_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import MEASURED, Splits, read_json, write_json
+from pipeline.artifacts import Splits, read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import is_repeat, run
 from pipeline.manifest import with_checksum
-from pipeline.metric_names import METRICS
+from pipeline.metric_names import HEADLINES, MEASURED, METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
 
@@ -42,16 +42,24 @@ REQUIRED = {
 
 
 def files(world: World) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in world.paths["reports"].iterdir()}
+    """Every file of reports/; of those with measurements, what is none."""
+    found = {path.name: path.read_bytes() for path in world.paths["reports"].iterdir()}
+    if "details.json" in found:
+        details = json.loads(found["details.json"])
+        found["details.json"] = json.dumps({k: v for k, v in details.items() if k not in MEASURED}).encode()
+    return found
 
 
 def test_metrics_are_flat_numbers_and_hold_every_required_key(world: World) -> None:
     metrics = run(world.params, **world.paths)
-    assert metrics == read_json(world.paths["reports"] / "metrics.json")
+    headlines, details = (read_json(world.paths["reports"] / f"{name}.json") for name in ("metrics", "details"))
+    assert metrics == headlines | details
+    assert headlines.keys().isdisjoint(details), "nothing stands twice"
+    assert set(headlines) <= set(HEADLINES)
     assert metrics.keys() >= REQUIRED
     assert all(type(value) in (int, float) for value in metrics.values())
     assert {key: metrics[key] for key in TIMINGS} == TIMINGS
-    assert metrics.keys() & MEASURED == TIMINGS.keys() & MEASURED
+    assert metrics.keys() & MEASURED == (TIMINGS.keys() & MEASURED) | {"evaluate_seconds", "users_per_second"}
 
 
 @pytest.mark.slow
@@ -142,7 +150,8 @@ def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(
     config = replace(world.params.evaluate, decoding="unconstrained", filter_seen=True)
     metrics = run(replace(world.params, evaluate=config), **world.paths)
     printed = capsys.readouterr().out
-    assert "beam 10, unconstrained, seen items dropped" in printed
+    assert "full, seen dropped: beam 10, unconstrained" in printed
+    assert "full, seen included" in printed
     assert "co-occurrence" in printed
     assert f"no tie: {metrics['noties_users']} users" in printed
     origin = Ranks.read(world.paths["reports"] / "ranks.parquet").origin
@@ -151,6 +160,30 @@ def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(
     repeats = is_repeat(world.splits, targets)
     said = f"{repeats.mean():.1%} of the test targets are repeats of an item of their history"
     assert (said in printed) == repeats.any()
+
+
+def test_both_rules_for_seen_items_stand_in_the_metrics_as_a_run_by_each_rule_has_them(world: World) -> None:
+    found = {}
+    for rule in (True, False, "auto"):
+        config = replace(world.params.evaluate, filter_seen=rule)
+        found[rule] = run(replace(world.params, evaluate=config), **world.paths)
+    for name in ("recall_at_10", "ndcg_at_10", "noties_recall_at_10", "noties_ndcg_at_10"):
+        part, metric = ("noties_", name[7:]) if name.startswith("noties_") else ("", name)
+        for metrics in found.values():
+            assert metrics[f"{part}seen_dropped_{metric}"] == found[True][name]
+            assert metrics[f"{part}seen_included_{metric}"] == found[False][name]
+    assert found[True]["recall_at_10"] != found[False]["recall_at_10"]
+    assert found["auto"]["seen_dropped"] == found["auto"]["cooccurrence_seen_dropped"]
+    assert [found[rule]["seen_dropped"] for rule in (True, False)] == [1, 0]
+
+
+def test_without_ties_nothing_stands_twice(world: World) -> None:
+    apart = replace(world.splits, timestamps_N=np.arange(len(world.splits.items_N)))
+    apart.write(world.paths["splits"])
+    write_generator(world)
+    metrics = run(world.params, **world.paths)
+    assert metrics["tie_share"] == 0
+    assert [name for name in metrics if name.startswith("noties_")] == ["noties_users"]
 
 
 def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world: World) -> None:

@@ -254,3 +254,13 @@ def test_an_at_sign_in_an_id_is_told_from_a_time(history: list[Any], items: list
 def test_an_entry_that_is_no_item_at_a_time_is_named(history: list[Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_history(history, CATALOGUE, Path("items.parquet"), wants_times=False)
+
+
+def test_seen_items_are_dropped_as_in_the_evaluation_of_the_model(world: World) -> None:
+    history = ["item-1", "item-2", "item-3"]
+    assert {row.item for row in ask(world, history=history, k=ITEMS)} >= set(history)  # never evaluated
+    for rule in (True, False):
+        run(replace(world.params, evaluate=replace(world.params.evaluate, filter_seen=rule)), **world.paths)
+        shown = {row.item for row in ask(world, history=history, k=ITEMS)}
+        assert shown.isdisjoint(history) is rule
+        assert {row.item for row in ask(world, history=history, k=ITEMS, filter_seen=False)} >= set(history)

@@ -127,7 +127,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from("abc"), values, max_size=3), max_size=6),
     indent=st.sampled_from([None, 0, 2]),

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from raw_logs import SHARED, Ingest, csv_text, interactions, write
 
-from pipeline.artifacts import MEASURED
 from pipeline.ingest.stage import _replace
+from pipeline.metric_names import MEASURED
 from pipeline.stopping import Stopped
 
 BEAUTY, SPORTS, MOVIES = (SHARED / name for name in ("amazon-beauty", "amazon-sports", "movielens-latest-small"))

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from urllib.parse import urlparse
 import pytest
 from project_folder import STAGES, Repository, stages_run
 
-from pipeline.artifacts import MEASURED, read_parquet
+from pipeline.artifacts import read_parquet
+from pipeline.metric_names import MEASURED
 
 pytestmark = pytest.mark.slow
 # A new strategy: one folder, one section of params.yaml and one line of dvc.yaml
@@ -64,7 +66,8 @@ def test_the_return_to_earlier_parameters_trains_nothing(repository: Repository)
     assert repository.outputs()["models/generator"] != before["models/generator"]
     repository.run("git", "checkout", "-q", "main", "--", "params.yaml")
     assert stages_run(repository.run("dvc", "repro")) == ["track"]
-    assert repository.outputs() == before
+    page = "reports/index.html"  # it draws the other result beside its own
+    assert {**repository.outputs(), page: ""} == {**before, page: ""}
     seeds = repository.recorded_seeds()
     assert (seeds.count("42"), seeds.count("7")) == (1, 1)
 
@@ -81,7 +84,9 @@ def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repos
     seeds = repository.recorded_seeds()
     assert (seeds.count("1"), seeds.count("42")) == (1, 1)
     assert repository.run("git", "status", "--porcelain") == ""
-    for (uri,) in repository.query("select artifact_uri from runs"):
+    for (uri,) in repository.query(
+        "select artifact_uri from runs join tags using (run_uuid) where key = 'run_kind' and value = 'result'"
+    ):
         folder = Path(urlparse(uri).path)
         assert folder.is_relative_to(repository.path / "mlartifacts")
         assert (folder / "model/model.safetensors").is_file()
@@ -106,9 +111,25 @@ def test_the_tables_and_plots_of_dvc_read_well(repository: Repository) -> None:
     values = next(iter(shown.values()))["data"]["reports/metrics.json"]["data"].values()
     assert all(isinstance(value, int | float) for value in values)
     plots = json.loads(repository.run("dvc", "plots", "show", "--json"))["data"]
-    assert {"Loss", "reports/history.csv", "reports/by_history.csv", "reports/by_popularity.csv"} <= {
-        name.removeprefix("dvc.yaml::") for name in plots
-    }
+    assert {
+        "Loss",
+        "reports/frontier.csv",
+        "reports/history.csv",
+        "reports/by_history.csv",
+        "reports/by_popularity.csv",
+    } <= {name.removeprefix("dvc.yaml::") for name in plots}
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("seventh")
+def test_the_table_of_experiments_fits_160_columns_with_the_options_of_the_readme(
+    repository: Repository, root: Path
+) -> None:
+    (line,) = [line for line in (root / "README.md").read_text().splitlines() if line.startswith("dvc exp show")]
+    shown = repository.run(*shlex.split(line, comments=True)).splitlines()
+    assert max(map(len, shown)) <= 160
+    heading = next(line for line in shown if "recall_at_10" in line)
+    assert {"recall_at_10", "ndcg_at_10", "train_seconds", "seed"} <= set(heading.split())
 
 
 def test_a_bad_value_is_told_before_anything_is_removed(repository: Repository) -> None:
@@ -222,10 +243,15 @@ def test_the_model_answers_for_a_user_of_the_log(repository: Repository) -> None
 def test_another_clone_makes_the_same_bytes(repository: Repository, twin: Repository) -> None:
     """All outputs but measurements and the files that show them."""
     ours, theirs = repository.outputs(), twin.outputs()
-    measured = {"reports/timings.json", "reports/metrics.json", "reports/index.html"}
+    names = ("timings.json", "metrics.json", "details.json", "frontier.csv", "index.html")
+    measured = {f"reports/{name}" for name in names}
     assert {path for path in ours if ours[path] != theirs.get(path)} == measured
     assert ours.keys() == theirs.keys()
-    first, second = (json.loads((uri.path / "reports/metrics.json").read_text()) for uri in (repository, twin))
+    first, second = (
+        json.loads((uri.path / "reports/metrics.json").read_text())
+        | json.loads((uri.path / "reports/details.json").read_text())
+        for uri in (repository, twin)
+    )
     assert {key for key in first if first[key] != second[key]} <= MEASURED
     assert first.keys() == second.keys()
 

@@ -72,8 +72,10 @@ def test_empty_mappings_become_what_s_can_set(project: Path) -> None:
 
 def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> None:
     before = (project / "params.yaml").read_text()
-    (project / "params.yaml").write_text(re.sub(r"  experiment: .*\n  log_model: .*\n", "", before))
-    assert [line.key for line in add_missing_keys()] == ["track.experiment", "track.log_model"]
+    (project / "params.yaml").write_text(before.partition("track:\n")[0] + "track:\n")
+    assert [line.key for line in add_missing_keys()] == [
+        f"track.{name}" for name in ("experiment", "log_model", "model_name", "dataset_name", "live", "user_ids")
+    ]
     assert (project / "params.yaml").read_text() == before
 
 

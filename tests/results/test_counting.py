@@ -35,7 +35,7 @@ def splits_of(sequences: list[list[int]], items: int = ITEMS) -> Splits:
 SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9), min_size=1, max_size=8)
 
 
-def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> list[float]:
+def slow_scores(sequences: list[list[int]], history: list[int], window: int, backward: float = 1) -> list[float]:
     """The score of every item, as the docstrings define it."""
     counts = Counter(item for s in sequences for item in s[:-2])
     together: dict[tuple[int, int], float] = defaultdict(float)
@@ -44,7 +44,7 @@ def slow_scores(sequences: list[list[int]], history: list[int], window: int) -> 
         for i, a in enumerate(training):
             for j, b in enumerate(training):
                 if a != b and 1 <= abs(i - j) <= window:
-                    together[a, b] += 1 / abs(i - j)
+                    together[a, b] += (1 if i < j else backward) / abs(i - j)
     return [
         sum(together[h, item] / max(counts[h], 1) ** 0.5 / (k + 1) for k, h in enumerate(reversed(history)))
         for item in range(ITEMS)
@@ -58,21 +58,23 @@ def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: 
     return 1 + sum(keys[item] < keys[target] for item in range(ITEMS) if item not in dropped)
 
 
-@given(SEQUENCES, st.integers(1, 4), st.booleans())
+@given(SEQUENCES, st.integers(1, 4), st.booleans(), st.sampled_from([0.0, 0.25, 1.0]))
 @settings(max_examples=60, deadline=None)
-def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int, drop_seen: bool) -> None:
+def test_ranks_equal_the_slow_reference(
+    sequences: list[list[int]], window: int, drop_seen: bool, backward: float
+) -> None:
     splits = splits_of(sequences)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
     column_I = popularity_columns(splits)
     order_I = np.argsort(column_I)
-    together = cooccurrence(splits, window)
+    together = cooccurrence(splits, window, backward)
     counts = Counts(column_I, together[order_I][:, order_I])
     for part, cut in (("test", -1), ("valid", -2)):
         found = rank_by_counts(splits, part, counts, drop_seen=drop_seen)
         for rank, s in zip(found, sequences, strict=True):
             history = s[:cut][-MAX_HISTORY:]
             dropped = set(history) if drop_seen else set()
-            assert rank == slow_rank(slow_scores(sequences, history, window), popularity, s[cut], dropped)
+            assert rank == slow_rank(slow_scores(sequences, history, window, backward), popularity, s[cut], dropped)
 
 
 @given(SEQUENCES, st.booleans())
@@ -100,7 +102,20 @@ def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation() -> N
     assert baselines(splits_of(again), window=2, filter_seen=True).drop_seen == {
         "popularity": True,
         "cooccurrence": True,
+        "directed": True,
     }
+
+
+def test_the_weight_of_the_other_direction_is_chosen_on_validation() -> None:
+    # Fifteen items lead to item 15, more often than 15 leads to 16: only a direction finds 16 behind 15.
+    led = [[first, 15, 16, 17] for first in range(15) for _ in range(3)] + [[15, 16, 17, 0]] * 2
+    found = baselines(splits_of(led, items=18), window=2)
+    assert found.backward == 0.5  # the largest that finds it
+    assert found.drop_seen["directed"] == found.drop_seen["cooccurrence"]
+    alike = [[1, 2, 1, 2, 1, 2], [3, 4, 3, 4, 3, 4]] * 6
+    found = baselines(splits_of(alike), window=2)
+    assert found.backward == 1
+    np.testing.assert_array_equal(found.directed_U, found.cooccurrence_U)
 
 
 def test_a_user_without_history_is_ranked_by_popularity() -> None:

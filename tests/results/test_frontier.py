@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from synthetic_runs import ranks_of
 
 from pipeline.results.arms import Arm
-from pipeline.results.frontier import Point, frontier_svg, on_frontier, standings
+from pipeline.results.frontier import standings
+from pipeline.results.frontier_points import Point, frontier_svg, on_frontier
 from pipeline.results.runs import Run
 
 POINTS = st.lists(st.builds(Point, st.just("a"), st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([1.0, 2.0, 3.0])))

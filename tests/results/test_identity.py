@@ -9,8 +9,8 @@ import pytest
 import yaml
 from finished_result import write_result
 
-from pipeline.artifacts import MEASURED
 from pipeline.errors import UserError
+from pipeline.metric_names import MEASURED
 from pipeline.results.identity import Result, _rows, read_result
 
 
@@ -20,7 +20,8 @@ def read() -> Result:
 
 def test_a_result_holds_what_the_files_hold(project: Path) -> None:
     result = read()
-    assert result.metrics == json.loads((project / "reports/metrics.json").read_text())
+    files = [json.loads((project / f"reports/{name}.json").read_text()) for name in ("metrics", "details")]
+    assert result.metrics == files[0] | files[1]
     assert [row["step"] for row in result.history] == list(range(200, 1601, 200))
     assert result.history[0]["valid_loss"] == pytest.approx(11 - 200 / 300, abs=1e-4)
     assert result.hashes == {

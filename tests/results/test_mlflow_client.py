@@ -23,7 +23,7 @@ from pipeline.track import stage
 
 
 def track(**changes: Any) -> dict[str, Any]:
-    return stage.run(read_params(changes))
+    return stage.run(read_params({**changes, "track": {"log_model": False}}))
 
 
 def rows(store: Path, sql: str, *values: str) -> list[Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import pytest
 from finished_result import write_result
 from settings import read_params, some_params
@@ -57,8 +58,8 @@ def test_another_result_is_another_run_and_coming_back_finds_the_first(project: 
     second = track(seed=7)
     write_result(project, seed=1)
     assert track()["run_id"] == first["run_id"] != second["run_id"]
-    assert (first["name"][:8], second["name"][:7]) == ("full-42-", "full-7-")
-    assert len(rows(store, "select * from runs")) == 2
+    assert (first["name"], second["name"]) == ("full t5 demo s42", "full t5 demo s7")
+    assert len(rows(store, "select * from tags where key = 'result_key'")) == 2
 
 
 def test_a_recording_that_was_killed_is_completed_without_repeats(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +77,7 @@ def test_a_recording_that_was_killed_is_completed_without_repeats(store: Path, m
     once = everything(store)
     assert rows(store, "select status from runs") == [("FINISHED",)]
     assert len(once["metrics"]) == len(set(once["metrics"]))
-    assert len(rows(store, "select * from metrics where key = 'train_loss'")) == 8
+    assert len(rows(store, "select * from metrics where key = 'train/loss'")) == 8
 
 
 def test_a_run_holds_parameters_curves_numbers_tags_and_data(project: Path, store: Path) -> None:
@@ -87,18 +88,24 @@ def test_a_run_holds_parameters_curves_numbers_tags_and_data(project: Path, stor
     assert params["embed.template"] == '["{title}", "{categories}", "{description}"]'
     assert params["split.valid_from"] == ""
     latest = dict(rows(store, "select key, value from latest_metrics"))
-    assert metrics.items() <= latest.items()
-    curve = rows(store, "select step, value from metrics where key = 'valid_recall_at_10' order by step")
+    assert latest["test/recall_at_10"] == metrics["recall_at_10"]
+    assert latest["baseline/cooccurrence_ndcg_at_10"] == metrics["cooccurrence_ndcg_at_10"]
+    assert latest["cost/train_seconds"] == metrics["train_seconds"]
+    assert rows(store, "select key from latest_metrics limit 2") == [("test/recall_at_10",), ("test/ndcg_at_10",)]
+    curve = rows(store, "select step, value from metrics where key = 'valid/recall_at_10' order by step")
     assert curve == [(step, step / 20000) for step in range(200, 1601, 200)]
     tags = dict(rows(store, "select key, value from tags"))
     assert tags["hash_model"] == "aa11"
     assert (tags["dataset"], tags["strategy"], tags["seed"]) == ("custom", "full", "42")
+    assert (tags["data"], tags["backbone"], tags["run_kind"]) == ("logs", "t5", "result")
+    assert "| full | " in tags["mlflow.note.content"]
     (dataset,) = rows(store, "select name, digest, dataset_profile from datasets")
-    assert dataset == ("custom", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
+    assert dataset == ("logs", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
     ((uri,),) = rows(store, "select artifact_uri from runs")
     found = {str(path.relative_to(urlparse(uri).path)) for path in Path(urlparse(uri).path).rglob("*.*")}
     assert {
         "report/index.html",
+        "report/curve.svg",
         "report/metrics.json",
         "pipeline/dvc.lock",
         "pipeline/params.yaml",
@@ -190,3 +197,74 @@ def test_flat_parameters_are_the_keys_of_params_yaml() -> None:
     flat = flatten(some_params())
     assert (flat["seed"], flat["train.beam"], flat["ingest.minimum"]) == (42, 10, {})
     assert not [key for key in flat if key.count(".") > 1]
+
+
+def names(store: Path) -> list[str]:
+    return [name for (name,) in rows(store, "select name from runs order by rowid")]
+
+
+def test_a_run_is_named_by_what_differs(project: Path, store: Path) -> None:
+    """The first run of strategy, network, data and seed has the short name, whatever its settings."""
+    changes: list[dict[str, Any]] = [
+        {},
+        {"evaluate": {"filter_seen": True}},
+        {"strategy": "rastp", "rastp": {"keep": 0.5}},
+        {"strategy": "rastp", "rastp": {"keep": 0.25}, "train": {"beam": 20, "patience": 3, "ema": 0.9}},
+        {"intrr": {"alignment": 9.0}},
+        {"backbone": {"name": "decoder"}},
+        {"dataset": "custom", "ingest": {"path": "../shared/beauty"}},
+        {"track": {"dataset_name": "shop"}, "train": {"threads": 7}},
+    ]
+    for number, change in enumerate(changes):
+        write_result(project, seed=number, model_hash=f"{number:04}")
+        track(**change)
+    keys = [key for (key,) in rows(store, "select value from tags where key = 'result_key' order by rowid")]
+    assert names(store) == [
+        "full t5 demo s42",
+        "full t5 demo s42 filter_seen=true",
+        "rastp t5 demo s42",
+        "rastp t5 demo s42 keep=0.25 beam=20 ema=0.9 +1",
+        f"full t5 demo s42 #{keys[4][:6]}",
+        "full decoder demo s42",
+        "full t5 beauty s42",
+        "full t5 shop s42",
+    ]
+
+
+def test_seeds_of_one_setting_stand_under_their_mean(project: Path, store: Path) -> None:
+    recalls = []
+    for number, seed in enumerate((1, 2, 2, 3)):
+        metrics = write_result(project, seed=number, model_hash=f"{number:04}", train_seconds=10.0 * number + 10)
+        recalls.append(metrics["recall_at_10"])
+        track(seed=seed)
+    ((parent, name),) = rows(
+        store, "select r.run_uuid, r.name from runs r join tags t using (run_uuid) where t.value = 'seeds'"
+    )
+    assert name == "full t5 demo, 3 seeds"
+    children = rows(store, f"select run_uuid from tags where key = 'mlflow.parentRunId' and value = '{parent}'")
+    assert len(children) == 4
+    latest = dict(rows(store, f"select key, value from latest_metrics where run_uuid = '{parent}'"))
+    counted = [recalls[0], recalls[2], recalls[3]]
+    assert latest["test/recall_at_10"] == pytest.approx(sum(counted) / 3)
+    assert latest["cost/train_seconds"] == pytest.approx(80 / 3)
+    half = 4.302653 * np.std(counted, ddof=1) / 3**0.5  # Student's t of two degrees of freedom, from a table
+    assert latest["test/recall_at_10_high"] == pytest.approx(sum(counted) / 3 + half)
+    before = everything(store)
+    track(seed=3)
+    assert everything(store) == before
+
+
+@pytest.mark.usefixtures("store")
+def test_the_ranks_of_users_stay_here_unless_the_user_says_so(project: Path) -> None:
+    (project / "reports/ranks.parquet").write_bytes(b"a row per user")
+    for number, leave in enumerate((False, True)):
+        write_result(project, seed=number, model_hash=f"{number:04}")
+        run = track(track={"user_ids": leave})
+        assert (project / "mlartifacts" / run["run_id"] / "artifacts/report/ranks.parquet").exists() == leave
+
+
+def test_the_experiment_says_how_its_table_opens(store: Path) -> None:
+    track()
+    tags = dict(rows(store, "select key, value from experiment_tags"))
+    view = json.loads(tags["mlflow.sharedViewState.sidpipe"])
+    assert (view["orderByKey"], view["orderByAsc"]) == ("metrics.`test/recall_at_10`", False)

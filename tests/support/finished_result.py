@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metric_names import BASELINES, HEADLINES, MAIN_METRICS, METRICS
 
 BINS = "bin,users,recall_at_10,ndcg_at_10,cooccurrence_recall_at_10,popularity_recall_at_10\n"
 
@@ -16,7 +16,7 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
     """Reports with random numbers, and a dvc.lock that records them. Returns the metrics."""
     random = np.random.default_rng(seed)
     metrics: dict[str, float] = {}
-    systems = {"": METRICS, "popularity_": MAIN_METRICS, "cooccurrence_": MAIN_METRICS}
+    systems = {"": METRICS, **{f"{name}_": MAIN_METRICS for name in (*BASELINES, "seen_dropped", "seen_included")}}
     for part in ("", "noties_"):
         for system, names in systems.items():
             metrics |= {part + system + name: round(float(random.uniform(0.01, 0.2)), 6) for name in names}
@@ -28,6 +28,10 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
         "tie_share": 0.25,
         "bucket_recall_at_10": 0.2,
         "invalid_rate": 0.0,
+        "seen_dropped": 1,
+        **{f"{name}_seen_dropped": 1 for name in BASELINES},
+        "coverage_at_10": 0.5,
+        "expected_recall_at_10": 0.1,
         "train_seconds": 41.5,
         "wall_seconds": 50.25,
         "windows_per_second": 6000.0,
@@ -39,7 +43,10 @@ def write_result(project: Path, seed: int, model_hash: str = "aa11", **changes: 
         "best_step": 1400,
         **changes,
     }
-    (project / "reports/metrics.json").write_text(json.dumps(metrics))
+    headlines = {name: value for name, value in metrics.items() if name in HEADLINES}
+    details = {name: value for name, value in metrics.items() if name not in HEADLINES}
+    (project / "reports/metrics.json").write_text(json.dumps(headlines))
+    (project / "reports/details.json").write_text(json.dumps(details))
     rows = [
         f"{step},{step * 180},{12 - step / 200:.4f},{11 - step / 300:.4f},{step / 20000:.5f},{step / 40000:.5f}"
         for step in range(200, 1601, 200)

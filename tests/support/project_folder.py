@@ -1,6 +1,7 @@
 """A project in a separate folder, and commands run there as a user runs them."""
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -43,7 +44,8 @@ class Repository:
         self.run("git", "commit", "-q", "-m", message)
 
     def restore(self) -> None:
-        """Goes back to the commit and its data."""
+        """Goes back to the commit and its data, and forgets the results that a page would draw beside its own."""
+        shutil.rmtree(self.path / ".sidpipe/results", ignore_errors=True)
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
 
@@ -77,9 +79,9 @@ class Repository:
 
     def recorded_seeds(self) -> list[str]:
         """Seed of each MLflow run of `full`; another file's test runs other strategies in the same project."""
-        runs = "select run_uuid from params where key = 'strategy' and value = 'full'"
+        runs = "select run_uuid from tags where key = 'strategy' and value = 'full'"
         return sorted(
-            seed for (seed,) in self.query(f"select value from params where key = 'seed' and run_uuid in ({runs})")
+            seed for (seed,) in self.query(f"select value from tags where key = 'seed' and run_uuid in ({runs})")
         )
 
 

@@ -24,6 +24,7 @@ DEFAULTS = Path(__file__).parents[2] / "presets/demo.yaml"
 FOR_TESTS: dict[str, dict[str, Any]] = {
     "quantize": {"codes": 256},
     "backbone": {"dropout": 0.1, "separators": True, "recency_items": 0},
+    "evaluate": {"filter_seen": False},
     "train": {
         "max_windows": 250_000,
         "batch_tokens": 8192,

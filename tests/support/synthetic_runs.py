@@ -22,6 +22,8 @@ def ranks_of(rank: np.ndarray, *, strategy: str = "full", seed: int = 0, **origi
         tie=users % 2 == 0,
         popularity_rank=users + 1,
         cooccurrence_rank=users + 1,
+        directed_rank=users + 1,
+        other_rank=rank,
     )
     made_from = {
         "model": f"{strategy}-{seed}",

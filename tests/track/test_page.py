@@ -10,6 +10,7 @@ from settings import some_params
 
 from pipeline.results.identity import Result, read_result
 from pipeline.results.parameters import flatten
+from pipeline.track.known import remember
 from pipeline.track.page import render_page
 from pipeline.track.scoreboard import scoreboard_rows, scoreboard_text
 
@@ -87,10 +88,30 @@ def test_one_validation_and_one_bin_are_enough(result: Result) -> None:
 def test_the_table_leaves_out_what_was_not_measured(result: Result) -> None:
     lines = scoreboard_text(result.metrics, "full").splitlines()
     assert lines[1].split() == ["recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr@10", "recall@10", "ndcg@10"]
-    model, counting = lines[2], lines[3]
-    assert len(model.split()) == 1 + 7
-    assert counting.split()[1:3] == [
+    model, counting = lines[2], lines[4]
+    label = "full, seen dropped"
+    assert model.startswith(label)
+    assert len(model.removeprefix(label).split()) == 7
+    assert lines[3].startswith("full, seen included")
+    assert counting.split()[3:5] == [
         f"{result.metrics['cooccurrence_recall_at_10']:.4f}",
         f"{result.metrics['cooccurrence_ndcg_at_10']:.4f}",
     ]
-    assert counting.index(counting.split()[1]) == model.index(model.split()[2]), "recall@10 stands under recall@10"
+    recall_at_10 = counting.index(counting.split()[3])
+    assert recall_at_10 == model.index(model.removeprefix(label).split()[1]), "recall@10 stands under recall@10"
+
+
+def test_other_results_that_were_tested_alike_are_drawn_and_others_are_not(result: Result, tmp_path: Path) -> None:
+    params = flatten(some_params())
+    (own,) = remember(result, params, tmp_path)
+    assert "Quality against cost" not in render_page(result, params, [own])
+    better = replace(result, key="b", metrics=result.metrics | {"recall_at_10": 0.5})
+    other_rule = replace(result, key="c", metrics=result.metrics | {"seen_dropped": 0})
+    assert len(remember(other_rule, params, tmp_path)) == 1
+    points = remember(better, params | {"strategy": "rastp"}, tmp_path)
+    assert sorted(point.name for point in points) == ["full t5", "rastp t5"]
+    page = render_page(result, params, points)
+    assert "Quality against cost" in page
+    assert "rastp t5" in page
+    (tmp_path / "results/b.json").write_text("{")
+    assert remember(result, params, tmp_path) == [own], "a damaged note is passed over"

@@ -30,11 +30,12 @@ def test_a_clean_commit_is_named() -> None:
     assert (tags["git_dirty"], tags["dvc_experiment"], tags["dvc_baseline"]) == ("false", "", "")
 
 
-def test_results_themselves_make_nothing_dirty_but_parameters_do(git: Path) -> None:
-    for name in ("dvc.lock", "reports/metrics.json", "new_file.txt"):
-        (git / name).write_text("changed")
+def test_code_alone_makes_dirty_and_neither_results_nor_parameters_do(git: Path) -> None:
+    for name in ("dvc.lock", "reports/metrics.json", "new_file.txt", "params.yaml"):
+        (git / name).write_text("changed: 7\n")
     assert provenance()["git_dirty"] == "false"
-    (git / "params.yaml").write_text("seed: 7\n")
+    (git / "pipeline/strategies/mine").mkdir(parents=True)
+    (git / "pipeline/strategies/mine/__init__.py").write_text("SPEC = None\n")
     assert provenance()["git_dirty"] == "true"
 
 

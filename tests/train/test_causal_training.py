@@ -39,7 +39,7 @@ def test_a_backbone_learns_is_saved_and_ranks_as_on_its_best_validation(
     ranking = rank_targets(loaded.model, loaded.catalogue, world.splits, "valid", beam=10)
     found = np.mean((ranking.ranks_U > 0) & (ranking.ranks_U <= 10))
     assert found == pytest.approx(history["recall_at_10"].max(), abs=1e-6)
-    assert timings["samples_trained"] == timings["windows_trained"]
+    assert "samples_trained" not in timings, "it would be windows_trained again"
     assert timings["keep_rate"] == 1
 
 
