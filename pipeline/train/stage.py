@@ -26,6 +26,7 @@ from pipeline.artifacts import (
     read_parquet,
 )
 from pipeline.distributed import joined
+from pipeline.errors import UserError
 from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
@@ -71,18 +72,19 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
     names = read_names(params.backbone, held, sids, embeddings)
     recipe = TrainingRecipe.of(params, held, names.sids)
     inputs = {**names.inputs, "splits": fingerprint(splits)}
+    items = _items(Interactions(interactions).items, len(names.sids.codes_IL))
     checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
-        files = Files(Interactions(interactions).items, output, reports)
+        files = Files(items, output, reports)
         return _train(recipe, held, names, inputs, checkpoints, files, observer)
 
 
 @dataclass(frozen=True)
 class Files:
-    """These files are read and written once training is over."""
+    """These files are written once training is over, with the names of the items."""
 
-    items: Path  # items.parquet
+    items: pd.DataFrame  # item_id, raw_id, title
     output: Path  # models/generator
     reports: Path
 
@@ -118,8 +120,8 @@ def _train(
         # 2. The first process writes.
         if world.leads:
             catalogue = trainer.validation.catalogue
-            items = _named(read_parquet(files.items))
-            save_generator(files.output, trainer.evaluated, catalogue, items, recipe.model_config(inputs), eval_skips)
+            model_config = recipe.model_config(inputs)
+            save_generator(files.output, trainer.evaluated, catalogue, files.items, model_config, eval_skips)
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
@@ -136,6 +138,17 @@ def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> No
     torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
 
 
-def _named(items: pd.DataFrame) -> pd.DataFrame:
-    """Return the columns item_id, raw_id and, where the dataset has it, title."""
+def _items(path: Path, count: int) -> pd.DataFrame:
+    """Read the columns item_id, raw_id and, where the dataset has it, title.
+
+    Raises:
+        UserError: there are not `count` items. It is known before training, and not when the model is written.
+    """
+    items = read_parquet(path)
+    if len(items) != count:
+        raise UserError(
+            f"{path} lists {len(items):,} items, and {count:,} are to be trained",
+            "the stages before were run on different logs",
+            "run `dvc repro`, or `dvc checkout` for the files of this commit",
+        )
     return items[[column for column in ("item_id", "raw_id", "title") if column in items]]

@@ -1,6 +1,7 @@
 """What training computes: the loss, the update, and that batching, parts and parameters change no result."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_world import TinyWorld, make_params, make_splits
 
-from pipeline.artifacts import Sids
+from pipeline.artifacts import Sids, write_parquet
 from pipeline.backbones import build_backbone
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
@@ -249,3 +250,13 @@ def test_items_may_share_a_semantic_id(world: TinyWorld) -> None:
     assert loaded.catalogue.shares
     assert loaded.catalogue.prefixes[-1] == 20
     assert history(world)["recall_at_10"].iloc[-1] > 0
+
+
+def test_items_of_another_log_are_refused_before_a_step(world: TinyWorld, tmp_path: Path) -> None:
+    """By hand, `ingest` of another log and then `train` would train for nothing: the model could not be written."""
+    shutil.copytree(world.folder, tmp_path / "mixed")
+    mixed = TinyWorld(tmp_path / "mixed", world.splits, world.sids)
+    file = mixed.folder / "interactions" / "items.parquet"
+    write_parquet(file, pd.read_parquet(file).iloc[:-1])
+    with pytest.raises(UserError, match=r"items.parquet lists 39 items, and 40 are to be trained"):
+        mixed.train(make_params())
