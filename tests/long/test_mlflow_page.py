@@ -55,7 +55,7 @@ def served(project: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> It
 @pytest.fixture
 def page() -> Iterator[Any]:
     """A page of a browser without a screen."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[browser]'")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")
     if not BROWSER:
         pytest.skip("no chromium")
     with playwright.sync_playwright() as started:

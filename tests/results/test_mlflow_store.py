@@ -98,7 +98,7 @@ def test_a_run_holds_parameters_curves_numbers_tags_and_data(project: Path, stor
     assert tags["hash_model"] == "aa11"
     assert (tags["dataset"], tags["strategy"], tags["seed"]) == ("custom", "full", "42")
     assert (tags["data"], tags["backbone"], tags["run_kind"]) == ("logs", "t5", "result")
-    assert "| full | " in tags["mlflow.note.content"]
+    assert "| full, seen included | " in tags["mlflow.note.content"]
     (dataset,) = rows(store, "select name, digest, dataset_profile from datasets")
     assert dataset == ("logs", "c0ffee", '{"users": 2000, "items": 1000, "interactions": 41234}')
     ((uri,),) = rows(store, "select artifact_uri from runs")
