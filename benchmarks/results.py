@@ -162,6 +162,19 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
+        "### Recommendations for all users",
+        "Wall time of the whole command, the start of Python included. first: the first run of a beam width on a "
+        "machine, which compiles its kernels.",
+        "batch recommendations",
+        {
+            "users": "{users:,}",
+            "beam": "{beam}",
+            "seen items": "{seen}",
+            "run": "{run}",
+            "seconds": "{seconds:.1f}",
+        },
+    ),
+    (
         "### One token per item, decoding",
         "IntRR's Table 3, measured here: ms a batch, by beam width. full reads 32 items (SAC) or 8 (SSL), intrr 32.",
         "intrr latency",
