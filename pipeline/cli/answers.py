@@ -1,7 +1,7 @@
-"""Print what a command was asked for, or write it into the file that --output names."""
+"""Read the options that several commands share, and print what was asked for, or write it into the file of --output."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -9,6 +9,18 @@ from pipeline.cli.folders import typed_path
 from pipeline.errors import UserError
 from pipeline.printing import escape, hide_secrets, say
 
+if TYPE_CHECKING:
+    from pipeline.evaluate.typed_history import Typed
+
+HistoryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ID,ID,...",
+        show_default=False,
+        help="Raw item ids, oldest first; ID@TIME adds the time. Repeat as needed; an id that holds a comma stands in "
+        "double quotes or alone.",
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -49,3 +61,22 @@ def typed_model(model: Path) -> Path:
             "give the folder that holds config.json, items.parquet and model.safetensors",
         )
     return path
+
+
+class ModelFolders(TypedDict, total=False):
+    """`ModelFolders` says where a model lies, and the reports that must be about it."""
+
+    generator: Path
+    reports: Path
+
+
+def model_folders(model: Path | None) -> ModelFolders:
+    """Return the folders of --model; none for the project's. A copy of a model has no reports beside its files."""
+    return {"generator": typed_model(model), "reports": typed_path(model)} if model else {}
+
+
+def typed_entries(history: list[str] | None) -> "list[Typed] | None":
+    """Return the texts of all options --history; None if there is none."""
+    from pipeline.evaluate.typed_history import Typed
+
+    return [Typed(text) for text in history] if history else None

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.answers import ModelOption, answer, typed_model
+from pipeline.cli.answers import HistoryOption, ModelOption, answer, model_folders, typed_entries, typed_model
 from pipeline.cli.folders import typed_path, typed_runs
 from pipeline.printing import json_text, say
 
@@ -154,6 +154,8 @@ def _promote(runs: list[str], published: Path, samples: int, force: bool) -> Non
 
 @commands.command(rich_help_panel=PANEL)
 def gradients(
+    user: Annotated[str | None, typer.Option(help="Raw id: measure on this user's history alone.")] = None,
+    history: HistoryOption = None,
     batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
     windows: Annotated[int, typer.Option(min=4, help="Training windows of each batch.")] = 256,
     model: ModelOption = None,
@@ -171,14 +173,16 @@ def gradients(
       python -m pipeline gradients
 
       python -m pipeline gradients --batches 100 --windows 1024
+
+      python -m pipeline gradients --user u00017
     """
     from pipeline.artifacts import GENERATOR, REPORTS
-    from pipeline.evaluate.entropy_gradients import gradients_by_entropy
+    from pipeline.evaluate.entropy_gradients import gradients_by_entropy, gradients_of_history
 
-    table = gradients_by_entropy(
-        batches=batches,
-        windows=windows,
-        generator=typed_model(model) if model else GENERATOR,
-        reports=typed_path(output) if output else REPORTS,
-    )
+    written = typed_path(output) if output else REPORTS
+    if user is None and history is None:
+        generator = typed_model(model) if model else GENERATOR
+        table = gradients_by_entropy(batches=batches, windows=windows, generator=generator, reports=written)
+    else:
+        table = gradients_of_history(user=user, history=typed_entries(history), output=written, **model_folders(model))
     answer(table.to_string(index=False, float_format="{:.4f}".format))

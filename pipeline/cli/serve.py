@@ -1,28 +1,24 @@
 """Commands that ask a trained model for items, explain its view of a history, or look up an item's Semantic ID."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import Annotated
 
 import typer
 
-from pipeline.cli.answers import ModelOption, OutputOption, answer, typed_model
+from pipeline.cli.answers import (
+    HistoryOption,
+    ModelOption,
+    OutputOption,
+    answer,
+    model_folders,
+    typed_entries,
+    typed_model,
+)
 from pipeline.cli.folders import typed_path
 from pipeline.printing import json_text, shown
 
-if TYPE_CHECKING:
-    from pipeline.evaluate.typed_history import Typed
-
 PANEL = "Serve"
 commands = typer.Typer()
-HistoryOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="ID,ID,...",
-        show_default=False,
-        help="Raw item ids, oldest first; ID@TIME adds the time. Repeat as needed; an id that holds a comma stands in "
-        "double quotes or alone.",
-    ),
-]
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -76,7 +72,7 @@ def recommend(  # noqa: PLR0913 - the command's options
         return
     from pipeline.evaluate.recommend import recommend as best
 
-    items = best(user=user, history=_typed(history), k=k, filter_seen=filter_seen, **_folders(model))
+    items = best(user=user, history=typed_entries(history), k=k, filter_seen=filter_seen, **model_folders(model))
     if as_json:
         answer(json_text([vars(item) for item in items]))
         return
@@ -106,13 +102,15 @@ def _recommend_all(
             "give --all --output recs.parquet, with --users FILE for some users only",
         )
     path, listed = typed_path(output), typed_path(users) if users else None
-    count = recommend_all(path, users=listed, k=k, filter_seen=filter_seen, beam=beam, **_folders(model))
+    count = recommend_all(path, users=listed, k=k, filter_seen=filter_seen, beam=beam, **model_folders(model))
     answer(f"{path}: {count:,} users")
 
 
 @commands.command(rich_help_panel=PANEL)
 def sids(
-    item: Annotated[str, typer.Option(help="Raw id of the item.")],
+    item: Annotated[str | None, typer.Option(help="Raw id of the item.")] = None,
+    user: Annotated[str | None, typer.Option(help="Raw id: every item of this user's history, oldest first.")] = None,
+    history: HistoryOption = None,
     titles: Annotated[int, typer.Option(min=0, help="The most other items that are named for each prefix.")] = 5,
     model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON object, nothing else.")] = False,
@@ -127,13 +125,32 @@ def sids(
       python -m pipeline sids --item v00017
 
       python -m pipeline sids --item v00017 --titles 20 --json
+
+      python -m pipeline sids --user u00017
     """
     from dataclasses import asdict
 
+    from pipeline.errors import UserError
     from pipeline.quantize.lookup import look_up, sid_text
 
-    found = look_up(item, titles, model=typed_model(model) if model else None)
-    answer(json_text(asdict(found)) if as_json else sid_text(found), output)
+    if item is not None and (user is not None or history):
+        raise UserError("give one of --item, --user and --history", "each names the items that are shown", "drop one")
+    items = [item] if item is not None else _history_items(user, history, model)
+    found = [look_up(raw_id, titles, model=typed_model(model) if model else None) for raw_id in items]
+    if as_json:
+        answer(json_text(asdict(found[0]) if item is not None else [asdict(sid) for sid in found]), output)
+    else:
+        answer("\n\n".join(map(sid_text, found)), output)
+
+
+def _history_items(user: str | None, history: list[str] | None, model: Path | None) -> list[str]:
+    """Return the raw ids of the items that the trained model sees of a history."""
+    from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS
+    from pipeline.evaluate.recommend import model_and_history, names_of
+
+    folders = {"generator": GENERATOR, "reports": REPORTS} | model_folders(model)
+    loaded, known = model_and_history(user, typed_entries(history), interactions=INTERACTIONS, splits=SPLITS, **folders)
+    return [raw_id for raw_id, _ in names_of(loaded, known.items)]
 
 
 @commands.command(rich_help_panel=PANEL)
@@ -159,24 +176,5 @@ def explain(
     from pipeline.evaluate.explain import explain as tokens
     from pipeline.evaluate.explain import explanation_text
 
-    loaded, rows = tokens(user=user, history=_typed(history), **_folders(model))
+    loaded, rows = tokens(user=user, history=typed_entries(history), **model_folders(model))
     answer(json_text([vars(row) for row in rows]) if as_json else explanation_text(loaded, rows), output)
-
-
-class ModelFolders(TypedDict, total=False):
-    """`ModelFolders` says where a model lies, and the reports that must be about it."""
-
-    generator: Path
-    reports: Path
-
-
-def _folders(model: Path | None) -> ModelFolders:
-    """Return the folders of --model; none for the project's. A copy of a model has no reports beside its files."""
-    return {"generator": typed_model(model), "reports": typed_path(model)} if model else {}
-
-
-def _typed(history: list[str] | None) -> "list[Typed] | None":
-    """Return the texts of all options --history; None if there is none."""
-    from pipeline.evaluate.typed_history import Typed
-
-    return [Typed(text) for text in history] if history else None

@@ -7,7 +7,7 @@ Shape legend: W windows, L code levels, E levels without the digit, V codes of o
 or all levels).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.artifacts import GENERATOR, REPORTS, SPLITS, Splits, write_bytes
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Splits, write_bytes
+from pipeline.errors import UserError
+from pipeline.evaluate.recommend import model_and_history
+from pipeline.evaluate.typed_history import Entry
 from pipeline.figures import drawing, svg
 from pipeline.generator import load_generator
 from pipeline.machine import pick_device
@@ -28,7 +31,7 @@ from pipeline.strategies.base import Network
 from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
-from pipeline.training.windows import Epochs
+from pipeline.training.windows import Epochs, Windows
 
 QUARTILES = 4
 ALL = "all levels"
@@ -78,9 +81,59 @@ def gradients_by_entropy(
         taken = epochs.take(0, first, first + windows)
         step = Step(0, 0, taken, np.ones(len(taken), np.float32))
         found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
+    return _written(found, reports)
+
+
+def gradients_of_history(
+    *,
+    user: str | None = None,
+    history: Sequence[Entry] | None = None,
+    interactions: Path = INTERACTIONS,
+    splits: Path = SPLITS,
+    generator: Path = GENERATOR,
+    output: Path = REPORTS,
+    reports: Path = REPORTS,
+) -> pd.DataFrame:
+    """Measure on the windows of one history: each item but the first is a target, after the items before it.
+
+    Args:
+        user, history: those of `recommend`.
+        output: folder of gradients.csv and gradients.svg.
+        reports: must be about the model, if there are any.
+
+    Returns:
+        One row per level and quartile, of one batch.
+
+    Raises:
+        UserError: as in `recommend`, or the history has fewer than five items.
+    """
+    loaded, known = model_and_history(
+        user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
+    )
+    targets = np.arange(1, len(known.items))
+    if len(targets) < QUARTILES:
+        raise UserError(
+            f"the history has {len(known.items)} items",
+            f"every quartile needs a target, and each of the {QUARTILES} targets an item before it",
+            f"name a history of {QUARTILES + 1} items or more",
+        )
+    network = choose_strategies(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
+    collate = Collator(
+        known.items,
+        loaded.model.catalogue.codes_IL,
+        times_M=known.times,
+        pad_to=loaded.config["pad_to"],
+        longest=int(loaded.config["max_history"]),
+    )
+    step = Step(0, 0, Windows(np.zeros_like(targets), targets), np.ones(len(targets), np.float32))
+    return _written([*quartiles(loaded.model, network, collate(step, np.arange(len(targets))))], output)
+
+
+def _written(found: list[Quartile], folder: Path) -> pd.DataFrame:
+    """Return the table of the quartiles, and write it and its drawing."""
     table = _summary(found)
-    write_bytes(reports / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
-    write_bytes(reports / "gradients.svg", _drawing(table))
+    write_bytes(folder / "gradients.csv", table.round(6).to_csv(index=False, lineterminator="\n").encode())
+    write_bytes(folder / "gradients.svg", _drawing(table))
     return table
 
 
