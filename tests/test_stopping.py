@@ -68,10 +68,19 @@ with watch():
 """
 
 
+# Tests may run in the background of a shell, which has its jobs ignore SIGINT.
+HEARD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+"""
+
+
 def begin(code: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """Start a Python process that prints `ready`, and wait until it is."""
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, "-c", HEARD + code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -117,7 +126,7 @@ from pipeline.__main__ import start
 signal.signal = late
 start()
 """
-    done = subprocess.run([sys.executable, "-c", code, "split"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", HEARD + code, "split"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "split: stopped by Ctrl-C (SIGINT); nothing had begun\n")
 
 

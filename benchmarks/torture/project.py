@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.artifacts import CLOCK
 from pipeline.manifest import CHECKSUM
 from pipeline.metric_names import MEASURED
 from pipeline.presets.apply import apply_preset
@@ -41,6 +42,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "track": (),  # the page holds measured seconds
 }
 SMALL = [
+    "track.live=false",  # a killed training would leave half a database until the next one
     "embed.dimensions=16",
     "quantize.codes=8",
     "quantize.iterations=10",
@@ -129,6 +131,7 @@ def digest(folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, str]:
 
 def _unmeasured(content: bytes) -> Any:
     try:
-        return {key: value for key, value in json.loads(content).items() if key not in MEASURED | {CHECKSUM}}
+        measured = MEASURED | {CHECKSUM, *CLOCK}
+        return {key: value for key, value in json.loads(content).items() if key not in measured}
     except (ValueError, AttributeError):
         return content.decode(errors="replace")

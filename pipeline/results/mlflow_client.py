@@ -3,6 +3,7 @@
 Other files take `entities` from here.
 """
 
+import atexit
 import logging
 import os
 import sqlite3
@@ -65,8 +66,16 @@ def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(path)
     partial.unlink(missing_ok=True)
+    # A training may end while its thread makes the database: then no `finally` of the thread runs.
+    atexit.register(_remove, partial)
     MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
     os.replace(partial, path)
+
+
+def _remove(partial: Path) -> None:
+    """Remove what is left of a database that was not finished, with SQLite's files beside it."""
+    for file in partial.parent.glob(f"{partial.name}*"):
+        file.unlink(missing_ok=True)
 
 
 def _keep_with_project(path: Path) -> None:
