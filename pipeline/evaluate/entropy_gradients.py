@@ -97,7 +97,8 @@ def gradients_of_history(
     """Measure on the windows of one history: each item but the first is a target, after the items before it.
 
     Args:
-        user, history: those of `recommend`.
+        user: as in `recommend`.
+        history: as in `recommend`.
         output: folder of gradients.csv and gradients.svg.
         reports: must be about the model, if there are any.
 
