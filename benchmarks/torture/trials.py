@@ -369,12 +369,18 @@ def _damage(name: str, kind: str, position: int, command: list[str]) -> Trial:
 # ---------------------------------------------------------------------------------------------------- servers
 
 
+# Answers that fetch gives up after minutes, not seconds: docs/reliability.md, What is not promised.
+OPEN_ANSWERS = ("/negative-chunk",)
+
+
 def hostile_servers() -> Iterator[Trial]:
     """Give a trial per answer of the hostile server of tests/support."""
     if not importlib.util.find_spec("hostile_server"):
         return
     server = importlib.import_module("hostile_server")
     for path in server.ANSWERS:
+        if path in OPEN_ANSWERS:
+            continue
 
         def run(world: World, rng: random.Random, path: str = path) -> tuple[str, str]:  # noqa: ARG001
             folder = copy(world.reference, world.scratch / "fetch")
