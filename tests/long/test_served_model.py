@@ -25,7 +25,6 @@ from pipeline.results.registry import champion
 from pipeline.serving.promote import promote
 from pipeline.serving.publish import current, rollback
 
-pytestmark = pytest.mark.long
 EXPERIMENT, NAME = "sidpipe", "shop"
 HISTORIES = [["item-1", "item-2"], ["item-3", "nobody"], [], [f"item-{item}" for item in range(9)]]
 
@@ -103,6 +102,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.long
 def test_the_model_loads_outside_the_project_and_says_what_recommend_says(world: World, tmp_path: Path) -> None:
     model = recorded(world)
     found = json.loads(outside(LOAD, f"models:/{model}", json.dumps(HISTORIES), cwd=tmp_path))
@@ -120,6 +120,7 @@ def check_answers(world: World, answers: list[dict[str, Any]]) -> None:
             assert answer["scores"] == pytest.approx([row.score for row in rows], abs=1e-4)
 
 
+@pytest.mark.long
 def test_the_files_are_no_pickles_name_no_path_of_this_machine_and_pin_what_they_import(world: World) -> None:
     model = MlflowClient().get_logged_model(recorded(world))
     folder = Path(model.artifact_location.removeprefix("file://"))
@@ -168,6 +169,7 @@ def wait_for_server(address: str) -> None:
     raise AssertionError("the server does not answer")
 
 
+@pytest.mark.long
 def test_a_post_to_the_server_of_the_champion_is_answered_as_by_recommend(world: World, server: str) -> None:
     rows = [{"history": history, "user": f"u{row}"} for row, history in enumerate(HISTORIES)]
     body = json.dumps({"dataframe_records": rows, "params": {"k": 4}}).encode()
@@ -216,6 +218,7 @@ promote("workspace", "shop", "sidpipe", Path("served"), samples=200)
 """
 
 
+@pytest.mark.long
 def test_a_promotion_killed_between_alias_and_folder_is_completed_by_the_next_command(world: World) -> None:
     recorded(world)
     promoted(world)
@@ -241,6 +244,7 @@ def test_a_model_that_track_did_not_log_is_not_promoted(world: World) -> None:
         promoted(world)
 
 
+@pytest.mark.long
 def test_requirements_cover_all_that_the_package_imports_to_answer(world: World, tmp_path: Path) -> None:
     found = json.loads(outside(LOAD, f"models:/{recorded(world)}", json.dumps([["item-1"]]), cwd=tmp_path))
     assert sorted(set(found["imported"]) - set(REQUIRED)) == []
