@@ -131,12 +131,12 @@ def sids(
     from dataclasses import asdict
 
     from pipeline.errors import UserError
-    from pipeline.quantize.lookup import look_up, sid_text
+    from pipeline.quantize.lookup import look_up_all, sid_text
 
     if item is not None and (user is not None or history):
         raise UserError("give one of --item, --user and --history", "each names the items that are shown", "drop one")
     items = [item] if item is not None else _history_items(user, history, model)
-    found = [look_up(raw_id, titles, model=typed_model(model) if model else None) for raw_id in items]
+    found = look_up_all(items, titles, model=typed_model(model) if model else None)
     if as_json:
         answer(json_text(asdict(found[0]) if item is not None else [asdict(sid) for sid in found]), output)
     else:

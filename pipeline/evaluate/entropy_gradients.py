@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.recommend import model_and_history
 from pipeline.evaluate.typed_history import Entry
 from pipeline.figures import drawing, svg
-from pipeline.generator import load_generator
+from pipeline.generator import Generator, load_generator
 from pipeline.machine import pick_device
 from pipeline.ops.entropy import entropy
 from pipeline.packing.backbone import Backbone
@@ -67,20 +67,13 @@ def gradients_by_entropy(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
-    network = choose_strategies(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
     epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
-    collate = Collator(
-        np.asarray(held.items_N),
-        loaded.model.catalogue.codes_IL,
-        times_M=held.seconds() if loaded.model.wants_times else None,
-        pad_to=loaded.config["pad_to"],
-        longest=held.max_history,
-    )
+    times_N = held.seconds() if loaded.model.wants_times else None
+    collate = _collator(loaded, np.asarray(held.items_N), times_N, held.max_history)
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(epochs)), windows):
         taken = epochs.take(0, first, first + windows)
-        step = Step(0, 0, taken, np.ones(len(taken), np.float32))
-        found += quartiles(loaded.model, network, collate(step, np.arange(len(taken))))
+        found += _measured(loaded, collate, taken)
     return _written(found, reports)
 
 
@@ -118,16 +111,20 @@ def gradients_of_history(
             f"every quartile needs a target, and each of the {QUARTILES} targets an item before it",
             f"name a history of {QUARTILES + 1} items or more",
         )
+    collate = _collator(loaded, known.items, known.times, int(loaded.config["max_history"]))
+    return _written(_measured(loaded, collate, Windows(np.zeros_like(targets), targets)), output)
+
+
+def _collator(loaded: Generator, items_N: np.ndarray, times_N: np.ndarray | None, longest: int) -> Collator:
+    codes_IL = loaded.model.catalogue.codes_IL
+    return Collator(items_N, codes_IL, times_M=times_N, pad_to=loaded.config["pad_to"], longest=longest)
+
+
+def _measured(loaded: Generator, collate: Collator, windows: Windows) -> list[Quartile]:
+    """Return the quartiles of one batch of these windows."""
     network = choose_strategies(loaded.config["strategy"], loaded.config).network(loaded.config["pad_to"])
-    collate = Collator(
-        known.items,
-        loaded.model.catalogue.codes_IL,
-        times_M=known.times,
-        pad_to=loaded.config["pad_to"],
-        longest=int(loaded.config["max_history"]),
-    )
-    step = Step(0, 0, Windows(np.zeros_like(targets), targets), np.ones(len(targets), np.float32))
-    return _written([*quartiles(loaded.model, network, collate(step, np.arange(len(targets))))], output)
+    step = Step(0, 0, windows, np.ones(len(windows), np.float32))
+    return [*quartiles(loaded.model, network, collate(step, np.arange(len(windows))))]
 
 
 def _written(found: list[Quartile], folder: Path) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Look up one item's Semantic ID and the items below each of its prefixes, for `python -m pipeline sids`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +57,34 @@ def look_up(
     Raises:
         UserError: the item is not known, or the files are missing, damaged or of different logs.
     """
+    return look_up_all([item], titles, interactions=interactions, sids=sids, model=model)[0]
+
+
+def look_up_all(
+    items: Sequence[str],
+    titles: int = 5,
+    *,
+    interactions: Path = INTERACTIONS,
+    sids: Path = SIDS,
+    model: Path | None = None,
+) -> list[ItemSid]:
+    """Look up several items; the files are read once. Arguments and errors are those of `look_up`."""
     path = model / "items.parquet" if model else Interactions(interactions).items
-    items, codes_IL, has_digit = _of_model(model, path) if model else _of_stages(path, sids)
+    catalogue, codes_IL, has_digit = _of_model(model, path) if model else _of_stages(path, sids)
     with naming_the_cut(Interactions(interactions).cut):
-        number = int(dense_ids([item], items, "item", path)[0])
-    names_I = items["title"].fillna(items["raw_id"]) if "title" in items else items["raw_id"]
-    digit = int(codes_IL[number, -1]) if has_digit else None
+        numbers = dense_ids(items, catalogue, "item", path)
+    names_I = catalogue["title"].fillna(catalogue["raw_id"]) if "title" in catalogue else catalogue["raw_id"]
+    digits_I = codes_IL[:, -1] if has_digit else None
     codes_IL = codes_IL[:, :-1] if has_digit else codes_IL
+    return [
+        _sid(item, int(number), names_I, codes_IL, digits_I, titles)
+        for item, number in zip(items, numbers, strict=True)
+    ]
+
+
+def _sid(
+    item: str, number: int, names_I: pd.Series, codes_IL: np.ndarray, digits_I: np.ndarray | None, titles: int
+) -> ItemSid:
     # codes of the item 2 1 5, of another item 2 1 7 -> the other's row of below_IL is 1 1 0
     below_IL = np.logical_and.accumulate(codes_IL == codes_IL[number], axis=1)
     item_codes = codes_IL[number].tolist()
@@ -74,7 +96,7 @@ def look_up(
         item,
         "" if names_I[number] == item else str(names_I[number]),
         item_codes,
-        digit,
+        None if digits_I is None else int(digits_I[number]),
         prefixes,
     )
 

@@ -1,15 +1,15 @@
 """A project in a separate folder, and commands run there as a user runs them."""
 
-import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from benchmarks.torture.project import environment
 
 PATIENCE = 600.0  # seconds; a command may take many times as long beside other work
 STAGES = ["check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"]
@@ -24,7 +24,7 @@ class Repository:
     def run(self, *command: str, code: int = 0) -> str:
         """stdout and stderr of a command that must end with exit code `code`."""
         done = subprocess.run(
-            command, cwd=self.path, env=self.environment(), capture_output=True, text=True, timeout=PATIENCE
+            command, cwd=self.path, env=environment(), capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
@@ -33,25 +33,8 @@ class Repository:
         """Runs a command that leaves others behind. They would hold the pipes of `run`, which waits for their end."""
         null = subprocess.DEVNULL
         subprocess.run(
-            command, cwd=self.path, env=self.environment(), stdout=null, stderr=null, timeout=PATIENCE, check=True
+            command, cwd=self.path, env=environment(), stdout=null, stderr=null, timeout=PATIENCE, check=True
         )
-
-    @staticmethod
-    def environment() -> dict[str, str]:
-        """The variables of a user's shell, in which python, dvc and the package are those of the project."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_"))}
-        return environment | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": "",
-            "DVC_NO_ANALYTICS": "true",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "OMP_NUM_THREADS": "1",
-            **{
-                f"GIT_{who}_{what}": value
-                for who in ("AUTHOR", "COMMITTER")
-                for what, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
-            },
-        }
 
     def commit(self, message: str) -> None:
         self.run("git", "add", "-A")
