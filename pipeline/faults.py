@@ -27,6 +27,7 @@ LOWER = {  # what makes a command need less memory
     "embed": "lower embed.batch_tokens (encoders text, multimodal) or embed.dimensions (tfidf)",
     "quantize": "lower quantize.batch_items or quantize.codes",
     "train": "raise train.accumulate, or lower train.batch_tokens or the sizes in backbone",
+    "dense": "lower dense.batch_items or dense.dim",
     "evaluate": "lower evaluate.batch_users or evaluate.beam",
     "gradients": "lower train.batch_tokens",
     "recommend": "lower -k",

@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results"),
-    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "quantize", "train", "dense", "evaluate", "track"),
     ("config", "serving"),
     ("presets", "doctor", "cli"),
 )

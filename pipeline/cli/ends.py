@@ -17,6 +17,7 @@ STANDS = {
     "quantize": WHOLE,
     "split": WHOLE,
     "train": "nothing new is saved; an earlier checkpoint, if there is one, stands",
+    "dense": "nothing new is saved; an earlier checkpoint, if there is one, stands",
     "evaluate": WHOLE,
     "track": "the next run completes the page and the record in MLflow",
     "fetch": "what was downloaded stands and the download goes on there",
