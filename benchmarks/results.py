@@ -19,6 +19,7 @@ import pandas as pd
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
 Row = dict[str, Any]
 STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
+SASREC = ["full", "ids alone", "skipgr", "full, 8,192 sampled negatives"]
 # group of runs -> the dataset, and the runs that belong there
 QUALITY = {
     "beauty-fast": ("amazon-beauty", ["full", "intrr"]),
@@ -27,8 +28,10 @@ QUALITY = {
     "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
     "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),
     "beauty-sprint": ("amazon-beauty", ["full"]),
-    "sasrec": ("amazon-beauty", ["full"]),
-    "sasrec, seen items dropped": ("amazon-beauty", ["full"]),
+    "sasrec": ("amazon-beauty", SASREC),
+    "sasrec, seen items dropped": ("amazon-beauty", SASREC),
+    "sasrec on Sports": ("amazon-sports", ["full"]),
+    "sasrec on Sports, seen items dropped": ("amazon-sports", ["full"]),
     "beauty-fast, IntRR's ablations": (
         "amazon-beauty",
         ["intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"],
@@ -267,11 +270,13 @@ def quality(rows: list[Row]) -> Iterable[str]:
         for arm in arms:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
-            first = selected[0]
             for label, name in COUNTING.items():
                 keys = (f"{name}_recall_at_10", f"{name}_ndcg_at_10", f"noties_{name}_recall_at_10")
+                # Counting has no seed. Rows of before a key existed lack it.
+                first = next((row for row in selected if keys[0] in row), selected[0])
                 cells = ["missing" if (value := first.get(key)) is None else f"{value:.4f}" for key in keys]
                 yield f"| {label}{_rule(first, name)} | - | {' | '.join(cells)} | | | | | |"
+            first = selected[0]
             ranking = first.get("ranking", f"beam {first['beam']}, constrained")
             yield f"\n{dataset}, {first['users']:,} users, {ranking}.\n"
             yield from _origins(selected)
