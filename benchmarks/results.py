@@ -1,7 +1,7 @@
 """Make docs/results.md from docs/results/raw.jsonl: every table of the page; what was not run is printed as missing.
 
-    python benchmarks/results.py                                   # writes docs/results.md
-    python benchmarks/results.py --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
+    python -m benchmarks.results                                   # writes docs/results.md
+    python -m benchmarks.results --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
         # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
 The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
@@ -136,7 +136,7 @@ def page(rows: list[Row]) -> str:
         "# Results",
         "",
         "This page has every table of measurements, with its commands, commits and hardware, for a reader who wants",
-        "to check or repeat a figure. `python benchmarks/results.py` makes the page from",
+        "to check or repeat a figure. `python -m benchmarks.results` makes the page from",
         "[results/raw.jsonl](results/raw.jsonl). The pages of the strategies ([rastp](rastp.md), [skipgr](skipgr.md),",
         "[intrr](intrr.md)) and of [the engine](engine.md) say what the figures mean.",
         "",
