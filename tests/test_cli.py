@@ -22,7 +22,7 @@ from pipeline import cli
 from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
-STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
