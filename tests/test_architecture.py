@@ -19,8 +19,8 @@ LAYERS = (
     ("backbones", "decoding"),
     ("strategies",),
     ("generator",),
-    ("training", "results"),
-    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
+    ("training", "results", "views"),
+    ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"),
     ("config", "serving"),
     ("presets", "doctor", "cli"),
 )
