@@ -41,6 +41,7 @@ DENSE = "dense"
 DENSE_TRAINING = (
     "dense_train_seconds",
     "dense_compile_seconds",
+    "dense_valid_seconds",
     "dense_wall_seconds",
     "dense_windows_per_second",
     "dense_peak_memory_gib",
@@ -56,6 +57,7 @@ MEASURED = frozenset(
     {
         "train_seconds",
         "compile_seconds",
+        "valid_seconds",
         "wall_seconds",
         "windows_per_second",
         "samples_per_second",
@@ -68,6 +70,7 @@ MEASURED = frozenset(
         "bookkeeping_seconds",
         "dense_train_seconds",
         "dense_compile_seconds",
+        "dense_valid_seconds",
         "dense_wall_seconds",
         "dense_windows_per_second",
         "dense_peak_memory_gib",

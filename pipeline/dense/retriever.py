@@ -15,7 +15,7 @@ from pipeline.dense.config import DenseConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device
-from pipeline.manifest import with_checksum
+from pipeline.manifest import sealed
 from pipeline.training.assembly import set_threads, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
@@ -29,6 +29,7 @@ from pipeline.training.words import StageWords
 
 WARMUP = 50  # steps
 BEAM = 10  # items that validation looks at
+VALID_USERS = 50_000  # of a larger log a sample validates
 FEED_FORWARD = 4  # times the width of the network
 KEYS = {"batch_tokens": "dense.batch_items", "learning_rate": "dense.learning_rate"}
 
@@ -102,7 +103,7 @@ def train_retriever(
                 about = {"enabled": True, **recipe.model_config(read)}
                 catalogue = trainer.validation.catalogue
                 save_generator(output, trainer.evaluated, catalogue, items, about, stage="dense")
-                write_json(reports / DENSE_REPORT, with_checksum(report))
+                write_json(reports / DENSE_REPORT, sealed(report, reports, ()))
                 checkpoints.delete()
                 conclude(trainer, {"windows_per_second": report["dense_windows_per_second"]})
     return report
@@ -153,6 +154,7 @@ def _training(config: DenseConfig, windows: int, splits: Splits) -> TrainConfig:
         validate_every=config.validate_every,
         patience=config.patience,
         select="recall_at_10",
+        valid_users=VALID_USERS,
         beam=BEAM,
         checkpoint_every=config.checkpoint_every,
         device=config.device,
@@ -169,6 +171,7 @@ def _report(trainer: Trainer) -> dict[str, Any]:
         "enabled": True,
         "dense_train_seconds": state.train_seconds,
         "dense_compile_seconds": state.compile_seconds,
+        "dense_valid_seconds": state.valid_seconds,
         "dense_wall_seconds": state.wall_seconds,
         "dense_windows_per_second": state.windows / state.train_seconds,
         "dense_peak_memory_gib": peak_memory_gib(trainer.device),

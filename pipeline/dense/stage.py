@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pipeline.artifacts import DENSE, DENSE_REPORT, EMBEDDINGS, INTERACTIONS, REPORTS, SCRATCH, SPLITS, write_json
 from pipeline.dense.config import DenseConfig
-from pipeline.manifest import seal, with_checksum
+from pipeline.manifest import seal, sealed
 from pipeline.printing import say
 
 
@@ -66,6 +66,6 @@ def run(
             left.unlink()
         write_json(output / "config.json", report)
         seal(output, "dense")
-        write_json(reports / DENSE_REPORT, with_checksum(report))
+        write_json(reports / DENSE_REPORT, sealed(report, reports, ()))
         say("dense: dense.enabled is false, so no retriever is trained")
     return report

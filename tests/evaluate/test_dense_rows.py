@@ -16,7 +16,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
 from pipeline.generator import load_retriever, save_generator
-from pipeline.manifest import seal, with_checksum
+from pipeline.manifest import seal, sealed
 from pipeline.metrics import summarise
 from pipeline.packing.histories import Histories
 from pipeline.results.ranks import Ranks
@@ -45,11 +45,14 @@ def write_dense(world: World, splits: str = "") -> None:
     save_generator(
         world.root / "models/dense", model, catalogue, items, {**about, "fingerprints": fingerprints}, stage="dense"
     )
-    write_json(world.paths["reports"] / "dense.json", with_checksum({"enabled": True, "dense_train_seconds": 2.5}))
+    write_json(
+        world.paths["reports"] / "dense.json",
+        sealed({"enabled": True, "dense_train_seconds": 2.5}, world.paths["reports"], ()),
+    )
 
 
 def evaluate(world: World, **changes: Any) -> dict[str, float]:
-    return run(world.params, dense=world.root / "models/dense", **world.paths, **changes)
+    return run(world.params, dense=world.root / "models/dense", **world.inputs, **changes)
 
 
 def test_the_ranks_are_those_of_brute_force_by_both_rules(world: World) -> None:
@@ -105,7 +108,7 @@ def test_without_a_retriever_everything_else_is_the_same(world: World) -> None:
         file.unlink()
     write_json(folder / "config.json", {"enabled": False})
     seal(folder, "dense")
-    write_json(world.paths["reports"] / "dense.json", with_checksum({"enabled": False}))
+    write_json(world.paths["reports"] / "dense.json", sealed({"enabled": False}, world.paths["reports"], ()))
     without = evaluate(world)
     assert not [name for name in without if "dense" in name]
     assert "dense_rank" not in Ranks.read(world.paths["reports"] / "ranks.parquet").users
