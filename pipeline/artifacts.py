@@ -8,7 +8,7 @@ Shape legend: I items, U users, N interactions of all users end to end, L levels
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,6 @@ TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of
 
 BLOCK_ROWS = 100_000  # of a file that are in memory at once
 CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
-
-# ---------------------------------------------------------------------------------------------------- small files
 
 
 def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any]:
@@ -97,10 +95,10 @@ def read_blocks(path: Path, columns: list[str] | None = None) -> Iterator["pa.Re
 
 def parquet_rows(path: Path) -> int:
     """Count the rows of a Parquet file. Raises UserError if it is missing or damaged."""
-    import pyarrow.parquet as pq
+    from pyarrow.parquet import read_metadata
 
     with _reading(path):
-        return int(pq.read_metadata(path).num_rows)
+        return int(read_metadata(path).num_rows)
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
@@ -247,10 +245,15 @@ class Embeddings:
     encoder: dict[str, Any]  # embeddings.json: name, revision, pooling, template, dtype, counts
 
     def write(self, folder: Path = EMBEDDINGS) -> None:
-        rows = range(0, len(self.vectors_Id), BLOCK_ROWS)
-        blocks = (self.vectors_Id[row : row + BLOCK_ROWS] for row in rows)
-        write_matrix(folder / "embeddings.safetensors", "vectors", self.vectors_Id.shape, blocks)
-        write_json(folder / "embeddings.json", self.encoder)
+        self.write_blocks(self.vectors_Id.shape, [self.vectors_Id], self.encoder, folder)
+
+    @staticmethod
+    def write_blocks(
+        shape: tuple[int, ...], blocks: Iterable[np.ndarray], encoder: dict[str, Any], folder: Path
+    ) -> None:
+        """Write the folder from vectors [I, d] that come in blocks of items."""
+        write_matrix(folder / "embeddings.safetensors", "vectors", shape, blocks)
+        write_json(folder / "embeddings.json", encoder)
         seal(folder, "embed")
 
     @classmethod
@@ -303,8 +306,8 @@ class Sids:
         if codes_IL.shape[1] != len(quality["widths"]):
             levels = f"{codes_IL.shape[1]} levels, and quality.json has {len(quality['widths'])} widths"
             raise _damaged(folder / "sids.parquet", ValueError(levels))
-        digit = quality.get("digit", True)  # older files do not say it, and always have the digit
-        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality, digit)
+        books = read_tensors(folder / "codebooks.safetensors")
+        return cls(codes_IL, tuple(quality["widths"]), books, quality, quality.get("digit", True))  # older: no key
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits
@@ -389,11 +392,9 @@ class TrainingPart:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "TrainingPart":
-        """Open the three arrays memory-mapped."""
         return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
 
 
 def _open_array(path: Path) -> np.ndarray:
     with _reading(path):
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
+        return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))

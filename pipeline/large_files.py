@@ -80,7 +80,7 @@ def _in_pieces(group: "pa.Table") -> "pa.Table":
 # ------------------------------------------------------------------------------------------------ safetensors
 
 
-def write_matrix(path: Path, name: str, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+def write_matrix(path: Path, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     """Write one float32 matrix as safetensors, its rows in blocks; the bytes are those of `safetensors.numpy.save`.
 
     Raises:
