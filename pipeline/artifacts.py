@@ -149,6 +149,10 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
+existing = _existing  # for item_table.py
+damaged = _damaged
+
+
 # ---------------------------------------------------------------------------------------------------- data/interactions
 
 
