@@ -4,13 +4,16 @@ Shape legend: I items.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.artifacts import damaged, existing
+from pipeline.errors import UserError
+from pipeline.manifest import verify
+from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,14 +31,18 @@ class ItemTable:
     """
 
     def __init__(self, path: Path):
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        if not path.exists():
+            raise UserError(
+                f"{path} is not here",
+                "an earlier stage writes this file",
+                "run `dvc repro`, or `dvc checkout` if the file was made before",
+            )
+        verify(path)
         self.path = path
-        try:
-            self._file = pq.ParquetFile(existing(path), memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(path, error) from None
+        with self._reading():
+            self._file = pq.ParquetFile(path, memory_map=True)
         self.names: list[str] = self._file.schema_arrow.names
 
     def __len__(self) -> int:
@@ -43,23 +50,29 @@ class ItemTable:
 
     def read(self, columns: Sequence[str]) -> "pa.Table":
         """Return those of the columns that the table has, in the order of `columns`."""
-        import pyarrow as pa
-
         names = [name for name in columns if name in self.names]
-        try:
+        with self._reading():
             return self._file.read(names).select(names)
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(self.path, error) from None
 
     def batches(self, column: str) -> Iterator["pa.Array"]:
         """Give one column, some rows at a time."""
+        with self._reading():
+            for batch in self._file.iter_batches(ROWS, columns=[column]):
+                yield batch.column(0)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Turn what Arrow finds wrong with the file into a UserError that names it."""
         import pyarrow as pa
 
         try:
-            for batch in self._file.iter_batches(ROWS, columns=[column]):
-                yield batch.column(0)
+            yield
         except (pa.ArrowException, OSError) as error:
-            raise damaged(self.path, error) from None
+            raise UserError(
+                f"{self.path} cannot be read: {shown(error)}",
+                "the file is damaged or was cut short",
+                "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
+            ) from None
 
     def numbered(self, column: str) -> np.ndarray | None:
         """Return a number from 0 for each distinct value of a column, int32 [I], -1 for none.

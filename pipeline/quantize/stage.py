@@ -65,7 +65,7 @@ def run(
             collisions than allowed, the digit is too narrow, a library or GPU is missing, training diverged, or no two
             items co-occur. Nothing is written then.
     """
-    vectors_Id = Embeddings.read(embeddings).vectors_Id
+    vectors_Id = Embeddings.read(embeddings, mmap=True).vectors_Id
     items = ItemTable(Interactions(interactions).items)
     check_vectors(vectors_Id, items.raw_ids, needed=params.quantize.interactions < 1)
     categories_I = items.numbered("categories")

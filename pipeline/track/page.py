@@ -182,12 +182,16 @@ def _beyond(metrics: dict[str, float]) -> str:
     return f'<div class="facts">{"".join(boxes)}</div>{note}'
 
 
+def frontier_drawing(metrics: dict[str, float], known: Sequence[Point], transparent: bool = True) -> str:
+    """Return the SVG file of quality against cost, with counting as a line."""
+    return frontier_svg(known, {"co-occurrence": metrics["cooccurrence_recall_at_10"]}, transparent)
+
+
 def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
     """Return the drawing of quality against cost; nothing where no other result is known."""
     if len(known) < 2:
         return ""
-    counting = {"co-occurrence": metrics["cooccurrence_recall_at_10"]}
-    text = frontier_svg(known, counting)
+    text = frontier_drawing(metrics, known)
     note = (
         f'<p class="soft">{len(known)} results of this project that were tested alike. Filled, with a line: the '
         "frontier, nobody is cheaper and better. Seconds hold for the machine and its load.</p>"

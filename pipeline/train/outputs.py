@@ -12,11 +12,13 @@ import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
-from pipeline.manifest import with_checksum
+from pipeline.manifest import sealed
 from pipeline.printing import say
 from pipeline.strategies.base import TableRows
 from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
+
+STORE = "skipped/store.safetensors"
 
 
 def announce(trainer: Trainer, names: str = "") -> None:
@@ -108,21 +110,25 @@ def write_reports(
     tables: Mapping[str, TableRows],
     learned: dict[str, np.ndarray],
 ) -> None:
-    """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.
+    """Write history.csv, the two tables of kept tokens, passes.csv, skipped/ and, last, timings.json.
+
+    timings.json lists the checksums of the others.
 
     Args:
         kept: counts of the kept tokens of validation histories.
         tables: as the strategy's `Report` gives them.
         learned: likewise.
     """
-    write_json(reports / "timings.json", with_checksum(timings))
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
     skipped = {f"skipped/{name}": rows for name, rows in tables.items() if name != "passes"}
     shutil.rmtree(reports / "skipped", ignore_errors=True)  # tables of an earlier run
-    for name, rows in {**shown, "passes": tables["passes"], **skipped}.items():
-        write_bytes(reports / f"{name}.csv", csv_of(rows))
+    written = {f"{name}.csv": rows for name, rows in {**shown, "passes": tables["passes"], **skipped}.items()}
+    for name, rows in written.items():
+        write_bytes(reports / name, csv_of(rows))
     if learned:
-        write_tensors(reports / "skipped" / "store.safetensors", learned)
+        write_tensors(reports / STORE, learned)
+    names = [*written, *([STORE] if learned else [])]
+    write_json(reports / "timings.json", sealed(timings, reports, names))
 
 
 def csv_of(rows: Sequence[Mapping[str, float | str]]) -> bytes:
