@@ -40,7 +40,7 @@ def with_value(value: float, items: slice = slice(2, 4)) -> np.ndarray:
 def test_the_stage_names_them_and_writes_nothing(method: str, vectors_Id: Any, said: str, tmp_path: Path) -> None:
     write_tensors(
         tmp_path / "embeddings/embeddings.safetensors", {"vectors": vectors_Id}
-    )  # `Embeddings` has rows alone
+    )  # not `Embeddings`: rows alone
     write_json(tmp_path / "embeddings/embeddings.json", {})
     items = pd.DataFrame({"item_id": np.arange(8, dtype=np.int32), "raw_id": RAW_IDS})
     write_parquet(Interactions(tmp_path).items, items)
