@@ -9,7 +9,7 @@ from pipeline.quantize.collisions import refined
 from pipeline.quantize.rows import Vectors
 
 SAMPLE = 1000  # items whose nearest neighbour is searched
-CHUNK = 2**15  # items that are compared with the sample at once
+CHUNK = 2**13  # items that are compared with the sample at once
 
 
 def neighbour_agreement(vectors_Id: Vectors, codes_IL: np.ndarray) -> list[float]:

@@ -24,6 +24,7 @@ CODE = (
     "catalogue.py",
     "cuda_graphs.py",
     "artifacts.py",
+    "item_table.py",
     "distributed.py",
     "hashing.py",
     "machine.py",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from pipeline.artifacts import (
@@ -23,11 +22,11 @@ from pipeline.artifacts import (
     Interactions,
     Splits,
     fingerprint,
-    read_parquet,
 )
 from pipeline.distributed import joined
 from pipeline.errors import UserError
 from pipeline.generator import save_generator
+from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.train.assembly import trainer_of
 from pipeline.train.code import checkpoint_name, code_fingerprint, name_other_code
@@ -38,6 +37,8 @@ from pipeline.train.outputs import announce, conclude, timings_of, write_reports
 from pipeline.train.recipe import TrainingRecipe, TrainParams
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.observer import Observer
+
+NAMES = ("item_id", "raw_id", "title")  # columns of items.parquet that models/generator has too
 
 
 def run(  # noqa: PLR0913 - the files and what watches, all by keyword
@@ -84,7 +85,7 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
 class Files:
     """These files are written once training is over, with the names of the items."""
 
-    items: pd.DataFrame  # item_id, raw_id, title
+    items: ItemTable  # of which item_id, raw_id and title are read when the model is written
     output: Path  # models/generator
     reports: Path
 
@@ -111,17 +112,20 @@ def _train(
             name_other_code(checkpoints.folder)
             announce(trainer, names.line)
         state = trainer.run()
-        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)
+        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches(), splits.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, splits, names, trainer.loader.first_windows())
+        catalogue = trainer.validation.catalogue
+        on_cpu = catalogue if device.type == "cpu" else names.catalogue()
+        flops = flops_per_window(recipe, splits, on_cpu, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         # 2. The first process writes.
         if world.leads:
-            catalogue = trainer.validation.catalogue
             model_config = recipe.model_config(inputs)
-            save_generator(files.output, trainer.evaluated, catalogue, files.items, model_config, eval_skips)
+            save_generator(
+                files.output, trainer.evaluated, catalogue, files.items.read(NAMES), model_config, eval_skips
+            )
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
@@ -138,17 +142,17 @@ def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> No
     torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
 
 
-def _items(path: Path, count: int) -> pd.DataFrame:
-    """Read the columns item_id, raw_id and, where the dataset has it, title.
+def _items(path: Path, count: int) -> ItemTable:
+    """Open the table of items.
 
     Raises:
         UserError: there are not `count` items. It is known before training, and not when the model is written.
     """
-    items = read_parquet(path)
+    items = ItemTable(path)
     if len(items) != count:
         raise UserError(
             f"{path} lists {len(items):,} items, and {count:,} are to be trained",
             "the stages before were run on different logs",
             "run `dvc repro`, or `dvc checkout` for the files of this commit",
         )
-    return items[[column for column in ("item_id", "raw_id", "title") if column in items]]
+    return items
