@@ -37,6 +37,8 @@ LEAVES = {
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
+    ("locks", "errors"),
+    ("locks", "printing"),
     ("manifest", "errors"),
     ("yaml_files", "errors"),
     ("errors", "printing"),
