@@ -1,7 +1,7 @@
 """Make docs/results.md from docs/results/raw.jsonl: every table of the page; what was not run is printed as missing.
 
-    python benchmarks/results.py                                   # writes docs/results.md
-    python benchmarks/results.py --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
+    python -m benchmarks.results                                   # writes docs/results.md
+    python -m benchmarks.results --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
         # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
 The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
@@ -24,6 +24,11 @@ Row = dict[str, Any]
 
 def quality(rows: list[Row]) -> Iterable[str]:
     """Yield one line per group and strategy: means over seeds, and the paired difference to the group's first."""
+
+    def on(dataset: str) -> list[Row]:
+        groups = [group for group, (data, _) in QUALITY.items() if data == dataset]
+        return [row for row in rows if row.get("kind") == "quality" and row["group"] in groups]
+
     for group, (dataset, arms) in QUALITY.items():
         yield f"\n### {group}\n"
         yield (
@@ -35,11 +40,13 @@ def quality(rows: list[Row]) -> Iterable[str]:
         for arm in arms:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
-            first = selected[0]
             for label, name in COUNTING.items():
                 keys = (f"{name}_recall_at_10", f"{name}_ndcg_at_10", f"noties_{name}_recall_at_10")
+                # Counting has no seed and nothing of a model: any row of the dataset will do. Earlier rows lack keys.
+                first = next((row for row in [*selected, *on(dataset)] if keys[0] in row), selected[0])
                 cells = ["missing" if (value := first.get(key)) is None else f"{value:.4f}" for key in keys]
                 yield f"| {label}{_rule(first, name)} | - | {' | '.join(cells)} | | | | | |"
+            first = selected[0]
             ranking = first.get("ranking", f"beam {first['beam']}, constrained")
             yield f"\n{dataset}, {first['users']:,} users, {ranking}.\n"
             yield from _origins(selected)
@@ -129,7 +136,7 @@ def page(rows: list[Row]) -> str:
         "# Results",
         "",
         "This page has every table of measurements, with its commands, commits and hardware, for a reader who wants",
-        "to check or repeat a figure. `python benchmarks/results.py` makes the page from",
+        "to check or repeat a figure. `python -m benchmarks.results` makes the page from",
         "[results/raw.jsonl](results/raw.jsonl). The pages of the strategies ([rastp](rastp.md), [skipgr](skipgr.md),",
         "[intrr](intrr.md)) and of [the engine](engine.md) say what the figures mean.",
         "",

@@ -4,6 +4,7 @@ The key `kind` of a row of docs/results/raw.jsonl names the row's table.
 """
 
 STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
+SASREC = ["full", "ids alone", "skipgr", "full, 8,192 sampled negatives"]
 # group of runs -> the dataset, and the runs that belong there
 QUALITY = {
     "beauty-fast": ("amazon-beauty", ["full", "intrr"]),
@@ -12,8 +13,10 @@ QUALITY = {
     "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
     "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),
     "beauty-sprint": ("amazon-beauty", ["full"]),
-    "sasrec": ("amazon-beauty", ["full"]),
-    "sasrec, seen items dropped": ("amazon-beauty", ["full"]),
+    "sasrec": ("amazon-beauty", SASREC),
+    "sasrec, seen items dropped": ("amazon-beauty", SASREC),
+    "sasrec on Sports": ("amazon-sports", ["full"]),
+    "sasrec on Sports, seen items dropped": ("amazon-sports", ["full"]),
     "beauty-fast, IntRR's ablations": (
         "amazon-beauty",
         ["intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"],

@@ -12,10 +12,11 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
 
@@ -26,7 +27,20 @@ PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path` and rename it, so that a kill or a full disk never leaves half a file.
+    """Write a file of these bytes, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; an earlier version is unchanged.
+    """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, and rename it at the end of the `with` block.
+
+    So a kill, a full disk or an error inside the block never leaves half a file.
 
     Raises:
         UserError: the file cannot be written; an earlier version is unchanged.
@@ -38,7 +52,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -26,7 +26,7 @@ from pipeline.cli.help import flowing
 from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
-STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 

@@ -18,7 +18,8 @@ READERS = {
     "data/interactions": (["embed"], ["quantize"], ["split"], ["train"], ["recommend", "--user", "u00001"]),
     "data/embeddings": (["quantize"],),
     "data/sids": (["train"], ["sids", "--item", "v00001"], ["track"]),
-    "data/splits": (["train"], ["evaluate"]),
+    "data/splits": (["count"], ["train"], ["evaluate"]),
+    "models/counting": (["evaluate"],),
     "models/generator": (["evaluate"], ["recommend", "--user", "u00001"], ["explain", "--user", "u00001"]),
     "reports": (["evaluate"], ["track"]),
 }

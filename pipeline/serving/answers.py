@@ -4,6 +4,7 @@ A request comes from outside, so nothing in it stops the others: an unknown id i
 without a known item gets the popular items, which the answer says.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,8 @@ class Recommender:
 
     def __init__(self, generator: Path, facts: Path, device: torch.device | str = "cpu"):
         self.loaded = load_generator(generator, device)
+        # A server answers each request in a thread of its own. Searches at once would take the cores from each other.
+        self.one_search = threading.Lock()
         items = self.loaded.items
         self.raw_ids = items["raw_id"].astype(str).tolist()
         titles = items["title"] if "title" in items else pd.Series("", index=items.index)
@@ -109,14 +112,15 @@ class Recommender:
     def _search(self, batch: list[tuple[np.ndarray, np.ndarray, int]], beam: int, drop_seen: int) -> Outputs:
         items = np.concatenate([items for items, _, _ in batch])
         times = np.concatenate([times for _, times, _ in batch])
-        return generate_items(
-            self.loaded.model,
-            items,
-            np.arange(len(batch) + 1) * len(batch[0][0]),
-            beam=beam,
-            drop_seen=drop_seen,
-            times=times if self.loaded.model.wants_times else None,
-        )
+        with self.one_search:
+            return generate_items(
+                self.loaded.model,
+                items,
+                np.arange(len(batch) + 1) * len(batch[0][0]),
+                beam=beam,
+                drop_seen=drop_seen,
+                times=times if self.loaded.model.wants_times else None,
+            )
 
     def _read(self, request: Request) -> tuple[np.ndarray, np.ndarray, int]:
         """Return (item ids, int64 seconds, number of unknown ids); the most recent `max_history` known items."""

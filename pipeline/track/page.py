@@ -211,13 +211,19 @@ def _figures(result: Result) -> str:
                     "cross-entropy, summed over levels",
                 ),
             ),
-            _section("Validation", curves(result.history, scores, "on all validation users")),
+            _section("Validation", curves(result.history, scores, _validated_on(result.metrics))),
             _section("By length of history", _breakdown(result.by_history, "items in the history")),
             _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
             _kept(result.kept_by_level),
             _section("Semantic IDs", _sids(result.sid_levels)),
         ]
     )
+
+
+def _validated_on(metrics: dict[str, float]) -> str:
+    if "valid_users" not in metrics:
+        return "on all validation users"
+    return f"on a sample of {metrics['valid_users']:,.0f} of {metrics['valid_users_in_all']:,.0f} validation users"
 
 
 def _kept(table: list[dict[str, str]]) -> str:

@@ -31,6 +31,12 @@ def announce(trainer: Trainer, names: str = "") -> None:
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
     windows = f"{len(trainer.loader.epochs):,} windows per epoch"
     say(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}")
+    validation = trainer.validation
+    if validation.sampled:
+        say(
+            f"train: validation takes a sample of {len(validation.users_U):,} of {validation.users_in_all:,} users, "
+            "the same in each run on this split (train.valid_users)"
+        )
 
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
@@ -40,7 +46,8 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
     say(
         f"train: best at step {state.best_step} of {state.step}, {config.select} "
-        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}"
+        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}; "
+        f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
     )
 
 
@@ -51,9 +58,10 @@ def _parameters(trainer: Trainer) -> int:
 def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     """Return the figures of a finished run, as timings.json holds them.
 
-    Training seconds are those of optimizer steps without compilation; wall seconds count everything. `training` is the
-    fingerprint of settings, inputs and code; `start`, and `times` for each row of the history, are in seconds since
-    1970.
+    Training seconds are those of optimizer steps without compilation, `valid_seconds` those of validation; wall seconds
+    count everything. `training` is the fingerprint of settings, inputs and code; `start`, and `times` for each row of
+    the history, are in seconds since 1970. `valid_users` and `valid_users_in_all` are there only where validation takes
+    a sample of the users.
 
     Args:
         flops: floating-point operations of a window, forward and backward.
@@ -64,11 +72,14 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     rate = flops * state.windows / state.train_seconds
     peak = peak_flops(trainer.device)  # None: not known for this device
     shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
+    validation = trainer.validation
+    sampled = {"valid_users": len(validation.users_U), "valid_users_in_all": validation.users_in_all}
     # A window with one target is one sample: that count would stand here twice.
     samples = {"samples_per_second": state.samples / state.train_seconds, "samples_trained": state.samples}
     return {
         "train_seconds": state.train_seconds,
         "compile_seconds": state.compile_seconds,
+        "valid_seconds": state.valid_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds,
@@ -84,6 +95,7 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
         "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
         **(samples if trainer.config.targets == "all" else {}),
+        **(sampled if validation.sampled else {}),
         "training": trainer.checkpoints.folder.name,
         "start": state.start,
         "times": state.times,
