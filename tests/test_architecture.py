@@ -39,6 +39,8 @@ LEAVES = {
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
+    ("locks", "errors"),
+    ("locks", "printing"),
     ("manifest", "errors"),
     ("large_files", "manifest"),
     ("yaml_files", "errors"),
