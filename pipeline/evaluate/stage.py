@@ -20,7 +20,6 @@ import torch
 
 from pipeline.artifacts import (
     CLOCK,
-    DENSE_REPORT,
     GENERATOR,
     INTERACTIONS,
     REPORTS,
@@ -40,7 +39,7 @@ from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
-from pipeline.metric_names import BASELINES, DENSE_TRAINING, HEADLINES, MAIN_METRICS, METRICS
+from pipeline.metric_names import BASELINES, DENSE_REPORT, DENSE_TRAINING, HEADLINES, MAIN_METRICS, METRICS
 from pipeline.metrics import gains, recall_at, summarise
 from pipeline.printing import say, shown
 from pipeline.progress import Progress
@@ -136,9 +135,7 @@ def run(
     if not world.leads:
         return {}
     # 4. Put model and baselines side by side, one row per user.
-    targets_U = held_out.items_N[ranking.positions_U]
-    counts_I = pairs.counts_I
-    users = _side_by_side(ranking, beside, counted, held_out, counts_I)
+    users = _side_by_side(ranking, beside, counted, held_out, pairs.counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
@@ -148,7 +145,7 @@ def run(
         ),
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
-        **beyond_hits(ranking.top_UK, counts_I, targets_U, first_code_I, _categories(items)),
+        **beyond_hits(ranking.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
         **calibration(ranking.mass_U, ranking.ranks_U),
         **timings,
         **(_dense_timings(reports) | {"dense_evaluate_seconds": dense_seconds} if beside else {}),
