@@ -15,6 +15,7 @@ not run before.
 import argparse
 import datetime
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -313,6 +314,9 @@ def guarded(action: Callable[[], int]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _act(args: Any) -> int:

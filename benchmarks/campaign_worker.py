@@ -18,10 +18,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+import pipeline.count.stage as count
 import pipeline.evaluate.stage as evaluate
 import pipeline.train.stage as train
 from pipeline.artifacts import read_json
 from pipeline.config import Params, build_params
+from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
 from pipeline.metric_names import MEASURED
 from pipeline.results.compact_ranks import compact_bytes
@@ -58,12 +60,14 @@ def run(folder: Path) -> None:
     paths = {
         **inputs,
         "items": inputs["interactions"] / "items.parquet",
+        "counting": folder / "counting",
         "generator": folder / "generator",
         "output": folder / "generator",
         "reports": folder / "reports",
         "scratch": folder / "scratch",
     }
     train.run(params, **_wanted(train.run, paths))
+    count.run(params, splits=inputs["splits"], output=folder / "counting")
     evaluate.run(params, **_wanted(evaluate.run, paths))
     ranks = Ranks.read(folder / "reports" / RANKS_FILE)
     write_bytes(folder / COMPACT, compact_bytes(ranks, flatten(params)))
@@ -97,10 +101,8 @@ def hardware(device: str) -> str:
 
 
 if __name__ == "__main__":
-    from pipeline.cli import _explain
-
     end_with_parent()
     try:
         run(Path(sys.argv[1]))
-    except Exception as error:
-        sys.exit(_explain(error))
+    except UserError as error:
+        sys.exit(f"error: {error}")

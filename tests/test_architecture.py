@@ -19,8 +19,8 @@ LAYERS = (
     ("backbones", "decoding"),
     ("strategies",),
     ("generator",),
-    ("training", "results"),
-    ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track"),
+    ("training", "results", "views"),
+    ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"),
     ("config", "serving"),
     ("presets", "doctor", "cli"),
 )
@@ -33,11 +33,13 @@ LEAVES = {
     "metric_names": 0,
     "knobs": 0,
     "manifest": 0,
+    "large_files": 0,
     "yaml_files": 0,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
     ("manifest", "errors"),
+    ("large_files", "manifest"),
     ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),

@@ -16,7 +16,7 @@ from pipeline.metric_names import MEASURED
 from pipeline.presets.apply import apply_preset
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("ingest", "embed", "quantize", "split", "train", "evaluate", "track")
+STAGES = ("ingest", "embed", "quantize", "split", "count", "train", "evaluate", "track")
 BY_HAND = ("check", *STAGES[:-1])  # what runs in a project that DVC did not make; track reads dvc.lock
 # Folders and files that each stage writes, and that must have the same bytes after every recovery.
 WRITES: dict[str, tuple[str, ...]] = {
@@ -24,6 +24,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     "embed": ("data/embeddings",),
     "quantize": ("data/sids",),
     "split": ("data/splits",),
+    "count": ("models/counting",),
     "train": (
         "models/generator",
         "reports/skipped",

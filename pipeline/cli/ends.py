@@ -16,6 +16,7 @@ STANDS = {
     "embed": "shards that an encoder finished stay in .sidpipe, and the next run uses them; " + WHOLE,
     "quantize": WHOLE,
     "split": WHOLE,
+    "count": WHOLE,
     "train": "nothing new is saved; an earlier checkpoint, if there is one, stands",
     "evaluate": WHOLE,
     "track": "the next run completes the page and the record in MLflow",

@@ -98,6 +98,25 @@ def split() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
+def count() -> None:
+    """Count how often items come together in the training part.
+
+    The counting baselines rank by these counts; validation chooses their rules. Reads data/splits, writes
+    models/counting.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline count
+
+      dvc exp run -S evaluate.cooccurrence_window=5
+    """
+    params = _params()
+    from pipeline.count.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
 def quantize() -> None:
     """Turn the vectors into Semantic IDs, one per item.
 
@@ -152,7 +171,8 @@ def evaluate() -> None:
 
     Computes recall, NDCG and MRR with 95% intervals, for the model and for popularity and co-occurrence.
 
-    Reads data/splits and models/generator, writes reports/metrics.json, ranks.parquet and two breakdowns.
+    Reads data/splits, models/counting and models/generator, writes reports/metrics.json, ranks.parquet and two
+    breakdowns.
 
     [dim]Examples:[/dim]
 
@@ -191,7 +211,7 @@ def fetch(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...",
+            metavar="URL",
             show_default=False,
             help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
             "amazon-2018 or amazon-2023.",

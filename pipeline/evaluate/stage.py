@@ -37,13 +37,12 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
-from pipeline.manifest import without_checksum
+from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import BASELINES, HEADLINES, MAIN_METRICS, METRICS, row_labels
 from pipeline.metrics import gains, recall_at, summarise
 from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.results.bootstrap import interval, resampled_means
-from pipeline.results.counting import Baselines, baselines, training_counts
 from pipeline.results.ranks import (
     DETAILS_FILE,
     METRICS_FILE,
@@ -55,6 +54,10 @@ from pipeline.results.ranks import (
     split_words,
 )
 from pipeline.strategies.registry import settings_types
+from pipeline.views.counting import COUNTING, Baselines, Counting, baselines
+
+# Files whose checksums details.json lists: those of this stage, and the one of train that they rest on
+SEALED = (RANKS_FILE, METRICS_FILE, "by_history.csv", "by_popularity.csv", "frontier.csv", "timings.json")
 
 
 class MachineView(Protocol):
@@ -88,6 +91,7 @@ def run(
     *,
     splits: Path = SPLITS,
     generator: Path = GENERATOR,
+    counting: Path = COUNTING,
     reports: Path = REPORTS,
     items: Path = INTERACTIONS / "items.parquet",
 ) -> dict[str, float]:
@@ -109,8 +113,10 @@ def run(
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
-    # 2. Count: the baselines, and whether the items of the history leave the model's ranking too.
-    counted = baselines(held_out, window=config.cooccurrence_window, filter_seen=config.filter_seen is True)
+    pairs = Counting.read(counting)
+    pairs.check_fit(counting, splits)
+    # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
+    counted = baselines(pairs, held_out, filter_seen=config.filter_seen is True)
     drop_seen = counted.drop_seen["cooccurrence"] if config.filter_seen == "auto" else config.filter_seen
     # 3. Rank the test items: every process its share of the users.
     with joined(device) as world:
@@ -121,7 +127,7 @@ def run(
         return {}
     # 4. Put model and baselines side by side, one row per user.
     targets_U = held_out.items_N[ranking.positions_U]
-    counts_I = training_counts(held_out)
+    counts_I = pairs.counts_I
     users = _side_by_side(ranking, counted, held_out, counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
     over_items = loaded.model.config.over_items
@@ -154,15 +160,21 @@ def run(
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    write_json(reports / DETAILS_FILE, details)
     write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
+    write_json(reports / DETAILS_FILE, sealed(details, reports, SEALED))  # last: it lists the others
     say(table(figures, config, loaded.config["strategy"], over_items))
-    if drop_seen and (lost := is_repeat(held_out, ranking.positions_U).mean()):
+    if drop_seen:
+        _say_repeats(held_out, ranking.positions_U)
+    return {**metrics, **details}
+
+
+def _say_repeats(splits: Splits, positions: np.ndarray) -> None:
+    """Print how many of these targets no ranking without seen items holds, where there are any."""
+    if lost := is_repeat(splits, positions).mean():
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
             "evaluate.filter_seen=false ranks them",
         )
-    return {**metrics, **details}
 
 
 def _side_by_side(ranking: Ranking, counted: Baselines, splits: Splits, counts_I: np.ndarray) -> pd.DataFrame:
@@ -203,7 +215,7 @@ def _categories(items: Path) -> np.ndarray | None:
 
 def _timings(path: Path) -> dict[str, float]:
     """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
-    measured = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    measured = unsealed(path, read_json(path, train_seconds=(int, float)), "train")
     timings = {name: value for name, value in measured.items() if name not in CLOCK}
     if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
         raise UserError(

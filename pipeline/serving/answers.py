@@ -43,7 +43,8 @@ class Answer:
     """An answer holds the next items of one history, best first.
 
     scores: log-probabilities of the Semantic IDs; empty where the items are the popular ones. unknown: ids of the
-    history that the catalogue does not have. source: `model`, or `popular` where no id of the history is known.
+    history that the catalogue does not have. source: `model`; `popular` where no id of the history is known; `none`
+    where no item is left, because the items of the history are left out and it has every item.
     """
 
     items: list[str]
@@ -151,7 +152,8 @@ class Recommender:
         filled = outputs.items_WK[row] >= 0
         items = outputs.items_WK[row][filled][:k].tolist()
         scores = outputs.scores_WK[row][filled][:k].tolist()
-        return Answer([self.raw_ids[i] for i in items], [self.titles[i] for i in items], scores, unknown, "model")
+        source = "model" if items else "none"
+        return Answer([self.raw_ids[i] for i in items], [self.titles[i] for i in items], scores, unknown, source)
 
 
 def _seconds(times: Sequence[Any], items: int) -> np.ndarray:
