@@ -26,7 +26,6 @@ from pipeline.artifacts import (
     SPLITS,
     Splits,
     read_json,
-    read_parquet,
     write_json,
 )
 from pipeline.decoding.ranking import Ranking, rank_targets
@@ -37,6 +36,7 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
+from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import BASELINES, DENSE_REPORT, DENSE_TRAINING, HEADLINES, MAIN_METRICS, METRICS
@@ -236,11 +236,7 @@ def _point(metrics: dict[str, float], config: dict[str, Any]) -> pd.DataFrame:
 
 def _categories(items: Path) -> np.ndarray | None:
     """Return a number for each item's category, -1 for an item without; None where no item has one."""
-    frame = read_parquet(items) if items.exists() else pd.DataFrame()
-    if "categories" not in frame or frame["categories"].isna().all():
-        return None
-    codes_I: np.ndarray = frame["categories"].factorize()[0]
-    return codes_I
+    return ItemTable(items).numbered("categories") if items.exists() else None
 
 
 def _timings(path: Path) -> dict[str, float]:
