@@ -34,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.sample import Evaluated
 from pipeline.generator import Generator, load_generator
 from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
@@ -106,13 +107,15 @@ def run(
     """
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
-    held_out = Splits.read(splits)
+    whole = Splits.read(splits)
+    evaluated = Evaluated.of(whole, config.users)
+    held_out = evaluated.splits
     timings = _timings(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
-    check_fit(loaded, generator, held_out, splits)
+    check_fit(loaded, generator, whole, splits)
     pairs = Counting.read(counting)
     pairs.check_fit(counting, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
@@ -136,6 +139,7 @@ def run(
         **evaluation_metrics(
             users, drop_seen, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed
         ),
+        **evaluated.figures,
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
         **beyond_hits(ranking.top_UK, counts_I, targets_U, first_code_I, _categories(items)),
@@ -151,7 +155,7 @@ def run(
         splits,
         loaded.config,
         sections=settings_types(),
-        protocol=split_words(held_out.summary),
+        protocol=split_words(held_out.summary) + evaluated.words,
         beam=config.beam,
         decoding=config.decoding,
         filter_seen=drop_seen,
@@ -277,7 +281,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         over_items: the model scores items themselves, all of them, and no Semantic IDs.
     """
     ties = metrics["noties_users"] < metrics["users"]
-    parts = {"": f"all {metrics['users']:,} users"} | (
+    parts = {"": f"{'sample of' if 'users_in_all' in metrics else 'all'} {metrics['users']:,} users"} | (
         {"noties_": f"no tie: {metrics['noties_users']:,} users"} if ties else {}
     )
     labels = row_labels(metrics, strategy)
@@ -300,6 +304,11 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
         + ("" if over_items else of_sids)
     )
+    if "users_in_all" in metrics:
+        lines.append(
+            f"a sample of {metrics['users']:,} of {metrics['users_in_all']:,} test users (evaluate.users); the "
+            "interval is for all of them"
+        )
     lines.append(
         f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
         f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "
