@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.strategies.base import Sampler, Strategy
-from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
