@@ -23,9 +23,14 @@ DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file b
 
 
 class Checkpoints:
-    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
+    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`.
 
-    def __init__(self, scratch: Path, fingerprint: str):
+    Args:
+        stage: the command that trains, for the lines that are printed.
+    """
+
+    def __init__(self, scratch: Path, fingerprint: str, stage: str = "train"):
+        self.stage = stage
         self.folder = scratch / "checkpoints" / fingerprint[:16]
         self.path = self.folder / "checkpoint.pt"
 
@@ -46,7 +51,7 @@ class Checkpoints:
         with in_turn(
             self.folder,
             [self.folder.parent / f"output-{folder}.lock"],
-            waits="train: {holder} trains into the same folder or with the same settings; waiting for it, then "
+            waits=self.stage + ": {holder} trains into the same folder or with the same settings; waiting for it, then "
             "training goes on from its checkpoint",
             busy="{holder} trains into the same folder, or with the same settings",
             both="two runs at once would write the same checkpoint and the same model",
