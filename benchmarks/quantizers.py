@@ -29,6 +29,7 @@ import yaml
 
 from pipeline.artifacts import Embeddings, Interactions, Sids, TrainingPart, read_parquet
 from pipeline.config import Params, build_params
+from pipeline.count.stage import run as count
 from pipeline.embed.stage import run as embed
 from pipeline.evaluate.stage import run as evaluate
 from pipeline.ingest.stage import run as ingest
@@ -58,6 +59,7 @@ def prepare(source: Path, folder: Path) -> Params:
         )
     embed(params, interactions=folder / "interactions", output=folder / "embeddings", scratch=folder / "scratch")
     split(params, interactions=folder / "interactions", output=folder / "splits")
+    count(params, splits=folder / "splits", output=folder / "counting")
     return params
 
 
@@ -90,7 +92,13 @@ def recall(folder: Path, params: Params, sids: Sids, windows: int) -> dict[str, 
         reports=out / "reports",
         scratch=folder / "scratch",
     )
-    metrics = evaluate(params, splits=folder / "splits", generator=out / "generator", reports=out / "reports")
+    metrics = evaluate(
+        params,
+        splits=folder / "splits",
+        counting=folder / "counting",
+        generator=out / "generator",
+        reports=out / "reports",
+    )
     return {
         key: metrics[key]
         for key in (

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+import pipeline.count.stage as count
 import pipeline.embed.stage as embed
 import pipeline.evaluate.stage as evaluate
 import pipeline.ingest.stage as ingest
@@ -84,6 +85,8 @@ for item in alike:
 
 splits = folder / "splits"
 split.run(params, interactions=interactions, output=splits)
+counting = folder / "counting"
+count.run(params, splits=splits, output=counting)
 
 # %% Training
 # ## Training on windows
@@ -111,7 +114,7 @@ train.run(
 # is among the first ten. Two baselines that only count stand beside it. After so few windows the model is behind
 # co-occurrence; the 60,000 of params.yaml bring it past (the README has the numbers).
 
-metrics = evaluate.run(params, splits=splits, generator=model, reports=reports)
+metrics = evaluate.run(params, splits=splits, counting=counting, generator=model, reports=reports)
 print("\nrecall@10")
 for name, key in {
     "this model": "recall_at_10",

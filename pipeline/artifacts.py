@@ -364,6 +364,17 @@ class Splits:
         ticks = TICKS[self.summary.get("time_unit", "s")]
         return times if ticks == 1 else times // ticks
 
+    def history_index(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the flat indices of the items of each target's history, end to end, and the offsets of the histories.
+
+        sequences start at 0 and 5, max_history 3; positions 4, 6 -> index 1 2 3 | 5, offsets 0 3 4
+        """
+        positions = np.asarray(positions, np.int64)
+        starts = np.asarray(self.offsets)[np.searchsorted(self.offsets, positions, side="right") - 1]
+        begin = np.maximum(starts, positions - self.max_history)
+        offsets = np.concatenate([[0], np.cumsum(positions - begin)])
+        return np.repeat(begin - offsets[:-1], np.diff(offsets)) + np.arange(offsets[-1]), offsets
+
     def targets(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return (users, flat indices of their targets) of part `valid` or `test`, in user order."""
         target = {"valid": self.valid_target, "test": self.test_target}[part]

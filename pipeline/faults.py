@@ -25,8 +25,10 @@ MEMORY_WORDS = re.compile(
 LOWER = {  # what makes a command need less memory
     "ingest": "lower ingest.memory_limit, or run it on a machine with more memory",
     "embed": "lower embed.batch_tokens (encoders text, multimodal) or embed.dimensions (tfidf)",
+    "count": "lower evaluate.cooccurrence_window or evaluate.cooccurrence_neighbours",
     "quantize": "lower quantize.batch_items or quantize.codes",
     "train": "raise train.accumulate, or lower train.batch_tokens or the sizes in backbone",
+    "dense": "lower dense.batch_items or dense.dim",
     "evaluate": "lower evaluate.batch_users or evaluate.beam",
     "gradients": "lower train.batch_tokens",
     "recommend": "lower -k",

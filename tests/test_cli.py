@@ -6,23 +6,27 @@ import io
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Done
 from command_line import project as project
 from command_line import run as run
 from settings import read_params
+from synthetic_runs import ranks_of, write_run
 
 from pipeline import cli
+from pipeline.cli.help import flowing
 from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
-STAGES = ("check", "ingest", "embed", "split", "quantize", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
@@ -73,7 +77,39 @@ def test_help_groups_every_command(run: Callable[..., Done]) -> None:
 
 @pytest.mark.parametrize("command", STAGES + OTHERS)
 def test_each_command_shows_an_example(command: str, run: Callable[..., Done]) -> None:
-    assert f"python -m pipeline {command}" in run(command, "--help").out.split("Examples:")[1]
+    help_text = run(command, "--help").out
+    assert f"python -m pipeline {command}" in help_text.split("Examples:")[1]
+    assert not re.search(r"<\w+|\[\[", help_text), "no type beside a flag, an option or an argument"
+
+
+def test_help_reads_as_a_person_would_write_it(run: Callable[..., Done]) -> None:
+    def lines(command: str) -> list[str]:
+        return [" ".join(line.strip(" │").split()) for line in run(command, "--help").out.splitlines()]
+
+    assert "--json For programs: one JSON object, nothing else." in lines("compare")
+    assert "--samples N [x>=100] Resamples behind each interval. [default: 2000]" in lines("compare")
+    assert "Usage: pipeline compare [OPTIONS] [RUN]..." in [
+        line.replace("python -m pipeline", "pipeline") for line in lines("compare")
+    ]
+    assert flowing("First.\n\nA line\nand its end.\n\n  an example\n  of two") == (
+        "First.\n\nA line and its end.\n\n  an example\n  of two"
+    )
+
+
+def test_compare_writes_its_answer_into_a_file(
+    run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rank = np.array([1, 0, 3, 11, 0, 2])
+    folders = [write_run(tmp_path / f"Läufe {seed}", ranks_of(rank, strategy=f"s{seed}")) for seed in range(2)]
+    for option in ("--json", "--markdown", ""):
+        options = [option] if option else []
+        said = run("compare", *folders, *options, "--samples", "100").out
+        done = run("compare", *folders, *options, "--samples", "100", "-o", f"out/table{option}")
+        assert (done.code, done.out.strip()) == (0, f"written: out/table{option}")
+        assert (tmp_path / f"out/table{option}").read_text(encoding="utf-8") == said
+    assert "Läufe" in (tmp_path / "out/table--json").read_bytes().decode()
+    assert run("compare", "--promote", "--output", "x").code == 2
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
@@ -172,7 +208,7 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
         else:
             kind = line.split(" (")[0]
             kinds[kind] = []
-    assert list(kinds) == ["whole", "data", "encoder", "quantizer", "model", "strategy"]
+    assert list(kinds) == ["whole", "data", "encoder", "quantizer", "model", "strategy", "retriever"]
     names = [line[0] for lines in kinds.values() for line in lines]
     assert sorted(names) == sorted(path.stem for path in (project / "presets").glob("*.yaml"))
     assert all(len(line) > 4 for lines in kinds.values() for line in lines)
@@ -186,8 +222,9 @@ def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(
     (project / "params.yaml").write_text(text.replace("  compile: true\n", "").replace("  log_model: true\n", ""))
     assert run("migrate").out.splitlines() == [
         "  added train.compile: true",
+        "  added dense.compile: true",
         "  added track.log_model: true",
-        "2 keys added. Next: dvc repro",
+        "3 keys added. Next: dvc repro",
     ]
     assert (project / "params.yaml").read_text() == text
     assert run("migrate").out == "params.yaml has every key: nothing to do.\n"

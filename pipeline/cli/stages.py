@@ -98,6 +98,25 @@ def split() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
+def count() -> None:
+    """Count how often items come together in the training part.
+
+    The counting baselines rank by these counts; validation chooses their rules. Reads data/splits, writes
+    models/counting.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline count
+
+      dvc exp run -S evaluate.cooccurrence_window=5
+    """
+    params = _params()
+    from pipeline.count.stage import run
+
+    run(params)
+
+
+@commands.command(rich_help_panel=PANEL)
 def quantize() -> None:
     """Turn the vectors into Semantic IDs, one per item.
 
@@ -147,12 +166,35 @@ def train() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
+def dense() -> None:
+    """Train the dense retriever, a small network over items, beside the generator.
+
+    It is the same for every strategy. A killed run resumes from its last checkpoint. Reads data/embeddings and
+    data/splits, writes models/dense and reports/dense.json.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline dense
+
+      dvc exp run -S dense.text=false -S dense.dim=128
+
+      dvc exp run -S dense.enabled=false    (no retriever)
+    """
+    params = _params()
+    from pipeline.dense.stage import run
+    from pipeline.project import shared_scratch
+
+    run(params, scratch=shared_scratch())
+
+
+@commands.command(rich_help_panel=PANEL)
 def evaluate() -> None:
     """Evaluate the model and the counting baselines on the test targets.
 
     Computes recall, NDCG and MRR with 95% intervals, for the model and for popularity and co-occurrence.
 
-    Reads data/splits and models/generator, writes reports/metrics.json, ranks.parquet and two breakdowns.
+    Reads data/splits, models/counting and models/generator, writes reports/metrics.json, ranks.parquet and two
+    breakdowns.
 
     [dim]Examples:[/dim]
 
@@ -191,7 +233,7 @@ def fetch(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...",
+            metavar="URL",
             show_default=False,
             help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
             "amazon-2018 or amazon-2023.",

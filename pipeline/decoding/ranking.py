@@ -82,20 +82,8 @@ def histories_of(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.
     Returns:
         (items int32 flat, oldest first; offsets int64 [W + 1]): history w is items[offsets[w]:offsets[w + 1]].
     """
-    index, offsets = _history_index(splits, positions)
+    index, offsets = splits.history_index(positions)
     return np.asarray(splits.items_N)[index], offsets
-
-
-def _history_index(splits: Splits, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the flat positions of the items of each target's history, and the offsets of the histories.
-
-    sequences start at 0 and 5, max_history 3; positions 4, 6 -> index 1 2 3 | 5, offsets 0 3 4
-    """
-    positions = np.asarray(positions, np.int64)
-    starts_U = np.asarray(splits.offsets)
-    first = starts_U[np.searchsorted(starts_U, positions, side="right") - 1]
-    begin = np.maximum(first, positions - splits.max_history)
-    return slices(begin, positions - begin)
 
 
 class Ranker:
@@ -135,7 +123,7 @@ class Ranker:
             chosen = np.isin(self.users_U, users)
             self.users_U = self.users_U[chosen]
             self.positions_U = self.positions_U[chosen]
-        self.index_N, self.offsets = _history_index(splits, self.positions_U)
+        self.index_N, self.offsets = splits.history_index(self.positions_U)
         self.items_N = np.asarray(splits.items_N)[self.index_N]
         self.times_N = splits.seconds(self.index_N)
         self.lengths_U = np.diff(self.offsets)

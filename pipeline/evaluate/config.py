@@ -18,3 +18,5 @@ class EvaluateConfig:
     bootstrap_samples: Annotated[int, Between(1, 100_000)]  # for the 95% intervals
     # baseline: two items co-occur when at most this many steps apart
     cooccurrence_window: Annotated[int, Between(1, 1000)]
+    # baseline: of each item at most so many others are listed, the heaviest
+    cooccurrence_neighbours: Annotated[int, Between(1, 1_000_000)]

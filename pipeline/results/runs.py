@@ -1,13 +1,15 @@
 """Read finished runs by the names that a user has for them.
 
-A name is a folder with reports (or its ranks.parquet), `workspace`, or anything that DVC takes for a revision: the name
-of an experiment, a branch, a tag, a commit. The results of an experiment lie in DVC's cache, so they are read without
-a checkout. Beside the ranks, a run has its metrics and costs, and the parameters that dvc.lock records for it.
+A name is a folder with reports (or its ranks.parquet), a file of compact ranks (compact_ranks.py), `workspace`, or
+anything that DVC takes for a revision: the name of an experiment, a branch, a tag, a commit. The results of an
+experiment lie in DVC's cache, so they are read without a checkout. Beside the ranks, a run has its
+metrics and costs, and the parameters that dvc.lock records for it.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ import yaml
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
+from pipeline.manifest import not_listed, seal_of
+from pipeline.results.compact_ranks import SUFFIX, read_compact
 from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 USAGE = (
@@ -61,6 +65,9 @@ def read_run(name: str) -> Run:
         return _from_folder(name, Path())
     if path.is_dir():
         return _from_folder(name, path)
+    if path.suffix == SUFFIX and path.is_file():
+        ranks, settings = read_compact(path)
+        return Run(name, ranks, settings=settings, made=path.stat().st_mtime)
     if path.is_file():
         return Run(name, Ranks.read(path), made=path.stat().st_mtime)
     return _from_revision(name)
@@ -154,8 +161,18 @@ def _run(name: str, read: Reader, ranks: Ranks, made: float) -> Run:
             content = json.loads(read(REPORTS / file))
         except (OSError, ValueError):
             continue
+        _check_listed(name, file, content, read)
         figures |= {key: value for key, value in content.items() if isinstance(value, int | float)}
     return Run(name, ranks, figures, _settings(read), made)
+
+
+def _check_listed(name: str, file: str, content: Mapping[str, Any], read: Reader) -> None:
+    """Refuse a run whose details.json lists other files than it has. Raises UserError."""
+    for listed_file, digest in seal_of(f"{REPORTS / file} of {name}", content).items():
+        if listed_file in (RANKS_FILE, METRICS_FILE, "timings.json"):
+            with suppress(OSError):  # what is not there is not mixed
+                if hashlib.sha256(read(REPORTS / listed_file)).hexdigest() != digest:
+                    raise not_listed(f"{REPORTS / listed_file} of {name}", file, "evaluate")
 
 
 def _settings(read: Reader) -> dict[str, Any]:

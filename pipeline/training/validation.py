@@ -1,9 +1,13 @@
-"""Measure loss and ranking on the validation target of every user, divided among the processes.
+"""Measure loss and ranking on the validation targets of all users or of a sample, divided among the processes.
 
-Shape legend: W windows, N items of their histories, L levels; local: M interactions of the splits, flat, U users with a
-validation target, S tokens of one item.
+The sample depends on the users alone, not on the seed of a run, so that the runs on a split are validated on the same
+users. Whatever is held per user is held of the sample only.
+
+Shape legend: W windows, N items of their histories, L levels; local: M interactions of the splits, flat, U users of the
+validation, S tokens of one item.
 """
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -13,8 +17,9 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
+from pipeline.decoding.ranking import Ranker, windows_at_once
 from pipeline.distributed import World
+from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
@@ -26,14 +31,16 @@ from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
+PURPOSE = 1  # keys the hash that draws the users
 BATCH = {"cpu": 256, "cuda": 2048}  # windows of a batch; without gradients it fits wherever training does
 
 
 class Validation:
-    """Measure models on the validation targets. The users' batches are made once, unless the strategy hides tokens.
+    """Measure models on the validation targets.
 
     Args:
         beam: beam width of the ranking, which is constrained to the catalogue.
+        users: size of the sample of users; 0, or more than have a validation target: all of these.
         times: the backbone wants to know when the items of a history came.
     """
 
@@ -45,6 +52,7 @@ class Validation:
         world: World,
         *,
         beam: int,
+        users: int = 0,
         times: bool = False,
     ):
         self.strategy = strategy
@@ -53,28 +61,37 @@ class Validation:
         self.device = catalogue.codes_IL.device
         times_M = splits.seconds() if times else None
         self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M)
-        self.users_U, positions_U = splits.targets("valid")
-        lengths_U = np.diff(histories_of(splits, positions_U)[1])
+        users_U, positions_U = splits.targets("valid")
+        self.users_in_all = len(users_U)
+        drawn = sample_rows(users_U, users, PURPOSE)
+        self.users_U = users_U[drawn]
+        positions_U = positions_U[drawn]
+        lengths_U = np.minimum(positions_U - np.asarray(splits.offsets)[self.users_U], splits.max_history)
         # By length, so that a batch holds histories of about equal length.
         rows = np.argsort(lengths_U, kind="stable")
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
-        self.batches = self._batches(None)  # whole histories
+        self.items = int(self._windows.lengths_W.sum())  # of all histories
         self.ranker = Ranker(
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
 
-    def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
-        """Make this process's share of the batches; all windows together stand for the one step."""
+    @property
+    def sampled(self) -> bool:
+        """Return whether some users with a validation target are left out."""
+        return len(self.users_U) < self.users_in_all
+
+    def batches(self, eval_skips: EvalSkips | None = None) -> Iterator[Batch]:
+        """Make this process's share of the batches, one after another; all windows together stand for the one step."""
         windows = self._windows
         size = windows_at_once(self.catalogue, BATCH[self.device.type])
         selected = self._selected(eval_skips) if eval_skips else None
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
-        batches = [self.collate(step, chunk) for chunk in chunks[self.world.share]]
-        # All codes of a target count, and a strategy learns nothing from it
-        return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
+        for chunk in chunks[self.world.share]:
+            # All codes of a target count, and a strategy learns nothing from it
+            yield replace(self.collate(step, chunk), slots_W=None, counted_WL=None)
 
     def _selected(self, eval_skips: EvalSkips) -> Selected:
         """Return what the model sees of the histories: all but the skipped tokens."""
@@ -90,15 +107,15 @@ class Validation:
     def measure(self, model: Backbone) -> dict[str, float]:
         """Return `valid_loss` per window and the metrics of `pipeline.metrics`.
 
-        Both are over all users, and equal on every process.
+        Both are over all users of the validation, and equal on every process.
         """
         eval_skips = self.strategy.sampler.eval_skips()
-        batches = self._batches(eval_skips) if eval_skips else self.batches
         with evaluating(model):
-            return {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, eval_skips))}
+            loss = self._loss(model, self.batches(eval_skips))
+            return {"valid_loss": loss, **summarise(self._ranks(model, eval_skips))}
 
     @torch.no_grad()
-    def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
+    def _loss(self, model: nn.Module, batches: Iterable[Batch]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
             total += self.strategy.loss(model, batch)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from pipeline.artifacts import Splits, read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import is_repeat, run
-from pipeline.manifest import with_checksum
+from pipeline.manifest import CHECKSUM, FILES, sealed, unsealed
 from pipeline.metric_names import HEADLINES, MEASURED, METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
@@ -46,13 +46,16 @@ def files(world: World) -> dict[str, bytes]:
     found = {path.name: path.read_bytes() for path in world.paths["reports"].iterdir()}
     if "details.json" in found:
         details = json.loads(found["details.json"])
-        found["details.json"] = json.dumps({k: v for k, v in details.items() if k not in MEASURED}).encode()
+        left_out = MEASURED | {FILES, CHECKSUM}
+        found["details.json"] = json.dumps({k: v for k, v in details.items() if k not in left_out}).encode()
     return found
 
 
 def test_metrics_are_flat_numbers_and_hold_every_required_key(world: World) -> None:
-    metrics = run(world.params, **world.paths)
-    headlines, details = (read_json(world.paths["reports"] / f"{name}.json") for name in ("metrics", "details"))
+    metrics = run(world.params, **world.inputs)
+    headlines = read_json(world.paths["reports"] / "metrics.json")
+    path = world.paths["reports"] / "details.json"
+    details = unsealed(path, read_json(path), "evaluate")
     assert metrics == headlines | details
     assert headlines.keys().isdisjoint(details), "nothing stands twice"
     assert set(headlines) <= set(HEADLINES)
@@ -86,13 +89,13 @@ def test_two_processes_under_torchrun_share_the_users_and_write_what_one_writes(
     )
     assert done.returncode == 0, done.stderr
     together = files(world)
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     assert together == files(world)
     assert done.stdout.count("co-occurrence") == 2  # only the first process prints its table
 
 
 def test_every_metric_can_be_recomputed_from_the_ranks(world: World) -> None:
-    metrics = run(world.params, **world.paths)
+    metrics = run(world.params, **world.inputs)
     users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
     assert users["user_id"].tolist() == list(range(USERS))
     apart = users[~users["tie"]]
@@ -108,7 +111,7 @@ def test_every_metric_can_be_recomputed_from_the_ranks(world: World) -> None:
 
 
 def test_the_rows_say_what_each_user_had(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     users, splits = Ranks.read(world.paths["reports"] / "ranks.parquet").users, world.splits
     training = [int(i) for u in range(USERS) for i in splits.items_N[splits.offsets[u] : splits.train_end[u]]]
     row: Any
@@ -122,7 +125,7 @@ def test_the_rows_say_what_each_user_had(world: World) -> None:
 
 
 def test_breakdowns_divide_all_users_and_average_to_the_whole(world: World) -> None:
-    metrics = run(world.params, **world.paths)
+    metrics = run(world.params, **world.inputs)
     for name in ("by_history.csv", "by_popularity.csv"):
         bins = pd.read_csv(world.paths["reports"] / name)
         assert bins["users"].sum() == USERS
@@ -131,16 +134,16 @@ def test_breakdowns_divide_all_users_and_average_to_the_whole(world: World) -> N
 
 
 def test_bins_sorted_as_text_are_in_the_order_of_the_numbers(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     names = pd.read_csv(world.paths["reports"] / "by_popularity.csv")["bin"].tolist()
     assert names == sorted(names)
     assert [int(name.split("-")[0]) for name in names] == sorted(int(name.split("-")[0]) for name in names)
 
 
 def test_a_second_run_gives_the_same_bytes(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     first = files(world)
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     assert files(world) == first
 
 
@@ -148,7 +151,7 @@ def test_beam_decoding_and_filter_are_stated_in_the_table_and_in_the_ranks(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(world.params.evaluate, decoding="unconstrained", filter_seen=True)
-    metrics = run(replace(world.params, evaluate=config), **world.paths)
+    metrics = run(replace(world.params, evaluate=config), **world.inputs)
     printed = capsys.readouterr().out
     assert "full, seen dropped: beam 10, unconstrained" in printed
     assert "full, seen included" in printed
@@ -166,7 +169,7 @@ def test_both_rules_for_seen_items_stand_in_the_metrics_as_a_run_by_each_rule_ha
     found = {}
     for rule in (True, False, "auto"):
         config = replace(world.params.evaluate, filter_seen=rule)
-        found[rule] = run(replace(world.params, evaluate=config), **world.paths)
+        found[rule] = run(replace(world.params, evaluate=config), **world.inputs)
     for name in ("recall_at_10", "ndcg_at_10", "noties_recall_at_10", "noties_ndcg_at_10"):
         part, metric = ("noties_", name[7:]) if name.startswith("noties_") else ("", name)
         for metrics in found.values():
@@ -181,7 +184,7 @@ def test_without_ties_nothing_stands_twice(world: World) -> None:
     apart = replace(world.splits, timestamps_N=np.arange(len(world.splits.items_N)))
     apart.write(world.paths["splits"])
     write_generator(world)
-    metrics = run(world.params, **world.paths)
+    metrics = run(world.params, **world.inputs)
     assert metrics["tie_share"] == 0
     assert [name for name in metrics if name.startswith("noties_")] == ["noties_users"]
 
@@ -190,7 +193,7 @@ def test_the_seed_is_no_part_of_the_recipe_but_the_strategy_is(world: World) -> 
     origins = []
     for seed, strategy in ((0, "full"), (1, "full"), (1, "rastp")):
         write_generator(world, seed, strategy)
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
         origins.append(Ranks.read(world.paths["reports"] / "ranks.parquet").origin)
     assert origins[0].recipe == origins[1].recipe != origins[2].recipe
     assert len({origin.model for origin in origins}) == 3
@@ -200,45 +203,53 @@ def test_a_model_trained_on_other_splits_is_refused(world: World) -> None:
     other = replace(world.splits, items_N=world.splits.items_N[::-1].copy())
     other.write(world.paths["splits"])
     with pytest.raises(UserError, match="trained on other splits"):
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
 
 
 def test_a_model_of_another_catalogue_is_refused(world: World) -> None:
     replace(world.splits, summary={**world.splits.summary, "items": 21}).write(world.paths["splits"])
     with pytest.raises(UserError, match="knows 20 items"):
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
 
 
 def test_no_test_items_is_an_error_that_says_so(world: World) -> None:
     replace(world.splits, test_target=np.full(USERS, -1)).write(world.paths["splits"])
     write_generator(world)
     with pytest.raises(UserError, match="no user has a test item"):
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
 
 
-@pytest.mark.parametrize("gone", ["reports/timings.json", "models/generator/config.json", "data/splits/items_N.npy"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "reports/timings.json",
+        "models/generator/config.json",
+        "data/splits/items_N.npy",
+        "models/counting/neighbours.safetensors",
+    ],
+)
 def test_a_missing_input_is_named_and_nothing_is_written(world: World, gone: str) -> None:
     (world.root / gone).unlink()
     with pytest.raises(UserError, match=gone.rsplit("/", 1)[1]):
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
     assert not (world.paths["reports"] / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("change", [("1", "2"), ("_", "\\u0000"), ("checksum", "checksun"), ("{", "[")])
 def test_damaged_timings_are_named(world: World, change: tuple[str, str]) -> None:
     path = world.paths["reports"] / "timings.json"
-    write_json(path, with_checksum(TIMINGS))
-    assert run(world.params, **world.paths).items() >= TIMINGS.items()
+    write_json(path, sealed(TIMINGS, path.parent, []))
+    assert run(world.params, **world.inputs).items() >= TIMINGS.items()
     assert "checksum" not in (world.paths["reports"] / "metrics.json").read_text()
     path.write_text(path.read_text().replace(*change, 1))
     with pytest.raises(UserError, match=r"timings\.json") as caught:
-        run(world.params, **world.paths)
+        run(world.params, **world.inputs)
     assert "\n" not in caught.value.what
     assert "dvc checkout" in caught.value.fix
 
 
 def test_reports_of_another_model_are_refused(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     check_reports(world.paths["reports"], world.paths["generator"])
     write_generator(world, seed=5)
     with pytest.raises(UserError, match="another model"):
@@ -246,7 +257,7 @@ def test_reports_of_another_model_are_refused(world: World) -> None:
 
 
 def test_metrics_of_another_run_are_refused(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     path = world.paths["reports"] / "metrics.json"
     write_json(path, {**json.loads(path.read_text()), "recall_at_10": 0.123})
     with pytest.raises(UserError, match="does not belong"):

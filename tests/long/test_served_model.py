@@ -36,7 +36,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings_given_
     monkeypatch.chdir(made.root)
     monkeypatch.setenv("DVC_ROOT", str(made.root))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.root}/mlflow.db")
-    evaluate(made.params, **made.paths)
+    evaluate(made.params, **made.inputs)
     return made
 
 
@@ -63,7 +63,7 @@ def another_model(world: World, *, hits: bool) -> None:
     """The workspace has a model with other weights, whose test items are all first, or all missed."""
     write_generator(world, seed=7)
     (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
-    evaluate(world.params, **world.paths)
+    evaluate(world.params, **world.inputs)
     path = world.paths["reports"] / "ranks.parquet"
     ranks = Ranks.read(path)
     Ranks(ranks.users.assign(rank=int(hits)), ranks.origin).write(path)

@@ -63,7 +63,7 @@ def test_arms_can_be_put_together_by_hand_and_the_first_named_is_the_reference(f
 
 
 def test_a_run_is_found_as_folder_file_project_or_workspace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     monkeypatch.chdir(world.root)
     same = {
         read_run(name).ranks.origin.model
@@ -73,7 +73,7 @@ def test_a_run_is_found_as_folder_file_project_or_workspace(world: World, monkey
 
 
 def test_reports_beside_another_model_are_refused(world: World) -> None:
-    run(world.params, **world.paths)
+    run(world.params, **world.inputs)
     write_generator(world, seed=4)
     with pytest.raises(UserError, match="another model"):
         read_run(str(world.paths["reports"]))

@@ -14,7 +14,7 @@ from pipeline.serving.huggingface import export_model
 
 
 def exported(world: World, folder: Path) -> str:
-    evaluate(world.params, **world.paths)
+    evaluate(world.params, **world.inputs)
     write_json(world.root / "data/interactions/ingest.json", {"users": 40, "items": 20, "interactions": 234})
     export_model(
         folder,

@@ -14,6 +14,7 @@ from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.config import Params
+from pipeline.count.stage import run as count
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import save_generator
 from pipeline.strategies.intrr.config import IntrrConfig
@@ -40,6 +41,11 @@ class World:
             "generator": self.root / "models/generator",
             "reports": self.root / "reports",
         }
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The folders of `evaluate`."""
+        return {**self.paths, "counting": self.root / "models/counting"}
 
 
 def random_splits(rng: np.random.Generator) -> Splits:
@@ -94,6 +100,7 @@ def write_generator(
             "fingerprints": {"splits": fingerprint(world.paths["splits"])},
         },
     )
+    count(world.params, splits=world.paths["splits"], output=world.inputs["counting"])
 
 
 def make_world(root: Path) -> World:

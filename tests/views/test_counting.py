@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import Splits
+from pipeline.artifacts import Splits, write_tensors
+from pipeline.errors import UserError
 from pipeline.metrics import recall_at
-from pipeline.results.counting import Counts, baselines, cooccurrence, popularity_columns, rank_by_counts
+from pipeline.views.counting import BACKWARD, Baselines, Counting, count_and_choose, ranks_by_counting
+from pipeline.views.counting import baselines as ranked
+from pipeline.views.pairs import count_pairs
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 ITEMS, MAX_HISTORY = 12, 4
@@ -32,12 +35,16 @@ def splits_of(sequences: list[list[int]], items: int = ITEMS) -> Splits:
     )
 
 
+def baselines(splits: Splits, *, window: int, filter_seen: bool = False) -> Baselines:
+    """What evaluate computes of models/counting."""
+    return ranked(count_and_choose(splits, window=window, neighbours=1000), splits, filter_seen=filter_seen)
+
+
 SEQUENCES = st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=3, max_size=9), min_size=1, max_size=8)
 
 
-def slow_scores(sequences: list[list[int]], history: list[int], window: int, backward: float = 1) -> list[float]:
-    """The score of every item, as the docstrings define it."""
-    counts = Counter(item for s in sequences for item in s[:-2])
+def slow_together(sequences: list[list[int]], window: int, backward: float) -> dict[tuple[int, int], float]:
+    """How often pairs come together: from an item to a later one, and with the weight to an earlier one."""
     together: dict[tuple[int, int], float] = defaultdict(float)
     for s in sequences:
         training = s[:-2]
@@ -45,6 +52,20 @@ def slow_scores(sequences: list[list[int]], history: list[int], window: int, bac
             for j, b in enumerate(training):
                 if a != b and 1 <= abs(i - j) <= window:
                     together[a, b] += (1 if i < j else backward) / abs(i - j)
+    return together
+
+
+def slow_scores(
+    sequences: list[list[int]], history: list[int], window: int, backward: float = 1, neighbours: int = ITEMS
+) -> list[float]:
+    """The score of every item, as the docstrings define it."""
+    counts = Counter(item for s in sequences for item in s[:-2])
+    both = slow_together(sequences, window, 1)
+    together = slow_together(sequences, window, backward)
+    for item in range(ITEMS):
+        order = sorted((-round(both[item, other], 9), -counts[other], other) for other in range(ITEMS))
+        for _, _, other in order[neighbours:]:
+            together[item, other] = 0
     return [
         sum(together[h, item] / max(counts[h], 1) ** 0.5 / (k + 1) for k, h in enumerate(reversed(history)))
         for item in range(ITEMS)
@@ -58,23 +79,34 @@ def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: 
     return 1 + sum(keys[item] < keys[target] for item in range(ITEMS) if item not in dropped)
 
 
-@given(SEQUENCES, st.integers(1, 4), st.booleans(), st.sampled_from([0.0, 0.25, 1.0]))
+@given(SEQUENCES, st.integers(1, 4), st.integers(1, ITEMS))
 @settings(max_examples=60, deadline=None)
-def test_ranks_equal_the_slow_reference(
-    sequences: list[list[int]], window: int, drop_seen: bool, backward: float
-) -> None:
+def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int, neighbours: int) -> None:
     splits = splits_of(sequences)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
-    column_I = popularity_columns(splits)
-    order_I = np.argsort(column_I)
-    together = cooccurrence(splits, window, backward)
-    counts = Counts(column_I, together[order_I][:, order_I])
+    counted = count_and_choose(splits, window=window, neighbours=neighbours)
     for part, cut in (("test", -1), ("valid", -2)):
-        found = rank_by_counts(splits, part, counts, drop_seen=drop_seen)
-        for rank, s in zip(found, sequences, strict=True):
-            history = s[:cut][-MAX_HISTORY:]
-            dropped = set(history) if drop_seen else set()
-            assert rank == slow_rank(slow_scores(sequences, history, window, backward), popularity, s[cut], dropped)
+        for (weight, drop_seen), ranks in ranks_by_counting(counted, splits, part, (None, *BACKWARD)).items():
+            for rank, s in zip(ranks, sequences, strict=True):
+                history = s[:cut][-MAX_HISTORY:]
+                dropped = set(history) if drop_seen else set()
+                scores = [0.0] * ITEMS
+                if weight is not None:
+                    scores = slow_scores(sequences, history, window, weight, neighbours)
+                assert rank == slow_rank(scores, popularity, s[cut], dropped)
+
+
+@given(SEQUENCES, st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_the_neighbours_are_the_pairs_of_the_training_part(sequences: list[list[int]], window: int) -> None:
+    pairs = count_pairs(splits_of(sequences), window=window, neighbours=ITEMS)
+    assert pairs.left_out == 0
+    after, both = (slow_together(sequences, window, backward) for backward in (0, 1))
+    rows = np.repeat(np.arange(ITEMS), np.diff(pairs.starts)).tolist()
+    assert sorted(zip(rows, pairs.items_E.tolist(), strict=True)) == sorted(pair for pair, n in both.items() if n)
+    for row, item, came_after, came_before in zip(rows, pairs.items_E, pairs.after_E, pairs.before_E, strict=True):
+        assert came_after == pytest.approx(after[row, item])
+        assert came_before == pytest.approx(both[row, item] - after[row, item])
 
 
 @given(SEQUENCES, st.booleans())
@@ -90,8 +122,7 @@ def test_popularity_ranks_by_training_counts_then_item_id(sequences: list[list[i
 
 def test_held_out_items_are_never_counted() -> None:
     splits = splits_of([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
-    touched = set(np.flatnonzero(cooccurrence(splits, 3).sum(0)))
-    assert touched == {0, 1, 2, 5, 6, 7}
+    assert set(count_pairs(splits, window=3, neighbours=9).items_E) == {0, 1, 2, 5, 6, 7}
 
 
 def test_seen_items_leave_the_ranking_only_where_that_helps_on_validation() -> None:
@@ -131,6 +162,35 @@ def test_a_user_without_history_is_ranked_by_popularity() -> None:
     )
     found = baselines(alone, window=2)
     assert (found.popularity_U[-1], found.cooccurrence_U[-1]) == (2, 2)
+
+
+def test_of_many_neighbours_the_heaviest_are_listed_and_of_equal_ones_the_popular() -> None:
+    # Item 0 comes before 1 twice and before 2, 3 and 4 once; 4 is the most popular of those.
+    splits = splits_of([[0, 1, 9, 9], [0, 1, 9, 9], [0, 2, 9, 9], [0, 3, 9, 9], [0, 4, 9, 9], [4, 9, 9], [2, 4, 9, 9]])
+    pairs = count_pairs(splits, window=1, neighbours=2)
+    assert pairs.items_E[pairs.starts[0] : pairs.starts[1]].tolist() == [1, 4]
+    assert pairs.left_out == 2
+
+
+def test_the_folder_is_read_as_it_was_written_and_damage_is_named(tmp_path: Path) -> None:
+    splits = splits_of([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [1, 2, 3, 4]])
+    counted = count_and_choose(splits, window=2, neighbours=3, name="splits")
+    counted.write(tmp_path)
+    again = Counting.read(tmp_path)
+    assert again.facts == counted.facts
+    np.testing.assert_array_equal(again.counts_I, counted.counts_I)
+    for name, array in vars(counted.pairs).items():
+        np.testing.assert_array_equal(getattr(again.pairs, name), array)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    counted.write(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "manifest.json").unlink()
+    wrong = {"counts": counted.counts_I[:-1], "starts": counted.pairs.starts}
+    names = {"items": counted.pairs.items_E, "after": counted.pairs.after_E, "before": counted.pairs.before_E}
+    for tensors in ({**wrong, **names}, wrong):
+        write_tensors(tmp_path / "neighbours.safetensors", tensors)
+        with pytest.raises(UserError, match=r"neighbours\.safetensors cannot be read"):
+            Counting.read(tmp_path)
 
 
 @pytest.mark.shared

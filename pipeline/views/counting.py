@@ -1,0 +1,298 @@
+"""Rank by counting alone, without any learning: popularity and item-to-item co-occurrence, from models/counting.
+
+Both count training interactions only, see the same histories as the model, and rank the whole catalogue, so a table
+that shows them beside the model says what the model has learned. They are meant to be strong. Which weights and which
+rules help was decided on the validation part of Amazon Beauty (never on test), where the recency weight and dropping
+the history's items matter most: without both, recall at 10 falls from .095 to .069 there.
+
+Co-occurrence counts pairs in both directions alike. By direction, a pair that came in the other order counts less, by
+the weight that is best on validation. On Beauty that helps only on targets that share a day with the item before,
+where the order is an artefact of the raw file; on all others it is worse. So both stand in every table.
+
+A repeat is rare in most logs, and a model learns that by itself. Counting is given the same chance: recall at 10 on the
+validation targets decides whether the items of the history leave its ranking (`filter_seen` leaves no choice).
+
+Shape legend: I items, B users of one batch, U users; local: E entries of a sparse matrix, S entries of the histories.
+
+Items appear as columns, in the order of their popularity, so that "more popular first" is "smaller column first".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from pipeline.artifacts import Splits, fingerprint, read_json, read_tensors, write_json, write_tensors
+from pipeline.errors import UserError
+from pipeline.manifest import seal
+from pipeline.metrics import recall_at
+from pipeline.views.pairs import Pairs, count_pairs, popularity_columns, training_counts
+
+COUNTING = Path("models/counting")
+TENSORS = "neighbours.safetensors"
+FACTS = "counting.json"
+BATCH = 512  # users scored at once
+BACKWARD = (0.0, 0.25, 0.5, 1.0)  # weights that are tried for pairs in the other order
+VALID_USERS = 50_000  # on whom weights and rules are chosen; of more users, evenly spaced ones
+DIGITS = 12  # scores are rounded to them: sums that are equal on paper must tie, whatever the order of adding
+RULES = {True: "seen_dropped", False: "seen_included"}
+
+
+@dataclass(frozen=True)
+class Counting:
+    """`Counting` holds models/counting: what the counting baselines need of the log.
+
+    counts_I: int64, the training interactions of each item. pairs: the neighbours of each item. facts: counting.json,
+    with window, neighbours (the bound), pairs, pairs_left_out, the content hash of the splits, and what validation
+    chose: whether seen items leave the ranking (`drop_seen`, by baseline), and by each rule the weight of a pair in the
+    other order (`backward`).
+    """
+
+    counts_I: np.ndarray
+    pairs: Pairs
+    facts: dict[str, Any]
+
+    def write(self, folder: Path = COUNTING) -> None:
+        """Write the folder; equal content gives equal bytes."""
+        pairs = self.pairs
+        tensors = {
+            "counts": self.counts_I,
+            "starts": pairs.starts,
+            "items": pairs.items_E,
+            "after": pairs.after_E,
+            "before": pairs.before_E,
+        }
+        write_tensors(folder / TENSORS, tensors)
+        write_json(folder / FACTS, self.facts)
+        seal(folder, "count")
+
+    @classmethod
+    def read(cls, folder: Path = COUNTING) -> "Counting":
+        """Read the folder. Raises UserError where a file is missing or damaged."""
+        facts = read_json(folder / FACTS, splits=str, drop_seen=dict, backward=dict, pairs_left_out=int)
+        tensors = read_tensors(folder / TENSORS)
+        try:
+            starts, items_E, after_E, before_E = (tensors[name] for name in ("starts", "items", "after", "before"))
+            counts_I = tensors["counts"]
+            fits = len(starts) == len(counts_I) + 1 and len(items_E) == len(after_E) == len(before_E) == starts[-1]
+            if not fits or (len(items_E) and not 0 <= items_E.min() <= items_E.max() < len(counts_I)):
+                raise ValueError("its tensors do not fit each other")
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(
+                f"{folder / TENSORS} cannot be read: {error}",
+                "the file is damaged, or another version wrote it",
+                "run `dvc checkout`, or `dvc repro` to make it again",
+            ) from None
+        return cls(counts_I, Pairs(starts, items_E, after_E, before_E, facts["pairs_left_out"]), facts)
+
+    def check_fit(self, folder: Path, splits: Path) -> None:
+        """Check that `folder`, which was read, counted these splits. Raises UserError where it did not."""
+        if self.facts["splits"] != fingerprint(splits):
+            raise UserError(
+                f"{folder} was counted on other splits than those in {splits}",
+                "held-out items may be among the counted ones, so that the baselines would mean nothing",
+                "run `dvc repro`, or `python -m pipeline count`",
+            )
+
+    @cached_property
+    def column_I(self) -> np.ndarray:
+        """Give each item its column, int64: 0 for the item with most training interactions; ties by item id."""
+        return popularity_columns(self.counts_I)
+
+    @cached_property
+    def together_II(self) -> sparse.csr_array:
+        """Say how much the item of a row speaks for that of a column, complex128; both are numbered as in `column_I`.
+
+        The real part is for items that came after that of the row, the imaginary part for those that came before. Row i
+        is divided by the square root of item i's count, since a rare item in the history says more than one everybody
+        has.
+        """
+        items = len(self.counts_I)
+        scale_E = np.repeat(1 / np.sqrt(np.maximum(self.counts_I, 1)), np.diff(self.pairs.starts))
+        weights_E = scale_E * (self.pairs.after_E + 1j * self.pairs.before_E)
+        by_item = sparse.csr_array((weights_E, self.pairs.items_E, self.pairs.starts), shape=(items, items))
+        # Reorder rows and columns from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
+        order_I = np.argsort(self.column_I)
+        return sparse.csr_array(by_item[order_I][:, order_I])
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Baselines hold the rank of each test target among all items, in user order.
+
+    Ranks are 1-based, int64; 0 where the target was dropped as seen.
+    """
+
+    popularity_U: np.ndarray
+    cooccurrence_U: np.ndarray
+    directed_U: np.ndarray  # co-occurrence by direction
+    drop_seen: dict[str, bool]  # by the names of BASELINES: whether the items of the history left the ranking
+    backward: float  # weight of a pair in the other order, chosen on validation
+
+
+def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str = "") -> Counting:
+    """Count the training part, and choose on validation what `Counting.facts` says.
+
+    Args:
+        window: two items of a user co-occur when at most this many steps apart.
+        neighbours: of each item at most so many are listed.
+        name: content hash of the splits.
+    """
+    pairs = count_pairs(splits, window=window, neighbours=neighbours)
+    counted = Counting(training_counts(splits), pairs, {})
+    users, _ = splits.targets("valid")
+    some = np.linspace(0, len(users) - 1, VALID_USERS).astype(np.int64) if len(users) > VALID_USERS else slice(None)
+    ranks = ranks_by_counting(counted, splits, "valid", (None, *BACKWARD), some)
+    recalls = {key: recall_at(ranks_U, 10) for key, ranks_U in ranks.items()}
+    drop_seen = {
+        baseline: bool(recalls[weight, True] >= recalls[weight, False])
+        for baseline, weight in (("popularity", None), ("cooccurrence", 1.0))
+    }
+    # Of equal recalls the largest weight: a direction has to show that it helps.
+    backward = {
+        word: max(BACKWARD, key=lambda weight, rule=rule: (recalls[weight, rule], weight))  # type: ignore[misc]
+        for rule, word in RULES.items()
+    }
+    facts = {
+        "splits": name,
+        "window": window,
+        "neighbours": neighbours,
+        "pairs": len(pairs.items_E),
+        "pairs_left_out": pairs.left_out,
+        "drop_seen": drop_seen,
+        "backward": backward,
+        "valid_users": len(users[some]),
+        "valid_recall_at_10": {
+            word: {_label(weight): recalls[weight, rule] for weight in (None, *BACKWARD)}
+            for rule, word in RULES.items()
+        },
+    }
+    return Counting(counted.counts_I, pairs, facts)
+
+
+def _label(weight: float | None) -> str:
+    return "popularity" if weight is None else f"backward {weight:g}"
+
+
+def baselines(counted: Counting, splits: Splits, *, filter_seen: bool = False) -> Baselines:
+    """Rank every test target by popularity, by co-occurrence, and by co-occurrence with a direction.
+
+    Args:
+        filter_seen: items of the history leave all rankings; otherwise they leave where that helps on validation.
+    """
+    drop_seen = {name: filter_seen or bool(drops) for name, drops in counted.facts["drop_seen"].items()}
+    drop_seen["directed"] = drop_seen["cooccurrence"]
+    backward = float(counted.facts["backward"][RULES[drop_seen["directed"]]])
+    ranks = ranks_by_counting(counted, splits, "test", (None, *{1.0, backward}))
+    return Baselines(
+        ranks[None, drop_seen["popularity"]],
+        ranks[1.0, drop_seen["cooccurrence"]],
+        ranks[backward, drop_seen["directed"]],
+        drop_seen,
+        backward,
+    )
+
+
+def ranks_by_counting(
+    counted: Counting,
+    splits: Splits,
+    part: str,
+    weights: Sequence[float | None],
+    users: "np.ndarray | slice" = slice(None),
+) -> dict[tuple[float | None, bool], np.ndarray]:
+    """Return the rank of each target of `part` by each weight and each rule for seen items, int64 [U].
+
+    An item's score is the sum over the history of `together`, the k-th most recent item weighted by 1 / k; equal scores
+    by popularity. Nothing here is dense in the catalogue: only items that co-occur with the history are touched.
+
+    Args:
+        weights: of pairs in the other order; None: popularity alone.
+        users: rows of `splits.targets(part)`.
+
+    Returns:
+        (weight, whether seen items are dropped) -> ranks, 1-based; 0 for a target that is dropped as seen.
+    """
+    _, positions_U = splits.targets(part)
+    positions_U = positions_U[users]
+    ranks = {(weight, rule): np.zeros(len(positions_U), np.int64) for weight in weights for rule in (True, False)}
+    for start in range(0, len(positions_U), BATCH):
+        rows = slice(start, start + BATCH)
+        batch = _Batch(counted, splits, positions_U[rows])
+        for weight, rule in ranks:
+            ranks[weight, rule][rows] = batch.ranks(weight, drop_seen=rule)
+    return ranks
+
+
+class _Batch:
+    """A batch holds the scored items of some users: entries sorted by user and column."""
+
+    def __init__(self, counted: Counting, splits: Splits, positions_B: np.ndarray):
+        index, offsets = splits.history_index(positions_B)
+        items_M, column_I = np.asarray(splits.items_N), counted.column_I
+        history_BI = recency_weights(column_I[items_M[index]], offsets, len(column_I))
+        self.scores_BI = sparse.csr_array(history_BI @ counted.together_II)
+        self.scores_BI.sort_indices()
+        self.users = len(positions_B)
+        self.targets_B = column_I[items_M[positions_B]]
+        self.row_E = np.repeat(np.arange(self.users), np.diff(self.scores_BI.indptr))
+        self.before_E = self.scores_BI.indices < self.targets_B[self.row_E]
+        # An entry is found by one number for its row and column.
+        keys_E = self.row_E * len(column_I) + self.scores_BI.indices
+        row_S = np.repeat(np.arange(self.users), np.diff(history_BI.indptr))
+        self.target_at_B = _find(keys_E, np.arange(self.users) * len(column_I) + self.targets_B)
+        seen_S = _find(keys_E, row_S * len(column_I) + history_BI.indices)
+        self.seen_E = np.zeros(len(keys_E), bool)
+        self.seen_E[seen_S[seen_S >= 0]] = True
+        # Seen items in a column before the target's, scored or not.
+        self.seen_before_B = self._per_user(row_S[history_BI.indices < self.targets_B[row_S]])
+        self.target_seen_B = self._per_user(row_S[history_BI.indices == self.targets_B[row_S]]) > 0
+
+    def ranks(self, weight: float | None, *, drop_seen: bool) -> np.ndarray:
+        """Return 1 + how many items come before the target; 0 for a target that is dropped as seen. int64 [B]
+
+        Items come before the target with a higher score, or with an equal score in a smaller column. With 6 items,
+        scores of a row 0 .5 0 .2 0 0: target 3 has rank 2; target 2 has rank 4, behind the columns 1, 3 and 0.
+        """
+        data_E = self.scores_BI.data
+        score_E = np.zeros(len(data_E)) if weight is None else (data_E.real + weight * data_E.imag).round(DIGITS)
+        if drop_seen:
+            score_E[self.seen_E] = 0
+        scored_E = score_E > 0
+        score_B = np.append(score_E, 0.0)[self.target_at_B]  # -1, for no entry, is the appended 0
+        target_E = score_B[self.row_E]
+        higher_E = scored_E & ((score_E > target_E) | ((score_E == target_E) & self.before_E))
+        # Items that co-occur with nothing of the history all score 0, in the order of their columns: target 2 of the
+        # example has two columns before it, and one of them, column 1, is scored.
+        unscored_B = self.targets_B - self._per_user(self.row_E[scored_E & self.before_E])
+        if drop_seen:
+            unscored_B -= self.seen_before_B
+        ranks_B = 1 + self._per_user(self.row_E[higher_E]) + np.where(score_B == 0, unscored_B, 0)
+        return np.where(self.target_seen_B, 0, ranks_B) if drop_seen else ranks_B
+
+    def _per_user(self, rows: np.ndarray) -> np.ndarray:
+        """Return how often each user stands in `rows`, int64 [B]."""
+        return np.bincount(rows, minlength=self.users)
+
+
+def recency_weights(columns: np.ndarray, offsets: np.ndarray, items: int) -> sparse.csr_array:
+    """Return [B, I]: 1 / k at the k-th most recent item of each history; an item that repeats has the sum.
+
+    Histories 4 2 4 and 1 -> row 0 has 1 + 1/3 at 4 and 1/2 at 2; row 1 has 1 at 1
+    """
+    ends = np.repeat(offsets[1:], np.diff(offsets))
+    weights = 1.0 / (ends - np.arange(len(columns)))
+    history_BI = sparse.csr_array((weights, columns, offsets), shape=(len(offsets) - 1, items))
+    history_BI.sum_duplicates()
+    return history_BI
+
+
+def _find(keys_E: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Return the index of each wanted number in ascending numbers, -1 where it is missing."""
+    if not len(keys_E):
+        return np.full(len(wanted), -1)
+    at = np.searchsorted(keys_E, wanted).clip(max=len(keys_E) - 1)
+    return np.where(keys_E[at] == wanted, at, -1)
