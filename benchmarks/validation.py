@@ -75,9 +75,12 @@ def main() -> None:
     wait_for(device)
     print(f"{validation.windows:,} users, beam {args.beam}; batches made in {time.perf_counter() - began:.2f} s")
     print(f"{'repeat':>6}{'loss s':>9}{'ranks s':>9}")
+    first_U = None
     for repeat in range(args.repeats):
-        loss, ranks, _ = measure(validation, model)
-        print(f"{repeat + 1:6}{loss:9.3f}{ranks:9.3f}", flush=True)
+        loss, ranks, ranks_U = measure(validation, model)
+        first_U = ranks_U if first_U is None else first_U
+        same = "" if np.array_equal(first_U, ranks_U) else "  other ranks than before"
+        print(f"{repeat + 1:6}{loss:9.3f}{ranks:9.3f}{same}", flush=True)
     if args.profile:
         profile(validation, model)
 

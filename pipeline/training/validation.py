@@ -20,6 +20,7 @@ from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
 from pipeline.distributed import World
 from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
+from pipeline.ops.compiling import compile_together
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
@@ -73,6 +74,7 @@ class Validation:
         self.windows = len(self._windows)
         self.items = int(self._windows.lengths_W.sum())  # of all histories
         self.batches = self._batches(None)  # whole histories
+        self._cold = True  # the first loss compiles kernels
         self.ranker = Ranker(
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
@@ -116,6 +118,9 @@ class Validation:
 
     @torch.no_grad()
     def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
+        if self._cold:
+            compile_together(self.device, lambda: [self.strategy.loss(model, batch) for batch in batches])
+            self._cold = False
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
             total += self.strategy.loss(model, batch)
