@@ -69,7 +69,7 @@ docs: setup setup-docs
 	@echo "The site is site/index.html."
 
 results: setup
-	python benchmarks/results.py
+	python -m benchmarks.results
 
 # Signals, full disks, odd values, damaged files, hostile servers. TIME is in hours; another call goes on.
 torture: setup

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.manifest import belongs, file_digest, seal, verify
+from pipeline.large_files import map_matrix, write_matrix, write_rows
+from pipeline.manifest import belongs, file_digest, seal, verify, writing
 from pipeline.manifest import write_bytes as write_bytes
 from pipeline.printing import shown
 
@@ -34,6 +35,7 @@ SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints
 MICROSECONDS = 1_000_000  # in a second
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
+BLOCK_ROWS = 100_000  # of a matrix that are written at once
 CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
 
 # ---------------------------------------------------------------------------------------------------- small files
@@ -70,16 +72,11 @@ def write_parquet(path: Path, table: "pa.Table | pd.DataFrame", metadata: dict[s
     Args:
         metadata: goes into the file's schema and replaces the metadata of the table.
     """
-    import io
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     if not isinstance(table, pa.Table):
         table = pa.Table.from_pandas(table, preserve_index=False)
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd", row_group_size=1_000_000)
-    write_bytes(path, buffer.getvalue())
+    write_rows(path, table.schema, [table], metadata)
 
 
 def read_parquet(path: Path, columns: list[str] | None = None) -> "pd.DataFrame":
@@ -111,6 +108,16 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise _damaged(path, error) from None
     except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
         raise _damaged(path, TypeError(f"it holds a tensor of a type that is not read here: {error}")) from None
+
+
+def _mapped(path: Path, name: str) -> np.ndarray | None:
+    """Map a float32 tensor of a safetensors file; None where the file does not hold it."""
+    from safetensors import SafetensorError
+
+    try:
+        return map_matrix(_existing(path), name)
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -230,14 +237,17 @@ class Embeddings:
     encoder: dict[str, Any]  # embeddings.json: name, revision, pooling, template, dtype, counts
 
     def write(self, folder: Path = EMBEDDINGS) -> None:
-        write_tensors(folder / "embeddings.safetensors", {"vectors": self.vectors_Id.astype(np.float32)})
+        rows = range(0, len(self.vectors_Id), BLOCK_ROWS)
+        blocks = (self.vectors_Id[row : row + BLOCK_ROWS] for row in rows)
+        write_matrix(folder / "embeddings.safetensors", "vectors", self.vectors_Id.shape, blocks)
         write_json(folder / "embeddings.json", self.encoder)
         seal(folder, "embed")
 
     @classmethod
-    def read(cls, folder: Path = EMBEDDINGS) -> "Embeddings":
+    def read(cls, folder: Path = EMBEDDINGS, *, mmap: bool = False) -> "Embeddings":
+        """Read the folder. mmap: `vectors_Id` is a read-only map of the file, whose parts are read when used."""
         path = folder / "embeddings.safetensors"
-        vectors_Id = read_tensors(path).get("vectors")
+        vectors_Id = _mapped(path, "vectors") if mmap else read_tensors(path).get("vectors")
         if vectors_Id is None:
             raise _damaged(path, ValueError("it holds no tensor 'vectors'"))
         return cls(vectors_Id, read_json(folder / "embeddings.json"))
@@ -322,12 +332,9 @@ class Splits:
         return int(self.summary["max_history"])
 
     def write(self, folder: Path = SPLITS) -> None:
-        import io
-
         for name in self.ARRAYS:
-            buffer = io.BytesIO()
-            np.save(buffer, getattr(self, name), allow_pickle=False)
-            write_bytes(folder / f"{name}.npy", buffer.getvalue())
+            with writing(folder / f"{name}.npy") as file:
+                np.save(file, getattr(self, name), allow_pickle=False)
         write_json(folder / "splits.json", self.summary)
         seal(folder, "split")
 

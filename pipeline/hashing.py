@@ -1,6 +1,6 @@
 """Compute each random number as a hash of what it is for, so that no stream has to be replayed to find it again.
 
-Shape legend: n numbers that are wanted at once.
+Shape legend: n numbers that are wanted at once, U ids of which some are drawn.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,25 @@ def hasher(*words: int) -> Hash:
         return z_n ^ (z_n >> np.uint64(31))
 
     return hashed
+
+
+def sample_rows(ids_U: np.ndarray, most: int, *words: int) -> np.ndarray:
+    """Return the rows of a sample of `most` ids, ascending, int64; all rows where there are no more, or `most` is 0.
+
+    An id is in the sample by its hash alone, keyed by `words`: equal ids and words give equal samples, and a smaller
+    sample is part of a larger one.
+
+    Args:
+        ids_U: distinct whole numbers from 0.
+        most: size of the sample.
+        words: the purpose of the sample.
+    """
+    if most == 0 or len(ids_U) <= most:
+        return np.arange(len(ids_U))
+    hash_U = hasher(*words)(np.asarray(ids_U).astype(np.uint64))
+    # Splitmix64 is a bijection, so that distinct ids have distinct hashes and the sample does not depend on any order.
+    rows: np.ndarray = np.sort(np.argpartition(hash_U, most - 1)[:most])
+    return rows
 
 
 def unit(hash_n: np.ndarray) -> np.ndarray:

@@ -4,27 +4,43 @@ A stage writes manifest.json after all other files of its folder; it lists their
 
 A stage that is stopped between two files leaves a folder of two runs, and a damaged disk or copy changes a byte. A
 reader compares each file with its checksum in the manifest before it uses the file. A folder without a manifest is one
-of an earlier version; its files are read as they are.
+of an earlier version; its files are read as they are. Several stages write into reports/: there the last JSON file of
+each stage lists the checksums (`sealed`).
 """
 
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.errors import UserError
 
 MANIFEST = "manifest.json"
 CHECKSUM = "checksum"  # key of a JSON file that holds the checksum of its other keys
+FILES = "files"  # key of a JSON file that lists the checksums of files beside it
 PARTIAL = ".partial"  # ends the name of a file that is being written
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a temporary file beside `path` and rename it, so that a kill or a full disk never leaves half a file.
+    """Write a file of these bytes, whole or not at all.
+
+    Raises:
+        UserError: the file cannot be written; an earlier version is unchanged.
+    """
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path`, and rename it at the end of the `with` block.
+
+    So a kill, a full disk or an error inside the block never leaves half a file.
 
     Raises:
         UserError: the file cannot be written; an earlier version is unchanged.
@@ -36,7 +52,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -92,19 +108,45 @@ def verify(path: Path) -> None:
         raise _refusal(f"{path} is not the file that {manifest} lists", stage)
 
 
-def with_checksum(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return JSON values with their own checksum as one more key, for a file whose folder has no manifest."""
+def sealed(content: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Return JSON values with the checksums of files of a folder that other stages write to, and with their own.
+
+    Args:
+        folder: where the JSON file will lie, beside or above the files.
+        names: of the files, relative to `folder`; they are written already.
+    """
+    content = {**content, FILES: {name: file_digest(folder / name) for name in names}}
     return {**content, CHECKSUM: _checksum(content)}
 
 
-def without_checksum(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that `with_checksum` was given; values without a checksum, of an earlier version, as they are.
+def unsealed(path: Path, content: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """Return the values that `sealed` was given; values without checksums, of an earlier version, as they are.
+
+    A listed file that is not there is no error: whoever needs it says so.
 
     Args:
-        path: the file, for the message.
+        path: the JSON file.
+        stage: the command that writes it.
 
     Raises:
-        UserError: the values are not those of the checksum.
+        UserError: the values, or a file, are not those of the checksums.
+    """
+    listed = seal_of(path, content)
+    for name, digest in listed.items():
+        file = path.parent / name
+        if file.is_file() and file_digest(file) != digest:
+            raise not_listed(str(file), str(path), stage)
+    return {key: value for key, value in content.items() if key not in (CHECKSUM, FILES)}
+
+
+def seal_of(path: Path | str, content: Mapping[str, Any]) -> dict[str, str]:
+    """Return name -> checksum of the files that a JSON file lists; none in one of an earlier version.
+
+    Args:
+        path: the JSON file, for the message.
+
+    Raises:
+        UserError: the values are not those of their own checksum.
     """
     values = {key: value for key, value in content.items() if key != CHECKSUM}
     if CHECKSUM in content and content[CHECKSUM] != _checksum(values):
@@ -113,7 +155,17 @@ def without_checksum(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
             "the file was damaged or edited",
             f"run `dvc checkout`, or `dvc repro` to make it anew; after an edit on purpose, delete its {CHECKSUM}",
         )
-    return values
+    files = content.get(FILES, {})
+    return {str(name): str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}
+
+
+def not_listed(file: str, path: str, stage: str) -> UserError:
+    """Return the error about a file that is not the one that the JSON file `path` of a stage lists."""
+    return UserError(
+        f"{file} is not the file that {path} lists",
+        "a stage ran without the one after it, was stopped half-way, files of two runs were mixed, or one was damaged",
+        f"run `python -m pipeline {stage}`, `dvc repro`, or `git checkout reports` and `dvc checkout`",
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ MEASURED = frozenset(
     {
         "train_seconds",
         "compile_seconds",
+        "valid_seconds",
         "wall_seconds",
         "windows_per_second",
         "samples_per_second",

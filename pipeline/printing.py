@@ -8,6 +8,7 @@ follows. `say` is the one function of the package that prints. The user name and
 import json
 import re
 import sys
+from pathlib import Path
 
 # C0 but tab and line feed; DEL and C1; marks of direction; line and paragraph separators; halves of characters.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -51,11 +52,16 @@ def shown(value: object) -> str:
     return BREAKING.sub(_escape, escape(str(value)))
 
 
-def json_text(value: object) -> str:
-    """Return JSON as it is printed: letters of any language as they are, on a stream that can print them.
+def json_text(value: object, file: Path | None = None) -> str:
+    """Return JSON as it is printed: letters of any language as they are, in a file or on a stream of UTF-8.
 
     On any other stream they are escapes, because a backslash of another kind would be no JSON.
+
+    Args:
+        file: where the text is written; None: it is printed.
     """
+    if file is not None:
+        return json.dumps(value, indent=2, ensure_ascii=False)
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     return json.dumps(value, indent=2, ensure_ascii=encoding not in ("utf-8", "utf8"))
 

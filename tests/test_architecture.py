@@ -33,11 +33,13 @@ LEAVES = {
     "metric_names": 0,
     "knobs": 0,
     "manifest": 0,
+    "large_files": 0,
     "yaml_files": 0,
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
     ("manifest", "errors"),
+    ("large_files", "manifest"),
     ("yaml_files", "errors"),
     ("errors", "printing"),
     ("progress", "printing"),

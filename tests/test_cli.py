@@ -6,19 +6,23 @@ import io
 import itertools
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import Done
 from command_line import project as project
 from command_line import run as run
 from settings import read_params
+from synthetic_runs import ranks_of, write_run
 
 from pipeline import cli
+from pipeline.cli.help import flowing
 from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
@@ -73,7 +77,39 @@ def test_help_groups_every_command(run: Callable[..., Done]) -> None:
 
 @pytest.mark.parametrize("command", STAGES + OTHERS)
 def test_each_command_shows_an_example(command: str, run: Callable[..., Done]) -> None:
-    assert f"python -m pipeline {command}" in run(command, "--help").out.split("Examples:")[1]
+    help_text = run(command, "--help").out
+    assert f"python -m pipeline {command}" in help_text.split("Examples:")[1]
+    assert not re.search(r"<\w+|\[\[", help_text), "no type beside a flag, an option or an argument"
+
+
+def test_help_reads_as_a_person_would_write_it(run: Callable[..., Done]) -> None:
+    def lines(command: str) -> list[str]:
+        return [" ".join(line.strip(" │").split()) for line in run(command, "--help").out.splitlines()]
+
+    assert "--json For programs: one JSON object, nothing else." in lines("compare")
+    assert "--samples N [x>=100] Resamples behind each interval. [default: 2000]" in lines("compare")
+    assert "Usage: pipeline compare [OPTIONS] [RUN]..." in [
+        line.replace("python -m pipeline", "pipeline") for line in lines("compare")
+    ]
+    assert flowing("First.\n\nA line\nand its end.\n\n  an example\n  of two") == (
+        "First.\n\nA line and its end.\n\n  an example\n  of two"
+    )
+
+
+def test_compare_writes_its_answer_into_a_file(
+    run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rank = np.array([1, 0, 3, 11, 0, 2])
+    folders = [write_run(tmp_path / f"Läufe {seed}", ranks_of(rank, strategy=f"s{seed}")) for seed in range(2)]
+    for option in ("--json", "--markdown", ""):
+        options = [option] if option else []
+        said = run("compare", *folders, *options, "--samples", "100").out
+        done = run("compare", *folders, *options, "--samples", "100", "-o", f"out/table{option}")
+        assert (done.code, done.out.strip()) == (0, f"written: out/table{option}")
+        assert (tmp_path / f"out/table{option}").read_text(encoding="utf-8") == said
+    assert "Läufe" in (tmp_path / "out/table--json").read_bytes().decode()
+    assert run("compare", "--promote", "--output", "x").code == 2
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes

@@ -1,16 +1,19 @@
-"""Run the trials of `make torture`, one after the other, and write the table of docs/reliability.md.
+"""Run the trials of `make torture`, and write the table of docs/reliability.md.
 
     make torture                                   # two hours; goes on where the last call stopped
     python -m benchmarks.torture --hours 0.1 --seed 7 --file /tmp/trials.jsonl
+    python -m benchmarks.torture --jobs 16 --by-hand    # 16 trials at once, on a machine without DVC and MLflow
     python -m benchmarks.torture --table           # only the table, from the file
 
 Each finished trial is a line of the JSON lines file, with its verdict: `ok` (the same bytes as an undisturbed run),
 `refused` (a plain message, and nothing wrong afterwards) or `FAIL` (a traceback, a hang over 30 s, other bytes).
-A trial's name and the seed decide all that is random in it, so `--only NAME` repeats it.
+A trial's name and the seed decide all that is random in it, so `--only NAME` repeats it. With `--jobs N` the same list
+is worked off by N processes, each with copies of the project of its own; lines are appended as trials end.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import subprocess
@@ -18,19 +21,27 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/support"))  # odd values and the hostile server, which tests use too
 
-from benchmarks.torture.process import forked, preload  # noqa: E402
+from benchmarks.torture.process import LIMITS, forked, preload  # noqa: E402
 from benchmarks.torture.project import BY_HAND, STAGES, build, copy, digest, lay_out, remove  # noqa: E402
-from benchmarks.torture.trials import FAIL, World, all_trials  # noqa: E402
+from benchmarks.torture.trial import FAIL, Trial, World  # noqa: E402
+from benchmarks.torture.trials import all_trials  # noqa: E402
 
 FILE = ROOT / "docs/results/torture.jsonl"
 PAGE = ROOT / "docs/reliability.md"
-QUICK = ("signals, stages by hand", "disk full", "data files cut, zeroed, flipped")  # parts that need no DVC
+WITH_DVC = ("signals, dvc repro", "signals, queue workers")
+QUICK = (
+    "signals, stages by hand",
+    "disk full",
+    "data files cut, zeroed, flipped",
+)  # parts of short trials, without DVC
 BEGIN, END = "<!-- made by python -m benchmarks.torture --table -->", "<!-- end -->"
 
 
@@ -43,7 +54,9 @@ def main() -> None:
     parser.add_argument("--part", default="", help="only parts whose name has this text")
     parser.add_argument("--only", default="", help="only this trial, again, without writing it down")
     parser.add_argument("--most", type=int, default=0, help="the most trials; 0: no limit")
-    parser.add_argument("--quick", action="store_true", help="a smaller project, and only trials that need no DVC")
+    parser.add_argument("--jobs", type=int, default=1, help="trials at once")
+    parser.add_argument("--by-hand", action="store_true", help="only trials that need neither DVC nor MLflow")
+    parser.add_argument("--quick", action="store_true", help="a smaller project, and only short trials by hand")
     parser.add_argument("--table", action="store_true", help=f"write the table of {PAGE.name} and stop")
     options = parser.parse_args()
     if options.table:
@@ -60,54 +73,100 @@ def torture(folder: Path, options: argparse.Namespace) -> int:
     """Run the trials that the file does not have yet, and return how many failed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    world = make_world(folder, quick=options.quick)
+    jobs = max(options.jobs, 1)
+    world = make_world(folder, quick=options.quick, dvc=not (options.quick or options.by_hand))
+    LIMITS.hang *= max(1.0, jobs / (os.cpu_count() or 1))
     done = set() if options.only else {row["trial"] for row in read(options.file)}
     everything = all_trials(world, options.seed)
     of = Counter(trial.part for trial in everything)
     trials = [trial for trial in everything if trial.name not in done and options.part in trial.part]
+    if options.quick or options.by_hand:
+        trials = [trial for trial in trials if trial.part not in WITH_DVC and "track" not in trial.name]
     if options.quick:
-        trials = [trial for trial in trials if trial.part in QUICK and "track" not in trial.name]
+        trials = [trial for trial in trials if trial.part in QUICK]
     if options.only:
         trials = [trial for trial in trials if trial.name == options.only]
+    if options.most:
+        trials = trials[: options.most]
+    return work_off(world, trials, of, options, jobs)
+
+
+def work_off(world: World, trials: Sequence[Trial], of: Counter[str], options: argparse.Namespace, jobs: int) -> int:
+    """Run the trials in `jobs` processes, and return how many failed."""
+    forking = multiprocessing.get_context("fork")  # the libraries are loaded, and a trial cannot be pickled
+    following, count, failed = (forking.Value("i", 0) for _ in range(3))
     deadline = time.monotonic() + 3600 * options.hours
-    failed = count = 0
-    for trial in trials:
-        if time.monotonic() > deadline or (options.most and count == options.most):
-            break
-        began = time.monotonic()
-        try:
-            verdict, detail = trial.run(world, random.Random(f"{options.seed} {trial.name}"))
-        except Exception as error:  # a fault of the trial itself is shown as one
-            verdict, detail = "broken", f"{type(error).__name__}: {error}"
-        row = {
-            "part": trial.part,
-            "of": of[trial.part],
-            "trial": trial.name,
-            "verdict": verdict,
-            "seconds": round(time.monotonic() - began, 1),
-            "detail": detail.replace(str(folder), "."),
-            "commit": commit(),
-            "seed": options.seed,
-        }
-        failed += verdict == FAIL
-        count += 1
-        print(f"{verdict:8} {trial.name}: {row['detail'][:160]}", flush=True)
-        if not options.only:
-            options.file.parent.mkdir(parents=True, exist_ok=True)
-            with options.file.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-    print(f"{count} trials, {failed} failed")
-    return failed
+    head = commit()
+
+    def work(scratch: Path) -> None:
+        own = replace(world, scratch=scratch)
+        while time.monotonic() < deadline:
+            with following:
+                number = following.value
+                following.value += 1
+            if number >= len(trials):
+                return
+            row = run_trial(own, trials[number], options.seed)
+            row = {**row, "of": of[row["part"]], "commit": head, "seed": options.seed, "jobs": jobs}
+            with count:
+                count.value += 1
+                failed.value += row["verdict"] == FAIL
+                print(f"{row['verdict']:8} {row['trial']}: {row['detail'][:160]}", flush=True)
+                if not options.only:
+                    append(options.file, row)
+
+    if jobs == 1:
+        work(world.scratch)
+    else:
+        workers = [forking.Process(target=work, args=(world.scratch / f"job-{number}",)) for number in range(jobs)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        if lost := sum(worker.exitcode != 0 for worker in workers):
+            print(f"{lost} of {jobs} processes of the torture itself ended early")
+            failed.value += lost
+    print(f"{count.value} trials, {failed.value} failed")
+    return int(failed.value)
 
 
-def make_world(folder: Path, *, quick: bool = False) -> World:
-    """Build the project, and measure how long each stage takes in a forked child."""
+def run_trial(world: World, trial: Trial, seed: int) -> dict[str, Any]:
+    """Run one trial, and return its row."""
+    began = time.monotonic()
+    world.scratch.mkdir(exist_ok=True)
+    try:
+        verdict, detail = trial.run(world, random.Random(f"{seed} {trial.name}"))
+    except Exception as error:  # a fault of the trial itself is shown as one
+        verdict, detail = "broken", f"{type(error).__name__}: {error}"
+    return {
+        "part": trial.part,
+        "trial": trial.name,
+        "verdict": verdict,
+        "seconds": round(time.monotonic() - began, 1),
+        "detail": detail.replace(str(world.scratch), "."),
+    }
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row to the file of finished trials."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def make_world(folder: Path, *, quick: bool = False, dvc: bool = True) -> World:
+    """Build the project, and measure how long each stage takes in a forked child; without `dvc` all stages but track.
+
+    Args:
+        quick: of a smaller project.
+        dvc: by `dvc repro`.
+    """
     print("building the project", flush=True)
     reference = folder / "reference"
     reference.mkdir()
-    preload()
-    if quick:
-        lay_out(reference, 100, ["train.max_windows=300", "train.validate_every=5"])
+    preload(tracking=dvc)
+    if not dvc:
+        lay_out(reference, *((100, ["train.max_windows=300", "train.validate_every=5"]) if quick else ()))
         ended = {stage: forked([stage], reference) for stage in BY_HAND}
         if any(one.code for one in ended.values()):
             raise SystemExit("\n".join(one.text for one in ended.values()))
@@ -147,7 +206,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         of = max(row["of"] for row in rows if row["part"] == part)
         lines.append(f"| {part} | {len(verdicts):,} | {of:,} | {' | '.join(counts)} |")
     commits = sorted({row["commit"] for row in rows})
-    hours = sum(row["seconds"] for row in rows) / 3600
+    hours = sum(row["seconds"] / row.get("jobs", 1) for row in rows) / 3600
     lines += ["", f"{len(rows):,} trials in {hours:.1f} hours, at commit {', '.join(commits)}, two CPU cores."]
     failures = [row for row in rows if row["verdict"] not in ("ok", "refused")]
     if failures:

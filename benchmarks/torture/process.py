@@ -13,7 +13,15 @@ from pathlib import Path
 
 from benchmarks.torture.project import environment
 
-HANG = 30.0  # seconds after which a command that should have ended hangs
+
+@dataclass
+class Limits:
+    """Time limits of this run of the torture, which grow with the number of trials per core."""
+
+    hang: float = 30.0  # seconds after which a command that should have ended hangs
+
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -28,15 +36,15 @@ class Ended:
     def fault(self) -> str:
         """Return what no command may do, or "" where it did nothing of the kind."""
         if self.hung:
-            return f"hang: not ended after {HANG:.0f} s"
+            return f"hang: not ended after {LIMITS.hang:.0f} s"
         for words in ("Traceback", "this is a fault of sidpipe", "Fatal Python error", "terminate called"):
             if words in self.text:
                 return f"{words}: {self.text.strip().splitlines()[-1][:200]}"
         return f"ended by signal {-self.code}" if -self.code in (signal.SIGABRT, signal.SIGSEGV) else ""
 
 
-def preload() -> None:
-    """Load what the stages load, so that a forked child begins at once."""
+def preload(*, tracking: bool = True) -> None:
+    """Load what the stages load, so that a forked child begins at once; `tracking`: MLflow too."""
     import faiss  # noqa: F401
     import sklearn.decomposition
     import sklearn.feature_extraction.text  # noqa: F401
@@ -51,10 +59,12 @@ def preload() -> None:
     import pipeline.ingest.stage
     import pipeline.quantize.lookup
     import pipeline.quantize.stage
-    import pipeline.results.mlflow_store
     import pipeline.split.stage
-    import pipeline.track.stage
-    import pipeline.train.stage  # noqa: F401
+    import pipeline.train.stage
+
+    if tracking:
+        import pipeline.results.mlflow_store
+        import pipeline.track.stage  # noqa: F401
 
 
 def forked(
@@ -91,7 +101,7 @@ def forked(
         elif kill and not sent and seconds >= kill[1]:
             os.kill(pid, kill[0])
             sent = True
-        elif seconds > HANG + (kill[1] if kill else 0) + (0 if kill else HANG):
+        elif seconds > LIMITS.hang + (kill[1] if kill else LIMITS.hang):
             os.kill(pid, signal.SIGKILL)
             hung = True
         time.sleep(0.002)

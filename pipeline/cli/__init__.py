@@ -17,12 +17,14 @@ from pipeline import __version__
 from pipeline.cli import checks, deploy, experiments, serve, stages
 from pipeline.cli.ends import tell_costs, tell_stopped
 from pipeline.cli.folders import enter_project
+from pipeline.cli.help import Command, CommandGroup
 from pipeline.errors import LostProcessError, UserError
 from pipeline.faults import check_address_space, explain_fault, report_bug
 from pipeline.printing import be_quiet, say
 from pipeline.stopping import Stopped, command_name, requested
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -30,6 +32,8 @@ app = typer.Typer(
 )
 COMMON = ("--debug", "--quiet", "-q", "--verbose", "-v")
 for panel in (stages, experiments, checks, serve, deploy):
+    for command in panel.commands.registered_commands:
+        command.cls = Command
     app.add_typer(panel.commands)
 
 

@@ -44,7 +44,9 @@ def publish(
 @commands.command(rich_help_panel=PANEL)
 def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    form: Annotated[Literal["huggingface"], typer.Option("--format", help="The form of the folder.")] = "huggingface",
+    form: Annotated[
+        Literal["huggingface"], typer.Option("--format", metavar="huggingface", help="The form of the folder.")
+    ] = "huggingface",
 ) -> None:
     """Write the trained model as a folder that can be uploaded to a hub: safetensors, config.json, items, a model card.
 

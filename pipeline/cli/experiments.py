@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from pipeline.cli.answers import HistoryOption, ModelOption, answer, model_folders, typed_entries, typed_model
+from pipeline.cli.answers import (
+    HistoryOption,
+    ModelOption,
+    OutputOption,
+    answer,
+    model_folders,
+    typed_entries,
+    typed_model,
+)
 from pipeline.cli.folders import typed_path, typed_runs
 from pipeline.printing import json_text, say
 
@@ -17,7 +25,9 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def preset(
-    name: Annotated[str | None, typer.Argument(help="A file of presets/, without .yaml.", show_default=False)] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A file of presets/, without .yaml.", show_default=False)
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", show_default=False, help="One more value; repeat as needed."),
@@ -83,7 +93,7 @@ def compare(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             show_default=False,
             help="Experiments, commits, `workspace` or folders with reports; NAME=RUN,RUN puts runs into one arm. "
             "Without any: this commit, its experiments and the workspace.",
@@ -98,6 +108,7 @@ def compare(
     ] = False,
     published: Annotated[Path, typer.Option(metavar="DIR", help="With --promote: where servers read.")] = PUBLISHED,
     force: Annotated[bool, typer.Option("--force", help="With --promote: without a comparison.")] = False,
+    output: OutputOption = None,
 ) -> None:
     """Compare finished runs user by user: each strategy with `full` on the same backbone, data and protocol.
 
@@ -116,12 +127,14 @@ def compare(
 
       python -m pipeline compare main workspace
 
-      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks --markdown
+      python -m pipeline compare full=yolky-sera,tubal-bean rastp=swept-prof,reedy-daks --markdown --output table.md
 
       python -m pipeline compare --promote
     """
     if as_json and as_markdown:
         raise typer.BadParameter("give --json or --markdown, not both")
+    if promote and (output or as_json or as_markdown):
+        raise typer.BadParameter("--promote prints what it does; --output, --json and --markdown go without it")
     if promote:
         _promote(typed_runs(runs or ["workspace"]), typed_path(published), samples, force)
         return
@@ -130,9 +143,9 @@ def compare(
 
     report = compared(typed_runs(runs or []), samples=samples)
     if as_json:
-        answer(json_text(written.comparison_json(report)))
+        answer(json_text(written.comparison_json(report), output), output)
     else:
-        answer((written.comparison_markdown if as_markdown else written.comparison_text)(report))
+        answer((written.comparison_markdown if as_markdown else written.comparison_text)(report), output)
 
 
 def _promote(runs: list[str], published: Path, samples: int, force: bool) -> None:
@@ -154,7 +167,9 @@ def _promote(runs: list[str], published: Path, samples: int, force: bool) -> Non
 
 @commands.command(rich_help_panel=PANEL)
 def gradients(
-    user: Annotated[str | None, typer.Option(help="Raw id: measure on this user's history alone.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="ID", help="Raw id: measure on this user's history alone.")
+    ] = None,
     history: HistoryOption = None,
     batches: Annotated[int, typer.Option(min=1, help="How many batches are averaged.")] = 20,
     windows: Annotated[int, typer.Option(min=4, help="Training windows of each batch.")] = 256,

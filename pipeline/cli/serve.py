@@ -23,7 +23,9 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=PANEL)
 def recommend(  # noqa: PLR0913 - the command's options
-    user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="ID", help="Raw id; the history is all that the log has of this user.")
+    ] = None,
     history: HistoryOption = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many items are printed.")] = 10,
     filter_seen: Annotated[
@@ -40,7 +42,9 @@ def recommend(  # noqa: PLR0913 - the command's options
     users: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --all: only these users, one raw id per line.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="With --all: the Parquet file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="With --all: the Parquet file.")
+    ] = None,
     beam: Annotated[
         int | None, typer.Option(min=1, help="With --all: width of the search; the larger of -k and 20 by default.")
     ] = None,
@@ -49,7 +53,8 @@ def recommend(  # noqa: PLR0913 - the command's options
 
     Prints raw id, score (log-probability of the Semantic ID) and title. The model sees all items of --history; of a
     --user it sees what it sees in evaluation (skipgr.at_eval). An item of --history may have its time behind an @, in
-    any form that a log may have; a model that reads times (hstu) takes equal steps where there is none.
+    any form that a log may have; a model that reads times (hstu) takes equal steps where there is none. Where items of
+    the history are left out and it has every item, the answer says that no item is left.
 
     With --all, one Parquet file gets a row per user and rank: user, rank, item, score. A run that was stopped goes on
     where it was when the same command is given again.
@@ -76,7 +81,9 @@ def recommend(  # noqa: PLR0913 - the command's options
     if as_json:
         answer(json_text([vars(item) for item in items]))
         return
-    width = max(len(shown(item.item)) for item in items)
+    if not items:
+        answer("no item is left: every item is in the history; --with-seen ranks these too")
+    width = max((len(shown(item.item)) for item in items), default=0)
     for rank, item in enumerate(items, start=1):
         answer(f"{rank:>3}  {shown(item.item):{width}}  {item.score:8.3f}  {shown(item.title)}".rstrip())
 
@@ -108,8 +115,10 @@ def _recommend_all(
 
 @commands.command(rich_help_panel=PANEL)
 def sids(
-    item: Annotated[str | None, typer.Option(help="Raw id of the item.")] = None,
-    user: Annotated[str | None, typer.Option(help="Raw id: every item of this user's history, oldest first.")] = None,
+    item: Annotated[str | None, typer.Option(metavar="ID", help="Raw id of the item.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="ID", help="Raw id: every item of this user's history, oldest first.")
+    ] = None,
     history: HistoryOption = None,
     titles: Annotated[int, typer.Option(min=0, help="The most other items that are named for each prefix.")] = 5,
     model: ModelOption = None,
@@ -138,7 +147,7 @@ def sids(
     items = [item] if item is not None else _history_items(user, history, model)
     found = look_up_all(items, titles, model=typed_model(model) if model else None)
     if as_json:
-        answer(json_text(asdict(found[0]) if item is not None else [asdict(sid) for sid in found]), output)
+        answer(json_text(asdict(found[0]) if item is not None else [asdict(sid) for sid in found], output), output)
     else:
         answer("\n\n".join(map(sid_text, found)), output)
 
@@ -155,7 +164,9 @@ def _history_items(user: str | None, history: list[str] | None, model: Path | No
 
 @commands.command(rich_help_panel=PANEL)
 def explain(
-    user: Annotated[str | None, typer.Option(help="Raw id; the history is all that the log has of this user.")] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="ID", help="Raw id; the history is all that the log has of this user.")
+    ] = None,
     history: HistoryOption = None,
     model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
@@ -177,4 +188,4 @@ def explain(
     from pipeline.evaluate.explain import explanation_text
 
     loaded, rows = tokens(user=user, history=typed_entries(history), **model_folders(model))
-    answer(json_text([vars(row) for row in rows]) if as_json else explanation_text(loaded, rows), output)
+    answer(json_text([vars(row) for row in rows], output) if as_json else explanation_text(loaded, rows), output)

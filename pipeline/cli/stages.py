@@ -211,7 +211,7 @@ def fetch(
     urls: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[URL]...",
+            metavar="URL",
             show_default=False,
             help="Addresses to use instead of the publisher's, as for dataset custom; or a category of amazon-2014, "
             "amazon-2018 or amazon-2023.",

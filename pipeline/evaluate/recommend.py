@@ -51,7 +51,9 @@ def recommend(
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
 ) -> list[Recommendation]:
-    """Return the k items that the model expects next, best first; fewer when the catalogue has fewer.
+    """Return the k items that the model expects next, best first; fewer when the catalogue has fewer left.
+
+    A history of every item leaves none where `filter_seen` holds.
 
     Args:
         user: raw id. The history is all that is known of the user, held-out items too, so this forecasts the next item.
@@ -63,8 +65,8 @@ def recommend(
             them in where `reports` has none.
 
     Raises:
-        UserError: an unknown id, a time that cannot be read, an empty history, nothing left to recommend, or a model
-            that its reports or the splits do not belong to.
+        UserError: an unknown id, a time that cannot be read, an empty history, or a model that its reports or the
+            splits do not belong to.
     """
     if k < 1:
         raise UserError(f"k is {k}", "it is the number of items to show", "give 1 or more")
@@ -127,12 +129,6 @@ def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> lis
         kept=history.kept,
     )
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
-    if not found:
-        raise UserError(
-            "every item is in the history",
-            "nothing is left to recommend",
-            "run the command again with --with-seen",
-        )
     best = found[:k]
     names = names_of(loaded, [item for item, _ in best])
     return [Recommendation(*name, float(score)) for name, (_, score) in zip(names, best, strict=True)]

@@ -37,7 +37,7 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator, load_generator
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
-from pipeline.manifest import without_checksum
+from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import BASELINES, HEADLINES, MAIN_METRICS, METRICS, row_labels
 from pipeline.metrics import gains, recall_at, summarise
 from pipeline.printing import say, shown
@@ -55,6 +55,9 @@ from pipeline.results.ranks import (
 )
 from pipeline.strategies.registry import settings_types
 from pipeline.views.counting import COUNTING, Baselines, Counting, baselines
+
+# Files whose checksums details.json lists: those of this stage, and the one of train that they rest on
+SEALED = (RANKS_FILE, METRICS_FILE, "by_history.csv", "by_popularity.csv", "frontier.csv", "timings.json")
 
 
 class MachineView(Protocol):
@@ -157,8 +160,8 @@ def run(
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    write_json(reports / DETAILS_FILE, details)
     write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
+    write_json(reports / DETAILS_FILE, sealed(details, reports, SEALED))  # last: it lists the others
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen:
         _say_repeats(held_out, ranking.positions_U)
@@ -212,7 +215,7 @@ def _categories(items: Path) -> np.ndarray | None:
 
 def _timings(path: Path) -> dict[str, float]:
     """Return what training measured. Raises UserError where the file is missing, or not as train wrote it."""
-    measured = without_checksum(path, read_json(path, train_seconds=(int, float)))
+    measured = unsealed(path, read_json(path, train_seconds=(int, float)), "train")
     timings = {name: value for name, value in measured.items() if name not in CLOCK}
     if wrong := [name for name, value in timings.items() if not isinstance(value, int | float)]:
         raise UserError(

@@ -9,25 +9,23 @@ import base64
 import http.client
 import re
 import ssl
-import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from pipeline.errors import UserError
+from pipeline.ingest.reply import Pace, Reply, SlowError
 from pipeline.printing import shown
 from pipeline.progress import Progress
 
-BLOCK_BYTES = 1 << 18
-TIMEOUT = 30.0  # seconds without a byte, and seconds until a server has answered
-SLOW_BYTES = 1024  # bytes a second, over `SLOW_SECONDS`, below which a server is too slow
-SLOW_SECONDS = 60.0
-ATTEMPTS = 5  # attempts in a row that bring no new byte, after which a download fails
-PAUSE = 1.0  # seconds before the second attempt; it doubles with each further one
+TIMEOUT = 12.0  # seconds without a byte, and seconds until a server has answered
+ATTEMPTS = 5  # attempts in a row that bring no new byte, or begin the file anew, after which a download fails
+PAUSE = 0.5  # seconds before the second attempt; it doubles with each further one
 DROPPED = (ConnectionError, TimeoutError, http.client.HTTPException, URLError, ssl.SSLError)
 NAME_BYTES = 200
 VERSION = re.compile(r"[\x20-\x7e]{1,200}")  # an ETag or a date that can be sent back
@@ -50,13 +48,14 @@ def download(url: str, folder: Path, urls: Sequence[str], max_bytes: int) -> Pat
     """
     target = folder / file_name(url)
     partial = target.with_name(target.name + ".partial")
+    course = _Course()
     failures = 0  # attempts in a row that brought no new byte
     while not target.exists():
-        # Each attempt goes on after the bytes of those before. With ATTEMPTS 5, a connection that drops again and again
-        # but brings bytes each time is tried without end; one that brings none is given up after 5 attempts.
+        # Each attempt goes on after the bytes of those before. A connection that drops again and again but brings
+        # bytes each time is tried without end, as long as they are not too few for the time of all attempts.
         before = _size(partial)
         try:
-            _continue(url, partial, max_bytes)
+            _continue(url, partial, max_bytes, course)
             partial.replace(target)
             _tag(partial).unlink(missing_ok=True)
         except HTTPError as error:
@@ -66,12 +65,31 @@ def download(url: str, folder: Path, urls: Sequence[str], max_bytes: int) -> Pat
             partial.unlink()
         except DROPPED as error:
             failures = 0 if _size(partial) > before else failures + 1
+            reason = str(getattr(error, "reason", error))
             if failures >= ATTEMPTS or not _size(partial):
-                raise _unreachable(url, partial, urls, str(getattr(error, "reason", error))) from None
+                raise _unreachable(url, partial, urls, reason) from None
             time.sleep(PAUSE * 2**failures)
+            try:
+                course.pace.check()
+            except SlowError as slow:
+                raise _unreachable(url, partial, urls, f"{reason}; {slow}") from None
         except (ValueError, OverflowError, LookupError) as error:  # an address or an answer that is against the rules
             raise _unreachable(url, partial, urls, str(error)) from None
     return target
+
+
+@dataclass
+class _Course:
+    """The course of a download over all attempts: how fast bytes come, and how often the file was begun."""
+
+    pace: Pace = field(default_factory=Pace)
+    begun: int = 0
+
+    def begin(self) -> None:
+        """Count a beginning. Raises ValueError where there were `ATTEMPTS` before."""
+        if self.begun == ATTEMPTS:
+            raise ValueError(f"the connection was dropped, and the server began the file anew {ATTEMPTS} times")
+        self.begun += 1
 
 
 def file_name(url: str) -> str:
@@ -146,37 +164,13 @@ def _request(url: str) -> Request:
     return request
 
 
-def _open(request: Request) -> Any:
-    """Send the request and return the response.
-
-    Raises:
-        TimeoutError: the server has not answered in `TIMEOUT` seconds; a socket's own time-out begins anew with each
-            byte, so a server could answer for ever.
-    """
-    answer: list[Any] = []
-
-    def ask() -> None:
-        try:
-            answer.append(build_opener(_Redirects).open(request, timeout=TIMEOUT))
-        except BaseException as error:
-            answer.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(TIMEOUT)
-    if not answer:
-        raise TimeoutError(f"no answer in {TIMEOUT:.0f} seconds")
-    if isinstance(answer[0], BaseException):
-        raise answer[0]
-    return answer[0]
-
-
-def _continue(url: str, partial: Path, max_bytes: int) -> None:
+def _continue(url: str, partial: Path, max_bytes: int, course: _Course) -> None:
     """Request the bytes that `partial` still lacks, and append them.
 
     Raises:
         ConnectionError: the connection ended before the file did; `partial` holds the bytes that came.
-        ValueError: the answer is against the rules of HTTP.
+        TimeoutError: nothing came for `TIMEOUT` seconds.
+        ValueError: the answer is against the rules of HTTP, too slow, or the first part of the file once too often.
     """
     have = _size(partial)
     request = _request(url)
@@ -184,7 +178,8 @@ def _continue(url: str, partial: Path, max_bytes: int) -> None:
     if version:
         request.add_header("Range", f"bytes={have}-")
         request.add_header("If-Range", version)
-    with _open(request) as response:
+    with Reply(lambda: build_opener(_Redirects).open(request, timeout=TIMEOUT), TIMEOUT) as reply:
+        response = reply.head()
         resumed = response.status == 206
         if response.status not in (200, 206) or (resumed and not version):
             raise ValueError(f"the server answered {response.status}, which is no file")
@@ -199,13 +194,14 @@ def _continue(url: str, partial: Path, max_bytes: int) -> None:
         if total > max_bytes:
             raise _too_large(url, max_bytes)
         if not resumed:
+            course.begin()
             _remember(partial, response.headers)
         with (
             partial.open("ab" if resumed else "wb") as file,
             Progress(f"fetch {partial.stem}", total, "bytes", start=have) as progress,
         ):
             size = have
-            for block in _blocks(response):
+            for block in reply.blocks():
                 size += len(block)
                 if size > max_bytes:
                     file.close()
@@ -213,25 +209,9 @@ def _continue(url: str, partial: Path, max_bytes: int) -> None:
                     raise _too_large(url, max_bytes)
                 file.write(block)
                 progress.update(len(block))
+                course.pace.add(len(block))
     if total and _size(partial) < total:
         raise ConnectionError(f"the connection was dropped after {_size(partial):,} of {total:,} bytes")
-
-
-def _blocks(response: Any) -> Any:
-    """Yield what comes, at once.
-
-    Raises:
-        ValueError: the server is too slow, so that the file would take days.
-    """
-    began, came = time.monotonic(), 0
-    while block := response.read1(BLOCK_BYTES):
-        yield block
-        came += len(block)
-        passed = time.monotonic() - began
-        if passed >= SLOW_SECONDS:
-            if came < SLOW_BYTES * passed:
-                raise ValueError(f"the server sent {came:,} bytes in {passed:.0f} seconds, which is too slow")
-            began, came = time.monotonic(), 0
 
 
 def _remember(partial: Path, headers: http.client.HTTPMessage) -> None:

@@ -40,12 +40,13 @@ def on_frontier(points: Sequence[Point]) -> list[bool]:
     ]
 
 
-def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None = None) -> str:
+def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None = None, transparent: bool = True) -> str:
     """Draw recall@10 against training seconds as an SVG file; equal points give equal text.
 
     Args:
         points: those on the frontier are filled and joined by a line.
         counting: recall@10 of baselines that train nothing, by name; each is a dashed line.
+        transparent: for a page whose background may be dark; else the drawing has a white one.
     """
     with drawing(STYLE) as axes:
         order = sorted(points, key=lambda point: (point.seconds, point.recall, point.name))
@@ -61,4 +62,4 @@ def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None =
             axes.annotate(name, (0.01, recall), xycoords=("axes fraction", "data"), va="bottom", size=8)
         axes.set(xlabel="seconds of training", ylabel="recall@10")
         axes.margins(0.15)
-        return svg(axes, transparent=True)
+        return svg(axes, transparent=transparent)

@@ -14,7 +14,7 @@ import yaml
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SIDS, SPLITS, fingerprint, read_json
 from pipeline.errors import UserError
-from pipeline.manifest import verify, without_checksum
+from pipeline.manifest import unsealed, verify
 from pipeline.metric_names import MEASURED
 from pipeline.printing import shown
 
@@ -68,13 +68,14 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     """Read a result from its files.
 
     Raises:
-        UserError: a file is missing or damaged, or dvc.lock names other metrics than those at hand.
+        UserError: a file is missing, damaged or of another run, or dvc.lock names other metrics than those at hand.
     """
     stages = _stages(lock)
     hashes = _hashes(stages, lock)
     for name in ("metrics.json", "details.json", "kept_by_position.csv", *TABLES):
         _check_recorded(reports / name, stages, lock)
-    metrics = read_json(reports / "metrics.json") | read_json(reports / "details.json")
+    details = reports / "details.json"
+    metrics = read_json(reports / "metrics.json") | unsealed(details, read_json(details), "evaluate")
     timings, clock = _measured(reports / "timings.json")
     history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
     return Result(
@@ -94,7 +95,7 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
 
 def _measured(path: Path) -> tuple[dict[str, float], Clock]:
     """Return the figures of training, and when it went on; nothing of a result whose file is not here."""
-    content = without_checksum(path, read_json(path)) if path.exists() else {}
+    content = unsealed(path, read_json(path), "train") if path.exists() else {}
     timings = {name: float(value) for name, value in content.items() if isinstance(value, int | float)}
     if not isinstance(content.get("training"), str):
         return timings, Clock()

@@ -37,7 +37,7 @@ PATIENCE = 30.0  # seconds in which a store must answer a call
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
 UPLOADS = ("log_artifact", "log_model_artifacts")  # methods that take a path
 KEPT = "the result is complete in reports/, only its record is missing"
-AGAIN = "mend the store, or set MLFLOW_TRACKING_URI, then `dvc repro` again"
+REPRO = "`dvc repro` again"
 
 
 class StoreHangsError(Exception):
@@ -94,18 +94,30 @@ class Patient:
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            extra = _bytes(Path(arguments[1])) / UPLOAD_RATE if name.startswith(UPLOADS) else 0
+            extra = bytes_of(Path(arguments[1])) / UPLOAD_RATE if name.startswith(UPLOADS) else 0
             return within(self._patience + extra, lambda: method(*arguments, **named))
 
         return call
 
 
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+def bytes_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder."""
+    sizes = 0
+    for file in [path] if path.is_file() else path.rglob("*"):
+        with suppress(FileNotFoundError):  # it may be renamed meanwhile
+            sizes += file.stat().st_size if file.is_file() else 0
+    return sizes
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Return what `call` returns or raise what it raises. Raises StoreHangsError where it takes more than `seconds`."""
+def within(seconds: float, call: Callable[[], Any], moved: Callable[[], object] = lambda: None) -> Any:
+    """Return what `call` returns or raise what it raises.
+
+    Args:
+        moved: returns something else as long as the call gets on; then the time begins anew.
+
+    Raises:
+        StoreHangsError: the call took more than `seconds`.
+    """
     answer: list[Any] = []
     fault: list[BaseException] = []
 
@@ -117,7 +129,13 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
 
     worker = threading.Thread(target=work, daemon=True, name="mlflow")  # a daemon, so that the process can end
     worker.start()
-    worker.join(seconds)
+    before: object = None
+    while worker.is_alive():
+        worker.join(seconds)
+        now = moved()
+        if now == before:
+            break
+        before = now
     if fault:
         raise fault[0]
     if worker.is_alive():
@@ -126,16 +144,17 @@ def within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
-    """Turn every fault of the store into a UserError that says what stands."""
+def told_plainly(stands: str = KEPT, again: str = REPRO) -> Iterator[None]:
+    """Turn every fault of the store into a UserError that says what `stands`, and what to do `again`."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, StoreHangsError, sqlite3.Error, OSError) as error:
         path = database_file(tracking_uri())
-        fix = AGAIN
+        fix = f"mend the store, or set MLFLOW_TRACKING_URI, then {again}"
         if path and path.is_file() and holds_no_run(path):
-            fix = f"the database holds no run: delete {path}, then `dvc repro` again"
-        raise UserError(f"MLflow at {tracking_uri()}: {str(error).splitlines()[0]}", KEPT, fix) from error
+            fix = f"the database holds no run: delete {path}, then {again}"
+        what = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"MLflow at {tracking_uri()}: {what}", stands, fix) from error
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.printing import shown
-from pipeline.results.mlflow_client import open_store, store_alone, told_plainly
+from pipeline.results.mlflow_client import PATIENCE, bytes_of, open_store, store_alone, told_plainly, within
 from pipeline.results.mlflow_model import MODEL_HASH, MlflowException, download_artifacts
 from pipeline.results.tracking_uri import tracking_uri
 
 ALIAS = "champion"
+STANDS = "the same command completes what it began: alias and published folder always name one model"
+AGAIN = "run the same command again"
 MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
@@ -23,7 +25,7 @@ class Registered:
 
 def champion(name: str) -> Registered | None:
     """Return the version that has the alias; None where nothing has it."""
-    with told_plainly(), store_alone():
+    with told_plainly(STANDS, AGAIN), store_alone():
         try:
             found = open_store().get_model_version_by_alias(name, ALIAS)
         except MlflowException as error:
@@ -39,7 +41,7 @@ def register(name: str, experiment: str, model_hash: str) -> Registered:
     Raises:
         UserError: `track` has logged no such model, or the store cannot be used.
     """
-    with told_plainly(), store_alone():
+    with told_plainly(STANDS, AGAIN), store_alone():
         client = open_store()
         known = client.get_experiment_by_name(experiment)
         logged = (
@@ -72,16 +74,21 @@ def register(name: str, experiment: str, model_hash: str) -> Registered:
 
 def download_version(registered: Registered, folder: Path) -> Path:
     """Copy the files of a version into `folder`, and return the folder of the MLflow model."""
-    with told_plainly(), store_alone():
+    with told_plainly(STANDS, AGAIN), store_alone():
         client = open_store()
         source = str(client.get_model_version(registered.name, registered.version).source)
         location = client.get_logged_model(source.removeprefix("models:/")).artifact_location
-        return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=tracking_uri()))
+
+        def download() -> Path:
+            return Path(download_artifacts(artifact_uri=location, dst_path=str(folder), tracking_uri=tracking_uri()))
+
+        copied: Path = within(PATIENCE, download, moved=lambda: bytes_of(folder))
+        return copied
 
 
 def crown(registered: Registered | None, name: str) -> None:
     """Give the alias to a version; None takes it away. The same again changes nothing."""
-    with told_plainly(), store_alone():
+    with told_plainly(STANDS, AGAIN), store_alone():
         client = open_store()
         if registered is None:
             client.delete_registered_model_alias(name, ALIAS)

@@ -8,6 +8,7 @@ a checkout. Beside the ranks, a run has its metrics and costs, and the parameter
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
+from pipeline.manifest import not_listed, seal_of
 from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 USAGE = (
@@ -154,8 +156,18 @@ def _run(name: str, read: Reader, ranks: Ranks, made: float) -> Run:
             content = json.loads(read(REPORTS / file))
         except (OSError, ValueError):
             continue
+        _check_listed(name, file, content, read)
         figures |= {key: value for key, value in content.items() if isinstance(value, int | float)}
     return Run(name, ranks, figures, _settings(read), made)
+
+
+def _check_listed(name: str, file: str, content: Mapping[str, Any], read: Reader) -> None:
+    """Refuse a run whose details.json lists other files than it has. Raises UserError."""
+    for listed_file, digest in seal_of(f"{REPORTS / file} of {name}", content).items():
+        if listed_file in (RANKS_FILE, METRICS_FILE, "timings.json"):
+            with suppress(OSError):  # what is not there is not mixed
+                if hashlib.sha256(read(REPORTS / listed_file)).hexdigest() != digest:
+                    raise not_listed(f"{REPORTS / listed_file} of {name}", file, "evaluate")
 
 
 def _settings(read: Reader) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A request comes from outside, so nothing in it stops the others: an unknown id i
 without a known item gets the popular items, which the answer says.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class Answer:
     """An answer holds the next items of one history, best first.
 
     scores: log-probabilities of the Semantic IDs; empty where the items are the popular ones. unknown: ids of the
-    history that the catalogue does not have. source: `model`, or `popular` where no id of the history is known.
+    history that the catalogue does not have. source: `model`; `popular` where no id of the history is known; `none`
+    where no item is left, because the items of the history are left out and it has every item.
     """
 
     items: list[str]
@@ -62,6 +64,8 @@ class Recommender:
 
     def __init__(self, generator: Path, facts: Path, device: torch.device | str = "cpu"):
         self.loaded = load_generator(generator, device)
+        # A server answers each request in a thread of its own. Searches at once would take the cores from each other.
+        self.one_search = threading.Lock()
         items = self.loaded.items
         self.raw_ids = items["raw_id"].astype(str).tolist()
         titles = items["title"] if "title" in items else pd.Series("", index=items.index)
@@ -108,14 +112,15 @@ class Recommender:
     def _search(self, batch: list[tuple[np.ndarray, np.ndarray, int]], beam: int, drop_seen: int) -> Outputs:
         items = np.concatenate([items for items, _, _ in batch])
         times = np.concatenate([times for _, times, _ in batch])
-        return generate_items(
-            self.loaded.model,
-            items,
-            np.arange(len(batch) + 1) * len(batch[0][0]),
-            beam=beam,
-            drop_seen=drop_seen,
-            times=times if self.loaded.model.wants_times else None,
-        )
+        with self.one_search:
+            return generate_items(
+                self.loaded.model,
+                items,
+                np.arange(len(batch) + 1) * len(batch[0][0]),
+                beam=beam,
+                drop_seen=drop_seen,
+                times=times if self.loaded.model.wants_times else None,
+            )
 
     def _read(self, request: Request) -> tuple[np.ndarray, np.ndarray, int]:
         """Return (item ids, int64 seconds, number of unknown ids); the most recent `max_history` known items."""
@@ -147,7 +152,8 @@ class Recommender:
         filled = outputs.items_WK[row] >= 0
         items = outputs.items_WK[row][filled][:k].tolist()
         scores = outputs.scores_WK[row][filled][:k].tolist()
-        return Answer([self.raw_ids[i] for i in items], [self.titles[i] for i in items], scores, unknown, "model")
+        source = "model" if items else "none"
+        return Answer([self.raw_ids[i] for i in items], [self.titles[i] for i in items], scores, unknown, source)
 
 
 def _seconds(times: Sequence[Any], items: int) -> np.ndarray:

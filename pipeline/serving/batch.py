@@ -63,7 +63,8 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
 ) -> int:
     """Write a row per user and rank: user (raw id), rank (from 1), item (raw id), score (log-probability).
 
-    Each user's history is all that the log has of them, as in `recommend --user`. Users come in the order of the log.
+    Each user's history is all that the log has of them, as in `recommend --user`. Users come in the order of the log. A
+    user to whom no item is left, because every item is in the history, has no row, and stderr counts such users.
 
     Args:
         users: a text file with one raw id per line; None: all users. Users that the log does not have are named on
@@ -75,7 +76,7 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
             `max_history` for everybody, on a CPU by the length of the user's history.
 
     Returns:
-        The number of users in the file.
+        The number of users with a row in the file.
 
     Raises:
         UserError: a file is missing, model and splits do not belong together, or no user is known.
@@ -103,7 +104,7 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     try:
         with alone(folder.with_suffix(".lock"), None):
             parts = _write_parts(folder, loaded, log, names, rows, settings)
-            _join(parts, output)
+            ranked = _join(parts, output)
             shutil.rmtree(folder)
     except BusyError as busy:
         raise UserError(
@@ -111,7 +112,10 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
             "both would write the same parts",
             "wait until it has ended",
         ) from None
-    return len(rows)
+    if ranked < len(rows):
+        why = "every item is in their history; --with-seen ranks these too"
+        say(f"{len(rows) - ranked:,} of {len(rows):,} users have no row: {why}", error=True)
+    return ranked
 
 
 def _chosen(users: Path | None, log: Splits, splits: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -273,8 +277,8 @@ def _closed(items_WK: np.ndarray, scores_WK: np.ndarray, k: int) -> tuple[np.nda
     return np.take_along_axis(items_WK, column_WK, 1), np.take_along_axis(scores_WK, column_WK, 1)
 
 
-def _join(parts: list[Path], output: Path) -> None:
-    """Write all parts into one file beside `output`, and rename it."""
+def _join(parts: list[Path], output: Path) -> int:
+    """Write all parts into one file beside `output`, rename it, and return the number of users in it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -283,13 +287,16 @@ def _join(parts: list[Path], output: Path) -> None:
     schema: Any = pa.schema(
         [("user", pa.string()), ("rank", pa.int32()), ("item", pa.string()), ("score", pa.float32())]
     )
+    ranked = 0
     try:
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for part in parts:
                 table: pa.Table = pq.read_table(part)
+                ranked += int((table["rank"].to_numpy() == 1).sum())
                 writer.write_table(table.cast(schema))
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(output)
     finally:
         partial.unlink(missing_ok=True)
+    return ranked

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, read_json, write_bytes
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
+from pipeline.manifest import unsealed
 from pipeline.metric_names import METRICS
 from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
@@ -42,7 +43,8 @@ def export_model(
     check_reports(reports, generator)
     loaded = load_generator(generator)
     ranks = Ranks.read(reports / RANKS_FILE)
-    figures = {**read_json(reports / DETAILS_FILE), **read_json(reports / METRICS_FILE)}
+    details = reports / DETAILS_FILE
+    figures = {**unsealed(details, read_json(details), "evaluate"), **read_json(reports / METRICS_FILE)}
     card = model_card(loaded, figures, ranks, read_json(interactions / "ingest.json"), params)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:

@@ -1,29 +1,45 @@
-"""Describe a run in Markdown: one sentence, the table of the model beside counting, and the curve of validation."""
+"""Describe a run in Markdown: a sentence, a table of the model beside counting, and drawings of curve and frontier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.metric_names import MAIN_METRICS, METRICS
 from pipeline.printing import shown
+from pipeline.results.frontier_points import Point
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.results.run_names import RunName
 from pipeline.track.figures import curves
+from pipeline.track.page import frontier_drawing
 from pipeline.track.scoreboard import Cell, scoreboard_rows
 
-PICTURE = "curve.svg"  # attached to the run, below `report`
+CURVE = "curve.svg"  # attached to the run, below `report`
+FRONTIER = "frontier.svg"  # likewise, where several results are known
+CAPTIONS = {CURVE: "recall@10 on validation", FRONTIER: "recall@10 against training seconds"}
 
 
-def picture(history: list[dict[str, float]]) -> bytes:
-    """Draw recall@10 on validation over training windows, as an SVG file of its own."""
-    element = curves(history, {"recall_at_10": "validation"}, "recall@10")
+def pictures(result: Result, known: Sequence[Point], folder: Path) -> list[Path]:
+    """Draw recall@10 on validation over training windows, and quality against cost, as SVG files of `folder`.
+
+    Args:
+        known: results of the project that were tested alike, this one included; the second file needs two of them.
+    """
+    element = curves(result.history, {"recall_at_10": "validation"}, "recall@10")
     if "xmlns=" not in element.partition(">")[0]:
         element = element.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return element.encode()
+    drawn = {CURVE: element}
+    if len(known) > 1:
+        drawn[FRONTIER] = frontier_drawing(result.metrics, known, transparent=False)
+    for name, text in drawn.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in drawn]
 
 
-def describe_run(result: Result, params: Mapping[str, Any], name: RunName, run_id: str) -> str:
-    """Return the description of the run `run_id`, whose picture the page of MLflow's server fetches from the run."""
+def describe_run(
+    result: Result, params: Mapping[str, Any], name: RunName, run_id: str, drawn: Sequence[str] = (CURVE,)
+) -> str:
+    """Return the description of the run `run_id`, whose pictures the page of MLflow's server fetches from the run."""
     names = [name.replace("_at_", "@") for name in METRICS]
     lines = [
         f"Strategy **{_cell(name.strategy)}**, network **{_cell(name.backbone)}**, data **{_cell(name.data)}**, seed "
@@ -41,9 +57,9 @@ def describe_run(result: Result, params: Mapping[str, Any], name: RunName, run_i
     lines += [
         "",
         f"In brackets: 95% interval of {main}.",
-        "",
-        f"![recall@10 on validation](get-artifact?path=report%2F{PICTURE}&run_uuid={run_id})",
     ]
+    for file in drawn:
+        lines += ["", f"![{CAPTIONS[file]}](get-artifact?path=report%2F{file}&run_uuid={run_id})"]
     return "\n".join(lines)
 
 

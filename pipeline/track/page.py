@@ -182,12 +182,16 @@ def _beyond(metrics: dict[str, float]) -> str:
     return f'<div class="facts">{"".join(boxes)}</div>{note}'
 
 
+def frontier_drawing(metrics: dict[str, float], known: Sequence[Point], transparent: bool = True) -> str:
+    """Return the SVG file of quality against cost, with counting as a line."""
+    return frontier_svg(known, {"co-occurrence": metrics["cooccurrence_recall_at_10"]}, transparent)
+
+
 def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
     """Return the drawing of quality against cost; nothing where no other result is known."""
     if len(known) < 2:
         return ""
-    counting = {"co-occurrence": metrics["cooccurrence_recall_at_10"]}
-    text = frontier_svg(known, counting)
+    text = frontier_drawing(metrics, known)
     note = (
         f'<p class="soft">{len(known)} results of this project that were tested alike. Filled, with a line: the '
         "frontier, nobody is cheaper and better. Seconds hold for the machine and its load.</p>"
@@ -207,13 +211,19 @@ def _figures(result: Result) -> str:
                     "cross-entropy, summed over levels",
                 ),
             ),
-            _section("Validation", curves(result.history, scores, "on all validation users")),
+            _section("Validation", curves(result.history, scores, _validated_on(result.metrics))),
             _section("By length of history", _breakdown(result.by_history, "items in the history")),
             _section("By popularity of the test item", _breakdown(result.by_popularity, "interactions in training")),
             _kept(result.kept_by_level),
             _section("Semantic IDs", _sids(result.sid_levels)),
         ]
     )
+
+
+def _validated_on(metrics: dict[str, float]) -> str:
+    if "valid_users" not in metrics:
+        return "on all validation users"
+    return f"on a sample of {metrics['valid_users']:,.0f} of {metrics['valid_users_in_all']:,.0f} validation users"
 
 
 def _kept(table: list[dict[str, str]]) -> str:

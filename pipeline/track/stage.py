@@ -16,7 +16,7 @@ from pipeline.results.parameters import Plain, flatten
 from pipeline.results.run_names import RunName
 from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
 from pipeline.track.config import TrackConfig
-from pipeline.track.description import PICTURE, describe_run, picture
+from pipeline.track.description import describe_run, pictures
 from pipeline.track.known import remember
 from pipeline.track.page import render_page
 from pipeline.track.provenance import provenance
@@ -78,7 +78,8 @@ def run(
     result = read_result(reports, interactions, sids, lock)
     flat = flatten(params)
     page = reports / "index.html"
-    write_bytes(page, render_page(result, flat, remember(result, flat, shared_scratch())).encode())
+    known = remember(result, flat, shared_scratch())
+    write_bytes(page, render_page(result, flat, known).encode())
     say(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
         scoreboard_text(result.metrics, params.strategy),
@@ -95,16 +96,15 @@ def run(
         tables.append(reports / RANKS)
     artifacts = {**dict.fromkeys(tables, "report"), PARAMS: "pipeline", lock: "pipeline"}
     with TemporaryDirectory() as folder:
-        drawn = Path(folder) / PICTURE
-        drawn.write_bytes(picture(result.history))
+        drawn = pictures(result, known, Path(folder))
         recorded = record(
             result,
             flat,
             name,
             tags,
             params.track.experiment,
-            {drawn: "report", **artifacts},
-            lambda run_id: describe_run(result, flat, name, run_id),
+            {**dict.fromkeys(drawn, "report"), **artifacts},
+            lambda run_id: describe_run(result, flat, name, run_id, [path.name for path in drawn]),
         )
     say(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",

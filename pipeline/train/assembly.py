@@ -89,7 +89,15 @@ def _validation(
 ) -> Validation:
     """Build the validation. Raises UserError where nobody has a validation target."""
     times = recipe.backbone.wants_times
-    validation = Validation(splits, strategy, catalogue, world, beam=recipe.config.beam, times=times)
+    validation = Validation(
+        splits, strategy, catalogue, world, beam=recipe.config.beam, users=recipe.config.valid_users, times=times
+    )
+    if not validation.windows and validation.sampled:
+        raise UserError(
+            f"none of the {len(validation.users_U):,} users in the sample for validation has a target with a history",
+            "validation chooses the best weights",
+            f"raise train.valid_users: {validation.users_in_all:,} users have a validation target",
+        )
     if not validation.windows:
         raise UserError(
             "no user has a validation target with a history",

@@ -30,6 +30,7 @@ CODE = (
     "metric_names.py",
     "metrics.py",
     "knobs.py",
+    "large_files.py",
     "manifest.py",
 )
 

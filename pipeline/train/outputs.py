@@ -12,11 +12,13 @@ import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
 from pipeline.machine import peak_flops, peak_memory_gib
-from pipeline.manifest import with_checksum
+from pipeline.manifest import sealed
 from pipeline.printing import say
 from pipeline.strategies.base import TableRows
 from pipeline.train.kept_tokens import KeptTokens
 from pipeline.training.loop import Trainer
+
+STORE = "skipped/store.safetensors"
 
 
 def announce(trainer: Trainer, names: str = "") -> None:
@@ -29,6 +31,12 @@ def announce(trainer: Trainer, names: str = "") -> None:
     resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
     windows = f"{len(trainer.loader.epochs):,} windows per epoch"
     say(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}")
+    validation = trainer.validation
+    if validation.sampled:
+        say(
+            f"train: validation takes a sample of {len(validation.users_U):,} of {validation.users_in_all:,} users, "
+            "the same in each run on this split (train.valid_users)"
+        )
 
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
@@ -38,7 +46,8 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
     say(
         f"train: best at step {state.best_step} of {state.step}, {config.select} "
-        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}"
+        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}; "
+        f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
     )
 
 
@@ -49,9 +58,10 @@ def _parameters(trainer: Trainer) -> int:
 def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     """Return the figures of a finished run, as timings.json holds them.
 
-    Training seconds are those of optimizer steps without compilation; wall seconds count everything. `training` is the
-    fingerprint of settings, inputs and code; `start`, and `times` for each row of the history, are in seconds since
-    1970.
+    Training seconds are those of optimizer steps without compilation, `valid_seconds` those of validation; wall seconds
+    count everything. `training` is the fingerprint of settings, inputs and code; `start`, and `times` for each row of
+    the history, are in seconds since 1970. `valid_users` and `valid_users_in_all` are there only where validation takes
+    a sample of the users.
 
     Args:
         flops: floating-point operations of a window, forward and backward.
@@ -62,11 +72,14 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
     rate = flops * state.windows / state.train_seconds
     peak = peak_flops(trainer.device)  # None: not known for this device
     shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
+    validation = trainer.validation
+    sampled = {"valid_users": len(validation.users_U), "valid_users_in_all": validation.users_in_all}
     # A window with one target is one sample: that count would stand here twice.
     samples = {"samples_per_second": state.samples / state.train_seconds, "samples_trained": state.samples}
     return {
         "train_seconds": state.train_seconds,
         "compile_seconds": state.compile_seconds,
+        "valid_seconds": state.valid_seconds,
         "wall_seconds": state.wall_seconds,
         "windows_per_second": state.windows / state.train_seconds,
         "tokens_per_second": state.tokens / state.train_seconds,
@@ -82,6 +95,7 @@ def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
         "parameters": _parameters(trainer),
         "real_token_share": state.tokens / positions,
         **(samples if trainer.config.targets == "all" else {}),
+        **(sampled if validation.sampled else {}),
         "training": trainer.checkpoints.folder.name,
         "start": state.start,
         "times": state.times,
@@ -96,21 +110,25 @@ def write_reports(
     tables: Mapping[str, TableRows],
     learned: dict[str, np.ndarray],
 ) -> None:
-    """Write timings.json, history.csv, the two tables of kept tokens, passes.csv and skipped/.
+    """Write history.csv, the two tables of kept tokens, passes.csv, skipped/ and, last, timings.json.
+
+    timings.json lists the checksums of the others.
 
     Args:
         kept: counts of the kept tokens of validation histories.
         tables: as the strategy's `Report` gives them.
         learned: likewise.
     """
-    write_json(reports / "timings.json", with_checksum(timings))
     shown = {"history": history, "kept_by_level": kept.by_level(), "kept_by_position": kept.by_position()}
     skipped = {f"skipped/{name}": rows for name, rows in tables.items() if name != "passes"}
     shutil.rmtree(reports / "skipped", ignore_errors=True)  # tables of an earlier run
-    for name, rows in {**shown, "passes": tables["passes"], **skipped}.items():
-        write_bytes(reports / f"{name}.csv", csv_of(rows))
+    written = {f"{name}.csv": rows for name, rows in {**shown, "passes": tables["passes"], **skipped}.items()}
+    for name, rows in written.items():
+        write_bytes(reports / name, csv_of(rows))
     if learned:
-        write_tensors(reports / "skipped" / "store.safetensors", learned)
+        write_tensors(reports / STORE, learned)
+    names = [*written, *([STORE] if learned else [])]
+    write_json(reports / "timings.json", sealed(timings, reports, names))
 
 
 def csv_of(rows: Sequence[Mapping[str, float | str]]) -> bytes:

@@ -28,7 +28,9 @@ class TrainConfig:
     clip_norm: Annotated[float, Between(0, 1e9)]  # 0: no clipping
     ema: RatioBelow1  # decay of the averaged weights that are then evaluated and saved; 0: off
     precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on a GPU, float32 on a CPU
-    validate_every: Annotated[int, Between(1, 1_000_000_000)]  # steps
+    # steps, or auto: when training has cost nine times the arithmetic of a validation (training/validation_times.py)
+    validate_every: Literal["auto"] | Annotated[int, Between(1, 1_000_000_000)]
+    valid_users: Annotated[int, Between(0, 1_000_000_000)]  # users of a validation; 0: all
     patience: Annotated[int, Between(1, 1_000_000_000)]  # validations without a better score before training stops
     select: Literal["recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10", "loss"]
     # beam width of validation; constrained

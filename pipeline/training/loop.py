@@ -31,6 +31,7 @@ from pipeline.training.optimizer import Average, learning_rate, set_rate
 from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
+from pipeline.training.validation_times import ValidationTimes
 
 if TYPE_CHECKING:
     from pipeline.training.observer import Observer
@@ -57,11 +58,13 @@ class State:
     loss_samples: int = 0  # samples behind loss_sum
     train_seconds: float = 0.0  # optimizer steps alone
     compile_seconds: float = 0.0  # the first steps on a GPU, which compile kernels and record
+    valid_seconds: float = 0.0  # validation
     wall_seconds: float = 0.0  # all of the run: steps, compilation, validation and checkpoints
     history: list[dict[str, float]] = field(default_factory=list)  # one row per validation
     best_score: float = -math.inf
     best_step: int = 0
     stale: int = 0  # validations since the best one
+    validated: int = 0  # cost of the training until the last validation, as `ValidationTimes` counts it
     start: float = 0.0  # when the run first started, in seconds since 1970
     times: list[float] = field(default_factory=list)  # when each row of the history was measured, likewise
 
@@ -106,6 +109,13 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
         self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
+        self.validation_times = ValidationTimes(
+            every=config.validate_every,
+            users=validation.windows,
+            positions=validation.items * loader.input_tokens_per_item,
+            levels=validation.catalogue.levels,
+            beam=config.beam,
+        )
         self.observer: Observer | None = None
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
         self._told = False  # whether any of the processes was told to stop, as `_look` found
@@ -171,8 +181,14 @@ class Trainer:
         """Return how many validations are to come if patience does not end the run, by the mean size of a step."""
         step = self.state.step
         last = step * self.config.max_windows / max(self.windows_done, 1)
-        every = self.config.validate_every
-        return max(0, math.ceil(last / every) - step // every)
+        return self.validation_times.left(step, last, self._cost, self._cost - self.state.validated)
+
+    @property
+    def _cost(self) -> int:
+        """Return the cost of all training until now, as `ValidationTimes` counts it."""
+        pad_to = self.loader.collator.pad_to
+        positions = self.state.windows * pad_to if pad_to else self.state.tokens
+        return self.validation_times.trained(positions, self.state.windows)
 
     @property
     def finished(self) -> bool:
@@ -222,7 +238,7 @@ class Trainer:
 
     def _after_step(self) -> None:
         step = self.state.step
-        validate = step % self.config.validate_every == 0
+        validate = self.validation_times.due(step, self._cost - self.state.validated)
         save = step % self.config.checkpoint_every == 0
         if validate or save or step % REPORT_EVERY == 0:
             self._look()
@@ -288,7 +304,10 @@ class Trainer:
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
             say("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""))
-        self._mark = time.perf_counter()  # validation is not training
+        state.validated = self._cost
+        now = time.perf_counter()
+        state.valid_seconds += now - self._mark  # validation is not training
+        self._mark = now
 
     def _save(self) -> None:
         """Write a checkpoint; only the first process does, though every process must give the sampler's state."""

@@ -1,7 +1,10 @@
-"""Measure loss and ranking on the validation target of every user, divided among the processes.
+"""Measure loss and ranking on the validation targets of all users or of a sample, divided among the processes.
 
-Shape legend: W windows, N items of their histories, L levels; local: M interactions of the splits, flat, U users with a
-validation target, S tokens of one item.
+The sample depends on the users alone, not on the seed of a run, so that the runs on a split are validated on the same
+users. Whatever is held per user is held of the sample only.
+
+Shape legend: W windows, N items of their histories, L levels; local: M interactions of the splits, flat, U users of the
+validation, S tokens of one item.
 """
 
 from contextlib import nullcontext
@@ -15,6 +18,7 @@ from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
 from pipeline.distributed import World
+from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
@@ -26,6 +30,7 @@ from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
+PURPOSE = 1  # keys the hash that draws the users
 BATCH = {"cpu": 256, "cuda": 2048}  # windows of a batch; without gradients it fits wherever training does
 
 
@@ -34,6 +39,7 @@ class Validation:
 
     Args:
         beam: beam width of the ranking, which is constrained to the catalogue.
+        users: size of the sample of users; 0, or more than have a validation target: all of these.
         times: the backbone wants to know when the items of a history came.
     """
 
@@ -45,6 +51,7 @@ class Validation:
         world: World,
         *,
         beam: int,
+        users: int = 0,
         times: bool = False,
     ):
         self.strategy = strategy
@@ -53,17 +60,27 @@ class Validation:
         self.device = catalogue.codes_IL.device
         times_M = splits.seconds() if times else None
         self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M)
-        self.users_U, positions_U = splits.targets("valid")
+        users_U, positions_U = splits.targets("valid")
+        self.users_in_all = len(users_U)
+        drawn = sample_rows(users_U, users, PURPOSE)
+        self.users_U = users_U[drawn]
+        positions_U = positions_U[drawn]
         lengths_U = np.diff(histories_of(splits, positions_U)[1])
         # By length, so that a batch holds histories of about equal length.
         rows = np.argsort(lengths_U, kind="stable")
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
+        self.items = int(self._windows.lengths_W.sum())  # of all histories
         self.batches = self._batches(None)  # whole histories
         self.ranker = Ranker(
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
+
+    @property
+    def sampled(self) -> bool:
+        """Return whether some users with a validation target are left out."""
+        return len(self.users_U) < self.users_in_all
 
     def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
         """Make this process's share of the batches; all windows together stand for the one step."""
@@ -90,7 +107,7 @@ class Validation:
     def measure(self, model: Backbone) -> dict[str, float]:
         """Return `valid_loss` per window and the metrics of `pipeline.metrics`.
 
-        Both are over all users, and equal on every process.
+        Both are over all users of the validation, and equal on every process.
         """
         eval_skips = self.strategy.sampler.eval_skips()
         batches = self._batches(eval_skips) if eval_skips else self.batches

@@ -6,13 +6,17 @@ import struct
 import time
 import zipfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
+import hostile_server as hostile_server_module
+import numpy as np
 import pytest
 from hostile_server import ANSWERS, BEHAVIOURS, hostile_server
 
 from pipeline.errors import UserError
 from pipeline.ingest import download as module
+from pipeline.ingest import reply
 from pipeline.ingest.download import is_plain_name, public
 from pipeline.ingest.fetch import fetch
 
@@ -32,14 +36,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(module, "PAUSE", 0.0)
     monkeypatch.setattr(module, "TIMEOUT", 0.2)
-    monkeypatch.setattr(module, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(reply, "SLOW_SECONDS", 0.3)
+    monkeypatch.setattr(reply, "SILENCE", 0.4)
+    monkeypatch.setattr(hostile_server_module, "LONG", 1.5)
 
 
 def refused(dataset: str, folder: Path, url: str, max_bytes: int = 50_000_000) -> str:
     began = time.monotonic()
     with pytest.raises(UserError) as error:
         fetch(dataset, folder, [url], max_bytes)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 3
     assert not RAW.search(str(error.value).replace("\n", ""))
     assert "\n" not in error.value.what
     left = [path.name for path in folder.rglob("*") if path.is_file() and ".partial" not in path.name]
@@ -61,6 +67,15 @@ def test_what_is_wrong_is_said(address: str, tmp_path: Path) -> None:
         "endless": "larger than ingest.max_file_bytes",
         "drip-head": "no answer in 0 seconds",
         "drip-body": "which is too slow",
+        "negative-chunk": "a chunk whose size is no number",
+        "chunk-long": "a chunk of the server's reply is longer than its size",
+        "chunk-trailers": "does not end behind its last chunk",
+        "other-coding": "a coding that was not asked for",
+        "cut-chunk": "the connection was dropped, and the server began the file anew 5 times",
+        "drip-size": "no more bytes in 0 seconds",
+        "stalled": "the server sent",
+        "anew": "the server began the file anew 5 times",
+        "in-turn": "the server began the file anew 5 times",
         "no-content": "the server answered 204, which is no file",
         "500": "the server answered 500",
     }.items():
@@ -93,6 +108,21 @@ def test_an_address_that_names_no_file_is_refused_before_anything_is_asked(url: 
 )
 def test_an_address_that_cannot_be_asked_is_an_error_of_one_line(url: str, tmp_path: Path) -> None:
     assert "could not download" in refused("custom", tmp_path, url)
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n"], ids=["crlf", "lf"])
+def test_a_file_in_chunks_is_put_together(
+    end: bytes, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = np.random.default_rng(1).bytes(700_000)
+    cuts = [0, 1, 17, 300_000, 300_001, 700_000]
+    coded = b"".join(
+        b"%0*X ; name=value" % (width, stop - start) + end + content[start:stop] + end
+        for width, (start, stop) in enumerate(pairwise(cuts))
+    )
+    whole = hostile_server_module.CHUNKED + coded + b"00" + end + b"Digest: x" + end + end
+    monkeypatch.setitem(ANSWERS, "/chunks", whole)
+    assert fetch("custom", tmp_path, [f"{address}/chunks.csv"])[0].read_bytes() == content
 
 
 def test_two_addresses_of_one_name_are_refused(tmp_path: Path) -> None:

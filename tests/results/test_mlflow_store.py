@@ -112,6 +112,20 @@ def test_a_run_holds_parameters_curves_numbers_tags_and_data(project: Path, stor
     } <= found
 
 
+def test_runs_that_were_tested_alike_are_drawn_in_the_later_one(project: Path, store: Path) -> None:
+    changes: list[dict[str, Any]] = [{}, {"strategy": "rastp"}, {"evaluate": {"beam": 50}}]
+    for number, change in enumerate(changes):
+        write_result(project, seed=number, model_hash=f"{number:04}", train_seconds=10.0 * number + 10)
+        track(**change)
+    notes = dict(rows(store, "select r.name, t.value from runs r join tags t using (run_uuid) where key like '%note%'"))
+    folders = dict(rows(store, "select name, artifact_uri from runs"))
+    drawn = {name: Path(urlparse(uri).path) / "report/frontier.svg" for name, uri in folders.items()}
+    assert {name for name, path in drawn.items() if path.exists()} == {"rastp t5 demo s42"}
+    assert {name for name, note in notes.items() if "frontier.svg" in note} == {"rastp t5 demo s42"}
+    texts = drawn["rastp t5 demo s42"].read_text()
+    assert all(word in texts for word in ("full t5", "rastp t5", "co-occurrence", "http://www.w3.org/2000/svg"))
+
+
 def test_the_model_may_stay_out(store: Path) -> None:
     track()
     assert not rows(store, "select * from logged_models")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+DRIP = 0.02  # seconds between two bytes
+LONG = 60.0  # seconds that "for ever" takes here, so that no thread works on behind the tests
 
 
 def reply(head: str, body: bytes = b"", status: str = "200 OK") -> bytes:
@@ -38,6 +41,25 @@ ANSWERS: dict[str, bytes] = {
     "/huge-length": reply("Content-Length: 999999999999999", b"ab"),
     "/bad-chunk": reply("Transfer-Encoding: chunked", b"zz\r\nab\r\n0\r\n\r\n"),
     "/negative-chunk": reply("Transfer-Encoding: chunked", b"-5\r\nab\r\n0\r\n\r\n"),
+    **{
+        f"/chunk-{name}": reply("Transfer-Encoding: chunked", chunk)
+        for name, chunk in {
+            "plus": b"+2\r\nab\r\n0\r\n\r\n",
+            "minus-one": b"-1\r\nab\r\n0\r\n\r\n",
+            "prefix": b"0x2\r\nab\r\n0\r\n\r\n",
+            "blank": b" 2\r\nab\r\n0\r\n\r\n",
+            "underscore": b"0_2\r\nab\r\n0\r\n\r\n",
+            "nothing": b"\r\nab\r\n0\r\n\r\n",
+            "huge": b"f" * 40 + b"\r\nab\r\n0\r\n\r\n",
+            "vast": b"f" * 15 + b"\r\nab\r\n0\r\n\r\n",
+            "long": b"2\r\nabcd\r\n0\r\n\r\n",
+            "extension": b"2;" + b"x" * 100_000 + b"\r\nab\r\n0\r\n\r\n",
+            "trailers": b"2\r\nab\r\n0\r\n" + b"X: a\r\n" * 500 + b"\r\n",
+            "unended": b"2\r\nab\r\n",
+            "no-end": b"2\r\nab\r\n0\r\n",
+        }.items()
+    },
+    "/other-coding": reply("Transfer-Encoding: gzip, chunked", b"2\r\nab\r\n0\r\n\r\n"),
     "/cut-chunk": reply("Transfer-Encoding: chunked", b"ffffff\r\nab"),
     "/long-header": OK + b"X: " + b"a" * 100_000 + b"\r\n\r\n",
     "/many-headers": OK + b"X: a\r\n" * 500 + b"\r\n",
@@ -56,46 +78,70 @@ ANSWERS: dict[str, bytes] = {
 }
 
 
-def endless(connection: socket.socket) -> None:
-    """Send without end."""
-    connection.sendall(OK + b"\r\n")
-    while True:
-        connection.sendall(b"x" * 65536)
+Behaviour = Callable[[socket.socket, str], None]
 
 
-def drip_head(connection: socket.socket) -> None:
-    """Send a header, a byte at a time."""
-    connection.sendall(OK + b"X: ")
-    while True:
-        connection.sendall(b"x")
-        time.sleep(0.02)
+def _for_ever(begin: bytes, again: bytes, pause: float) -> Behaviour:
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(begin)
+        until = time.monotonic() + LONG
+        while time.monotonic() < until:
+            connection.sendall(again)
+            time.sleep(pause)
+
+    return behave
 
 
-def drip_body(connection: socket.socket) -> None:
-    """Send a body, a byte at a time."""
-    connection.sendall(OK + b"Content-Length: 10000000\r\n\r\n")
-    while True:
-        connection.sendall(b"x")
-        time.sleep(0.02)
+def _silent(begin: bytes) -> Behaviour:
+    def behave(connection: socket.socket, _: str) -> None:
+        connection.sendall(begin)
+        connection.recv(1 << 16)
+
+    return behave
 
 
-def silent(connection: socket.socket) -> None:
-    """Say nothing and stay."""
-    connection.recv(1 << 16)
+def _anew(connection: socket.socket, request: str) -> None:
+    """Send half of a file, of another version each time."""
+    assert request
+    connection.sendall(reply(f'Content-Length: 90000\r\nETag: "{time.monotonic_ns()}"', b"x" * 45_000))
 
 
-def stalled(connection: socket.socket) -> None:
-    """Send half of a body and stay."""
-    connection.sendall(reply("Content-Length: 10", b"half"))
-    connection.recv(1 << 16)
+def _in_turn(connection: socket.socket, request: str) -> None:
+    """Send half of a file, and then none of the rest that is asked for."""
+    if "Range:" in request:
+        connection.sendall(reply("Content-Length: 0", status="416 Range Not Satisfiable"))
+    else:
+        connection.sendall(reply('Content-Length: 90000\r\nETag: "v"', b"x" * 45_000))
 
 
-BEHAVIOURS: dict[str, Callable[[socket.socket], None]] = {
-    "/endless": endless,
-    "/drip-head": drip_head,
-    "/drip-body": drip_body,
-    "/silent": silent,
-    "/stalled": stalled,
+# Path -> what is sent first, what is sent again and again, and the seconds between.
+ENDLESS: dict[str, tuple[bytes, bytes, float]] = {
+    "/endless": (OK + b"\r\n", b"x" * 65536, 0),
+    "/endless-headers": (OK, b"X: a\r\n" * 1000, 0),
+    "/endless-continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, 0),
+    "/endless-trailers": (CHUNKED + b"2\r\nab\r\n0\r\n", b"X: a\r\n" * 1000, 0),
+    "/endless-size": (CHUNKED, b"0" * 65536, 0),
+    "/drip-status": (b"HTTP/1.1 200 ", b"x", DRIP),
+    "/drip-head": (OK + b"X: ", b"x", DRIP),
+    "/drip-body": (OK + b"Content-Length: 10000000\r\n\r\n", b"x", DRIP),
+    "/drip-chunks": (CHUNKED, b"1\r\nx\r\n", DRIP),
+    "/drip-size": (CHUNKED, b"0", DRIP),
+    "/drip-extension": (CHUNKED + b"2;", b"x", DRIP),
+    "/drip-trailer": (CHUNKED + b"2\r\nab\r\n0\r\nX: ", b"x", DRIP),
+}
+# Path -> what is sent before nothing more comes.
+SILENT: dict[str, bytes] = {
+    "/silent": b"",
+    "/silent-head": OK + b"X: ",
+    "/silent-chunk": CHUNKED + b"5\r\nhalf",
+    "/silent-end": CHUNKED + b"2\r\nab\r\n",
+    "/stalled": reply("Content-Length: 10", b"half"),
+}
+BEHAVIOURS: dict[str, Behaviour] = {
+    **{path: _for_ever(*sent) for path, sent in ENDLESS.items()},
+    **{path: _silent(sent) for path, sent in SILENT.items()},
+    "/anew": _anew,
+    "/in-turn": _in_turn,
 }
 
 
@@ -109,7 +155,7 @@ def hostile_server(files: dict[str, bytes] | None = None) -> Iterator[str]:
             path = request.split(" ")[1] if " " in request else ""
             path = path.removesuffix(".csv")
             if path in BEHAVIOURS:
-                BEHAVIOURS[path](connection)
+                BEHAVIOURS[path](connection, request)
             elif path in ANSWERS:
                 connection.sendall(ANSWERS[path])
             elif files and path in files:

@@ -1,0 +1,242 @@
+"""The tables of docs/results.md: which runs belong to each, what stands above it, and the format of its columns.
+
+The key `kind` of a row of docs/results/raw.jsonl names the row's table.
+"""
+
+STRATEGIES = ["full", "rastp", "skipgr", "intrr"]
+SASREC = ["full", "ids alone", "skipgr", "full, 8,192 sampled negatives"]
+# group of runs -> the dataset, and the runs that belong there
+QUALITY = {
+    "beauty-fast": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-fast, several runs on one GPU": ("amazon-beauty", ["full", "rastp", "skipgr"]),
+    "beauty-fast, on Sports": ("amazon-sports", STRATEGIES),
+    "beauty-fast, backbone decoder": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-fast, backbone hstu": ("amazon-beauty", ["full", "intrr"]),
+    "beauty-sprint": ("amazon-beauty", ["full"]),
+    "sasrec": ("amazon-beauty", SASREC),
+    "sasrec, seen items dropped": ("amazon-beauty", SASREC),
+    "sasrec on Sports": ("amazon-sports", ["full"]),
+    "sasrec on Sports, seen items dropped": ("amazon-sports", ["full"]),
+    "beauty-fast, IntRR's ablations": (
+        "amazon-beauty",
+        ["intrr", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"],
+    ),
+    "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
+    "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
+}
+COUNTING = {"counting pairs": "cooccurrence", "counting pairs by direction": "directed", "popularity": "popularity"}
+RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times the page shows
+# heading, what stands above the table, kind of its rows, column title -> format of the row
+TABLES: list[tuple[str, str, str, dict[str, str]]] = [
+    (
+        "## The recipe, change by change",
+        "Validation recall@10 on Amazon Beauty, beam 10, one seed. A row that begins with a dash names what differs "
+        "from the last row without one. Several runs shared a GPU or a machine, so the table has no times. Two choices "
+        "are older than the table and came from a study that had looked at test figures: one random start per user and "
+        "end (`train.windows: random_start`), and positions by recency (`backbone.recency_items`).",
+        "recipe",
+        {"change": "{change}", "windows": "{windows}", "recall@10": "{recall:.4f}"},
+    ),
+    (
+        "## Interactions in the Semantic IDs",
+        "`quantize.interactions` on Amazon Beauty, preset beauty-fast, one seed ([quantizers.md](quantizers.md) says "
+        "what the key does). Validation, beam 10, chose the share; test, beam 50, was read for it and for 0 alone. The "
+        "interval of a recall covers users.",
+        "interactions",
+        {
+            "share": "{share:g}",
+            "validation recall@10": "{valid_recall_at_10:.4f}",
+            "test recall@10": "{test}",
+            "test ndcg@10": "{ndcg}",
+            "without ties": "{noties}",
+        },
+    ),
+    (
+        "## Settings of sasrec, as tried",
+        "Validation on Amazon Beauty, seen items dropped, one seed; every run that ended is listed. The first round "
+        "has preset sasrec's keys but d_model 256, inputs times 1, and the start of T5's layers; the second has inputs "
+        "times 16; the third has layers that start with std 0.02, too. Several runs shared the GPU, so the table has "
+        "no times. The best of the third round became the preset, and the test was read once.",
+        "sasrec trial",
+        {
+            "round": "{round}",
+            "change": "{change}",
+            "recall@10": "{recall:.4f}",
+            "ndcg@10": "{ndcg:.4f}",
+            "best step": "{best_step:,}",
+        },
+    ),
+    (
+        "## Training speed",
+        "The windows are those of GRID's sampler (snap-research/GRID; mean history 8.5 items); the network has the "
+        "shape of TIGER (Rajput et al. 2023) with separators. GRID's own code, measured elsewhere on the same kind of "
+        "GPU and not re-runnable here, trains 6.7 k to 8.2 k windows/s at 417 a step and 11.8 k at 4,096. fed: each "
+        "batch is made while the step before runs.",
+        "training speed",
+        {
+            "row": "{row}",
+            "windows/s": "{windows_per_second:,.0f}",
+            "M tokens/s": "{mtokens_per_second:.2f}",
+            "TFLOP/s": "{tflops:.0f}",
+            "of peak": "{share_of_peak:.1%}",
+            "GiB": "{peak_memory_gib:.2f}",
+        },
+    ),
+    (
+        "### What pruning saves",
+        "Time of a step of 4,096 windows; `benchmarks/rastp.py` explains the rows. saved: against packed full. limit: "
+        "what the matrix products alone would save.",
+        "rastp speed",
+        {
+            "windows": "{windows}",
+            "row": "{row}",
+            "ms": "{ms:.1f}",
+            "saved": "{saved}",
+            "limit": "{limit}",
+            "against padded full": "{against_padded}",
+            "GiB": "{peak_memory_gib:.2f}",
+        },
+    ),
+    (
+        "### What skipping saves",
+        "Time of an epoch over Beauty; `benchmarks/skipgr.py` explains the columns.",
+        "skipgr speed",
+        {
+            "row": "{row}",
+            "sequences": "{sequences}",
+            "tokens": "{tokens}",
+            "FLOPs": "{flops}",
+            "seconds": "{seconds}",
+            "speed-up": "{speedup}",
+            "bookkeeping": "{bookkeeping}",
+        },
+    ),
+    (
+        "### One token per item",
+        "IntRR's Table 2, measured here: 512 samples a step, one target each; `benchmarks/intrr.py` explains the rows.",
+        "intrr speed",
+        {
+            "histories": "{histories}",
+            "row": "{row}",
+            "samples/s": "{samples_per_second:,.0f}",
+            "gain": "{gain}",
+            "GiB of a step": "{step_gib:.3f}",
+            "of full": "{of_full}",
+        },
+    ),
+    (
+        "### More GPUs",
+        "`preset beauty-fast`: training and evaluation with one process per GPU.",
+        "scaling",
+        {
+            "GPUs": "{gpus}",
+            "positions a step": "{batch_tokens:,}",
+            "windows/s": "{windows_per_second:,.0f}",
+            "users/s": "{users_per_second:,.0f}",
+        },
+    ),
+    (
+        "## Decoding speed",
+        "The network has the shape of TIGER, the histories are Beauty's. GRID's own code, unconstrained, decodes 1.3 k "
+        "users/s at beam 50 and batch 256, and takes 24 ms at beam 10 and batch 8.",
+        "decoding",
+        {
+            "batch": "{batch}",
+            "beam": "{beam}",
+            "search": "{decoding}",
+            "precision": "{precision}",
+            "ms a batch": "{ms:.2f}",
+            "users/s": "{users_per_second:,.0f}",
+        },
+    ),
+    (
+        "### Recommendations for all users",
+        "Wall time of the whole command, the start of Python included. first: the first run of a beam width on a "
+        "machine, which compiles its kernels.",
+        "batch recommendations",
+        {
+            "users": "{users:,}",
+            "beam": "{beam}",
+            "seen items": "{seen}",
+            "run": "{run}",
+            "seconds": "{seconds:.1f}",
+        },
+    ),
+    (
+        "### One token per item, decoding",
+        "IntRR's Table 3, measured here: ms a batch, by beam width. full reads 32 items (SAC) or 8 (SSL), intrr 32.",
+        "intrr latency",
+        {
+            "network": "{network}",
+            "batch": "{batch}",
+            "row": "{row}",
+            **{f"{beam}": f"{{beam_{beam}:.2f}}" for beam in (10, 15, 20, 25, 30, 50)},
+        },
+    ),
+    (
+        "## Quantizers",
+        "[quantizers.md](quantizers.md) explains the columns.",
+        "quantizer",
+        {
+            "data": "{data}",
+            "method": "{row}",
+            "colliding": "{collision_rate:.1%}",
+            "largest group": "{largest_group}",
+            "codes used": "{used_codes}",
+            "perplexity": "{perplexity}",
+            "error": "{relative_reconstruction_error:.3f}",
+            "neighbours": "{neighbour_agreement}",
+            "categories": "{category_agreement}",
+            "CPU s": "{cpu_seconds:.0f}",
+        },
+    ),
+    (
+        "## Encoders",
+        "The architectures have their published sizes and random weights.",
+        "encoder",
+        {"model": "{row}", "items/s": "{items_per_second:,.0f}", "of peak": "{share_of_peak:.1%}"},
+    ),
+    (
+        "## Before and after the code was moved",
+        "`benchmarks/compare_trees.py` compares the tree at commit ab439d4 with a later one. The first table compares "
+        "the weights and the loss curve of 300 deterministic steps (skipgr: 355). old again: the old tree's losses "
+        "against those of a second run of the old tree.",
+        "trees identity",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "bytes": "{verdict}",
+            "losses apart": "{losses_apart:.0e}",
+            "old again": "{old_again}",
+        },
+    ),
+    (
+        "### What a step launches",
+        "Counts over 80 steps of training, of kernels over 30 of these steps; old -> new. waits: how often the main "
+        "thread waits for the GPU; it reads the losses every 20 steps.",
+        "trees counts",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "recordings": "{old[recordings]} -> {new[recordings]}",
+            "recompiled": "{old[recompiled]} -> {new[recompiled]}",
+            "waits": "{old[waits]} -> {new[waits]}",
+            "kernels": "{old[kernels]:,} -> {new[kernels]:,}",
+        },
+    ),
+    (
+        "### Speed",
+        "Processes of the old and the new tree run by turns, alone on the GPU. The table has the median of each tree, "
+        "and the ratio of the medians.",
+        "trees speed",
+        {
+            "case": "{case}",
+            "commit": "{commit}",
+            "old, a second": "{old_rate:,.0f}",
+            "new, a second": "{new_rate:,.0f}",
+            "ratio": "{ratio:.3f}",
+            "all readings, old; new": "{span}",
+            "GiB": "{old_gib} -> {new_gib}",
+        },
+    ),
+]
