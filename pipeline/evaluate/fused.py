@@ -28,8 +28,8 @@ from pipeline.views.weights import FusionWeights, Trial, ValidBatch, best, by_su
 
 
 @dataclass
-class Validation:
-    """A `Validation` collects the candidates of each batch of validation targets; call it with what was found."""
+class ValidationLists:
+    """A `ValidationLists` collects the candidates of each batch of validation targets; call it with what was found."""
 
     ranker: Ranker
     fuser: Fuser
@@ -153,7 +153,7 @@ def weigh(
         batch_users=config.batch_users,
         users=users[evenly(len(users))],
     )
-    validation = Validation(ranker, fuser)
+    validation = ValidationLists(ranker, fuser)
     with Progress("weigh views", len(ranker.users_U), "users") as progress:
         ranker.rank(fuser.generator.model, progress, fuser.generator.eval_skips, validation)
     temperatures, trials = fit(validation.batches, views, drop_seen=drop_seen)
