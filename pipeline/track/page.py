@@ -192,8 +192,9 @@ def _beyond(metrics: dict[str, float]) -> str:
 
 
 def frontier_drawing(metrics: dict[str, float], known: Sequence[Point], transparent: bool = True) -> str:
-    """Return the SVG file of quality against cost, with counting as a line."""
-    return frontier_svg(known, {"co-occurrence": metrics["cooccurrence_recall_at_10"]}, transparent)
+    """Return the SVG file of quality against cost, with counting and the dense retriever as lines."""
+    beside = {"co-occurrence": "cooccurrence_recall_at_10", "dense retriever": "dense_recall_at_10"}
+    return frontier_svg(known, {name: metrics[key] for name, key in beside.items() if key in metrics}, transparent)
 
 
 def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:
