@@ -31,7 +31,7 @@ def measure(validation: Validation, model: Backbone) -> tuple[float, float, np.n
     wait_for(validation.device)
     began = time.perf_counter()
     with evaluating(model):
-        validation._loss(model, validation.batches)
+        validation._loss(model, validation.batches())
         between = time.perf_counter()
         ranks_U = validation._ranks(model, None)
     return between - began, time.perf_counter() - between, ranks_U

@@ -46,7 +46,7 @@ def test_a_first_track_that_is_killed_leaves_no_half_database(project: Path, roo
     write_result(project, seed=1)
     rng = random.Random(0)
     store = project / "mlflow.db"
-    moments = {
+    moments: dict[str, Any] = {
         "beside": lambda: bool(list(project.glob("mlflow.db.*.partial"))),
         "there": store.exists,
         "a run": lambda: store.exists() and bool(rows(store, "select 1 from runs")),
@@ -69,7 +69,7 @@ def test_a_first_track_that_is_killed_leaves_no_half_database(project: Path, roo
         assert not list(project.glob("mlflow.db.*")), "nothing is left beside the database"
 
 
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "train": {
         "max_windows": 300_000,
         "batch_tokens": 1024,
