@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from finished_result import write_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = pytest.mark.long
 
@@ -46,7 +49,7 @@ def test_a_first_track_that_is_killed_leaves_no_half_database(project: Path, roo
     write_result(project, seed=1)
     rng = random.Random(0)
     store = project / "mlflow.db"
-    moments: dict[str, Any] = {
+    moments: dict[str, Callable[[], bool]] = {
         "beside": lambda: bool(list(project.glob("mlflow.db.*.partial"))),
         "there": store.exists,
         "a run": lambda: store.exists() and bool(rows(store, "select 1 from runs")),
