@@ -72,7 +72,9 @@ class FusedTargets:
     def __call__(self, found: Found) -> None:
         """Rank one batch."""
         began = self._now()
-        fuser, catalogue, beam = self.fuser, self.ranker.catalogue, self.ranker.beam
+        fuser = self.fuser
+        catalogue = self.ranker.catalogue
+        beam = self.ranker.beam
         targets = self.ranker.targets_U[found.rows]
         codes_IL = catalogue.codes_IL
         # 1. The floored form, by each rule for seen items.
