@@ -29,7 +29,9 @@ EMBEDDINGS = Path("data/embeddings")
 SIDS = Path("data/sids")
 SPLITS = Path("data/splits")
 GENERATOR = Path("models/generator")
+DENSE = Path("models/dense")
 REPORTS = Path("reports")
+DENSE_REPORT = "dense.json"  # in reports/
 SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints and unfinished shards survive here
 
 MICROSECONDS = 1_000_000  # in a second

@@ -52,6 +52,7 @@ def save_generator(
     items_frame: pd.DataFrame,
     config: dict[str, Any],
     eval_skips: EvalSkips | None = None,
+    stage: str = "train",
 ) -> None:
     """Write the folder; equal weights give equal bytes.
 
@@ -60,6 +61,7 @@ def save_generator(
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
         eval_skips: the tokens that the model is evaluated without (`Sampler.eval_skips`); None: none.
+        stage: the command that trained it, which the manifest names.
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
@@ -77,7 +79,7 @@ def save_generator(
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
     if eval_skips is not None:
         write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
-    seal(folder, "train")
+    seal(folder, stage)
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -124,6 +126,17 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             "run `dvc checkout`, or `dvc repro` to train again",
         ) from None
     return Generator(model.to(device).eval(), catalogue, items, config, eval_skips)
+
+
+def load_retriever(folder: Path, device: torch.device | str = "cpu") -> Generator | None:
+    """Rebuild the network over items that stage dense wrote, on `device`; None where `dense.enabled` was false.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+    if read_json(folder / CONFIG).get("enabled") is False:
+        return None
+    return load_generator(folder, device)
 
 
 def _read_skips(folder: Path, levels: int) -> np.ndarray:

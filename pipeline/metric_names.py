@@ -29,12 +29,30 @@ HEADLINES = (
     "dense_recall_at_10",
     "fused_recall_at_10",
 )
+# What `evaluate.ranking` may name: the system whose ranks are the headline, and by which a trained model answers
+RANKINGS = ("generator", "dense", "counting", "fused")
 # Baselines that only count: prefix of their keys -> their name in tables
 BASELINES = {
     "cooccurrence": "co-occurrence",
     "directed": "co-occurrence by direction",
     "popularity": "popularity",
 }
+# Prefix of the dense retriever's metrics. They follow the rule for seen items that the model's headline follows.
+DENSE = "dense"
+# What reports/dense.json says of the retriever's training, in details.json too.
+DENSE_TRAINING = (
+    "dense_train_seconds",
+    "dense_compile_seconds",
+    "dense_wall_seconds",
+    "dense_windows_per_second",
+    "dense_peak_memory_gib",
+    "dense_steps",
+    "dense_best_step",
+    "dense_valid_recall_at_10",
+    "dense_windows_trained",
+    "dense_parameters",
+    "dense_content",
+)
 # Figures of an evaluation and of timings.json that are measured (seconds, bytes, speeds) and so differ from run to run
 MEASURED = frozenset(
     {
@@ -51,21 +69,40 @@ MEASURED = frozenset(
         "encode_seconds_before_pruning",
         "encode_seconds_after_pruning",
         "bookkeeping_seconds",
+        "dense_train_seconds",
+        "dense_compile_seconds",
+        "dense_wall_seconds",
+        "dense_windows_per_second",
+        "dense_peak_memory_gib",
+        "dense_evaluate_seconds",
         "evaluate_seconds",
+        "fused_seconds",
+        "fused_exact_seconds",
         "users_per_second",
     }
 )
 
 
 def row_labels(metrics: Mapping[str, float], strategy: str) -> dict[str, str]:
-    """Return prefix -> label of the rows of a table: the model, the model by the other rule, and the baselines.
+    """Return prefix -> label of the rows of a table: the headline by both rules for seen items, then the other systems.
 
     Every label names the rule for seen items. `metrics`: of metrics.json and details.json.
     """
     words = {1: "seen dropped", 0: "seen included"}
     dropped = int(metrics["seen_dropped"])
     other = {1: "seen_included_", 0: "seen_dropped_"}[dropped]
-    labels = {"": f"{strategy}, {words[dropped]}", other: f"{strategy}, {words[1 - dropped]}"}
+    names = {
+        "generator": strategy,
+        "dense": "dense retriever",
+        "counting": "co-occurrence",
+        "fused": "fused views",
+        "fused_exact": "fused, generator exact",
+    }
+    headline = names[RANKINGS[int(metrics.get("ranking", 0))]]
+    labels = {"": f"{headline}, {words[dropped]}", other: f"{headline}, {words[1 - dropped]}"}
+    for system in ("fused", "fused_exact", "generator", "dense"):
+        if f"{system}_recall_at_10" in metrics and names[system] != headline:
+            labels[f"{system}_"] = f"{names[system]}, {words[dropped]}"
     for name, label in BASELINES.items():
         labels[f"{name}_"] = f"{label}, {words[int(metrics[f'{name}_seen_dropped'])]}"
     return labels

@@ -45,6 +45,17 @@ COLUMNS = (
     "directed_rank",
     "other_rank",
 )
+# Columns of other systems, by the rule for seen items of `rank` and of `other_rank`: the dense retriever where there
+# was one; the fused views, and by the first rule their exact form; the generator where `rank` is of another system
+OPTIONAL = (
+    "dense_rank",
+    "dense_other_rank",
+    "fused_rank",
+    "fused_other_rank",
+    "exact_rank",
+    "generator_rank",
+    "generator_other_rank",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,17 +78,24 @@ class Origin:
     beam: int
     decoding: str
     filter_seen: bool  # whether `rank` is without the items of the history
+    ranking: str = "generator"  # whose ranks these are, one of RANKINGS
+    views: str = ""  # content hash of all views, where `ranking` is not the generator's
+
+    @property
+    def served(self) -> str:
+        """Return the content hash of what answers by this ranking: that of the model, or of all views."""
+        return self.model if self.ranking == "generator" else fingerprint(self.model, self.ranking, self.views)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks are the file's content: COLUMNS, rows sorted by user_id."""
+    """Ranks are the file's content: COLUMNS, and those of OPTIONAL that were measured; rows sorted by user_id."""
 
     users: pd.DataFrame
     origin: Origin
 
     def write(self, path: Path) -> None:
-        write_parquet(path, self.users[list(COLUMNS)], {KEY: json.dumps(asdict(self.origin))})
+        write_parquet(path, self.users[_columns(self.users)], {KEY: json.dumps(asdict(self.origin))})
 
     @classmethod
     def read(cls, path: Path) -> "Ranks":
@@ -97,7 +115,8 @@ class Ranks:
         try:
             table = pq.read_table(io.BytesIO(content))
             origin = Origin(**json.loads((table.schema.metadata or {})[KEY.encode()]))
-            return cls(table.to_pandas()[list(COLUMNS)], origin)
+            users = table.to_pandas()
+            return cls(users[_columns(users)], origin)
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{name} cannot be read as the ranks of an evaluation: {error}",
@@ -106,12 +125,16 @@ class Ranks:
             ) from None
 
 
+def _columns(users: pd.DataFrame) -> list[str]:
+    return [*COLUMNS, *(name for name in OPTIONAL if name in users)]
+
+
 def model_hash(generator: Path) -> str:
     """Return the content hash of models/generator, wherever the folder lies."""
     return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file() and belongs(path)))
 
 
-def origin_of(
+def origin_of(  # noqa: PLR0913 - all but three by keyword
     generator: Path,
     splits: Path,
     config: dict[str, Any],
@@ -121,6 +144,8 @@ def origin_of(
     beam: int,
     decoding: str,
     filter_seen: bool,
+    ranking: str = "generator",
+    views: str = "",
 ) -> Origin:
     """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`.
 
@@ -144,6 +169,8 @@ def origin_of(
         beam=beam,
         decoding=decoding,
         filter_seen=filter_seen,
+        ranking=ranking,
+        views=views,
     )
 
 
@@ -200,7 +227,13 @@ def drops_seen(reports: Path) -> bool:
     return (reports / RANKS_FILE).exists() and Ranks.read(reports / RANKS_FILE).origin.filter_seen
 
 
+def answers_by(reports: Path) -> str:
+    """Return the ranking of the evaluation, by which the model answers; `generator` where `reports` has none."""
+    return Ranks.read(reports / RANKS_FILE).origin.ranking if (reports / RANKS_FILE).exists() else "generator"
+
+
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:
-    """Return the table of COLUMNS with the narrow types of the file: int32, and bool for `tie`."""
-    types: dict[str, type] = dict.fromkeys(COLUMNS, np.int32) | {"tie": np.bool_}
-    return pd.DataFrame({name: np.asarray(columns[name]).astype(types[name]) for name in COLUMNS})
+    """Return the table of the file with its narrow types: int32, bool for `tie`. OPTIONAL columns may be missing."""
+    names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
+    types: dict[str, type] = dict.fromkeys(names, np.int32) | {"tie": np.bool_}
+    return pd.DataFrame({name: np.asarray(columns[name]).astype(types[name]) for name in names})

@@ -132,6 +132,7 @@ class Baselines:
     directed_U: np.ndarray  # co-occurrence by direction
     drop_seen: dict[str, bool]  # by the names of BASELINES: whether the items of the history left the ranking
     backward: float  # weight of a pair in the other order, chosen on validation
+    cooccurrence_by_rule: dict[bool, np.ndarray]  # the ranks of co-occurrence with seen items dropped, and with them
 
 
 def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str = "") -> Counting:
@@ -199,6 +200,7 @@ def baselines(counted: Counting, splits: Splits, *, filter_seen: bool = False) -
         ranks[backward, drop_seen["directed"]],
         drop_seen,
         backward,
+        {rule: ranks[1.0, rule] for rule in (True, False)},
     )
 
 
