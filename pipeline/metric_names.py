@@ -43,6 +43,7 @@ DENSE = "dense"
 DENSE_TRAINING = (
     "dense_train_seconds",
     "dense_compile_seconds",
+    "dense_valid_seconds",
     "dense_wall_seconds",
     "dense_windows_per_second",
     "dense_peak_memory_gib",
@@ -71,6 +72,7 @@ MEASURED = frozenset(
         "bookkeeping_seconds",
         "dense_train_seconds",
         "dense_compile_seconds",
+        "dense_valid_seconds",
         "dense_wall_seconds",
         "dense_windows_per_second",
         "dense_peak_memory_gib",

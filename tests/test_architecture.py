@@ -20,7 +20,7 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results", "views"),
-    ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track"),
     ("config", "serving"),
     ("presets", "doctor", "cli"),
 )

@@ -55,7 +55,8 @@ from pipeline.results.ranks import (
 from pipeline.strategies.registry import settings_types
 from pipeline.views.counting import COUNTING, Baselines, Counting, baselines
 
-# Files whose checksums details.json lists: those of this stage, and the one of train that they rest on
+# Files whose checksums details.json lists: those of this stage, and that of train on which they rest; with a retriever
+# also that of dense
 SEALED = (RANKS_FILE, METRICS_FILE, "by_history.csv", "by_popularity.csv", "frontier.csv", "timings.json")
 
 
@@ -166,7 +167,8 @@ def run(
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
-    write_json(reports / DETAILS_FILE, sealed(details, reports, SEALED))  # last: it lists the others
+    listed = (*SEALED, DENSE_REPORT) if ranked.dense and (reports / DENSE_REPORT).exists() else SEALED
+    write_json(reports / DETAILS_FILE, sealed(details, reports, listed))  # last: it lists the others
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen:
         _say_repeats(held_out, headline.positions_U)
@@ -229,10 +231,10 @@ def _side_by_side(
 ) -> pd.DataFrame:
     """Return the rows of ranks.parquet."""
     headline = ranked.headline(ranking)
-    systems = {"dense": ranked.dense, "fused": ranked.fused and ranked.fused.ranking}
+    systems = {"dense": ranked.dense, "fused": ranked.fused.ranking if ranked.fused else None}
     if ranking != "generator":
         systems["generator"] = ranked.generator
-    beside = {}
+    beside: dict[str, np.ndarray] = {}
     for name, system in systems.items():
         if system is not None and system.other is not None:
             beside |= {f"{name}_rank": system.ranks_U, f"{name}_other_rank": system.other.ranks_U}
@@ -287,7 +289,7 @@ def _timings(path: Path) -> dict[str, float]:
 
 
 def _dense_timings(reports: Path) -> dict[str, float]:
-    """Return what training the dense retriever measured; nothing where it wrote another folder's report."""
+    """Return what training the dense retriever measured; nothing where its report is not here."""
     path = reports / DENSE_REPORT
     measured = unsealed(path, read_json(path), "dense") if path.exists() else {}
     return {name: measured[name] for name in DENSE_TRAINING if isinstance(measured.get(name), int | float)}

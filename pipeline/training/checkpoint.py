@@ -25,9 +25,14 @@ DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file b
 
 
 class Checkpoints:
-    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
+    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`.
 
-    def __init__(self, scratch: Path, fingerprint: str):
+    Args:
+        stage: the command that trains, for the lines that are printed.
+    """
+
+    def __init__(self, scratch: Path, fingerprint: str, stage: str = "train"):
+        self.stage = stage
         self.folder = scratch / "checkpoints" / fingerprint[:16]
         self.path = self.folder / "checkpoint.pt"
         self._waits = self.folder.with_suffix(".waits")
@@ -50,7 +55,7 @@ class Checkpoints:
 
             def wait(holder: str) -> None:
                 say(
-                    f"train: {holder} trains into the same folder or with the same settings; "
+                    f"{self.stage}: {holder} trains into the same folder or with the same settings; "
                     "waiting for it, then training goes on from its checkpoint"
                 )
                 mark.enter_context(waiting(self._waits))

@@ -85,8 +85,9 @@ class Served:
             codes_WEL = codes_IL.cpu().numpy()[items_WE.clip(min=0)]
             outputs = Outputs(items_WE, codes_WEL, counted.scores_WE.cpu().numpy())
             return without_seen(outputs, items, offsets, beam) if drop_seen else outputs.first(beam)
-        asked = {"beam": beam, "drop_seen": drop_seen, "search": search, "times": times, "kept": kept}
-        _, candidates = self.candidates(items, offsets, **asked)
+        _, candidates = self.candidates(
+            items, offsets, beam=beam, drop_seen=drop_seen, search=search, times=times, kept=kept
+        )
         seen_WM = history_rows(items, offsets, self.fuser.device) if drop_seen else None
         assert self.weights is not None
         return fused_outputs(candidates, self.weights.slopes().to(self.fuser.device), codes_IL, seen_WM, beam)

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.artifacts import Splits
 from pipeline.strategies.base import Sampler, Strategy
-from pipeline.train.names import ItemNames
-from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.names import ItemNames
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
