@@ -39,6 +39,7 @@ BASELINES = {
 }
 # Prefix of the dense retriever's metrics. They follow the rule for seen items that the model's headline follows.
 DENSE = "dense"
+DENSE_REPORT = "dense.json"  # in reports/
 # What reports/dense.json says of the retriever's training, in details.json too.
 DENSE_TRAINING = (
     "dense_train_seconds",

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import DENSE_REPORT, Splits, fingerprint, write_json
+from pipeline.artifacts import Splits, fingerprint, write_json
 from pipeline.backbones.config import BackboneConfig
 from pipeline.dense.config import DenseConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.machine import make_repeatable, peak_memory_gib, pick_device
 from pipeline.manifest import sealed
+from pipeline.metric_names import DENSE_REPORT
 from pipeline.training.assembly import set_threads, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code

@@ -10,10 +10,13 @@ Torch is loaded only where something is trained.
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.artifacts import DENSE, DENSE_REPORT, EMBEDDINGS, INTERACTIONS, REPORTS, SCRATCH, SPLITS, write_json
+from pipeline.artifacts import EMBEDDINGS, INTERACTIONS, REPORTS, SCRATCH, SPLITS, write_json
 from pipeline.dense.config import DenseConfig
 from pipeline.manifest import seal, sealed
+from pipeline.metric_names import DENSE_REPORT
 from pipeline.printing import say
+
+RETRIEVER = Path("models/dense")
 
 
 class DenseParams(Protocol):
@@ -35,7 +38,7 @@ def run(
     interactions: Path = INTERACTIONS,
     embeddings: Path = EMBEDDINGS,
     splits: Path = SPLITS,
-    output: Path = DENSE,
+    output: Path = RETRIEVER,
     reports: Path = REPORTS,
     scratch: Path = SCRATCH,
 ) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import torch
 
 from pipeline.artifacts import (
     CLOCK,
-    DENSE_REPORT,
     GENERATOR,
     INTERACTIONS,
     REPORTS,
@@ -38,7 +37,7 @@ from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
-from pipeline.metric_names import DENSE_TRAINING, HEADLINES, RANKINGS
+from pipeline.metric_names import DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
 from pipeline.printing import say, shown
 from pipeline.results.ranks import (
     DETAILS_FILE,
