@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from pipeline.printing import say, shown
 from pipeline.saved_model import check_config, check_fields, check_items, check_sizes, check_weights
 from pipeline.strategies.base import NetworkTraits
 from pipeline.strategies.registry import choose_strategies, from_saved, settings_types
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -49,7 +52,7 @@ def save_generator(
     folder: Path,
     model: Backbone,
     catalogue: Catalogue,
-    items_frame: pd.DataFrame,
+    items: "pa.Table | pd.DataFrame",
     config: dict[str, Any],
     eval_skips: EvalSkips | None = None,
     stage: str = "train",
@@ -57,7 +60,7 @@ def save_generator(
     """Write the folder; equal weights give equal bytes.
 
     Args:
-        items_frame: item_id, raw_id, title, sorted by item_id; this function adds the codes.
+        items: item_id, raw_id, title, sorted by item_id; this function adds the codes.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
         eval_skips: the tokens that the model is evaluated without (`Sampler.eval_skips`); None: none.
@@ -66,7 +69,7 @@ def save_generator(
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
     write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
-    write_parquet(folder / ITEMS, items_frame.assign(**codes))
+    write_parquet(folder / ITEMS, _with_codes(items, codes))
     write_json(
         folder / CONFIG,
         {
@@ -80,6 +83,20 @@ def save_generator(
     if eval_skips is not None:
         write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
     seal(folder, stage)
+
+
+def _with_codes(items: "pa.Table | pd.DataFrame", codes: Mapping[str, np.ndarray]) -> "pa.Table":
+    """Append columns to the table of items; texts are large_string, as pandas writes them."""
+    import pyarrow as pa
+
+    if not isinstance(items, pa.Table):
+        items = pa.Table.from_pandas(items, preserve_index=False)
+    for name, column in zip(items.column_names, items.columns, strict=True):
+        if pa.types.is_string(column.type):
+            items = items.set_column(items.column_names.index(name), name, column.cast(pa.large_string()))
+    for name, numbers in codes.items():
+        items = items.append_column(name, pa.array(numbers))
+    return items
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:

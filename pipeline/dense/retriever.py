@@ -22,7 +22,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import Trainer
-from pipeline.training.names import item_names, read_items
+from pipeline.training.names import COLUMNS, item_names, read_items
 from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.summary import announce, conclude
 from pipeline.training.windows import Epochs
@@ -103,7 +103,7 @@ def train_retriever(
             if world.leads:
                 about = {"enabled": True, **recipe.model_config(read)}
                 catalogue = trainer.validation.catalogue
-                save_generator(output, trainer.evaluated, catalogue, items, about, stage="dense")
+                save_generator(output, trainer.evaluated, catalogue, items.read(COLUMNS), about, stage="dense")
                 write_json(reports / DENSE_REPORT, sealed(report, reports, ()))
                 checkpoints.delete()
                 conclude(trainer, {"windows_per_second": report["dense_windows_per_second"]})

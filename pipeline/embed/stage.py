@@ -86,6 +86,7 @@ def run(
     Embeddings(vectors_Id, summary).write(output)
     if shards:
         shards.remove()
+        shards.close()
     _report(summary)
     return summary
 

@@ -23,7 +23,6 @@ from pipeline.artifacts import (
     Splits,
     fingerprint,
     read_json,
-    read_parquet,
     write_json,
 )
 from pipeline.distributed import joined
@@ -35,6 +34,7 @@ from pipeline.evaluate.figures import evaluation_metrics, fused_figures
 from pipeline.evaluate.ranked import Ranked, rank_all
 from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
+from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
@@ -267,11 +267,7 @@ def _point(metrics: dict[str, float], config: dict[str, Any]) -> pd.DataFrame:
 
 def _categories(items: Path) -> np.ndarray | None:
     """Return a number for each item's category, -1 for an item without; None where no item has one."""
-    frame = read_parquet(items) if items.exists() else pd.DataFrame()
-    if "categories" not in frame or frame["categories"].isna().all():
-        return None
-    codes_I: np.ndarray = frame["categories"].factorize()[0]
-    return codes_I
+    return ItemTable(items).numbered("categories") if items.exists() else None
 
 
 def _timings(path: Path) -> dict[str, float]:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
 from pipeline.results.runs import BASELINE, USAGE, Run, listed, read_run, runs_here
@@ -123,8 +121,7 @@ def _protocol(run: Run) -> tuple[str, ...]:
         f"{origin.dataset}: {len(users):,} users, {origin.protocol}, {search}, "
         f"seen items {'dropped' if origin.filter_seen else 'included'}"
     )
-    targets = users[["user_id", "item_id"]].to_numpy(np.int64)
-    return words, str(origin.beam), fingerprint(targets.tobytes().hex())
+    return words, str(origin.beam), run.ranks.targets
 
 
 def _settings_key(run: Run) -> tuple[str, ...]:

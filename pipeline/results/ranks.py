@@ -89,10 +89,21 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks are the file's content: COLUMNS, and those of OPTIONAL that were measured; rows sorted by user_id."""
+    """Ranks are the file's content: COLUMNS, and those of OPTIONAL that were measured; rows sorted by user_id.
+
+    known_targets: what `targets` returns where the table has no ids (compact_ranks.py); empty where it has them.
+    """
 
     users: pd.DataFrame
     origin: Origin
+    known_targets: str = ""
+
+    @property
+    def targets(self) -> str:
+        """Return a hash of the users and their targets: ranks are comparable user by user where it is equal."""
+        if self.known_targets:
+            return self.known_targets
+        return fingerprint(self.users[["user_id", "item_id"]].to_numpy(np.int64).tobytes().hex())
 
     def write(self, path: Path) -> None:
         write_parquet(path, self.users[_columns(self.users)], {KEY: json.dumps(asdict(self.origin))})

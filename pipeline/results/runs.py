@@ -1,8 +1,9 @@
 """Read finished runs by the names that a user has for them.
 
-A name is a folder with reports (or its ranks.parquet), `workspace`, or anything that DVC takes for a revision: the name
-of an experiment, a branch, a tag, a commit. The results of an experiment lie in DVC's cache, so they are read without
-a checkout. Beside the ranks, a run has its metrics and costs, and the parameters that dvc.lock records for it.
+A name is a folder with reports (or its ranks.parquet), a file of compact ranks (compact_ranks.py), `workspace`, or
+anything that DVC takes for a revision: the name of an experiment, a branch, a tag, a commit. The results of an
+experiment lie in DVC's cache, so they are read without a checkout. Beside the ranks, a run has its
+metrics and costs, and the parameters that dvc.lock records for it.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import yaml
 from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
 from pipeline.manifest import not_listed, seal_of
+from pipeline.results.compact_ranks import SUFFIX, read_compact
 from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
 
 USAGE = (
@@ -64,6 +66,9 @@ def read_run(name: str) -> Run:
         return _from_folder(name, Path())
     if path.is_dir():
         return _from_folder(name, path)
+    if path.suffix == SUFFIX and path.is_file():
+        ranks, settings = read_compact(path)
+        return Run(name, ranks, settings=settings, made=path.stat().st_mtime)
     if path.is_file():
         return Run(name, Ranks.read(path), made=path.stat().st_mtime)
     return _from_revision(name)

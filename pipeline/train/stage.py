@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
-
 from pipeline.artifacts import (
     EMBEDDINGS,
     GENERATOR,
@@ -26,6 +24,7 @@ from pipeline.artifacts import (
 from pipeline.backbones.config import BackboneConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
+from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device
 from pipeline.train.kept_tokens import count_kept_tokens
 from pipeline.train.outputs import write_reports
@@ -34,7 +33,7 @@ from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.training.config import TrainConfig
 from pipeline.training.flops import flops_per_window
-from pipeline.training.names import ItemNames, read_items, read_names
+from pipeline.training.names import COLUMNS, ItemNames, read_items, read_names
 from pipeline.training.observer import Observer
 from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.summary import announce, conclude, timings_of
@@ -107,7 +106,7 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
 class Files:
     """These files are written once training is over, with the names of the items."""
 
-    items: pd.DataFrame  # item_id, raw_id, title
+    items: ItemTable  # of which item_id, raw_id and title are read when the model is written
     output: Path  # models/generator
     reports: Path
 
@@ -134,17 +133,20 @@ def _train(
             name_other_code(checkpoints.folder, "train")
             announce(trainer, names.line)
         state = trainer.run()
-        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)
+        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches(), splits.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, splits, names, trainer.loader.first_windows())
+        catalogue = trainer.validation.catalogue
+        on_cpu = catalogue if device.type == "cpu" else names.catalogue()
+        flops = flops_per_window(recipe, splits, on_cpu, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         # 2. The first process writes.
         if world.leads:
-            catalogue = trainer.validation.catalogue
             model_config = recipe.model_config(inputs)
-            save_generator(files.output, trainer.evaluated, catalogue, files.items, model_config, eval_skips)
+            save_generator(
+                files.output, trainer.evaluated, catalogue, files.items.read(COLUMNS), model_config, eval_skips
+            )
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()

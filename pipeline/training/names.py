@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint, read_parquet
+from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.item_table import ItemTable
 from pipeline.training.negatives import counts_in_training
+
+COLUMNS = ("item_id", "raw_id", "title")  # of items.parquet, that a saved model has too
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,20 @@ def item_names(splits: Splits, embeddings: Path, *, content: bool, key: str) -> 
     return ItemNames.of_items(trained_I, vectors_IC, {"embeddings": fingerprint(embeddings)}, line)
 
 
-def read_items(path: Path, count: int) -> pd.DataFrame:
-    """Read the columns item_id, raw_id and, where the dataset has it, title of items.parquet.
+def read_items(path: Path, count: int) -> ItemTable:
+    """Open the table of items, of which a model takes `COLUMNS`.
 
     Raises:
         UserError: there are not `count` items. It is known before training, and not when the model is written.
     """
-    items = read_parquet(path)
+    items = ItemTable(path)
     if len(items) != count:
         raise UserError(
             f"{path} lists {len(items):,} items, and {count:,} are to be trained",
             "the stages before were run on different logs",
             "run `dvc repro`, or `dvc checkout` for the files of this commit",
         )
-    return items[[column for column in ("item_id", "raw_id", "title") if column in items]]
+    return items
 
 
 def _check(vectors_IC: np.ndarray, items: int, embeddings: Path, key: str) -> None:

@@ -1,0 +1,64 @@
+"""A campaign as a user runs it: killed in the middle, it goes on; the results are those of an undisturbed one."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from campaign_world import campaign_of, command, entry
+
+from benchmarks.campaign_record import record_all
+from benchmarks.campaign_rows import Results
+from pipeline.results.compare import compare
+
+ROWS = [entry(seeds=(1, 2)), entry("rastp", rastp__after_layer=1), entry("skipgr", measure="cost")]
+
+
+def quality(folder: Path) -> dict[tuple[str, int], Any]:
+    records = Results(folder / "out").records()
+    return {(r["arm"], r["seed"]): r["figures"] for r in records if r["measure"] == "quality"}
+
+
+@pytest.mark.long
+def test_a_killed_campaign_goes_on_and_gives_the_same_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        campaign_of(folder, ROWS)
+    said, _ = command(undisturbed).communicate(timeout=300)
+    assert "4 rows to run" in said
+    assert len(quality(undisturbed)) == 4
+    # 1. Kill the campaign once a first row has a checkpoint; its worker ends too.
+    process = command(killed)
+    checkpoint = "work/*/scratch/checkpoints/*/checkpoint.pt"
+    end = time.monotonic() + 120
+    while not list(killed.glob(checkpoint)) and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(list(killed.glob(checkpoint))) == 1
+    time.sleep(1)
+    held = list(killed.glob("work/*/result.json"))
+    assert not held
+    # 2. It goes on, with a limit of time, and again without.
+    command(killed, "--seconds", "2").communicate(timeout=300)
+    said, _ = command(killed).communicate(timeout=300)
+    assert quality(killed) == quality(undisturbed)
+    assert "0 rows to run" in command(killed).communicate(timeout=300)[0]
+    # 3. Compact ranks pair across the two machines, and every result is recorded once.
+    ranks = [str(path) for path in sorted((killed / "out/ranks").glob("*.npz"))]
+    assert len(ranks) == 4
+    assert compare(ranks, samples=20).tables
+    for path in ranks:
+        with np.load(path) as one, np.load(undisturbed / "out/ranks" / Path(path).name) as other:
+            assert all((one[name] == other[name]).all() for name in ("rank", "bucket_rank", "other_rank", "tie"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text("")
+    home = Results(tmp_path / "home")
+    assert "4 runs recorded" in record_all(killed / "out", home)
+    assert "0 records added" in record_all(killed / "out", home)
+    assert [json.loads(line)["measure"] for line in home.path.read_text().splitlines()].count("cost") == 1
