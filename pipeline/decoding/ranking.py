@@ -171,7 +171,16 @@ class Ranker:
                 if listen is not None:
                     times = self.times_N[index] if model.wants_times else None
                     kept = None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets)
-                    listen(Found(rows, self.items_N[index], offsets, times, kept, found))
+                    listen(
+                        Found(
+                            rows=rows,
+                            items_N=self.items_N[index],
+                            offsets=offsets,
+                            times_N=times,
+                            kept=kept,
+                            outputs=found,
+                        )
+                    )
                 if progress is not None:
                     progress.update(len(rows))
         return self.ranking(tallies)
@@ -228,7 +237,7 @@ class Ranker:
         return Search(model, width, constrained=constrained, shape=shape, longest=self.longest)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """`Found` holds what a model's search found for one batch of targets.
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from pipeline.evaluate.ranked import Fused
+from pipeline.evaluate.ranked import FusedRanking
 from pipeline.metric_names import BASELINES, MAIN_METRICS, METRICS
 from pipeline.metrics import gains, recall_at, summarise
 from pipeline.results.bootstrap import interval, resampled_means
@@ -61,7 +61,7 @@ def _side_metrics(users: pd.DataFrame, drop_seen: bool, names: Sequence[str]) ->
     return figures
 
 
-def fused_figures(users: pd.DataFrame, fused: Fused, *, samples: int, seed: int) -> dict[str, float]:
+def fused_figures(users: pd.DataFrame, fused: FusedRanking, *, samples: int, seed: int) -> dict[str, float]:
     """Return what the fusion rests on, what each view adds to it, and its lead over each view alone.
 
     `fused_gain_of_VIEW_` is the difference to the views without it, with weights of their own; `fused_over_VIEW_` the

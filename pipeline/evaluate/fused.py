@@ -26,8 +26,8 @@ from pipeline.views.lists import ENTRIES, MARGIN, SMOOTHING
 from pipeline.views.weights import FusionWeights, Trial, ValidBatch, best, by_subset, fit, in_history
 
 
-class Validation:
-    """A `Validation` collects the candidates of each batch of validation targets; call it with what was found.
+class ValidCandidates:
+    """`ValidCandidates` collect the candidates of each batch of validation targets; call them with what was found.
 
     Args:
         ranker: of the validation targets.
@@ -81,7 +81,8 @@ class FusedTargets:
     def __call__(self, found: Found) -> None:
         """Rank one batch."""
         began = self._now()
-        fuser, catalogue, beam = self.fuser, self.ranker.catalogue, self.ranker.beam
+        fuser, beam = self.fuser, self.ranker.beam
+        catalogue = self.ranker.catalogue
         targets = self.ranker.targets_U[found.rows]
         codes_IL = catalogue.codes_IL
         # 1. The floored form, by each rule for seen items.
@@ -196,7 +197,7 @@ def _choose(
         batch_users=config.batch_users,
         users=users[evenly(len(users))],
     )
-    validation = Validation(ranker, fusers)
+    validation = ValidCandidates(ranker, fusers)
     with Progress("weigh views", len(ranker.users_U), "users") as progress:
         ranker.rank(generator.model, progress, generator.eval_skips, validation)
     fits = [fit(batches, views, drop_seen=drop_seen) for batches in validation.batches]

@@ -28,9 +28,9 @@ from pipeline.views.weights import FusionWeights
 Listener = Callable[[Ranker], Callable[[Found], None]]
 
 
-@dataclass(frozen=True)
-class Fused:
-    """`Fused` holds the fused ranking, and what belongs to it.
+@dataclass(frozen=True, kw_only=True)
+class FusedRanking:
+    """A `FusedRanking` holds the fused ranks, and what belongs to it.
 
     ranking: of the floored form, by both rules. exact_U: ranks of the exact form. without_US: ranks by the views
     without each of them. generator_U, counting_U: ranks by these views alone. All but `ranking.other` follow the
@@ -48,7 +48,7 @@ class Fused:
     exact_seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ranked:
     """`Ranked` holds the rankings of all systems over the test users. fused: None in processes that do not lead.
 
@@ -59,7 +59,7 @@ class Ranked:
     generator: Ranking
     dense: Ranking | None
     counting: Ranking
-    fused: Fused | None
+    fused: FusedRanking | None
     seconds: float
     dense_seconds: float
 
@@ -132,9 +132,24 @@ def rank_all(
     without_US = world.gather(beside.without_US, len(generator.users_U), device)
     fused = None
     if weights is not None:
-        own = (generator.ranks_U, counting.ranks_U)
-        fused = Fused(weights, ranking, exact_U, without_US, *own, beside.seconds, beside.exact_seconds)
-    return Ranked(generator, dense, counting, fused, seconds - beside.all_seconds, dense_seconds)
+        fused = FusedRanking(
+            weights=weights,
+            ranking=ranking,
+            exact_U=exact_U,
+            without_US=without_US,
+            generator_U=generator.ranks_U,
+            counting_U=counting.ranks_U,
+            seconds=beside.seconds,
+            exact_seconds=beside.exact_seconds,
+        )
+    return Ranked(
+        generator=generator,
+        dense=dense,
+        counting=counting,
+        fused=fused,
+        seconds=seconds - beside.all_seconds,
+        dense_seconds=dense_seconds,
+    )
 
 
 def _rank(

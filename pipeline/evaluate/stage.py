@@ -123,8 +123,7 @@ def run(
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
-    pairs = Counting.read(counting)
-    pairs.check_fit(counting, splits)
+    pairs = Counting.of(counting, splits)
     dense = dense or generator.parent / "dense"
     retriever = _retriever(dense, config.ranking, device, held_out, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
@@ -161,17 +160,30 @@ def run(
     metrics = {name: figures[name] for name in HEADLINES if name in figures}
     details = {name: value for name, value in figures.items() if name not in metrics}
     origin = _origin(config, generator, splits, loaded, held_out, drop_seen, models)
-    Ranks(users, origin).write(reports / RANKS_FILE)
-    write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
-    write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
-    write_json(reports / METRICS_FILE, metrics)
-    write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
-    listed = (*SEALED, DENSE_REPORT) if ranked.dense and (reports / DENSE_REPORT).exists() else SEALED
-    write_json(reports / DETAILS_FILE, sealed(details, reports, listed))  # last: it lists the others
+    _write(Ranks(users, origin), metrics, details, loaded, reports, with_dense=ranked.dense is not None)
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen:
         _say_repeats(held_out, headline.positions_U)
     return {**metrics, **details}
+
+
+def _write(
+    ranks: Ranks,
+    metrics: dict[str, float],
+    details: dict[str, float],
+    loaded: Generator,
+    reports: Path,
+    *,
+    with_dense: bool,
+) -> None:
+    """Write the files of reports/; details.json, which lists the others, comes last."""
+    ranks.write(reports / RANKS_FILE)
+    write_csv(reports / "by_history.csv", by_bins(ranks.users, "history_length"))
+    write_csv(reports / "by_popularity.csv", by_bins(ranks.users, "target_popularity"))
+    write_json(reports / METRICS_FILE, metrics)
+    write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
+    listed = (*SEALED, DENSE_REPORT) if with_dense and (reports / DENSE_REPORT).exists() else SEALED
+    write_json(reports / DETAILS_FILE, sealed(details, reports, listed))
 
 
 def _say_repeats(splits: Splits, positions: np.ndarray) -> None:
