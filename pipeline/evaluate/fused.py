@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline.artifacts import Splits
 from pipeline.decoding.beam_search import Search
-from pipeline.decoding.ranking import Found, Outputs, Ranker, Ranking, target_ranks, without_seen
+from pipeline.decoding.ranking import FoundBatch, Outputs, Ranker, Ranking, target_ranks, without_seen
 from pipeline.distributed import World
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.progress import Progress
@@ -43,7 +43,7 @@ class ValidCandidates:
         self.search = _dense_search(ranker, fusers[0])
         self.batches: list[list[ValidBatch]] = [[] for _ in fusers]
 
-    def __call__(self, found: Found) -> None:
+    def __call__(self, found: FoundBatch) -> None:
         """Collect one batch."""
         first = self.fusers[0]
         lists = first.model_lists(found.outputs, found.items_N, found.offsets, self.search)
@@ -78,7 +78,7 @@ class FusedTargets:
         self.without_US = np.zeros((targets, slopes_RS.shape[1]), np.int64)
         self.seconds = self.exact_seconds = self.all_seconds = 0.0
 
-    def __call__(self, found: Found) -> None:
+    def __call__(self, found: FoundBatch) -> None:
         """Rank one batch."""
         began = self._now()
         fuser, beam = self.fuser, self.ranker.beam
@@ -110,7 +110,7 @@ class FusedTargets:
         self.exact_seconds += self._now() - exact_began
         self.all_seconds += self._now() - began
 
-    def _count(self, found: Found, view: Listed) -> None:
+    def _count(self, found: FoundBatch, view: Listed) -> None:
         """Add what counting alone shows; its list is the last one."""
         items_WE = view.items_WE.cpu().numpy()
         codes_IL = self.ranker.catalogue.codes_IL.cpu().numpy()

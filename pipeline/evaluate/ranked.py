@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.artifacts import Splits
-from pipeline.decoding.ranking import Found, Ranker, Ranking
+from pipeline.decoding.ranking import FoundBatch, Ranker, Ranking
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
@@ -25,7 +25,7 @@ from pipeline.views.counting import Baselines, Counting
 from pipeline.views.fuser import Fuser
 from pipeline.views.weights import FusionWeights
 
-Listener = Callable[[Ranker], Callable[[Found], None]]
+Listener = Callable[[Ranker], Callable[[FoundBatch], None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def rank_all(
     weights, fuser, slopes_RS = weigh(config, fusers, splits, world, models, drop_seen=drop_seen)
     targets: list[FusedTargets] = []
 
-    def listener(ranker: Ranker) -> Callable[[Found], None]:
+    def listener(ranker: Ranker) -> Callable[[FoundBatch], None]:
         targets.append(FusedTargets(ranker, fuser, slopes_RS, drop_seen=drop_seen))
         return targets[0]
 

@@ -32,6 +32,7 @@ from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.figures import evaluation_metrics, fused_figures
 from pipeline.evaluate.ranked import Ranked, rank_all
+from pipeline.evaluate.sample import Evaluated
 from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
@@ -115,17 +116,16 @@ def run(
         UserError: an input is missing or damaged, the model was trained on other splits, or no user has a test item.
     """
     # 1. Read the inputs, and check that the model was trained on these splits.
-    config = params.evaluate
-    held_out = Splits.read(splits)
+    config, whole = params.evaluate, Splits.read(splits)
+    evaluated = Evaluated.of(whole, config.users)
+    held_out = evaluated.splits
     timings = _timings(reports / "timings.json")
-    device = pick_device(params.train.device)
-    make_repeatable(device, params.train.deterministic)
-    torch.set_num_threads(params.train.threads or share_of_threads())
+    device = _device(params.train)
     loaded = load_generator(generator, device)
-    check_fit(loaded, generator, held_out, splits)
+    check_fit(loaded, generator, whole, splits)
     pairs = Counting.of(counting, splits)
     dense = dense or generator.parent / "dense"
-    retriever = _retriever(dense, config.ranking, device, held_out, splits)
+    retriever = _retriever(dense, config.ranking, device, whole, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
     counted = baselines(pairs, held_out, filter_seen=config.filter_seen is True)
     drop_seen = counted.drop_seen["cooccurrence"] if config.filter_seen == "auto" else config.filter_seen
@@ -134,23 +134,24 @@ def run(
     models = {view: model_hash(folder) for view, folder in folders.items()}
     with joined(device) as world:
         ranked = rank_all(config, loaded, retriever, (pairs, counted), held_out, world, models, drop_seen=drop_seen)
-    if ranked.fused is None:  # a process that does not lead
+    if ranked.fused is None:
         return {}
-    ranked.fused.weights.write(fusion or generator.parent / "fusion")
     # 4. Put all systems side by side, one row per user.
+    ranked.fused.weights.write(fusion or generator.parent / "fusion")
     headline = ranked.headline(config.ranking)
     users = _side_by_side(config.ranking, ranked, counted, held_out, pairs.counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
-    targets_U, samples = held_out.items_N[headline.positions_U], config.bootstrap_samples
+    samples = config.bootstrap_samples
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
     figures = {
         **evaluation_metrics(users, drop_seen, headline.invalid_share, samples=samples, seed=params.seed),
+        **evaluated.figures,
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
         "ranking": RANKINGS.index(config.ranking),
         **fused_figures(users, ranked.fused, samples=samples, seed=params.seed),
-        **beyond_hits(headline.top_UK, pairs.counts_I, targets_U, first_code_I, _categories(items)),
+        **beyond_hits(headline.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
         **calibration(headline.mass_U, headline.ranks_U),
         **timings,
         **(_dense_timings(reports) | {"dense_evaluate_seconds": ranked.dense_seconds} if ranked.dense else {}),
@@ -159,12 +160,20 @@ def run(
     }
     metrics = {name: figures[name] for name in HEADLINES if name in figures}
     details = {name: value for name, value in figures.items() if name not in metrics}
-    origin = _origin(config, generator, splits, loaded, held_out, drop_seen, models)
+    origin = _origin(config, generator, splits, loaded, evaluated, drop_seen, models)
     _write(Ranks(users, origin), metrics, details, loaded, reports, with_dense=ranked.dense is not None)
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen:
         _say_repeats(held_out, headline.positions_U)
     return {**metrics, **details}
+
+
+def _device(machine: MachineView) -> torch.device:
+    """Return the device, and set the process up for it."""
+    device = pick_device(machine.device)
+    make_repeatable(device, machine.deterministic)
+    torch.set_num_threads(machine.threads or share_of_threads())
+    return device
 
 
 def _write(
@@ -218,7 +227,7 @@ def _origin(
     generator: Path,
     splits: Path,
     loaded: Generator,
-    held_out: Splits,
+    evaluated: Evaluated,
     drop_seen: bool,
     models: dict[str, str],
 ) -> Origin:
@@ -228,7 +237,7 @@ def _origin(
         splits,
         loaded.config,
         sections=settings_types(),
-        protocol=split_words(held_out.summary),
+        protocol=split_words(evaluated.splits.summary) + evaluated.words,
         beam=config.beam,
         decoding=config.decoding,
         filter_seen=drop_seen,

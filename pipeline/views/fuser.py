@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_items
-from pipeline.decoding.ranking import Found, Outputs, generate_items
+from pipeline.decoding.ranking import FoundBatch, Outputs, generate_items
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.views.counting import Counting
@@ -84,7 +84,7 @@ class Fuser:
         return min(ENTRIES, 0 if self.dense is None else len(self.dense.items))
 
     def exact(
-        self, candidates: Candidates, slopes_S: Tensor, floor_W: Tensor, found: Found, drop_seen: bool
+        self, candidates: Candidates, slopes_S: Tensor, floor_W: Tensor, found: FoundBatch, drop_seen: bool
     ) -> Candidates:
         """Return the candidates with the generator's exact gain for the best RESCORED of the floored ranking.
 
