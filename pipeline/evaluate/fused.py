@@ -26,8 +26,8 @@ from pipeline.views.lists import ENTRIES, MARGIN, SMOOTHING
 from pipeline.views.weights import FusionWeights, Trial, ValidBatch, best, by_subset, fit, in_history
 
 
-class ValidCandidates:
-    """`ValidCandidates` collect the candidates of each batch of validation targets; call them with what was found.
+class ValidationLists:
+    """`ValidationLists` collect the candidates of each batch of validation targets; call them with what was found.
 
     Args:
         ranker: of the validation targets.
@@ -197,7 +197,7 @@ def _choose(
         batch_users=config.batch_users,
         users=users[evenly(len(users))],
     )
-    validation = ValidCandidates(ranker, fusers)
+    validation = ValidationLists(ranker, fusers)
     with Progress("weigh views", len(ranker.users_U), "users") as progress:
         ranker.rank(generator.model, progress, generator.eval_skips, validation)
     fits = [fit(batches, views, drop_seen=drop_seen) for batches in validation.batches]
