@@ -93,7 +93,7 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
         for grid, positional, named in calls:
             kernel[grid](*positional, **named)
         return
-    compile_together(kernel, q, calls)
+    compile_variants(kernel, q, calls)
     # Each stream waits for the work before this call, and the main stream for each of them.
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
@@ -107,7 +107,7 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
 _compiled: set[tuple[object, ...]] = set()
 
 
-def compile_together(kernel: Any, q: Tensor, calls: list[Call]) -> None:
+def compile_variants(kernel: Any, q: Tensor, calls: list[Call]) -> None:
     """Compile the variants of a kernel side by side, once: one after another they would take most of a minute.
 
     Args:
