@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.catalogue import Catalogue
 from pipeline.cuda_graphs import CudaGraphed
-from pipeline.ops.compiling import compile_together
+from pipeline.ops.compiling import compile_kernels_of
 from pipeline.ops.layout import uses_kernels
 from pipeline.packing.backbone import Backbone, require_eval
 from pipeline.packing.histories import Histories
@@ -149,7 +149,7 @@ class Search:
     def _search(self, histories: Histories) -> Beams:
         search = partial(beam_search, self.model, histories, self.beam, self.constrained)
         if self._cold:
-            compile_together(histories.items_N.device, search)
+            compile_kernels_of(histories.items_N.device, search)
             self._cold = False
         return search()
 

@@ -1,8 +1,8 @@
 """Compile the Triton kernels of a whole search side by side.
 
 Triton compiles a kernel at its first launch, and launches come one after another: the first validation on a machine
-waits for some forty compilations in turn. `compile_together` runs a function once without launching, collects what its
-launches would compile, and compiles all of that at once. This file needs no Triton: it is handed the kernels.
+waits for some forty compilations in turn. `compile_kernels_of` runs a function once without launching, collects what
+its launches would compile, and compiles all of that at once. This file needs no Triton: it is handed the kernels.
 """
 
 import os
@@ -35,7 +35,7 @@ _wanted: ContextVar[dict[Variant, Deferred] | None] = ContextVar("wanted", defau
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, written: Sequence[Tensor], **options: object) -> None:
-    """Launch a kernel; within `compile_together`, only note that it is wanted.
+    """Launch a kernel; within `compile_kernels_of`, only note that it is wanted.
 
     Args:
         grid: programs along each axis.
@@ -54,7 +54,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, written: Sequenc
         wanted[variant] = Deferred(kernel, grid, tuple(map(_small, arguments)), options)
 
 
-def compile_together(device: torch.device, function: Callable[[], object]) -> None:
+def compile_kernels_of(device: torch.device, function: Callable[[], object]) -> None:
     """Compile what the launches of `function` need, where kernels run; elsewhere do nothing.
 
     Args:

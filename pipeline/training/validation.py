@@ -22,7 +22,7 @@ from pipeline.decoding.ranking import Ranker, windows_at_once
 from pipeline.distributed import World
 from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
-from pipeline.ops.compiling import compile_together
+from pipeline.ops.compiling import compile_kernels_of
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
@@ -123,7 +123,7 @@ class Validation:
         """Compile the kernels of the loss side by side, where kernels run; from the second call on do nothing."""
         if self._cold:
             first = itertools.islice(self.batches(eval_skips), COMPILED)
-            compile_together(self.device, lambda: self._loss_sum(model, first))
+            compile_kernels_of(self.device, lambda: self._loss_sum(model, first))
             self._cold = False
 
     def _loss(self, model: nn.Module, batches: Iterable[Batch]) -> float:

@@ -1,4 +1,4 @@
-"""`compile_together`: what would be launched is compiled once per variant, and nothing runs meanwhile."""
+"""`compile_kernels_of`: what would be launched is compiled once per variant, and nothing runs meanwhile."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.ops import compiling
-from pipeline.ops.compiling import compile_together, launch
+from pipeline.ops.compiling import compile_kernels_of, launch
 
 CPU = torch.device("cpu")
 
@@ -57,7 +57,7 @@ def test_one_compilation_serves_all_launches_of_a_variant() -> None:
         launch(kernel, (1,), (wide, narrow), 5, 32, written=[], BLOCK=64)
         launch(kernel, (1,), (wide, wide), 5, 32, written=[], BLOCK=64)
 
-    compile_together(CPU, function)
+    compile_kernels_of(CPU, function)
     assert not kernel.launched
     assert len(kernel.compiled) == 7
     assert torch.equal(out, torch.zeros_like(out))  # where what follows may read indices
@@ -77,11 +77,11 @@ def test_one_compilation_serves_all_launches_of_a_variant() -> None:
 def test_an_error_ends_the_collecting() -> None:
     kernel = Kernel(False)
     with pytest.raises(ZeroDivisionError):
-        compile_together(CPU, lambda: 1 // 0)
+        compile_kernels_of(CPU, lambda: 1 // 0)
     launch(kernel, (1,), torch.randn(3), written=[])
     assert kernel.launched
     assert not kernel.compiled
 
 
 def test_without_kernels_nothing_runs() -> None:
-    compile_together(CPU, lambda: 1 // 0)
+    compile_kernels_of(CPU, lambda: 1 // 0)
