@@ -130,9 +130,23 @@ class Report:
         """Return more keys of timings.json; `metric_names.MEASURED` names those that measure time or memory."""
         return {}
 
+    def remarks(self, by_patience: bool) -> list[str]:
+        """Return lines about the finished run that its user should know.
+
+        Args:
+            by_patience: patience ended the run before its last epoch.
+        """
+        return []
+
 
 class Sampler:
-    """Train on every window and every token, all alike. A subclass overrides what it changes; a run has one sampler."""
+    """Train on every window and every token, all alike. A subclass overrides what it changes; a run has one sampler.
+
+    fills_steps: a step is filled up with further windows where some have weight 0. False: a step has the windows of a
+        step of `full` without those, so that there are as many steps as in `full`.
+    """
+
+    fills_steps: bool = True
 
     def begin_epoch(self, epoch: int) -> Weigh | None:
         """Return what weighs the windows of an epoch; None trains on all alike.

@@ -40,7 +40,7 @@ def announce(trainer: Trainer, names: str = "") -> None:
 
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
-    """Print one line after training."""
+    """Print one line after training, and what the strategy has to say."""
     state = trainer.state
     config = trainer.config
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
@@ -49,6 +49,9 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
         f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}; "
         f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
     )
+    by_patience = trainer.windows_done < config.max_windows
+    for line in trainer.strategy.sampler.report.remarks(by_patience):
+        say(f"train: {line}")
 
 
 def _parameters(trainer: Trainer) -> int:
