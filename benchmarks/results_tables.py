@@ -83,6 +83,21 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
+        "### Beside stock parts",
+        "The same windows, alternately in one process, without a profiler: medians, with the lowest and the highest of "
+        "the repeats. All rows have TIGER's shape, bfloat16, dropout, Adam and `torch.compile`; `benchmarks/stock.py` "
+        "says how they were built.",
+        "stock speed",
+        {
+            "a step": "{size:,}",
+            "row": "{row}",
+            "windows/s": "{windows_per_second:,.0f} ({low:,.0f} to {high:,.0f})",
+            "of peak": "{share_of_peak:.1%}",
+            "GiB": "{peak_memory_gib:.2f}",
+            "loss": "{first_loss:.2f} -> {last_loss:.2f}",
+        },
+    ),
+    (
         "### What pruning saves",
         "Time of a step of 4,096 windows; `benchmarks/rastp.py` explains the rows. saved: against packed full. limit: "
         "what the matrix products alone would save.",

@@ -8,6 +8,8 @@ Shape legend: I items, U users, N interactions of all users end to end, L levels
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,10 +37,8 @@ SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints
 MICROSECONDS = 1_000_000  # in a second
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
-BLOCK_ROWS = 100_000  # of a matrix that are written at once
+BLOCK_ROWS = 100_000  # of a file that are in memory at once
 CLOCK = ("training", "start", "times")  # keys of timings.json that metrics.json, a table of numbers, has none of
-
-# ---------------------------------------------------------------------------------------------------- small files
 
 
 def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any]:
@@ -50,15 +50,13 @@ def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged, is no object, or lacks a key.
     """
-    try:
-        content = json.loads(_existing(path).read_text(encoding="utf-8"))
+    with _reading(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected an object")
         if wrong := [key for key, kind in needs.items() if not isinstance(content.get(key), kind)]:
             raise ValueError(f"its {', '.join(map(repr, wrong))} is missing or of another kind")
-    except (ValueError, RecursionError, OSError) as error:
-        raise _damaged(path, error) from None
-    return content
+        return content
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -83,10 +81,24 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> "pd.DataFrame"
     """Read a Parquet file. Raises UserError if it is missing or damaged."""
     import pandas as pd
 
-    try:
-        return pd.read_parquet(_existing(path), columns=columns)
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from None
+    with _reading(path):
+        return pd.read_parquet(path, columns=columns)
+
+
+def read_blocks(path: Path, columns: list[str] | None = None) -> Iterator["pa.RecordBatch"]:
+    """Yield the rows of a Parquet file in blocks of BLOCK_ROWS. Raises UserError if it is missing or damaged."""
+    import pyarrow.parquet as pq
+
+    with _reading(path), pq.ParquetFile(path) as file:
+        yield from file.iter_batches(BLOCK_ROWS, columns=columns)
+
+
+def parquet_rows(path: Path) -> int:
+    """Count the rows of a Parquet file. Raises UserError if it is missing or damaged."""
+    from pyarrow.parquet import read_metadata
+
+    with _reading(path):
+        return int(read_metadata(path).num_rows)
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
@@ -102,22 +114,13 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    try:
-        return load(_existing(path).read_bytes())
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from None
-    except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
-        raise _damaged(path, TypeError(f"it holds a tensor of a type that is not read here: {error}")) from None
-
-
-def _mapped(path: Path, name: str) -> np.ndarray | None:
-    """Map a float32 tensor of a safetensors file; None where the file does not hold it."""
-    from safetensors import SafetensorError
-
-    try:
-        return map_matrix(_existing(path), name)
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
-        raise _damaged(path, error) from None
+    with _reading(path):
+        try:
+            return load(path.read_bytes())
+        except SafetensorError as error:
+            raise ValueError(str(error)) from None
+        except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
+            raise TypeError(f"it holds a tensor of a type that is not read here: {error}") from None
 
 
 def fingerprint(*parts: Any) -> str:
@@ -137,7 +140,9 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _existing(path: Path) -> Path:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Compare a file with its manifest; what the block finds wrong with it becomes a UserError that names it."""
     if not path.exists():
         raise UserError(
             f"{path} is not here",
@@ -145,7 +150,10 @@ def _existing(path: Path) -> Path:
             "run `dvc repro`, or `dvc checkout` if the file was made before",
         )
     verify(path)
-    return path
+    try:
+        yield
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _damaged(path, error) from None
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
@@ -237,19 +245,25 @@ class Embeddings:
     encoder: dict[str, Any]  # embeddings.json: name, revision, pooling, template, dtype, counts
 
     def write(self, folder: Path = EMBEDDINGS) -> None:
-        rows = range(0, len(self.vectors_Id), BLOCK_ROWS)
-        blocks = (self.vectors_Id[row : row + BLOCK_ROWS] for row in rows)
-        write_matrix(folder / "embeddings.safetensors", "vectors", self.vectors_Id.shape, blocks)
-        write_json(folder / "embeddings.json", self.encoder)
+        self.write_blocks(self.vectors_Id.shape, [self.vectors_Id], self.encoder, folder)
+
+    @staticmethod
+    def write_blocks(
+        shape: tuple[int, ...], blocks: Iterable[np.ndarray], encoder: dict[str, Any], folder: Path
+    ) -> None:
+        """Write the folder from vectors [I, d] that come in blocks of items."""
+        write_matrix(folder / "embeddings.safetensors", "vectors", shape, blocks)
+        write_json(folder / "embeddings.json", encoder)
         seal(folder, "embed")
 
     @classmethod
     def read(cls, folder: Path = EMBEDDINGS, *, mmap: bool = False) -> "Embeddings":
         """Read the folder. mmap: `vectors_Id` is a read-only map of the file, whose parts are read when used."""
         path = folder / "embeddings.safetensors"
-        vectors_Id = _mapped(path, "vectors") if mmap else read_tensors(path).get("vectors")
-        if vectors_Id is None:
-            raise _damaged(path, ValueError("it holds no tensor 'vectors'"))
+        with _reading(path):
+            vectors_Id = map_matrix(path, "vectors") if mmap else read_tensors(path).get("vectors")
+            if vectors_Id is None:
+                raise ValueError("it holds no tensor 'vectors'")
         return cls(vectors_Id, read_json(folder / "embeddings.json"))
 
 
@@ -292,8 +306,8 @@ class Sids:
         if codes_IL.shape[1] != len(quality["widths"]):
             levels = f"{codes_IL.shape[1]} levels, and quality.json has {len(quality['widths'])} widths"
             raise _damaged(folder / "sids.parquet", ValueError(levels))
-        digit = quality.get("digit", True)  # older files do not say it, and always have the digit
-        return cls(codes_IL, tuple(quality["widths"]), read_tensors(folder / "codebooks.safetensors"), quality, digit)
+        books = read_tensors(folder / "codebooks.safetensors")
+        return cls(codes_IL, tuple(quality["widths"]), books, quality, quality.get("digit", True))  # older: no key
 
 
 # ---------------------------------------------------------------------------------------------------- data/splits
@@ -389,13 +403,9 @@ class TrainingPart:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "TrainingPart":
-        """Open the three arrays memory-mapped."""
         return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
 
 
 def _open_array(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(_existing(path), mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise _damaged(path, error) from None
-    return array
+    with _reading(path):
+        return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pipeline.backbones.config import CAUSAL, BackboneConfig
+from pipeline.dense.config import DenseConfig
 from pipeline.embed.config import EmbedConfig
 from pipeline.errors import RESTORE, UserError, nearest
 from pipeline.evaluate.config import EvaluateConfig
@@ -63,6 +64,7 @@ class Params:
     backbone: BackboneConfig
     train: TrainConfig
     strategies: Mapping[str, Any]
+    dense: DenseConfig
     evaluate: EvaluateConfig
     track: TrackConfig
 

@@ -28,6 +28,7 @@ LOWER = {  # what makes a command need less memory
     "count": "lower evaluate.cooccurrence_window or evaluate.cooccurrence_neighbours",
     "quantize": "lower quantize.batch_items or quantize.codes",
     "train": "raise train.accumulate, or lower train.batch_tokens or the sizes in backbone",
+    "dense": "lower dense.batch_items or dense.dim",
     "evaluate": "lower evaluate.batch_users or evaluate.beam",
     "gradients": "lower train.batch_tokens",
     "recommend": "lower -k",

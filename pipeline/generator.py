@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,9 @@ from pipeline.printing import say, shown
 from pipeline.saved_model import check_config, check_fields, check_items, check_sizes, check_weights
 from pipeline.strategies.base import NetworkTraits
 from pipeline.strategies.registry import choose_strategies, from_saved, settings_types
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -49,22 +52,24 @@ def save_generator(
     folder: Path,
     model: Backbone,
     catalogue: Catalogue,
-    items_frame: pd.DataFrame,
+    items: "pa.Table | pd.DataFrame",
     config: dict[str, Any],
     eval_skips: EvalSkips | None = None,
+    stage: str = "train",
 ) -> None:
     """Write the folder; equal weights give equal bytes.
 
     Args:
-        items_frame: item_id, raw_id, title, sorted by item_id; this function adds the codes.
+        items: item_id, raw_id, title, sorted by item_id; this function adds the codes.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
         eval_skips: the tokens that the model is evaluated without (`Sampler.eval_skips`); None: none.
+        stage: the command that trained it, which the manifest names.
     """
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
     write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
-    write_parquet(folder / ITEMS, items_frame.assign(**codes))
+    write_parquet(folder / ITEMS, _with_codes(items, codes))
     write_json(
         folder / CONFIG,
         {
@@ -77,7 +82,21 @@ def save_generator(
     (folder / SKIPS).unlink(missing_ok=True)  # of an earlier model
     if eval_skips is not None:
         write_tensors(folder / SKIPS, {"skip": eval_skips.skip_ML})
-    seal(folder, "train")
+    seal(folder, stage)
+
+
+def _with_codes(items: "pa.Table | pd.DataFrame", codes: Mapping[str, np.ndarray]) -> "pa.Table":
+    """Append columns to the table of items; texts are large_string, as pandas writes them."""
+    import pyarrow as pa
+
+    if not isinstance(items, pa.Table):
+        items = pa.Table.from_pandas(items, preserve_index=False)
+    for name, column in zip(items.column_names, items.columns, strict=True):
+        if pa.types.is_string(column.type):
+            items = items.set_column(items.column_names.index(name), name, column.cast(pa.large_string()))
+    for name, numbers in codes.items():
+        items = items.append_column(name, pa.array(numbers))
+    return items
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:
@@ -124,6 +143,17 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             "run `dvc checkout`, or `dvc repro` to train again",
         ) from None
     return Generator(model.to(device).eval(), catalogue, items, config, eval_skips)
+
+
+def load_retriever(folder: Path, device: torch.device | str = "cpu") -> Generator | None:
+    """Rebuild the network over items that stage dense wrote, on `device`; None where `dense.enabled` was false.
+
+    Raises:
+        UserError: as `load_generator`.
+    """
+    if read_json(folder / CONFIG).get("enabled") is False:
+        return None
+    return load_generator(folder, device)
 
 
 def _read_skips(folder: Path, levels: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def _in_pieces(group: "pa.Table") -> "pa.Table":
 # ------------------------------------------------------------------------------------------------ safetensors
 
 
-def write_matrix(path: Path, name: str, shape: tuple[int, int], blocks: Iterable[np.ndarray]) -> None:
+def write_matrix(path: Path, name: str, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     """Write one float32 matrix as safetensors, its rows in blocks; the bytes are those of `safetensors.numpy.save`.
 
     Raises:
@@ -105,15 +105,18 @@ def map_matrix(path: Path, name: str) -> np.ndarray | None:
     """Return a float32 tensor of a safetensors file as a read-only array that is mapped into memory; None without it.
 
     Raises:
-        SafetensorError: the file is damaged.
+        ValueError: the file is damaged.
         TypeError: the tensor is of another type.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, framework="np") as file:  # which checks the header and the file's length
-        if name not in file.keys():  # noqa: SIM118 (not a dict)
-            return None
-        kind = file.get_slice(name).get_dtype()
+    try:
+        with safe_open(path, framework="np") as file:  # which checks the header and the file's length
+            if name not in file.keys():  # noqa: SIM118 (not a dict)
+                return None
+            kind = file.get_slice(name).get_dtype()
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
     if kind != "F32":
         raise TypeError(f"its tensor {name} is of type {kind}, not F32")
     with path.open("rb") as stream:

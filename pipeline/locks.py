@@ -5,12 +5,16 @@ The lock is `flock`, which the kernel releases when its process ends. The file h
 
 import fcntl
 import os
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.printing import say
 
 LOOK = 0.2  # seconds between two looks at a lock that is held
 
@@ -67,6 +71,50 @@ def is_awaited(path: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+@contextmanager
+def in_turn(work: Path, others: Sequence[Path], *, waits: str, busy: str, both: str) -> Iterator[None]:
+    """Let one process at a time do work whose parts lie in the folder `work`.
+
+    A stage that DVC started waits for another process, such as a second queue worker with the same settings: the other
+    one then leaves its parts (`remove_unless_awaited`), and this one goes on from them. A second stage by hand is
+    refused.
+
+    Args:
+        others: more lock files to hold, such as that of the output.
+        waits: what is printed before waiting; {holder} stands for the process that is at work.
+        busy: what the error says, likewise.
+        both: why two at once are refused.
+
+    Raises:
+        UserError: this process was started by hand, and another one is at work.
+    """
+    with ExitStack() as held, ExitStack() as mark:
+
+        def wait(holder: str) -> None:
+            say(waits.format(holder=holder))
+            mark.enter_context(waiting(work.with_suffix(".waits")))
+
+        try:
+            for path in (*others, work.with_suffix(".lock")):
+                held.enter_context(alone(path, wait if os.environ.get("DVC_STAGE") else None))
+        except BusyError as error:
+            raise UserError(
+                busy.format(holder=error.holder),
+                both,
+                "wait until it has ended, or stop it; then run the same command again",
+            ) from None
+        mark.close()
+        yield
+
+
+def remove_unless_awaited(work: Path) -> None:
+    """Remove the folder with the parts of finished work; those that another process awaits (`in_turn`) stay."""
+    waits = work.with_suffix(".waits")
+    if not is_awaited(waits):
+        waits.unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -35,6 +35,24 @@ BASELINES = {
     "directed": "co-occurrence by direction",
     "popularity": "popularity",
 }
+# Prefix of the dense retriever's metrics. They follow the rule for seen items that the model's headline follows.
+DENSE = "dense"
+DENSE_REPORT = "dense.json"  # in reports/
+# What reports/dense.json says of the retriever's training, in details.json too.
+DENSE_TRAINING = (
+    "dense_train_seconds",
+    "dense_compile_seconds",
+    "dense_valid_seconds",
+    "dense_wall_seconds",
+    "dense_windows_per_second",
+    "dense_peak_memory_gib",
+    "dense_steps",
+    "dense_best_step",
+    "dense_valid_recall_at_10",
+    "dense_windows_trained",
+    "dense_parameters",
+    "dense_content",
+)
 # Figures of an evaluation and of timings.json that are measured (seconds, bytes, speeds) and so differ from run to run
 MEASURED = frozenset(
     {
@@ -51,6 +69,13 @@ MEASURED = frozenset(
         "encode_seconds_before_pruning",
         "encode_seconds_after_pruning",
         "bookkeeping_seconds",
+        "dense_train_seconds",
+        "dense_compile_seconds",
+        "dense_valid_seconds",
+        "dense_wall_seconds",
+        "dense_windows_per_second",
+        "dense_peak_memory_gib",
+        "dense_evaluate_seconds",
         "evaluate_seconds",
         "users_per_second",
     }
@@ -58,7 +83,8 @@ MEASURED = frozenset(
 
 
 def row_labels(metrics: Mapping[str, float], strategy: str) -> dict[str, str]:
-    """Return prefix -> label of the rows of a table: the model, the model by the other rule, and the baselines.
+    """Return prefix -> label of the rows of a table: the model, the model by the other rule, the dense retriever where
+    there is one, and the baselines.
 
     Every label names the rule for seen items. `metrics`: of metrics.json and details.json.
     """
@@ -66,6 +92,8 @@ def row_labels(metrics: Mapping[str, float], strategy: str) -> dict[str, str]:
     dropped = int(metrics["seen_dropped"])
     other = {1: "seen_included_", 0: "seen_dropped_"}[dropped]
     labels = {"": f"{strategy}, {words[dropped]}", other: f"{strategy}, {words[1 - dropped]}"}
+    if f"{DENSE}_recall_at_10" in metrics:
+        labels[f"{DENSE}_"] = f"dense retriever, {words[dropped]}"
     for name, label in BASELINES.items():
         labels[f"{name}_"] = f"{label}, {words[int(metrics[f'{name}_seen_dropped'])]}"
     return labels

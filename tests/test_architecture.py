@@ -20,12 +20,13 @@ LAYERS = (
     ("strategies",),
     ("generator",),
     ("training", "results", "views"),
-    ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"),
+    ("check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track"),
     ("config", "serving"),
     ("presets", "doctor", "cli"),
 )
 STAGES = LAYERS[8]
 LEAVES = {
+    "item_table": 1,
     "raw_ids": 1,
     "raw_times": 1,
     "saved_model": 1,
@@ -38,6 +39,8 @@ LEAVES = {
 }  # rooms of their own that a few above use: their layer
 BESIDE = {
     ("knobs", "errors"),
+    ("locks", "errors"),
+    ("locks", "printing"),
     ("manifest", "errors"),
     ("large_files", "manifest"),
     ("yaml_files", "errors"),

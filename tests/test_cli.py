@@ -26,7 +26,7 @@ from pipeline.cli.help import flowing
 from pipeline.doctor import check_identity, check_raw_log
 from pipeline.errors import UserError
 
-STAGES = ("check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track")
+STAGES = ("check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track")
 OTHERS = ("fetch", "preset", "migrate", "doctor", "recommend", "explain", "sids", "compare", "gradients")
 HEAVY = ("torch", "pandas", "mlflow", "transformers", "duckdb", "ibis", "sklearn", "matplotlib", "pyarrow")
 
@@ -208,7 +208,7 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
         else:
             kind = line.split(" (")[0]
             kinds[kind] = []
-    assert list(kinds) == ["whole", "data", "encoder", "quantizer", "model", "strategy"]
+    assert list(kinds) == ["whole", "data", "encoder", "quantizer", "model", "strategy", "retriever"]
     names = [line[0] for lines in kinds.values() for line in lines]
     assert sorted(names) == sorted(path.stem for path in (project / "presets").glob("*.yaml"))
     assert all(len(line) > 4 for lines in kinds.values() for line in lines)
@@ -222,8 +222,9 @@ def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(
     (project / "params.yaml").write_text(text.replace("  compile: true\n", "").replace("  log_model: true\n", ""))
     assert run("migrate").out.splitlines() == [
         "  added train.compile: true",
+        "  added dense.compile: true",
         "  added track.log_model: true",
-        "2 keys added. Next: dvc repro",
+        "3 keys added. Next: dvc repro",
     ]
     assert (project / "params.yaml").read_text() == text
     assert run("migrate").out == "params.yaml has every key: nothing to do.\n"

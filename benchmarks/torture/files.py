@@ -16,11 +16,12 @@ _texts: dict[str, str] = {}  # command -> what it prints in the undamaged projec
 # Files that stages read -> the commands that read them; a folder stands for each file in it.
 READERS = {
     "data/interactions": (["embed"], ["quantize"], ["split"], ["train"], ["recommend", "--user", "u00001"]),
-    "data/embeddings": (["quantize"],),
+    "data/embeddings": (["quantize"], ["dense"]),
     "data/sids": (["train"], ["sids", "--item", "v00001"], ["track"]),
-    "data/splits": (["count"], ["train"], ["evaluate"]),
+    "data/splits": (["count"], ["train"], ["dense"], ["evaluate"]),
     "models/counting": (["evaluate"],),
     "models/generator": (["evaluate"], ["recommend", "--user", "u00001"], ["explain", "--user", "u00001"]),
+    "models/dense": (["evaluate"],),
     "reports": (["evaluate"], ["track"]),
 }
 

@@ -50,6 +50,7 @@ def preload(*, tracking: bool = True) -> None:
     import sklearn.feature_extraction.text  # noqa: F401
 
     import pipeline.cli
+    import pipeline.dense.retriever
     import pipeline.embed.stage
     import pipeline.embed.tfidf
     import pipeline.evaluate.explain

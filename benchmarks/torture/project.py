@@ -16,7 +16,7 @@ from pipeline.metric_names import MEASURED
 from pipeline.presets.apply import apply_preset
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("ingest", "embed", "quantize", "split", "count", "train", "evaluate", "track")
+STAGES = ("ingest", "embed", "quantize", "split", "count", "train", "dense", "evaluate", "track")
 BY_HAND = ("check", *STAGES[:-1])  # what runs in a project that DVC did not make; track reads dvc.lock
 # Folders and files that each stage writes, and that must have the same bytes after every recovery.
 WRITES: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,7 @@ WRITES: dict[str, tuple[str, ...]] = {
         "reports/kept_by_position.csv",
         "reports/passes.csv",
     ),
+    "dense": ("models/dense", "reports/dense.json"),
     "evaluate": (
         "reports/ranks.parquet",
         "reports/metrics.json",
@@ -60,6 +61,14 @@ SMALL = [
     "train.checkpoint_every=5",
     "train.threads=1",
     "train.compile=false",
+    "dense.dim=16",
+    "dense.layers=1",
+    "dense.max_epochs=2",
+    "dense.batch_items=1024",
+    "dense.validate_every=20",
+    "dense.checkpoint_every=1",
+    "dense.threads=1",
+    "dense.compile=false",
     "evaluate.bootstrap_samples=50",
 ]
 
@@ -124,7 +133,7 @@ def digest(folder: Path, stages: tuple[str, ...] = STAGES) -> dict[str, str]:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
                 content = file.read_bytes()
-                if file.name in ("timings.json", "metrics.json", "details.json"):
+                if file.name in ("timings.json", "dense.json", "metrics.json", "details.json"):
                     content = json.dumps(_unmeasured(content)).encode()
                 found[str(file.relative_to(folder))] = hashlib.sha256(content).hexdigest()
     return {name: value for name, value in found.items() if "manifest" not in name or "reports" not in name}

@@ -1,7 +1,7 @@
 """`SasRec` is a causal Transformer over items instead of Semantic IDs: one position per item, and a softmax over items.
 
 Paper: Kang, McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018. The catalogue gives each item one code of
-one level, its index (train/names.py), so that training, decoding and evaluation are those of every backbone: the one
+one level, its index (training/names.py), so that training, decoding and evaluation are those of every backbone: the one
 level of a beam search is the whole ranking, and exact.
 
 The vector of an item is a learned row, its id, plus a linear map of its content vector (data/embeddings):

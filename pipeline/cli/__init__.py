@@ -88,7 +88,7 @@ def _version(wanted: bool) -> None:
 
 
 # Commands that load numeric libraries, and so need address space.
-COMPUTING = {"ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"}
+COMPUTING = {"ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track"}
 COMPUTING |= {"recommend", "explain", "sids", "compare", "gradients"}
 
 

@@ -18,6 +18,7 @@ STANDS = {
     "split": WHOLE,
     "count": WHOLE,
     "train": "nothing new is saved; an earlier checkpoint, if there is one, stands",
+    "dense": "nothing new is saved; an earlier checkpoint, if there is one, stands",
     "evaluate": WHOLE,
     "track": "the next run completes the page and the record in MLflow",
     "fetch": "what was downloaded stands and the download goes on there",

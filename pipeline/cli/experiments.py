@@ -35,9 +35,9 @@ def preset(
 ) -> None:
     """Write a preset into params.yaml, or list them by kind.
 
-    Comments and order stay. A part sets every key of its kind (data, encoder, quantizer, model, strategy) and no other,
-    so parts combine in any order. A whole sets all kinds but data and encoder; `demo` brings every default back. A
-    value that you set by hand in those sections is overwritten too: each change is printed.
+    Comments and order stay. A part sets every key of its kind (data, encoder, quantizer, model, strategy, retriever)
+    and no other, so parts combine in any order. A whole sets all kinds but data and encoder; `demo` brings every
+    default back. A value that you set by hand in those sections is overwritten too: each change is printed.
 
     [dim]Examples:[/dim]
 

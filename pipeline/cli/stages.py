@@ -166,6 +166,28 @@ def train() -> None:
 
 
 @commands.command(rich_help_panel=PANEL)
+def dense() -> None:
+    """Train the dense retriever, a small network over items, beside the generator.
+
+    It is the same for every strategy. A killed run resumes from its last checkpoint. Reads data/embeddings and
+    data/splits, writes models/dense and reports/dense.json.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline dense
+
+      dvc exp run -S dense.text=false -S dense.dim=128
+
+      dvc exp run -S dense.enabled=false    (no retriever)
+    """
+    params = _params()
+    from pipeline.dense.stage import run
+    from pipeline.project import shared_scratch
+
+    run(params, scratch=shared_scratch())
+
+
+@commands.command(rich_help_panel=PANEL)
 def evaluate() -> None:
     """Evaluate the model and the counting baselines on the test targets.
 

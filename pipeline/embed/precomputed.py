@@ -15,24 +15,32 @@ Shape legend: I items, R rows of the file, d width of the embeddings.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from pipeline.embed.row_ids import WRITTEN_NAME, VectorIds, choose_ids, possible_ids
 from pipeline.errors import UserError, nearest
 from pipeline.printing import shown
+
+BLOCK_ROWS = 100_000  # vectors that are in memory at once
+BLOCK_BYTES = 64 << 20  # of the vectors of a Parquet file that are decoded at once
 
 
 @dataclass(frozen=True)
 class PrecomputedVectors:
     """The vectors of a file.
 
-    vectors_Rd: float32 [R, d]; rows that are empty in the file are left out.
-    columns: those of the file's columns that could hold the raw id of each row.
+    vectors_Rd: numbers [R, d], mapped into memory where the format allows it; rows that are empty in the file are left
+    out. columns: those of the file's columns that could hold the raw id of each row.
     """
 
     vectors_Rd: np.ndarray
@@ -43,33 +51,56 @@ class PrecomputedVectors:
 class MatchedVectors:
     """One vector per item.
 
-    vectors_Id: float32 [I, d]. matched_by: `id` or `order`. ids_from: name of the column of ids, empty by order.
-    unused_rows: number of rows that no item needed.
+    vectors_Rd: numbers [R, d] of the file. rows_I: the row of each item; None: row i belongs to item i. matched_by:
+    `id` or `order`. ids_from: name of the column of ids, empty by order. unused_rows: number of rows that no item
+    needed.
     """
 
-    vectors_Id: np.ndarray
+    vectors_Rd: np.ndarray
+    rows_I: np.ndarray | None
     matched_by: str
     ids_from: str
     unused_rows: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (len(self.vectors_Rd) if self.rows_I is None else len(self.rows_I)), self.vectors_Rd.shape[1]
 
-def precomputed_vectors(path: Path, match: str, raw_ids: Sequence[str]) -> MatchedVectors:
-    """Read the file and return one vector per item.
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield the items' vectors in order, float32 [at most BLOCK_ROWS, d]."""
+        for item in range(0, self.shape[0], BLOCK_ROWS):
+            rows = slice(item, item + BLOCK_ROWS) if self.rows_I is None else self.rows_I[item : item + BLOCK_ROWS]
+            yield np.asarray(self.vectors_Rd[rows], np.float32)
+
+    @property
+    def vectors_Id(self) -> np.ndarray:
+        """Return all vectors at once, float32 [I, d]."""
+        return np.concatenate([np.zeros((0, self.shape[1]), np.float32), *self.blocks()])
+
+
+def precomputed_vectors(
+    path: Path, match: str, raw_ids: pa.Array | Sequence[str], scratch: Path | None = None
+) -> MatchedVectors:
+    """Find the vector of each item in a file.
 
     Args:
         path: the file.
         match: `id`, `order`, or `auto` (by id if the file has ids, else by order).
         raw_ids: raw ids of the items, in the order of item_id.
+        scratch: the folder for a file without a name that holds the vectors of Parquet; None: that of the system.
 
     Raises:
         UserError: the file is missing, damaged or not understood; an item has no row; none of the ids is an item; it is
             not clear which column has the ids; by order, the counts differ.
     """
-    precomputed = _read(path)
-    ids = None if match == "order" else choose_ids(precomputed.columns, raw_ids, path)
+    items = (
+        pa.array(raw_ids, pa.large_string()) if not isinstance(raw_ids, pa.Array) else raw_ids.cast(pa.large_string())
+    )
+    precomputed = _read(path, scratch)
+    ids = None if match == "order" else choose_ids(precomputed.columns, items, path)
     if ids is not None:
-        rows, known = _by_id(ids, path, raw_ids)
-        return MatchedVectors(precomputed.vectors_Rd[rows], "id", ids.name, len(ids.ids) - known)
+        rows_I = _by_id(ids, path, items)
+        return MatchedVectors(precomputed.vectors_Rd, rows_I, "id", ids.name, len(ids.ids) - len(items))
     if match == "id":
         raise UserError(
             f"{path} has no raw ids",
@@ -77,60 +108,64 @@ def precomputed_vectors(path: Path, match: str, raw_ids: Sequence[str]) -> Match
             f"bring a .parquet with a column {WRITTEN_NAME}, or a .npz or .safetensors with an array of the ids, "
             "or set embed.match to order",
         )
-    return MatchedVectors(_by_order(precomputed, path, len(raw_ids)), "order", "", 0)
-
-
-def _by_order(precomputed: PrecomputedVectors, path: Path, items: int) -> np.ndarray:
-    if len(precomputed.vectors_Rd) != items:
+    if len(precomputed.vectors_Rd) != len(items):
         raise UserError(
-            f"{path} has {len(precomputed.vectors_Rd):,} vectors for {items:,} items",
+            f"{path} has {len(precomputed.vectors_Rd):,} vectors for {len(items):,} items",
             "rows are matched by order: row i belongs to item i of data/interactions/items.parquet, from which ingest "
             "may have left items out",
             "bring vectors with raw ids (see embed.match), or put NAME_embeddings.npy beside the item file "
             "of the dataset folder, where ingest matches it",
         )
-    return precomputed.vectors_Rd
+    return MatchedVectors(precomputed.vectors_Rd, None, "order", "", 0)
 
 
-def _by_id(column: VectorIds, path: Path, wanted: Sequence[str]) -> tuple[list[int], int]:
-    """Return the row of each wanted id, and how many rows of the file belong to a wanted id."""
-    row_of: dict[str, int] = {}
-    for row, raw_id in enumerate(column.ids):
-        if raw_id is not None and row_of.setdefault(raw_id, row) != row:
-            raise UserError(
-                f"{path} has several vectors for one raw id, such as {raw_id!r} (column {shown(column.name)})",
-                "it is not clear which of these vectors belongs to the item",
-                "write a file with one row per item",
-            )
-    missing = [raw_id for raw_id in wanted if raw_id not in row_of]
-    if missing:
-        first = ", ".join(map(shown, list(row_of)[:3])) or "none at all"
+def _by_id(column: VectorIds, path: Path, wanted: pa.Array) -> np.ndarray:
+    """Return the row of each wanted id, int64 [I]."""
+    if not column.unique:
+        seen: set[str] = set()
+        for raw_id in column.ids.drop_null().to_pylist():
+            if raw_id in seen:
+                break
+            seen.add(raw_id)
         raise UserError(
-            f"{len(missing):,} of {len(wanted):,} items have no embedding in {path}, "
-            f"first: {', '.join(map(shown, missing[:5]))}",
+            f"{path} has several vectors for one raw id, such as {raw_id!r} (column {shown(column.name)})",
+            "it is not clear which of these vectors belongs to the item",
+            "write a file with one row per item",
+        )
+    rows = pc.index_in(wanted, value_set=column.ids)
+    if rows.null_count:
+        missing = wanted.filter(pc.is_null(rows)).slice(0, 5).to_pylist()
+        first = ", ".join(map(shown, column.ids.drop_null().slice(0, 3).to_pylist())) or "none at all"
+        raise UserError(
+            f"{rows.null_count:,} of {len(wanted):,} items have no embedding in {path}, "
+            f"first: {', '.join(map(shown, missing))}",
             f"every item needs a vector; the file's raw ids (column {shown(column.name)}) begin with {first}",
             "add the missing rows, or leave these items out of the log",
         )
-    return [row_of[raw_id] for raw_id in wanted], len(wanted)
+    rows_I: np.ndarray = rows.to_numpy()
+    return rows_I
 
 
 # ---------------------------------------------------------------------------------------------------- the formats
 
 
-def _read(path: Path) -> PrecomputedVectors:
+def _read(path: Path, scratch: Path | None) -> PrecomputedVectors:
     if not path.is_file():
         raise UserError(
             f"{path} is not here",
             "embed.encoder precomputed reads the item vectors from this file",
             "set embed.path to a .npy, .npz, .safetensors or .parquet file",
         )
-    if path.suffix not in READERS:
+    known = [*READERS, ".parquet"]
+    if path.suffix not in known:
         raise UserError(
             f"{path} is of no known format",
-            nearest(path.suffix, READERS),
+            nearest(path.suffix, known),
             "convert the file to one of these formats, and set embed.path to the new file",
         )
     try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path, scratch)
         return READERS[path.suffix](path)
     except UserError:
         raise
@@ -143,7 +178,8 @@ def _read(path: Path) -> PrecomputedVectors:
 
 
 def _read_npy(path: Path) -> PrecomputedVectors:
-    return PrecomputedVectors(_matrix(np.load(path, allow_pickle=False), path))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    return PrecomputedVectors(_matrix(array, path))
 
 
 def _read_npz(path: Path) -> PrecomputedVectors:
@@ -214,17 +250,12 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], lists: Mapping[str, list[Any]
     return PrecomputedVectors(vectors_Rd, _id_columns(candidates))
 
 
-def _id_columns(candidates: Mapping[str, Sequence[Any]]) -> list[VectorIds]:
+def _id_columns(candidates: Mapping[str, Iterable[Any]]) -> list[VectorIds]:
     columns = (possible_ids(name, values) for name, values in candidates.items())
     return [column for column in columns if column is not None]
 
 
-def _read_parquet(path: Path) -> PrecomputedVectors:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-    import pyarrow.types as pt
-
+def _read_parquet(path: Path, scratch: Path | None) -> PrecomputedVectors:
     fields = {field.name: field.type for field in pq.read_schema(path)}
     lists = {
         name: kind.value_type
@@ -237,34 +268,49 @@ def _read_parquet(path: Path) -> PrecomputedVectors:
     chosen = _only(numbers or list(lists), list(fields), "column of vectors", path)
     others = [name for name, kind in fields.items() if not pt.is_nested(kind)]
     others = [WRITTEN_NAME] if WRITTEN_NAME in others else others
-    table = pq.read_table(path, columns=[chosen, *others])
+    vectors_Rd, there = _vectors_of_parquet(path, chosen, scratch)
+    columns = {}
     for name in others:
+        column = pq.read_table(path, columns=[name])[name]
         if pt.is_string_view(fields[name]) or pt.is_binary_view(fields[name]):  # Arrow cannot filter these
-            text = pa.large_string() if pt.is_string_view(fields[name]) else pa.large_binary()
-            table = table.set_column(table.column_names.index(name), name, table[name].cast(text))
-    table = table.filter(pc.is_valid(table[chosen]))
-    widths = pc.unique(pc.list_value_length(table[chosen])).to_pylist()
-    if len(widths) > 1:
-        raise UserError(
-            f"vectors of {path} differ in length: {', '.join(map(str, sorted(widths)[:5]))}",
-            "the vectors of all items must have the same width",
-            "write the file again with vectors of one width",
-        )
-    # The chunks are read one by one, because an Arrow list array counts its numbers in 32 bits.
-    parts = [
-        _matrix(chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1), path)
-        for chunk in table[chosen].chunks
-        if len(chunk)
-    ]
-    vectors_Rd = np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
-    return PrecomputedVectors(vectors_Rd, _id_columns({name: table[name].to_pylist() for name in others}))
+            column = column.cast(pa.large_string() if pt.is_string_view(fields[name]) else pa.large_binary())
+        columns[name] = column.filter(there)
+    return PrecomputedVectors(vectors_Rd, _id_columns(columns))
+
+
+def _vectors_of_parquet(path: Path, name: str, scratch: Path | None) -> tuple[np.ndarray, pa.Array]:
+    """Copy a column of lists into a mapped file without a name, and return (float32 [R, d], rows with a list)."""
+    widths: set[int] = set()
+    there = []
+    rows = 0
+    with pq.ParquetFile(path) as source, tempfile.TemporaryFile(dir=scratch) as copy:
+        a_row = sum(source.metadata.row_group(group).total_byte_size for group in range(source.num_row_groups))
+        a_row = a_row // max(source.metadata.num_rows, 1)
+        for batch in source.iter_batches(max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(a_row, 1))), columns=[name]):
+            valid = pc.is_valid(batch[name])
+            lists = batch[name].filter(valid)
+            there.append(valid)
+            widths.update(pc.unique(pc.list_value_length(lists)).to_pylist())
+            if len(widths) == 1 and len(lists):
+                numbers = _matrix(lists.flatten().to_numpy(zero_copy_only=False).reshape(len(lists), -1), path)
+                copy.write(np.ascontiguousarray(numbers, np.float32).data)
+                rows += len(lists)
+        if len(widths) > 1:
+            raise UserError(
+                f"vectors of {path} differ in length: {', '.join(map(str, sorted(widths)[:5]))}",
+                "the vectors of all items must have the same width",
+                "write the file again with vectors of one width",
+            )
+        shape = (rows, widths.pop() if widths else 0)
+        copy.flush()
+        vectors_Rd = np.memmap(copy, np.float32, "r", shape=shape) if rows * shape[1] else np.zeros(shape, np.float32)
+    return vectors_Rd, pa.chunked_array(there, pa.bool_())
 
 
 READERS: dict[str, Callable[[Path], PrecomputedVectors]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
     ".safetensors": _read_safetensors,
-    ".parquet": _read_parquet,
 }
 
 
@@ -279,10 +325,11 @@ def _only(candidates: list[str], names: list[str], what: str, path: Path) -> str
 
 
 def _matrix(array: np.ndarray, path: Path) -> np.ndarray:
+    """Return an array of numbers [rows, width] as it is. Raises UserError for another one."""
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.number):
         raise UserError(
             f"{path} holds an array of shape {list(array.shape)} and type {array.dtype}",
             "the array must be numbers of shape [items, width]",
             "write the file again in that shape",
         )
-    return array.astype(np.float32)
+    return array

@@ -13,6 +13,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.errors import UserError
 from pipeline.printing import shown
 from pipeline.raw_ids import whole_number
@@ -28,15 +31,20 @@ ID_NAMES = (
 ROW_NUMBERS = ("", "index", "indexlevel0", "level0", "unnamed0", "row", "rownumber")
 
 
+# Every text that `whole_number` reads matches it.
+MAYBE_WHOLE = r"^-?[0-9]+(\.[0-9]*)?([eE]\+?[0-9]{1,2})?$"
+PLAIN_WHOLE = r"^(0|-?[1-9][0-9]*)$"  # a whole number whose digits `whole_number` returns as they are
+
+
 @dataclass(frozen=True)
 class VectorIds:
     """A column of a vector file that could hold the items' raw ids.
 
-    ids: text of each row, None where it is missing. numeric: whether the file holds them as numbers.
+    ids: large_string, the text of each row, null where it is missing. numeric: whether the file holds them as numbers.
     """
 
     name: str
-    ids: list[str | None]
+    ids: pa.Array
     numeric: bool
 
     @property
@@ -46,15 +54,23 @@ class VectorIds:
 
     @property
     def unique(self) -> bool:
-        present = [raw_id for raw_id in self.ids if raw_id is not None]
-        return len(set(present)) == len(present)
+        return bool(pc.count_distinct(self.ids).as_py() == len(self.ids) - self.ids.null_count)
 
 
 def possible_ids(name: str, values: Iterable[Any]) -> VectorIds | None:
     """Return the column, or None if its values cannot be ids, such as fractions or flags.
 
     Integers and integral floats give the same text (7 and 7.0). Blanks around a text do not count.
+
+    Args:
+        name: what the file calls the column.
+        values: of Python, or a column of Arrow.
     """
+    if isinstance(values, pa.ChunkedArray):
+        texts = _as_texts(values)
+        if texts is not None:
+            return VectorIds(name, texts, pa.types.is_integer(values.type))
+        values = values.to_pylist()
     ids: list[str | None] = []
     numeric = False
     for value in values:
@@ -72,32 +88,46 @@ def possible_ids(name: str, values: Iterable[Any]) -> VectorIds | None:
             ids.append(text.strip() or None)
         else:
             return None
-    return VectorIds(name, ids, numeric)
+    return VectorIds(name, pa.array(ids, pa.large_string()), numeric)
 
 
-def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -> VectorIds | None:
+def _as_texts(values: pa.ChunkedArray) -> pa.Array | None:
+    """Return texts and integers as `possible_ids` does, without a Python object for each; None for other types."""
+    kind = values.type
+    if pa.types.is_integer(kind) and len(values) > values.null_count:
+        return _joined(values.cast(pa.large_string()))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        texts = pc.utf8_trim_whitespace(values.cast(pa.large_string()))
+        return _joined(pc.if_else(pc.equal(texts, ""), None, texts))
+    return None
+
+
+def _joined(values: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+
+
+def choose_ids(columns: Sequence[VectorIds], items: pa.Array, path: Path) -> VectorIds | None:
     """Return the column that names the items, or None if the file has no ids.
 
     Args:
         columns: all columns that could hold ids.
-        items: raw ids of the items.
+        items: raw ids of the items, large_string.
         path: the file, for messages.
 
     Raises:
         UserError: a column has a name for ids and none of its values is an item, or two columns contradict each other.
     """
-    known = set(items)
-    columns = [_as_items_are_written(column, items, known) for column in columns]
+    columns = [_as_items_are_written(column, items) for column in columns]
     written = [column for column in columns if column.plain == WRITTEN]
     if written:
         return written[0]
     # Columns of usual names, of other names, and of row numbers, each with the number of its ids that are known.
     tiers: list[list[tuple[int, VectorIds]]] = [[], [], []]
     for column in columns:
-        values = {raw_id for raw_id in column.ids if raw_id is not None}
-        hits = len(values & known)
+        values = pc.unique(column.ids.drop_null())
+        hits = pc.sum(pc.is_in(values, value_set=items)).as_py() or 0
         named = column.plain in ID_NAMES
-        if hits and (named or _looks_like_ids(column, hits, len(values), len(known))):
+        if hits and (named or _looks_like_ids(column, hits, len(values), len(items))):
             tiers[0 if named else 2 if column.plain in ROW_NUMBERS else 1].append((hits, column))
     best = next((tier for tier in tiers if tier), None)
     if best is None:
@@ -105,7 +135,7 @@ def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -
         return None
     most = max(hits for hits, _ in best)
     first, *others = [column for hits, column in best if hits == most]
-    if differing := [other for other in others if _rows(other, known) != _rows(first, known)]:
+    if differing := [other for other in others if _rows(other, items) != _rows(first, items)]:
         raise UserError(
             f"{path}: {shown(first.name)} and {shown(differing[0].name)} could both be the items' ids, and they differ",
             "one column must say which item a vector belongs to",
@@ -114,14 +144,22 @@ def choose_ids(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -
     return first
 
 
-def _as_items_are_written(column: VectorIds, items: Sequence[str], known: set[str]) -> VectorIds:
+def _as_items_are_written(column: VectorIds, items: pa.Array) -> VectorIds:
     """Return the column with the numbers of items (7 or 7.0) as the items have them."""
     # items 7.0 and b: the value 7 becomes 7.0; a value that is an item already stays
-    written = {_whole(raw_id): raw_id for raw_id in reversed(items)}
-    ids = [
-        raw_id if raw_id is None or raw_id in known else written.get(_whole(raw_id), raw_id) for raw_id in column.ids
-    ]
-    return replace(column, ids=ids)
+    unknown = pc.and_(pc.is_valid(column.ids), pc.invert(pc.is_in(column.ids, value_set=items)))
+    numbers = pc.and_(unknown, pc.fill_null(pc.match_substring_regex(column.ids, MAYBE_WHOLE), False))
+    if not pc.any(numbers, min_count=0).as_py():
+        return column
+    item_numbers = items.filter(pc.match_substring_regex(items, MAYBE_WHOLE))
+    if pc.all(pc.match_substring_regex(item_numbers, PLAIN_WHOLE), min_count=0).as_py():
+        # Items are written plainly, and a plain number that is unknown stays so: only the others may be an item.
+        numbers = pc.and_not(numbers, pc.fill_null(pc.match_substring_regex(column.ids, PLAIN_WHOLE), False))
+        if not pc.any(numbers, min_count=0).as_py():
+            return column
+    written = {_whole(raw_id): raw_id for raw_id in reversed(item_numbers.to_pylist())}
+    ids = [written.get(_whole(raw_id), raw_id) for raw_id in column.ids.filter(numbers).to_pylist()]
+    return replace(column, ids=pc.replace_with_mask(column.ids, numbers, pa.array(ids, pa.large_string())))
 
 
 def _whole(text: str) -> str:
@@ -130,25 +168,28 @@ def _whole(text: str) -> str:
 
 def _looks_like_ids(column: VectorIds, hits: int, values: int, items: int) -> bool:
     """Tell whether a column of an unusual name with `hits` known values holds ids, and not some other property."""
-    if column.numeric or all(raw_id is None or whole_number(raw_id) for raw_id in column.ids):
+    present = column.ids.drop_null()
+    looks_whole = pc.all(pc.match_substring_regex(present, MAYBE_WHOLE), min_count=0).as_py()
+    if column.numeric or (looks_whole and all(whole_number(raw_id) for raw_id in present.to_pylist())):
         # A price or a year may be the number of an item by chance.
         return column.unique and 2 * hits >= min(values, items)
     return column.unique or 2 * values > len(column.ids)  # several rows of one item are refused later, by name
 
 
-def _rows(column: VectorIds, known: set[str]) -> dict[str, int]:
-    return {raw_id: row for row, raw_id in enumerate(column.ids) if raw_id in known and raw_id is not None}
+def _rows(column: VectorIds, items: pa.Array) -> dict[str, int]:
+    known = set(items.to_pylist())
+    return {raw_id: row for row, raw_id in enumerate(column.ids.to_pylist()) if raw_id in known and raw_id is not None}
 
 
-def _refuse_unknown(columns: Sequence[VectorIds], items: Sequence[str], path: Path) -> None:
+def _refuse_unknown(columns: Sequence[VectorIds], items: pa.Array, path: Path) -> None:
     """Refuse a file whose ids are certainly ids, by their name, and not those of the items."""
     for column in columns:
         if column.plain in ID_NAMES:
-            first = [raw_id for raw_id in column.ids if raw_id is not None][:3]
+            first = column.ids.drop_null().slice(0, 3).to_pylist()
             raise UserError(
                 f"none of the ids in {path} ({shown(column.name)}: {', '.join(map(shown, first)) or 'all missing'}) "
                 "is an item of the log",
-                f"the items are called {', '.join(map(shown, items[:3]))}, so it is not known "
+                f"the items are called {', '.join(map(shown, items.slice(0, 3).to_pylist()))}, so it is not known "
                 "which vector belongs to which item",
                 "write the raw ids of the log into it, or, if row i belongs to item i, set embed.match to order",
             )

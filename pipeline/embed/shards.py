@@ -11,9 +11,9 @@ Shape legend: I items, d width of the embeddings.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.artifacts import read_tensors, write_tensors
 from pipeline.errors import UserError
+from pipeline.locks import in_turn, remove_unless_awaited
 from pipeline.printing import say
 from pipeline.progress import Progress
 
@@ -55,12 +56,13 @@ class EncodedItems(NamedTuple):
 
 
 class Shards:
-    """Vectors of a list of rows, in shards of `size` rows."""
+    """Vectors of a list of rows, in shards of `size` rows; two runs that make the same vectors take turns."""
 
     def __init__(self, scratch: Path, fingerprint: str, rows: int, size: int):
         self.folder = scratch / "embed" / fingerprint[:16]
         self.rows = rows
         self.spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        self._held = ExitStack()
 
     def fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
         """Make the shards of this process that are not on disk yet, and gather all shards.
@@ -69,8 +71,27 @@ class Shards:
             encode: returns the vectors of consecutive rows, in parts that add up to the slice.
 
         Returns:
-            float32 [rows, d]; None if another process gathers.
+            float32 [rows, d]; None if another process gathers. The process that gathers holds the shards until `close`.
+
+        Raises:
+            UserError: this process was started by hand, and another run makes the same vectors.
         """
+        with ExitStack() as stack:
+            if share.leads:
+                stack.enter_context(
+                    in_turn(
+                        self.folder,
+                        [],
+                        waits="embed: {holder} embeds the same items; waiting for it, then this run takes its shards",
+                        busy="{holder} embeds the same items by the same encoder",
+                        both="two runs at once would make every vector twice",
+                    )
+                )
+            vectors_Id = self._fill(encode, share)
+            self._held = stack.pop_all()
+        return vectors_Id
+
+    def _fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
         # 5 shards and 2 processes: process 0 makes 0, 2, 4 and process 1 makes 1, 3
         assigned = range(share.rank, len(self.spans), share.size)
         missing = [shard for shard in assigned if self.read(shard) is None]
@@ -141,8 +162,12 @@ class Shards:
             return None
 
     def remove(self) -> None:
-        """Remove all shards; call this when the result is written."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove all shards that no other run awaits; call this when the result is written."""
+        remove_unless_awaited(self.folder)
+
+    def close(self) -> None:
+        """Let another run of the same vectors go on."""
+        self._held.close()
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.safetensors"

@@ -7,17 +7,28 @@ tells them apart. The seed changes nothing here, so that runs with different see
 The stage runs in one process, or in n processes under `torchrun --nproc-per-node n -m pipeline embed`, of which the
 first one writes.
 
-Shape legend: I items, d width of the embeddings.
+Shape legend: I items, B those of a block, d width of the embeddings.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types
 
-from pipeline.artifacts import EMBEDDINGS, INTERACTIONS, SCRATCH, Embeddings, Interactions, fingerprint, read_parquet
+from pipeline.artifacts import (
+    EMBEDDINGS,
+    INTERACTIONS,
+    SCRATCH,
+    Embeddings,
+    Interactions,
+    fingerprint,
+    read_blocks,
+    read_parquet,
+)
 from pipeline.embed.config import EmbedConfig
 from pipeline.embed.precomputed import precomputed_vectors
 from pipeline.embed.template import fields_of, render_text
@@ -26,6 +37,8 @@ from pipeline.printing import say, shown
 
 if TYPE_CHECKING:
     from pipeline.embed.shards import EncodedItems
+
+FIRST_BROKEN = 5  # items with a broken vector that a message names
 
 
 class EmbedParams(Protocol):
@@ -46,11 +59,13 @@ def run(
     """
     config = params.embed
     items = Interactions(interactions).items
+    if config.encoder == "precomputed":
+        summary = _precomputed(config, items, output)
+        _report(summary)
+        return summary
     raw_ids = read_parquet(items, columns=["raw_id"])["raw_id"].tolist()
     shards = None
-    if config.encoder == "precomputed":
-        vectors_Id, facts = _precomputed(config, raw_ids)
-    elif config.encoder == "tfidf":
+    if config.encoder == "tfidf":
         from pipeline.embed.tfidf import tfidf_vectors
 
         texts = item_texts(items, config.template)
@@ -63,12 +78,15 @@ def run(
         if encoded is None:
             return {}
         vectors_Id, facts, shards = encoded
-    summary = {"encoder": config.encoder, **_count(vectors_Id, raw_ids), **facts}
+    counts = VectorCount(len(raw_ids), vectors_Id.shape[1])
+    counts.add(vectors_Id)
+    summary = {"encoder": config.encoder, **counts.checked(lambda item: raw_ids[item]), **facts}
     if config.encoder != "multimodal":
-        (output / "rejects.parquet").unlink(missing_ok=True)  # an earlier run may have left one
+        _forget_rejects(output)
     Embeddings(vectors_Id, summary).write(output)
     if shards:
         shards.remove()
+        shards.close()
     _report(summary)
     return summary
 
@@ -116,42 +134,77 @@ def item_texts(items: Path, template: tuple[str, ...], required: bool = True) ->
     return texts
 
 
-def _precomputed(config: EmbedConfig, raw_ids: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+def _precomputed(config: EmbedConfig, items: Path, output: Path) -> dict[str, Any]:
+    """Write the vectors of a file block by block, and return the content of embeddings.json."""
     path = Path(config.path)
-    matched = precomputed_vectors(path, config.match, raw_ids)
-    facts = {
+    names = [block["raw_id"].cast(pa.large_string()) for block in read_blocks(items, ["raw_id"])]
+    raw_ids = pa.concat_arrays(names) if names else pa.array([], pa.large_string())
+    output.parent.mkdir(parents=True, exist_ok=True)
+    matched = precomputed_vectors(path, config.match, raw_ids, output.parent)
+    counts = VectorCount(*matched.shape)
+    for block in matched.blocks():
+        counts.add(block)
+    summary = {
+        "encoder": config.encoder,
+        **counts.checked(lambda item: raw_ids[item].as_py()),
         "file": path.name,
         "fingerprint": fingerprint(path),
         "matched_by": matched.matched_by,
         "unused_rows": matched.unused_rows,
     }
     if matched.matched_by == "id":
-        facts["ids_from"] = matched.ids_from
-    return matched.vectors_Id, facts
+        summary["ids_from"] = matched.ids_from
+    _forget_rejects(output)
+    Embeddings.write_blocks(matched.shape, matched.blocks(), summary, output)
+    return summary
 
 
-def _count(vectors_Id: np.ndarray, raw_ids: list[str]) -> dict[str, int]:
-    """Check that all vectors are usable, and count them. Vectors without a dimension are those of the encoder none.
+def _forget_rejects(output: Path) -> None:
+    (output / "rejects.parquet").unlink(missing_ok=True)  # an earlier run may have left one
 
-    Raises:
-        UserError: a vector has NaN or infinite numbers, or all vectors are zeros.
-    """
-    broken = np.flatnonzero(~np.isfinite(vectors_Id).all(axis=1))
-    if len(broken):
-        raise UserError(
-            f"{len(broken):,} of {len(raw_ids):,} items have NaN or infinite numbers in their embedding, "
-            f"first: {', '.join(shown(raw_ids[item]) for item in broken[:5])}",
-            "distances to such vectors mean nothing",
-            "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
-        )
-    zeros = int((~vectors_Id.any(axis=1)).sum())
-    if zeros == len(raw_ids) and vectors_Id.shape[1]:
-        raise UserError(
-            "the embeddings of all items are zero",
-            "vectors of zeros do not tell items apart",
-            "bring other vectors, or choose another embed.encoder",
-        )
-    return {"items": len(raw_ids), "dimensions": vectors_Id.shape[1], "zero_vectors": zeros}
+
+class VectorCount:
+    """Check vectors that come in blocks, and count them."""
+
+    def __init__(self, items: int, dimensions: int):
+        self.items = items
+        self.dimensions = dimensions
+        self.done = 0
+        self.zeros = 0
+        self.broken = 0  # items with NaN or infinite numbers
+        self.first_broken: list[int] = []
+
+    def add(self, vectors_Bd: np.ndarray) -> None:
+        """Add the vectors of the next items."""
+        broken = self.done + np.flatnonzero(~np.isfinite(vectors_Bd).all(axis=1))
+        self.broken += len(broken)
+        self.first_broken += broken[: FIRST_BROKEN - len(self.first_broken)].tolist()
+        self.zeros += int((~vectors_Bd.any(axis=1)).sum())
+        self.done += len(vectors_Bd)
+
+    def checked(self, name: Callable[[int], str]) -> dict[str, int]:
+        """Return the counts. Vectors without a dimension are those of the encoder none.
+
+        Args:
+            name: gives the raw id of an item.
+
+        Raises:
+            UserError: a vector has NaN or infinite numbers, or all vectors are zeros.
+        """
+        if self.broken:
+            raise UserError(
+                f"{self.broken:,} of {self.items:,} items have NaN or infinite numbers in their embedding, "
+                f"first: {', '.join(shown(name(item)) for item in self.first_broken)}",
+                "distances to such vectors mean nothing",
+                "mend these vectors, or set embed.dtype to float32 if embed.encoder made them",
+            )
+        if self.zeros == self.items and self.dimensions:
+            raise UserError(
+                "the embeddings of all items are zero",
+                "vectors of zeros do not tell items apart",
+                "bring other vectors, or choose another embed.encoder",
+            )
+        return {"items": self.items, "dimensions": self.dimensions, "zero_vectors": self.zeros}
 
 
 def _report(summary: dict[str, Any]) -> None:

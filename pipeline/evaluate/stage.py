@@ -26,7 +26,6 @@ from pipeline.artifacts import (
     SPLITS,
     Splits,
     read_json,
-    read_parquet,
     write_json,
 )
 from pipeline.decoding.ranking import Ranking, rank_targets
@@ -35,10 +34,12 @@ from pipeline.errors import UserError
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.generator import Generator, load_generator
+from pipeline.evaluate.table import table
+from pipeline.generator import Generator, load_generator, load_retriever
+from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
-from pipeline.metric_names import BASELINES, HEADLINES, MAIN_METRICS, METRICS, row_labels
+from pipeline.metric_names import BASELINES, DENSE_REPORT, DENSE_TRAINING, HEADLINES, MAIN_METRICS, METRICS
 from pipeline.metrics import gains, recall_at, summarise
 from pipeline.printing import say, shown
 from pipeline.progress import Progress
@@ -47,6 +48,7 @@ from pipeline.results.ranks import (
     DETAILS_FILE,
     METRICS_FILE,
     RANKS_FILE,
+    Origin,
     Ranks,
     check_fit,
     origin_of,
@@ -56,7 +58,8 @@ from pipeline.results.ranks import (
 from pipeline.strategies.registry import settings_types
 from pipeline.views.counting import COUNTING, Baselines, Counting, baselines
 
-# Files whose checksums details.json lists: those of this stage, and the one of train that they rest on
+# Files whose checksums details.json lists: those of this stage, and that of train on which they rest; with a retriever
+# also that of dense
 SEALED = (RANKS_FILE, METRICS_FILE, "by_history.csv", "by_popularity.csv", "frontier.csv", "timings.json")
 
 
@@ -94,8 +97,12 @@ def run(
     counting: Path = COUNTING,
     reports: Path = REPORTS,
     items: Path = INTERACTIONS / "items.parquet",
+    dense: Path | None = None,
 ) -> dict[str, float]:
     """Rank every test user's item and write ranks.parquet, metrics.json, details.json and the two breakdowns.
+
+    Args:
+        dense: the folder of the dense retriever; None: `dense` beside the generator. It may be missing.
 
     Returns:
         What metrics.json and details.json hold. Under torchrun only the first process goes on after ranking; the
@@ -113,6 +120,7 @@ def run(
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, held_out, splits)
+    retriever = _retriever(dense or generator.parent / "dense", device, held_out, splits)
     pairs = Counting.read(counting)
     pairs.check_fit(counting, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
@@ -120,15 +128,14 @@ def run(
     drop_seen = counted.drop_seen["cooccurrence"] if config.filter_seen == "auto" else config.filter_seen
     # 3. Rank the test items: every process its share of the users.
     with joined(device) as world:
-        began = time.perf_counter()
-        ranking = _rank(config, loaded, held_out, device, world, filter_seen=drop_seen)
-        seconds = time.perf_counter() - began
+        ranking, seconds = _rank(config, loaded, held_out, device, world, filter_seen=drop_seen)
+        beside, dense_seconds = None, 0.0
+        if retriever:
+            beside, dense_seconds = _rank(config, retriever, held_out, device, world, filter_seen=drop_seen)
     if not world.leads:
         return {}
     # 4. Put model and baselines side by side, one row per user.
-    targets_U = held_out.items_N[ranking.positions_U]
-    counts_I = pairs.counts_I
-    users = _side_by_side(ranking, counted, held_out, counts_I)
+    users = _side_by_side(ranking, beside, counted, held_out, pairs.counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
@@ -138,30 +145,23 @@ def run(
         ),
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
-        **beyond_hits(ranking.top_UK, counts_I, targets_U, first_code_I, _categories(items)),
+        **beyond_hits(ranking.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
         **calibration(ranking.mass_U, ranking.ranks_U),
         **timings,
+        **(_dense_timings(reports) | {"dense_evaluate_seconds": dense_seconds} if beside else {}),
         "evaluate_seconds": seconds,
         "users_per_second": len(users) / seconds,
     }
     metrics = {name: figures[name] for name in HEADLINES if name in figures}
     details = {name: value for name, value in figures.items() if name not in metrics}
-    origin = origin_of(
-        generator,
-        splits,
-        loaded.config,
-        sections=settings_types(),
-        protocol=split_words(held_out.summary),
-        beam=config.beam,
-        decoding=config.decoding,
-        filter_seen=drop_seen,
-    )
+    origin = _origin(config, generator, splits, loaded, held_out, drop_seen)
     Ranks(users, origin).write(reports / RANKS_FILE)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
     write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
-    write_json(reports / DETAILS_FILE, sealed(details, reports, SEALED))  # last: it lists the others
+    listed = (*SEALED, DENSE_REPORT) if beside and (reports / DENSE_REPORT).exists() else SEALED
+    write_json(reports / DETAILS_FILE, sealed(details, reports, listed))  # last: it lists the others
     say(table(figures, config, loaded.config["strategy"], over_items))
     if drop_seen:
         _say_repeats(held_out, ranking.positions_U)
@@ -177,9 +177,38 @@ def _say_repeats(splits: Splits, positions: np.ndarray) -> None:
         )
 
 
-def _side_by_side(ranking: Ranking, counted: Baselines, splits: Splits, counts_I: np.ndarray) -> pd.DataFrame:
+def _retriever(folder: Path, device: torch.device, held_out: Splits, splits: Path) -> Generator | None:
+    """Load the dense retriever and check that it was trained on these splits; None where there is none."""
+    retriever = load_retriever(folder, device) if folder.exists() else None
+    if retriever:
+        check_fit(retriever, folder, held_out, splits)
+    return retriever
+
+
+def _origin(
+    config: EvaluateConfig, generator: Path, splits: Path, loaded: Generator, held_out: Splits, drop_seen: bool
+) -> Origin:
+    """Return what made the ranks."""
+    return origin_of(
+        generator,
+        splits,
+        loaded.config,
+        sections=settings_types(),
+        protocol=split_words(held_out.summary),
+        beam=config.beam,
+        decoding=config.decoding,
+        filter_seen=drop_seen,
+    )
+
+
+def _side_by_side(
+    ranking: Ranking, dense: Ranking | None, counted: Baselines, splits: Splits, counts_I: np.ndarray
+) -> pd.DataFrame:
     """Return the rows of ranks.parquet."""
     assert ranking.other is not None
+    beside = {}
+    if dense is not None and dense.other is not None:
+        beside = {"dense_rank": dense.ranks_U, "dense_other_rank": dense.other.ranks_U}
     targets_U = splits.items_N[ranking.positions_U]
     return ranks_frame(
         user_id=ranking.users_U,
@@ -193,6 +222,7 @@ def _side_by_side(ranking: Ranking, counted: Baselines, splits: Splits, counts_I
         cooccurrence_rank=counted.cooccurrence_U,
         directed_rank=counted.directed_U,
         other_rank=ranking.other.ranks_U,
+        **beside,
     )
 
 
@@ -206,11 +236,7 @@ def _point(metrics: dict[str, float], config: dict[str, Any]) -> pd.DataFrame:
 
 def _categories(items: Path) -> np.ndarray | None:
     """Return a number for each item's category, -1 for an item without; None where no item has one."""
-    frame = read_parquet(items) if items.exists() else pd.DataFrame()
-    if "categories" not in frame or frame["categories"].isna().all():
-        return None
-    codes_I: np.ndarray = frame["categories"].factorize()[0]
-    return codes_I
+    return ItemTable(items).numbered("categories") if items.exists() else None
 
 
 def _timings(path: Path) -> dict[str, float]:
@@ -224,6 +250,13 @@ def _timings(path: Path) -> dict[str, float]:
             "run `dvc checkout`, or `dvc repro` to make it anew",
         )
     return timings
+
+
+def _dense_timings(reports: Path) -> dict[str, float]:
+    """Return what training the dense retriever measured; nothing where its report is not here."""
+    path = reports / DENSE_REPORT
+    measured = unsealed(path, read_json(path), "dense") if path.exists() else {}
+    return {name: measured[name] for name in DENSE_TRAINING if isinstance(measured.get(name), int | float)}
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:
@@ -263,53 +296,19 @@ def evaluation_metrics(
 
 
 def _side_metrics(users: pd.DataFrame, drop_seen: bool, names: Sequence[str]) -> dict[str, float]:
-    """Return the baselines' metrics, the model's by both rules, and its recall of the right codes."""
+    """Return the baselines' metrics, those of both networks by both rules, and the model's recall of right codes."""
     figures = {"bucket_recall_at_10": recall_at(users["bucket_rank"].to_numpy(), 10)}
     rules = ("seen_dropped", "seen_included")
     columns = {name: f"{name}_rank" for name in BASELINES}
     columns |= dict(zip(rules if drop_seen else rules[::-1], ("rank", "other_rank"), strict=True))
+    if "dense_rank" in users:
+        columns["dense"] = "dense_rank"
+        dense_rules = [f"dense_{rule}" for rule in (rules if drop_seen else rules[::-1])]
+        columns |= dict(zip(dense_rules, ("dense_rank", "dense_other_rank"), strict=True))
     for name, column in columns.items():
         summary = summarise(users[column].to_numpy(), names)
         figures |= {f"{name}_{metric}": value for metric, value in summary.items()}
     return figures
-
-
-def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over_items: bool = False) -> str:
-    """Return the printed table: the model by both rules for seen items and the baselines, with and without ties.
-
-    Args:
-        over_items: the model scores items themselves, all of them, and no Semantic IDs.
-    """
-    ties = metrics["noties_users"] < metrics["users"]
-    parts = {"": f"all {metrics['users']:,} users"} | (
-        {"noties_": f"no tie: {metrics['noties_users']:,} users"} if ties else {}
-    )
-    labels = row_labels(metrics, strategy)
-    first = max(map(len, labels.values())) + 2
-    lines = [
-        " " * first + "".join(f"{words:>24}" for words in parts.values()),
-        " " * first + "".join(f"{'recall@10':>14}{'ndcg@10':>10}" for _ in parts),
-    ]
-    # A line per system: recall and NDCG on all users, then on those without a tie.
-    for prefix, label in labels.items():
-        cells = [metrics[f"{part}{prefix}{name}_at_10"] for part in parts for name in ("recall", "ndcg")]
-        lines.append(f"{label:{first}}" + "".join(f"{cell:{(14, 10)[i % 2]}.4f}" for i, cell in enumerate(cells)))
-    # Lines that say how the numbers were made.
-    low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
-    exact = config.decoding == "exact" or over_items
-    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
-    by_counting = ", as counting does on validation" if config.filter_seen == "auto" else ""
-    of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
-    lines.append(
-        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
-        + ("" if over_items else of_sids)
-    )
-    lines.append(
-        f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
-        f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "
-        f"{metrics['expected_recall_at_10']:.4f}"
-    )
-    return "\n".join(lines)
 
 
 def _rank(
@@ -320,8 +319,12 @@ def _rank(
     world: World,
     *,
     filter_seen: bool,
-) -> Ranking:
-    """Rank all test users by both rules, each in one of the processes; every process returns the whole ranking."""
+) -> tuple[Ranking, float]:
+    """Rank all test users by both rules, each in one of the processes; every process returns the whole ranking.
+
+    The second value is the seconds that it took.
+    """
+    began = time.perf_counter()
     users_U, positions_U = splits.targets("test")
     if not len(users_U):
         raise UserError(
@@ -348,7 +351,8 @@ def _rank(
         )
     # 2. Gather the rows of all processes, in user order, and add up their counts.
     other = ranking.other and _gathered(ranking.other, users_U, positions_U, device, world)
-    return replace(_gathered(ranking, users_U, positions_U, device, world), other=other)
+    whole = replace(_gathered(ranking, users_U, positions_U, device, world), other=other)
+    return whole, time.perf_counter() - began
 
 
 def _gathered(

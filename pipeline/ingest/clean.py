@@ -6,41 +6,43 @@ the users and items that are left, in the order of these integers. No action of 
 underscores, so such names are free for columns of this file.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ibis
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from ibis import _
-from ibis.expr.types import Table
+from ibis.expr.types import BooleanValue, Table
 
 from pipeline.artifacts import MICROSECONDS
 from pipeline.errors import UserError
 from pipeline.ingest.cut import cut_ids, write_cut
-from pipeline.ingest.engines import Engine
+from pipeline.ingest.engines import Engine, Rows
 
 EXTREME = {"first": "earliest", "last": "latest"}  # ingest.repeats -> its word in the steps of ingest.json
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned:
-    """The cleaned and numbered log.
+    """The cleaned and numbered log, in tables that the engine computes when they are read.
 
     log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
-    time_unit: of timestamp; `s` where all times are whole seconds, else `us`.
+    time_unit: of timestamp; `s` where all times are whole seconds, else `us`. span: the first and the last timestamp.
     users: user_id, raw_id. items: item_id, raw_id, source_row (with an item file the record there), then its texts.
     steps: interactions, users and items after each filter, in the order of the filters. rounds: those of the k-core.
     """
 
-    log: pa.Table
-    users: pa.Table
-    items: pa.Table
+    log: Rows
+    users: Rows
+    items: Rows
     steps: list[dict[str, Any]]
     rounds: int
     time_unit: str
+    span: tuple[int, int]
 
 
 def clean(
@@ -67,17 +69,17 @@ def clean(
     """
     staged = engine.read(log)
     actions = [name for name in staged.columns if name not in ("source_row", "user", "item", "timestamp")]
-    interactions = staged
-    steps = [_count("usable rows", interactions)]
-
-    # minimum {"click": 1} leaves out the rows whose click is 0
+    enough = [staged[name] >= least for name, least in minimum.items()]  # {"click": 1}: not the rows whose click is 0
+    rule = ", ".join(f"{name} >= {least:g}" for name, least in minimum.items())
+    all_users, all_items = (_names(engine, staged, column, enough) for column in ("user", "item"))
+    steps = [_step("usable rows", staged, all_users, all_items)]
+    interactions = staged.filter(enough) if minimum else staged
+    users, logged = (names.filter(_.source_row.notnull()) for names in (all_users, all_items))
     if minimum:
-        interactions = interactions.filter([_[name] >= least for name, least in minimum.items()])
-        steps.append(_count("minimum " + ", ".join(f"{name} >= {v:g}" for name, v in minimum.items()), interactions))
+        steps.append(_step(f"minimum {rule}", interactions, users, logged))
 
     # Raw ids become integers: rows 0 (ann, tea), 1 (bob, jam), 2 (ann, jam) -> users ann 0, bob 1; items tea 0, jam 1.
-    users = _first_rows(engine, interactions, "user")
-    catalogue = engine.read(items) if items else _first_rows(engine, interactions, "item")
+    catalogue = engine.read(items) if items else logged.select("raw_id", "source_row")
     encoded = encode(interactions, users, catalogue)
 
     # Only one interaction of a user with an item remains: of (ann, tea) at 5 and at 9 the first is (ann, tea) at 5.
@@ -89,21 +91,35 @@ def clean(
     core_log = engine.materialize(core)
     steps.append(_core_step(engine, core_log, k, steps, encoded))
     if cut:
-        named = {"user": (users, False), "item": (catalogue, items is not None)}
         left_out = [
-            cut_ids(column, log=staged, names=names, counted=coded, left=core_log, listed=listed)
-            for column, (names, listed) in named.items()
+            cut_ids("user", names=all_users, counted=coded, left=core_log),
+            cut_ids("item", names=all_items, counted=coded, left=core_log, listed=catalogue if items else None),
         ]
-        rule = ", ".join(f"{name} >= {least:g}" for name, least in minimum.items())
         write_cut(cut, left_out, {"k_core": str(k), "minimum": rule})
-    numbered, named_users, named_items = number(engine, core_log, users, catalogue, actions)
-    timed, unit = with_unit(numbered)
-    return Cleaned(log=timed, users=named_users, items=named_items, steps=steps, rounds=rounds, time_unit=unit)
+    first, last, ticks = _times(core_log)
+    numbered, named_users, named_items = number(engine, core_log, users, catalogue, actions, ticks)
+    return Cleaned(
+        log=numbered,
+        users=named_users,
+        items=named_items,
+        steps=steps,
+        rounds=rounds,
+        time_unit="us" if ticks == 1 else "s",
+        span=(first // ticks, last // ticks),
+    )
 
 
-def _first_rows(engine: Engine, interactions: Table, column: str) -> Table:
-    """Return raw_id and source_row of the first interaction of each user or item."""
-    return engine.materialize(interactions.group_by(raw_id=column).agg(source_row=_.source_row.min()))
+def _names(engine: Engine, staged: Table, column: str, enough: Sequence[BooleanValue]) -> Table:
+    """Return what the log says of each user or item.
+
+    raw_id; rows: how many there are; first: the source row of the first one; source_row: of the first one that has
+    enough (`ingest.minimum`), null where none has.
+    """
+    facts = {"rows": _.count(), "first": _.source_row.min()}
+    if enough:
+        facts["source_row"] = staged.source_row.min(where=ibis.and_(*enough))
+    names = staged.group_by(raw_id=column).agg(**facts)
+    return engine.materialize(names if enough else names.mutate(source_row="first"))
 
 
 def encode(interactions: Table, users: Table, items: Table) -> Table:
@@ -127,41 +143,44 @@ def one_of_each(interactions: Table, *, last: bool) -> Table:
 def k_core(engine: Engine, interactions: Table, k: int) -> tuple[Table, int]:
     """Find the largest part in which every user and every item has at least `k` interactions.
 
-    Only the sets of users and items that are left are stored between rounds: to copy the interactions each time is what
-    makes a k-core costly. The k-core is reached when a round removes nobody.
+    The interactions stay as they are: only the numbers of interactions of the users and items that are left are stored
+    between rounds, and a round reads off what the users and items that it removes had. The k-core is reached when a
+    round removes nobody.
 
     Returns:
         (that part, the number of rounds)
     """
-    users: Table | None = None
-    items: Table | None = None
+    if k <= 1:
+        return interactions, 0
+    users = engine.materialize(interactions.group_by("user").agg(n=_.count()))
+    items = engine.materialize(interactions.group_by("item").agg(n=_.count()))
+    stays, rare = _.n >= k, _.n < k
+    items_left = items
     rounds = 0
     sizes: tuple[int, ...] = ()
-    while k > 1:
+    while True:
         # Users first, then items among what these users leave: an item that falls below k may pull down a user, who is
         # found in the next round.
-        users = engine.materialize(_frequent(_within(interactions, users, items), "user", k))
-        items = engine.materialize(_frequent(_within(interactions, users, items), "item", k))
+        users_left = users.filter(stays)
+        items = engine.materialize(_without(items_left, interactions, "item", users.filter(rare), "user"))
+        items_left = items.filter(stays)
         rounds += 1
 
         # sizes 9 users, 7 items, then 8, 7, then 8, 7 again: the third round removed nobody
         before = sizes
-        sizes = tuple(int(table.count().to_pyarrow().as_py()) for table in (users, items))
+        sizes = tuple(int(table.count().to_pyarrow().as_py()) for table in (users_left, items_left))
         if sizes == before:
             break
-    return _within(interactions, users, items), rounds
+        users = engine.materialize(_without(users_left, interactions, "user", items.filter(rare), "item"))
+    return interactions.semi_join(users_left, "user").semi_join(items_left, "item"), rounds
 
 
-def _frequent(interactions: Table, column: str, k: int) -> Table:
-    return interactions.group_by(column).agg(n=_.count()).filter(_.n >= k).select(column)
-
-
-def _within(interactions: Table, users: Table | None, items: Table | None) -> Table:
-    if users is not None:
-        interactions = interactions.semi_join(users, "user")
-    if items is not None:
-        interactions = interactions.semi_join(items, "item")
-    return interactions
+def _without(counts: Table, interactions: Table, column: str, removed: Table, other: str) -> Table:
+    """Return the numbers of interactions, `n` by `column`, less those with the removed values of the other column."""
+    # counts of items tea 5, jam 3; the removed user ann had tea once -> tea 4, jam 3
+    lost = interactions.semi_join(removed, other).group_by(lost_of=column).agg(lost=_.count())
+    joined = counts.left_join(lost, counts[column] == lost.lost_of)
+    return joined.select(column, n=_.n - ibis.coalesce(_.lost, 0))
 
 
 def _core_step(engine: Engine, core_log: Table, k: int, steps: list[dict[str, Any]], encoded: Table) -> dict[str, Any]:
@@ -193,7 +212,18 @@ def _totals(interactions: Table) -> dict[str, int]:
 
 
 def _count(name: str, interactions: Table) -> dict[str, Any]:
-    step = {"step": name, **_totals(interactions)}
+    return _checked({"step": name, **_totals(interactions)})
+
+
+def _step(name: str, interactions: Table, users: Table, items: Table) -> dict[str, Any]:
+    """Return what `_count` returns, from tables that have a row for each user and each item."""
+    tables = {"interactions": interactions, "users": users, "items": items}
+    counts = {unit: int(table.count().to_pyarrow().as_py()) for unit, table in tables.items()}
+    return _checked({"step": name, **counts})
+
+
+def _checked(step: dict[str, Any]) -> dict[str, Any]:
+    name = step["step"]
     if not step["interactions"]:
         raise UserError(
             f"nothing is left of the log after the filter '{name}'",
@@ -205,34 +235,62 @@ def _count(name: str, interactions: Table) -> dict[str, Any]:
 
 
 def number(
-    engine: Engine, core_log: Table, users: Table, catalogue: Table, actions: list[str]
-) -> tuple[pa.Table, pa.Table, pa.Table]:
-    """Return (log, users, items) with dense ids and positions, as `Cleaned` describes them."""
+    engine: Engine, core_log: Table, users: Table, catalogue: Table, actions: list[str], ticks: int
+) -> tuple[Rows, Rows, Rows]:
+    """Return (log, users, items) with dense ids and positions, as `Cleaned` describes them.
+
+    Args:
+        ticks: microseconds in the unit of the times that come out.
+    """
     # source rows of users 4, 9, 30 -> user_id 0, 1, 2; of items likewise
     user_ids = engine.materialize(_dense(core_log, "user"))
     item_ids = engine.materialize(_dense(core_log, "item"))
 
-    # position 0, 1, ... within each user, by time; equal times in the order of the source
-    by_time = ibis.row_number().over(group_by="user_id", order_by=["timestamp", "source_row"])
-    log = core_log.join(user_ids, "user").join(item_ids, "item").mutate(position=by_time.cast("int32"))
-    log = log.select("user_id", "item_id", "timestamp", "position", *actions).order_by("user_id", "position")
+    # by time within each user; equal times in the order of the source
+    log = core_log.join(user_ids, "user").join(item_ids, "item")
+    log = log.order_by("user_id", "timestamp", "source_row").select("user_id", "item_id", "timestamp", *actions)
+    position = pa.field("position", pa.int32())
+    schema = log.schema().to_pyarrow().remove_metadata()
+    numbered = engine.rows(log).mapped(schema.insert(3, position), lambda blocks: _with_positions(blocks, ticks))
 
     named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
     named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
     return (
-        log.to_pyarrow(),
-        named_users.order_by("user_id").to_pyarrow(),
-        named_items.relocate("item_id", "raw_id").order_by("item_id").to_pyarrow(),
+        numbered,
+        engine.rows(named_users.order_by("user_id")),
+        engine.rows(named_items.relocate("item_id", "raw_id").order_by("item_id")),
     )
 
 
-def with_unit(log: pa.Table) -> tuple[pa.Table, str]:
-    """Return the log, whose times are microseconds, in seconds if no time has a fraction; and the unit, `s` or `us`."""
-    times = log["timestamp"]
-    seconds = pc.divide(times, MICROSECONDS)  # exact, or not used
-    if not pc.all(pc.equal(pc.multiply(seconds, MICROSECONDS), times)).as_py():
-        return log, "us"
-    return log.set_column(log.column_names.index("timestamp"), "timestamp", seconds), "s"
+def _with_positions(blocks: Iterator[pa.Table], ticks: int) -> Iterator[pa.Table]:
+    """Add position 0, 1, ... within each user to rows that are sorted by user, and divide the times by `ticks`."""
+    user = -1  # of the last row so far
+    start = 0  # that user's first row, counted over all blocks
+    done = 0  # rows so far
+    for block in blocks:
+        # users 3 3 5 after a block that ended with user 3 and began it 4 rows ago -> positions 4 5 0
+        users = block["user_id"].to_numpy()
+        rows = np.arange(done, done + len(users))
+        begins = np.diff(users, prepend=user) != 0
+        starts = np.maximum.accumulate(np.where(begins, rows, start))
+        block = block.add_column(3, "position", pa.array((rows - starts).astype(np.int32)))
+        if ticks > 1:
+            block = block.set_column(2, "timestamp", pc.divide(block["timestamp"], ticks))
+        yield block
+        if len(users):
+            user = int(users[-1])
+            start = int(starts[-1])
+            done += len(users)
+
+
+def _times(log: Table) -> tuple[int, int, int]:
+    """Return the first and the last time in microseconds, and how many of them the unit of the output has.
+
+    It is a second, 1,000,000 microseconds, if no time has a fraction, and else one microsecond.
+    """
+    found = log.agg(first=_.timestamp.min(), last=_.timestamp.max(), odd=(_.timestamp % MICROSECONDS != 0).any())
+    row = found.to_pyarrow().to_pylist()[0]
+    return int(row["first"]), int(row["last"]), 1 if row["odd"] else MICROSECONDS
 
 
 def _dense(core_log: Table, column: str) -> Table:

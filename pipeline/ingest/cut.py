@@ -17,28 +17,25 @@ BATCH_ROWS = 1_000_000  # rows of a row group, and about as many are in memory a
 SCHEMA = pa.schema([("kind", pa.string()), ("raw_id", pa.string()), ("rows", pa.int64()), ("interactions", pa.int64())])
 
 
-def cut_ids(column: str, *, log: Table, names: Table, counted: Table, left: Table, listed: bool) -> Table:
+def cut_ids(column: str, *, names: Table, counted: Table, left: Table, listed: Table | None = None) -> Table:
     """Return raw_id, rows and interactions of the users or items that are not left, in the order of the source.
 
     Args:
         column: `user` or `item`.
-        log: the staged log; its raw ids, and its number of rows of each.
-        names: raw_id and source_row, the integer that stands for the raw id.
-        counted: the interactions before the k-core, by these integers.
+        names: raw_id, rows, first and source_row of each in the log, as clean.py finds them.
+        counted: the interactions before the k-core, by source_row.
         left: the interactions after it.
-        listed: an item file lists all names; one that has no row in the log is then left out too.
+        listed: raw_id and source_row of all items that an item file lists; one without a row in the log is left out.
     """
-    rows = log.group_by(raw_id=column).agg(rows=_.count(), first=_.source_row.min())
-    if listed:
-        of_names = names.select(listed_id="raw_id", listed_row="source_row")
-        rows = of_names.left_join(rows, of_names.listed_id == rows.raw_id)
-        rows = rows.select(raw_id="listed_id", rows=ibis.coalesce(rows.rows, 0), first="listed_row")
-    numbers = counted.group_by(code=column).agg(interactions=_.count())
+    known = names.select("raw_id", "rows", "first", code="source_row")
+    if listed is not None:
+        of_log = names.select(logged="raw_id", rows="rows")
+        known = listed.select("raw_id", code="source_row").left_join(of_log, _.raw_id == of_log.logged)
+        known = known.select("raw_id", "code", rows=ibis.coalesce(_.rows, 0), first=_.code)
+    numbers = counted.group_by(counted=column).agg(interactions=_.count())
     stays = left.select(stay=column).distinct()
-    known = names.select(known_id="raw_id", known_row="source_row")
-    known = known.left_join(numbers, known.known_row == numbers.code).left_join(stays, known.known_row == stays.stay)
-    known = known.select("known_id", "interactions", "stay")
-    found = rows.left_join(known, rows.raw_id == known.known_id).filter(_.stay.isnull())
+    found = known.left_join(numbers, known.code == numbers.counted)
+    found = found.left_join(stays, found.code == stays.stay).filter(_.stay.isnull())
     found = found.mutate(interactions=ibis.coalesce(_.interactions, 0))
     return found.order_by("first", "raw_id").select("raw_id", "rows", "interactions")
 

@@ -1,16 +1,36 @@
 """The two engines that run the Ibis expressions of clean.py: DuckDB in this process, or Spark."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import ibis
+import pyarrow as pa
 from ibis.backends import BaseBackend
 from ibis.expr.types import Table
 
 from pipeline.errors import UserError
 from pipeline.ingest.config import IngestConfig
+
+BLOCK_ROWS = 100_000  # of a result that are in memory at once
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table that the engine computes block by block while it is read."""
+
+    schema: pa.Schema
+    blocks: Callable[[], Iterator[pa.Table]]
+
+    def mapped(self, schema: pa.Schema, change: Callable[[Iterator[pa.Table]], Iterator[pa.Table]]) -> "Rows":
+        """Return the table with its blocks changed; `schema` is that of the changed blocks."""
+        return Rows(schema, lambda: change(self.blocks()))
+
+    def read(self) -> pa.Table:
+        """Return the whole table."""
+        return pa.concat_tables([self.schema.empty_table(), *self.blocks()]).combine_chunks()
 
 
 class Engine:
@@ -35,6 +55,16 @@ class Engine:
         path = self.folder / f"{self.materialized}.parquet"
         table.to_parquet(path)
         return self.read(path)
+
+    def rows(self, table: Table) -> Rows:
+        """Return `table` as blocks of about BLOCK_ROWS, which are computed when they are read."""
+        schema = table.schema().to_pyarrow().remove_metadata()
+
+        def blocks() -> Iterator[pa.Table]:
+            for batch in table.to_pyarrow_batches(chunk_size=BLOCK_ROWS):
+                yield pa.Table.from_batches([batch]).cast(schema)
+
+        return Rows(schema, blocks)
 
 
 @contextmanager

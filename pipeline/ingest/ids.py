@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.ingest.id_index import IdIndex
 from pipeline.raw_ids import whole_number
 from pipeline.raw_times import Complaint
 
@@ -60,16 +61,16 @@ def whole_numbers(ids: pa.Array) -> pa.Array:
     return pa.array(numbers, pa.string()).take(encoded.indices)
 
 
-def as_listed(ids: pa.Array, listed: pa.Array) -> tuple[pa.Array, pa.Array]:
+def as_listed(ids: pa.Array, listed: IdIndex) -> tuple[pa.Array, pa.Array]:
     """Return the ids as the item file lists them, and which of them it lists (bool per row).
 
     An id that is listed as it is written stays; of the others, "7.0" is 7 if 7 is listed.
     """
-    found = pc.is_in(ids, value_set=listed)
+    found = listed.has(ids)
     if pc.all(found, min_count=0).as_py():
         return ids, found
     numbers = whole_numbers(ids)
-    by_number = pc.and_(pc.invert(found), pc.and_(pc.is_valid(numbers), pc.is_in(numbers, value_set=listed)))
+    by_number = pc.and_(pc.invert(found), pc.and_(pc.is_valid(numbers), listed.has(numbers)))
     return pc.if_else(by_number, numbers, ids), pc.or_(found, by_number)
 
 

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json, write_parquet
 from pipeline.errors import UserError
@@ -23,7 +23,7 @@ from pipeline.ingest.columns import ITEM_NAMES
 from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.encodings import settle_encoding
-from pipeline.ingest.engines import connect
+from pipeline.ingest.engines import Rows, connect
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.report import report
@@ -33,6 +33,7 @@ from pipeline.ingest.tracked import lacking
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
 from pipeline.ingest.where import RowFilter
+from pipeline.large_files import write_rows
 from pipeline.manifest import seal
 from pipeline.printing import say
 from pipeline.raw_times import TimeColumn
@@ -195,7 +196,7 @@ def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path
         )
     unknown: Counter[str] = Counter()
     if items and config.unknown_items == "keep":
-        items, unknown = add_unknown(items, log)
+        unknown = add_unknown(items, log)
     return Staged(log=log, items=items, rejects=rejects, rows=rows, unknown=unknown, time_format=times.form or "")
 
 
@@ -215,12 +216,9 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
             repeats=params.ingest.repeats,
             cut=files.cut,
         )
-    table = _item_table(cleaned)
-    if vectors is not None:
-        table = table.append_column("vector", vector_column(vectors, cleaned.items["source_row"].to_numpy()))
-    write_parquet(files.log, cleaned.log)
-    write_parquet(files.users, cleaned.users)
-    write_parquet(files.items, table)
+        tables = ((files.log, cleaned.log), (files.users, cleaned.users), (files.items, _items(cleaned.items, vectors)))
+        for path, rows_found in tables:
+            write_rows(path, rows_found.schema, rows_found.blocks())
     write_parquet(files.rejects, rejects.table())
     summary = {
         "dataset": params.dataset,
@@ -252,13 +250,14 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
 
 
 def _counts(cleaned: Cleaned) -> dict[str, int | str]:
-    span = pc.min_max(cleaned.log["timestamp"]).as_py()
+    left = cleaned.steps[-1]
+    first, last = cleaned.span
     return {
-        "users": len(cleaned.users),
-        "items": len(cleaned.items),
-        "interactions": len(cleaned.log),
-        "first_timestamp": span["min"],
-        "last_timestamp": span["max"],
+        "users": left["users"],
+        "items": left["items"],
+        "interactions": left["interactions"],
+        "first_timestamp": first,
+        "last_timestamp": last,
         "time_unit": cleaned.time_unit,
     }
 
@@ -272,13 +271,25 @@ def _minimum(params: IngestParams) -> dict[str, float]:
     return params.ingest.minimum or MINIMUM.get(params.dataset, {})
 
 
-def _item_table(cleaned: Cleaned) -> pa.Table:
-    """Return items.parquet without vectors; the usual text columns are there even if the dataset has none."""
-    table = cleaned.items
-    for name in ITEM_NAMES:
-        if name != "item" and name not in table.column_names:
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
-    return table.drop_columns("source_row")
+def _items(items: Rows, vectors: np.ndarray | None) -> Rows:
+    """Return the rows of items.parquet; the usual text columns are there even if the dataset has none."""
+    absent = [name for name in ITEM_NAMES if name != "item" and name not in items.schema.names]
+
+    def changed(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for block in blocks:
+            source_rows = block["source_row"].to_numpy()
+            block = block.drop_columns("source_row")
+            for name in absent:
+                block = block.append_column(name, pa.nulls(len(block), pa.string()))
+            if vectors is not None:
+                block = block.append_column("vector", vector_column(vectors, source_rows))
+            yield block
+
+    fields = [field for field in items.schema if field.name != "source_row"]
+    fields += [pa.field(name, pa.string()) for name in absent]
+    if vectors is not None:
+        fields.append(pa.field("vector", pa.list_(pa.float32())))
+    return items.mapped(pa.schema(fields), changed)
 
 
 def _replace(old: Path, new: Path) -> None:

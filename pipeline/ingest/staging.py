@@ -27,6 +27,7 @@ from pipeline.ingest.columns import (
     recognise_items,
     recognise_log,
 )
+from pipeline.ingest.id_index import IdIndex
 from pipeline.ingest.ids import IdColumn, as_listed, plain_unknown, rewrite_ids, whole_numbers
 from pipeline.ingest.listed_items import ListedItems
 from pipeline.ingest.readers import read_chunks, sample
@@ -54,7 +55,7 @@ class StagedItems:
 
     path: Path
     source: str
-    ids: pa.Array  # string: raw ids of the good rows
+    index: IdIndex  # raw ids of the good rows
     read: int  # rows of the file, rejected ones and copies included
     trimmed: int  # good rows whose id had blanks around it
     copies: int  # rows that are equal to an earlier one
@@ -147,18 +148,19 @@ def stage_items(
                 good = pa.table(rows, schema=schema).filter(usable)
                 writer.write_table(good)
                 column.accept(written.filter(usable), fields["item"].filter(usable))
-                accepted.append(good["raw_id"].combine_chunks())
+                accepted.append(good["raw_id"].combine_chunks().cast(pa.large_string()))
                 origins.append((file, chunk.lines[usable.to_numpy(zero_copy_only=False)]))
                 last = int(chunk.records[-1])
                 progress.update(len(usable))
             first += last + 1
-    ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.string())
+    ids = pa.concat_arrays(accepted) if accepted else pa.array([], pa.large_string())
     copies_found = listed.copies
     if column.to_rewrite:
         ids, more = _join_numbers(path, ids, origins, rejects)
         copies_found += more
     read = len(ids) + copies_found + rejects.total([file.name for file in files])
-    return StagedItems(path=path, source=source, ids=ids, read=read, trimmed=column.trimmed, copies=copies_found)
+    index = IdIndex(ids)
+    return StagedItems(path=path, source=source, index=index, read=read, trimmed=column.trimmed, copies=copies_found)
 
 
 def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], rejects: Rejects) -> tuple[pa.Array, int]:
@@ -352,7 +354,7 @@ def _type(
     microseconds, wrong_times = times.read(time)
     complaints = [*wrong_users, *wrong_items, *wrong_times]
     if items:
-        item, listed = as_listed(item, items.ids)
+        item, listed = as_listed(item, items.index)
         item = plain_unknown(item, listed) if settings.keep_unknown else item
     arrays = [user, item, microseconds]
     odd = {}

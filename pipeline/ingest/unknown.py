@@ -1,7 +1,6 @@
 """Items of the log that the item file does not list, where `ingest.unknown_items` is keep."""
 
 from collections import Counter
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,23 +9,23 @@ import pyarrow.parquet as pq
 from pipeline.ingest.staging import StagedItems, StagedLog
 
 
-def add_unknown(items: StagedItems, log: StagedLog) -> tuple[StagedItems, Counter[str]]:
+def add_unknown(items: StagedItems, log: StagedLog) -> Counter[str]:
     """Add the log's items that the file does not list, without texts, after the listed ones.
 
     Returns:
-        The items, and the rows of the log for each item that was added, in the order of its first row.
+        The rows of the log for each item that was added, in the order of its first row.
     """
     rows: Counter[str] = Counter()
     with pq.ParquetFile(log.path) as file:
         for batch in file.iter_batches(columns=["item"]):
             ids = batch["item"]
-            rows.update(ids.filter(pc.invert(pc.is_in(ids, value_set=items.ids))).to_pylist())
+            rows.update(ids.filter(pc.invert(items.index.has(ids))).to_pylist())
     if not rows:
-        return items, rows
+        return rows
     table = pq.read_table(items.path)
     # Their records come after those of the file, which are also the rows of the file's item vectors.
     first = max(items.read, (pc.max(table["source_row"]).as_py() or 0) + 1)
     names = pa.array(rows, pa.string())
     added = pa.table({"source_row": pa.array(range(first, first + len(rows)), pa.int64()), "raw_id": names})
     pq.write_table(pa.concat_tables([table, added], promote_options="default"), items.path)
-    return replace(items, ids=pa.concat_arrays([items.ids, names])), rows
+    return rows

@@ -2,9 +2,9 @@
 
 A preset is a part or a whole, as its first comment line says: `# Part (model): ...` or `# Whole: ...`. A part sets
 every key of its kind, and no other. So the second of two parts of one kind leaves nothing of the first, and the
-order of parts of different kinds does not matter. A whole sets what the kinds quantizer, model and strategy set, and
-the rest of `split`, because a published figure holds for one protocol. It leaves alone the data, the encoder, `seed`
-and `track`. The whole `demo` sets every key: it brings params.yaml back.
+order of parts of different kinds does not matter. A whole sets what the kinds quantizer, model, strategy and retriever
+set, and the rest of `split`, because a published figure holds for one protocol. It leaves alone the data, the encoder,
+`seed` and `track`. The whole `demo` sets every key: it brings params.yaml back.
 
 `seed`, `track`, `split.protocol`, `split.ties`, `split.valid_from` and `split.test_from` belong to no part. What a user
 sets by hand for a machine or a path (`train.device`, `ingest.path`) belongs to the kind of its section like any other
@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "quantizer": ("quantize",),
     "model": ("split.max_history", "backbone", "train", "evaluate"),
     "strategy": ("strategy", *settings_types()),
+    "retriever": ("dense",),
 }
 NOT_OF_A_WHOLE = ("dataset", "ingest", "embed", "seed", "track")
 HEAD = re.compile(r"# (?:Part \((?P<kind>\w+)\)|Whole): (?P<summary>.+)")

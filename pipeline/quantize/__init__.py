@@ -19,6 +19,7 @@ def build_quantizer(config: QuantizeConfig, seed: int) -> "Quantizer":
             normalize_residuals=config.normalize_residuals,
             iterations=config.iterations,
             restarts=config.restarts,
+            points_per_code=config.points_per_code,
             seed=seed,
             device=config.device,
         )

@@ -10,14 +10,27 @@ from pipeline.errors import UserError
 
 def group_by_codes(codes_IL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (group of each item [I], size of each group [G]); groups are in lexicographic order of their codes."""
-    # codes (2, 1), (0, 5), (2, 1) -> order 1 0 2, starts 1 1 0, groups_I 1 0 1, sizes 1 2
-    order = np.lexsort(codes_IL.T[::-1])
-    sorted_IL = codes_IL[order]
-    starts = np.ones(len(codes_IL), dtype=bool)
-    starts[1:] = (sorted_IL[1:] != sorted_IL[:-1]).any(axis=1)
-    groups_I = np.empty(len(codes_IL), dtype=np.int64)
-    groups_I[order] = np.cumsum(starts) - 1
+    # Level by level, the group so far and the code become one number, and the numbers in use are counted through again.
+    # codes (2, 1), (0, 5), (2, 1) -> groups 1 0 1 by the first code; 1 * 6 + 1, 0 * 6 + 5, 7 -> groups 1 0 1
+    groups_I = np.zeros(len(codes_IL), np.int64)
+    for codes_I in codes_IL.T:
+        groups_I = refined(groups_I, codes_I)
     return groups_I, np.bincount(groups_I)
+
+
+def refined(groups_I: np.ndarray, codes_I: np.ndarray) -> np.ndarray:
+    """Divide groups, numbered from 0, by one more code (0 or more); the new groups are numbered in the same order.
+
+    Memory is that of a few numbers per item, whatever the number of codes.
+    """
+    numbers_I: np.ndarray = groups_I * (int(codes_I.max(initial=0)) + 1) + codes_I
+    order = np.argsort(numbers_I, kind="stable")
+    sorted_I = numbers_I[order]
+    starts_I = np.empty(len(numbers_I), bool)
+    starts_I[:1] = False
+    np.not_equal(sorted_I[1:], sorted_I[:-1], out=starts_I[1:])
+    numbers_I[order] = np.cumsum(starts_I)
+    return numbers_I
 
 
 def deduplication_digits(codes_IL: np.ndarray, width: int) -> tuple[np.ndarray, int]:

@@ -30,6 +30,8 @@ class QuantizeConfig:
     max_collision_rate: Ratio  # share of items with the codes of another above which the stage fails
     iterations: Annotated[int, Between(1, 10_000)]  # Lloyd iterations per level of k-means
     restarts: Annotated[int, Between(1, 100)]  # rkmeans: runs of k-means per level; the best one counts
+    # rkmeans: items that each level learns from, for each code; more items are sampled. 0: all items
+    points_per_code: Annotated[int, Between(0, 1_000_000_000)]
     # rqvae and simvq
     encoder: Literal["mlp", "identity"]  # identity: the levels quantize the embeddings themselves
     # widths between the embedding and the latent; the decoder mirrors them

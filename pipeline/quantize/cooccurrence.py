@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.artifacts import TrainingPart
 from pipeline.errors import RESTORE, UserError
-from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.rows import unit_rows
 
 # Where the randomized SVD starts; its result hardly depends on it. params.seed is not used: a seed changes no vector.
 SEED = 42

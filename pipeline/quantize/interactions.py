@@ -17,7 +17,7 @@ from pipeline.errors import RESTORE, UserError
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.cooccurrence import interaction_vectors
 from pipeline.quantize.neighbours import neighbour_agreement
-from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.rows import unit_rows
 
 
 @dataclass(frozen=True)

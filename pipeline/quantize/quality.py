@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.quantize.collisions import group_by_codes
+from pipeline.quantize.collisions import group_by_codes, refined
 from pipeline.quantize.neighbours import category_agreement, neighbour_agreement
 from pipeline.quantize.quantizer import Quantized
+from pipeline.quantize.rows import Vectors, blocks
 
 LEVEL_COLUMNS = (
     "level",
@@ -25,15 +26,16 @@ LEVEL_COLUMNS = (
 
 
 def quality_metrics(
-    vectors_Id: np.ndarray, quantized: Quantized, codes: int, categories_I: np.ndarray | None = None
+    vectors_Id: Vectors, quantized: Quantized, codes: int, categories_I: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Return quality numbers and one mapping of numbers per level, all about codes without the deduplication digit.
 
     collision_rate: share of items that share their codes with another item. identical_vectors: share of items with the
-    same vector as another item, which no quantizer can tell apart. relative_reconstruction_error: squared errors over
-    squared lengths of the quantized vectors. category_agreement_by_chance: the agreement of all pairs, null without
-    categories. Numbers of a level: see `code_usage`; prefixes: distinct codes up to the level; neighbour_agreement and
-    category_agreement: see neighbours.py.
+    same vector as another item, which no quantizer can tell apart. colliding_pairs: share of the pairs of the other
+    items that have the same codes. relative_reconstruction_error: squared errors over squared lengths of the quantized
+    vectors. category_agreement_by_chance: the agreement of all pairs, null without categories. Numbers of a level: see
+    `code_usage`; prefixes: distinct codes up to the level; neighbour_agreement and category_agreement: see
+    neighbours.py.
 
     Args:
         vectors_Id: float32 [I, d], as they were quantized.
@@ -41,8 +43,9 @@ def quality_metrics(
         categories_I: int [I], -1 for an item without a category; None: no item has a category.
     """
     codes_IL = quantized.codes_IL
-    _, sizes_G = group_by_codes(codes_IL)
-    energy = np.square(vectors_Id, dtype=np.float64).sum()
+    prefixes, sizes_G = _prefixes(codes_IL)
+    same_I = _identical(vectors_Id)
+    energy = sum(np.square(vectors_Id[block], dtype=np.float64).sum() for block in blocks(vectors_Id.shape))
     none = np.full(len(codes_IL), -1) if categories_I is None else categories_I
     in_category, by_chance = category_agreement(codes_IL, none)
     with_neighbour = neighbour_agreement(vectors_Id, codes_IL)
@@ -51,14 +54,15 @@ def quality_metrics(
         "unique_codes": len(sizes_G),
         "collision_rate": collision_rate(codes_IL),
         "largest_group": int(sizes_G.max()),
-        "identical_vectors": _identical(vectors_Id),
-        "two_level_prefixes": len(group_by_codes(codes_IL[:, :2])[1]),
+        "identical_vectors": round(int(same_I.sum()) / len(codes_IL), 6),
+        "colliding_pairs": _colliding_pairs(codes_IL[~same_I]),
+        "two_level_prefixes": prefixes[:2][-1],
         "relative_reconstruction_error": round(float(np.square(quantized.errors_I).sum() / energy), 6),
         "category_agreement_by_chance": _rounded(by_chance),
         **{
             f"level_{level + 1}": {
                 **code_usage(np.bincount(codes_I, minlength=codes)),
-                "prefixes": len(group_by_codes(codes_IL[:, : level + 1])[1]),
+                "prefixes": prefixes[level],
                 "neighbour_agreement": _rounded(with_neighbour[level]),
                 "category_agreement": _rounded(in_category[level]),
             }
@@ -104,11 +108,46 @@ def level_table(quality: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _identical(vectors_Id: np.ndarray) -> float:
-    """Return the share of items whose vector is, bit by bit, that of another item."""
-    rows = np.ascontiguousarray(vectors_Id)
-    _, counts = np.unique(rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1])))[:, 0], return_counts=True)
-    return round(int(counts[counts > 1].sum()) / len(rows), 6)
+def _prefixes(codes_IL: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """Return (the number of distinct prefixes of each length, the sizes [G] of the groups of equal codes)."""
+    counts = []
+    groups_I = np.zeros(len(codes_IL), np.int64)
+    for codes_I in codes_IL.T:
+        groups_I = refined(groups_I, codes_I)
+        counts.append(int(groups_I.max()) + 1)
+    return counts, np.bincount(groups_I)
+
+
+def _identical(vectors_Id: Vectors) -> np.ndarray:
+    """Return whether the vector of each item is, bit by bit, that of another item; bool [I].
+
+    Items with equal hashes are compared bit by bit, each with the one before it in the order of the hashes; so memory
+    is that of two numbers per item.
+    """
+    hash_I = np.empty(len(vectors_Id), np.uint64)
+    factors_d = np.random.default_rng(0).integers(2**63, size=vectors_Id.shape[1], dtype=np.uint64) * 2 + 1
+    for block in blocks(vectors_Id.shape):
+        bits_Pd = np.ascontiguousarray(vectors_Id[block], np.float32).view(np.uint32).astype(np.uint64)
+        bits_Pd ^= bits_Pd << np.uint64(29)  # so that a change of the highest bits alone changes low bits too
+        bits_Pd *= factors_d
+        bits_Pd ^= bits_Pd >> np.uint64(32)
+        hash_I[block] = bits_Pd.sum(axis=1, dtype=np.uint64)
+    order = np.argsort(hash_I, kind="stable")
+    hash_I = hash_I[order]
+    alike = np.flatnonzero(hash_I[1:] == hash_I[:-1])  # positions in the order whose next item has the same hash
+    same_I = np.zeros(len(order), bool)
+    for part in blocks((len(alike), vectors_Id.shape[1])):
+        first, second = (np.asarray(vectors_Id[order[alike[part] + step]]).view(np.uint32) for step in (0, 1))
+        equal = alike[part][(first == second).all(axis=1)]
+        same_I[order[equal]] = same_I[order[equal + 1]] = True
+    return same_I
+
+
+def _colliding_pairs(codes_IL: np.ndarray) -> float:
+    """Return the share of the pairs of items that have the same codes; 0 where there is no pair."""
+    _, sizes_G = group_by_codes(codes_IL)
+    items = len(codes_IL)
+    return float(f"{(sizes_G * (sizes_G - 1)).sum() / max(items * (items - 1), 1):.6g}")
 
 
 def _rounded(share: float | None) -> float | None:

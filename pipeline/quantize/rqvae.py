@@ -29,6 +29,7 @@ from pipeline.quantize.codebook import Codebook, codebook_loss, nearest_codes, r
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.rkmeans import kmeans
+from pipeline.quantize.rows import Vectors
 from pipeline.quantize.simvq import MappedCodebook
 from pipeline.quantize.trainer import CHUNK, EncodedBatch, dead_codes, open_device, train_quantizer
 
@@ -129,7 +130,7 @@ class RQVAE:
     config: QuantizeConfig
     seed: int
 
-    def fit(self, vectors_Id: np.ndarray) -> Quantized:
+    def fit(self, vectors_Id: Vectors) -> Quantized:
         """Train the autoencoder and quantize all items.
 
         The codebooks are `level_1`.. [V, k] and, except for `encoder: identity`, the weights of encoder and decoder;
@@ -139,6 +140,7 @@ class RQVAE:
             UserError: there are more codes than items, faiss is not installed, or training diverged.
         """
         config = self.config
+        vectors_Id = np.asarray(vectors_Id)
         require_items(config.codes, len(vectors_Id))
         device = open_device(config, vectors_Id.shape[1])
 
@@ -181,7 +183,13 @@ class RQVAE:
         }
         tensors = {name: value.detach().cpu().numpy() for name, value in books.items()}
         tensors |= {"center": center_d.astype(np.float32), "scale": np.array([scale], np.float32)}
-        return Quantized(codes_IL, tensors, errors_with(codes_IL[:, -1]), last_rows_Ik.cpu().numpy(), errors_with)
+        return Quantized(
+            codes_IL=codes_IL,
+            codebooks=tensors,
+            errors_I=errors_with(codes_IL[:, -1]),
+            last_rows_Ik=last_rows_Ik.cpu().numpy(),
+            errors_with=errors_with,
+        )
 
 
 def _mlp(widths: tuple[int, ...]) -> nn.Sequential:

@@ -15,12 +15,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 from pipeline.quantize.collisions import group_by_codes
+from pipeline.quantize.rows import Vectors
 
 ITERATIONS = 50
 SHARPNESS = 20  # the mean cost, in units of the transport's temperature
 
 
-def spread_last_codes(codes_IL: np.ndarray, rows_Ik: np.ndarray, vectors_Vk: np.ndarray) -> np.ndarray:
+def spread_last_codes(codes_IL: np.ndarray, rows_Ik: Vectors, vectors_Vk: np.ndarray) -> np.ndarray:
     """Return the last codes, int32 [I]; an item that shares its codes with no other has its code unchanged.
 
     The comments follow one example: items 0 to 3 have the codes (7, 4), (7, 4), (7, 5) and (8, 4).

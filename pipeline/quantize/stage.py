@@ -23,17 +23,18 @@ from pipeline.artifacts import (
     Interactions,
     Sids,
     TrainingPart,
-    read_parquet,
     write_bytes,
 )
 from pipeline.errors import RESTORE, UserError
+from pipeline.item_table import ItemTable
 from pipeline.printing import say
 from pipeline.quantize import build_quantizer
+from pipeline.quantize.advice import sizes_for
 from pipeline.quantize.collisions import deduplication_digits
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.interactions import join_interactions
 from pipeline.quantize.quality import collision_rate, level_table, quality_metrics
-from pipeline.quantize.quantizer import unit_rows
+from pipeline.quantize.rows import UnitVectors, Vectors
 from pipeline.quantize.usable import check_vectors
 
 
@@ -64,10 +65,10 @@ def run(
             collisions than allowed, the digit is too narrow, a library or GPU is missing, training diverged, or no two
             items co-occur. Nothing is written then.
     """
-    vectors_Id = Embeddings.read(embeddings).vectors_Id
-    items = read_parquet(Interactions(interactions).items)
-    check_vectors(vectors_Id, items["raw_id"].tolist(), needed=params.quantize.interactions < 1)
-    categories_I = items["categories"].factorize()[0] if "categories" in items else None
+    vectors_Id = Embeddings.read(embeddings, mmap=True).vectors_Id
+    items = ItemTable(Interactions(interactions).items)
+    check_vectors(vectors_Id, items.raw_ids, needed=params.quantize.interactions < 1)
+    categories_I = items.numbered("categories")
     part = TrainingPart.read(splits) if params.quantize.interactions else None
     sids = make_sids(vectors_Id, params.quantize, params.seed, categories_I, part)
     check_collisions(sids.quality, params.quantize)
@@ -78,7 +79,7 @@ def run(
 
 
 def make_sids(
-    vectors_Id: np.ndarray,
+    vectors_Id: Vectors,
     config: QuantizeConfig,
     seed: int,
     categories_I: np.ndarray | None = None,
@@ -94,11 +95,11 @@ def make_sids(
     Raises:
         UserError: as `run`, except for the files.
     """
-    joined = join_interactions(vectors_Id, part, config) if part and config.interactions else None
+    joined = join_interactions(np.asarray(vectors_Id), part, config) if part and config.interactions else None
     if joined:
         vectors_Id = joined.vectors_Id
     if config.normalize_input:
-        vectors_Id, _ = unit_rows(vectors_Id)
+        vectors_Id = UnitVectors(vectors_Id)
     quantized = build_quantizer(config, seed).fit(vectors_Id)
     before = collision_rate(quantized.codes_IL)
 
@@ -130,6 +131,7 @@ def make_sids(
             "collisions": config.collisions,
             "quantizer_collision_rate": before,
             **quality_metrics(vectors_Id, quantized, config.codes, categories_I),
+            **({"sampled": [vars(level) for level in quantized.sampled]} if quantized.sampled else {}),
             **({"interactions": joined.figures(config, quantized.codes_IL)} if joined else {}),
         },
     )
@@ -156,6 +158,7 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
         )
     advice.append(
         "raise quantize.codes or quantize.levels"
+        + _enough(quality, config)
         + ("" if config.normalize_residuals else ", switch on quantize.normalize_residuals")
         + f", or accept the collisions: quantize.max_collision_rate={-(-rate * 100 // 1) / 100:g}"
     )
@@ -165,6 +168,28 @@ def check_collisions(quality: dict[str, Any], config: QuantizeConfig) -> None:
         "a generator can only guess among items of equal codes",
         "\n".join([*advice, RESTORE]),
     )
+
+
+def _enough(quality: dict[str, Any], config: QuantizeConfig) -> str:
+    """Say which sizes are expected to reach the allowed rate."""
+    sizes = sizes_for(
+        config.max_collision_rate,
+        pairs=quality["colliding_pairs"],
+        identical=quality["identical_vectors"],
+        items=quality["items"],
+        levels=config.levels,
+        codes=config.codes,
+    )
+    found = (
+        [
+            f"{name}={value}"
+            for name, value in (("quantize.codes", sizes.codes), ("quantize.levels", sizes.levels))
+            if value
+        ]
+        if sizes
+        else []
+    )
+    return f" (by the collisions measured, about {' or '.join(found)})" if found else ""
 
 
 def _more_to_tell_apart(quality: dict[str, Any]) -> str:
@@ -179,7 +204,7 @@ def _more_to_tell_apart(quality: dict[str, Any]) -> str:
 
 
 def summary(sids: Sids) -> str:
-    """Write collisions and level widths as text, in two lines; where interactions were joined, a third line says so."""
+    """Write collisions and level widths as text, in two lines, and one line each about a sample and interactions."""
     quality = sids.quality
     last = {
         "digit": "the last is the deduplication digit",
@@ -191,7 +216,18 @@ def summary(sids: Sids) -> str:
         f"quantize: {quality['unique_codes']:,} distinct codes for {quality['items']:,} items; "
         f"{quality['collision_rate']:.1%} of items share their codes, {quality['largest_group']} at most\n"
         f"quantize: level widths {' x '.join(map(str, sids.widths))}, {last}"
+        + (f"\n{_sampled_line(quality['sampled'])}" if "sampled" in quality else "")
         + (f"\n{_interactions_line(quality['interactions'])}" if "interactions" in quality else "")
+    )
+
+
+def _sampled_line(levels: list[dict[str, Any]]) -> str:
+    """Say what was learned from a sample, and by how much that can have raised the error (see `Sampled`)."""
+    excess = ", ".join(f"{level['excess']:.1%}" for level in levels)
+    return (
+        f"quantize: k-means learned from {levels[0]['points']:,} of {levels[0]['items']:,} items "
+        f"(quantize.points_per_code); the mean squared error of the others is larger by {excess} level by level, and "
+        "learning from all items would lower it by no more"
     )
 
 

@@ -3,12 +3,13 @@
 Shape legend: I items, d width of the vectors.
 """
 
-from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.printing import shown
+from pipeline.quantize.rows import blocks
 
 # The squares of larger numbers, added up over the width, leave the range of float32.
 LARGEST = 1e15
@@ -17,7 +18,15 @@ NAMED = 5  # items that a message names
 MEND = "run `dvc repro`; with embed.encoder precomputed, mend the file that embed.path names"
 
 
-def check_vectors(vectors_Id: np.ndarray, raw_ids: Sequence[str], *, needed: bool = True) -> None:
+class IdsByItem(Protocol):
+    """The raw ids of all items, which are read only where a message names some."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: int) -> str: ...
+
+
+def check_vectors(vectors_Id: np.ndarray, raw_ids: IdsByItem, *, needed: bool = True) -> None:
     """Check that there is a vector of usable numbers for each item. A width of 0 is that of embed.encoder none.
 
     Args:
@@ -36,7 +45,9 @@ def check_vectors(vectors_Id: np.ndarray, raw_ids: Sequence[str], *, needed: boo
         )
     if not vectors_Id.size:
         return
-    most_I = np.abs(vectors_Id).max(axis=1)  # NaN, where a number is
+    most_I = np.empty(len(vectors_Id), vectors_Id.dtype)  # NaN, where a number is
+    for block in blocks(vectors_Id.shape):
+        most_I[block] = np.abs(vectors_Id[block]).max(axis=1)
     _refuse(~np.isfinite(most_I), "NaN or infinite numbers", "distances to such vectors mean nothing", raw_ids)
     _refuse(most_I > LARGEST, f"numbers beyond {LARGEST:.0e}", "float32 cannot hold their distances", raw_ids)
     if needed and most_I.max() < SMALLEST:
@@ -47,7 +58,7 @@ def check_vectors(vectors_Id: np.ndarray, raw_ids: Sequence[str], *, needed: boo
         )
 
 
-def _refuse(wrong_I: np.ndarray, what: str, why: str, raw_ids: Sequence[str]) -> None:
+def _refuse(wrong_I: np.ndarray, what: str, why: str, raw_ids: IdsByItem) -> None:
     """Raise UserError if an item is wrong, with the number of these items and the first ones."""
     found = np.flatnonzero(wrong_I)
     if len(found):

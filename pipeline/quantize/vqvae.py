@@ -24,6 +24,7 @@ from pipeline.quantize.codebook import Codebook, codebook_loss, nearest_codes
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.quantize.quantizer import Quantized, require_items
 from pipeline.quantize.residual import fit_residuals
+from pipeline.quantize.rows import LevelRows, Vectors
 from pipeline.quantize.trainer import EncodedBatch, dead_codes, encode_all, open_device, train_quantizer
 
 
@@ -64,7 +65,7 @@ class VQVAE:
     config: QuantizeConfig
     seed: int
 
-    def fit(self, vectors_Id: np.ndarray) -> Quantized:
+    def fit(self, vectors_Id: Vectors) -> Quantized:
         """Quantize all items by `fit_residuals`.
 
         Raises:
@@ -73,8 +74,9 @@ class VQVAE:
         require_items(self.config.codes, len(vectors_Id))
         return fit_residuals(vectors_Id, self.config.levels, self.config.normalize_residuals, self._learn)
 
-    def _learn(self, rows_Id: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+    def _learn(self, level_rows_Id: LevelRows, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Train one level and return (codebook [V, d], code of each row [I])."""
+        rows_Id = np.asarray(level_rows_Id)
         device = open_device(self.config, rows_Id.shape[1])
         rows = torch.from_numpy(rows_Id).to(device)
         seed = int(np.random.default_rng([self.seed, level]).integers(2**31 - 1))

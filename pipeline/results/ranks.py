@@ -45,6 +45,8 @@ COLUMNS = (
     "directed_rank",
     "other_rank",
 )
+# Columns where there was a dense retriever: its rank by the rule for seen items of `rank`, and by that of `other_rank`
+OPTIONAL = ("dense_rank", "dense_other_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks are the file's content: COLUMNS, rows sorted by user_id.
+    """Ranks are the file's content: COLUMNS, and those of OPTIONAL that were measured; rows sorted by user_id.
 
     known_targets: what `targets` returns where the table has no ids (compact_ranks.py); empty where it has them.
     """
@@ -88,7 +90,7 @@ class Ranks:
         return fingerprint(self.users[["user_id", "item_id"]].to_numpy(np.int64).tobytes().hex())
 
     def write(self, path: Path) -> None:
-        write_parquet(path, self.users[list(COLUMNS)], {KEY: json.dumps(asdict(self.origin))})
+        write_parquet(path, self.users[_columns(self.users)], {KEY: json.dumps(asdict(self.origin))})
 
     @classmethod
     def read(cls, path: Path) -> "Ranks":
@@ -108,13 +110,18 @@ class Ranks:
         try:
             table = pq.read_table(io.BytesIO(content))
             origin = Origin(**json.loads((table.schema.metadata or {})[KEY.encode()]))
-            return cls(table.to_pandas()[list(COLUMNS)], origin)
+            users = table.to_pandas()
+            return cls(users[_columns(users)], origin)
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{name} cannot be read as the ranks of an evaluation: {error}",
                 "it is damaged, or another version or program wrote it",
                 "run `dvc repro` to evaluate again",
             ) from None
+
+
+def _columns(users: pd.DataFrame) -> list[str]:
+    return [*COLUMNS, *(name for name in OPTIONAL if name in users)]
 
 
 def model_hash(generator: Path) -> str:
@@ -212,6 +219,7 @@ def drops_seen(reports: Path) -> bool:
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:
-    """Return the table of COLUMNS with the narrow types of the file: int32, and bool for `tie`."""
-    types: dict[str, type] = dict.fromkeys(COLUMNS, np.int32) | {"tie": np.bool_}
-    return pd.DataFrame({name: np.asarray(columns[name]).astype(types[name]) for name in COLUMNS})
+    """Return the table of the file with its narrow types: int32, bool for `tie`. OPTIONAL columns may be missing."""
+    names = [*COLUMNS, *(name for name in OPTIONAL if name in columns)]
+    types: dict[str, type] = dict.fromkeys(names, np.int32) | {"tie": np.bool_}
+    return pd.DataFrame({name: np.asarray(columns[name]).astype(types[name]) for name in names})

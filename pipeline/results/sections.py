@@ -5,7 +5,7 @@ What says nothing is left out: a number that stands under another name too, and 
 
 from collections.abc import Mapping
 
-from pipeline.metric_names import BASELINES, MAIN_METRICS, MEASURED, METRICS
+from pipeline.metric_names import BASELINES, DENSE, DENSE_TRAINING, MAIN_METRICS, MEASURED, METRICS
 
 NO_TIES = "noties_"
 # A number -> the number that it repeats in runs where nothing makes the two differ.
@@ -60,4 +60,7 @@ def _section(name: str, costs: set[str]) -> str:
         return "train"
     if name in costs:
         return "cost"
-    return "baseline" if name.removeprefix(NO_TIES).startswith(tuple(f"{name}_" for name in BASELINES)) else "test"
+    if name in DENSE_TRAINING:
+        return "train"
+    beside = tuple(f"{system}_" for system in (*BASELINES, DENSE))
+    return "baseline" if name.removeprefix(NO_TIES).startswith(beside) else "test"

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+BLOCK_USERS = 100_000  # whose times are in memory at once
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -66,8 +68,13 @@ def temporal(
 
 def _earlier(offsets: np.ndarray, timestamps_N: np.ndarray, day: str, ticks: int) -> np.ndarray:
     """Count the interactions of each user before the first moment of `day` (UTC), int64 [U]."""
-    # earlier is a running sum over all users: interactions before the day 1 1 0 | 1 -> earlier 0 1 2 2 3, counts 2 1
+    # earlier is a running sum over the users of a block: interactions before the day 1 1 0 | 1 -> earlier 0 1 2 2 3,
+    # counts 2 1
     moment = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()) * ticks
-    earlier = np.concatenate([[0], np.cumsum(timestamps_N < moment, dtype=np.int64)])
-    counts_U: np.ndarray = earlier[offsets[1:]] - earlier[offsets[:-1]]
+    counts_U = np.zeros(len(offsets) - 1, np.int64)
+    for user in range(0, len(counts_U), BLOCK_USERS):
+        bounds = offsets[user : user + BLOCK_USERS + 1]
+        times = timestamps_N[bounds[0] : bounds[-1]]
+        earlier = np.concatenate([[0], np.cumsum(times < moment, dtype=np.int64)])
+        counts_U[user : user + BLOCK_USERS] = np.diff(earlier[bounds - bounds[0]])
     return counts_U

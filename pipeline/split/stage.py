@@ -3,22 +3,28 @@
 The stage reads data/interactions/ and writes data/splits/. Nothing is copied per window: a window is a pair of flat
 indices, so the split of ten million interactions is a handful of arrays that later stages map into memory.
 
-Shape legend: N interactions of all users end to end.
+Shape legend: U users, N interactions of all users end to end, B those of a block of users.
 """
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, read_parquet
+from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, parquet_rows, read_blocks
 from pipeline.errors import UserError
 from pipeline.printing import say
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.ties import shuffle_ties
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class SplitParams(Protocol):
@@ -44,18 +50,16 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
             "an order has no dates that split.valid_from and split.test_from could divide",
             "set split.protocol=leave_one_out, or bring a log with dates",
         )
-    log = read_parquet(source.log, columns=["user_id", "item_id", "timestamp"])
-    splits = split_log(
-        log["user_id"].to_numpy(),
-        log["item_id"].to_numpy(np.int32),
-        log["timestamp"].to_numpy(np.int64),
-        users=len(read_parquet(source.users, columns=["user_id"])),
-        items=len(read_parquet(source.items, columns=["item_id"])),
-        config=params.split,
-        seed=params.seed,
-        time_unit=source.time_unit,
-    )
-    splits.write(output)
+    with _sequences(source, params.split, params.seed, output.parent) as (items_N, timestamps_N, offsets):
+        splits = split_sequences(
+            items_N,
+            timestamps_N,
+            offsets,
+            items=parquet_rows(source.items),
+            config=params.split,
+            time_unit=source.time_unit,
+        )
+        splits.write(output)
     summary = splits.summary
     say(
         f"split: {summary['train_targets']:,} training, {summary['valid_targets']:,} validation and "
@@ -66,6 +70,55 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
         f"(ties: {summary['ties']})"
     )
     return summary
+
+
+@contextmanager
+def _sequences(
+    source: Interactions, config: SplitConfig, seed: int, folder: Path
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Read the log block by block, and give (items_N, timestamps_N, offsets), of which two are mapped files.
+
+    The files lie in `folder` without a name, so that they vanish with the process.
+    """
+    interactions = parquet_rows(source.log)
+    lengths_U = np.zeros(parquet_rows(source.users), np.int64)
+    random = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as items_file, TemporaryFile(dir=folder) as times_file:
+        items_N = _mapped(items_file, np.dtype(np.int32), interactions)
+        timestamps_N = _mapped(times_file, np.dtype(np.int64), interactions)
+        done = 0
+        for users_B, items_B, times_B in whole_users(read_blocks(source.log, ["user_id", "item_id", "timestamp"])):
+            if config.ties == "shuffled":  # the order changes neither users nor times: they are equal within a tie
+                items_B = items_B[shuffle_ties(users_B, times_B, random)]
+            end = done + len(users_B)
+            items_N[done:end] = items_B
+            timestamps_N[done:end] = times_B
+            found, counts = np.unique(users_B, return_counts=True)
+            lengths_U[found] += counts
+            done = end
+        yield items_N, timestamps_N, np.concatenate([[0], np.cumsum(lengths_U)])
+
+
+def _mapped(file: IO[bytes], dtype: np.dtype[Any], length: int) -> np.ndarray:
+    file.truncate(dtype.itemsize * length)
+    return np.memmap(file, dtype, "r+", shape=(length,)) if length else np.zeros(0, dtype)
+
+
+def whole_users(blocks: Iterable["pa.RecordBatch"]) -> Iterator[list[np.ndarray]]:
+    """Yield (users, items, times) of blocks of a log that is sorted by user, cut only between two users."""
+    # users 0 0 1 | 1 1 2 -> 0 0 | 1 1 1 | 2
+    waiting: list[list[np.ndarray]] = []  # of the last user so far
+    for block in blocks:
+        columns = [block[name].to_numpy() for name in ("user_id", "item_id", "timestamp")]
+        last = int(np.searchsorted(columns[0], columns[0][-1])) if len(block) else 0
+        if last or (waiting and len(block) and waiting[0][0][0] != columns[0][0]):
+            waiting.append([column[:last] for column in columns])
+            yield [np.concatenate(parts) for parts in zip(*waiting, strict=True)]
+            waiting = []
+        waiting.append([column[last:] for column in columns])
+    if waiting:
+        yield [np.concatenate(parts) for parts in zip(*waiting, strict=True)]
 
 
 def split_log(
@@ -79,7 +132,7 @@ def split_log(
     seed: int,
     time_unit: str = "s",
 ) -> Splits:
-    """Split a log that is sorted by (user, time) into sequences with targets, without reading or writing files.
+    """Split a log in memory, which is sorted by (user, time), as `run` splits data/interactions/.
 
     Args:
         users_N: dense ids of users.
@@ -93,10 +146,26 @@ def split_log(
         UserError: there is no training, validation or test target.
     """
     if config.ties == "shuffled":
-        order = shuffle_ties(users_N, timestamps_N, seed)
-        items_N = items_N[order]  # the order changes neither users nor timestamps: they are equal within a tie
+        items_N = items_N[shuffle_ties(users_N, timestamps_N, np.random.default_rng(seed))]
     # users_N 0 0 0 2 with 3 users -> offsets 0 3 3 4
     offsets = np.searchsorted(users_N, np.arange(users + 1)).astype(np.int64)
+    return split_sequences(items_N, timestamps_N, offsets, items=items, config=config, time_unit=time_unit)
+
+
+def split_sequences(
+    items_N: np.ndarray,
+    timestamps_N: np.ndarray,
+    offsets: np.ndarray,
+    *,
+    items: int,
+    config: SplitConfig,
+    time_unit: str = "s",
+) -> Splits:
+    """Choose the targets of sequences that lie end to end, as `Splits` describes them.
+
+    Raises:
+        UserError: there is no training, validation or test target.
+    """
     if config.protocol == "leave_one_out":
         targets = leave_one_out(offsets)
     else:

@@ -7,10 +7,11 @@ of the cases) that a model can learn. `ties: shuffled` removes that order.
 import numpy as np
 
 
-def shuffle_ties(users_N: np.ndarray, timestamps_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return a row order [N] that permutes rows only inside groups of equal (user, timestamp), uniformly, by `seed`.
+def shuffle_ties(users_N: np.ndarray, timestamps_N: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Return a row order [N] that permutes rows only inside groups of equal (user, timestamp), uniformly.
 
-    The rows must be sorted by (user, timestamp), as ingest writes them.
+    The rows must be sorted by (user, timestamp), as ingest writes them. Blocks of whole users, one after the other with
+    the same generator, get the order that all of them get at once.
     """
-    keys_N = np.random.default_rng(seed).random(len(users_N))
+    keys_N = random.random(len(users_N))
     return np.lexsort((keys_N, timestamps_N, users_N))

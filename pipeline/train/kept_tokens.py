@@ -5,7 +5,7 @@ is the latest item of a history.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ class KeptTokens:
 
 
 @torch.no_grad()
-def count_kept_tokens(model: Backbone, batches: Sequence[Batch], max_history: int, world: World) -> KeptTokens:
+def count_kept_tokens(model: Backbone, batches: Iterable[Batch], max_history: int, world: World) -> KeptTokens:
     """Count the tokens of this process's batches, then add up all processes. The model is left in evaluation mode."""
     model.eval()
     names = model.token_names

@@ -1,4 +1,4 @@
-"""Print the lines of a training run and write its files of reports/: figures, tables, and what was skipped."""
+"""Write the files of reports/ of a training run: figures, tables, and what was skipped."""
 
 import csv
 import io
@@ -8,101 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.artifacts import write_bytes, write_json, write_tensors
-from pipeline.machine import peak_flops, peak_memory_gib
 from pipeline.manifest import sealed
-from pipeline.printing import say
 from pipeline.strategies.base import TableRows
 from pipeline.train.kept_tokens import KeptTokens
-from pipeline.training.loop import Trainer
 
 STORE = "skipped/store.safetensors"
-
-
-def announce(trainer: Trainer, names: str = "") -> None:
-    """Print one line before training, and one before it of the items' names where `names` says something."""
-    if names:
-        say(f"train: {names}")
-    device = trainer.device
-    where = f"on {device.type}" + (f", {torch.get_num_threads()} threads" if device.type == "cpu" else "")
-    processes = f", {trainer.world.size} processes" if trainer.world.size > 1 else ""
-    resumed = f", resumed at step {trainer.state.step}" if trainer.state.step else ""
-    windows = f"{len(trainer.loader.epochs):,} windows per epoch"
-    say(f"train: {_parameters(trainer):,} parameters, {windows}, {where}{processes}{resumed}")
-    validation = trainer.validation
-    if validation.sampled:
-        say(
-            f"train: validation takes a sample of {len(validation.users_U):,} of {validation.users_in_all:,} users, "
-            "the same in each run on this split (train.valid_users)"
-        )
-
-
-def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
-    """Print one line after training, and what the strategy has to say."""
-    state = trainer.state
-    config = trainer.config
-    targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
-    say(
-        f"train: best at step {state.best_step} of {state.step}, {config.select} "
-        f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}; "
-        f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
-    )
-    by_patience = trainer.windows_done < config.max_windows
-    for line in trainer.strategy.sampler.report.remarks(by_patience):
-        say(f"train: {line}")
-
-
-def _parameters(trainer: Trainer) -> int:
-    return sum(p.numel() for p in trainer.model.parameters())
-
-
-def timings_of(trainer: Trainer, flops: float) -> dict[str, Any]:
-    """Return the figures of a finished run, as timings.json holds them.
-
-    Training seconds are those of optimizer steps without compilation, `valid_seconds` those of validation; wall seconds
-    count everything. `training` is the fingerprint of settings, inputs and code; `start`, and `times` for each row of
-    the history, are in seconds since 1970. `valid_users` and `valid_users_in_all` are there only where validation takes
-    a sample of the users.
-
-    Args:
-        flops: floating-point operations of a window, forward and backward.
-    """
-    state = trainer.state
-    pad_to = trainer.loader.collator.pad_to
-    positions = state.windows * pad_to if pad_to else state.tokens  # padding included
-    rate = flops * state.windows / state.train_seconds
-    peak = peak_flops(trainer.device)  # None: not known for this device
-    shares = {} if peak is None else {"share_of_peak": rate / peak / trainer.world.size}
-    validation = trainer.validation
-    sampled = {"valid_users": len(validation.users_U), "valid_users_in_all": validation.users_in_all}
-    # A window with one target is one sample: that count would stand here twice.
-    samples = {"samples_per_second": state.samples / state.train_seconds, "samples_trained": state.samples}
-    return {
-        "train_seconds": state.train_seconds,
-        "compile_seconds": state.compile_seconds,
-        "valid_seconds": state.valid_seconds,
-        "wall_seconds": state.wall_seconds,
-        "windows_per_second": state.windows / state.train_seconds,
-        "tokens_per_second": state.tokens / state.train_seconds,
-        "peak_memory_gib": peak_memory_gib(trainer.device),
-        "flops_per_window": flops,
-        "flops_per_second": rate,
-        **shares,
-        "windows_trained": state.windows,
-        "tokens_trained": state.tokens,
-        "best_step": state.best_step,
-        "tokens_per_step": state.tokens / state.step,
-        "tokens_per_step_after_pruning": state.tokens_kept / state.step,
-        "parameters": _parameters(trainer),
-        "real_token_share": state.tokens / positions,
-        **(samples if trainer.config.targets == "all" else {}),
-        **(sampled if validation.sampled else {}),
-        "training": trainer.checkpoints.folder.name,
-        "start": state.start,
-        "times": state.times,
-    }
 
 
 def write_reports(

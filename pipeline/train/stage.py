@@ -7,10 +7,7 @@ one writes.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import torch
+from typing import Any, Protocol
 
 from pipeline.artifacts import (
     EMBEDDINGS,
@@ -23,21 +20,45 @@ from pipeline.artifacts import (
     Interactions,
     Splits,
     fingerprint,
-    read_parquet,
 )
+from pipeline.backbones.config import BackboneConfig
 from pipeline.distributed import joined
-from pipeline.errors import UserError
 from pipeline.generator import save_generator
-from pipeline.machine import make_repeatable, pick_device, share_of_threads
-from pipeline.train.assembly import trainer_of
-from pipeline.train.code import checkpoint_name, code_fingerprint, name_other_code
-from pipeline.train.flops import flops_per_window
+from pipeline.item_table import ItemTable
+from pipeline.machine import make_repeatable, pick_device
 from pipeline.train.kept_tokens import count_kept_tokens
-from pipeline.train.names import ItemNames, read_names
-from pipeline.train.outputs import announce, conclude, timings_of, write_reports
-from pipeline.train.recipe import TrainingRecipe, TrainParams
+from pipeline.train.outputs import write_reports
+from pipeline.training.assembly import set_threads, trainer_of
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
+from pipeline.training.config import TrainConfig
+from pipeline.training.flops import flops_per_window
+from pipeline.training.names import COLUMNS, ItemNames, read_items, read_names
 from pipeline.training.observer import Observer
+from pipeline.training.recipe import TrainingRecipe
+from pipeline.training.summary import announce, conclude, timings_of
+
+
+class TrainParams(Protocol):
+    """`TrainParams` declares what this stage reads of params.yaml."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def strategy(self) -> str: ...
+
+    @property
+    def dataset(self) -> str: ...
+
+    @property
+    def backbone(self) -> BackboneConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def strategies(self) -> Mapping[str, Any]: ...
 
 
 def run(  # noqa: PLR0913 - the files and what watches, all by keyword
@@ -72,8 +93,9 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
     names = read_names(params.backbone, held, sids, embeddings)
     recipe = TrainingRecipe.of(params, held, names.sids)
     inputs = {**names.inputs, "splits": fingerprint(splits)}
-    items = _items(Interactions(interactions).items, len(names.sids.codes_IL))
-    checkpoints = Checkpoints(scratch, checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint()))
+    items = read_items(Interactions(interactions).items, len(names.sids.codes_IL))
+    run_name = checkpoint_name(fingerprint(recipe.influences(), inputs), code_fingerprint("train"))
+    checkpoints = Checkpoints(scratch, run_name)
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
         files = Files(items, output, reports)
@@ -84,7 +106,7 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
 class Files:
     """These files are written once training is over, with the names of the items."""
 
-    items: pd.DataFrame  # item_id, raw_id, title
+    items: ItemTable  # of which item_id, raw_id and title are read when the model is written
     output: Path  # models/generator
     reports: Path
 
@@ -102,53 +124,31 @@ def _train(
     device = pick_device(recipe.config.device)
     make_repeatable(device, recipe.config.deterministic)
     resume = checkpoints.load(device)
-    _set_threads(recipe, resume)
+    set_threads(recipe, resume)
     # 1. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
         trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
         if world.leads:
             trainer.observer = observer
-            name_other_code(checkpoints.folder)
+            name_other_code(checkpoints.folder, "train")
             announce(trainer, names.line)
         state = trainer.run()
-        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches, splits.max_history, world)
+        kept = count_kept_tokens(trainer.evaluated, trainer.validation.batches(), splits.max_history, world)
         report = trainer.strategy.sampler.report
         eval_skips = trainer.strategy.sampler.eval_skips()  # this and `learned` are exchanges of all processes
         learned = report.learned()
-        flops = flops_per_window(recipe, splits, names, trainer.loader.first_windows())
+        catalogue = trainer.validation.catalogue
+        on_cpu = catalogue if device.type == "cpu" else names.catalogue()
+        flops = flops_per_window(recipe, splits, on_cpu, trainer.loader.first_windows())
         timings = timings_of(trainer, flops) | kept.figures() | report.figures()
         # 2. The first process writes.
         if world.leads:
-            catalogue = trainer.validation.catalogue
             model_config = recipe.model_config(inputs)
-            save_generator(files.output, trainer.evaluated, catalogue, files.items, model_config, eval_skips)
+            save_generator(
+                files.output, trainer.evaluated, catalogue, files.items.read(COLUMNS), model_config, eval_skips
+            )
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
             conclude(trainer, timings)
     return timings
-
-
-def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
-    """Set the number of threads: what the user says, or as many as the work can use.
-
-    Rounding depends on how many threads add up a sum, so a resumed run takes the number that it began with.
-    """
-    numbers = recipe.config.batch_tokens // recipe.config.accumulate * recipe.backbone.d_model  # of one activation
-    torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
-
-
-def _items(path: Path, count: int) -> pd.DataFrame:
-    """Read the columns item_id, raw_id and, where the dataset has it, title.
-
-    Raises:
-        UserError: there are not `count` items. It is known before training, and not when the model is written.
-    """
-    items = read_parquet(path)
-    if len(items) != count:
-        raise UserError(
-            f"{path} lists {len(items):,} items, and {count:,} are to be trained",
-            "the stages before were run on different logs",
-            "run `dvc repro`, or `dvc checkout` for the files of this commit",
-        )
-    return items[[column for column in ("item_id", "raw_id", "title") if column in items]]

@@ -8,9 +8,8 @@ import hashlib
 import io
 import os
 import pickle
-import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,22 @@ import torch
 
 from pipeline.artifacts import write_bytes
 from pipeline.errors import UserError
-from pipeline.locks import BusyError, alone, is_awaited, waiting
-from pipeline.printing import say
+from pipeline.locks import in_turn, remove_unless_awaited
 
 DIGEST = hashlib.sha256().digest_size  # bytes of the checksum, which the file begins with
 
 
 class Checkpoints:
-    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`."""
+    """Save and load the one checkpoint of the run with this fingerprint, in `scratch/checkpoints/FINGERPRINT/`.
 
-    def __init__(self, scratch: Path, fingerprint: str):
+    Args:
+        stage: the command that trains, for the lines that are printed.
+    """
+
+    def __init__(self, scratch: Path, fingerprint: str, stage: str = "train"):
+        self.stage = stage
         self.folder = scratch / "checkpoints" / fingerprint[:16]
         self.path = self.folder / "checkpoint.pt"
-        self._waits = self.folder.with_suffix(".waits")
 
     @contextmanager
     def alone(self, output: Path) -> Iterator[None]:
@@ -46,26 +48,14 @@ class Checkpoints:
             yield
             return
         folder = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-        with ExitStack() as held, ExitStack() as mark:
-
-            def wait(holder: str) -> None:
-                say(
-                    f"train: {holder} trains into the same folder or with the same settings; "
-                    "waiting for it, then training goes on from its checkpoint"
-                )
-                mark.enter_context(waiting(self._waits))
-
-            waits = wait if os.environ.get("DVC_STAGE") else None
-            try:
-                held.enter_context(alone(self.folder.parent / f"output-{folder}.lock", waits))
-                held.enter_context(alone(self.folder.with_suffix(".lock"), waits))
-            except BusyError as busy:
-                raise UserError(
-                    f"{busy.holder} trains into the same folder, or with the same settings",
-                    "two runs at once would write the same checkpoint and the same model",
-                    "wait until it has ended, or stop it; then run the same command again",
-                ) from None
-            mark.close()
+        with in_turn(
+            self.folder,
+            [self.folder.parent / f"output-{folder}.lock"],
+            waits=self.stage + ": {holder} trains into the same folder or with the same settings; waiting for it, then "
+            "training goes on from its checkpoint",
+            busy="{holder} trains into the same folder, or with the same settings",
+            both="two runs at once would write the same checkpoint and the same model",
+        ):
             yield
 
     def save(self, state: dict[str, Any]) -> None:
@@ -104,7 +94,4 @@ class Checkpoints:
 
     def delete(self) -> None:
         """Delete the checkpoint, because the run has written its model; one that another process awaits stays."""
-        if is_awaited(self._waits):
-            return
-        self._waits.unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_unless_awaited(self.folder)

@@ -32,6 +32,7 @@ from pipeline.training.optimizer_step import OptimizerStep
 from pipeline.training.steps import Step
 from pipeline.training.validation import Validation
 from pipeline.training.validation_times import ValidationTimes
+from pipeline.training.words import StageWords
 
 if TYPE_CHECKING:
     from pipeline.training.observer import Observer
@@ -82,7 +83,7 @@ class State:
 class Trainer:
     """Train `model` in place. `evaluated` has the weights that count: the average where `train.ema` is on."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
         config: TrainConfig,
         seed: int,
@@ -93,8 +94,10 @@ class Trainer:
         validation: Validation,
         checkpoints: Checkpoints,
         world: World,
+        words: StageWords,
     ):
         self.config = config
+        self.words = words
         self.seed = seed
         self.model = model
         self.strategy = strategy
@@ -154,7 +157,7 @@ class Trainer:
         state = self.state
         sampler = self.strategy.sampler
         self._shown = self.windows_done  # windows that the progress line has seen
-        progress = Progress("train", self.config.max_windows, "windows", start=self._shown)
+        progress = Progress(self.words.stage, self.config.max_windows, "windows", start=self._shown)
         progress.pauses(self._validations_left, "validation")
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
@@ -264,7 +267,7 @@ class Trainer:
             first = self.state.step - len(sums) + 1
             for number, (loss, (samples, _)) in enumerate(zip(sums, self._losses, strict=True), first):
                 if not math.isfinite(loss):
-                    raise _diverged(number, self.config)
+                    raise _diverged(number, self.config, self.words)
                 self.state.loss_sum += loss
                 self.state.loss_samples += samples
             if self._progress:
@@ -286,7 +289,7 @@ class Trainer:
         with self._progress.pause() if self._progress else nullcontext():
             scores = self.validation.measure(self.evaluated)
         if not math.isfinite(scores["valid_loss"]):
-            raise _diverged(state.step, self.config)
+            raise _diverged(state.step, self.config, self.words)
         train_loss = state.loss_sum / state.loss_samples
         state.history.append({"step": state.step, "windows": state.windows, "train_loss": train_loss, **scores})
         state.times.append(round(time.time(), 3))
@@ -303,7 +306,7 @@ class Trainer:
             state.stale = 0
             self.best = {name: value.clone() for name, value in self.evaluated.state_dict().items()}
         if self.world.leads:
-            say("train: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""))
+            say(f"{self.words.stage}: " + validation_line(state.history[-1]) + (" (best)" if state.stale == 0 else ""))
         state.validated = self._cost
         now = time.perf_counter()
         state.valid_seconds += now - self._mark  # validation is not training
@@ -338,9 +341,11 @@ def validation_line(row: dict[str, float]) -> str:
     )
 
 
-def _diverged(step: int, config: TrainConfig) -> UserError:
+def _diverged(step: int, config: TrainConfig, words: StageWords) -> UserError:
+    calmer = {"learning_rate": f" below {config.learning_rate:g}", "clip_norm": " to 1.0", "warmup_steps": " higher"}
+    settings = [words.key(field) + value for field, value in calmer.items() if words.key(field)]
     return UserError(
         f"the loss is not a finite number any more at step {step}",
         "the weights grew without bound and cannot recover; nothing was written",
-        f"set train.learning_rate below {config.learning_rate:g}, train.clip_norm to 1.0, or some train.warmup_steps",
+        f"set {' or '.join(settings)}",
     )

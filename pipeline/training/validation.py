@@ -7,6 +7,7 @@ Shape legend: W windows, N items of their histories, L levels; local: M interact
 validation, S tokens of one item.
 """
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
-from pipeline.decoding.ranking import Ranker, histories_of, windows_at_once
+from pipeline.decoding.ranking import Ranker, windows_at_once
 from pipeline.distributed import World
 from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
@@ -35,7 +36,7 @@ BATCH = {"cpu": 256, "cuda": 2048}  # windows of a batch; without gradients it f
 
 
 class Validation:
-    """Measure models on the validation targets. The users' batches are made once, unless the strategy hides tokens.
+    """Measure models on the validation targets.
 
     Args:
         beam: beam width of the ranking, which is constrained to the catalogue.
@@ -65,14 +66,13 @@ class Validation:
         drawn = sample_rows(users_U, users, PURPOSE)
         self.users_U = users_U[drawn]
         positions_U = positions_U[drawn]
-        lengths_U = np.diff(histories_of(splits, positions_U)[1])
+        lengths_U = np.minimum(positions_U - np.asarray(splits.offsets)[self.users_U], splits.max_history)
         # By length, so that a batch holds histories of about equal length.
         rows = np.argsort(lengths_U, kind="stable")
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
         self.items = int(self._windows.lengths_W.sum())  # of all histories
-        self.batches = self._batches(None)  # whole histories
         self.ranker = Ranker(
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
@@ -82,16 +82,16 @@ class Validation:
         """Return whether some users with a validation target are left out."""
         return len(self.users_U) < self.users_in_all
 
-    def _batches(self, eval_skips: EvalSkips | None) -> list[Batch]:
-        """Make this process's share of the batches; all windows together stand for the one step."""
+    def batches(self, eval_skips: EvalSkips | None = None) -> Iterator[Batch]:
+        """Make this process's share of the batches, one after another; all windows together stand for the one step."""
         windows = self._windows
         size = windows_at_once(self.catalogue, BATCH[self.device.type])
         selected = self._selected(eval_skips) if eval_skips else None
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
         chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
-        batches = [self.collate(step, chunk) for chunk in chunks[self.world.share]]
-        # All codes of a target count, and a strategy learns nothing from it
-        return [replace(batch, slots_W=None, counted_WL=None) for batch in batches]
+        for chunk in chunks[self.world.share]:
+            # All codes of a target count, and a strategy learns nothing from it
+            yield replace(self.collate(step, chunk), slots_W=None, counted_WL=None)
 
     def _selected(self, eval_skips: EvalSkips) -> Selected:
         """Return what the model sees of the histories: all but the skipped tokens."""
@@ -110,12 +110,12 @@ class Validation:
         Both are over all users of the validation, and equal on every process.
         """
         eval_skips = self.strategy.sampler.eval_skips()
-        batches = self._batches(eval_skips) if eval_skips else self.batches
         with evaluating(model):
-            return {"valid_loss": self._loss(model, batches), **summarise(self._ranks(model, eval_skips))}
+            loss = self._loss(model, self.batches(eval_skips))
+            return {"valid_loss": loss, **summarise(self._ranks(model, eval_skips))}
 
     @torch.no_grad()
-    def _loss(self, model: nn.Module, batches: list[Batch]) -> float:
+    def _loss(self, model: nn.Module, batches: Iterable[Batch]) -> float:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
             total += self.strategy.loss(model, batch)

@@ -167,6 +167,7 @@ def test_shards_are_taken_only_where_all_that_decides_the_vectors_is_equal(
         Image.new("RGB", SIZES["b"]).save(folder / "b.png")
     if change == "a shard is gone":
         sorted(made.shards.folder.iterdir())[0].unlink()
+    made.shards.close()
     other = save_qwen(tmp_path / "other", seed=1) if change == "weights" else model
     embed(other, folder, items, **of_change.get(change, {}))
     assert counted.items == {"nothing": 6, "batch_tokens": 6, "a shard is gone": 9}.get(change, 12)

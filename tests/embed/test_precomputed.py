@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.embed import precomputed
 from pipeline.embed.precomputed import precomputed_vectors
 from pipeline.errors import UserError
 
@@ -312,3 +313,55 @@ def test_a_missing_file_and_an_unknown_format_are_named(tmp_path: Path) -> None:
     (tmp_path / "v.csv").write_text("1,2\n")
     with pytest.raises(UserError, match=r"v\.csv is of no known format"):
         precomputed_vectors(tmp_path / "v.csv", "auto", IDS)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".safetensors"])
+@pytest.mark.parametrize("block", [1, 3, 1000])
+def test_blocks_hold_the_vectors_of_all_items_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, block: int
+) -> None:
+    monkeypatch.setattr(precomputed, "BLOCK_ROWS", block)
+    rng = np.random.default_rng(block)
+    vectors = rng.normal(size=(20, 3)).astype(np.float32)
+    order = rng.permutation(20)[:13]
+    raw_ids = [f"i{row}" for row in range(20)]
+    path = write(tmp_path / f"v{suffix}", vectors, None if suffix == ".npy" else raw_ids)
+    if suffix == ".npy":
+        got = precomputed_vectors(path, "auto", raw_ids, tmp_path)
+        expected = vectors
+    else:
+        got = precomputed_vectors(path, "auto", pa.array([raw_ids[row] for row in order]), tmp_path)
+        expected = vectors[order]
+    blocks = list(got.blocks())
+    assert all(len(part) <= block and part.dtype == np.float32 for part in blocks)
+    assert (np.concatenate(blocks) == expected).all()
+    assert got.shape == expected.shape
+    assert list(tmp_path.iterdir()) == [path]  # the copy of a Parquet file's vectors has no name
+
+
+def test_rows_without_a_vector_are_left_out_in_every_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precomputed, "BLOCK_ROWS", 2)
+    lists = [None, [1.0, 2.0], None, None, [3.0, 4.0], [5.0, 6.0], None]
+    table = pa.table({"raw_id": list("abcdefg"), "v": pa.array(lists, pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "v.parquet")
+    got = precomputed_vectors(tmp_path / "v.parquet", "id", ["f", "b", "e"])
+    assert got.vectors_Id.tolist() == [[5, 6], [1, 2], [3, 4]]
+    assert got.unused_rows == 0
+
+
+def test_vectors_of_two_widths_in_two_blocks_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precomputed, "BLOCK_ROWS", 1)
+    pq.write_table(pa.table({"v": [[1.0, 2.0], [1.0], [1.0, 2.0, 3.0]]}), tmp_path / "v.parquet")
+    with pytest.raises(UserError, match="differ in length: 1, 2, 3"):
+        precomputed_vectors(tmp_path / "v.parquet", "order", IDS)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
+def test_a_file_without_a_row_has_no_vector(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"v{suffix}"
+    if suffix == ".npy":
+        np.save(path, np.zeros((0, 3), np.float32))
+    else:
+        pq.write_table(pa.table({"v": pa.array([], pa.list_(pa.float32()))}), path)
+    with pytest.raises(UserError, match="0 vectors for 4 items"):
+        precomputed_vectors(path, "auto", IDS)

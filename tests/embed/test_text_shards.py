@@ -21,6 +21,7 @@ from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed import shards
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder, text_vectors
+from pipeline.errors import UserError
 
 
 class Counted:
@@ -45,6 +46,7 @@ def test_only_missing_and_damaged_shards_are_made_again(
     assert (len(files), counted.texts) == (8, ITEMS)  # seven shards of five items, one of two
     files[2].unlink()
     files[4].write_bytes(files[4].read_bytes()[:-8])
+    kept.close()
     counted.texts = 0
     again, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
     assert counted.texts == 10
@@ -147,6 +149,38 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(
     run(params, interactions=interactions, output=tmp_path / "whole", scratch=tmp_path / "fresh")
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["", "embed"], ids=["by hand", "of DVC"])
+def test_two_runs_at_once_make_each_vector_once(
+    folders: dict[str, str], interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """By hand the second is refused; a stage of DVC waits, and takes the shards of the first."""
+    first = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
+    scratch = tmp_path / "scratch"
+    while not list(scratch.rglob("*.safetensors")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    if stage:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    counted = Counted(monkeypatch)
+
+    def second() -> None:
+        params = some_params(embed=config(folders["t5"]))
+        run(params, interactions=interactions, output=tmp_path / "second", scratch=scratch)
+
+    if stage:
+        second()
+    else:
+        with pytest.raises(UserError, match=f"process {first.pid} of .* embeds the same items"):
+            second()
+    assert first.wait(60) == 0
+    assert counted.texts == 0
+    assert not list(scratch.rglob("*.safetensors"))
+    if stage:
+        for path in (tmp_path / "out").iterdir():
+            assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
 
 
 # ---------------------------------------------------------------------------------------------------- several processes

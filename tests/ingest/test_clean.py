@@ -125,18 +125,19 @@ def test_a_log_is_cleaned_as_by_hand(
             clean(engine, *paths, {"click": least}, k)
         return
     cleaned = clean(engine, *paths, {"click": least}, k)
-    assert cleaned.users["raw_id"].to_pylist() == [str(user) for user in users]
-    assert cleaned.items["raw_id"].to_pylist() == [str(item) for item in catalogue]
-    assert cleaned.users["user_id"].to_pylist() == list(range(len(users)))
-    assert cleaned.items["item_id"].to_pylist() == list(range(len(catalogue)))
-    found = cleaned.log.to_pylist()
+    named_users, named_items = cleaned.users.read(), cleaned.items.read()
+    assert named_users["raw_id"].to_pylist() == [str(user) for user in users]
+    assert named_items["raw_id"].to_pylist() == [str(item) for item in catalogue]
+    assert named_users["user_id"].to_pylist() == list(range(len(users)))
+    assert named_items["item_id"].to_pylist() == list(range(len(catalogue)))
+    found = cleaned.log.read().to_pylist()
     assert [(users[r["user_id"]], catalogue[r["item_id"]], r["timestamp"]) for r in found] == rows
     seen: Counter[int] = Counter()
     for row in found:
         assert row["position"] == seen[row["user_id"]]
         seen[row["user_id"]] += 1
     if listed:
-        assert cleaned.items["title"].to_pylist() == [f"title {item}" for item in catalogue]
+        assert named_items["title"].to_pylist() == [f"title {item}" for item in catalogue]
     assert cleaned.steps[-1] == {
         "step": f"{k}-core",
         "interactions": len(rows),
@@ -147,5 +148,7 @@ def test_a_log_is_cleaned_as_by_hand(
 
 def test_column_types_are_those_that_artifacts_promise(engine: Engine, tmp_path: Path) -> None:
     cleaned = clean(engine, *stage(tmp_path, [(0, 0, 5, 1), (0, 1, 4, 1)], None), {}, 0)
-    assert cleaned.log.schema.types == [pa.int32(), pa.int32(), pa.int64(), pa.int32(), pa.float64()]
-    assert cleaned.log.column_names == ["user_id", "item_id", "timestamp", "position", "click"]
+    log = cleaned.log.read()
+    assert log.schema == cleaned.log.schema
+    assert log.schema.types == [pa.int32(), pa.int32(), pa.int64(), pa.int32(), pa.float64()]
+    assert log.column_names == ["user_id", "item_id", "timestamp", "position", "click"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from raw_logs import START, Ingest, csv_text, write
 
 from pipeline.errors import UserError
+from pipeline.ingest.id_index import IdIndex
 from pipeline.ingest.ids import as_listed, whole_numbers
 from pipeline.raw_ids import dense_ids, whole_number
 
@@ -216,7 +217,7 @@ def test_an_item_file_has_no_item_by_a_null_word(ingest: Ingest, tmp_path: Path)
 
 def test_a_written_id_that_is_listed_goes_before_its_number() -> None:
     listed = pa.array(["7", "7.0", "abc"])
-    ids, found = as_listed(pa.array(["7.0", "7", "7.00", "8.0", None]), listed)
+    ids, found = as_listed(pa.array(["7.0", "7", "7.00", "8.0", None]), IdIndex(listed))
     assert ids.to_pylist() == ["7.0", "7", "7", "8.0", None]
     assert found.to_pylist() == [True, True, True, False, False]
 

@@ -29,6 +29,7 @@ SMALL = [
     "train.validate_every=20",
     "train.checkpoint_every=20",
     "train.threads=1",
+    "dense.enabled=false",  # tests of the stage switch it on
     "evaluate.bootstrap_samples=50",
 ]
 

@@ -7,9 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from pipeline.quantize import quality
 from pipeline.quantize.neighbours import category_agreement, neighbour_agreement
 from pipeline.quantize.quality import code_usage, level_table, quality_metrics
 from pipeline.quantize.quantizer import Quantized
+
+
+def of_codes(codes: np.ndarray, errors: np.ndarray, rows: np.ndarray) -> Quantized:
+    return Quantized(codes_IL=codes, codebooks={}, errors_I=errors, last_rows_Ik=rows, errors_with=lambda _: errors)
 
 
 def slow_gini(counts: list[int]) -> float:
@@ -35,9 +40,7 @@ def test_collisions_and_prefixes_are_counted_without_the_digit() -> None:
     errors = rng.random(60)
     vectors[[3, 5, 9]] = vectors[7]
     categories = rng.integers(-1, 3, 60)
-    quality = quality_metrics(
-        vectors, Quantized(codes, {}, errors, vectors, lambda _: errors), codes=4, categories_I=categories
-    )
+    quality = quality_metrics(vectors, of_codes(codes, errors, vectors), codes=4, categories_I=categories)
     groups = Counter(map(tuple, codes.tolist()))
     assert quality["unique_codes"] == len(groups)
     assert quality["largest_group"] == max(groups.values())
@@ -69,3 +72,20 @@ def test_the_table_has_a_row_per_level_and_leaves_empty_what_does_not_exist() ->
     assert [row["prefixes"] for row in rows] == ["8", "60"]
     assert rows[0]["category_agreement"] == ""
     assert {name: rows[0][name] for name in ("used_codes", "gini")} == {"used_codes": "8", "gini": "0.1"}
+
+
+@pytest.mark.parametrize("width", [1, 3, 40])
+def test_identical_vectors_are_those_with_equal_bits(width: int) -> None:
+    rng = np.random.default_rng(width)
+    vectors = rng.integers(-2, 3, (400, width)).astype(np.float32)
+    vectors[::7] = 0
+    vectors[::14] *= -1  # zeros of the other sign have other bits
+    seen = Counter(row.tobytes() for row in vectors)
+    expected = [seen[row.tobytes()] > 1 for row in vectors]
+    assert quality._identical(vectors).tolist() == expected
+    codes = rng.integers(0, 3, (400, 2))
+    measured = quality_metrics(vectors, of_codes(codes, np.ones(400), vectors), codes=3)
+    left = [tuple(own) for own, twin in zip(codes.tolist(), expected, strict=True) if not twin]
+    pairs = [(a, b) for a in range(len(left)) for b in range(a)]
+    share = np.mean([left[a] == left[b] for a, b in pairs]) if pairs else 0.0
+    assert measured["colliding_pairs"] == pytest.approx(share, rel=1e-5)

@@ -1,5 +1,6 @@
 """The quantize stage: what it writes, and what it makes of real vectors."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -108,6 +109,8 @@ def test_the_advice_follows_from_the_figures_and_its_limit_is_one_that_passes() 
         "collision_rate": 0.6213,
         "largest_group": 9,
         "identical_vectors": 0.5,
+        "items": 100,
+        "colliding_pairs": 0.05,
         "level_1": {"used_codes": 3},
         "level_2": {"used_codes": 8},
     }
@@ -160,3 +163,14 @@ def test_on_amazon_beauty_18_percent_collide_and_plain_residuals_collide_more() 
     assert normalised["collision_rate"] == pytest.approx(0.182, abs=0.025)  # over seeds: 0.174 to 0.199
     assert normalised["two_level_prefixes"] == pytest.approx(6863, rel=0.05)
     assert plain["collision_rate"] > normalised["collision_rate"] + 0.01
+
+
+def test_too_many_collisions_name_sizes_that_are_enough(tmp_path: Path) -> None:
+    """The advice of the stage is followed, and the stage then passes."""
+    few = replace(SMALL, codes=4, max_collision_rate=0.3)
+    with pytest.raises(UserError, match="of items share their codes") as caught:
+        run_in(tmp_path, few)
+    found = re.search(r"about quantize\.codes=(\d+) or quantize\.levels=(\d+)\)", caught.value.fix)
+    assert found, caught.value.fix
+    assert run_in(tmp_path, replace(few, codes=int(found[1])))["collision_rate"] <= 0.3
+    assert run_in(tmp_path, replace(few, levels=int(found[2])))["collision_rate"] <= 0.3

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from slow_residual import clouds, follow, rkmeans
 
 from pipeline.errors import UserError
-from pipeline.quantize.quantizer import unit_rows
 from pipeline.quantize.rkmeans import kmeans
+from pipeline.quantize.rows import unit_rows
 
 
 @given(st.integers(0, 1000), st.booleans())

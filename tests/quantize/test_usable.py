@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from settings import read_params
 
-from pipeline.artifacts import Embeddings, Interactions, write_parquet
+from pipeline.artifacts import Interactions, write_json, write_parquet, write_tensors
 from pipeline.errors import UserError
 from pipeline.quantize.stage import run
 from pipeline.quantize.usable import check_vectors
@@ -38,7 +38,10 @@ def with_value(value: float, items: slice = slice(2, 4)) -> np.ndarray:
     ids=["nan", "inf", "large", "all large", "zeros", "tiny", "fewer", "flat"],
 )
 def test_the_stage_names_them_and_writes_nothing(method: str, vectors_Id: Any, said: str, tmp_path: Path) -> None:
-    Embeddings(vectors_Id, {}).write(tmp_path / "embeddings")
+    write_tensors(
+        tmp_path / "embeddings/embeddings.safetensors", {"vectors": vectors_Id}
+    )  # not `Embeddings`: rows alone
+    write_json(tmp_path / "embeddings/embeddings.json", {})
     items = pd.DataFrame({"item_id": np.arange(8, dtype=np.int32), "raw_id": RAW_IDS})
     write_parquet(Interactions(tmp_path).items, items)
     params = read_params({"quantize": {"method": method, "codes": 2, "normalize_input": False}})

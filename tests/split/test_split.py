@@ -12,8 +12,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from settings import read_params, some, some_params
 
+from pipeline import artifacts
 from pipeline.artifacts import Interactions, Splits, write_parquet
 from pipeline.errors import UserError
+from pipeline.split import protocols
 from pipeline.split.config import SplitConfig
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.stage import run, split_log
@@ -69,10 +71,12 @@ def test_leave_one_out_equals_the_reference(days: list[list[int]]) -> None:
     assert got == one_by_one(days, "leave_one_out")
 
 
-@given(histories)
+@given(histories, st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
-def test_temporal_equals_the_reference(days: list[list[int]]) -> None:
-    targets = temporal(offsets_of(days), flat(days)[2], VALID_FROM, TEST_FROM)
+def test_temporal_equals_the_reference(days: list[list[int]], block: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocols, "BLOCK_USERS", block)
+        targets = temporal(offsets_of(days), flat(days)[2], VALID_FROM, TEST_FROM)
     got = list(zip(targets.train_end, targets.valid_target, targets.test_target, strict=True))
     assert got == one_by_one(days, "temporal")
 
@@ -106,15 +110,15 @@ def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_
 @settings(max_examples=60, deadline=None)
 def test_a_shuffle_moves_interactions_only_inside_a_users_equal_timestamps(days: list[list[int]], seed: int) -> None:
     users, _, times = flat(days)
-    order = shuffle_ties(users, times, seed)
+    order = shuffle_ties(users, times, np.random.default_rng(seed))
     assert sorted(order) == list(range(len(users)))
     assert (users[order] == users).all()
     assert (times[order] == times).all()
-    assert (shuffle_ties(users, times, seed) == order).all()
+    assert (shuffle_ties(users, times, np.random.default_rng(seed)) == order).all()
 
 
 def test_a_shuffle_puts_every_tied_interaction_last_equally_often() -> None:
-    last = [shuffle_ties(np.zeros(4, int), np.zeros(4, int), seed)[-1] for seed in range(2000)]
+    last = [shuffle_ties(np.zeros(4, int), np.zeros(4, int), np.random.default_rng(seed))[-1] for seed in range(2000)]
     assert np.bincount(last, minlength=4) == pytest.approx([500] * 4, abs=80)
 
 
@@ -211,6 +215,28 @@ def test_a_second_run_writes_the_same_bytes_and_another_seed_other_ones(tmp_path
     assert written["a"] == written["b"]
     differ = {name for name in written["a"] if written["a"][name] != written["c"][name]}
     assert differ == {"items_N.npy", "manifest.json"}
+
+
+@pytest.mark.parametrize("ties", ["source", "shuffled"])
+@pytest.mark.parametrize("rows", [1, 3, 7, 1000])
+def test_a_log_read_in_blocks_is_split_as_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ties: str, rows: int
+) -> None:
+    """Users longer than a block, shorter ones, and one without an interaction, who is not in the log."""
+    rng = np.random.default_rng(rows)
+    days = [list(rng.integers(0, 4, length)) for length in (9, 1, 4, 0, 3, 30, 2, 2, 5)]
+    users, _, times = flat(days)
+    items = rng.integers(0, 50, len(users)).astype(np.int32)
+    write_log(tmp_path / "log", users, items, times)
+    monkeypatch.setattr(artifacts, "BLOCK_ROWS", rows)
+    params = some_params(split=some(SplitConfig, ties=ties))
+    run(params, interactions=tmp_path / "log", output=tmp_path / "splits")
+    expected = split_log(users, items, times, users=9, items=items.max() + 1, config=params.split, seed=params.seed)
+    found = Splits.read(tmp_path / "splits")
+    for name in Splits.ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), strict=True)
+    assert found.summary == expected.summary
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "splits"]
 
 
 def test_what_is_written_reads_back(tmp_path: Path) -> None:

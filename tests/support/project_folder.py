@@ -12,7 +12,7 @@ import yaml
 from benchmarks.torture.project import environment
 
 PATIENCE = 600.0  # seconds; a command may take many times as long beside other work
-STAGES = ["check", "ingest", "embed", "split", "count", "quantize", "train", "evaluate", "track"]
+STAGES = ["check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track"]
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import torch
 from tiny_world import TinyWorld, make_params
 
 from pipeline.machine import peak_flops
-from pipeline.train.flops import flops_per_window
-from pipeline.train.names import ItemNames
-from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.flops import flops_per_window
+from pipeline.training.names import ItemNames
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.windows import Epochs
 
 BACKBONE: dict[str, Any] = {
@@ -31,7 +31,7 @@ def counted(world: TinyWorld, strategy: str, **sections: Any) -> tuple[float, np
     params = make_params(strategy=strategy, **{"backbone": BACKBONE, **settings, **sections})
     windows = Epochs(world.splits, "random_start", 0).take(0, 0, 30)
     recipe = TrainingRecipe.of(params, world.splits, world.sids)
-    return flops_per_window(recipe, world.splits, ItemNames(world.sids), windows), windows.lengths_W
+    return flops_per_window(recipe, world.splits, ItemNames(world.sids).catalogue(), windows), windows.lengths_W
 
 
 def test_a_step_of_full_costs_three_times_the_products_of_its_forward_pass(world: TinyWorld) -> None:
@@ -64,7 +64,7 @@ def test_a_sample_of_windows_says_what_all_say_unless_they_share_items(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (every, items_W), shared = counted(world, "full"), counted(world, "intrr")[0]
-    monkeypatch.setattr("pipeline.train.flops.SQUARES", int((items_W[:20] ** 2).sum()))
+    monkeypatch.setattr("pipeline.training.flops.SQUARES", int((items_W[:20] ** 2).sum()))
     sample = counted(world, "full")[0]
     assert every != sample == pytest.approx(every, rel=0.2)
     assert counted(world, "intrr")[0] == shared

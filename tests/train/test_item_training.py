@@ -13,7 +13,7 @@ from tiny_world import TinyWorld, interrupt, make_params, make_splits
 from pipeline.artifacts import Embeddings, read_json
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
-from pipeline.train.names import read_names
+from pipeline.training.names import read_names
 from pipeline.training.negatives import counts_in_training
 
 SASREC: dict[str, Any] = {"backbone": {"name": "sasrec"}, "train": {"max_windows": 300, "learning_rate": 0.02}}
@@ -119,8 +119,8 @@ def test_padded_batches_compute_the_same(world: TinyWorld) -> None:
 def test_a_large_catalogue_trains_by_draws_and_a_stopped_run_goes_on_with_them(
     world: TinyWorld, strategy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.train.recipe.FULL_SOFTMAX_ITEMS", 39)
-    monkeypatch.setattr("pipeline.train.recipe.NEGATIVES", 20)
+    monkeypatch.setattr("pipeline.training.recipe.FULL_SOFTMAX_ITEMS", 39)
+    monkeypatch.setattr("pipeline.training.recipe.NEGATIVES", 20)
     train = {"max_windows": 1500, "batch_tokens": 100, "learning_rate": 0.02, "accumulate": 2}
     params = make_params(strategy=strategy, backbone=SASREC["backbone"], train=train)
     world.train(params, "whole")

@@ -22,8 +22,8 @@ from tiny_world import TinyWorld, interrupt, make_params, stop_at
 from pipeline import stopping
 from pipeline.errors import UserError
 from pipeline.stopping import Stopped
-from pipeline.train.code import CODE, code_fingerprint
 from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.code import ENGINE, code_fingerprint
 from pipeline.training.loop import State, Trainer
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
@@ -219,7 +219,7 @@ def test_a_checkpoint_of_other_code_is_named_and_stays(
 ) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.train.stage.code_fingerprint", lambda: "f" * 64)
+        patch.setattr("pipeline.train.stage.code_fingerprint", lambda _: "f" * 64)
         world.train(make_params(), "edited")
     said = capsys.readouterr().out
     assert "resumed" not in said.replace("is not resumed", "")
@@ -232,17 +232,19 @@ def test_a_checkpoint_of_other_code_is_named_and_stays(
 
 def test_every_code_file_of_training_counts(root: Path, tmp_path: Path) -> None:
     """The list is that of dvc.yaml, and a changed, a new or a renamed file changes the fingerprint."""
-    deps = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]["train"]["deps"]
-    assert {f"pipeline/{name}" for name in CODE} == {dep for dep in deps if dep.startswith("pipeline/")}
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    for stage in ("train", "dense"):
+        code = {dep for dep in stages[stage]["deps"] if dep.startswith("pipeline/")}
+        assert {f"pipeline/{name}" for name in (stage, *ENGINE)} == code
     package = shutil.copytree(root / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    before = code_fingerprint(package)
-    assert before == code_fingerprint()
+    before = code_fingerprint("train", package)
+    assert before == code_fingerprint("train")
     (package / "presets/kinds.py").write_text("")  # no part of training
-    assert code_fingerprint(package) == before
+    assert code_fingerprint("train", package) == before
     (package / "metrics.py").write_text((package / "metrics.py").read_text() + "# a comment\n")
-    edited = code_fingerprint(package)
+    edited = code_fingerprint("train", package)
     (package / "ops/new.py").write_text("")
-    assert len({before, edited, code_fingerprint(package)}) == 3
+    assert len({before, edited, code_fingerprint("train", package)}) == 3
 
 
 def test_knobs_without_influence_keep_the_checkpoint(
@@ -259,7 +261,7 @@ def test_a_resumed_run_keeps_its_number_of_threads(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt(world, make_params(), 10, monkeypatch)
-    monkeypatch.setattr("pipeline.train.stage.share_of_threads", lambda _: 2)
+    monkeypatch.setattr("pipeline.training.assembly.share_of_threads", lambda _: 2)
     world.train(make_params(train={"threads": 0}))
     assert "1 threads, resumed at step 7" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
-from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.validation import Validation
 from pipeline.training.windows import Epochs
 

@@ -12,9 +12,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.artifacts import Splits
+from pipeline.catalogue import Catalogue
 from pipeline.strategies.base import Sampler, Strategy
-from pipeline.train.names import ItemNames
-from pipeline.train.recipe import TrainingRecipe
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
@@ -25,15 +25,15 @@ LOGITS = 2**26  # over items: of all positions together
 
 
 @torch.no_grad()
-def flops_per_window(recipe: TrainingRecipe, splits: Splits, names: ItemNames, windows: Windows) -> float:
+def flops_per_window(recipe: TrainingRecipe, splits: Splits, catalogue: Catalogue, windows: Windows) -> float:
     """Return the floating-point operations of training on one window, forward and backward.
 
     Args:
+        catalogue: on the CPU.
         windows: the windows of one step. A sample of them is enough where windows share nothing; under `intrr` all are
             taken, since windows share their distinct items, which are computed once. A network over items computes the
             vectors of all items once per step: as many windows are taken as memory allows.
     """
-    catalogue = names.catalogue()
     network = recipe.chosen.network(recipe.pad_to)
     with torch.random.fork_rng(devices=[]):
         model = network.build(recipe.backbone, catalogue).eval()

@@ -1,5 +1,6 @@
 """Build a `Trainer` from a recipe: network, batches, sampler and validation, each made once and handed to the next."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,15 @@ from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
+from pipeline.machine import share_of_threads
 from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
-from pipeline.train.names import ItemNames
-from pipeline.train.recipe import TrainingRecipe
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
 from pipeline.training.loader import BatchLoader
 from pipeline.training.loop import Trainer
+from pipeline.training.names import ItemNames
 from pipeline.training.optimizer_step import records
+from pipeline.training.recipe import TrainingRecipe
 from pipeline.training.steps import samples_per_step
 from pipeline.training.validation import Validation
 from pipeline.training.windows import Epochs
@@ -59,10 +61,20 @@ def trainer_of(
         validation=_validation(recipe, splits, strategy, catalogue, world),
         checkpoints=checkpoints,
         world=world,
+        words=recipe.words,
     )
     if resume:
         trainer.restore(resume)
     return trainer
+
+
+def set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
+    """Set the number of threads: what the user says, or as many as the work can use.
+
+    Rounding depends on how many threads add up a sum, so a resumed run takes the number that it began with.
+    """
+    numbers = recipe.config.batch_tokens // recipe.config.accumulate * recipe.backbone.d_model  # of one activation
+    torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
 
 
 def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: World) -> BatchLoader:
@@ -93,11 +105,12 @@ def _validation(
     validation = Validation(
         splits, strategy, catalogue, world, beam=recipe.config.beam, users=recipe.config.valid_users, times=times
     )
+    key = recipe.words.key("valid_users")
     if not validation.windows and validation.sampled:
         raise UserError(
             f"none of the {len(validation.users_U):,} users in the sample for validation has a target with a history",
             "validation chooses the best weights",
-            f"raise train.valid_users: {validation.users_in_all:,} users have a validation target",
+            f"{f'raise {key}' if key else 'split the log otherwise'}: {validation.users_in_all:,} users have a target",
         )
     if not validation.windows:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Compute once what params.yaml says to each part of training, so that no part reads params.yaml again."""
+"""Compute once what the settings of a stage say to each part of training, so that no part reads them again."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,13 +18,14 @@ from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
 from pipeline.training.config import TrainConfig
 from pipeline.training.negatives import Negatives, counts_in_training
+from pipeline.training.words import TRAIN, StageWords
 
 # These change how fast or how safely a run goes, not what it learns, so a checkpoint outlives a change of them.
 NO_INFLUENCE = ("threads", "checkpoint_every")
 
 
-class TrainParams(Protocol):
-    """`TrainParams` declares what this stage reads of params.yaml."""
+class RecipeSettings(Protocol):
+    """`RecipeSettings` declares what a recipe is computed from: the keys of params.yaml by which `train` trains."""
 
     @property
     def seed(self) -> int: ...
@@ -58,9 +59,10 @@ class TrainingRecipe:
     pad_to: int  # encoder positions of every window of a padded run; 0: packed
     input_tokens_per_item: int  # positions that an item of a history takes in the backbone
     budget: int  # encoder positions of one step, where an item takes `input_tokens_per_item`
+    words: StageWords
 
     @classmethod
-    def of(cls, params: TrainParams, splits: Splits, sids: Sids) -> "TrainingRecipe":
+    def of(cls, params: RecipeSettings, splits: Splits, sids: Sids, words: StageWords = TRAIN) -> "TrainingRecipe":
         """Compute the recipe of `params` on these splits and Semantic IDs.
 
         Raises:
@@ -73,7 +75,7 @@ class TrainingRecipe:
             backbone = dataclasses.replace(backbone, separators=False)
         sid_tokens_per_item = levels + backbone.separators  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
-        _check(config, splits, sids, longest)
+        _check(config, splits, sids, longest, words)
         chosen = choose_strategies(params.strategy, params.strategies)
         input_tokens_per_item = chosen.input_tokens_per_item(levels, backbone.separators)
         return cls(
@@ -87,6 +89,7 @@ class TrainingRecipe:
             input_tokens_per_item=input_tokens_per_item,
             # train.batch_tokens counts whole Semantic IDs, so that a step has the same windows under every strategy.
             budget=config.batch_tokens * input_tokens_per_item // sid_tokens_per_item,
+            words=words,
         )
 
     @property
@@ -140,7 +143,7 @@ class TrainingRecipe:
         }
 
 
-def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int) -> None:
+def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int, words: StageWords) -> None:
     """Raise UserError unless inputs fit each other, and a history of `longest` positions fits budget and padding."""
     if len(sids.codes_IL) != splits.summary["items"]:
         raise UserError(
@@ -149,10 +152,11 @@ def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int) -> Non
             "run `dvc repro`",
         )
     if config.batch_tokens < longest:
+        key = words.key("batch_tokens")
         raise UserError(
-            f"train.batch_tokens is {config.batch_tokens}, but one history may take {longest} positions",
+            f"{key} is {config.batch_tokens}, but one history may take {longest} positions",
             f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
-            "raise train.batch_tokens or lower split.max_history",
+            f"raise {key} or lower split.max_history",
         )
     if config.batching == "padded" and 0 < config.pad_to < longest:
         raise UserError(

@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.printing import say
 
 PACKAGE = Path(__file__).parents[1]
-# What dvc.yaml lists for the stage train, which follows from the imports (tests/pipeline/test_graph.py).
-CODE = (
-    "train",
+# What dvc.yaml lists for a stage that trains, beside its own folder; it follows from the imports
+# (tests/pipeline/test_graph.py).
+ENGINE = (
     "training",
     "generator.py",
     "saved_model.py",
@@ -24,6 +24,7 @@ CODE = (
     "catalogue.py",
     "cuda_graphs.py",
     "artifacts.py",
+    "item_table.py",
     "distributed.py",
     "hashing.py",
     "machine.py",
@@ -35,10 +36,15 @@ CODE = (
 )
 
 
-def code_fingerprint(package: Path = PACKAGE) -> str:
-    """Return the hex sha256 of the names and contents of all Python files that training uses."""
+def code_fingerprint(stage: str, package: Path = PACKAGE) -> str:
+    """Return the hex sha256 of the names and contents of all Python files that a stage which trains uses.
+
+    Args:
+        stage: the stage's folder below `package`.
+        package: the folder of the package.
+    """
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in (stage, *ENGINE):
         path = package / name
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(str(file.relative_to(package)).encode())
@@ -51,13 +57,13 @@ def checkpoint_name(run: str, code: str) -> str:
     return run[:8] + code[:8]
 
 
-def name_other_code(checkpoint: Path) -> None:
-    """Print a line where only other code has a checkpoint of the run, whose folder is `checkpoint`."""
+def name_other_code(checkpoint: Path, stage: str) -> None:
+    """Print a line where only other code has a checkpoint of the stage's run, whose folder is `checkpoint`."""
     if checkpoint.exists():
         return
     saved = [path for path in checkpoint.parent.glob(f"{checkpoint.name[:8]}*") if (path / "checkpoint.pt").exists()]
     if saved:
         say(
-            f"train: other code made the checkpoint of these settings, so it is not resumed and training starts anew; "
-            f"it goes on with the former code, and may be deleted: {', '.join(map(str, sorted(saved)))}"
+            f"{stage}: other code made the checkpoint of these settings, so it is not resumed and training starts "
+            f"anew; it goes on with the former code, and may be deleted: {', '.join(map(str, sorted(saved)))}"
         )

@@ -12,7 +12,10 @@ from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.item_table import ItemTable
 from pipeline.training.negatives import counts_in_training
+
+COLUMNS = ("item_id", "raw_id", "title")  # of items.parquet, that a saved model has too
 
 
 @dataclass(frozen=True)
@@ -62,14 +65,31 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
     """
     if not backbone.over_items:
         return ItemNames(Sids.read(sids), {"sids": fingerprint(sids / "sids.parquet")})
+    return item_names(splits, embeddings, content=backbone.content, key="backbone.content")
+
+
+def item_names(splits: Splits, embeddings: Path, *, content: bool, key: str) -> ItemNames:
+    """Name each item by its index, and read data/embeddings unless the items are their ids alone.
+
+    Args:
+        splits: say which items training sees.
+        embeddings: the folder of the content vectors.
+        content: whether an item is its content vector too.
+        key: the key of params.yaml that sets `content`.
+
+    Raises:
+        UserError: as `read_names`.
+    """
     trained_I = counts_in_training(splits) > 0
     line = f"{len(trained_I):,} items by their ids alone"
-    if not backbone.content:
-        return ItemNames.of_items(trained_I, None, {}, f"{line} (backbone.content is false)")
+    if not content:
+        return ItemNames.of_items(trained_I, None, {}, f"{line} ({key} is false)")
     if not embeddings.exists():
         return ItemNames.of_items(trained_I, None, {}, f"{line} ({embeddings} is not here)")
     vectors_IC = Embeddings.read(embeddings).vectors_Id
-    _check(vectors_IC, len(trained_I), embeddings)
+    _check(vectors_IC, len(trained_I), embeddings, key)
+    if not vectors_IC.shape[1]:
+        return ItemNames.of_items(trained_I, None, {}, f"{line} (embed.encoder is none, which makes no vectors)")
     without = int((~vectors_IC.any(1)).sum())
     line = f"{len(trained_I):,} items by their ids and content vectors of width {vectors_IC.shape[1]}"
     if without:
@@ -77,7 +97,23 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
     return ItemNames.of_items(trained_I, vectors_IC, {"embeddings": fingerprint(embeddings)}, line)
 
 
-def _check(vectors_IC: np.ndarray, items: int, embeddings: Path) -> None:
+def read_items(path: Path, count: int) -> ItemTable:
+    """Open the table of items, of which a model takes `COLUMNS`.
+
+    Raises:
+        UserError: there are not `count` items. It is known before training, and not when the model is written.
+    """
+    items = ItemTable(path)
+    if len(items) != count:
+        raise UserError(
+            f"{path} lists {len(items):,} items, and {count:,} are to be trained",
+            "the stages before were run on different logs",
+            "run `dvc repro`, or `dvc checkout` for the files of this commit",
+        )
+    return items
+
+
+def _check(vectors_IC: np.ndarray, items: int, embeddings: Path, key: str) -> None:
     if len(vectors_IC) != items:
         raise UserError(
             f"{embeddings} has {len(vectors_IC):,} vectors for {items:,} items",
@@ -89,5 +125,5 @@ def _check(vectors_IC: np.ndarray, items: int, embeddings: Path) -> None:
         raise UserError(
             f"the content vector of item {item} in {embeddings} has a number that is not finite",
             "every logit would be lost with it",
-            "mend the vectors that embed reads, or train on ids alone with backbone.content=false",
+            f"mend the vectors that embed reads, or train on ids alone with {key}=false",
         )

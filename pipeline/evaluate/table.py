@@ -1,0 +1,42 @@
+"""Lay out the table that evaluate prints: the systems side by side, and lines that say how the numbers were made."""
+
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.metric_names import row_labels
+
+
+def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over_items: bool = False) -> str:
+    """Return the printed table: the model by both rules for seen items and the baselines, with and without ties.
+
+    Args:
+        over_items: the model scores items themselves, all of them, and no Semantic IDs.
+    """
+    ties = metrics["noties_users"] < metrics["users"]
+    parts = {"": f"all {metrics['users']:,} users"} | (
+        {"noties_": f"no tie: {metrics['noties_users']:,} users"} if ties else {}
+    )
+    labels = row_labels(metrics, strategy)
+    first = max(map(len, labels.values())) + 2
+    lines = [
+        " " * first + "".join(f"{words:>24}" for words in parts.values()),
+        " " * first + "".join(f"{'recall@10':>14}{'ndcg@10':>10}" for _ in parts),
+    ]
+    # A line per system: recall and NDCG on all users, then on those without a tie.
+    for prefix, label in labels.items():
+        cells = [metrics[f"{part}{prefix}{name}_at_10"] for part in parts for name in ("recall", "ndcg")]
+        lines.append(f"{label:{first}}" + "".join(f"{cell:{(14, 10)[i % 2]}.4f}" for i, cell in enumerate(cells)))
+    # Lines that say how the numbers were made.
+    low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
+    exact = config.decoding == "exact" or over_items
+    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
+    by_counting = ", as counting does on validation" if config.filter_seen == "auto" else ""
+    of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
+    lines.append(
+        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
+        + ("" if over_items else of_sids)
+    )
+    lines.append(
+        f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
+        f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "
+        f"{metrics['expected_recall_at_10']:.4f}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,139 @@
+"""The dense retriever in the evaluation: its ranks are those of brute force, by both rules."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from evaluated_world import ITEMS, MAX_HISTORY, World
+from settings import some
+
+from pipeline.artifacts import fingerprint, read_json, write_json
+from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.sasrec import SasRec
+from pipeline.catalogue import Catalogue
+from pipeline.errors import UserError
+from pipeline.evaluate.stage import run
+from pipeline.generator import load_retriever, save_generator
+from pipeline.manifest import seal, sealed
+from pipeline.metrics import summarise
+from pipeline.packing.histories import Histories
+from pipeline.results.ranks import Ranks
+
+
+def write_dense(world: World, splits: str = "") -> None:
+    """A network over items that nobody trained, but for larger weights, so that histories matter."""
+    rng = np.random.default_rng(5)
+    catalogue = Catalogue(
+        np.arange(ITEMS)[:, None],
+        (ITEMS,),
+        digit=False,
+        content_IC=rng.normal(size=(ITEMS, 6)).astype(np.float32),
+        trained_I=np.arange(ITEMS) % 5 > 0,
+    )
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 16}
+    config = some(BackboneConfig, name="sasrec", separators=False, dropout=0.0, **sizes)
+    model = SasRec(config, catalogue)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    items = pd.DataFrame({"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(ITEMS)]})
+    about = {"strategy": "full", "pad_to": 0, "max_history": MAX_HISTORY, "seed": 5, "dataset": "demo", "train": {}}
+    fingerprints = {"splits": splits or fingerprint(world.paths["splits"])}
+    save_generator(
+        world.root / "models/dense", model, catalogue, items, {**about, "fingerprints": fingerprints}, stage="dense"
+    )
+    write_json(
+        world.paths["reports"] / "dense.json",
+        sealed({"enabled": True, "dense_train_seconds": 2.5}, world.paths["reports"], ()),
+    )
+
+
+def evaluate(world: World, **changes: Any) -> dict[str, float]:
+    return run(world.params, dense=world.root / "models/dense", **world.inputs, **changes)
+
+
+def test_the_ranks_are_those_of_brute_force_by_both_rules(world: World) -> None:
+    write_dense(world)
+    metrics = evaluate(world)
+    users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
+    retriever = load_retriever(world.root / "models/dense")
+    assert retriever is not None
+    model: Any = retriever.model.double()
+    vectors_Id = model.item_vectors().detach()
+    expected: dict[str, list[int]] = {"dense_rank": [], "dense_other_rank": []}
+    for user, target in zip(users["user_id"], users["item_id"], strict=True):
+        begin, end = world.splits.offsets[user], world.splits.test_target[user]
+        history = np.asarray(world.splits.items_N[max(begin, end - MAX_HISTORY) : end])
+        with torch.no_grad():  # one user at a time, without a batch
+            state = model.begin(Histories.pack(history, np.array([0, len(history)]), torch.device("cpu")))
+            scores_I = (state.states_Wd.double() @ vectors_Id.T)[0].numpy()
+        for name, seen in (
+            ("dense_rank", []),
+            ("dense_other_rank", history),
+        ):  # the headline's rule includes seen items
+            order = [item for item in np.argsort(-scores_I, kind="stable") if item not in seen]
+            rank = order.index(target) + 1 if target in order else 0
+            expected[name].append(rank if rank <= 10 else 0)  # evaluate.beam
+    for name, ranks in expected.items():
+        assert users[name].tolist() == ranks
+    for prefix, column in (("", "dense_rank"), ("seen_included_", "dense_rank"), ("seen_dropped_", "dense_other_rank")):
+        assert metrics[f"dense_{prefix}recall_at_10"] == summarise(users[column].to_numpy())["recall_at_10"]
+    apart = users[~users["tie"]]
+    assert metrics["noties_dense_recall_at_10"] == summarise(apart["dense_rank"].to_numpy())["recall_at_10"]
+    assert metrics["dense_train_seconds"] == 2.5
+
+
+def test_the_headline_stands_in_metrics_json_and_the_rest_in_details(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dense(world)
+    metrics = evaluate(world)
+    headlines, details = (read_json(world.paths["reports"] / f"{name}.json") for name in ("metrics", "details"))
+    assert [name for name in headlines if "dense" in name] == ["dense_recall_at_10"]
+    assert {"dense_ndcg_at_10", "dense_evaluate_seconds", "dense_train_seconds"} <= set(details)
+    row = next(
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("dense retriever, seen included")
+    )
+    assert f"{metrics['dense_recall_at_10']:.4f}" in row
+
+
+def test_without_a_retriever_everything_else_is_the_same(world: World) -> None:
+    write_dense(world)
+    with_it = evaluate(world)
+    folder = world.root / "models/dense"
+    for file in folder.iterdir():
+        file.unlink()
+    write_json(folder / "config.json", {"enabled": False})
+    seal(folder, "dense")
+    write_json(world.paths["reports"] / "dense.json", sealed({"enabled": False}, world.paths["reports"], ()))
+    without = evaluate(world)
+    assert not [name for name in without if "dense" in name]
+    assert "dense_rank" not in Ranks.read(world.paths["reports"] / "ranks.parquet").users
+    measured = {"evaluate_seconds", "users_per_second"}
+    assert {**with_it, **without} | dict.fromkeys(measured, 0) == with_it | dict.fromkeys(measured, 0)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    assert {name: value for name, value in evaluate(world).items() if name not in measured} == {
+        name: value for name, value in without.items() if name not in measured
+    }
+
+
+def test_a_retriever_of_other_splits_is_refused_by_name(world: World) -> None:
+    write_dense(world, splits="0" * 64)
+    with pytest.raises(UserError, match="models/dense was trained on other splits"):
+        evaluate(world)
+
+
+def test_a_damaged_retriever_is_refused_by_name(world: World) -> None:
+    write_dense(world)
+    path = world.root / "models/dense/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(
+        UserError, match=r"models/dense/model\.safetensors is not the file that .*manifest\.json lists"
+    ) as error:
+        evaluate(world)
+    assert "python -m pipeline dense" in error.value.fix
