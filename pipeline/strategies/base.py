@@ -103,6 +103,10 @@ class Network:
         sampled = () if batch.sampled is None else (batch.sampled,)
         return model(batch.histories, batch.targets_W, *sampled), 0.0
 
+    def remarks(self, model: nn.Module) -> list[str]:
+        """Return lines about a trained model, in evaluation mode, that its user should know."""
+        return []
+
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Return the encoder positions, padding not counted, that the last block and the decoder see of each window.
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.machine import peak_flops, peak_memory_gib
+from pipeline.packing.backbone import evaluating
 from pipeline.printing import say
 from pipeline.training.loop import Trainer
 
@@ -40,8 +41,10 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
         f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
     )
     by_patience = trainer.windows_done < config.max_windows
-    for line in trainer.strategy.sampler.report.remarks(by_patience):
-        say(f"train: {line}")
+    with evaluating(trainer.evaluated):
+        lines = trainer.strategy.network.remarks(trainer.evaluated)
+    for line in (*lines, *trainer.strategy.sampler.report.remarks(by_patience)):
+        say(f"{trainer.words.stage}: {line}")
 
 
 def _parameters(trainer: Trainer) -> int:
