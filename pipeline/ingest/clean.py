@@ -84,24 +84,28 @@ def clean(
 
     # Only one interaction of a user with an item remains: of (ann, tea) at 5 and at 9 the first is (ann, tea) at 5.
     coded = engine.materialize(encoded if repeats == "keep" else one_of_each(encoded, last=repeats == "last"))
-    if repeats != "keep":
-        steps.append(_count(f"{EXTREME[repeats]} of each user and item", coded))
+    if repeats != "keep":  # which leaves every user and every item one interaction at least
+        steps.append(_step(f"{EXTREME[repeats]} of each user and item", coded, users, logged))
 
     core, rounds = k_core(engine, coded, k)
     core_log = engine.materialize(core)
-    steps.append(_core_step(engine, core_log, k, steps, encoded))
+    user_ids, item_ids = (engine.materialize(_dense(core_log, column)) for column in ("user", "item"))
+    steps.append(
+        _core_step(engine, {"interactions": core_log, "users": user_ids, "items": item_ids}, k, steps, encoded)
+    )
     if cut:
         left_out = [
-            cut_ids("user", names=all_users, counted=coded, left=core_log),
-            cut_ids("item", names=all_items, counted=coded, left=core_log, listed=catalogue if items else None),
+            cut_ids("user", names=all_users, counted=coded, left=user_ids),
+            cut_ids("item", names=all_items, counted=coded, left=item_ids, listed=catalogue if items else None),
         ]
         write_cut(cut, left_out, {"k_core": str(k), "minimum": rule})
     first, last, ticks = _times(core_log)
-    numbered, named_users, named_items = number(engine, core_log, users, catalogue, actions, ticks)
+    named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
+    named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
     return Cleaned(
-        log=numbered,
-        users=named_users,
-        items=named_items,
+        log=number(engine, core_log, user_ids, item_ids, actions, ticks),
+        users=engine.rows(named_users.order_by("user_id")),
+        items=engine.rows(named_items.relocate("item_id", "raw_id").order_by("item_id")),
         steps=steps,
         rounds=rounds,
         time_unit="us" if ticks == 1 else "s",
@@ -183,14 +187,19 @@ def _without(counts: Table, interactions: Table, column: str, removed: Table, ot
     return joined.select(column, n=_.n - ibis.coalesce(_.lost, 0))
 
 
-def _core_step(engine: Engine, core_log: Table, k: int, steps: list[dict[str, Any]], encoded: Table) -> dict[str, Any]:
+def _core_step(
+    engine: Engine, left: Mapping[str, Table], k: int, steps: list[dict[str, Any]], encoded: Table
+) -> dict[str, Any]:
     """Return the last step.
+
+    Args:
+        left: the interactions that are left, and tables with a row for each user and each item of them.
 
     Raises:
         UserError: nothing is left. It names the repeats where the k-core is empty because they do not count.
     """
     try:
-        return _count(f"{k}-core", core_log)
+        return _step(f"{k}-core", left["interactions"], left["users"], left["items"])
     except UserError:
         with_repeats = _totals(k_core(engine, engine.materialize(encoded), k)[0])
         if not with_repeats["interactions"]:
@@ -211,55 +220,37 @@ def _totals(interactions: Table) -> dict[str, int]:
     return {column: int(value) for column, value in counts.to_pyarrow().to_pylist()[0].items()}
 
 
-def _count(name: str, interactions: Table) -> dict[str, Any]:
-    return _checked({"step": name, **_totals(interactions)})
-
-
 def _step(name: str, interactions: Table, users: Table, items: Table) -> dict[str, Any]:
-    """Return what `_count` returns, from tables that have a row for each user and each item."""
+    """Count the rows of three tables: the interactions after a filter, their users and their items.
+
+    Raises:
+        UserError: there are none.
+    """
     tables = {"interactions": interactions, "users": users, "items": items}
     counts = {unit: int(table.count().to_pyarrow().as_py()) for unit, table in tables.items()}
-    return _checked({"step": name, **counts})
-
-
-def _checked(step: dict[str, Any]) -> dict[str, Any]:
-    name = step["step"]
-    if not step["interactions"]:
+    if not counts["interactions"]:
         raise UserError(
             f"nothing is left of the log after the filter '{name}'",
             "every user and every item needs enough interactions, and an interaction needs the values of "
             "ingest.minimum",
             "lower ingest.k_core (0 leaves out nobody) or ingest.minimum, or bring a larger log",
         )
-    return step
+    return {"step": name, **counts}
 
 
-def number(
-    engine: Engine, core_log: Table, users: Table, catalogue: Table, actions: list[str], ticks: int
-) -> tuple[Rows, Rows, Rows]:
-    """Return (log, users, items) with dense ids and positions, as `Cleaned` describes them.
+def number(engine: Engine, core_log: Table, user_ids: Table, item_ids: Table, actions: list[str], ticks: int) -> Rows:
+    """Return the log with dense ids and positions, as `Cleaned` describes it.
 
     Args:
+        user_ids: user and user_id, as `_dense` returns them.
+        item_ids: item and item_id likewise.
         ticks: microseconds in the unit of the times that come out.
     """
-    # source rows of users 4, 9, 30 -> user_id 0, 1, 2; of items likewise
-    user_ids = engine.materialize(_dense(core_log, "user"))
-    item_ids = engine.materialize(_dense(core_log, "item"))
-
     # by time within each user; equal times in the order of the source
     log = core_log.join(user_ids, "user").join(item_ids, "item")
     log = log.order_by("user_id", "timestamp", "source_row").select("user_id", "item_id", "timestamp", *actions)
-    position = pa.field("position", pa.int32())
-    schema = log.schema().to_pyarrow().remove_metadata()
-    numbered = engine.rows(log).mapped(schema.insert(3, position), lambda blocks: _with_positions(blocks, ticks))
-
-    named_users = user_ids.join(users, user_ids.user == users.source_row).select("user_id", "raw_id")
-    named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
-    return (
-        numbered,
-        engine.rows(named_users.order_by("user_id")),
-        engine.rows(named_items.relocate("item_id", "raw_id").order_by("item_id")),
-    )
+    schema = log.schema().to_pyarrow().remove_metadata().insert(3, pa.field("position", pa.int32()))
+    return engine.rows(log).mapped(schema, lambda blocks: _with_positions(blocks, ticks))
 
 
 def _with_positions(blocks: Iterator[pa.Table], ticks: int) -> Iterator[pa.Table]:
@@ -295,5 +286,6 @@ def _times(log: Table) -> tuple[int, int, int]:
 
 def _dense(core_log: Table, column: str) -> Table:
     """Return `column` and `column`_id, int32 0.. in the order of `column`."""
+    # source rows of users 4, 9, 30 -> user_id 0, 1, 2; of items likewise
     ids = ibis.row_number().over(order_by=column).cast("int32")
     return core_log.select(column).distinct().mutate(ids.name(f"{column}_id"))

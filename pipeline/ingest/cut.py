@@ -24,7 +24,7 @@ def cut_ids(column: str, *, names: Table, counted: Table, left: Table, listed: T
         column: `user` or `item`.
         names: raw_id, rows, first and source_row of each in the log, as clean.py finds them.
         counted: the interactions before the k-core, by source_row.
-        left: the interactions after it.
+        left: a row for each one that is left, by source_row.
         listed: raw_id and source_row of all items that an item file lists; one without a row in the log is left out.
     """
     known = names.select("raw_id", "rows", "first", code="source_row")
@@ -33,7 +33,7 @@ def cut_ids(column: str, *, names: Table, counted: Table, left: Table, listed: T
         known = listed.select("raw_id", code="source_row").left_join(of_log, _.raw_id == of_log.logged)
         known = known.select("raw_id", "code", rows=ibis.coalesce(_.rows, 0), first=_.code)
     numbers = counted.group_by(counted=column).agg(interactions=_.count())
-    stays = left.select(stay=column).distinct()
+    stays = left.select(stay=column)
     found = known.left_join(numbers, known.code == numbers.counted)
     found = found.left_join(stays, found.code == stays.stay).filter(_.stay.isnull())
     found = found.mutate(interactions=ibis.coalesce(_.interactions, 0))

@@ -18,6 +18,7 @@ from pipeline.ingest.sources import RawFile
 CHUNK_ROWS = 20_000
 CHUNK_CHARACTERS = 64 << 20  # of the lines of a chunk, at least
 BEGINNING = 1000  # bytes of a line that is too long, for the rejects
+DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # json.loads makes one for each line
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
 ParsedRow = tuple[int, str, Fields | ValueError]  # (line, text, the fields or what is wrong with the text)
@@ -96,7 +97,7 @@ def parse_json(text: str, columns: Sequence[str] | None = None) -> Fields:
         ValueError: the line is broken JSON, or no object.
     """
     try:
-        value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError):
         raise ValueError("broken JSON") from None
     return _texts(value, columns, "a JSON object")

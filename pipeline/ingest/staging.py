@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts import image_names
 from pipeline.errors import UserError
+from pipeline.ingest.ahead import read_ahead
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import (
     ITEM_NAMES,
@@ -34,6 +36,7 @@ from pipeline.ingest.readers import read_chunks, sample
 from pipeline.ingest.recipes import DatasetRecipe
 from pipeline.ingest.rejects import Rejects
 from pipeline.ingest.sources import RawFile
+from pipeline.ingest.staged_file import StagedFile
 from pipeline.ingest.values import number_column, reasons
 from pipeline.ingest.where import RowFilter
 from pipeline.progress import Progress
@@ -275,10 +278,11 @@ def stage_log(
     not_numbers: Counter[str] = Counter()
     ids = {name: IdColumn(name, settings.null_words) for name in ("user", "item")}
     first = 0  # source_row of the file's first row
-    with pq.ParquetWriter(path, schema) as writer, Progress("ingest: log", 0, "rows") as progress:
+    with StagedFile(path, schema) as staged, Progress("ingest: log", 0, "rows") as progress:
         for file, names in plan:
             last = -1  # number of the file's last row
-            for rows in read_chunks(file, rejects.of(file), names.read if names else None):
+            wanted = names.read if names else None
+            for rows in read_ahead(partial(read_chunks, file, columns=wanted), rejects.of(file)):
                 assert names is not None  # a file without columns has no chunks
                 last = int(rows.records[-1])
                 progress.update(len(rows.lines))
@@ -289,7 +293,7 @@ def stage_log(
                 # Type the columns, send rows with a complaint to the rejects and write the others.
                 arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
                 usable = _usable(file, chunk, complaints, rejects, names.wanted)
-                writer.write_table(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
+                staged.add(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0

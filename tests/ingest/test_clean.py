@@ -45,6 +45,21 @@ def slow_k_core(given: Iterable[tuple[int, int]], k: int) -> list[tuple[int, int
             return pairs
 
 
+def slow_rounds(pairs: Iterable[tuple[int, int]], k: int) -> int:
+    """Rounds that remove the rare users, then the rare items, until one removes nobody and says so."""
+    left = set(pairs)
+    sizes: list[tuple[int, int]] = []
+    while k > 1 and (len(sizes) < 2 or sizes[-1] != sizes[-2]):
+        counted = Counter(user for user, _ in left)
+        users = {user for user, count in counted.items() if count >= k}
+        left = {pair for pair in left if pair[0] in users}
+        counted = Counter(item for _, item in left)
+        items = {item for item, count in counted.items() if count >= k}
+        left = {pair for pair in left if pair[1] in items}
+        sizes.append((len(users), len(items)))
+    return len(sizes)
+
+
 def slow_clean(
     log: list[tuple[int, int, int, int]], k: int, least: int, order: list[int] | None
 ) -> tuple[list[tuple[int, int, int]], list[int], list[int]]:
@@ -93,10 +108,11 @@ def stage(folder: Path, log: list[tuple[int, int, int, int]], items: list[int] |
 @settings(max_examples=15, deadline=None)
 @given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40), k=st.integers(0, 5))
 def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine: Engine, pairs: set[tuple[int, int]], k: int) -> None:
-    kept, _ = k_core(engine, table(engine, sorted(pairs)), k)
+    kept, rounds = k_core(engine, table(engine, sorted(pairs)), k)
     found = kept.to_pyarrow().to_pylist()
     assert {(row["user"], row["item"]) for row in found} == set(slow_k_core(pairs, k))
     assert len(found) == len(slow_k_core(pairs, k))
+    assert rounds == slow_rounds(pairs, k)
 
 
 def test_a_k_core_may_need_several_passes(engine: Engine) -> None:
