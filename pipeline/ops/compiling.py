@@ -1,8 +1,8 @@
 """Compile the Triton kernels of a whole search side by side.
 
 Triton compiles a kernel at its first launch, and launches come one after another: the first validation on a machine
-waits for some forty compilations in turn. `compile_kernels_of` runs a function once without launching, collects what its
-launches would compile, and compiles all of that at once. This file needs no Triton: it is handed the kernels.
+waits for some forty compilations in turn. `compile_kernels_of` runs a function once without launching, collects what
+its launches would compile, and compiles all of that at once. This file needs no Triton: it is handed the kernels.
 """
 
 import os
