@@ -4,52 +4,18 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from evaluated_world import ITEMS, MAX_HISTORY, World
-from settings import some
+from evaluated_world import MAX_HISTORY, World, write_dense
 
-from pipeline.artifacts import fingerprint, read_json, write_json
-from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.sasrec import SasRec
-from pipeline.catalogue import Catalogue
+from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
-from pipeline.generator import load_retriever, save_generator
+from pipeline.generator import load_retriever
 from pipeline.manifest import seal, sealed
 from pipeline.metrics import summarise
 from pipeline.packing.histories import Histories
 from pipeline.results.ranks import Ranks
-
-
-def write_dense(world: World, splits: str = "") -> None:
-    """A network over items that nobody trained, but for larger weights, so that histories matter."""
-    rng = np.random.default_rng(5)
-    catalogue = Catalogue(
-        np.arange(ITEMS)[:, None],
-        (ITEMS,),
-        digit=False,
-        content_IC=rng.normal(size=(ITEMS, 6)).astype(np.float32),
-        trained_I=np.arange(ITEMS) % 5 > 0,
-    )
-    torch.manual_seed(3)
-    sizes: dict[str, Any] = {"decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 16}
-    config = some(BackboneConfig, name="sasrec", separators=False, dropout=0.0, **sizes)
-    model = SasRec(config, catalogue)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-    items = pd.DataFrame({"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(ITEMS)]})
-    about = {"strategy": "full", "pad_to": 0, "max_history": MAX_HISTORY, "seed": 5, "dataset": "demo", "train": {}}
-    fingerprints = {"splits": splits or fingerprint(world.paths["splits"])}
-    save_generator(
-        world.root / "models/dense", model, catalogue, items, {**about, "fingerprints": fingerprints}, stage="dense"
-    )
-    write_json(
-        world.paths["reports"] / "dense.json",
-        sealed({"enabled": True, "dense_train_seconds": 2.5}, world.paths["reports"], ()),
-    )
 
 
 def evaluate(world: World, **changes: Any) -> dict[str, float]:
