@@ -27,11 +27,9 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
     spared: frozenset[str] = getattr(model, "undecayed", frozenset())
     if config.optimizer == "adam" and spared:
-        named = list(model.named_parameters())
-        groups = [
-            {"params": [p for name, p in named if name not in spared], "weight_decay": config.weight_decay},
-            {"params": [p for name, p in named if name in spared], "weight_decay": 0.0},
-        ]
+        others = [p for name, p in model.named_parameters() if name not in spared]
+        alone = [p for name, p in model.named_parameters() if name in spared]
+        groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": alone, "weight_decay": 0.0}]
         return torch.optim.Adam(groups, rate, fused=True, capturable=on_gpu)
     if config.optimizer == "adam":
         return torch.optim.Adam(

@@ -1,5 +1,6 @@
 """The dense retriever in the evaluation: its ranks are those of brute force, by both rules."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,17 @@ def test_the_ranks_are_those_of_brute_force_by_both_rules(world: World) -> None:
     apart = users[~users["tie"]]
     assert metrics["noties_dense_recall_at_10"] == summarise(apart["dense_rank"].to_numpy())["recall_at_10"]
     assert metrics["dense_train_seconds"] == 2.5
+
+
+def test_the_ranking_is_exact_whatever_the_search_of_the_generator(world: World) -> None:
+    write_dense(world)
+    found = []
+    for decoding in ("constrained", "unconstrained", "exact"):
+        params = replace(world.params, evaluate=replace(world.params.evaluate, decoding=decoding))
+        run(params, dense=world.root / "models/dense", **world.inputs)
+        users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
+        found.append(users[["dense_rank", "dense_other_rank"]].to_numpy().tolist())
+    assert found[0] == found[1] == found[2]
 
 
 def test_the_headline_stands_in_metrics_json_and_the_rest_in_details(

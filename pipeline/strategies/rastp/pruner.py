@@ -192,10 +192,8 @@ class Pruner:
         if not self.config.keep_last_item:
             return scores_T
         items_W = histories.lengths_W.cumsum(0) - histories.lengths_W
-        if histories.pad_to:
-            start_W = torch.arange(len(items_W), device=items_W.device) * histories.pad_to
-        else:
-            start_W = items_W * self.tokens_per_item
+        rows_W = torch.arange(len(items_W), device=items_W.device)
+        start_W = rows_W * histories.pad_to if histories.pad_to else items_W * self.tokens_per_item
         # Two items of 2 tokens from 0 on, three from 4 on -> tokens 2 3 | 8 9
         last_W = start_W + (histories.lengths_W - 1) * self.tokens_per_item
         last_WS = last_W[:, None] + torch.arange(self.tokens_per_item, device=items_W.device)
