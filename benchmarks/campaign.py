@@ -25,12 +25,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.train.code import code_fingerprint
+
 from benchmarks.campaign_rows import RESULTS, ROOT, Data, Record, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings, fingerprint
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
 from pipeline.printing import say
-from pipeline.train.code import code_fingerprint
 
 POLL = 0.2  # seconds between looks at the running processes
 PATIENCE = 10  # a run that takes so many times its expected seconds, and MINUTES more, is stopped

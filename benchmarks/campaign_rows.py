@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pipeline.train.code import code_fingerprint
 
 from pipeline.artifacts import Embeddings, Splits, fingerprint
 from pipeline.config import Params, build_params
@@ -32,7 +33,6 @@ from pipeline.errors import UserError, nearest
 from pipeline.manifest import write_bytes
 from pipeline.results.parameters import flatten
 from pipeline.strategies.registry import settings_types
-from pipeline.train.code import code_fingerprint
 from pipeline.yaml_files import parse_yaml, read_text
 
 ROOT = Path(__file__).parents[1]
