@@ -25,13 +25,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.train.code import code_fingerprint
-
 from benchmarks.campaign_rows import RESULTS, ROOT, Data, Record, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings, fingerprint
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
 from pipeline.printing import say
+from pipeline.training.code import code_fingerprint
 
 POLL = 0.2  # seconds between looks at the running processes
 PATIENCE = 10  # a run that takes so many times its expected seconds, and MINUTES more, is stopped
@@ -63,7 +62,7 @@ class Campaign:
     known: list[Results]
     work: Path
     commit: str
-    engine: str = field(default_factory=code_fingerprint)
+    engine: str = field(default_factory=lambda: code_fingerprint("train"))
     worker: tuple[str, ...] = ("-m", "benchmarks.campaign_worker")
 
     def __post_init__(self) -> None:

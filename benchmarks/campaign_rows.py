@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pipeline.train.code import code_fingerprint
 
 from pipeline.artifacts import Embeddings, Splits, fingerprint
 from pipeline.config import Params, build_params
@@ -33,6 +32,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.manifest import write_bytes
 from pipeline.results.parameters import flatten
 from pipeline.strategies.registry import settings_types
+from pipeline.training.code import code_fingerprint
 from pipeline.yaml_files import parse_yaml, read_text
 
 ROOT = Path(__file__).parents[1]
@@ -295,6 +295,6 @@ def state(row: Row, records: Iterable[Record], key: str | None, engine: str | No
     ]
     if not found:
         return "missing", None
-    if row.measure == "quality" or found[-1]["engine"] == (engine or code_fingerprint()):
+    if row.measure == "quality" or found[-1]["engine"] == (engine or code_fingerprint("train")):
         return "done", found[-1]
     return "stale", found[-1]

@@ -2,6 +2,7 @@
 
     python -m benchmarks.encoders                       # checks, then all rows; needs one GPU of 40 GB or more
     python -m benchmarks.encoders --rows t5 --profile   # where the time of Flan-T5-XL's encoder goes
+    python -m benchmarks.encoders --no-check --rows t5,qwen,qwen-text --steps 8 --commit ID --raw docs/results/raw.jsonl
 
 Run it from the project's folder.
 Needs torch, transformers and NumPy (the rows with images also Pillow), and nothing to download: configurations are
@@ -15,6 +16,7 @@ sigma 0.9. All is cut at 128 tokens, as the presets do; the row "t5-512" cuts at
 Images are JPEGs of 500 x 500 pixels, shrunk to 448 x 448, which is 256 tokens of 28 x 28 pixels.
 
 Definitions. items/s: over the whole loop - batch made on the host, copied, computed, vectors back - after warm-up.
+--raw appends each row to a file, as it is finished, for benchmarks/results.py.
 TFLOP/s: matrix products over real tokens (padding earns nothing), attention's included, 2 per multiply-add; the token
 table and the patch embedding are left out. Share: of 989 TFLOP/s, an H200's dense bfloat16. With --steps N a row stops
 after N batches.
@@ -22,6 +24,7 @@ after N batches.
 
 import argparse
 import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,6 +78,23 @@ class Row:
             f" {self.tokens / self.seconds / 1e3:8.1f} k tokens/s"
             f" {rate / 1e12:7.1f} TFLOP/s {rate / PEAK:6.1%}{memory}  {self.note}"
         )
+
+
+def stored(row: Row, args: argparse.Namespace, hardware: str) -> dict[str, Any]:
+    """Return the row as raw.jsonl has it."""
+    rate = row.flops / row.seconds
+    return {
+        "kind": "encoder",
+        "row": f"{row.name} ({row.note})",
+        "items_per_second": round(row.items / row.seconds, 1),
+        "share_of_peak": round(rate / PEAK, 4),
+        "tflops": round(rate / 1e12, 1),
+        "items": row.items,
+        "seconds": round(row.seconds, 2),
+        "command": f"python -m benchmarks.encoders --rows {','.join(args.rows)} --steps {args.steps}",
+        "commit": args.commit,
+        "hardware": hardware,
+    }
 
 
 def text_lengths(cut: int, seed: int = 0) -> np.ndarray:
@@ -312,19 +332,22 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="fewer blocks than published, to try the script")
     parser.add_argument("--no-check", action="store_true")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--raw", type=Path, help="append the rows to this file")
+    parser.add_argument("--commit", default="unknown", help="of this tree, for the rows")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(
-        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}",
-        flush=True,
-    )
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    hardware = f"1 {name}, torch {torch.__version__.split('+')[0]}, transformers {transformers.__version__}"
+    print(hardware, flush=True)
     if not args.no_check:
         check(device)
     for rows in (t5_rows, qwen_rows):
         if any(row.startswith(rows.__name__[:2]) for row in args.rows):
             for row in rows(args, device):
                 print(row, flush=True)
+                if args.raw:
+                    with args.raw.open("a") as stream:
+                        stream.write(json.dumps(stored(row, args, hardware)) + "\n")
             torch.cuda.empty_cache()
 
 

@@ -8,13 +8,16 @@ The arms, all of TIGER's shape, in bfloat16, with dropout 0.15 and Adam, compile
 - varlen, flex, flex-bias: `PackedStock` of stock_models.py, by `torch.nn.attention.varlen_attn` or by FlexAttention,
   `torch.compile(mode="reduce-overhead")`, fused Adam. These parts do not drop attention weights; varlen_attn has no
   relative bias, FlexAttention has one in the arm flex-bias (of the encoder);
-- transformers: its T5 by SDPA, windows grouped by length and padded to the longest of a group, `torch.compile` for
-  sizes of any kind, fused Adam.
+- transformers: its T5 by SDPA, windows grouped by length and padded to the longest of a group, `torch.compile` with one
+  graph for all lengths, fused Adam.
 
 Windows are those of `training.py` (GRID's sampler). All arms read the same 12 batches, which lie ready on the device. A
 part holds all arms of one step size: the arms run by turns, `--repeats` times, without a profiler. A part whose rows
-are in the file of rows is skipped. A loss that is not finite, or has not fallen, ends the part with an error.
-Reads data/splits and data/sids.
+are in the file of rows is skipped. An arm of stock parts that raises has a row that says so. A loss that is not finite,
+or has not fallen, ends the part with an error. Reads data/splits and data/sids.
+
+Each arm compiles for half a minute to a minute. `--repeats 0` only compiles and writes no rows, so that several
+processes can fill torch's cache at once before the measured run.
 """
 
 import argparse
@@ -52,12 +55,13 @@ ARMS = {
     "ours": "this engine",
     "varlen": "torch's varlen_attn: no relative bias, no dropout of attention weights",
     "flex": "FlexAttention: no relative bias, no dropout of attention weights",
-    "flex-bias": "FlexAttention: relative bias in the encoder, no dropout of attention weights",
+    "flex-bias": "FlexAttention, num_stages 1: relative bias in the encoder, no dropout of attention weights",
     "transformers": "transformers' T5, SDPA, grouped by length",
 }
-GROUPS = {417: 2, 4096: 8}  # of transformers' T5: groups of one step
+GROUPS = {417: 3, 4096: 8}  # of transformers' T5: groups of one step, all of one number of windows
 BATCHES = 12
 RATE = 1e-3  # of Adam
+Row = dict[str, Any]
 Train = Callable[[], Tensor]  # does one step, returns its loss per window
 
 
@@ -121,18 +125,21 @@ def packed(data: Data, flex: bool, bias: bool) -> Train:
     ).to(data.device)
     optimizer = _adam(model)
     ready = data.packed(flex)
-    # The masks are compiled with the tensors that they read, so each batch is copied into one set of tensors.
+    # Masks are compiled with the tensors that they read: there each batch is copied into one set of tensors.
     static = _copied(ready[0])
     masks = block_masks(static) if flex else None
     batches = itertools.cycle(ready)
     compiled: Any = torch.compile(model, mode="reduce-overhead", dynamic=False)
 
     def train() -> Tensor:
-        for target, source in zip(_tensors(static), _tensors(next(batches)), strict=True):
-            target.copy_(source)
+        inputs = next(batches)
+        if flex:
+            for target, source in zip(_tensors(static), _tensors(inputs), strict=True):
+                target.copy_(source)
+            inputs = static
         torch.compiler.cudagraph_mark_step_begin()
         with torch.autocast(data.device.type, torch.bfloat16):
-            loss: Tensor = compiled(static, masks)
+            loss: Tensor = compiled(inputs, masks)
         torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -146,8 +153,12 @@ def transformers(data: Data) -> Train:
     model = PaddedStock(TIGER, data.catalogue.widths).to(data.device).train()
     optimizer = _adam(model)
     groups = GROUPS.get(data.size, 1)
-    batches = itertools.cycle([padded_inputs(inputs, groups) for inputs in data.packed(False)])
-    compiled: Any = torch.compile(model, dynamic=True)
+    ready = [padded_inputs(inputs, groups) for inputs in data.packed(False)]
+    for inputs in itertools.chain(*ready):  # one compilation serves all lengths
+        for tensor in (inputs.tokens_WP, inputs.real_WP):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+    batches = itertools.cycle(ready)
+    compiled: Any = torch.compile(model)
 
     def train() -> Tensor:
         total = torch.zeros((), device=data.device)
@@ -210,18 +221,34 @@ def warm(name: str, data: Data) -> Arm:
     )
 
 
-def run_part(
-    data: Data, names: list[str], repeats: int, count: int, say: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _warm_all(data: Data, names: list[str], say: Callable[[str], None]) -> tuple[list[Arm], list[Row]]:
+    """Return the arms that run, and rows of those that do not."""
+    arms: list[Arm] = []
+    failed: list[Row] = []
+    for name in names:
+        try:
+            arms.append(warm(name, data))
+        except Exception as error:  # a part of torch may not run here, and that is a result
+            if name == "ours":
+                raise
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+            say(f"{data.size} a step: {name} does not run: {reason}")
+            failed.append({**_key(name, data.size), "row": f"{ARMS[name]} (does not run)", "failed": reason})
+            continue
+        say(f"{data.size} a step: {name} is warm after {arms[-1].warm_seconds:.0f} s, loss {arms[-1].first_loss:.3f}")
+    return arms, failed
+
+
+def run_part(data: Data, names: list[str], repeats: int, count: int, say: Callable[[str], None]) -> list[Row]:
     """Measure all arms of one step size by turns.
 
     Raises:
         RuntimeError: an arm's loss is not finite, or has not fallen.
     """
-    arms = []
-    for name in names:
-        arms.append(warm(name, data))
-        say(f"{data.size} a step: {name} is warm after {arms[-1].warm_seconds:.0f} s, loss {arms[-1].first_loss:.3f}")
+    arms, failed = _warm_all(data, names, say)
+    if not repeats:
+        return []
     for repeat in range(repeats):
         for arm in arms:
             wait_for(data.device)
@@ -235,15 +262,19 @@ def run_part(
         if not (np.isfinite([arm.first_loss, arm.last_loss]).all() and arm.last_loss < arm.first_loss):
             raise RuntimeError(f"{arm.name}: the loss went from {arm.first_loss:.4f} to {arm.last_loss:.4f}")
     flops = 3 * forward_flops(TIGER, data.catalogue.widths, data.lengths)
-    return [_row(arm, data.size, count, flops) for arm in arms]
+    return [_row(arm, data.size, count, flops) for arm in arms] + failed
 
 
-def _row(arm: Arm, size: int, count: int, flops: float) -> dict[str, Any]:
+def _key(name: str, size: int) -> Row:
+    """Return the keys that every row has; figures stay None where an arm does not run."""
+    figures = ("windows_per_second", "low", "high", "share_of_peak", "peak_memory_gib", "first_loss", "last_loss")
+    return {"kind": "stock speed", "size": size, "arm": name, "row": ARMS[name], **dict.fromkeys(figures)}
+
+
+def _row(arm: Arm, size: int, count: int, flops: float) -> Row:
     median = float(np.median(arm.rates))
     return {
-        "kind": "stock speed",
-        "size": size,
-        "row": ARMS[arm.name],
+        **_key(arm.name, size),
         "windows_per_second": round(median),
         "low": round(min(arm.rates)),
         "high": round(max(arm.rates)),
@@ -262,12 +293,8 @@ def _there(raw: Path, size: int, names: list[str], commit: str) -> bool:
     if not raw.exists():
         return False
     rows = [json.loads(line) for line in raw.read_text().splitlines()]
-    found = {
-        row["row"]
-        for row in rows
-        if row.get("kind") == "stock speed" and (row["size"], row["commit"]) == (size, commit)
-    }
-    return {ARMS[name] for name in names} <= found
+    measured = [row for row in rows if row.get("kind") == "stock speed"]
+    return set(names) <= {row["arm"] for row in measured if (row["size"], row["commit"]) == (size, commit)}
 
 
 def _head() -> str:
@@ -315,12 +342,9 @@ def main() -> None:
         }
         with args.raw.open("a") as stream:
             stream.writelines(json.dumps({**row, **origin}) + "\n" for row in rows)
-        for row in rows:
-            say(
-                "{size:6} {windows_per_second:10,} ({low:,} to {high:,}) {peak_memory_gib:6.2f} GiB  {row}".format(
-                    **row
-                )
-            )
+        for row in (row for row in rows if row["low"] is not None):
+            text = "{size:6} {windows_per_second:10,} ({low:,} to {high:,}) {peak_memory_gib:6.2f} GiB  {row}"
+            say(text.format(**row))
         torch.compiler.reset()
 
 

@@ -204,7 +204,8 @@ class PackedStock(nn.Module):
             # Pairs of positions of two windows are masked; their distance only has to be within the table.
             return score + bias[(key - query).clamp(-middle, middle) + middle, head]
 
-        return self._flex(q, k, v, masks[0], with_bias)
+        # With the options that torch 2.11 chooses, this kernel asks for more shared memory than an H200 has.
+        return self._flex(q, k, v, masks[0], with_bias, {"num_stages": 1})
 
     def _cross_attention(self, q: Tensor, k: Tensor, v: Tensor, inputs: PackedInputs, masks: Any) -> Tensor:
         if self.flex:
@@ -219,11 +220,11 @@ class PackedStock(nn.Module):
         assert isinstance(mixed, Tensor)
         return mixed
 
-    def _flex(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, score_mod: Any) -> Tensor:
+    def _flex(self, q: Tensor, k: Tensor, v: Tensor, mask: Any, score_mod: Any, options: Any = None) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, H, positions, D]
-        mixed = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask)
+        mixed = flex_attention(q, k, v, score_mod=score_mod, block_mask=mask, kernel_options=options)
         assert isinstance(mixed, Tensor)
         return mixed[0].transpose(0, 1)
 
@@ -262,13 +263,16 @@ class PaddedInputs:
 
 
 def padded_inputs(inputs: PackedInputs, groups: int) -> list[PaddedInputs]:
-    """Return the windows of a packed batch (ascending lengths; those that fill are left out) in `groups` groups."""
+    """Return the windows of a packed batch (ascending lengths; those that fill are left out) in `groups` groups.
+
+    A group has as many positions as its longest window, rounded up to a multiple of 8, as kernels like them.
+    """
     starts = inputs.starts_W1.cpu().numpy().astype(np.int64)
     rows = np.flatnonzero(inputs.weights_W.cpu().numpy() > 0)
     found = []
     for chosen in np.array_split(rows, groups):
         lengths = np.diff(starts)[chosen]
-        position = np.arange(lengths.max())
+        position = np.arange(-(-lengths.max() // 8) * 8)
         real_WP = torch.from_numpy(position < lengths[:, None]).to(inputs.tokens_T.device)
         index = torch.from_numpy(np.minimum(starts[chosen][:, None] + position, starts[-1] - 1)).to(real_WP.device)
         at = torch.from_numpy(chosen).to(real_WP.device)

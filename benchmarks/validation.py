@@ -27,11 +27,12 @@ from pipeline.training.validation import Validation
 
 
 def measure(validation: Validation, model: Backbone) -> tuple[float, float, np.ndarray]:
-    """Return the seconds of the loss, the seconds of the ranking, and the ranks."""
+    """Return the seconds of the loss (the first time, of compiling too) and of the ranking, and the ranks."""
     wait_for(validation.device)
     began = time.perf_counter()
     with evaluating(model):
-        validation._loss(model, validation.batches)
+        validation.compile_loss(model)
+        validation._loss(model, validation.batches())
         between = time.perf_counter()
         ranks_U = validation._ranks(model, None)
     return between - began, time.perf_counter() - between, ranks_U
@@ -70,14 +71,15 @@ def main() -> None:
     torch.manual_seed(0)
     model = build_backbone(TIGER, catalogue)
     strategy = Strategy(choose_strategies("full", default_params().strategies).network(), Sampler())
-    began = time.perf_counter()
     validation = Validation(splits, strategy, catalogue, World(), beam=args.beam)
-    wait_for(device)
-    print(f"{validation.windows:,} users, beam {args.beam}; batches made in {time.perf_counter() - began:.2f} s")
+    print(f"{validation.windows:,} users, beam {args.beam}")
     print(f"{'repeat':>6}{'loss s':>9}{'ranks s':>9}")
+    first_U = None
     for repeat in range(args.repeats):
-        loss, ranks, _ = measure(validation, model)
-        print(f"{repeat + 1:6}{loss:9.3f}{ranks:9.3f}", flush=True)
+        loss, ranks, ranks_U = measure(validation, model)
+        first_U = ranks_U if first_U is None else first_U
+        same = "" if np.array_equal(first_U, ranks_U) else "  other ranks than before"
+        print(f"{repeat + 1:6}{loss:9.3f}{ranks:9.3f}{same}", flush=True)
     if args.profile:
         profile(validation, model)
 

@@ -147,9 +147,6 @@ def _damaged(path: Path, error: Exception) -> UserError:
     )
 
 
-# ---------------------------------------------------------------------------------------------------- data/interactions
-
-
 @dataclass(frozen=True)
 class Interactions:
     """`Interactions` holds the paths of data/interactions/, which ingest writes.
@@ -214,9 +211,6 @@ def image_names(cell: str | None) -> list[str]:
     return [name for part in (cell or "").split(" > ") for text in part.split(";") if (name := text.strip())]
 
 
-# ---------------------------------------------------------------------------------------------------- data/embeddings
-
-
 @dataclass(frozen=True)
 class Embeddings:
     """`Embeddings` holds data/embeddings/: item vectors float32 [I, d], row = item_id, and facts about their encoder.
@@ -248,9 +242,6 @@ class Embeddings:
             if vectors_Id is None:
                 raise ValueError("it holds no tensor 'vectors'")
         return cls(vectors_Id, read_json(folder / "embeddings.json"))
-
-
-# ---------------------------------------------------------------------------------------------------- data/sids
 
 
 @dataclass(frozen=True)
@@ -291,9 +282,6 @@ class Sids:
             raise _damaged(folder / "sids.parquet", ValueError(levels))
         books = read_tensors(folder / "codebooks.safetensors")
         return cls(codes_IL, tuple(quality["widths"]), books, quality, quality.get("digit", True))  # older: no key
-
-
-# ---------------------------------------------------------------------------------------------------- data/splits
 
 
 @dataclass(frozen=True, kw_only=True)

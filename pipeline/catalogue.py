@@ -61,7 +61,9 @@ class Catalogue(nn.Module):
         trained_I: np.ndarray | None = None,
     ):
         super().__init__()
-        codes = np.asarray(codes_IL, dtype=np.int64)
+        codes = np.asarray(codes_IL)
+        if codes.dtype != np.int32:  # int32 is all that a code needs, and half the memory while the trie is built
+            codes = np.asarray(codes, dtype=np.int64)
         _check_codes(codes, widths)
         self.widths = tuple(int(width) for width in widths)
         self.items, self.levels = codes.shape
@@ -89,7 +91,7 @@ class Catalogue(nn.Module):
 
         The comments follow the Semantic IDs (0, 4), (0, 7), (2, 5), sorted, with widths 3 and 8.
         """
-        node_I = np.zeros(self.items, dtype=np.int64)  # the node of `level` above each row: at the root all 0
+        node_I = np.zeros(self.items, dtype=np.int32)  # the node of `level` above each row: at the root all 0
         self.prefixes = [1]  # P of each level, 0 .. L
         self.fanout = []  # most children that a node of each level has
         # Per level [P + 1]: the items before each node, in sorted order, and all items; on the host, for
@@ -98,7 +100,8 @@ class Catalogue(nn.Module):
         for level in range(self.levels):
             # A row begins a node of the next level where its node or its code is new: level 0: 1 0 1, level 1: 1 1 1
             is_new_I = np.ones(self.items, dtype=bool)
-            is_new_I[1:] = (np.diff(node_I) > 0) | (np.diff(sorted_IL[:, level]) != 0)
+            codes_I = sorted_IL[:, level]
+            is_new_I[1:] = (node_I[1:] != node_I[:-1]) | (codes_I[1:] != codes_I[:-1])
             rows = np.flatnonzero(is_new_I)
             # Children of each node: level 0: 2, hence first_child 0 2; level 1: 2 1, hence first_child 0 2 3
             counts = np.bincount(node_I[rows], minlength=self.prefixes[-1])
@@ -106,12 +109,13 @@ class Catalogue(nn.Module):
             # The code that leads to each node of the next level: level 1: 4 7 5
             self._buffer(f"code_{level}", sorted_IL[rows, level])
             # Node and code as one ascending number, for `child`: level 1: 0 * 8 + 4, 0 * 8 + 7, 1 * 8 + 5 = 4 7 13
-            self._buffer(f"edge_{level}", node_I[rows] * self.widths[level] + sorted_IL[rows, level])
+            self._buffer(f"edge_{level}", node_I[rows].astype(np.int64) * self.widths[level] + sorted_IL[rows, level])
             self.fanout.append(int(counts.max()))
             self.prefixes.append(len(rows))
             self.leaves_before.append(np.append(rows, self.items))
             # Nodes of the next level are numbered in the order of the rows: level 0 gives the rows the nodes 0 0 1
-            node_I = np.cumsum(is_new_I) - 1
+            np.cumsum(is_new_I, out=node_I)
+            node_I -= 1
 
     def _buffer(self, name: str, array: np.ndarray) -> None:
         self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)), persistent=False)

@@ -81,9 +81,9 @@ def check_faiss() -> Check:
     """Check that faiss-cpu or faiss-gpu is installed; the two exclude each other."""
     try:
         import faiss
-    except ImportError as error:
+    except (ImportError, RuntimeError, OSError) as error:  # faiss-gpu looks for CUDA's libraries while it is imported
         fix = "run `pip install -e '.[cpu]'`, or `pip install -e '.[gpu]'`, which brings CUDA 12 libraries"
-        return Check("faiss", "fail", str(error), fix)
+        return Check("faiss", "fail", (str(error) or type(error).__name__).splitlines()[0], fix)
     kind = f"gpu, sees {faiss.get_num_gpus()}" if hasattr(faiss, "StandardGpuResources") else "cpu"
     return Check("faiss", "ok", f"{faiss.__version__}, {kind}")
 

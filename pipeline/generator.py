@@ -7,8 +7,9 @@ Shape legend: L levels; local: M interactions of the splits.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_parquet, write_tensors
+from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_tensors
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.large_files import write_rows
 from pipeline.manifest import MANIFEST, seal
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.kept import EvalSkips
@@ -52,7 +54,7 @@ def save_generator(
     folder: Path,
     model: Backbone,
     catalogue: Catalogue,
-    items: "pa.Table | pd.DataFrame",
+    items: "Iterable[pa.Table] | pd.DataFrame",
     config: dict[str, Any],
     eval_skips: EvalSkips | None = None,
     stage: str = "train",
@@ -60,7 +62,7 @@ def save_generator(
     """Write the folder; equal weights give equal bytes.
 
     Args:
-        items: item_id, raw_id, title, sorted by item_id; this function adds the codes.
+        items: item_id, raw_id, title, sorted by item_id, as one frame or in blocks; this function adds the codes.
         config: JSON-like, added to `backbone`, `widths` and `digit`: strategy with its settings and pad_to, which
             rebuild the model; max_history, seed, dataset, fingerprints.
         eval_skips: the tokens that the model is evaluated without (`Sampler.eval_skips`); None: none.
@@ -69,7 +71,9 @@ def save_generator(
     codes_IL = catalogue.codes_IL.cpu().numpy()
     codes = {f"code_{level + 1}": codes_IL[:, level].astype("int32") for level in range(catalogue.levels)}
     write_tensors(folder / WEIGHTS, {name: t.detach().cpu().numpy() for name, t in model.state_dict().items()})
-    write_parquet(folder / ITEMS, _with_codes(items, codes))
+    blocks = _with_codes(items, codes)
+    head = next(blocks)
+    write_rows(folder / ITEMS, head.schema, chain([head], blocks))
     write_json(
         folder / CONFIG,
         {
@@ -85,18 +89,22 @@ def save_generator(
     seal(folder, stage)
 
 
-def _with_codes(items: "pa.Table | pd.DataFrame", codes: Mapping[str, np.ndarray]) -> "pa.Table":
-    """Append columns to the table of items; texts are large_string, as pandas writes them."""
+def _with_codes(items: "Iterable[pa.Table] | pd.DataFrame", codes: Mapping[str, np.ndarray]) -> Iterator["pa.Table"]:
+    """Append columns to the blocks of the table of items; texts are large_string, as pandas writes them."""
     import pyarrow as pa
 
-    if not isinstance(items, pa.Table):
-        items = pa.Table.from_pandas(items, preserve_index=False)
-    for name, column in zip(items.column_names, items.columns, strict=True):
-        if pa.types.is_string(column.type):
-            items = items.set_column(items.column_names.index(name), name, column.cast(pa.large_string()))
-    for name, numbers in codes.items():
-        items = items.append_column(name, pa.array(numbers))
-    return items
+    first = 0
+    blocks: Iterable[pa.Table] = items
+    if isinstance(items, pd.DataFrame):
+        blocks = [pa.Table.from_pandas(items, preserve_index=False)]
+    for table in blocks:
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        for name, column in columns.items():
+            if pa.types.is_string(column.type):
+                columns[name] = column.cast(pa.large_string())
+        rows = slice(first, first + len(table))
+        yield pa.table({**columns, **{name: numbers[rows] for name, numbers in codes.items()}})
+        first += len(table)
 
 
 def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generator:

@@ -54,11 +54,18 @@ class ItemTable:
         with self._reading():
             return self._file.read(names).select(names)
 
-    def batches(self, column: str) -> Iterator["pa.Array"]:
-        """Give one column, some rows at a time."""
+    def blocks(self, columns: Sequence[str]) -> Iterator["pa.Table"]:
+        """Give what `read` returns, at most ROWS rows at a time; one block at least."""
+        import pyarrow as pa
+
+        names = [name for name in columns if name in self.names]
         with self._reading():
-            for batch in self._file.iter_batches(ROWS, columns=[column]):
-                yield batch.column(0)
+            rows = 0
+            for batch in self._file.iter_batches(ROWS, columns=names):
+                yield pa.Table.from_batches([batch]).select(names)
+                rows += len(batch)
+            if not rows:
+                yield self._file.read(names).select(names)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -83,8 +90,8 @@ class ItemTable:
             return None
         known: dict[Any, int] = {}
         parts = []
-        for cells in self.batches(column):
-            encoded = cells.dictionary_encode()
+        for block in self.blocks([column]):
+            encoded = block[column].combine_chunks().dictionary_encode()
             numbers = [
                 -1 if value is None else known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()
             ]

@@ -19,6 +19,7 @@ HEADLINES = (
     "best_step",
     "parameters",
     "users",
+    "users_in_all",
     "invalid_rate",
     "bucket_recall_at_10",
     "noties_recall_at_10",

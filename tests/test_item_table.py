@@ -30,6 +30,9 @@ def test_numbers_of_a_column_are_those_of_factorize(rows: int, tmp_path: Path, m
     assert items.numbered("title") is None
     assert items.numbered("image") is None
     assert [items.raw_ids[item] for item in (0, 199)] == ["i0", "i199"]
+    blocks = list(items.blocks(["raw_id", "item_id"]))
+    assert max(map(len, blocks)) <= rows
+    assert pa.concat_tables(blocks).equals(items.read(["raw_id", "item_id"]))
     assert items.read(["title", "raw_id", "image"]).column_names == ["title", "raw_id"]
 
 

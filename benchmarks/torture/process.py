@@ -177,12 +177,15 @@ def refuse_open(number: int, folder: Path) -> Callable[[], None]:
     return install
 
 
-def begin(command: list[str], folder: Path, log: Path) -> "subprocess.Popen[bytes]":
-    """Start a command as a user does, in a session of its own; what it prints goes to `log`."""
+def begin(command: list[str], folder: Path, log: Path, package: Path | None = None) -> "subprocess.Popen[bytes]":
+    """Start a command as a user does, in a session of its own; what it prints goes to `log`.
+
+    Args:
+        package: the folder of the package, for a copy that has none; None: the copy's.
+    """
+    variables = environment() | ({"PYTHONPATH": str(package)} if package else {})
     with log.open("ab") as file:
-        return subprocess.Popen(
-            command, cwd=folder, env=environment(), stdout=file, stderr=file, start_new_session=True
-        )
+        return subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=file, start_new_session=True)
 
 
 def children(pid: int) -> list[int]:

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.torture.process import LIMITS, Ended, begin, children
-from benchmarks.torture.project import copy
+from benchmarks.torture.project import ROOT, copy
 from benchmarks.torture.trial import FAIL, REFUSED, Trial, World
+
+REFUSALS = ("could not download", " leads to ", " is larger than ")  # words of fetch about a server
 
 
 def hostile_servers() -> Iterator[Trial]:
@@ -31,9 +33,8 @@ def hostile_servers() -> Iterator[Trial]:
                 ended = _fresh(["fetch", f"{address}{path}"], folder)
             if fault := ended.fault():
                 return FAIL, fault
-            return (
-                (REFUSED, ended.text.strip().splitlines()[-1][:120]) if ended.code == 1 else (FAIL, ended.text[-200:])
-            )
+            said = next((line for line in ended.text.splitlines() if any(word in line for word in REFUSALS)), "")
+            return (REFUSED, said[:120]) if ended.code == 1 and said else (FAIL, ended.text[-200:])
 
         yield Trial("fetch from a hostile server", f"fetch-{path}", run)
 
@@ -43,7 +44,7 @@ def _fresh(arguments: list[str], folder: Path) -> Ended:
     began = time.monotonic()
     log = folder / "torture.log"
     log.touch()
-    process = begin([sys.executable, "-m", "pipeline", *arguments], folder, log)
+    process = begin([sys.executable, "-m", "pipeline", *arguments], folder, log, ROOT)
     try:
         code = process.wait(timeout=LIMITS.hang)
     except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.ops.attention import attend_to_ancestors, attend_to_windows, packed_attention
 from pipeline.ops.dropout import Dropout, ReluDropout
 from pipeline.ops.layout import Layout, Mass
-from pipeline.ops.linear import RMSNorm, linear
+from pipeline.ops.linear import RMSNorm, feed_forward, linear
 
 KeysValues = tuple[Tensor, Tensor]  # keys and values of one layer, equal shapes; in this module both [S, H, D]
 Past = tuple[KeysValues, ...]  # keys and values of the beams of one layer: a pair for each level decoded so far
@@ -126,10 +126,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, h_Td: Tensor) -> Tensor:
-        x = linear(self.wi, h_Td, self.relu, norm=self.norm)
-        for layer in self.hidden:
-            x = linear(layer, x, self.relu)
-        return linear(self.wo, x, self.dropout, residual_Td=h_Td)
+        return feed_forward((self.wi, *self.hidden, self.wo), h_Td, self.relu, self.dropout, norm=self.norm)
 
 
 class EncoderBlock(nn.Module):

@@ -10,6 +10,7 @@ prefix, S tokens of one item.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from pipeline.catalogue import Catalogue
 from pipeline.cuda_graphs import CudaGraphed
+from pipeline.ops.compiling import compile_kernels_of
 from pipeline.ops.layout import uses_kernels
 from pipeline.packing.backbone import Backbone, require_eval
 from pipeline.packing.histories import Histories
@@ -110,6 +112,7 @@ class Search:
         self.constrained = constrained
         self.shape = shape
         self.longest = longest
+        self._cold = shape is not None  # the first of many searches compiles kernels
         # A recording replays the search for tensors of the same shapes and the same `model.sizes`.
         self._beams: Callable[[Histories], Beams] = self._search
         if shape is not None:
@@ -144,7 +147,11 @@ class Search:
         return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
 
     def _search(self, histories: Histories) -> Beams:
-        return beam_search(self.model, histories, self.beam, self.constrained)
+        search = partial(beam_search, self.model, histories, self.beam, self.constrained)
+        if self._cold:
+            compile_kernels_of(histories.items_N.device, search)
+            self._cold = False
+        return search()
 
 
 def best_continuations(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_kernels import candidates_kernel, choose_beams_kernel
+from pipeline.ops.compiling import launch
 
 KEYS_AT_ONCE = 1024  # keys (int64) that a program sorts at once, at least
 
@@ -35,7 +36,9 @@ def best_continuations(
     width_padded = _padded(beam)
     best_per_beam = min(width_padded, children)
     keys_WC = torch.empty(windows, beams * best_per_beam, device=logits_WKV.device, dtype=torch.int64)
-    candidates_kernel[(windows * beams,)](
+    launch(
+        candidates_kernel,
+        (windows * beams,),
         logits_WKV.contiguous(),
         scores_WK,
         nodes_WK,
@@ -44,6 +47,7 @@ def best_continuations(
         keys_WC,
         beams,
         width,
+        written=[keys_WC],
         FREE=not constrained,
         TOP=best_per_beam,
         BV=triton.next_power_of_2(width),
@@ -52,7 +56,9 @@ def best_continuations(
     )
     scores_WK = torch.empty(windows, best, device=logits_WKV.device)
     ranks_WK, beams_WK = (torch.empty(windows, best, device=logits_WKV.device, dtype=torch.int64) for _ in range(2))
-    choose_beams_kernel[(windows,)](
+    launch(
+        choose_beams_kernel,
+        (windows,),
         keys_WC,
         nodes_WK,
         first,
@@ -63,6 +69,7 @@ def best_continuations(
         beams * best_per_beam,
         best,
         width,
+        written=[scores_WK, ranks_WK, beams_WK],
         FREE=not constrained,
         BC=max(width_padded, KEYS_AT_ONCE),
         BB=width_padded,

@@ -1,7 +1,7 @@
-"""This module scores a whole catalogue exactly: every Semantic ID, level by level down the prefix trie.
+"""This module scores items exactly, without a search: a whole catalogue, or given items of each window.
 
-Shape legend: W windows, K beams, I items of the catalogue, V codes of one level; local: P Semantic IDs, C children of
-some nodes.
+Shape legend: W windows, K beams, L levels, I items of the catalogue, V codes of one level; local: P Semantic IDs, C
+children of some nodes.
 """
 
 from collections.abc import Iterator
@@ -36,6 +36,36 @@ def score_catalogue(model: Backbone, histories: Histories) -> Tensor:
     for leaves, scores_WC in _score_below(model, state, logits_WKV, root_WK, 0, 0, 1):
         scores_WP[:, leaves] = scores_WC
     return histories.in_input_order(scores_WP[:, catalogue.leaf_of_item_I])
+
+
+@torch.no_grad()
+def score_items(model: Backbone, histories: Histories, items_WK: Tensor) -> Tensor:
+    """Return the exact log-probability of the given items of each window: float32 [W, K], rows in input order.
+
+    The items take the slots of a search's beams, so that this costs about what a search of K beams does.
+
+    Args:
+        items_WK: int64, rows in input order; -inf is returned where an entry is below 0.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    require_eval(model)
+    catalogue = model.catalogue
+    # Rows in the order of the packed batch, as the network has them.
+    order_W = torch.from_numpy(histories.order).to(items_WK.device)
+    codes_WKL = catalogue.codes_IL[items_WK.clamp(min=0)[order_W]]
+    logits_WKV, state = model.step(model.begin(histories))
+    beams_WK = torch.zeros_like(codes_WKL[..., 0])
+    scores_WK = torch.zeros(beams_WK.shape, device=beams_WK.device)
+    for level in range(catalogue.levels):
+        logits_WKV = logits_WKV.float().log_softmax(-1).expand(-1, beams_WK.shape[1], -1)
+        scores_WK = scores_WK + logits_WKV.gather(2, codes_WKL[..., level, None]).squeeze(2)
+        if level + 1 < catalogue.levels:
+            logits_WKV, state = model.step(state, beams_WK, codes_WKL[..., level].contiguous())
+        if level == 0:  # from now on each item continues its own beam
+            beams_WK = torch.arange(beams_WK.shape[1], device=beams_WK.device).expand_as(beams_WK)
+    return histories.in_input_order(scores_WK).masked_fill(items_WK < 0, float("-inf"))
 
 
 def _score_below(

@@ -25,6 +25,8 @@ from pipeline.packing.kept import EvalSkips, KeptItems
 from pipeline.packing.shape import Shape
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from pipeline.catalogue import Catalogue
     from pipeline.progress import Progress
 
@@ -138,14 +140,21 @@ class Ranker:
         self.batches = [rows[i : i + size] for i in range(0, len(rows), size)]
         self._search: Search | None = None
 
-    def rank(self, model: Backbone, progress: "Progress | None" = None, eval_skips: EvalSkips | None = None) -> Ranking:
+    def rank(
+        self,
+        model: Backbone,
+        progress: "Progress | None" = None,
+        eval_skips: EvalSkips | None = None,
+        listen: "Callable[[Found], None] | None" = None,
+    ) -> Ranking:
         """Rank the targets with a model. The model is in evaluation mode meanwhile, and afterwards in its earlier mode.
 
         Args:
             eval_skips: the tokens of the histories that the model does not see; `filter_seen` drops the skipped items
                 too.
+            listen: called with what was found for each batch, for rankings that build on it.
         """
-        tallies = [_Tally(rule, len(self.positions_U)) for rule in self.rules]
+        tallies = self.tallies()
         codes_IL = self.catalogue.codes_IL.cpu().numpy()
         with evaluating(model):
             for rows in self.batches:
@@ -159,12 +168,33 @@ class Ranker:
                         seen_W = seen_mass(found, self.items_N[index], offsets)
                     ranks = target_ranks(outputs, self.targets_U[rows], codes_IL, self.catalogue.bucket_levels)
                     tally.add(rows, ranks, outputs, seen_W)
+                if listen is not None:
+                    times = self.times_N[index] if model.wants_times else None
+                    kept = None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets)
+                    listen(
+                        Found(
+                            rows=rows,
+                            items_N=self.items_N[index],
+                            offsets=offsets,
+                            times_N=times,
+                            kept=kept,
+                            outputs=found,
+                        )
+                    )
                 if progress is not None:
                     progress.update(len(rows))
+        return self.ranking(tallies)
+
+    def tallies(self) -> "list[Tally]":
+        """Return an empty tally for each rule for seen items."""
+        return [Tally(rule, len(self.positions_U)) for rule in self.rules]
+
+    def ranking(self, tallies: "Sequence[Tally]") -> Ranking:
+        """Return what filled tallies hold."""
         other = self._ranking(tallies[1], None) if len(tallies) > 1 else None
         return self._ranking(tallies[0], other)
 
-    def _ranking(self, tally: "_Tally", other: Ranking | None) -> Ranking:
+    def _ranking(self, tally: "Tally", other: Ranking | None) -> Ranking:
         return Ranking(
             users_U=self.users_U,
             positions_U=self.positions_U,
@@ -195,19 +225,36 @@ class Ranker:
 
     def _recorded(self, model: Backbone) -> Search | None:
         """Return the one search that serves all batches of a model, where kernels run; else None."""
-        if self.records and (self._search is None or self._search.model is not model):
-            self._search = Search(
-                model,
-                self.width,
-                constrained=self.decoding == "constrained",
-                shape=Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest),
-                longest=self.longest,
-            )
+        if self._search is None or self._search.model is not model:
+            self._search = self.new_search(model, self.width, constrained=self.decoding == "constrained")
         return self._search
 
+    def new_search(self, model: Backbone, width: int, *, constrained: bool = True) -> Search | None:
+        """Return a search that is recorded once for all batches, where kernels run; else None."""
+        if not self.records:
+            return None
+        shape = Shape.of([self.lengths_U[rows] for rows in self.batches], self.longest)
+        return Search(model, width, constrained=constrained, shape=shape, longest=self.longest)
 
-class _Tally:
-    """A tally collects the ranks of all batches by one rule for seen items."""
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """`Found` holds what a model's search found for one batch of targets.
+
+    rows: their rows in the ranking. items_N, offsets: the whole histories, end to end. times_N, kept: what
+    `generate_items` takes. outputs: as wide as the search.
+    """
+
+    rows: np.ndarray
+    items_N: np.ndarray
+    offsets: np.ndarray
+    times_N: np.ndarray | None
+    kept: KeptItems | None
+    outputs: Outputs
+
+
+class Tally:
+    """A `Tally` collects the ranks of all batches by one rule for seen items."""
 
     def __init__(self, drops_seen: bool, users: int):
         self.drops_seen = drops_seen

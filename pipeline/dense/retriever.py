@@ -103,7 +103,7 @@ def train_retriever(
             if world.leads:
                 about = {"enabled": True, **recipe.model_config(read)}
                 catalogue = trainer.validation.catalogue
-                save_generator(output, trainer.evaluated, catalogue, items.read(COLUMNS), about, stage="dense")
+                save_generator(output, trainer.evaluated, catalogue, items.blocks(COLUMNS), about, stage="dense")
                 write_json(reports / DENSE_REPORT, sealed(report, reports, ()))
                 checkpoints.delete()
                 conclude(trainer, {"windows_per_second": report["dense_windows_per_second"]})

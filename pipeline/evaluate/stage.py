@@ -34,6 +34,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.sample import Evaluated
 from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
@@ -113,14 +114,16 @@ def run(
     """
     # 1. Read the inputs, and check that the model was trained on these splits.
     config = params.evaluate
-    held_out = Splits.read(splits)
+    whole = Splits.read(splits)
+    evaluated = Evaluated.of(whole, config.users)
+    held_out = evaluated.splits
     timings = _timings(reports / "timings.json")
     device = pick_device(params.train.device)
     make_repeatable(device, params.train.deterministic)
     torch.set_num_threads(params.train.threads or share_of_threads())
     loaded = load_generator(generator, device)
-    check_fit(loaded, generator, held_out, splits)
-    retriever = _retriever(dense or generator.parent / "dense", device, held_out, splits)
+    check_fit(loaded, generator, whole, splits)
+    retriever = _retriever(dense or generator.parent / "dense", device, whole, splits)
     pairs = Counting.read(counting)
     pairs.check_fit(counting, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
@@ -143,6 +146,7 @@ def run(
         **evaluation_metrics(
             users, drop_seen, ranking.invalid_share, samples=config.bootstrap_samples, seed=params.seed
         ),
+        **evaluated.figures,
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
         **beyond_hits(ranking.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
@@ -154,7 +158,7 @@ def run(
     }
     metrics = {name: figures[name] for name in HEADLINES if name in figures}
     details = {name: value for name, value in figures.items() if name not in metrics}
-    origin = _origin(config, generator, splits, loaded, held_out, drop_seen)
+    origin = _origin(config, generator, splits, loaded, evaluated, drop_seen)
     Ranks(users, origin).write(reports / RANKS_FILE)
     write_csv(reports / "by_history.csv", by_bins(users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(users, "target_popularity"))
@@ -186,7 +190,7 @@ def _retriever(folder: Path, device: torch.device, held_out: Splits, splits: Pat
 
 
 def _origin(
-    config: EvaluateConfig, generator: Path, splits: Path, loaded: Generator, held_out: Splits, drop_seen: bool
+    config: EvaluateConfig, generator: Path, splits: Path, loaded: Generator, evaluated: Evaluated, drop_seen: bool
 ) -> Origin:
     """Return what made the ranks."""
     return origin_of(
@@ -194,7 +198,7 @@ def _origin(
         splits,
         loaded.config,
         sections=settings_types(),
-        protocol=split_words(held_out.summary),
+        protocol=split_words(evaluated.splits.summary) + evaluated.words,
         beam=config.beam,
         decoding=config.decoding,
         filter_seen=drop_seen,

@@ -11,7 +11,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         over_items: the model scores items themselves, all of them, and no Semantic IDs.
     """
     ties = metrics["noties_users"] < metrics["users"]
-    parts = {"": f"all {metrics['users']:,} users"} | (
+    parts = {"": f"{'sample of' if 'users_in_all' in metrics else 'all'} {metrics['users']:,} users"} | (
         {"noties_": f"no tie: {metrics['noties_users']:,} users"} if ties else {}
     )
     labels = row_labels(metrics, strategy)
@@ -34,6 +34,11 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
         + ("" if over_items else of_sids)
     )
+    if "users_in_all" in metrics:
+        lines.append(
+            f"a sample of {metrics['users']:,} of {metrics['users_in_all']:,} test users (evaluate.users); the "
+            "interval is for all of them"
+        )
     lines.append(
         f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
         f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "

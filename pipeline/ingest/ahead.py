@@ -14,7 +14,7 @@ AHEAD = 1  # chunks that wait
 PATIENCE = 0.1  # seconds after which the reading thread looks whether anybody still wants its chunks
 STOPPING = 5.0  # seconds to wait for the chunk that it is reading, when a command is told to stop
 
-Found = list[tuple[int, str, str]]  # arguments of `Reject`
+Complaints = list[tuple[int, str, str]]  # arguments of `Reject`
 
 
 def read_ahead(read: Callable[[Reject], Iterator[Chunk]], reject: Reject) -> Iterator[Chunk]:
@@ -50,9 +50,9 @@ class _Reader(threading.Thread):
     def __init__(self, read: Callable[[Reject], Iterator[Chunk]]):
         super().__init__(name="ingest: reading", daemon=True)
         self.read = read
-        self.results: queue.Queue[tuple[Found, Chunk | BaseException | None]] = queue.Queue(AHEAD)
+        self.results: queue.Queue[tuple[Complaints, Chunk | BaseException | None]] = queue.Queue(AHEAD)
         self.unwanted = threading.Event()
-        self.found: Found = []  # bad rows since the last chunk
+        self.found: Complaints = []  # bad rows since the last chunk
 
     def run(self) -> None:
         try:

@@ -1,7 +1,9 @@
-"""Apply T5's norm, and a linear layer fused with what surrounds it: norm, ReLU, dropout, residual.
+"""Apply T5's norm; a linear layer fused with what surrounds it: norm, ReLU, dropout, residual; and a feed-forward.
 
 Shape legend: T positions of all sequences, d model width.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.ops.dropout import Dropout, ReluDropout
 from pipeline.ops.layout import uses_kernels
+
+ALIGNED = 8  # the kernels of a feed-forward take rows of whole 16 bytes: widths are multiples of 8
 
 
 class RMSNorm(nn.Module):
@@ -46,3 +50,33 @@ def linear(
     x_Td = layer(x_Td if norm is None else norm(x_Td))
     x_Td = x_Td if then is None else then(x_Td)
     return x_Td if residual_Td is None else residual_Td + x_Td
+
+
+def feed_forward(
+    layers: Sequence[nn.Linear], h_Td: Tensor, relu: ReluDropout, then: Dropout, *, norm: RMSNorm
+) -> Tensor:
+    """Compute h + then(last layer(...relu(first layer(norm(h)))...)): T5's feed-forward with its norm and residual.
+
+    Where a GPU trains in bfloat16, ReLU, dropout and their gradients are computed inside the products.
+    """
+    *hidden, last = layers
+    if _fuses(layers, h_Td):
+        from pipeline.ops.triton.feed_forward import relu_layers
+
+        x_Td = norm(h_Td).to(torch.bfloat16)
+        weights = [layer.weight.to(torch.bfloat16) for layer in layers]
+        out_Td: Tensor = then(relu_layers(x_Td.contiguous(), weights, relu.p))
+        return h_Td + out_Td
+    x_Td = h_Td
+    for i, layer in enumerate(hidden):
+        x_Td = linear(layer, x_Td, relu, norm=None if i else norm)
+    return linear(last, x_Td, then, residual_Td=h_Td)
+
+
+def _fuses(layers: Sequence[nn.Linear], h_Td: Tensor) -> bool:
+    """Tell whether the kernels of a feed-forward can take these layers now."""
+    if not (uses_kernels(h_Td.device) and layers[0].training and torch.is_grad_enabled()):
+        return False
+    low = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    widths = (size for layer in layers for size in layer.weight.shape)
+    return low and all(width % ALIGNED == 0 for width in widths)

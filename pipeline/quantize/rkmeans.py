@@ -107,7 +107,7 @@ def cluster(
         points_per_code: rows of the sample for each centroid; 0: all rows.
 
     Raises:
-        UserError: faiss is not installed, or cannot use the GPU that `device` asks for.
+        UserError: faiss is not installed, does not load, or cannot use the GPU that `device` asks for.
     """
     faiss = _faiss()
     on_gpu = _on_gpu(faiss, device)
@@ -193,6 +193,13 @@ def _faiss() -> Any:
             "quantize.method rkmeans runs the k-means of faiss, and rqvae starts from it",
             "run `pip install -e '.[cpu]'`, or `pip install -e '.[gpu]'`, which brings CUDA 12 libraries",
         ) from None
+    except (ImportError, RuntimeError, OSError) as error:  # faiss-gpu looks for CUDA's libraries while it is imported
+        raise UserError(
+            "faiss is installed, but does not load",
+            (str(error) or type(error).__name__).splitlines()[0],
+            "run `pip install -e '.[gpu]'`, which brings CUDA 12 libraries, or `pip uninstall faiss-gpu` and "
+            "`pip install --force-reinstall faiss-cpu`",
+        ) from error
     return faiss
 
 

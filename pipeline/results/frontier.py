@@ -24,6 +24,7 @@ COSTS = {
     "users_per_second": ("users/s decoded", "{:,.0f}"),
 }
 BEYOND = {
+    "dense_recall_at_10": ("dense recall@10", "{:.4f}"),
     "coverage_at_10": ("coverage", "{:.3f}"),
     "long_tail_share_at_10": ("long tail", "{:.3f}"),
     "novelty_at_10": ("novelty, bits", "{:.2f}"),

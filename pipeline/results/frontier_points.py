@@ -45,7 +45,7 @@ def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None =
 
     Args:
         points: those on the frontier are filled and joined by a line.
-        counting: recall@10 of baselines that train nothing, by name; each is a dashed line.
+        counting: recall@10 of what is the same for all points, such as counting, by name; each is a dashed line.
         transparent: for a page whose background may be dark; else the drawing has a white one.
     """
     with drawing(STYLE) as axes:

@@ -91,9 +91,18 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
-        f"{params['split.protocol'].replace('_', ' ')}, {metrics['users']:,.0f} test users · "
+        f"{params['split.protocol'].replace('_', ' ')}, {_tested_on(metrics)} · "
         f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}"
     )
+
+
+def _tested_on(metrics: dict[str, float]) -> str:
+    of_all = f" of {metrics['users_in_all']:,.0f}, a sample" if "users_in_all" in metrics else ""
+    return f"{metrics['users']:,.0f} test users{of_all}"
+
+
+def _all_or_sampled(metrics: dict[str, float]) -> str:
+    return f"{'a sample of' if 'users_in_all' in metrics else 'all'} {metrics['users']:,.0f} users"
 
 
 def _facts(metrics: dict[str, float]) -> str:
@@ -128,7 +137,7 @@ def _scoreboard(metrics: dict[str, float], strategy: str) -> str:
     """Return the table of the model and the baselines; the model is the first row."""
     apart = f'<th colspan="{len(MAIN_METRICS)}">{metrics["noties_users"]:,.0f} users without ties</th>'
     groups = (
-        f'<tr class="group"><th></th><th colspan="{len(METRICS)}">all {metrics["users"]:,.0f} users</th>'
+        f'<tr class="group"><th></th><th colspan="{len(METRICS)}">{_all_or_sampled(metrics)}</th>'
         f"{apart if has_ties(metrics) else ''}</tr>"
     )
     heads = "<tr><th></th>" + "".join(f"<th>{heading}</th>" for heading in headings(metrics)) + "</tr>"
@@ -183,8 +192,9 @@ def _beyond(metrics: dict[str, float]) -> str:
 
 
 def frontier_drawing(metrics: dict[str, float], known: Sequence[Point], transparent: bool = True) -> str:
-    """Return the SVG file of quality against cost, with counting as a line."""
-    return frontier_svg(known, {"co-occurrence": metrics["cooccurrence_recall_at_10"]}, transparent)
+    """Return the SVG file of quality against cost, with counting and the dense retriever as lines."""
+    beside = {"co-occurrence": "cooccurrence_recall_at_10", "dense retriever": "dense_recall_at_10"}
+    return frontier_svg(known, {name: metrics[key] for name, key in beside.items() if key in metrics}, transparent)
 
 
 def _frontier(metrics: dict[str, float], known: Sequence[Point]) -> str:

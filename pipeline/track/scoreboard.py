@@ -63,7 +63,7 @@ def scoreboard_text(metrics: dict[str, float], strategy: str) -> str:
     first = max(len(row.system) for row in table) + 1
     width = 11
     apart = f"{'without ties':>{width * len(MAIN_METRICS)}}" if has_ties(metrics) else ""
-    over = f"{'':{first}}{'all users':>{width * len(METRICS)}}{apart}"
+    over = f"{'':{first}}{'sampled users' if 'users_in_all' in metrics else 'all users':>{width * len(METRICS)}}{apart}"
     lines = [over, f"{'':{first}}" + "".join(f"{heading:>{width}}" for heading in headings(metrics))]
     lines += [
         f"{row.system:{first}}" + "".join(f"{cell.value:{width}.4f}" if cell else " " * width for cell in row.cells)

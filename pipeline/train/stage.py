@@ -145,7 +145,7 @@ def _train(
         if world.leads:
             model_config = recipe.model_config(inputs)
             save_generator(
-                files.output, trainer.evaluated, catalogue, files.items.read(COLUMNS), model_config, eval_skips
+                files.output, trainer.evaluated, catalogue, files.items.blocks(COLUMNS), model_config, eval_skips
             )
             tables = report.tables(state.epoch + 1, catalogue.levels)
             write_reports(files.reports, timings, state.history, kept, tables, learned)

@@ -20,7 +20,7 @@ class TrainConfig:
     pad_to: Annotated[int, Between(0, 1_000_000)]  # padded: positions per window; 0: what max_history needs
     # parts a step is split into, to fit memory; results do not depend on it
     accumulate: Annotated[int, Between(1, 1024)]
-    optimizer: Literal["adam", "adamw"]
+    optimizer: Literal["adam", "adamw", "muon"]
     learning_rate: Annotated[float, Between(1e-12, 1e6)]
     weight_decay: Annotated[float, Between(0, 1e6)]
     warmup_steps: Annotated[int, Between(0, 1_000_000_000)]

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from pipeline.cuda_graphs import can_record
 from pipeline.packing.backbone import Backbone
 from pipeline.training.config import TrainConfig
+from pipeline.training.muon import Muon
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Build Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices.
 
     AdamW leaves out vectors (norm gains) and the position-bias tables: pulling either towards zero means nothing.
+    Muon trains the matrices of the layers; tables, heads and all else are AdamW's, as without it.
     On a GPU the learning rate is a tensor in its memory, so that a CUDA graph reads it anew at each step.
     """
     device = next(model.parameters()).device
@@ -26,13 +28,28 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         return torch.optim.Adam(
             model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
         )
-    decayed = {name: p for name, p in model.named_parameters() if p.ndim > 1 and "bias" not in name}
-    others = [p for name, p in model.named_parameters() if name not in decayed]
+    named = dict(model.named_parameters())
+    inside = _matrices_of_layers(model) if config.optimizer == "muon" else {}
+    decayed = {name: p for name, p in named.items() if p.ndim > 1 and "bias" not in name and name not in inside}
+    others = [p for name, p in named.items() if name not in decayed and name not in inside]
     groups = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if config.optimizer == "muon":
+        return Muon(list(inside.values()), groups, rate, config.weight_decay, on_gpu)
     return torch.optim.AdamW(groups, rate, fused=True, capturable=on_gpu)
+
+
+def _matrices_of_layers(model: nn.Module) -> dict[str, Tensor]:
+    """Return the matrices between a network's tables and its heads: of the linear layers in its lists of blocks."""
+    return {
+        f"{stack}.{name}.weight": linear.weight
+        for stack, blocks in model.named_modules()
+        if isinstance(blocks, nn.ModuleList) and stack.split(".")[-1] != "heads"
+        for name, linear in blocks.named_modules()
+        if isinstance(linear, nn.Linear)
+    }
 
 
 def learning_rate(config: TrainConfig, step: int, windows: int) -> float:

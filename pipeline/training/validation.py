@@ -7,13 +7,14 @@ Shape legend: W windows, N items of their histories, L levels; local: M interact
 validation, S tokens of one item.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
@@ -21,6 +22,7 @@ from pipeline.decoding.ranking import Ranker, windows_at_once
 from pipeline.distributed import World
 from pipeline.hashing import sample_rows
 from pipeline.metrics import summarise
+from pipeline.ops.compiling import compile_kernels_of
 from pipeline.packing.backbone import Backbone, evaluating
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
@@ -32,6 +34,7 @@ from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
 PURPOSE = 1  # keys the hash that draws the users
+COMPILED = 32  # batches whose kernels are compiled together; the kernels of later ones are nearly all the same
 BATCH = {"cpu": 256, "cuda": 2048}  # windows of a batch; without gradients it fits wherever training does
 
 
@@ -73,6 +76,7 @@ class Validation:
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
         self.items = int(self._windows.lengths_W.sum())  # of all histories
+        self._cold = True  # the first loss compiles kernels
         self.ranker = Ranker(
             catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
         )
@@ -111,15 +115,27 @@ class Validation:
         """
         eval_skips = self.strategy.sampler.eval_skips()
         with evaluating(model):
+            self.compile_loss(model, eval_skips)
             loss = self._loss(model, self.batches(eval_skips))
             return {"valid_loss": loss, **summarise(self._ranks(model, eval_skips))}
 
-    @torch.no_grad()
+    def compile_loss(self, model: Backbone, eval_skips: EvalSkips | None = None) -> None:
+        """Compile the kernels of the loss side by side, where kernels run; from the second call on do nothing."""
+        if self._cold:
+            first = itertools.islice(self.batches(eval_skips), COMPILED)
+            compile_kernels_of(self.device, lambda: self._loss_sum(model, first))
+            self._cold = False
+
     def _loss(self, model: nn.Module, batches: Iterable[Batch]) -> float:
+        return float(self.world.sum(self._loss_sum(model, batches))) / self.windows
+
+    @torch.no_grad()
+    def _loss_sum(self, model: nn.Module, batches: Iterable[Batch]) -> Tensor:
+        """Return the loss of this process's batches, a float64 scalar."""
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
             total += self.strategy.loss(model, batch)
-        return float(self.world.sum(total)) / self.windows
+        return total
 
     def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
         users = len(self.users_U[self.world.share])

@@ -145,7 +145,7 @@ def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str 
     pairs = count_pairs(splits, window=window, neighbours=neighbours)
     counted = Counting(training_counts(splits), pairs, {})
     users, _ = splits.targets("valid")
-    some = np.linspace(0, len(users) - 1, VALID_USERS).astype(np.int64) if len(users) > VALID_USERS else slice(None)
+    some = evenly(len(users))
     ranks = ranks_by_counting(counted, splits, "valid", (None, *BACKWARD), some)
     recalls = {key: recall_at(ranks_U, 10) for key, ranks_U in ranks.items()}
     drop_seen = {
@@ -172,6 +172,11 @@ def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str 
         },
     }
     return Counting(counted.counts_I, pairs, facts)
+
+
+def evenly(users: int) -> np.ndarray:
+    """Return the numbers 0 .. users - 1, or VALID_USERS evenly spaced ones of more, int64."""
+    return np.arange(users) if users <= VALID_USERS else np.linspace(0, users - 1, VALID_USERS).astype(np.int64)
 
 
 def _label(weight: float | None) -> str:
@@ -202,7 +207,7 @@ def ranks_by_counting(
     splits: Splits,
     part: str,
     weights: Sequence[float | None],
-    users: "np.ndarray | slice" = slice(None),
+    users: np.ndarray | slice = slice(None),
 ) -> dict[tuple[float | None, bool], np.ndarray]:
     """Return the rank of each target of `part` by each weight and each rule for seen items, int64 [U].
 

@@ -3,12 +3,13 @@
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import pytest
 from finished_result import write_result
 from settings import read_params
 
+from pipeline.results.live import Live
+from pipeline.results.parameters import flatten
+from pipeline.results.run_names import RunName
 from pipeline.track import stage
 
 pytestmark = pytest.mark.long
@@ -48,8 +52,11 @@ def served(project: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> It
             time.sleep(0.5)
         yield printed.replace(":5000", f":{port}")
     finally:
-        subprocess.run(["kill", "--", f"-{server.pid}"], check=False)
-        server.wait(30)
+        for how in ("-TERM", "-KILL"):  # a page that is open may hold the server
+            subprocess.run(["kill", how, "--", f"-{server.pid}"], check=False)
+            with suppress(subprocess.TimeoutExpired):
+                server.wait(30)
+                break
 
 
 @pytest.fixture
@@ -84,3 +91,45 @@ def test_the_printed_address_opens_the_comparison(served: str, page: Any, tmp_pa
     page.wait_for_function("() => document.querySelector(\"img[src*='curve.svg']\").naturalWidth > 0", timeout=WAIT)
     assert page.get_by_text("co-occurrence").count()
     page.screenshot(path=str(tmp_path / "run.png"))
+
+
+SECTIONS = ("test", "valid", "train", "cost", "baseline")
+
+
+def test_charts_stand_in_sections(served: str, page: Any, tmp_path: Path) -> None:
+    """The second look at the table of runs: each section of metrics under its own heading, with charts of all runs."""
+    page.goto(served.replace("/runs?", "/runs?compareRunsMode=CHART&"), timeout=WAIT)
+    for section in SECTIONS:
+        page.get_by_text(re.compile(rf"^{section}\s*\(\d+\)$")).first.wait_for(timeout=WAIT)
+    page.get_by_text("baseline/cooccurrence_recall_at_10").first.wait_for(timeout=WAIT)
+    page.locator(".js-plotly-plot").first.wait_for(timeout=WAIT)
+    page.screenshot(path=str(tmp_path / "charts.png"))
+
+
+def test_a_training_that_goes_on_shows_its_points(served: str, page: Any, store: Path, tmp_path: Path) -> None:
+    flat = flatten(params := read_params({}))
+    watched = Live(flat, RunName.of(flat, params.strategies), "sidpipe")
+    running = "select experiment_id, run_uuid from runs where status = 'RUNNING'"
+    seen = "select count(*) from metrics where key = 'valid/recall_at_10' and run_uuid = ?"
+    with watched:
+        watched.begin("feed0123feed0123", time.time())
+        for step in (200, 400, 600):
+            numbers = {"train_loss": 9 - step / 200, "valid_loss": 8 - step / 300, "recall_at_10": step / 20000}
+            watched.point({"step": step, "windows": step, "ndcg_at_10": step / 40000, **numbers}, time.time())
+        deadline = time.monotonic() + 120
+        found: list[Any] = []
+        while time.monotonic() < deadline:
+            with closing(sqlite3.connect(store)) as database:
+                found = database.execute(running).fetchall()
+                if found and database.execute(seen, (found[0][1],)).fetchone() == (3,):
+                    break
+            time.sleep(0.5)
+        assert len(found) == 1, "one run is going on"
+        experiment, run = found[0]
+        page.goto(f"{served.partition('/#')[0]}/#/experiments/{experiment}/runs/{run}/model-metrics", timeout=WAIT)
+        for name in ("valid/recall_at_10", "train/loss"):
+            page.get_by_text(name).first.wait_for(timeout=2 * WAIT)
+        page.locator(".js-plotly-plot .point, .js-plotly-plot .js-line").first.wait_for(state="attached", timeout=WAIT)
+        page.screenshot(path=str(tmp_path / "live.png"))
+        with closing(sqlite3.connect(store)) as database:
+            assert database.execute(running).fetchall() == found, "training goes on"

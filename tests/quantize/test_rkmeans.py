@@ -1,6 +1,7 @@
 """Residual k-means against a slow reference in float64."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_residual import clouds, follow, rkmeans
 
+from pipeline.doctor import check_faiss
 from pipeline.errors import UserError
 from pipeline.quantize.rkmeans import kmeans
 from pipeline.quantize.rows import unit_rows
@@ -127,6 +129,22 @@ def test_a_gpu_that_faiss_cpu_cannot_use_is_an_error_that_names_the_extra(monkey
     with pytest.raises(UserError, match=r"quantize\.device is cuda, but faiss has no GPU") as caught:
         rkmeans(device="cuda").fit(clouds(0))
     assert "-e '.[gpu]'" in caught.value.fix
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, ImportError])
+def test_a_faiss_that_does_not_load_is_one_line(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # faiss-gpu 1.15 raises RuntimeError where a CUDA library is missing, and the linker OSError or ImportError
+    (tmp_path / "faiss.py").write_text(f"raise {error.__name__}('faiss-gpu: cuBLAS is missing\\nmore lines')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "faiss")
+    with pytest.raises(UserError, match="faiss is installed, but does not load") as caught:
+        rkmeans().fit(clouds(0))
+    assert caught.value.why == "faiss-gpu: cuBLAS is missing"
+    assert "-e '.[gpu]'" in caught.value.fix
+    check = check_faiss()
+    assert (check.state, check.found) == ("fail", "faiss-gpu: cuBLAS is missing")
 
 
 def test_without_faiss_the_error_names_the_extras(monkeypatch: pytest.MonkeyPatch) -> None:

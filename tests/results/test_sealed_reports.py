@@ -40,18 +40,18 @@ def test_evaluate_refuses_reports_of_another_training(trained: World, name: str)
     for _ in range(20):
         flip(path, rng)
         with pytest.raises(UserError, match=name) as caught:
-            run(trained.params, **trained.paths)
+            run(trained.params, **trained.inputs)
         assert "\n" not in caught.value.what
         assert not (trained.paths["reports"] / "metrics.json").exists()
         path.write_bytes(whole)
     path.unlink()
     if name != "timings.json":
-        run(trained.params, **trained.paths)  # evaluate needs none of the others
+        run(trained.params, **trained.inputs)  # evaluate needs none of the others
 
 
 def test_compare_refuses_a_flipped_bit_and_files_of_two_runs(trained: World) -> None:
     reports = trained.paths["reports"]
-    run(trained.params, **trained.paths)
+    run(trained.params, **trained.inputs)
     assert read_run(str(reports)).figures["train_seconds"] == TIMINGS["train_seconds"]
     rng = np.random.default_rng(1)
     for name in ("metrics.json", "details.json", "timings.json"):

@@ -73,7 +73,7 @@ class Clone:
             text = file.read_text(encoding="utf-8")
             for long, short in (
                 ("max_windows: 60000", "max_windows: 2000"),
-                ("max_epochs: 60", "max_epochs: 2"),
+                ("max_epochs: 12", "max_epochs: 2"),
                 ("validate_every: 150", "validate_every: 20"),
             ):
                 assert f"  {long}\n" in text, long

@@ -115,3 +115,17 @@ def test_other_results_that_were_tested_alike_are_drawn_and_others_are_not(resul
     assert "rastp t5" in page
     (tmp_path / "results/b.json").write_text("{")
     assert remember(result, params, tmp_path) == [own], "a damaged note is passed over"
+
+
+def test_the_page_says_where_a_sample_was_measured(result: Result, page: str) -> None:
+    assert "a sample" not in page
+    sampled = {"users_in_all": 7_000_000, "valid_users": 50_000, "valid_users_in_all": 6_900_000}
+    drawn = render_page(replace(result, metrics={**result.metrics, **sampled}), flatten(some_params()))
+    for words in (
+        "test users of 7,000,000, a sample",
+        ">a sample of ",
+        "on a sample of 50,000 of 6,900,000 validation users",
+    ):
+        assert words in drawn
+    assert "on all validation users" not in drawn
+    assert "sampled users" in scoreboard_text({**result.metrics, **sampled}, "full")

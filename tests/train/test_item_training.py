@@ -1,6 +1,7 @@
 """The network over items through the stages: what it is made of is said, what it knows travels with it."""
 
 import json
+import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,10 @@ def test_items_without_content_are_their_ids_and_the_run_says_so(
     assert "train: 40 items by their ids alone (backbone.content is false)\n" in capsys.readouterr().out
     assert "catalogue.content_IC" not in load_file(world.folder / "run/generator/model.safetensors")
     (world.folder / "embeddings").unlink()
+    Embeddings(np.zeros((40, 0), np.float32), {}).write(world.folder / "embeddings")
+    world.train(make_params(**SASREC))
+    assert "train: 40 items by their ids alone (embed.encoder is none, which" in capsys.readouterr().out
+    shutil.rmtree(world.folder / "embeddings")
     world.train(make_params(**SASREC))
     assert (
         f"train: 40 items by their ids alone ({world.folder / 'embeddings'} is not here)\n" in capsys.readouterr().out

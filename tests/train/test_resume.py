@@ -84,6 +84,14 @@ def test_wherever_a_run_stops_it_ends_with_the_same_bytes(world: TinyWorld, monk
         assert world.written(str(steps)) == world.written("undisturbed"), f"stopped after {steps}"
 
 
+def test_a_run_with_muon_goes_on_with_its_momenta(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"train": {**SETTINGS["train"], "optimizer": "muon", "weight_decay": 0.1}}
+    world.train(make_params(**settings), "undisturbed")
+    interrupt(world, make_params(**settings), 10, monkeypatch)
+    world.train(make_params(**settings), "resumed")
+    assert world.written("resumed") == world.written("undisturbed")
+
+
 def test_a_signal_saves_a_checkpoint_after_the_step_and_the_rest_is_trained_later(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

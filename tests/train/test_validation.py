@@ -70,7 +70,7 @@ def test_a_sample_without_any_history_says_so(world: TinyWorld, tmp_path: Path) 
     replace(splits, valid_target=target).write(tmp_path / "splits")
     with pytest.raises(UserError, match="none of the 1 users in the sample") as error:
         world.train(make_params(train={"valid_users": 1}))
-    assert "8 users have a validation target" in error.value.fix
+    assert "8 users have a target" in error.value.fix
 
 
 def steps(world: TinyWorld, name: str = "run") -> list[int]:

@@ -18,7 +18,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _not_dropped(seed, row, column, threshold):
+def not_dropped(seed, row, column, threshold):
     """Return the dropout mask: whether an integer hash of (seed, row, column) reaches the threshold."""
     row = (row.to(tl.uint32) * 0x9E3779B1) ^ seed.to(tl.uint32)
     row = (row ^ (row >> 16)) * 0x7FEB352D
@@ -164,7 +164,7 @@ def forward_kernel(
                 p, shrunk = tl.exp2(s * LOG2E - (higher * LOG2E)[:, None]), tl.exp2((top - higher) * LOG2E)
                 total = total * shrunk + tl.sum(p, 1)
                 if DROPOUT:
-                    p = tl.where(_not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p, 0.0)
+                    p = tl.where(not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold), p, 0.0)
                 o = o * shrunk[:, None] + dot(p.to(v.dtype), v, EXACT)
                 top = higher
             o = o * (scale / total)[:, None]
@@ -183,8 +183,8 @@ def forward_kernel(
                     s = _scores(q, k, bias, m, n, len_k, CAUSAL, EXACT)
                     p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
                     if DROPOUT and MASS_DROPPED:
-                        not_dropped = _not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
-                        p = tl.where(not_dropped, p * scale, 0.0)
+                        stays = not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
+                        p = tl.where(stays, p * scale, 0.0)
                     spot = mass_ptr + (k0 + n) * H + h  # no other program adds to these keys for this head
                     mass = tl.sum(tl.where(counted, p, 0.0), 0) + tl.load(spot, mask=n < len_k, other=0.0)
                     tl.debug_barrier()
@@ -273,8 +273,8 @@ def backward_kernel(
                 p = tl.exp2(s * LOG2E - (lse * LOG2E)[:, None])
                 dp, p_dropped = dot(do, tl.trans(v), EXACT), p
                 if DROPOUT:
-                    not_dropped = _not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
-                    p_dropped, dp = tl.where(not_dropped, p, 0.0), tl.where(not_dropped, dp, 0.0)
+                    stays = not_dropped(seed, (q0 + m[:, None]) * H + h, n[None, :], threshold)
+                    p_dropped, dp = tl.where(stays, p, 0.0), tl.where(stays, dp, 0.0)
                 # delta = sum of o * do over columns; if one tile has all keys, it is the sum of p * dp over them too.
                 if ONE_KEY_TILE:
                     delta = tl.sum(p * dp, 1) * scale

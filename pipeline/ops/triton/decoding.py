@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pipeline.ops.compiling import launch
 from pipeline.ops.layout import Spans
 from pipeline.ops.triton.decoding_kernels import ancestors_kernel, linear_kernel, window_kernel
 
@@ -58,7 +59,9 @@ def linear(
         bn = min(bn, 64)
         bk //= 2
     out = torch.empty(rows, outputs, device=x_Rd.device, dtype=dtype if residual_Rn is None else residual_Rn.dtype)
-    linear_kernel[(triton.cdiv(rows, bm), triton.cdiv(outputs, bn))](
+    launch(
+        linear_kernel,
+        (triton.cdiv(rows, bm), triton.cdiv(outputs, bn)),
         x_Rd.contiguous(),
         weight_nd,
         out if norm_d is None else norm_d,
@@ -68,6 +71,7 @@ def linear(
         outputs,
         width,
         1e-6,
+        written=[out],
         NORM=norm_d is not None,
         RELU=relu,
         RESIDUAL=residual_Rn is not None,
@@ -104,7 +108,9 @@ def attend_to_ancestors(
     """Compute `ops.attention.attend_to_ancestors`."""
     R, H, D = q_RHD.shape
     out = torch.empty(R, H, D, device=q_RHD.device, dtype=q_RHD.dtype)
-    ancestors_kernel[(triton.cdiv(R, 16), H)](
+    launch(
+        ancestors_kernel,
+        (triton.cdiv(R, 16), H),
         q_RHD,
         tuple(k for k, _ in past),
         tuple(v for _, v in past),
@@ -116,6 +122,7 @@ def attend_to_ancestors(
         q_RHD.stride(0),
         bias_HJ.stride(0),
         bias_HJ.stride(1),
+        written=[out],
         J=len(past),
         BM=16,
         D=D,
@@ -146,7 +153,9 @@ def attend(
     rows = min(64, max(16, triton.next_power_of_2(queries)))
     # Where queries are not equal, rows of no window may follow: they must be zero, not what memory held before.
     out = (torch.empty if equal else torch.zeros)(T, H, D, device=q_THD.device, dtype=v_SHD.dtype)
-    window_kernel[(windows, H, triton.cdiv(queries, rows))](
+    launch(
+        window_kernel,
+        (windows, H, triton.cdiv(queries, rows)),
         q_THD,
         k_SHD,
         v_SHD,
@@ -161,6 +170,7 @@ def attend(
         queries,
         H,
         1 if bias is None else bias.shape[1],
+        written=[out],
         EQUAL=equal,
         HAS_BIAS=bias is not None,
         CAUSAL=causal,

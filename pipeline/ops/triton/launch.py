@@ -93,7 +93,7 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
         for grid, positional, named in calls:
             kernel[grid](*positional, **named)
         return
-    _compile(kernel, q, calls)
+    compile_together(kernel, q, calls)
     # Each stream waits for the work before this call, and the main stream for each of them.
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
@@ -107,8 +107,14 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
 _compiled: set[tuple[object, ...]] = set()
 
 
-def _compile(kernel: Any, q: Tensor, calls: list[Call]) -> None:
-    """Compile the kernels of a call side by side: one after another they would take most of a minute."""
+def compile_together(kernel: Any, q: Tensor, calls: list[Call]) -> None:
+    """Compile the variants of a kernel side by side, once: one after another they would take most of a minute.
+
+    Args:
+        kernel: a Triton function; Triton has no types.
+        q: a tensor whose type and device the variants depend on.
+        calls: how each variant will be launched; nothing is.
+    """
 
     def warm(call: Call) -> None:
         grid, positional, named = call

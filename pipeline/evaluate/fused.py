@@ -1,0 +1,188 @@
+"""Fuse the views in the evaluation: weights from the validation targets, then the ranks of the test targets.
+
+Both use the generator's search as it is, so that one search serves the generator's own ranking and the fused one.
+
+Shape legend: U targets that are ranked, W windows of a batch; local: S views, R rows of weights (of all views, then
+without each of them).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.artifacts import Splits
+from pipeline.decoding.beam_search import Search
+from pipeline.decoding.ranking import Found, Ranker, Ranking, target_ranks
+from pipeline.distributed import World
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.progress import Progress
+from pipeline.views.counting import evenly
+from pipeline.views.fuser import Fuser, fused_outputs, history_rows
+from pipeline.views.fusion import Candidates, target_ranks_of, union
+from pipeline.views.lists import ENTRIES, MARGIN, SMOOTHING
+from pipeline.views.weights import FusionWeights, Trial, ValidBatch, best, by_subset, fit, in_history
+
+
+@dataclass
+class ValidationLists:
+    """A `ValidationLists` collects the candidates of each batch of validation targets; call it with what was found."""
+
+    ranker: Ranker
+    fuser: Fuser
+    batches: list[ValidBatch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.search = _dense_search(self.ranker, self.fuser)
+
+    def __call__(self, found: Found) -> None:
+        lists = self.fuser.lists(found.outputs, found.items_N, found.offsets, self.search)
+        targets_W = torch.from_numpy(self.ranker.targets_U[found.rows].astype(np.int64)).to(self.fuser.device)
+        seen_WM = history_rows(found.items_N, found.offsets, self.fuser.device)
+        self.batches.append(ValidBatch(union(lists), targets_W, seen_WM))
+
+
+class FusedTargets:
+    """`FusedTargets` ranks each batch of test targets by the fused views; call it with what was found.
+
+    Args:
+        slopes_RS: weights over temperatures: of all views, then without each of them.
+        drop_seen: the rule for seen items of the exact form and of `without`.
+
+    Attributes:
+        exact_U: ranks of the exact form. without_US: ranks by the views without each of them.
+        seconds, exact_seconds: of the floored form, beside the generator's search, and what the exact form adds to it.
+    """
+
+    def __init__(self, ranker: Ranker, fuser: Fuser, slopes_RS: Tensor, *, drop_seen: bool):
+        self.ranker = ranker
+        self.fuser = fuser
+        self.slopes_RS = slopes_RS.to(fuser.device)
+        self.drop_seen = drop_seen
+        self.tallies = ranker.tallies()
+        self.search = _dense_search(ranker, fuser)
+        targets = len(ranker.positions_U)
+        self.exact_U = np.zeros(targets, np.int64)
+        self.without_US = np.zeros((targets, slopes_RS.shape[1]), np.int64)
+        self.seconds = self.exact_seconds = self.all_seconds = 0.0
+
+    def __call__(self, found: Found) -> None:
+        """Rank one batch."""
+        began = self._now()
+        fuser, catalogue, beam = self.fuser, self.ranker.catalogue, self.ranker.beam
+        targets = self.ranker.targets_U[found.rows]
+        codes_IL = catalogue.codes_IL
+        # 1. The floored form, by each rule for seen items.
+        lists = fuser.lists(found.outputs, found.items_N, found.offsets, self.search)
+        candidates = union(lists)
+        seen_WM = history_rows(found.items_N, found.offsets, fuser.device)
+        for tally in self.tallies:
+            outputs = fused_outputs(
+                candidates, self.slopes_RS[0], codes_IL, seen_WM if tally.drops_seen else None, beam
+            )
+            if tally.drops_seen == self.drop_seen:
+                self.seconds += self._now() - began
+            ranks = target_ranks(outputs, targets, codes_IL.cpu().numpy(), catalogue.bucket_levels)
+            tally.add(found.rows, ranks, outputs, np.zeros(len(found.rows)))
+        # 2. Without each view.
+        targets_W = torch.from_numpy(targets.astype(np.int64)).to(fuser.device)
+        dropped_WJ = in_history(candidates.items_WJ, seen_WM) if self.drop_seen else None
+        for view, slopes_S in enumerate(self.slopes_RS[1:]):
+            self.without_US[found.rows, view] = self._ranks(candidates, slopes_S, targets_W, dropped_WJ)
+        # 3. The exact form.
+        exact_began = self._now()
+        exact = fuser.exact(candidates, self.slopes_RS[0], lists[0].floor_W, found, self.drop_seen)
+        self.exact_U[found.rows] = self._ranks(exact, self.slopes_RS[0], targets_W, dropped_WJ)
+        self.exact_seconds += self._now() - exact_began
+        self.all_seconds += self._now() - began
+
+    def _ranks(
+        self, candidates: Candidates, slopes_S: Tensor, targets_W: Tensor, dropped_WJ: Tensor | None
+    ) -> np.ndarray:
+        scores_WJ = candidates.scores(slopes_S)
+        if dropped_WJ is not None:
+            scores_WJ = scores_WJ.masked_fill(dropped_WJ, float("-inf"))
+        ranks: np.ndarray = target_ranks_of(candidates.items_WJ, scores_WJ, targets_W).cpu().numpy()
+        return np.where(ranks <= self.ranker.beam, ranks, 0)
+
+    def _now(self) -> float:
+        """Return the time in seconds, when the device has done what it was given."""
+        if self.fuser.device.type == "cuda":
+            torch.cuda.synchronize(self.fuser.device)
+        return time.perf_counter()
+
+    def ranking(self) -> Ranking:
+        """Return the ranking of the floored form, by both rules."""
+        return self.ranker.ranking(self.tallies)
+
+
+def weigh(
+    config: EvaluateConfig,
+    fuser: Fuser,
+    splits: Splits,
+    world: World,
+    models: dict[str, str],
+    *,
+    drop_seen: bool,
+) -> tuple[FusionWeights | None, Tensor]:
+    """Choose the weights on the validation targets; the first process does it, and the others wait for the result.
+
+    Args:
+        models: content hash of each view's folder, by the names of views.
+        drop_seen: the rule for seen items by which trials are judged.
+
+    Returns:
+        What goes to models/fusion, None in other processes; weights over temperatures, [R, S].
+    """
+    views = fuser.views
+    slopes_RS = torch.zeros(1 + len(views), len(views), device=fuser.device)
+    if not world.leads:
+        return None, world.sum(slopes_RS)
+    users, _ = splits.targets("valid")
+    ranker = Ranker(
+        fuser.generator.catalogue,
+        splits,
+        "valid",
+        beam=config.beam,
+        decoding=config.decoding,
+        filter_seen=drop_seen,
+        both_rules=True,
+        batch_users=config.batch_users,
+        users=users[evenly(len(users))],
+    )
+    validation = ValidationLists(ranker, fuser)
+    with Progress("weigh views", len(ranker.users_U), "users") as progress:
+        ranker.rank(fuser.generator.model, progress, fuser.generator.eval_skips, validation)
+    temperatures, trials = fit(validation.batches, views, drop_seen=drop_seen)
+    subsets = by_subset(trials, views)
+    chosen = best(trials)
+    fused = FusionWeights(
+        weights=dict(zip(views, chosen.weights, strict=True)),
+        temperatures=temperatures,
+        subsets=subsets,
+        entries={"generator": ranker.width} | dict.fromkeys(views[1:], ENTRIES),
+        margin=MARGIN,
+        smoothing=SMOOTHING,
+        drop_seen=drop_seen,
+        trials=len(trials),
+        valid_users=len(ranker.users_U),
+        valid_recall_at_10=chosen.recall_at_10,
+        valid_ndcg_at_10=chosen.ndcg_at_10,
+        models=models,
+    )
+    rows = [fused.slopes(), *(fused.slopes(_best_without(trials, views, view)) for view in views)]
+    slopes_RS += torch.stack(rows).to(slopes_RS)
+    return fused, world.sum(slopes_RS)
+
+
+def _best_without(trials: Sequence[Trial], views: Sequence[str], view: str) -> dict[str, float]:
+    """Return the best weights of those trials in which a view has none."""
+    number = views.index(view)
+    return dict(zip(views, best([trial for trial in trials if not trial.weights[number]]).weights, strict=True))
+
+
+def _dense_search(ranker: Ranker, fuser: Fuser) -> Search | None:
+    return None if fuser.dense is None else ranker.new_search(fuser.dense.model, fuser.dense_width)
