@@ -132,6 +132,7 @@ def _by_id(column: VectorIds, path: Path, wanted: pa.Array) -> np.ndarray:
             "it is not clear which of these vectors belongs to the item",
             "write a file with one row per item",
         )
+    pa.default_memory_pool().release_unused()  # the hash table of another look at the ids
     rows = pc.index_in(wanted, value_set=column.ids)
     if rows.null_count:
         missing = wanted.filter(pc.is_null(rows)).slice(0, 5).to_pylist()
