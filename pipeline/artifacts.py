@@ -89,7 +89,7 @@ def read_blocks(path: Path, columns: list[str] | None = None) -> Iterator["pa.Re
     """Yield the rows of a Parquet file in blocks of BLOCK_ROWS. Raises UserError if it is missing or damaged."""
     import pyarrow.parquet as pq
 
-    with _reading(path), pq.ParquetFile(path) as file:
+    with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(BLOCK_ROWS, columns=columns)
 
 

@@ -19,6 +19,7 @@ from settings import read_params, some_params
 import pipeline.ingest.clean as cleaning
 import pipeline.split.stage as splitting
 from benchmarks.scale.logs import Sizes, make
+from pipeline import artifacts
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed import precomputed
 from pipeline.embed.precomputed import precomputed_vectors
@@ -145,3 +146,31 @@ def test_positions_count_on_from_block_to_block() -> None:
         ]
         found = [n for block in cleaning._with_positions(iter(blocks), 1) for n in block["position"].to_pylist()]
         assert found == [0, 1, 0, 1, 2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("reader", ["blocks", "vectors"])
+def test_a_parquet_file_that_is_read_in_blocks_does_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    """Arrow's `pre_buffer` would keep what was read of every row group until the file is closed."""
+    rows = 100_000
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(np.random.default_rng(0).random(40 * rows, np.float32)), 40)
+    pq.write_table(pa.table({"v": lists}), tmp_path / "a.parquet", row_group_size=2_000)
+    del lists
+    monkeypatch.setattr(artifacts, "BLOCK_ROWS", 2_000)
+    monkeypatch.setattr(precomputed, "BLOCK_ROWS", 2_000)
+    before = pa.total_allocated_bytes()
+    most = []
+    plain = precomputed._matrix
+
+    def sampled(array: np.ndarray, path: Path) -> np.ndarray:
+        most.append(pa.total_allocated_bytes() - before)
+        return plain(array, path)
+
+    monkeypatch.setattr(precomputed, "_matrix", sampled)
+    if reader == "vectors":
+        precomputed_vectors(tmp_path / "a.parquet", "order", [""] * rows, tmp_path)
+    else:
+        most += [pa.total_allocated_bytes() - before for _ in artifacts.read_blocks(tmp_path / "a.parquet", ["v"])]
+    assert len(most) >= rows // 2_000
+    assert max(most) < (tmp_path / "a.parquet").stat().st_size / 4
