@@ -98,6 +98,43 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
+        "### Changes of a step",
+        "The code before and after a change, by turns on one machine, without a profiler: the mean of two runs.",
+        "step change",
+        {
+            "change": "{change}",
+            "a step": "{size:,}",
+            "windows/s before": "{before:,.0f} ({before_low:,} and {before_high:,})",
+            "after": "{after:,.0f} ({after_low:,} and {after_high:,})",
+            "gain": "{gain:.1%}",
+            "GiB": "{gib_before:.2f} -> {gib_after:.2f}",
+        },
+    ),
+    (
+        "### Attention by class of lengths",
+        "Milliseconds of the self-attention of one encoder layer, each class of lengths (tokens) launched alone; and "
+        "of backward without a position bias and its gradient, and without dropout.",
+        "attention time",
+        {
+            "tokens": "{lengths}",
+            "forward": "{forward:.3f}",
+            "backward": "{backward:.3f}",
+            "no bias": "{without_bias}",
+            "no dropout": "{without_dropout}",
+        },
+    ),
+    (
+        "### The order of launches",
+        "Milliseconds of the same attention with all classes side by side, when the launch of the shortest comes first "
+        "(before) or that of the longest (after).",
+        "launch order",
+        {
+            "windows": "{size:,}",
+            "forward": "{forward_before:.3f} -> {forward_after:.3f}",
+            "backward": "{backward_before:.3f} -> {backward_after:.3f}",
+        },
+    ),
+    (
         "### What pruning saves",
         "Time of a step of 4,096 windows; `benchmarks/rastp.py` explains the rows. saved: against packed full. limit: "
         "what the matrix products alone would save.",

@@ -340,7 +340,6 @@ class Splits:
 
         sequences start at 0 and 5, max_history 3; positions 4, 6 -> index 1 2 3 | 5, offsets 0 3 4
         """
-        positions = np.asarray(positions, np.int64)
         starts = np.asarray(self.offsets)[np.searchsorted(self.offsets, positions, side="right") - 1]
         begin = np.maximum(starts, positions - self.max_history)
         offsets = np.concatenate([[0], np.cumsum(positions - begin)])

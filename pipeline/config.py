@@ -79,6 +79,11 @@ class Params:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
+        if self.evaluate.ranking == "dense" and not self.dense.enabled:
+            raise ValueError(
+                "evaluate.ranking dense needs the dense retriever, and dense.enabled is false: set it to true, or "
+                "choose another evaluate.ranking"
+            )
         if self.embed.encoder == "none" and self.quantize.interactions != 1:
             raise ValueError(
                 "embed.encoder none makes no vectors, so that Semantic IDs come from interactions alone: set "

@@ -30,6 +30,8 @@ HEADLINES = (
     "dense_recall_at_10",
     "fused_recall_at_10",
 )
+# What `evaluate.ranking` may name: the system whose ranks are the headline, and by which a trained model answers
+RANKINGS = ("generator", "dense", "counting", "fused")
 # Baselines that only count: prefix of their keys -> their name in tables
 BASELINES = {
     "cooccurrence": "co-occurrence",
@@ -78,23 +80,33 @@ MEASURED = frozenset(
         "dense_peak_memory_gib",
         "dense_evaluate_seconds",
         "evaluate_seconds",
+        "fused_seconds",
+        "fused_exact_seconds",
         "users_per_second",
     }
 )
 
 
 def row_labels(metrics: Mapping[str, float], strategy: str) -> dict[str, str]:
-    """Return prefix -> label of the rows of a table: the model, the model by the other rule, the dense retriever where
-    there is one, and the baselines.
+    """Return prefix -> label of the rows of a table: the headline by both rules for seen items, then the other systems.
 
     Every label names the rule for seen items. `metrics`: of metrics.json and details.json.
     """
     words = {1: "seen dropped", 0: "seen included"}
     dropped = int(metrics["seen_dropped"])
     other = {1: "seen_included_", 0: "seen_dropped_"}[dropped]
-    labels = {"": f"{strategy}, {words[dropped]}", other: f"{strategy}, {words[1 - dropped]}"}
-    if f"{DENSE}_recall_at_10" in metrics:
-        labels[f"{DENSE}_"] = f"dense retriever, {words[dropped]}"
+    names = {
+        "generator": strategy,
+        "dense": "dense retriever",
+        "counting": "co-occurrence",
+        "fused": "fused views",
+        "fused_exact": "fused, generator exact",
+    }
+    headline = names[RANKINGS[int(metrics.get("ranking", 0))]]
+    labels = {"": f"{headline}, {words[dropped]}", other: f"{headline}, {words[1 - dropped]}"}
+    for system in ("fused", "fused_exact", "generator", "dense"):
+        if f"{system}_recall_at_10" in metrics and names[system] != headline:
+            labels[f"{system}_"] = f"{names[system]}, {words[dropped]}"
     for name, label in BASELINES.items():
         labels[f"{name}_"] = f"{label}, {words[int(metrics[f'{name}_seen_dropped'])]}"
     return labels

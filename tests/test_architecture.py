@@ -51,6 +51,7 @@ BESIDE = {
     ("raw_times", "artifacts"),
     ("distributed", "machine"),
     ("project", "artifacts"),
+    ("views", "results"),
     ("faults", "errors"),
     ("presets", "doctor"),
     ("cli", "presets"),

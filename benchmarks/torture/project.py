@@ -36,6 +36,7 @@ WRITES: dict[str, tuple[str, ...]] = {
     ),
     "dense": ("models/dense", "reports/dense.json"),
     "evaluate": (
+        "models/fusion",
         "reports/ranks.parquet",
         "reports/metrics.json",
         "reports/by_history.csv",

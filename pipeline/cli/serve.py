@@ -1,7 +1,7 @@
 """Commands that ask a trained model for items, explain its view of a history, or look up an item's Semantic ID."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -169,6 +169,9 @@ def explain(
     ] = None,
     history: HistoryOption = None,
     model: ModelOption = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Instead: each view's share of the scores (evaluate.ranking: fused).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For programs: one JSON list, nothing else.")] = False,
     output: OutputOption = None,
 ) -> None:
@@ -176,16 +179,33 @@ def explain(
 
     Prints one line per item, oldest first. With rastp the line has the item's codes, a dash for each token that is
     pruned, and the separator as a bar. With intrr it has the share of each of the item's codes in the item's vector,
-    and the other code that has a larger share.
+    and the other code that has a larger share. Where the model answers by fused views, the recommended items follow,
+    with the share of each view in their scores; --views prints these alone.
 
     [dim]Examples:[/dim]
 
       python -m pipeline explain --user u00017
 
       python -m pipeline explain --history v00012,v00007,v00090 --json
+
+      python -m pipeline explain --user u00017 --views
     """
+    from pipeline.artifacts import REPORTS
     from pipeline.evaluate.explain import explain as tokens
     from pipeline.evaluate.explain import explanation_text
+    from pipeline.evaluate.shares import shares_text, view_shares
+    from pipeline.results.ranks import answers_by
 
-    loaded, rows = tokens(user=user, history=typed_entries(history), **model_folders(model))
-    answer(json_text([vars(row) for row in rows], output) if as_json else explanation_text(loaded, rows), output)
+    asked: dict[str, Any] = {"user": user, "history": typed_entries(history), **model_folders(model)}
+    if views:
+        shares = view_shares(**asked)
+        answer(json_text([vars(row) for row in shares], output) if as_json else shares_text(shares), output)
+        return
+    loaded, rows = tokens(**asked)
+    if as_json:
+        answer(json_text([vars(row) for row in rows], output), output)
+        return
+    text = explanation_text(loaded, rows)
+    if answers_by(asked.get("reports", REPORTS)) == "fused":
+        text += "\n\n" + shares_text(view_shares(**asked))
+    answer(text, output)

@@ -145,7 +145,7 @@ class Ranker:
         model: Backbone,
         progress: "Progress | None" = None,
         eval_skips: EvalSkips | None = None,
-        listen: "Callable[[Found], None] | None" = None,
+        listen: "Callable[[FoundBatch], None] | None" = None,
     ) -> Ranking:
         """Rank the targets with a model. The model is in evaluation mode meanwhile, and afterwards in its earlier mode.
 
@@ -172,7 +172,7 @@ class Ranker:
                     times = self.times_N[index] if model.wants_times else None
                     kept = None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets)
                     listen(
-                        Found(
+                        FoundBatch(
                             rows=rows,
                             items_N=self.items_N[index],
                             offsets=offsets,
@@ -238,8 +238,8 @@ class Ranker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """`Found` holds what a model's search found for one batch of targets.
+class FoundBatch:
+    """A `FoundBatch` holds what a model's search found for one batch of targets.
 
     rows: their rows in the ranking. items_N, offsets: the whole histories, end to end. times_N, kept: what
     `generate_items` takes. outputs: as wide as the search.

@@ -65,7 +65,7 @@ def run(
         )
     else:
         report = {"enabled": False}
-        for left in output.glob("*"):  # of an earlier model
+        for left in (file for file in output.glob("*") if file.is_file()):  # of an earlier model
             left.unlink()
         write_json(output / "config.json", report)
         seal(output, "dense")

@@ -8,14 +8,14 @@ from pipeline.errors import UserError, nearest
 from pipeline.printing import shown
 
 # Fields that a dataset may have or lack: a field without a column is missing for all items.
-STANDARD = ("title", "categories", "description")
+STANDARD = ("title", "categories", "description", "price")
 
 
 def fields_of(template: Sequence[str], columns: Iterable[str]) -> list[str]:
     """Return the item columns that the template reads.
 
     Raises:
-        UserError: the template names a field that is neither a column nor one of title, categories, description.
+        UserError: the template names a field that is neither a column nor one of title, categories, description, price.
     """
     columns = list(columns)
     named = dict.fromkeys(name for segment in template for name in FIELD.findall(segment))

@@ -11,6 +11,7 @@ from pipeline.metric_names import LARGEST_K
 class EvaluateConfig:
     """These settings say how the test metrics are made."""
 
+    ranking: Literal["generator", "dense", "counting", "fused"]  # the headline's, and what a trained model answers with
     beam: Annotated[int, Between(LARGEST_K, 10_000, why=f"metrics count the first {LARGEST_K} items")]
     decoding: Literal["constrained", "unconstrained", "exact"]  # exact scores the whole catalogue
     filter_seen: bool | Literal["auto"]  # drop items of the user's history; auto: where that helps counting

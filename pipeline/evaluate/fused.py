@@ -8,7 +8,6 @@ without each of them).
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,33 +15,43 @@ from torch import Tensor
 
 from pipeline.artifacts import Splits
 from pipeline.decoding.beam_search import Search
-from pipeline.decoding.ranking import Found, Ranker, Ranking, target_ranks
+from pipeline.decoding.ranking import FoundBatch, Outputs, Ranker, Ranking, target_ranks, without_seen
 from pipeline.distributed import World
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.progress import Progress
 from pipeline.views.counting import evenly
 from pipeline.views.fuser import Fuser, fused_outputs, history_rows
-from pipeline.views.fusion import Candidates, target_ranks_of, union
+from pipeline.views.fusion import Candidates, Listed, target_ranks_of, union
 from pipeline.views.lists import ENTRIES, MARGIN, SMOOTHING
 from pipeline.views.weights import FusionWeights, Trial, ValidBatch, best, by_subset, fit, in_history
 
 
-@dataclass
 class ValidationLists:
-    """A `ValidationLists` collects the candidates of each batch of validation targets; call it with what was found."""
+    """`ValidationLists` collect the candidates of each batch of validation targets; call them with what was found.
 
-    ranker: Ranker
-    fuser: Fuser
-    batches: list[ValidBatch] = field(default_factory=list)
+    Args:
+        ranker: of the validation targets.
+        fusers: they differ in counting alone.
 
-    def __post_init__(self) -> None:
-        self.search = _dense_search(self.ranker, self.fuser)
+    Attributes:
+        batches: for each of `fusers`.
+    """
 
-    def __call__(self, found: Found) -> None:
-        lists = self.fuser.lists(found.outputs, found.items_N, found.offsets, self.search)
-        targets_W = torch.from_numpy(self.ranker.targets_U[found.rows].astype(np.int64)).to(self.fuser.device)
-        seen_WM = history_rows(found.items_N, found.offsets, self.fuser.device)
-        self.batches.append(ValidBatch(union(lists), targets_W, seen_WM))
+    def __init__(self, ranker: Ranker, fusers: Sequence[Fuser]):
+        self.ranker = ranker
+        self.fusers = fusers
+        self.search = _dense_search(ranker, fusers[0])
+        self.batches: list[list[ValidBatch]] = [[] for _ in fusers]
+
+    def __call__(self, found: FoundBatch) -> None:
+        """Collect one batch."""
+        first = self.fusers[0]
+        lists = first.model_lists(found.outputs, found.items_N, found.offsets, self.search)
+        targets_W = torch.from_numpy(self.ranker.targets_U[found.rows].astype(np.int64)).to(first.device)
+        seen_WM = history_rows(found.items_N, found.offsets, first.device)
+        for fuser, batches in zip(self.fusers, self.batches, strict=True):
+            counted = [] if fuser.counting is None else [fuser.counting.list(found.items_N, found.offsets)]
+            batches.append(ValidBatch(union([*lists, *counted]), targets_W, seen_WM))
 
 
 class FusedTargets:
@@ -62,17 +71,18 @@ class FusedTargets:
         self.fuser = fuser
         self.slopes_RS = slopes_RS.to(fuser.device)
         self.drop_seen = drop_seen
-        self.tallies = ranker.tallies()
+        self.tallies, self.counting_tallies = ranker.tallies(), ranker.tallies()
         self.search = _dense_search(ranker, fuser)
         targets = len(ranker.positions_U)
         self.exact_U = np.zeros(targets, np.int64)
         self.without_US = np.zeros((targets, slopes_RS.shape[1]), np.int64)
         self.seconds = self.exact_seconds = self.all_seconds = 0.0
 
-    def __call__(self, found: Found) -> None:
+    def __call__(self, found: FoundBatch) -> None:
         """Rank one batch."""
         began = self._now()
-        fuser, catalogue, beam = self.fuser, self.ranker.catalogue, self.ranker.beam
+        fuser, beam = self.fuser, self.ranker.beam
+        catalogue = self.ranker.catalogue
         targets = self.ranker.targets_U[found.rows]
         codes_IL = catalogue.codes_IL
         # 1. The floored form, by each rule for seen items.
@@ -87,6 +97,7 @@ class FusedTargets:
                 self.seconds += self._now() - began
             ranks = target_ranks(outputs, targets, codes_IL.cpu().numpy(), catalogue.bucket_levels)
             tally.add(found.rows, ranks, outputs, np.zeros(len(found.rows)))
+        self._count(found, lists[-1])
         # 2. Without each view.
         targets_W = torch.from_numpy(targets.astype(np.int64)).to(fuser.device)
         dropped_WJ = in_history(candidates.items_WJ, seen_WM) if self.drop_seen else None
@@ -98,6 +109,19 @@ class FusedTargets:
         self.exact_U[found.rows] = self._ranks(exact, self.slopes_RS[0], targets_W, dropped_WJ)
         self.exact_seconds += self._now() - exact_began
         self.all_seconds += self._now() - began
+
+    def _count(self, found: FoundBatch, view: Listed) -> None:
+        """Add what counting alone shows; its list is the last one."""
+        items_WE = view.items_WE.cpu().numpy()
+        codes_IL = self.ranker.catalogue.codes_IL.cpu().numpy()
+        everything = Outputs(items_WE, codes_IL[items_WE.clip(min=0)], view.scores_WE.cpu().numpy())
+        for tally in self.counting_tallies:
+            outputs = everything.first(self.ranker.beam)
+            if tally.drops_seen:
+                outputs = without_seen(everything, found.items_N, found.offsets, self.ranker.beam)
+            targets = self.ranker.targets_U[found.rows]
+            ranks = target_ranks(outputs, targets, codes_IL, self.ranker.catalogue.bucket_levels)
+            tally.add(found.rows, ranks, outputs, np.zeros(len(found.rows)))
 
     def _ranks(
         self, candidates: Candidates, slopes_S: Tensor, targets_W: Tensor, dropped_WJ: Tensor | None
@@ -118,32 +142,52 @@ class FusedTargets:
         """Return the ranking of the floored form, by both rules."""
         return self.ranker.ranking(self.tallies)
 
+    def counting(self) -> Ranking:
+        """Return what counting alone shows, by both rules; a target beyond its list has no rank."""
+        return self.ranker.ranking(self.counting_tallies)
+
 
 def weigh(
     config: EvaluateConfig,
-    fuser: Fuser,
+    fusers: Sequence[Fuser],
     splits: Splits,
     world: World,
     models: dict[str, str],
     *,
     drop_seen: bool,
-) -> tuple[FusionWeights | None, Tensor]:
+) -> tuple[FusionWeights | None, Fuser, Tensor]:
     """Choose the weights on the validation targets; the first process does it, and the others wait for the result.
 
     Args:
+        config: section evaluate.
+        fusers: they differ in counting alone; the one whose best weights do best is chosen, of equals the first.
+        splits: with validation targets.
+        world: the processes.
         models: content hash of each view's folder, by the names of views.
         drop_seen: the rule for seen items by which trials are judged.
 
     Returns:
-        What goes to models/fusion, None in other processes; weights over temperatures, [R, S].
+        What goes to models/fusion, None in other processes; the chosen fuser; weights over temperatures, [R, S].
     """
-    views = fuser.views
-    slopes_RS = torch.zeros(1 + len(views), len(views), device=fuser.device)
-    if not world.leads:
-        return None, world.sum(slopes_RS)
+    views, device = fusers[0].views, fusers[0].device
+    slopes_RS = torch.zeros(1 + len(views), len(views), device=device)
+    number = torch.zeros(1, dtype=torch.int64, device=device)
+    fused = None
+    if world.leads:
+        fused, number[0], rows = _choose(config, fusers, splits, models, drop_seen)
+        slopes_RS += torch.stack(rows).to(device)
+    world.sum(slopes_RS)
+    return fused, fusers[int(world.sum(number))], slopes_RS
+
+
+def _choose(
+    config: EvaluateConfig, fusers: Sequence[Fuser], splits: Splits, models: dict[str, str], drop_seen: bool
+) -> tuple[FusionWeights, int, list[Tensor]]:
+    """Return what goes to models/fusion, the number of the chosen fuser, and the rows of slopes."""
+    generator, views = fusers[0].generator, fusers[0].views
     users, _ = splits.targets("valid")
     ranker = Ranker(
-        fuser.generator.catalogue,
+        generator.catalogue,
         splits,
         "valid",
         beam=config.beam,
@@ -153,29 +197,29 @@ def weigh(
         batch_users=config.batch_users,
         users=users[evenly(len(users))],
     )
-    validation = ValidationLists(ranker, fuser)
+    validation = ValidationLists(ranker, fusers)
     with Progress("weigh views", len(ranker.users_U), "users") as progress:
-        ranker.rank(fuser.generator.model, progress, fuser.generator.eval_skips, validation)
-    temperatures, trials = fit(validation.batches, views, drop_seen=drop_seen)
-    subsets = by_subset(trials, views)
-    chosen = best(trials)
+        ranker.rank(generator.model, progress, generator.eval_skips, validation)
+    fits = [fit(batches, views, drop_seen=drop_seen) for batches in validation.batches]
+    number = max(range(len(fits)), key=lambda number: best(fits[number][1]).worth)
+    temperatures, trials = fits[number]
+    chosen, counting = best(trials), fusers[number].counting
     fused = FusionWeights(
         weights=dict(zip(views, chosen.weights, strict=True)),
         temperatures=temperatures,
-        subsets=subsets,
+        backward=1.0 if counting is None else counting.backward,
+        subsets=by_subset(trials, views),
         entries={"generator": ranker.width} | dict.fromkeys(views[1:], ENTRIES),
         margin=MARGIN,
         smoothing=SMOOTHING,
         drop_seen=drop_seen,
-        trials=len(trials),
+        trials=sum(len(trials) for _, trials in fits),
         valid_users=len(ranker.users_U),
         valid_recall_at_10=chosen.recall_at_10,
         valid_ndcg_at_10=chosen.ndcg_at_10,
         models=models,
     )
-    rows = [fused.slopes(), *(fused.slopes(_best_without(trials, views, view)) for view in views)]
-    slopes_RS += torch.stack(rows).to(slopes_RS)
-    return fused, world.sum(slopes_RS)
+    return fused, number, [fused.slopes(), *(fused.slopes(_best_without(trials, views, view)) for view in views)]
 
 
 def _best_without(trials: Sequence[Trial], views: Sequence[str], view: str) -> dict[str, float]:

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, read_parquet
-from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.evaluate.typed_history import Entry, equal_steps, read_history
 from pipeline.generator import Generator, load_generator
 from pipeline.packing.kept import KeptItems
 from pipeline.raw_ids import dense_ids, naming_the_cut
-from pipeline.results.ranks import check_fit, check_reports, drops_seen
+from pipeline.results.ranks import answers_by, check_fit, check_reports, drops_seen
+from pipeline.views.served import Served, served_by
 
 BEAM = 20  # least width of the beam: a narrower search would find worse items for a short list
 
@@ -23,7 +23,8 @@ BEAM = 20  # least width of the beam: a narrower search would find worse items f
 class Recommendation:
     """A recommendation names an item by its raw id.
 
-    title: empty where the log has none. score: log-probability of the item's Semantic ID.
+    title: empty where the log has none. score: log-probability of the item's Semantic ID; by another ranking than the
+    generator's, the logarithm of what `Served.generate` says.
     """
 
     item: str
@@ -73,7 +74,8 @@ def recommend(
     loaded, known = model_and_history(
         user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
     )
-    return _best(loaded, known, k, drops_seen(reports) if filter_seen is None else filter_seen)
+    served = served_by(loaded, generator, answers_by(reports))
+    return _best(served, known, k, drops_seen(reports) if filter_seen is None else filter_seen)
 
 
 def model_and_history(
@@ -116,11 +118,10 @@ def _typed_history(history: Sequence[Entry], loaded: Generator, splits: Path, ge
     return History(items[recent], times[recent] if wants_times and times is not None else None, None)
 
 
-def _best(loaded: Generator, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
-    """Return the first k items of a beam search."""
-    items = history.items
-    outputs = generate_items(
-        loaded.model,
+def _best(served: Served, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
+    """Return the first k items of the ranking by which the model answers."""
+    loaded, items = served.generator, history.items
+    outputs = served.generate(
         items,
         np.array([0, len(items)]),
         beam=max(k, BEAM),

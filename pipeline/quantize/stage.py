@@ -226,8 +226,8 @@ def _sampled_line(levels: list[dict[str, Any]]) -> str:
     excess = ", ".join(f"{level['excess']:.1%}" for level in levels)
     return (
         f"quantize: k-means learned from {levels[0]['points']:,} of {levels[0]['items']:,} items "
-        f"(quantize.points_per_code); the mean squared error of the others is larger by {excess} level by level, and "
-        "learning from all items would lower it by no more"
+        f"(quantize.points_per_code); the mean squared error of the others is larger by {excess} level by level, about "
+        "the most that learning from all items would save"
     )
 
 

@@ -15,8 +15,9 @@ import yaml
 
 from pipeline.artifacts import read_parquet, write_bytes, write_json
 from pipeline.metric_names import METRICS
+from pipeline.results.companions import companions
 from pipeline.results.mlflow_client import open_store, store_alone, told_plainly
-from pipeline.results.ranks import model_hash
+from pipeline.results.ranks import Origin, model_hash
 from pipeline.results.serving_facts import FACTS_FILE, serving_facts
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -39,7 +40,14 @@ RECORDED = "the result is complete in reports/ and its run is recorded, only the
 
 
 def log_model(
-    run_id: str, experiment_id: str, *, generator: Path, splits: Path, ranks: Path | None, tags: dict[str, str]
+    run_id: str,
+    experiment_id: str,
+    *,
+    generator: Path,
+    splits: Path,
+    ranks: Path | None,
+    tags: dict[str, str],
+    origin: Origin | None = None,
 ) -> str:
     """Make sure that a run has its model in the store, with the run's metrics, and return the model's id.
 
@@ -47,7 +55,13 @@ def log_model(
     registered name by which they are served; `compare --promote` gives these.
 
     Args:
+        run_id: the run.
+        experiment_id: the run's experiment.
+        generator: its folder; what the ranking needs lies beside it.
+        splits: the folder of the splits.
         ranks: ranks.parquet of the model's evaluation, which has a row per user; None: the model comes without.
+        tags: of the logged model.
+        origin: of the evaluation, whose ranking the model answers by; None: the generator's.
 
     Raises:
         UserError: the store cannot be used.
@@ -59,11 +73,12 @@ def log_model(
             return str(ready[0].model_id)
         for model in known:
             client.delete_logged_model(model.model_id)  # by a process that was killed
-        tags = {**tags, MODEL_HASH: model_hash(generator)}
+        tags = {**tags, MODEL_HASH: origin.served if origin else model_hash(generator)}
         model = client.create_logged_model(experiment_id, MODEL_NAME, run_id, tags, model_type="sidpipe")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
-            write_model(folder, generator, splits, ranks, Model(run_id=run_id, model_id=model.model_id))
+            about = Model(run_id=run_id, model_id=model.model_id)
+            write_model(folder, generator, splits, ranks, about, origin.ranking if origin else "generator")
             client.log_model_artifacts(model.model_id, str(folder))
         _link(client, client.get_run(run_id), model)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
@@ -131,20 +146,27 @@ def signature() -> ModelSignature:
 
 
 def write_model(
-    folder: Path, generator: Path, splits: Path, ranks: Path | None = None, about: Model | None = None
+    folder: Path,
+    generator: Path,
+    splits: Path,
+    ranks: Path | None = None,
+    about: Model | None = None,
+    ranking: str = "generator",
 ) -> None:
     """Write an MLflow model into `folder`, which does not exist yet.
 
     Args:
         ranks: ranks.parquet of the model's evaluation, by which models are compared later; None: without.
         about: ids of the run and of the logged model; None: the model is in no store.
+        ranking: by which the model answers.
     """
     package = Path(__file__).parents[1]
     items = read_parquet(generator / "items.parquet")
     with tempfile.TemporaryDirectory() as scratch:
         facts = Path(scratch) / FACTS_FILE
-        write_json(facts, serving_facts(splits))
+        write_json(facts, {**serving_facts(splits), "ranking": ranking})
         files = {"generator": generator, "facts": facts, **({"ranks": ranks} if ranks and ranks.exists() else {})}
+        files |= companions(generator, ranking)
         mlflow.pyfunc.save_model(
             str(folder),
             python_model=str(package / CODE),

@@ -45,8 +45,17 @@ COLUMNS = (
     "directed_rank",
     "other_rank",
 )
-# Columns where there was a dense retriever: its rank by the rule for seen items of `rank`, and by that of `other_rank`
-OPTIONAL = ("dense_rank", "dense_other_rank")
+# Columns of other systems, by the rule for seen items of `rank` and of `other_rank`: the dense retriever where there
+# was one; the fused views, and by the first rule their exact form; the generator where `rank` is of another system
+OPTIONAL = (
+    "dense_rank",
+    "dense_other_rank",
+    "fused_rank",
+    "fused_other_rank",
+    "exact_rank",
+    "generator_rank",
+    "generator_other_rank",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,13 @@ class Origin:
     beam: int
     decoding: str
     filter_seen: bool  # whether `rank` is without the items of the history
+    ranking: str = "generator"  # whose ranks these are, one of RANKINGS
+    views: str = ""  # content hash of all views, where `ranking` is not the generator's
+
+    @property
+    def served(self) -> str:
+        """Return the content hash of what answers by this ranking: that of the model, or of all views."""
+        return self.model if self.ranking == "generator" else fingerprint(self.model, self.ranking, self.views)
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,7 @@ def model_hash(generator: Path) -> str:
     return fingerprint(*sorted(path for path in generator.iterdir() if path.is_file() and belongs(path)))
 
 
-def origin_of(
+def origin_of(  # noqa: PLR0913 - all but three by keyword
     generator: Path,
     splits: Path,
     config: dict[str, Any],
@@ -139,6 +155,8 @@ def origin_of(
     beam: int,
     decoding: str,
     filter_seen: bool,
+    ranking: str = "generator",
+    views: str = "",
 ) -> Origin:
     """Describe the ranks that the model in `generator`, whose config.json is `config`, gives on `splits`.
 
@@ -162,6 +180,8 @@ def origin_of(
         beam=beam,
         decoding=decoding,
         filter_seen=filter_seen,
+        ranking=ranking,
+        views=views,
     )
 
 
@@ -216,6 +236,11 @@ def check_reports(reports: Path, generator: Path) -> None:
 def drops_seen(reports: Path) -> bool:
     """Return whether seen items left the ranking in the evaluation; False where `reports` has none."""
     return (reports / RANKS_FILE).exists() and Ranks.read(reports / RANKS_FILE).origin.filter_seen
+
+
+def answers_by(reports: Path) -> str:
+    """Return the ranking of the evaluation, by which the model answers; `generator` where `reports` has none."""
+    return Ranks.read(reports / RANKS_FILE).origin.ranking if (reports / RANKS_FILE).exists() else "generator"
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:

@@ -51,7 +51,8 @@ class Run:
     def identity(self) -> tuple[str, ...]:
         """Return what is equal for the same evaluation under two names."""
         origin = self.ranks.origin
-        return origin.model, origin.splits, str(origin.beam), origin.decoding, str(origin.filter_seen)
+        how = (str(origin.beam), origin.decoding, str(origin.filter_seen), origin.ranking, origin.views)
+        return origin.model, origin.splits, *how
 
 
 def read_run(name: str) -> Run:

@@ -16,12 +16,13 @@ import pyarrow as pa
 import torch
 
 from pipeline.artifacts import MICROSECONDS, read_json
-from pipeline.decoding.ranking import Outputs, generate_items
+from pipeline.decoding.ranking import Outputs
 from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.printing import shown
 from pipeline.raw_ids import whole_number
 from pipeline.raw_times import TimeColumn, first_reasons
+from pipeline.views.served import served_by
 
 BEAM = 20  # least width of the beam, as in `recommend`
 BATCH = 256  # histories that one search takes
@@ -42,7 +43,8 @@ class Request:
 class Answer:
     """An answer holds the next items of one history, best first.
 
-    scores: log-probabilities of the Semantic IDs; empty where the items are the popular ones. unknown: ids of the
+    scores: log-probabilities of the Semantic IDs, or what `Served.generate` says of another ranking; empty where the
+    items are the popular ones. unknown: ids of the
     history that the catalogue does not have. source: `model`; `popular` where no id of the history is known; `none`
     where no item is left, because the items of the history are left out and it has every item.
     """
@@ -58,7 +60,7 @@ class Recommender:
     """A `Recommender` holds one model in memory and answers any number of requests.
 
     Args:
-        generator: a folder such as models/generator.
+        generator: a folder such as models/generator, with what its ranking needs beside it.
         facts: serving.json of that model (`serving_facts`).
     """
 
@@ -74,6 +76,8 @@ class Recommender:
         known = read_json(facts, popular=list, step_seconds=int)
         self.popular = [item for item in known["popular"] if 0 <= item < len(self.raw_ids)]
         self.step_seconds = known["step_seconds"]
+        # Facts of earlier versions name no ranking.
+        self.served = served_by(self.loaded, generator, known.get("ranking", "generator"))
         self.max_history = int(self.loaded.config["max_history"])
 
     def answer(
@@ -113,8 +117,7 @@ class Recommender:
         items = np.concatenate([items for items, _, _ in batch])
         times = np.concatenate([times for _, times, _ in batch])
         with self.one_search:
-            return generate_items(
-                self.loaded.model,
+            return self.served.generate(
                 items,
                 np.arange(len(batch) + 1) * len(batch[0][0]),
                 beam=beam,

@@ -19,9 +19,8 @@ import torch
 from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, Interactions, Splits, fingerprint, read_parquet
 from pipeline.artifacts import write_parquet as write_part
 from pipeline.decoding.beam_search import Search
-from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
-from pipeline.generator import Generator, load_generator
+from pipeline.generator import load_generator
 from pipeline.locks import BusyError, alone
 from pipeline.machine import pick_device, share_of_threads
 from pipeline.ops.layout import uses_kernels
@@ -31,7 +30,9 @@ from pipeline.printing import say, shown
 from pipeline.progress import Progress
 from pipeline.project import shared_scratch
 from pipeline.raw_ids import dense_ids, find_ids
-from pipeline.results.ranks import check_fit, check_reports, drops_seen, model_hash
+from pipeline.results.companions import companions
+from pipeline.results.ranks import answers_by, check_fit, check_reports, drops_seen, model_hash
+from pipeline.views.served import Served, served_by
 
 BEAM = 20  # least width of the beam, as in `recommend`
 PART_USERS = 4096  # users of one part; a stopped run loses at most one
@@ -99,11 +100,14 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     names, rows = _chosen(users, log, splits, Interactions(interactions).users)
     drop = drops_seen(reports) if filter_seen is None else filter_seen
     settings = Settings(k=min(k, len(loaded.items)), filter_seen=drop, beam=width)
-    key = fingerprint(model_hash(generator), fingerprint(splits), rows.tolist(), vars(settings), PART_USERS)[:16]
+    ranking = answers_by(reports)
+    served = served_by(loaded, generator, ranking)
+    models = [model_hash(generator), ranking, *map(model_hash, companions(generator, ranking).values())]
+    key = fingerprint(models, fingerprint(splits), rows.tolist(), vars(settings), PART_USERS)[:16]
     folder = shared_scratch() / "recommend" / key
     try:
         with alone(folder.with_suffix(".lock"), None):
-            parts = _write_parts(folder, loaded, log, names, rows, settings)
+            parts = _write_parts(folder, served, log, names, rows, settings)
             ranked = _join(parts, output)
             shutil.rmtree(folder)
     except BusyError as busy:
@@ -160,7 +164,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _write_parts(
-    folder: Path, loaded: Generator, log: Splits, names: np.ndarray, rows: np.ndarray, settings: Settings
+    folder: Path, served: Served, log: Splits, names: np.ndarray, rows: np.ndarray, settings: Settings
 ) -> list[Path]:
     """Write the parts that are missing, and return the paths of all."""
     starts = range(0, len(rows), PART_USERS)
@@ -171,8 +175,8 @@ def _write_parts(
     )
     if done:
         say(f"{finished:,} of {len(rows):,} users are done already, by a run that was stopped", error=True)
-    search = _Searcher(loaded, log, rows, settings)
-    raw_items = loaded.items["raw_id"].astype(str).to_numpy()
+    search = _Searcher(served, log, rows, settings)
+    raw_items = served.generator.items["raw_id"].astype(str).to_numpy()
     with Progress("recommend", len(rows), "users", start=finished) as progress:
         for start, part in zip(starts, parts, strict=True):
             if part in done:
@@ -200,8 +204,9 @@ def _table(users: np.ndarray, raw_items: np.ndarray, items_WK: np.ndarray, score
 class _Searcher:
     """A `_Searcher` finds the best items of users of the log."""
 
-    def __init__(self, loaded: Generator, log: Splits, rows: np.ndarray, settings: Settings):
-        self.loaded = loaded
+    def __init__(self, served: Served, log: Splits, rows: np.ndarray, settings: Settings):
+        self.served = served
+        self.loaded = loaded = served.generator
         self.log = log
         self.settings = settings
         offsets = np.asarray(log.offsets)
@@ -217,7 +222,7 @@ class _Searcher:
                 for start in range(0, len(rows), PART_USERS)
                 for batch in self._batches(rows[start : start + PART_USERS])
             ]
-            width = settings.beam + (self.longest if settings.filter_seen else 0)
+            width = served.width(settings.beam) + (self.longest if settings.filter_seen else 0)
             if batches:
                 self.search = Search(
                     loaded.model, width, constrained=True, shape=Shape.of(batches, self.longest), longest=self.longest
@@ -254,8 +259,7 @@ class _Searcher:
         index, offsets = slices(self.ends[users] - lengths, lengths)
         model, skips = self.loaded.model, self.loaded.eval_skips
         seen = self.longest if self.on_kernels else int(lengths[0])
-        outputs = generate_items(
-            model,
+        outputs = self.served.generate(
             np.asarray(self.log.items_N)[index],
             offsets,
             beam=self.settings.beam,

@@ -41,7 +41,7 @@ def promote(
     Raises:
         UserError: the run's model was not logged, or it is not shown to be as good as the champion.
     """
-    candidate = read_run(run).ranks.origin.model
+    candidate = read_run(run).ranks.origin.served
     with held(folder):
         now = current(folder)
         _check_owner(folder, now, name)

@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.locks import alone
 from pipeline.printing import say
-from pipeline.results.ranks import RANKS_FILE, check_fit, check_reports, model_hash
+from pipeline.results.ranks import RANKS_FILE, Ranks, check_fit, check_reports, model_hash
 from pipeline.results.registry import Registered, crown
 
 CURRENT = "current"
@@ -38,8 +38,8 @@ RANKS = Path("artifacts") / RANKS_FILE
 class Published:
     """A published version is a folder of `versions`.
 
-    model: content hash of its models/generator. previous: the version before, or None. registered: its version in
-    MLflow's registry; None: it was published without one.
+    model: content hash of its models/generator, or of all that answers (`Origin.served`). previous: the version before,
+    or None. registered: its version in MLflow's registry; None: it was published without one.
     """
 
     version: str
@@ -70,13 +70,16 @@ def publish(
                 "the alias would name another model than the one in the folder",
                 "run `python -m pipeline compare --promote`, or name another folder",
             )
-        if now is not None and now.model == model_hash(generator):
+        origin = Ranks.read(reports / RANKS_FILE).origin if (reports / RANKS_FILE).exists() else None
+        name = origin.served if origin else model_hash(generator)
+        if now is not None and now.model == name:
             return now, False
         from pipeline.results.mlflow_model import write_model
 
         with staged(folder) as partial:
-            write_model(partial, generator, splits, reports / RANKS_FILE)
-            made = add(folder, partial, model_hash(generator), None)
+            ranking = origin.ranking if origin else "generator"
+            write_model(partial, generator, splits, reports / RANKS_FILE, ranking=ranking)
+            made = add(folder, partial, name, None)
         point(folder, made.version)
         prune(folder)
         return made, True

@@ -103,6 +103,10 @@ class Network:
         sampled = () if batch.sampled is None else (batch.sampled,)
         return model(batch.histories, batch.targets_W, *sampled), 0.0
 
+    def remarks(self, model: nn.Module) -> list[str]:
+        """Return lines about a trained model, in evaluation mode, that its user should know."""
+        return []
+
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Return the encoder positions, padding not counted, that the last block and the decoder see of each window.
 
@@ -130,9 +134,23 @@ class Report:
         """Return more keys of timings.json; `metric_names.MEASURED` names those that measure time or memory."""
         return {}
 
+    def remarks(self, by_patience: bool) -> list[str]:
+        """Return lines about the finished run that its user should know.
+
+        Args:
+            by_patience: patience ended the run before its last epoch.
+        """
+        return []
+
 
 class Sampler:
-    """Train on every window and every token, all alike. A subclass overrides what it changes; a run has one sampler."""
+    """Train on every window and every token, all alike. A subclass overrides what it changes; a run has one sampler.
+
+    fills_steps: a step is filled up with further windows where some have weight 0. False: a step has the windows of a
+        step of `full` without those, so that there are as many steps as in `full`.
+    """
+
+    fills_steps: bool = True
 
     def begin_epoch(self, epoch: int) -> Weigh | None:
         """Return what weighs the windows of an epoch; None trains on all alike.

@@ -13,6 +13,7 @@ from pipeline.printing import say
 from pipeline.project import shared_scratch
 from pipeline.results.identity import read_result
 from pipeline.results.parameters import Plain, flatten
+from pipeline.results.ranks import Ranks
 from pipeline.results.run_names import RunName
 from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
 from pipeline.track.config import TrackConfig
@@ -121,5 +122,6 @@ def run(
             splits=splits,
             ranks=reports / RANKS if params.track.user_ids or is_local(tracking_uri()) else None,
             tags=about,
+            origin=Ranks.read(reports / RANKS).origin,
         )
     return {"run_id": recorded.run_id, "name": recorded.name, "new": recorded.new}

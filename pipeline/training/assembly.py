@@ -51,6 +51,7 @@ def trainer_of(
     loader = _loader(recipe, splits, collator, world)
     traits = NetworkTraits.of(network, recipe.backbone, catalogue)
     strategy = Strategy(network, recipe.chosen.sampler(_plan(recipe, splits, loader, world), traits))
+    loader.fill_steps = strategy.sampler.fills_steps
     trainer = Trainer(
         recipe.config,
         recipe.seed,

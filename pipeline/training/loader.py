@@ -52,6 +52,7 @@ class BatchLoader:
         self.epochs = epochs
         self.collator = collator
         self.budget = budget
+        self.fill_steps = True  # `Sampler.fills_steps` of the run
         self.input_tokens_per_item = input_tokens_per_item
         self.device = collator.codes_IL.device
         # A step is dealt into parts for all processes. 2 processes, accumulate 3: rank 1 has parts 3, 4, 5 of 6.
@@ -78,12 +79,27 @@ class BatchLoader:
             if shape is None and self.shape is not None:
                 # Always sized from the epoch's first step, also after a resume: rounding depends on tensor sizes.
                 whole = step if first == 0 else next(self._chosen(epoch, 0, weigh, select))
-                shape = fitted_shape(self.shape, whole, self.parts)
+                shape = fitted_shape(self._whole_shape(epoch, weigh), whole, self.parts)
             yield step, self._batches(step, shape)
+
+    def _whole_shape(self, epoch: int, weigh: Weigh | None) -> Shape:
+        """Return what batches of an epoch need where all of their windows' tokens are computed.
+
+        Steps that are filled up are as large as those of `full`. Others are smaller where windows are skipped, and so
+        is the shape, by the epoch's first steps.
+        """
+        assert self.shape is not None
+        if self.fill_steps or weigh is None:
+            return self.shape
+        steps = steps_of_epoch(self.epochs, epoch, 0, self.budget, self.input_tokens_per_item, weigh, fill=False)
+        shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, self.epochs.max_history)
+        return shape if shape.windows < self.shape.windows else self.shape
 
     def _chosen(self, epoch: int, first: int, weigh: Weigh | None, select: Select | None) -> Iterator[Step]:
         """Give the steps from position `first` on, with what `select` computes of each."""
-        for step in steps_of_epoch(self.epochs, epoch, first, self.budget, self.input_tokens_per_item, weigh):
+        for step in steps_of_epoch(
+            self.epochs, epoch, first, self.budget, self.input_tokens_per_item, weigh, fill=self.fill_steps
+        ):
             if select is None:
                 yield step
             else:

@@ -18,19 +18,30 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     """Build Adam with L2 in the gradient on every parameter (GRID's rule), or AdamW with decoupled decay on matrices.
 
     AdamW leaves out vectors (norm gains) and the position-bias tables: pulling either towards zero means nothing.
-    Muon trains the matrices of the layers; tables, heads and all else are AdamW's, as without it.
+    Muon trains the matrices of the layers; tables, heads and all else are AdamW's, as without it. No rule decays the
+    parameters that a network names in `undecayed`.
     On a GPU the learning rate is a tensor in its memory, so that a CUDA graph reads it anew at each step.
     """
     device = next(model.parameters()).device
     on_gpu = can_record(device)
     rate = torch.tensor(config.learning_rate, device=device) if on_gpu else config.learning_rate
+    spared: frozenset[str] = getattr(model, "undecayed", frozenset())
+    if config.optimizer == "adam" and spared:
+        others = [p for name, p in model.named_parameters() if name not in spared]
+        alone = [p for name, p in model.named_parameters() if name in spared]
+        groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": alone, "weight_decay": 0.0}]
+        return torch.optim.Adam(groups, rate, fused=True, capturable=on_gpu)
     if config.optimizer == "adam":
         return torch.optim.Adam(
             model.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
         )
     named = dict(model.named_parameters())
     inside = _matrices_of_layers(model) if config.optimizer == "muon" else {}
-    decayed = {name: p for name, p in named.items() if p.ndim > 1 and "bias" not in name and name not in inside}
+    decayed = {
+        name: p
+        for name, p in named.items()
+        if p.ndim > 1 and "bias" not in name and name not in inside and name not in spared
+    }
     others = [p for name, p in named.items() if name not in decayed and name not in inside]
     groups = [
         {"params": list(decayed.values()), "weight_decay": config.weight_decay},

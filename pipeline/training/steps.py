@@ -52,19 +52,36 @@ class Step:
 
 
 def steps_of_epoch(
-    epochs: Epochs, epoch: int, first: int, budget: int, input_tokens_per_item: int, weigh: Weigh | None = None
+    epochs: Epochs,
+    epoch: int,
+    first: int,
+    budget: int,
+    input_tokens_per_item: int,
+    weigh: Weigh | None = None,
+    *,
+    fill: bool = True,
 ) -> Iterator[Step]:
     """Cut an epoch, from position `first` on, into steps of at most `budget` encoder positions.
 
     Each cut depends on where the step begins and on nothing before it, so a resumed run goes on with the same steps.
     A window of weight 0 is in no step. No window may be longer than the budget.
+
+    Args:
+        epochs: the windows of each epoch.
+        epoch: which one is cut.
+        first: position at which the first step begins.
+        budget: encoder positions of a step, at most.
+        input_tokens_per_item: encoder positions of an item.
+        weigh: gives the windows' weights; None: all have weight 1.
+        fill: windows of weight 0 take nothing of the budget. False: they do, so that the cuts are those of an epoch
+            without such windows; a step that has none other is left out.
     """
     size = FIRST_CHUNK
     while first < len(epochs):
         # Draw a chunk of windows and give its full steps. The next chunk begins where these end.
         last = min(first + size, len(epochs))
-        steps = _cut(epochs, epoch, first, last, budget, input_tokens_per_item, weigh)
-        yield from steps
+        steps = _cut(epochs, epoch, first, last, budget, input_tokens_per_item, weigh if fill else None)
+        yield from steps if fill else _without_skipped(steps, weigh)
         if last == len(epochs):
             return
         if steps:
@@ -102,6 +119,21 @@ def _cut(
         begin = end
         spent = int(tokens_W[end - 1])
     return steps
+
+
+def _without_skipped(steps: list[Step], weigh: Weigh | None) -> Iterator[Step]:
+    """Give the steps without their windows of weight 0; a step that has no other is left out.
+
+    The next step's `last` stands for it, so that a run that stops between the two goes on with the next one.
+    """
+    for step in steps:
+        if weigh is None:
+            yield step
+            continue
+        weights_W = weigh(step.windows.starts_W, step.windows.ends_W)
+        kept_W = np.flatnonzero(weights_W)
+        if len(kept_W):
+            yield Step(step.epoch, step.last, step.windows[kept_W], weights_W[kept_W])
 
 
 def samples_per_step(epochs: Epochs, budget: int, input_tokens_per_item: int, all_targets: bool = False) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.machine import peak_flops, peak_memory_gib
+from pipeline.packing.backbone import evaluating
 from pipeline.printing import say
 from pipeline.training.loop import Trainer
 
@@ -30,7 +31,7 @@ def announce(trainer: Trainer, names: str = "") -> None:
 
 
 def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
-    """Print one line after training."""
+    """Print one line after training, and what the strategy has to say."""
     state = trainer.state
     config = trainer.config
     targets = f" of {state.samples / state.windows:.1f} targets" if config.targets == "all" else ""
@@ -39,6 +40,11 @@ def conclude(trainer: Trainer, timings: Mapping[str, Any]) -> None:
         f"{abs(state.best_score):.4f} on validation, {timings['windows_per_second']:,.0f} windows/s{targets}; "
         f"validation took {state.valid_seconds / state.wall_seconds:.0%} of the time"
     )
+    by_patience = trainer.windows_done < config.max_windows
+    with evaluating(trainer.evaluated):
+        lines = trainer.strategy.network.remarks(trainer.evaluated)
+    for line in (*lines, *trainer.strategy.sampler.report.remarks(by_patience)):
+        say(f"{trainer.words.stage}: {line}")
 
 
 def _parameters(trainer: Trainer) -> int:

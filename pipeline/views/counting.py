@@ -89,14 +89,21 @@ class Counting:
             ) from None
         return cls(counts_I, Pairs(starts, items_E, after_E, before_E, facts["pairs_left_out"]), facts)
 
-    def check_fit(self, folder: Path, splits: Path) -> None:
-        """Check that `folder`, which was read, counted these splits. Raises UserError where it did not."""
-        if self.facts["splits"] != fingerprint(splits):
+    @classmethod
+    def of(cls, folder: Path, splits: Path) -> "Counting":
+        """Read the folder, and check that these splits were counted.
+
+        Raises:
+            UserError: other splits were counted, or a file is missing or damaged.
+        """
+        counted = cls.read(folder)
+        if counted.facts["splits"] != fingerprint(splits):
             raise UserError(
                 f"{folder} was counted on other splits than those in {splits}",
                 "held-out items may be among the counted ones, so that the baselines would mean nothing",
                 "run `dvc repro`, or `python -m pipeline count`",
             )
+        return counted
 
     @cached_property
     def column_I(self) -> np.ndarray:
@@ -120,7 +127,7 @@ class Counting:
         return sparse.csr_array(by_item[order_I][:, order_I])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baselines:
     """Baselines hold the rank of each test target among all items, in user order.
 
@@ -132,6 +139,7 @@ class Baselines:
     directed_U: np.ndarray  # co-occurrence by direction
     drop_seen: dict[str, bool]  # by the names of BASELINES: whether the items of the history left the ranking
     backward: float  # weight of a pair in the other order, chosen on validation
+    cooccurrence_by_rule: dict[bool, np.ndarray]  # the ranks of co-occurrence with seen items dropped, and with them
 
 
 def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str = "") -> Counting:
@@ -194,11 +202,12 @@ def baselines(counted: Counting, splits: Splits, *, filter_seen: bool = False) -
     backward = float(counted.facts["backward"][RULES[drop_seen["directed"]]])
     ranks = ranks_by_counting(counted, splits, "test", (None, *{1.0, backward}))
     return Baselines(
-        ranks[None, drop_seen["popularity"]],
-        ranks[1.0, drop_seen["cooccurrence"]],
-        ranks[backward, drop_seen["directed"]],
-        drop_seen,
-        backward,
+        popularity_U=ranks[None, drop_seen["popularity"]],
+        cooccurrence_U=ranks[1.0, drop_seen["cooccurrence"]],
+        directed_U=ranks[backward, drop_seen["directed"]],
+        drop_seen=drop_seen,
+        backward=backward,
+        cooccurrence_by_rule={rule: ranks[1.0, rule] for rule in (True, False)},
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_items
-from pipeline.decoding.ranking import Found, Outputs, generate_items
+from pipeline.decoding.ranking import FoundBatch, Outputs, generate_items
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.views.counting import Counting
@@ -34,10 +34,12 @@ class Fuser:
     counting: CountingView | None
 
     @classmethod
-    def of(cls, generator: Generator, dense: Generator | None, counted: Counting | None) -> "Fuser":
-        """Build the views on the device of the generator."""
+    def of(
+        cls, generator: Generator, dense: Generator | None, counted: Counting | None, backward: float = 1.0
+    ) -> "Fuser":
+        """Build the views on the device of the generator; `backward` is counting's (`CountingView`)."""
         device = generator.catalogue.codes_IL.device
-        return cls(generator, dense, None if counted is None else CountingView.of(counted, device))
+        return cls(generator, dense, None if counted is None else CountingView.of(counted, device, backward))
 
     @property
     def device(self) -> torch.device:
@@ -61,12 +63,19 @@ class Fuser:
             offsets: history w is items_N[offsets[w]:offsets[w + 1]], one item at least.
             search: the dense retriever's, `dense_width` wide, where more batches will follow; None: a new one.
         """
+        lists = self.model_lists(found, items_N, offsets, search)
+        if self.counting is not None:
+            lists.append(self.counting.list(items_N, offsets))
+        return lists
+
+    def model_lists(
+        self, found: Outputs, items_N: np.ndarray, offsets: np.ndarray, search: Search | None = None
+    ) -> list[Listed]:
+        """Return the lists of generator and dense retriever; arguments are those of `lists`."""
         lists = [model_list(found, self.device)]
         if self.dense is not None:
             outputs = generate_items(self.dense.model, items_N, offsets, beam=self.dense_width, search=search)
             lists.append(model_list(outputs, self.device))
-        if self.counting is not None:
-            lists.append(self.counting.list(items_N, offsets))
         return lists
 
     @property
@@ -75,7 +84,7 @@ class Fuser:
         return min(ENTRIES, 0 if self.dense is None else len(self.dense.items))
 
     def exact(
-        self, candidates: Candidates, slopes_S: Tensor, floor_W: Tensor, found: Found, drop_seen: bool
+        self, candidates: Candidates, slopes_S: Tensor, floor_W: Tensor, found: FoundBatch, drop_seen: bool
     ) -> Candidates:
         """Return the candidates with the generator's exact gain for the best RESCORED of the floored ranking.
 

@@ -33,8 +33,9 @@ def model_list(outputs: Outputs, device: torch.device | str) -> Listed:
 
 @dataclass(frozen=True)
 class CountingView:
-    """Counting as a view: pairs in both directions alike, each item of the history weighted by 1 / its age.
+    """Counting as a view: neighbours of the history's items, each item of the history weighted by 1 / its age.
 
+    backward: how much a pair in the other order counts; 1: as much as one in this order.
     starts_I, items_P, weights_P: the neighbours of each item (`Pairs`) with their weight, on the view's device.
     degree_I: how many neighbours each item has, on the host.
     """
@@ -43,19 +44,21 @@ class CountingView:
     items_P: Tensor
     weights_P: Tensor
     degree_I: np.ndarray
+    backward: float
 
     @classmethod
-    def of(cls, counted: Counting, device: torch.device | str) -> "CountingView":
+    def of(cls, counted: Counting, device: torch.device | str, backward: float = 1.0) -> "CountingView":
         """Build the view from models/counting."""
         pairs = counted.pairs
         degree_I = np.diff(pairs.starts)
         scale_P = np.repeat(1 / np.sqrt(np.maximum(counted.counts_I, 1)), degree_I)
-        weights_P = scale_P * (pairs.after_E + pairs.before_E)
+        weights_P = scale_P * (pairs.after_E + backward * pairs.before_E)
         return cls(
             torch.from_numpy(pairs.starts[:-1]).to(device),
             torch.from_numpy(pairs.items_E.astype(np.int64)).to(device),
             torch.from_numpy(weights_P).to(device),
             degree_I,
+            backward,
         )
 
     def list(self, items_N: np.ndarray, offsets: np.ndarray) -> Listed:

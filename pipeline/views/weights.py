@@ -63,14 +63,15 @@ class Trial:
 class FusionWeights:
     """`FusionWeights` holds models/fusion: how the views are weighed, and what that rests on.
 
-    weights, temperatures: by view. subsets: for each subset of the views, by names joined with `+`, the weights that
-    are best on validation. entries: items of a list. trials: combinations of weights that were tried. valid_users,
-    valid_recall_at_10, valid_ndcg_at_10: of the chosen combination. drop_seen: whether seen items left the ranking.
-    models: content hash of each view's folder.
+    weights, temperatures: by view. backward: how much counting counts a pair in the other order. subsets: for each
+    subset of the views, by names joined with `+`, the weights that are best on validation. entries: items of a list.
+    trials: combinations of weights that were tried. valid_users, valid_recall_at_10, valid_ndcg_at_10: of the chosen
+    combination. drop_seen: whether seen items left the ranking. models: content hash of each view's folder.
     """
 
     weights: dict[str, float]
     temperatures: dict[str, float]
+    backward: float
     subsets: dict[str, dict[str, float]]
     entries: dict[str, int]
     margin: float

@@ -39,8 +39,9 @@ def test_an_unknown_field_names_the_nearest_item_column_and_all_of_them() -> Non
     assert caught.value.why == "did you mean 'brand'? (valid: brand, item_id, title)"
 
 
-def test_title_categories_and_description_may_be_absent_from_a_data_set() -> None:
-    assert fields_of(("{title}", "{categories}", "{description}"), ["raw_id", "title"]) == ["title"]
+def test_title_categories_description_and_price_may_be_absent_from_a_data_set() -> None:
+    """So that a preset of an encoder, which names them, goes with any data."""
+    assert fields_of(("{title}", "{categories}", "{description}", "{price}"), ["raw_id", "title"]) == ["title"]
 
 
 @pytest.mark.parametrize("segment", ["no field", "{}", "{title", "title}", "{title!r}", "{title.upper}", "{{title}}"])

@@ -155,16 +155,19 @@ def test_weights_come_from_validation_and_are_what_the_ranks_are_made_with(
 ) -> None:
     chosen = fuser if with_dense else Fuser.of(fuser.generator, None, counted)
     config = some(EvaluateConfig, beam=BEAM, batch_users=16)
-    fused, slopes_RS = weigh(config, chosen, splits, World(), {}, drop_seen=True)
+    other = Fuser.of(chosen.generator, chosen.dense, counted, 0.25)
+    fused, used, slopes_RS = weigh(config, [chosen, other], splits, World(), {}, drop_seen=True)
     assert fused is not None
+    assert used.counting is not None
+    assert fused.backward == used.counting.backward
     assert fused.views == chosen.views
-    assert fused.trials == (73 if with_dense else 9)
+    assert fused.trials == 2 * (73 if with_dense else 9)
     torch.testing.assert_close(slopes_RS[0], fused.slopes())
     for view in range(len(chosen.views)):
         assert slopes_RS[view + 1, view] == 0
     valid = replace(splits, test_target=splits.valid_target)
     ranker = Ranker(chosen.generator.catalogue, valid, "test", beam=BEAM, filter_seen=True, both_rules=True)
-    targets = FusedTargets(ranker, chosen, slopes_RS, drop_seen=True)
+    targets = FusedTargets(ranker, used, slopes_RS, drop_seen=True)
     ranker.rank(chosen.generator.model, listen=targets)
     hits = targets.ranking().ranks_U[ranker.lengths_U > 0]
     assert fused.valid_recall_at_10 == pytest.approx(((hits > 0) & (hits <= 10)).mean())

@@ -119,7 +119,7 @@ def test_a_model_is_given_up_on_its_way_there_and_back(
     client = MlflowClient()
     experiment = client.create_experiment("sidpipe", artifacts.address)
     run = client.create_run(experiment)
-    folders = {"generator": world.paths["generator"], "splits": world.paths["splits"]}
+    folders: Any = {"generator": world.paths["generator"], "splits": world.paths["splits"]}
 
     def log() -> str:
         return log_model(run.info.run_id, experiment, ranks=None, tags={}, **folders)

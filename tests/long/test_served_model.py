@@ -48,7 +48,7 @@ def recorded(world: World) -> str:
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT, artifacts)
     run = client.create_run(experiment)
     client.log_metric(run.info.run_id, "recall_at_10", 0.25)
-    folders = {"generator": world.paths["generator"], "splits": world.paths["splits"]}
+    folders: Any = {"generator": world.paths["generator"], "splits": world.paths["splits"]}
     ranks = world.paths["reports"] / "ranks.parquet"
     model = log_model(run.info.run_id, experiment, ranks=ranks, tags={"strategy": "full"}, **folders)
     assert log_model(run.info.run_id, experiment, ranks=ranks, tags={}, **folders) == model, "it is logged once"

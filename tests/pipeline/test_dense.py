@@ -16,7 +16,7 @@ def test_no_strategy_trains_the_retriever_again(repository: Repository) -> None:
     assert 0 < metrics["dense_recall_at_10"] < 1
     assert "dense retriever, seen" in (repository.path / "reports/index.html").read_text()
     before = repository.outputs()["models/dense"]
-    again = repository.run("dvc", "exp", "run", "-S", "strategy=rastp", "-S", "train.learning_rate=0.002")
+    again = repository.run("dvc", "exp", "run", "-S", "strategy=skipgr", "-S", "train.learning_rate=0.002")
     assert stages_run(again) == ["check", "train", "evaluate", "track"]
     assert repository.outputs()["models/dense"] == before
     without = repository.run("dvc", "exp", "run", "-S", "dense.enabled=false")

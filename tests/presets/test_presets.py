@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from settings import some
 
 from pipeline.backbones.config import OVER_ITEMS
 from pipeline.config import build_params, load_params
@@ -15,6 +16,8 @@ from pipeline.ingest.config import COLUMNS
 from pipeline.presets.apply import apply_preset
 from pipeline.presets.document import leaves
 from pipeline.presets.kinds import PARTS, WHOLE, describe, owned
+from pipeline.strategies.rastp.config import RastpConfig
+from pipeline.strategies.rastp.pruner import Pruner
 
 FOLDER = Path(__file__).parents[2] / "presets"
 NAMES = sorted(path.stem for path in FOLDER.iterdir())
@@ -25,7 +28,8 @@ PUBLISHED = {
     *("amazon-beauty", "amazon-sports", "amazon-toys"),
     *("movielens-100k", "movielens-1m", "movielens-20m", "movielens-latest"),
     *("flan-t5-xl", "qwen2.5-vl-7b", "simvq", "tiger", "decoder", "hstu", "sasrec"),
-    *("rastp", "rastp-released", "skipgr", "skipgr-token", "skipgr-sequence", "intrr-sac", "intrr-ssl"),
+    *("rastp", "rastp-paper", "rastp-released", "skipgr", "skipgr-paper", "skipgr-token", "skipgr-sequence"),
+    *("intrr", "intrr-sac", "intrr-ssl"),
     *("demo", "beauty-fast", "beauty-sprint"),
 }
 
@@ -157,7 +161,7 @@ def test_each_preset_is_valid_and_demo_brings_everything_back(name: str, project
 
 def test_data_then_beauty_fast_then_a_strategy_is_the_published_recipe() -> None:
     """The form that everybody uses."""
-    for strategy in ("rastp", "skipgr", "skipgr-token", "skipgr-sequence"):
+    for strategy in ("rastp", "rastp-paper", "skipgr", "skipgr-paper", "skipgr-token", "skipgr-sequence", "intrr"):
         values = {**DEFAULTS, **VALUES["amazon-beauty"], **VALUES["beauty-fast"], **VALUES[strategy]}
         params = build_params(nested(values))
         assert (params.dataset, params.quantize.codes, params.backbone.d_model) == ("amazon-beauty", 256, 128)
@@ -168,12 +172,40 @@ def test_data_then_beauty_fast_then_a_strategy_is_the_published_recipe() -> None
 
 def test_a_paper_s_whole_is_its_parts_but_for_what_its_head_says() -> None:
     for whole, parts, apart in (
-        ("rastp-released", ("rkmeans-256x3", "tiger", "rastp"), {"train.batching"}),
+        (
+            "rastp-released",
+            ("rkmeans-256x3", "tiger", "rastp-paper"),
+            {"train.batching", "evaluate.beam", "evaluate.decoding"},
+        ),
         ("intrr-ssl", ("rkmeans-128x3", "decoder", "intrr-sac"), {"split.max_history"}),
     ):
         values = {key: value for part in parts for key, value in VALUES[part].items()}
         differing = {key for key in values if values[key] != VALUES[whole][key] and not key.startswith("rastp.")}
         assert differing == apart
+
+
+def test_presets_say_what_the_papers_say() -> None:
+    """Against the papers' numbers, typed from them: items of a history, what chooses the checkpoint, budgets."""
+    for name in ("tiger", "rastp-released"):
+        assert (VALUES[name]["split.max_history"], VALUES[name]["train.select"]) == (30, "recall_at_5")
+    assert (VALUES["rastp-released"]["evaluate.beam"], VALUES["rastp-released"]["evaluate.decoding"]) == (
+        10,
+        "unconstrained",
+    )
+    paper = some(RastpConfig, **section("rastp-paper", "rastp"))
+    # 30 items of 4 codes and a separator: 40 of the 120 codes of each history that has as many.
+    assert [Pruner(paper, 4, True, 0).budget(items) for items in (8, 10, 11, 30)] == [32, 40, 40, 40]
+    assert [Pruner(paper, 4, True, 0).base_length, VALUES["rastp-paper"]["rastp.after_layer"]] == [150, 2]
+    for name in ("skipgr-paper", "skipgr-token", "skipgr-sequence"):
+        assert (VALUES[name]["skipgr.apply_to"], VALUES[name]["skipgr.normalise"]) == ("loss", "kept")
+        assert not VALUES[name]["skipgr.equal_steps"]
+    for name in ("decoder", "hstu", "intrr-ssl"):
+        assert VALUES[name]["train.batch_tokens"] // 4 / 4.27 == pytest.approx(512, abs=4)  # items of a history
+    assert "{price}" in VALUES["flan-t5-xl"]["embed.template"]
+
+
+def section(preset: str, name: str) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in VALUES[preset].items() if key.startswith(f"{name}.")}
 
 
 def test_a_preset_changes_only_the_lines_it_names(project: Path) -> None:

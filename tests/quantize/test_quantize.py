@@ -174,3 +174,11 @@ def test_too_many_collisions_name_sizes_that_are_enough(tmp_path: Path) -> None:
     assert found, caught.value.fix
     assert run_in(tmp_path, replace(few, codes=int(found[1])))["collision_rate"] <= 0.3
     assert run_in(tmp_path, replace(few, levels=int(found[2])))["collision_rate"] <= 0.3
+
+
+def test_a_sample_is_named_with_what_it_can_have_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quality = run_in(tmp_path, replace(SMALL, points_per_code=5))
+    assert [(level["points"], level["items"]) for level in quality["sampled"]] == [(40, 90)] * 2
+    assert "k-means learned from 40 of 90 items (quantize.points_per_code)" in capsys.readouterr().out
+    assert "sampled" not in run_in(tmp_path, SMALL)
+    assert "learned from" not in capsys.readouterr().out

@@ -12,11 +12,13 @@ from settings import some, some_params
 
 from pipeline.artifacts import Splits, fingerprint, write_json, write_parquet
 from pipeline.backbones.config import BackboneConfig
+from pipeline.backbones.sasrec import SasRec
 from pipeline.catalogue import Catalogue
 from pipeline.config import Params
 from pipeline.count.stage import run as count
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import save_generator
+from pipeline.manifest import sealed
 from pipeline.strategies.intrr.config import IntrrConfig
 from pipeline.strategies.rastp.config import RastpConfig
 from pipeline.strategies.registry import choose_strategies
@@ -101,6 +103,35 @@ def write_generator(
         },
     )
     count(world.params, splits=world.paths["splits"], output=world.inputs["counting"])
+
+
+def write_dense(world: World, splits: str = "") -> None:
+    """A network over items that nobody trained, but for larger weights, so that histories matter."""
+    rng = np.random.default_rng(5)
+    catalogue = Catalogue(
+        np.arange(ITEMS)[:, None],
+        (ITEMS,),
+        digit=False,
+        content_IC=rng.normal(size=(ITEMS, 6)).astype(np.float32),
+        trained_I=np.arange(ITEMS) % 5 > 0,
+    )
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"decoder_layers": 1, "d_model": 16, "heads": 2, "d_head": 8, "d_ff": 16}
+    config = some(BackboneConfig, name="sasrec", separators=False, dropout=0.0, **sizes)
+    model = SasRec(config, catalogue)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    items = pd.DataFrame({"item_id": np.arange(ITEMS, dtype=np.int32), "raw_id": [f"item-{i}" for i in range(ITEMS)]})
+    about = {"strategy": "full", "pad_to": 0, "max_history": MAX_HISTORY, "seed": 5, "dataset": "demo", "train": {}}
+    fingerprints = {"splits": splits or fingerprint(world.paths["splits"])}
+    save_generator(
+        world.root / "models/dense", model, catalogue, items, {**about, "fingerprints": fingerprints}, stage="dense"
+    )
+    write_json(
+        world.paths["reports"] / "dense.json",
+        sealed({"enabled": True, "dense_train_seconds": 2.5}, world.paths["reports"], ()),
+    )
 
 
 def make_world(root: Path) -> World:

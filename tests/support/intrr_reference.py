@@ -82,3 +82,10 @@ def losses(model: RecursiveModel, windows: list[tuple[list[int], int]]) -> tuple
         model.settings.alignment_items
     ]
     return recommendation, total(item(model, number)[1] for number in counted) / len(counted)
+
+
+def uid_norm(model: RecursiveModel, windows: list[tuple[list[int], int]]) -> torch.Tensor:
+    """The mean over the distinct items of the histories of (mean square of the UID - 1)^2."""
+    seen = sorted({number for history, _ in windows for number in history})
+    squares = [total(value**2 for value in model.uid.weight[number]) / model.uid.embedding_dim for number in seen]
+    return total((square - 1) ** 2 for square in squares) / len(seen)

@@ -80,18 +80,23 @@ def score(kind: str, h: torch.Tensor, weights: torch.Tensor) -> list[float]:
 
 def choose_tokens(scores: list[float], config: RastpConfig, levels: int, per_item: int, pad_to: int) -> list[int]:
     """The positions that are kept, in order."""
+    least = config.min_tokens
+    if config.keep_last_item:
+        scores = [*scores[:-per_item], *[float("inf")] * per_item]
+        least = max(least, levels if config.separators == "keep" else per_item)
     counted = [p for p in range(len(scores)) if config.separators == "compete" or p % per_item < levels]
     each = len([p for p in counted if p < per_item])
-    length = pad_to // per_item * each if config.base == "padded" else len(counted)
+    whole, rest = divmod(config.base_length or pad_to, per_item)
+    length = whole * each + min(rest, each) if config.base == "padded" else len(counted)
     share = Fraction(config.keep).limit_denominator(10_000)
     if config.unit == "item":
         totals = {
             item: sum(scores[p] for p in counted if p // per_item == item) for item in range(len(scores) // per_item)
         }
-        budget = max(int(share * (length // each)), -(-config.min_tokens // each))
+        budget = max(int(share * (length // each)), -(-least // each))
         best = sorted(totals, key=lambda item: (-totals[item], item))[:budget]
         return [p for p in range(len(scores)) if p // per_item in best]
-    best = sorted(counted, key=lambda p: (-scores[p], p))[: max(int(share * length), config.min_tokens)]
+    best = sorted(counted, key=lambda p: (-scores[p], p))[: max(int(share * length), least)]
     items = {p // per_item for p in best}
     separators = [p for p in range(len(scores)) if p not in counted and p // per_item in items]
     return sorted([*best, *separators])

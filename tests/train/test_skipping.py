@@ -71,6 +71,58 @@ def test_it_takes_the_epochs_of_full_and_less_of_everything_else(world: TinyWorl
     assert "sequences_skipped" not in whole
 
 
+def test_equal_steps_are_as_many_as_those_of_full_and_end_with_the_same_bytes_when_stopped(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = skipping(equal_steps=True, apply_to="loss")
+    world.train(skipping("full"), "full")
+    world.train(params, "straight")
+    for step in (10, 17):
+        interrupt(world, params, step, monkeypatch, "stopped")
+    world.train(params, "stopped")
+    assert world.written("stopped") == world.written("straight")
+    assert skipped(world, "stopped") == skipped(world, "straight")
+    whole, fewer = csv(world, "history", "full"), csv(world, "history", "straight")
+    assert whole["step"].tolist() == fewer["step"].tolist()  # so that both are validated at the same points
+    assert fewer["windows"].iloc[-1] < 0.9 * whole["windows"].iloc[-1]
+    # Filled up, the same share of windows makes fewer steps.
+    world.train(skipping(apply_to="loss"), "filled")
+    assert csv(world, "history", "filled")["step"].iloc[-1] < 0.9 * whole["step"].iloc[-1]
+
+
+def test_a_run_that_never_skips_or_never_anneals_says_so(world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    world.train(skipping(first_skipping_epoch=30))
+    assert "no epoch skipped anything" in capsys.readouterr().out
+    world.train(skipping(train={"patience": 1, "validate_every": 12, "learning_rate": 1e-9}, anneal_epochs=1))
+    assert "patience ended training" in capsys.readouterr().out
+    world.train(skipping(anneal_epochs=1))
+    said = capsys.readouterr().out
+    assert "patience ended training" not in said
+    assert "no epoch skipped" not in said
+
+
+@pytest.mark.parametrize("rule", ["low_entropy", "static_low_entropy"])
+def test_skipping_begins_with_the_epoch_that_was_asked_for(world: TinyWorld, rule: str) -> None:
+    world.train(skipping(first_skipping_epoch=3, rule=rule))
+    epochs = csv(world, "passes")
+    assert (epochs["tokens_skipped"] > 0).tolist() == [number >= 3 for number in epochs["pass"]]
+    assert (epochs["sequences_skipped"] > 0).tolist() == [number >= 3 for number in epochs["pass"]]
+    whole = len(Epochs(world.splits, "random_start", 42))
+    assert (epochs["windows"].iloc[:3] == whole).all()
+    assert epochs["windows"].iloc[3] < whole
+
+
+def test_the_last_level_alone_can_be_skipped_and_shortens_the_decoder(world: TinyWorld) -> None:
+    chosen = {**MUCH, "level_ratios": [0.0, 0.5], "sequence_ratio": 0.0, "apply_to": "loss"}
+    world.train(make_params(strategy="skipgr", train=SMALL, skipgr=chosen, quantize={"levels": 2}))
+    epochs = csv(world, "passes").iloc[1:-1]
+    assert (epochs["tokens_skipped_1"] == 0).all()
+    assert epochs["tokens_skipped_2"].to_numpy() == pytest.approx(0.5, abs=0.01)
+    # Of 3 positions (two codes and the digit) half of the targets need one.
+    once = epochs[epochs["rescored"] == 0]
+    assert (once["decoder_tokens"] / once["windows"]).to_numpy() == pytest.approx(2.0, abs=0.05)
+
+
 def test_ratios_of_0_train_as_full_does(world: TinyWorld) -> None:
     nothing: dict[str, Any] = {"token_ratio": 0.0, "sequence_ratio": 0.0}
     for plain, composed in (("full", "skipgr"), ("rastp", "rastp+skipgr")):

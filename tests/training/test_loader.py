@@ -93,6 +93,59 @@ def test_windows_of_weight_zero_are_in_no_step_and_cost_no_budget(
     assert windows_of(after) == windows_of(steps[2:])
 
 
+@pytest.mark.parametrize("chunk", [5, 10_000])
+def test_steps_that_are_not_filled_up_are_those_of_full_without_the_windows_of_weight_zero(
+    splits: Splits, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "FIRST_CHUNK", chunk)
+    monkeypatch.setattr(batches, "CHUNK", 2 * chunk)
+    rng = np.random.default_rng(0)
+    weights_M = np.where(rng.random(len(splits.items_N)) < 0.5, 0.0, rng.random(len(splits.items_N)) + 1)
+    epochs = Epochs(splits, "random_start", 0)
+    whole = list(steps_of_epoch(epochs, 0, 0, 150, TOKENS))
+    weights_M[whole[2].windows.ends_W] = 0  # a step of which nothing is left
+
+    def weigh(_: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
+        weights_W: np.ndarray = weights_M[ends_W].astype(np.float32)
+        return weights_W
+
+    steps = list(steps_of_epoch(epochs, 0, 0, 150, TOKENS, weigh, fill=False))
+    expected = [
+        [pair for pair in zip(step.windows.starts_W, step.windows.ends_W, strict=True) if weights_M[pair[1]]]
+        for step in whole
+    ]
+    assert not expected[2]
+    assert [windows_of([step]) for step in steps] == [windows for windows in expected if windows]
+    assert [step.last for step in steps] == [
+        step.last for step, windows in zip(whole, expected, strict=True) if windows
+    ]
+    assert all((step.weights_W == weigh(step.windows.starts_W, step.windows.ends_W)).all() for step in steps)
+    for done in range(len(steps) - 1):
+        rest = list(steps_of_epoch(epochs, 0, steps[done].last, 150, TOKENS, weigh, fill=False))
+        assert windows_of(rest) == windows_of(steps[done + 1 :])
+
+
+def test_batches_of_steps_that_are_not_filled_up_are_smaller_where_windows_are_skipped(splits: Splits) -> None:
+    """On a GPU a batch is filled up to a shape; half of the windows need a shape of about half the windows."""
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    epochs = Epochs(splits, "random_start", 0)
+    options: dict[str, Any] = {"budget": 400, "input_tokens_per_item": TOKENS, "fill": True}
+    loader = BatchLoader(epochs, Collator(splits.items_N, codes_IL, longest=splits.max_history), World(0, 1), **options)
+    loader.fill_steps = False
+
+    def widest(weigh: Any) -> int:
+        return max(len(batch.weights_W) for _, parts in loader.rest_of_epoch(0, 0, weigh) for batch in parts)
+
+    def half(_: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
+        return (ends_W % 2).astype(np.float32)
+
+    whole = widest(lambda _, ends_W: np.ones(len(ends_W), np.float32))
+    assert whole == widest(None)
+    assert widest(half) < 0.75 * whole
+    trained = [int(w) for _, parts in loader.rest_of_epoch(0, 0, half) for b in parts for w in b.weights_W]
+    assert sum(trained) == int((epochs.take(0, 0, len(epochs)).ends_W % 2).sum())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(1, 7))
 def test_parts_hold_each_window_once_and_are_balanced(lengths: list[int], parts: int) -> None:

@@ -165,6 +165,7 @@ def test_items_of_the_history_are_found() -> None:
 FUSION = FusionWeights(
     weights={"generator": 1.0, "counting": 0.5},
     temperatures={"generator": 2.0, "counting": 1.0},
+    backward=1.0,
     subsets={"generator": {"generator": 1.0}},
     entries={"counting": 200},
     margin=1.0,

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from pipeline.ops.triton.feed_forward_kernels import product_kernel
-from pipeline.ops.triton.launch import Call, compile_together
+from pipeline.ops.triton.launch import Call, compile_variants
 
 BM, BK = 128, 64  # rows and inputs of a tile
 
@@ -113,7 +113,7 @@ def _compile(x: Tensor, weights: list[Tensor], seeds: Tensor, dropout: float) ->
         calls.append(_Product(x, layer, seeds, dropout).call(y))
         calls.append(_Product(x.new_empty(len(x), len(after)), after, seeds, dropout, y).call(y))
         x = y
-    compile_together(product_kernel, x, calls)
+    compile_variants(product_kernel, x, calls)
 
 
 @_forward_op.register_fake

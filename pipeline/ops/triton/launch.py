@@ -76,10 +76,10 @@ def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launc
 
 
 def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], options: list[Options]) -> None:
-    """Run all launches of one call, each on a separate stream.
+    """Run all launches of one call, each on a separate stream, that of the longest sequences first.
 
-    They write different rows, and the few sequences of one class fill no GPU. What the caller does next waits for all
-    of them.
+    Its programs take longest, and would run alone at the end if they waited behind those of the others. Launches write
+    different rows, and the few sequences of one class fill no GPU. What the caller does next waits for all of them.
 
     Args:
         kernel: a Triton function; Triton has no types.
@@ -93,11 +93,11 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
         for grid, positional, named in calls:
             kernel[grid](*positional, **named)
         return
-    compile_together(kernel, q, calls)
+    compile_variants(kernel, q, calls)
     # Each stream waits for the work before this call, and the main stream for each of them.
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
-    for (grid, positional, named), stream in zip(calls, _streams(q.device), strict=False):
+    for (grid, positional, named), stream in zip(reversed(calls), _streams(q.device), strict=False):
         stream.wait_event(fork)
         with torch.cuda.stream(stream):
             kernel[grid](*positional, **named)
@@ -107,7 +107,7 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
 _compiled: set[tuple[object, ...]] = set()
 
 
-def compile_together(kernel: Any, q: Tensor, calls: list[Call]) -> None:
+def compile_variants(kernel: Any, q: Tensor, calls: list[Call]) -> None:
     """Compile the variants of a kernel side by side, once: one after another they would take most of a minute.
 
     Args:

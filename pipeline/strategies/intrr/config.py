@@ -2,10 +2,11 @@
 quick.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pipeline.knobs import Between
+from pipeline.knobs import Between, RatioBelow1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,9 @@ class IntrrConfig:
     """The settings of intrr: the recursive assignment network and its losses."""
 
     uid_dim: Annotated[int, Between(0, 16_384)]  # width of the UID table; 0: backbone.d_model
+    uid_start: Literal["random", "codes"]
+    uid_norm: Annotated[float, Between(0, 1e6)]  # weight of the loss that holds the mean square of a row at 1
+    uid_dropout: RatioBelow1
     hidden: Annotated[int, Between(1, 65_536)]  # width of the MLPs' hidden layer
     # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
     digit_width: Annotated[int, Between(0, 1_000_000)]
@@ -24,6 +28,19 @@ class IntrrConfig:
     alignment_sample: Annotated[int, Between(1, 10_000_000)]  # items of `sample`
     tie_break: Literal["digit", "uid"]
     ablation: Literal["none", "no_teacher_forcing", "no_alignment", "no_redistribution", "no_sharing"]
+
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {  # as in backbones/config.py
+        "uid_start": "random",
+        "uid_norm": 0.0,
+        "uid_dropout": 0.0,
+    }
+
+    def __post_init__(self) -> None:
+        if self.uid_start == "codes" and self.uid_dim:
+            raise ValueError(
+                "intrr.uid_start codes begins with vectors of the model's width, and intrr.uid_dim sets another one: "
+                "set intrr.uid_dim=0, or intrr.uid_start=random"
+            )
 
     @property
     def aligns(self) -> bool:

@@ -61,6 +61,7 @@ class RecursiveModel(Backbone):
         self.backbone = build_backbone(config, self.catalogue, vectors_only=True)
         if settings.reads_uid:
             uid_dim = settings.uid_dim or config.d_model
+            self.undecayed = frozenset({"uid.weight"} if settings.uid_norm else ())
             self.uid = nn.Embedding(catalogue.items, uid_dim)  # std 1, like the backbone's normed states
             self.uid_out = nn.Linear(uid_dim, config.d_model, bias=False) if settings.uid_dim else nn.Identity()
             if isinstance(self.uid_out, nn.Linear):
@@ -92,6 +93,30 @@ class RecursiveModel(Backbone):
                 if rows.abs().max() > 1e-6:  # centroids of unit vectors differ by more than rounding
                     rows = rows @ _orthogonal(rows.shape[1], self.config.d_model)
                     ran.codebooks[level].copy_(rows / rows.square().mean().sqrt() * self.config.d_model**-0.5)
+
+    @torch.no_grad()
+    def start_at_codes(self) -> None:
+        """Set each UID to the vector of the item's first code, scaled so that this code has half of the mixture.
+
+        The mixture is that of level 1, whose logits are the UID times the codebook (Eq. 4 and 5); the half is the mean
+        over codes.
+        """
+        if not self.settings.reads_uid:
+            return
+        codebook_Vd = (self.ran if self.items_ran is None else self.items_ran).codebooks[0].double()
+        logits_VV = codebook_Vd @ codebook_Vd.T
+        low, high = 0.0, 2.0**20
+        for _ in range(60):  # the share grows with the scale
+            scale = (low + high) / 2
+            share = float((scale * logits_VV).softmax(1).diagonal().mean())
+            low, high = (scale, high) if share < 0.5 else (low, scale)
+        self.uid.weight.copy_(high * codebook_Vd[self.catalogue.codes_IL[:, 0].cpu()])
+
+    def uid_penalty(self, distinct: DistinctItems) -> Tensor:
+        """Return the sum over a batch's distinct items of (mean square of the UID - 1)^2, weighted as the alignment."""
+        squares_U = self.uid(distinct.items_U).float().square().mean(1)
+        total: Tensor = ((squares_U - 1).square() * distinct.weights_U).sum()
+        return total
 
     # -------------------------------------------------------------------------------------------------- training
 
@@ -168,10 +193,18 @@ class RecursiveModel(Backbone):
         """
         ran = self.ran if self.items_ran is None else self.items_ran
         if self.settings.ablation != "no_redistribution":
-            return ran.redistribute(self.uid_out(self.uid(items_X)))
+            return ran.redistribute(self._signal(items_X))
         codes_XL = self.catalogue.codes_IL[items_X]
-        logits = ran.teach(self.uid_out(self.uid(items_X)), codes_XL) if self.settings.reads_uid else []
+        logits = ran.teach(self._signal(items_X), codes_XL) if self.settings.reads_uid else []
         return ran.look_up(codes_XL), logits
+
+    def _signal(self, items_X: Tensor) -> Tensor:
+        """Return the signal of items [X, d], their UID in the model's width; dropout acts on the UID in training."""
+        uid_Xe = self.uid(items_X)
+        if self.settings.uid_dropout:
+            uid_Xe = F.dropout(uid_Xe, self.settings.uid_dropout, self.training)
+        signal_Xd: Tensor = self.uid_out(uid_Xe)
+        return signal_Xd
 
     def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> list[Tensor]:
         """Return the logits of every level of the targets, L tensors [W, V]."""

@@ -30,11 +30,14 @@ from torch import Tensor, nn
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.ops.entropy import entropy
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Network
 from pipeline.strategies.intrr.config import IntrrConfig
-from pipeline.strategies.intrr.model import RecursiveModel
+from pipeline.strategies.intrr.model import CHUNK, RecursiveModel
+
+UNIFORM = 0.98  # of the largest entropy: a mixture that says next to nothing
 
 
 class RecursiveNetwork(Network):
@@ -56,10 +59,13 @@ class RecursiveNetwork(Network):
         return RecursiveModel(config, catalogue, self.config).to(catalogue.codes_IL.device)
 
     def start_from(self, model: nn.Module, codebooks: Mapping[str, np.ndarray]) -> None:
-        """Begin at the quantizer's codebooks if the settings say so."""
+        """Begin at the quantizer's codebooks, and UIDs at their codes, if the settings say so."""
         if self.config.codebooks == "quantizer":
             assert isinstance(model, RecursiveModel)
             model.start_from(codebooks)
+        if self.config.uid_start == "codes":
+            assert isinstance(model, RecursiveModel)
+            model.start_at_codes()
 
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
         """Return the logits of every level, and the weighted alignment: Eq. 11 is their cross-entropy plus the latter.
@@ -68,7 +74,34 @@ class RecursiveNetwork(Network):
         target.
         """
         logits, alignment = model(batch.histories, batch.codes_WL, batch.distinct)
-        return logits, self.config.alignment * alignment
+        penalty = self.config.alignment * alignment
+        if self.config.uid_norm and self.config.reads_uid and batch.distinct is not None:
+            assert isinstance(model, RecursiveModel)
+            penalty = penalty + self.config.uid_norm * model.uid_penalty(batch.distinct)
+        return logits, penalty
+
+    def remarks(self, model: nn.Module) -> list[str]:
+        """Return a line with the entropy of the items' mixtures by level, and one where level 1 is all but uniform."""
+        assert isinstance(model, RecursiveModel)
+        if self.config.ablation == "no_redistribution":
+            return []
+        codes_IL = model.catalogue.codes_IL
+        sums = np.zeros((2, model.catalogue.levels))
+        for items_U in torch.arange(len(codes_IL), device=codes_IL.device).split(CHUNK):
+            for level, shares_UV in enumerate(model.code_shares(items_U)):
+                own_U = shares_UV.gather(1, codes_IL[items_U, level, None])
+                sums[:, level] += [float(entropy(shares_UV.double().clamp(min=1e-300).log()).sum()), float(own_U.sum())]
+        entropies_L, shares_L = sums / len(codes_IL)
+        largest_L = np.log(model.catalogue.widths)
+        by_level = ", ".join(f"{h:.2f} of {most:.2f}" for h, most in zip(entropies_L, largest_L, strict=True))
+        own = ", ".join(f"{share:.3f}" for share in shares_L)
+        lines = [f"items' mixtures by level: entropy {by_level} nats; share of the true code {own}"]
+        if entropies_L[0] > UNIFORM * largest_L[0]:
+            lines.append(
+                "level 1 of the items' mixtures is all but uniform, so that items look alike there: set "
+                "intrr.uid_norm, or a larger intrr.alignment"
+            )
+        return lines
 
     def tokens_kept(self, items_W: np.ndarray, input_tokens_per_item: int) -> np.ndarray:
         """Return what `Network.tokens_kept` says: one position per item."""

@@ -28,7 +28,10 @@ def _check(settings: RastpConfig, params: ParamsView, others: tuple[str, ...]) -
             f"rastp.after_layer is {settings.after_layer}, and backbone.encoder_layers only {backbone.encoder_layers}"
         )
     if settings.counts_padding and params.train.batching != "padded":
-        raise ValueError("rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded")
+        raise ValueError(
+            "rastp.base padded and rastp.padded_queries count need padding: set train.batching=padded; for rastp.base "
+            "padded alone, rastp.base_length names the positions in packed batches too (30 items of 5 positions: 150)"
+        )
 
 
 SPEC = StrategySpec(

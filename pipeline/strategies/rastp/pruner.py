@@ -48,6 +48,7 @@ class Pruner:
         self.at_eval = config.at_eval
         self.keep_positions = config.keep_positions
         self.pad_to = pad_to if config.counts_padding else 0
+        self.base_length = config.base_length or self.pad_to
         mass = Mass(after_dropout=config.score_dropout == "after", padded_queries=config.padded_queries == "count")
         self.mass = mass if config.scores_mass else None
         self.scored = levels if config.separators == "keep" else self.tokens_per_item  # E
@@ -66,10 +67,11 @@ class Pruner:
         keep 1/3, min_tokens 4, 3 codes per item: 10 items -> 30 units, 10 kept; 2 items -> 6 units, 4 kept
         """
         units = items * self.units_per_item
+        tokens = max(self.config.min_tokens, self.scored if self.config.keep_last_item else 0)
         # The length in Eq. 7 is the window's, or with `base: padded` that of every padded window (as a tensor of one
         # value where `items` is a tensor).
         length = units if self.config.base == "real" else 0 * units + self._padded_units()
-        least = -(-self.config.min_tokens // self.scored) if self.whole_items else self.config.min_tokens
+        least = -(-tokens // self.scored) if self.whole_items else tokens
         return _smaller(units, _larger(length * self.numerator // self.denominator, 0 * units + least))
 
     def slots(self, items: Count) -> Count:
@@ -100,8 +102,8 @@ class Pruner:
         return not self.whole_items and self.scored < self.tokens_per_item
 
     def _padded_units(self) -> int:
-        """Return the units in `pad_to` positions: S 4, E 3, pad_to 10 -> 2 items and 2 more tokens, 8 units."""
-        items, rest = divmod(self.pad_to, self.tokens_per_item)
+        """Return the units in `base_length` positions: S 4, E 3, length 10 -> 2 items and 2 more tokens, 8 units."""
+        items, rest = divmod(self.base_length, self.tokens_per_item)
         return items if self.whole_items else items * self.scored + min(rest, self.scored)
 
     # ------------------------------------------------------------------------------------------------ which
@@ -126,13 +128,14 @@ class Pruner:
         if histories.pad_to:
             capacity_W = torch.full_like(capacity_W, self._padded_capacity(histories.longest, histories.pad_to))
         if uses_kernels(h_Td.device) and not (pools or random or self.whole_items):
-            return self._choose_at_once(self._importance(h_Td, mass_T), capacity_W, histories, size)
+            scores_T = self._last_first(self._importance(h_Td, mass_T), histories)
+            return self._choose_at_once(scores_T, capacity_W, histories, size)
         items = ItemPositions(histories, self.tokens_per_item)
         if pools:
             kept_U = self._first_of_pools(items)
         else:
             scores_T = _random(items, histories, h_Td, training) if random else self._importance(h_Td, mass_T)
-            kept_U = self._best(scores_T[items.index_NS], items)
+            kept_U = self._best(self._last_first(scores_T, histories)[items.index_NS], items)
         return self._compact(self._spread(kept_U), capacity_W, items, histories, size, tokens=len(h_Td))
 
     def _choose_at_once(self, scores_T: Tensor, capacity_W: Tensor, histories: Histories, size: int) -> PrunedTokens:
@@ -183,6 +186,18 @@ class Pruner:
             return mass_T
         norm_T: Tensor = torch.linalg.vector_norm(h_Td.detach(), ord=2 if score == "l2" else 1, dim=1)
         return norm_T if mass_T is None else mass_T * norm_T
+
+    def _last_first(self, scores_T: Tensor, histories: Histories) -> Tensor:
+        """Return the scores, with `keep_last_item` above all others for the tokens of each window's last item."""
+        if not self.config.keep_last_item:
+            return scores_T
+        items_W = histories.lengths_W.cumsum(0) - histories.lengths_W
+        rows_W = torch.arange(len(items_W), device=items_W.device)
+        start_W = rows_W * histories.pad_to if histories.pad_to else items_W * self.tokens_per_item
+        # Two items of 2 tokens from 0 on, three from 4 on -> tokens 2 3 | 8 9
+        last_W = start_W + (histories.lengths_W - 1) * self.tokens_per_item
+        last_WS = last_W[:, None] + torch.arange(self.tokens_per_item, device=items_W.device)
+        return scores_T.index_fill(0, last_WS.flatten(), math.inf)
 
     def _best(self, scores_NS: Tensor, items: "ItemPositions") -> Tensor:
         """Apply Eq. 7: return True for each window's units of highest score, bool [U].

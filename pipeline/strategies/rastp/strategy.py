@@ -10,6 +10,7 @@ Different on purpose:
   by dropping padding is no gain here;
 - later blocks take the position bias of the positions that tokens had before pruning;
 - separators do not compete for the budget; a separator leaves when its item has lost all its tokens.
+With `base: padded` and `base_length` a packed batch prunes as many tokens of a history as the published rule does.
 The preset `rastp-released` does what the authors' code does: a third of the padded length, padded queries and dropout
 noise in the score, no positions after pruning.
 Command: dvc exp run -S strategy=rastp

@@ -19,16 +19,22 @@ class SkipgrConfig:
     apply_to: Literal["loss", "input", "both"]
     input_unit: Literal["token", "item"]
     rescore_every: Annotated[int, Between(1, 1_000_000)]  # epochs
+    first_skipping_epoch: Annotated[int, Between(1, 1_000_000)]  # epochs count from 0
     include_digit: bool
     sequence_ratio: RatioBelow1
     sequence_share: RatioBelow1  # 0: sequence_ratio counts
     sequence_unit: Literal["user", "window"]
     max_weight: Annotated[float, Between(1, 1e6)]
     normalise: Literal["nominal", "kept"]
+    equal_steps: bool  # as many optimizer steps as `full`, with fewer windows in each
     anneal_epochs: Annotated[int, Between(0, 1_000_000)]
     at_eval: bool
 
-    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"at_eval": False}  # as in backbones/config.py
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
+        "at_eval": False,
+        "first_skipping_epoch": 1,
+        "equal_steps": False,
+    }  # as in backbones/config.py
 
     def __post_init__(self) -> None:
         if self.at_eval and self.apply_to == "loss":

@@ -42,3 +42,21 @@ class SkippingReport(Report):
             "target_tokens_trained": sum(row["target_tokens"] for row in rows),
             "bookkeeping_seconds": self.journal.seconds,
         }
+
+    def remarks(self, by_patience: bool) -> list[str]:
+        """Return lines where nothing was skipped, or where the epochs without skipping at the end did not come."""
+        config = self.rules.config
+        rows = self.journal.rows
+        lines = []
+        if not any(self.rules.skips_in(int(row["pass"])) for row in rows):
+            lines.append(
+                f"no epoch skipped anything: epochs of the run: {len(rows)}; skipping begins with epoch "
+                f"{config.first_skipping_epoch}, counted from 0 (skipgr.first_skipping_epoch), and the last "
+                f"{config.anneal_epochs} skip nothing (skipgr.anneal_epochs)"
+            )
+        elif by_patience and config.anneal_epochs and self.rules.skips_in(int(rows[-1]["pass"])):
+            lines.append(
+                f"patience ended training before the {config.anneal_epochs} epochs without skipping "
+                "(skipgr.anneal_epochs): raise train.patience to have them"
+            )
+        return lines

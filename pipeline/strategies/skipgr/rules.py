@@ -68,8 +68,8 @@ class Rules:
         self.first_annealed = last - config.anneal_epochs if config.anneal_epochs else last + 1
 
     def skips_in(self, epoch: int) -> bool:
-        """Return whether an epoch skips: all but the first, which scores everything, and the annealed last ones."""
-        return 0 < epoch < self.first_annealed
+        """Return whether an epoch skips: all but the first ones, which score everything, and the annealed last ones."""
+        return self.config.first_skipping_epoch <= epoch < self.first_annealed
 
     def rescores_in(self, epoch: int) -> bool:
         """Return whether an epoch computes also the target tokens that it skips, to score them anew."""

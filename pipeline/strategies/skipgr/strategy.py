@@ -18,6 +18,8 @@ Different on purpose, or where the paper is silent:
 - what is skipped is not computed: sequences are in no batch, the last tokens of a target in no decoder position, tokens
   of a history in no encoder position. An item that leaves a history altogether leaves as if it had never been there. A
   history that would lose everything keeps its last item;
+- under Adam an update does not depend on the scale of the loss: neither `normalise` nor 1 / (1 - r) gives back an
+  optimizer step that was skipped, and `equal_steps` retains them;
 - a target token that leaves the decoder gets no new score: every `rescore_every` epochs it is computed, outside of the
   loss.
 Command: dvc exp run -S strategy=skipgr
@@ -75,6 +77,7 @@ class SkippingSampler(Sampler):
         self.plan = plan
         self.traits = traits
         self.levels = len(traits.widths)
+        self.fills_steps = not config.equal_steps
         self.rules = Rules(config, plan, self.levels, traits.digit, traits.whole_items)
         self.store = ScoreStore(len(plan.items_M), self.levels, plan.device, plan.sum)
         self.journal = Journal(plan, traits.widths[: self.rules.scored_levels], self.levels)
@@ -160,7 +163,7 @@ class SkippingSampler(Sampler):
         If several windows of an epoch have one target, the one with the longest history writes its score; the others
         write to the dummy.
         """
-        if self.config.rule == "static_low_entropy" and self.epoch > 0:
+        if self.config.rule == "static_low_entropy" and self.epoch >= self.config.first_skipping_epoch:
             return np.full(len(ends_W), self.store.dummy_slot)
         if self.plan.one_per_target:
             return ends_W

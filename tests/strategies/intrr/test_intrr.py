@@ -1,14 +1,15 @@
 """IntRR against its equations, written slowly, on random batches of ragged windows."""
 
+import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import intrr_reference as reference
 import numpy as np
 import pytest
 import torch
 from intrr_world import DIGIT, ITEMS, batches_of, bucket_mates, catalogue, make, pack, step_of
-from settings import some
+from settings import read_params, some
 from typed import gradient_of, present, recording, total
 
 from pipeline.backbones.config import BackboneConfig
@@ -22,6 +23,8 @@ from pipeline.strategies.intrr.model import RecursiveModel
 from pipeline.strategies.intrr.network import negative_log_likelihood
 from pipeline.strategies.intrr.strategy import RecursiveNetwork
 from pipeline.training.collate import Collator
+from pipeline.training.config import TrainConfig
+from pipeline.training.optimizer import build_optimizer
 
 CASES: dict[str, dict[str, Any]] = {
     "the paper's": {},
@@ -34,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "no alignment": {"ablation": "no_alignment"},
     "no redistribution": {"ablation": "no_redistribution"},
     "no sharing": {"ablation": "no_sharing"},
+    "UIDs held at their size": {"uid_norm": 0.3},
+    "UIDs of their own width held at their size": {"uid_norm": 0.3, "uid_dim": 5, "alignment": 0.0},
     "on a decoder": {"backbone": "decoder"},
     "on HSTU": {"backbone": "hstu"},
 }
@@ -49,8 +54,10 @@ def test_loss_and_gradients_equal_the_equations(settings: dict[str, Any]) -> Non
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
     recommendation, alignment = reference.losses(model, windows)
-    weight = 0 if settings.get("ablation") == "no_alignment" else 0.1
+    weight = 0 if settings.get("ablation") == "no_alignment" else settings.get("alignment", 0.1)
     expected = recommendation / len(windows) + weight * alignment  # Eq. 11, of means
+    if norm := settings.get("uid_norm"):
+        expected = expected + norm * reference.uid_norm(model, windows)
     torch.testing.assert_close(strategy.loss(model, batch).double() / len(windows), expected, rtol=1e-5, atol=1e-5)
     (len(windows) * expected).backward()
     for name, parameter in model.named_parameters():
@@ -217,6 +224,73 @@ class TestAblations:
         torch.cat(model._targets(states_Wd, batch.codes_WL), 1).square().sum().backward()
         assert all(parameter.grad is None for parameter in present(model.items_ran).parameters())
         assert all(parameter.grad is not None for parameter in model.ran.parameters())
+
+
+class TestTheUids:
+    @torch.no_grad()
+    def test_may_begin_at_their_codes_which_have_half_of_level_1(self) -> None:
+        strategy, model = make(uid_start="codes")
+        strategy.network.start_from(model, {})
+        codes_I = model.catalogue.codes_IL[:, 0]
+        shares_V = torch.zeros(4, dtype=torch.float64)
+        for number in range(ITEMS):
+            distributions, _ = reference.walk(model.ran, model.uid.weight[number].double())
+            shares_V[codes_I[number]] = distributions[0][codes_I[number]]
+        assert float(shares_V.mean()) == pytest.approx(0.5, abs=1e-4)
+        for code in range(4):
+            rows = model.uid.weight[codes_I == code]
+            torch.testing.assert_close(rows, rows[:1].expand_as(rows))
+            assert float(torch.cosine_similarity(rows[0], model.ran.codebooks[0][code], dim=0)) == pytest.approx(1)
+
+    def test_lose_entries_in_training_alone(self) -> None:
+        _, plain = make()
+        _, model = make(uid_dropout=0.5)
+        items_X = torch.arange(ITEMS)
+        torch.testing.assert_close(model.eval()._signal(items_X), plain.eval()._signal(items_X))
+        model.train()
+        ratio = torch.stack([model._signal(items_X) for _ in range(400)]) / model.uid.weight
+        assert set(ratio.detach().round(decimals=6).unique().tolist()) == {0.0, 2.0}
+        assert float(ratio.detach().mean()) == pytest.approx(1, abs=0.02)
+
+    @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+    @pytest.mark.parametrize("norm", [0.0, 0.3])
+    def test_are_left_alone_by_weight_decay_where_a_loss_holds_their_size(
+        self, optimizer: Literal["adam", "adamw"], norm: float
+    ) -> None:
+        _, model = make(uid_norm=norm)
+        before = {name: parameter.detach().clone() for name, parameter in model.float().named_parameters()}
+        config = some(TrainConfig, optimizer=optimizer, learning_rate=0.01, weight_decay=0.1)
+        rule = build_optimizer(model, config)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        rule.step()
+        moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+        assert ("uid.weight" in moved) == (norm == 0)
+        assert "ran.codebooks.0" in moved
+
+    def test_are_refused_at_their_codes_with_a_width_of_their_own(self) -> None:
+        with pytest.raises(UserError, match="uid_start codes"):
+            read_params({"strategy": "intrr", "intrr": {"uid_start": "codes", "uid_dim": 7}})
+
+
+def test_the_entropy_of_the_mixtures_is_told_by_level() -> None:
+    strategy, model = make(digit_width=0)
+    model.eval()
+    distributions = [reference.walk(model.ran, model.uid.weight[number])[0] for number in range(ITEMS)]
+    codes_IL = model.catalogue.codes_IL.tolist()
+    expected = []
+    own = []
+    for level in range(3):
+        expected.append(sum(float(-(p[level] * p[level].log()).sum()) for p in distributions) / ITEMS)
+        own.append(sum(float(p[level][codes_IL[item][level]]) for item, p in enumerate(distributions)) / ITEMS)
+    (line,) = strategy.network.remarks(model)
+    figures = [float(number) for number in re.findall(r"\d+\.\d+", line)]
+    assert figures[0:6:2] == pytest.approx(expected, abs=0.006)
+    assert figures[1:6:2] == pytest.approx(np.log(model.catalogue.widths), abs=0.006)
+    assert figures[6:] == pytest.approx(own, abs=0.0006)
+    with torch.no_grad():
+        model.uid.weight.mul_(0.001)
+    assert "level 1 of the items' mixtures is all but uniform" in strategy.network.remarks(model.train().eval())[1]
 
 
 class TestTheQuantizersCodebooks:

@@ -43,6 +43,13 @@ CASES: dict[str, dict[str, Any]] = {
     "no positions": {"keep_positions": False},
     "at least 9": {"min_tokens": 9},
     "no least": {"min_tokens": 1},
+    "the last item": {"keep_last_item": True, "keep": 0.1, "min_tokens": 1},
+    "the last item, separators compete": {"keep_last_item": True, "keep": 0.2, "separators": "compete"},
+    "the last item, items": {"keep_last_item": True, "keep": 0.2, "unit": "item"},
+    "a third of 40 positions": {"base": "padded", "base_length": 40},
+    "a third of 23 positions": {"base": "padded", "base_length": 23, "keep_last_item": True},
+    "a third of 40 positions, separators compete": {"base": "padded", "base_length": 40, "separators": "compete"},
+    "a third of 40 positions, items": {"base": "padded", "base_length": 40, "unit": "item"},
 }
 RELEASED: dict[str, Any] = {
     "min_tokens": 1,
@@ -125,6 +132,31 @@ def test_kept_tokens_and_outputs_are_those_of_the_equations(options: dict[str, A
         expected, positions, _ = reference.encode(model, windows[index], config)
         assert kept == positions
         torch.testing.assert_close(states, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("separators", ["keep", "compete"])
+def test_a_share_of_a_length_is_the_same_in_packed_and_in_padded_batches(separators: str) -> None:
+    """And the published one: a third of 30 items of 4 codes, 40 tokens, whatever the history has."""
+    options: dict[str, Any] = {"base": "padded", "separators": separators}
+    model, windows = make_model(PrunedNetwork(some(RastpConfig, **options), pad_to=40)), ragged()
+    named = make_model(PrunedNetwork(some(RastpConfig, **options, base_length=40)))
+    assert pruner_of(named).pad_to == 0  # so that packed batches stay packed
+    assert torch.equal(kept_by(model, pack(windows, 40)), kept_by(named, pack(windows)))
+    assert not kept_by(named, pack(windows)).all()
+    long = make_model(PrunedNetwork(some(RastpConfig, base="padded", base_length=150)))
+    histories = pack([list(range(30)), list(range(8)), list(range(20))])
+    parts = kept_by(long, histories).split(histories.lengths_W.tolist())
+    assert {len(part): int(part[:, :4].sum()) for part in parts} == {30: 40, 20: 40, 8: 32}
+
+
+@pytest.mark.parametrize("score", ["rastp", "l1", "l2", "attention", "random"])
+def test_the_last_item_stays_whatever_its_score(score: str) -> None:
+    few: dict[str, Any] = {"score": score, "keep": 0.01, "min_tokens": 1}
+    model = make_model(PrunedNetwork(some(RastpConfig, **few, keep_last_item=True)))
+    histories = pack(ragged())
+    for kept_SN in kept_by(model, histories).split(histories.lengths_W.tolist()):
+        assert kept_SN[-1].all()
+        assert not kept_SN[:-1].any()
 
 
 def test_without_separators_every_token_is_scored() -> None:
@@ -372,6 +404,20 @@ def test_each_kept_token_has_one_slot_and_each_dropped_one_none(pad_to: int, mon
     assert len(kept_T) == int(choice.kept_NS.sum()) == int(choice.taken_W.sum())
     assert torch.equal(choice.source_O[choice.slot_T[kept_T]], kept_T)
     assert len(set(choice.slot_T[kept_T].tolist())) == len(kept_T)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"keep_last_item": True, "method": "avg_pool"}, "keep_last_item is for rastp.method prune"),
+        ({"base_length": 150}, "rastp.base is real"),
+        ({"base": "padded"}, "rastp.base_length names the positions"),
+        ({"base": "padded", "base_length": 150, "padded_queries": "count"}, "need padding"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read_params({"strategy": "rastp", "rastp": change})
 
 
 @pytest.mark.parametrize("change", [{"keep": 0.0}, {"keep": 1.1}, {"min_tokens": 0}, {"after_layer": 0}])
