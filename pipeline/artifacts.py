@@ -6,7 +6,6 @@ content: no times, no run ids, rows in a stated order. The readers name the file
 Shape legend: I items, U users, N interactions of all users end to end, L levels, d width of the embeddings.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,8 @@ import numpy as np
 
 from pipeline.errors import UserError
 from pipeline.large_files import map_matrix, write_matrix, write_rows
-from pipeline.manifest import belongs, file_digest, seal, verify, writing
+from pipeline.manifest import fingerprint as fingerprint
+from pipeline.manifest import seal, verify, writing
 from pipeline.manifest import write_bytes as write_bytes
 from pipeline.printing import shown
 
@@ -89,7 +89,7 @@ def read_blocks(path: Path, columns: list[str] | None = None) -> Iterator["pa.Re
     """Yield the rows of a Parquet file in blocks of BLOCK_ROWS. Raises UserError if it is missing or damaged."""
     import pyarrow.parquet as pq
 
-    with _reading(path), pq.ParquetFile(path) as file:
+    with _reading(path), pq.ParquetFile(path, pre_buffer=False) as file:
         yield from file.iter_batches(BLOCK_ROWS, columns=columns)
 
 
@@ -121,23 +121,6 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(str(error)) from None
         except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have
             raise TypeError(f"it holds a tensor of a type that is not read here: {error}") from None
-
-
-def fingerprint(*parts: Any) -> str:
-    """Return the hex sha256 of JSON-like values and of the bytes of files and folders (`Path`s), in the given order.
-
-    A manifest is no content.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Path):
-            files = sorted(p for p in part.rglob("*") if p.is_file() and belongs(p)) if part.is_dir() else [part]
-            for file in files:
-                digest.update(str(file.relative_to(part.parent)).encode())
-                digest.update(bytes.fromhex(file_digest(file)))
-        else:
-            digest.update(json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -85,6 +85,23 @@ def seal(folder: Path, stage: str) -> None:
     write_bytes(folder / MANIFEST, (json.dumps({"stage": stage, "files": files}, indent=2) + "\n").encode())
 
 
+def fingerprint(*parts: Any) -> str:
+    """Return the hex sha256 of JSON-like values and of the bytes of files and folders (`Path`s), in the given order.
+
+    A manifest is no content.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            files = sorted(p for p in part.rglob("*") if p.is_file() and belongs(p)) if part.is_dir() else [part]
+            for file in files:
+                digest.update(str(file.relative_to(part.parent)).encode())
+                digest.update(bytes.fromhex(file_digest(file)))
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def belongs(path: Path) -> bool:
     """Tell whether a file is content: not the manifest itself, and nothing unfinished."""
     return path.name != MANIFEST and path.suffix != PARTIAL

@@ -15,6 +15,7 @@ import pytest
 from benchmarks.scale import logs
 from benchmarks.scale.logs import FORMATS, Sizes, make
 from benchmarks.scale.measure import run_measured
+from benchmarks.scale.page import Row, exponents, plot, series, tables
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +76,47 @@ def test_the_cost_of_a_process_is_its_own(tmp_path: Path) -> None:
     assert ended["peak_rss_mib"] > 280
     assert ended["peak_anonymous_mib"] > 280
     assert 0.05 < ended["cpu_seconds"] < ended["wall_seconds"] + 0.5
+
+
+def scale_row(label: str, events: int, seconds: float, **other: object) -> Row:
+    sizes = {"events": events, "items": events // 10, "users": events // 14, "width": 64, "format": "parquet"}
+    left = {"interactions_left": events // 2, "users_left": events // 28, "items_left": events // 20}
+    cost = {"cpu_seconds": seconds, "wall_seconds": 1.0, "peak_rss_mib": 100, "peak_anonymous_mib": 90}
+    made_by = {"settings": {}, "commit": "abc", "hardware": "2 cores", "load": 0.5, "output_mib": 1.0}
+    return {"label": label, "stage": "ingest", **sizes, **left, **cost, **made_by, **other}
+
+
+def test_exponents_are_slopes_on_logarithmic_axes() -> None:
+    rows = [scale_row("after", 10**n, 2.0 * 3**n) for n in range(3, 7)]
+    assert exponents([], "events") == []
+    first, *others = exponents(rows, "events")
+    assert first is None
+    assert others == pytest.approx([np.log10(3)] * 3)
+
+
+def test_the_tables_have_the_last_measurement_of_each_size() -> None:
+    rows = [
+        scale_row("after", 1000, 5.0),
+        scale_row("before", 1000, 9.0),
+        scale_row("after", 1000, 4.0),
+        scale_row("after", 100, 1.0),
+    ]
+    rows.append(scale_row("after", 1000, 7.0, settings={"ingest.k_core": 0, "ingest.path": "/somewhere"}))
+    text = tables(rows)
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| parquet |" in line
+    ]
+    assert [(line[0], line[2], line[3], line[4], line[5]) for line in cells] == [
+        ("before", "", "1,000", "9.0", ""),
+        ("after", "", "100", "1.0", ""),
+        ("after", "", "1,000", "4.0", "0.60"),
+        ("after", "k_core=0", "1,000", "7.0", ""),
+    ]
+    assert "somewhere" not in text
+
+
+def test_a_drawing_of_equal_rows_is_equal() -> None:
+    rows = [scale_row("after", 10**n, 3.0**n) for n in range(3, 6)]
+    first, second = (plot("ingest", series(rows, "ingest")) for _ in range(2))
+    assert first == second
+    assert first.startswith("<?xml")

@@ -5,11 +5,13 @@
     python -m benchmarks.scale measure embed --data /tmp/m --work /tmp/m-work \
         --set embed.encoder=precomputed --set embed.path=/tmp/m/vectors.parquet --set embed.match=id
     python -m benchmarks.scale measure split --data /tmp/m --work /tmp/m-work
+    python -m benchmarks.scale page
 
 `make` writes a folder with log/ (interactions and items.parquet) and vectors.parquet; `--format csv` or `jsonl` changes
 the form of the log. `measure` runs one stage by hand, in a process of its own, on what the stages before it left in the
 folder `--work`; `--checkout` names another tree, for a figure of an earlier version. A row with CPU seconds, wall
-seconds, peak memory, sizes, settings, command, commit and hardware is printed, and added to `--append FILE`.
+seconds, peak memory, sizes, settings, command, commit and hardware is printed, and added to `--append FILE`. `page`
+writes the tables and drawings of docs/scale.md from docs/results/scale.jsonl.
 """
 
 import argparse
@@ -54,7 +56,14 @@ def main() -> None:
     measuring.add_argument("--checkout", type=Path, default=ROOT, help="the tree that is measured (default: this one)")
     measuring.add_argument("--append", type=Path, help=f"add the row to this file, such as {ROWS.relative_to(ROOT)}")
 
+    commands.add_parser("page", help=f"write the tables and drawings of docs/scale.md from {ROWS.relative_to(ROOT)}")
+
     options = parser.parse_args()
+    if options.command == "page":
+        from benchmarks.scale.page import read_rows, write_page
+
+        write_page(read_rows(ROWS))
+        return
     if options.command == "make":
         sizes = Sizes(
             events=options.events,

@@ -132,6 +132,7 @@ def _by_id(column: VectorIds, path: Path, wanted: pa.Array) -> np.ndarray:
             "it is not clear which of these vectors belongs to the item",
             "write a file with one row per item",
         )
+    pa.default_memory_pool().release_unused()  # the hash table of another look at the ids
     rows = pc.index_in(wanted, value_set=column.ids)
     if rows.null_count:
         missing = wanted.filter(pc.is_null(rows)).slice(0, 5).to_pylist()
@@ -283,7 +284,7 @@ def _vectors_of_parquet(path: Path, name: str, scratch: Path | None) -> tuple[np
     widths: set[int] = set()
     there = []
     rows = 0
-    with pq.ParquetFile(path) as source, tempfile.TemporaryFile(dir=scratch) as copy:
+    with pq.ParquetFile(path, pre_buffer=False) as source, tempfile.TemporaryFile(dir=scratch) as copy:
         a_row = sum(source.metadata.row_group(group).total_byte_size for group in range(source.num_row_groups))
         a_row = a_row // max(source.metadata.num_rows, 1)
         for batch in source.iter_batches(max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(a_row, 1))), columns=[name]):

@@ -147,8 +147,10 @@ def choose_ids(columns: Sequence[VectorIds], items: pa.Array, path: Path) -> Vec
 def _as_items_are_written(column: VectorIds, items: pa.Array) -> VectorIds:
     """Return the column with the numbers of items (7 or 7.0) as the items have them."""
     # items 7.0 and b: the value 7 becomes 7.0; a value that is an item already stays
-    unknown = pc.and_(pc.is_valid(column.ids), pc.invert(pc.is_in(column.ids, value_set=items)))
-    numbers = pc.and_(unknown, pc.fill_null(pc.match_substring_regex(column.ids, MAYBE_WHOLE), False))
+    numbers = pc.fill_null(pc.match_substring_regex(column.ids, MAYBE_WHOLE), False)
+    if not pc.any(numbers, min_count=0).as_py():
+        return column
+    numbers = pc.and_not(numbers, pc.is_in(column.ids, value_set=items))
     if not pc.any(numbers, min_count=0).as_py():
         return column
     item_numbers = items.filter(pc.match_substring_regex(items, MAYBE_WHOLE))

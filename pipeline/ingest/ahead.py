@@ -12,6 +12,7 @@ from pipeline.ingest.chunks import Chunk, Reject
 
 AHEAD = 1  # chunks that wait
 PATIENCE = 0.1  # seconds after which the reading thread looks whether anybody still wants its chunks
+STOPPING = 5.0  # seconds to wait for the chunk that it is reading, when a command is told to stop
 
 Complaints = list[tuple[int, str, str]]  # arguments of `Reject`
 
@@ -40,7 +41,7 @@ def read_ahead(read: Callable[[Reject], Iterator[Chunk]], reject: Reject) -> Ite
             yield result
     finally:
         reader.unwanted.set()
-        reader.join()
+        reader.join(STOPPING)
 
 
 class _Reader(threading.Thread):

@@ -82,7 +82,7 @@ def plain_unknown(ids: pa.Array, listed: pa.Array) -> pa.Array:
 def rewrite_ids(path: Path, columns: Sequence[str]) -> None:
     """Write the whole numbers in these columns of a Parquet file plainly, a batch at a time."""
     new = path.with_suffix(".rewritten")
-    with pq.ParquetFile(path) as source, pq.ParquetWriter(new, source.schema_arrow) as writer:
+    with pq.ParquetFile(path, pre_buffer=False) as source, pq.ParquetWriter(new, source.schema_arrow) as writer:
         for batch in source.iter_batches():
             for name in columns:
                 batch = batch.set_column(batch.schema.get_field_index(name), name, whole_numbers(batch[name]))

@@ -37,7 +37,7 @@ def chunk_rows(file: RawFile, stream: IO[bytes], columns: Sequence[str] | None) 
         raise asks_too_much(file, f"it declares {footer.num_rows:,} rows")
     fields = footer.schema.to_arrow_schema()
     texts = [f.name for f in fields if pa.types.is_string(f.type) and (columns is None or f.name in columns)]
-    packed = pq.ParquetFile(stream, read_dictionary=texts)
+    packed = pq.ParquetFile(stream, read_dictionary=texts, pre_buffer=False)
     rows = CHUNK_ROWS
     for number in range(footer.num_row_groups):
         # Only these facts of a group: the facts of its columns end the process where a footer is damaged (pyarrow 25).

@@ -71,7 +71,7 @@ def _read_parquet(file: RawFile, columns: Sequence[str] | None) -> Iterator[Chun
     try:
         with _plain_parquet(file) as stream:
             rows = chunk_rows(file, stream, columns)
-            source = pq.ParquetFile(stream)
+            source = pq.ParquetFile(stream, pre_buffer=False)
             refuse_twice(file, source.schema_arrow.names)
             for batch in source.iter_batches(rows, columns=columns):
                 records = np.arange(first, first + batch.num_rows, dtype=np.int64)

@@ -16,7 +16,7 @@ def add_unknown(items: StagedItems, log: StagedLog) -> Counter[str]:
         The rows of the log for each item that was added, in the order of its first row.
     """
     rows: Counter[str] = Counter()
-    with pq.ParquetFile(log.path) as file:
+    with pq.ParquetFile(log.path, pre_buffer=False) as file:
         for batch in file.iter_batches(columns=["item"]):
             ids = batch["item"]
             rows.update(ids.filter(pc.invert(items.index.has(ids))).to_pylist())
