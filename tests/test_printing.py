@@ -148,7 +148,7 @@ def test_no_command_sends_what_an_id_or_title_holds(command: Command, monkeypatc
     refused = command("ingest", code=1, columns={"user": "sser"})
     assert f"columns found: user, item, time, {shown('stars' + HOSTILE)}" in "\n".join(refused)
     command("ingest", columns={})
-    for stage in ("embed", "quantize", "split", "train", "evaluate"):
+    for stage in ("embed", "split", "count", "quantize", "train", "evaluate"):
         command(stage)
     log = pd.read_parquet("data/interactions/items.parquet")
     one = log.raw_id[0]

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 from evaluated_world import World, make_world, write_generator
 
+from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import recommend
 from pipeline.evaluate.stage import run as evaluate
 from pipeline.generator import load_generator
+from pipeline.manifest import sealed
 from pipeline.results.mlflow_client import MlflowClient
 from pipeline.results.mlflow_model import MODEL_NAME, REQUIRED, log_model
 from pipeline.results.ranks import Ranks
@@ -67,6 +69,9 @@ def another_model(world: World, *, hits: bool) -> None:
     path = world.paths["reports"] / "ranks.parquet"
     ranks = Ranks.read(path)
     Ranks(ranks.users.assign(rank=int(hits)), ranks.origin).write(path)
+    details = read_json(path.with_name("details.json"))
+    del details["checksum"]
+    write_json(path.with_name("details.json"), sealed(details, path.parent, details["files"]))
     (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
     recorded(world)
 

@@ -286,7 +286,7 @@ def test_a_new_strategy_is_a_folder_a_section_and_a_line_and_it_composes(extende
     add_line(extended)
     settings = ("strategy=thinning+rastp", "rastp.after_layer=1", "thinning.share=0.4")
     output = extended.run("dvc", "exp", "run", *(word for setting in settings for word in ("-S", setting)))
-    assert stages_run(output)[-3:] == ["train", "evaluate", "track"]
+    assert {"train", "evaluate", "track"} <= set(stages_run(output))
     timings = json.loads((extended.path / "reports/timings.json").read_text())
     assert 0.5 < timings["windows_trained"] / before["windows_trained"] < 0.7
     assert timings["keep_rate"] < 1

@@ -44,7 +44,7 @@ def config(model: str, folder: Path, **changes: Any) -> EmbedConfig:
 
 def embed(model: str, folder: Path, items: Sequence[tuple[str, str | None]] = ITEMS, **changes: Any) -> EncodedItems:
     texts, images = zip(*items, strict=True)
-    return present(
+    encoded = present(
         multimodal_vectors(
             texts,
             images,
@@ -54,6 +54,8 @@ def embed(model: str, folder: Path, items: Sequence[tuple[str, str | None]] = IT
             folder.parent / "scratch",
         )
     )
+    encoded.shards.close()  # as the stage does, so that the same items may be embedded again
+    return encoded
 
 
 def prompt_and_pixels(encoder: QwenEncoder, text: str, pictures: list[Picture]) -> tuple[Prompt, list[torch.Tensor]]:

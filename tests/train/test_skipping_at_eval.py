@@ -11,6 +11,7 @@ from tiny_world import TinyWorld, interrupt, make_params
 
 from pipeline.artifacts import write_parquet
 from pipeline.config import Params
+from pipeline.count.stage import run as count
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.decoding.ranking import DecodingMethod, rank_targets
 from pipeline.errors import UserError
@@ -81,13 +82,24 @@ def load(world: TinyWorld, name: str = "run") -> Generator:
     return load_generator(world.folder / name / "generator")
 
 
+def evaluate(params: Params, world: TinyWorld) -> None:
+    """Count, and evaluate the model of the run."""
+    splits = world.folder / "splits"
+    count(params, splits=splits, output=world.folder / "counting")
+    stage.run(
+        params,
+        splits=splits,
+        counting=world.folder / "counting",
+        generator=world.folder / "run/generator",
+        reports=reports(world),
+    )
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_evaluation_is_that_of_histories_cut_by_hand(world: TinyWorld, kind: str) -> None:
     params = skipping(kind)
     world.train(params)
-    stage.run(
-        params, splits=world.folder / "splits", generator=world.folder / "run" / "generator", reports=reports(world)
-    )
+    evaluate(params, world)
     found, loaded = pd.read_parquet(reports(world) / "ranks.parquet"), load(world)
     assert loaded.eval_skips is not None
     users, positions = world.splits.targets("test")
@@ -247,7 +259,7 @@ def test_a_model_without_its_table_is_refused(world: TinyWorld) -> None:
         load(world)
     save_file({"skip": skip_ML[:-1].copy()}, path)
     with pytest.raises(UserError, match="other splits"):
-        stage.run(params, splits=world.folder / "splits", generator=path.parent, reports=reports(world))
+        evaluate(params, world)
     path.unlink()
     with pytest.raises(UserError, match=r"skips\.safetensors is not here"):
         load(world)
