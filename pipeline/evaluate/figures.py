@@ -68,7 +68,9 @@ def fused_figures(users: pd.DataFrame, fused: FusedRanking, *, samples: int, see
     difference to the view alone. Both are paired, user by user, with the 95% interval of resampled users, and follow
     the rule for seen items of the headline.
     """
-    figures: dict[str, float] = {"fused_seconds": fused.seconds, "fused_exact_seconds": fused.exact_seconds}
+    figures: dict[str, float] = {"fused_seconds": fused.seconds}
+    if fused.exact_U is not None:
+        figures["fused_exact_seconds"] = fused.exact_seconds
     weights = fused.weights
     for view in weights.views:
         figures |= {

@@ -60,13 +60,14 @@ class FusedTargets:
     Args:
         slopes_RS: weights over temperatures: of all views, then without each of them.
         drop_seen: the rule for seen items of the exact form and of `without`.
+        exact: whether the exact form is ranked, too; it takes as long as another search.
 
     Attributes:
-        exact_U: ranks of the exact form. without_US: ranks by the views without each of them.
+        exact_U: ranks of the exact form, if it is ranked. without_US: ranks by the views without each of them.
         seconds, exact_seconds: of the floored form, beside the generator's search, and what the exact form adds to it.
     """
 
-    def __init__(self, ranker: Ranker, fuser: Fuser, slopes_RS: Tensor, *, drop_seen: bool):
+    def __init__(self, ranker: Ranker, fuser: Fuser, slopes_RS: Tensor, *, drop_seen: bool, exact: bool):
         self.ranker = ranker
         self.fuser = fuser
         self.slopes_RS = slopes_RS.to(fuser.device)
@@ -74,7 +75,7 @@ class FusedTargets:
         self.tallies, self.counting_tallies = ranker.tallies(), ranker.tallies()
         self.search = _dense_search(ranker, fuser)
         targets = len(ranker.positions_U)
-        self.exact_U = np.zeros(targets, np.int64)
+        self.exact_U = np.zeros(targets, np.int64) if exact else None
         self.without_US = np.zeros((targets, slopes_RS.shape[1]), np.int64)
         self.seconds = self.exact_seconds = self.all_seconds = 0.0
 
@@ -104,10 +105,11 @@ class FusedTargets:
         for view, slopes_S in enumerate(self.slopes_RS[1:]):
             self.without_US[found.rows, view] = self._ranks(candidates, slopes_S, targets_W, dropped_WJ)
         # 3. The exact form.
-        exact_began = self._now()
-        exact = fuser.exact(candidates, self.slopes_RS[0], lists[0].floor_W, found, self.drop_seen)
-        self.exact_U[found.rows] = self._ranks(exact, self.slopes_RS[0], targets_W, dropped_WJ)
-        self.exact_seconds += self._now() - exact_began
+        if self.exact_U is not None:
+            exact_began = self._now()
+            exact = fuser.exact(candidates, self.slopes_RS[0], lists[0].floor_W, found, self.drop_seen)
+            self.exact_U[found.rows] = self._ranks(exact, self.slopes_RS[0], targets_W, dropped_WJ)
+            self.exact_seconds += self._now() - exact_began
         self.all_seconds += self._now() - began
 
     def _count(self, found: FoundBatch, view: Listed) -> None:

@@ -32,15 +32,15 @@ Listener = Callable[[Ranker], Callable[[FoundBatch], None]]
 class FusedRanking:
     """A `FusedRanking` holds the fused ranks, and what belongs to it.
 
-    ranking: of the floored form, by both rules. exact_U: ranks of the exact form. without_US: ranks by the views
-    without each of them. generator_U, counting_U: ranks by these views alone. All but `ranking.other` follow the
-    headline's rule for seen items. seconds: of lists, union and ranking, beside the generator's search; exact_seconds:
-    what the exact form adds.
+    ranking: of the floored form, by both rules. exact_U: ranks of the exact form, which is ranked where
+    `evaluate.ranking` is fused. without_US: ranks by the views without each of them. generator_U, counting_U:
+    ranks by these views alone. All but `ranking.other` follow the headline's rule for seen items. seconds: of
+    lists, union and ranking, beside the generator's search; exact_seconds: what the exact form adds.
     """
 
     weights: FusionWeights
     ranking: Ranking
-    exact_U: np.ndarray
+    exact_U: np.ndarray | None
     without_US: np.ndarray
     generator_U: np.ndarray
     counting_U: np.ndarray
@@ -112,7 +112,7 @@ def rank_all(
     targets: list[FusedTargets] = []
 
     def listener(ranker: Ranker) -> Callable[[FoundBatch], None]:
-        targets.append(FusedTargets(ranker, fuser, slopes_RS, drop_seen=drop_seen))
+        targets.append(FusedTargets(ranker, fuser, slopes_RS, drop_seen=drop_seen, exact=config.ranking == "fused"))
         return targets[0]
 
     generator, seconds = _rank(config, loaded, splits, world, drop_seen=drop_seen, listener=listener)
@@ -128,7 +128,7 @@ def rank_all(
         counting, ranks_U=by_rule[drop_seen], other=replace(counting.other, ranks_U=by_rule[not drop_seen])
     )
     ranking = _whole(beside.ranking(), splits, device, world)
-    exact_U = world.gather(beside.exact_U, len(generator.users_U), device)
+    exact_U = None if beside.exact_U is None else world.gather(beside.exact_U, len(generator.users_U), device)
     without_US = world.gather(beside.without_US, len(generator.users_U), device)
     fused = None
     if weights is not None:

@@ -258,7 +258,7 @@ def _side_by_side(
     for name, system in systems.items():
         if system is not None and system.other is not None:
             beside |= {f"{name}_rank": system.ranks_U, f"{name}_other_rank": system.other.ranks_U}
-    if ranked.fused is not None:
+    if ranked.fused is not None and ranked.fused.exact_U is not None:
         beside["exact_rank"] = ranked.fused.exact_U
     assert headline.other is not None
     targets_U = splits.items_N[headline.positions_U]

@@ -104,7 +104,8 @@ def test_every_rank_equals_a_slow_ranking_of_the_whole_catalogue(
 ) -> None:
     catalogue = fuser.generator.catalogue
     ranker = Ranker(catalogue, splits, "test", beam=BEAM, filter_seen=drop_seen, both_rules=True, batch_users=7)
-    targets = FusedTargets(ranker, fuser, SLOPES, drop_seen=drop_seen)
+    targets = FusedTargets(ranker, fuser, SLOPES, drop_seen=drop_seen, exact=True)
+    assert targets.exact_U is not None
     own = ranker.rank(fuser.generator.model, listen=targets)
     fused = targets.ranking()
     assert fused.other is not None
@@ -167,7 +168,8 @@ def test_weights_come_from_validation_and_are_what_the_ranks_are_made_with(
         assert slopes_RS[view + 1, view] == 0
     valid = replace(splits, test_target=splits.valid_target)
     ranker = Ranker(chosen.generator.catalogue, valid, "test", beam=BEAM, filter_seen=True, both_rules=True)
-    targets = FusedTargets(ranker, used, slopes_RS, drop_seen=True)
+    targets = FusedTargets(ranker, used, slopes_RS, drop_seen=True, exact=False)
     ranker.rank(chosen.generator.model, listen=targets)
+    assert targets.exact_U is None
     hits = targets.ranking().ranks_U[ranker.lengths_U > 0]
     assert fused.valid_recall_at_10 == pytest.approx(((hits > 0) & (hits <= 10)).mean())

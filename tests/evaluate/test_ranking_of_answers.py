@@ -114,6 +114,16 @@ def test_another_ranking_or_other_companions_are_another_served_model(world: Wor
     assert served[0].served == served[0].model == served[1].model
 
 
+def test_the_exact_form_is_ranked_where_the_fused_views_are_the_ranking(world: World) -> None:
+    keys = {"fused_exact_seconds", "fused_exact_recall_at_10"}
+    for ranking in ("generator", "fused"):
+        (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
+        metrics = evaluate(world, ranking)
+        assert "fused_recall_at_10" in metrics
+        assert keys & metrics.keys() == (keys if ranking == "fused" else set())
+        assert ("exact_rank" in Ranks.read(world.paths["reports"] / "ranks.parquet").users) == (ranking == "fused")
+
+
 def test_a_ranking_by_a_retriever_that_is_not_there_is_refused_before_anything_runs(world: World) -> None:
     with pytest.raises(UserError, match=r"dense\.enabled is false"):
         read_params({"evaluate": {"ranking": "dense"}, "dense": {"enabled": False}})
