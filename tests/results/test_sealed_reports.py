@@ -61,6 +61,8 @@ def test_compare_refuses_a_flipped_bit_and_files_of_two_runs(trained: World) -> 
         for at in rng.choice(digits, 10):
             changed = bytearray(whole)
             changed[at] = ord(str((int(chr(whole[at])) + 1) % 10))
+            if json.loads(changed) == figures:  # the seventeenth digit of a measured time may name the same number
+                continue
             (reports / name).write_bytes(changed)
             with pytest.raises(UserError):
                 read_run(str(reports))
