@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import unreadable
 from pipeline.large_files import map_matrix, write_matrix, write_rows
 from pipeline.manifest import fingerprint as fingerprint
-from pipeline.manifest import seal, verify, writing
+from pipeline.manifest import seal, verify_present, writing
 from pipeline.manifest import write_bytes as write_bytes
-from pipeline.printing import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,26 +124,12 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Compare a file with its manifest; what the block finds wrong with it becomes a UserError that names it."""
-    if not path.exists():
-        raise UserError(
-            f"{path} is not here",
-            "an earlier stage writes this file",
-            "run `dvc repro`, or `dvc checkout` if the file was made before",
-        )
-    verify(path)
+    """Check a file; what the block finds wrong with it becomes a UserError that names it."""
+    verify_present(path)
     try:
         yield
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} cannot be read: {shown(error)}",
-        "the file is damaged or was cut short",
-        "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
-    )
+        raise unreadable(path, error) from None
 
 
 @dataclass(frozen=True)
@@ -279,7 +264,7 @@ class Sids:
         codes_IL = frame.drop(columns="item_id", errors="ignore").to_numpy(np.int32)
         if codes_IL.shape[1] != len(quality["widths"]):
             levels = f"{codes_IL.shape[1]} levels, and quality.json has {len(quality['widths'])} widths"
-            raise _damaged(folder / "sids.parquet", ValueError(levels))
+            raise unreadable(folder / "sids.parquet", ValueError(levels))
         books = read_tensors(folder / "codebooks.safetensors")
         return cls(codes_IL, tuple(quality["widths"]), books, quality, quality.get("digit", True))  # older: no key
 

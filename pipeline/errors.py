@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 from pipeline.printing import hide_secrets, shown
 
@@ -31,3 +32,12 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}(valid: {', '.join(valid)})"
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """Return the error of a file between stages whose content cannot be read."""
+    return UserError(
+        f"{path} cannot be read: {shown(error)}",
+        "the file is damaged or was cut short",
+        "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
+    )

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import UserError
-from pipeline.manifest import verify
-from pipeline.printing import shown
+from pipeline.errors import unreadable
+from pipeline.manifest import verify_present
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,13 +32,7 @@ class ItemTable:
     def __init__(self, path: Path):
         import pyarrow.parquet as pq
 
-        if not path.exists():
-            raise UserError(
-                f"{path} is not here",
-                "an earlier stage writes this file",
-                "run `dvc repro`, or `dvc checkout` if the file was made before",
-            )
-        verify(path)
+        verify_present(path)
         self.path = path
         with self._reading():
             self._file = pq.ParquetFile(path, memory_map=True)
@@ -75,11 +68,7 @@ class ItemTable:
         try:
             yield
         except (pa.ArrowException, OSError) as error:
-            raise UserError(
-                f"{self.path} cannot be read: {shown(error)}",
-                "the file is damaged or was cut short",
-                "delete the file and run `dvc checkout`, or `dvc repro` to make it again",
-            ) from None
+            raise unreadable(self.path, error) from None
 
     def numbered(self, column: str) -> np.ndarray | None:
         """Return a number from 0 for each distinct value of a column, int32 [I], -1 for none.

@@ -125,6 +125,21 @@ def verify(path: Path) -> None:
         raise _refusal(f"{path} is not the file that {manifest} lists", stage)
 
 
+def verify_present(path: Path) -> None:
+    """Compare a file that an earlier stage writes with the manifest beside it.
+
+    Raises:
+        UserError: the file is missing, or not the one that the manifest lists.
+    """
+    if not path.exists():
+        raise UserError(
+            f"{path} is not here",
+            "an earlier stage writes this file",
+            "run `dvc repro`, or `dvc checkout` if the file was made before",
+        )
+    verify(path)
+
+
 def sealed(content: Mapping[str, Any], folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """Return JSON values with the checksums of files of a folder that other stages write to, and with their own.
 

@@ -14,10 +14,10 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.dense.config import DenseConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
-from pipeline.machine import make_repeatable, peak_memory_gib, pick_device
+from pipeline.machine import peak_memory_gib
 from pipeline.manifest import sealed
 from pipeline.metric_names import DENSE_REPORT
-from pipeline.training.assembly import set_threads, trainer_of
+from pipeline.training.assembly import set_up, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.training.config import TrainConfig
@@ -89,10 +89,7 @@ def train_retriever(
     checkpoints = Checkpoints(scratch, run_name, "dense")
     # 2. Train, while no other process trains the same; the first process writes.
     with checkpoints.alone(output):
-        device = pick_device(recipe.config.device, "dense.device")
-        make_repeatable(device, recipe.config.deterministic)
-        resume = checkpoints.load(device)
-        set_threads(recipe, resume)
+        device, resume = set_up(recipe, checkpoints)
         with joined(device) as world:
             trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
             if world.leads:

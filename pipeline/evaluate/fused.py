@@ -18,6 +18,7 @@ from pipeline.decoding.beam_search import Search
 from pipeline.decoding.ranking import FoundBatch, Outputs, Ranker, Ranking, target_ranks, without_seen
 from pipeline.distributed import World
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.generator import Generator
 from pipeline.progress import Progress
 from pipeline.views.counting import evenly
 from pipeline.views.fuser import Fuser, fused_outputs, history_rows
@@ -149,6 +150,23 @@ class FusedTargets:
         return self.ranker.ranking(self.counting_tallies)
 
 
+def ranker_of(
+    config: EvaluateConfig, model: Generator, splits: Splits, part: str, users: np.ndarray, *, drop_seen: bool
+) -> Ranker:
+    """Return what ranks the targets of some users by both rules for seen items, `drop_seen` first."""
+    return Ranker(
+        model.catalogue,
+        splits,
+        part,
+        beam=config.beam,
+        decoding=config.decoding,
+        filter_seen=drop_seen,
+        both_rules=True,
+        users=users,
+        batch_users=config.batch_users,
+    )
+
+
 def weigh(
     config: EvaluateConfig,
     fusers: Sequence[Fuser],
@@ -188,17 +206,7 @@ def _choose(
     """Return what goes to models/fusion, the number of the chosen fuser, and the rows of slopes."""
     generator, views = fusers[0].generator, fusers[0].views
     users, _ = splits.targets("valid")
-    ranker = Ranker(
-        generator.catalogue,
-        splits,
-        "valid",
-        beam=config.beam,
-        decoding=config.decoding,
-        filter_seen=drop_seen,
-        both_rules=True,
-        batch_users=config.batch_users,
-        users=users[evenly(len(users))],
-    )
+    ranker = ranker_of(config, generator, splits, "valid", users[evenly(len(users))], drop_seen=drop_seen)
     validation = ValidationLists(ranker, fusers)
     with Progress("weigh views", len(ranker.users_U), "users") as progress:
         ranker.rank(generator.model, progress, generator.eval_skips, validation)

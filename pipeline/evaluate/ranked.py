@@ -18,7 +18,7 @@ from pipeline.decoding.ranking import FoundBatch, Ranker, Ranking
 from pipeline.distributed import World
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.fused import FusedTargets, weigh
+from pipeline.evaluate.fused import FusedTargets, ranker_of, weigh
 from pipeline.generator import Generator
 from pipeline.progress import Progress
 from pipeline.views.counting import Baselines, Counting
@@ -176,17 +176,7 @@ def _rank(
     began = time.perf_counter()
     # 1. Rank this process's users. 2 processes and users 3 5 8 9: rank 0 takes 3 8, rank 1 takes 5 9.
     users_of_process_U = splits.targets("test")[0][world.share]
-    ranker = Ranker(
-        model.catalogue,
-        splits,
-        "test",
-        beam=config.beam,
-        decoding=config.decoding,
-        filter_seen=drop_seen,
-        both_rules=True,
-        users=users_of_process_U,
-        batch_users=config.batch_users,
-    )
+    ranker = ranker_of(config, model, splits, "test", users_of_process_U, drop_seen=drop_seen)
     listen = None if listener is None else listener(ranker)
     with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
         ranking = ranker.rank(model.model, progress, model.eval_skips, listen)

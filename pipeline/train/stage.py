@@ -21,44 +21,23 @@ from pipeline.artifacts import (
     Splits,
     fingerprint,
 )
-from pipeline.backbones.config import BackboneConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.item_table import ItemTable
-from pipeline.machine import make_repeatable, pick_device
 from pipeline.train.kept_tokens import count_kept_tokens
 from pipeline.train.outputs import write_reports
-from pipeline.training.assembly import set_threads, trainer_of
+from pipeline.training.assembly import set_up, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
-from pipeline.training.config import TrainConfig
 from pipeline.training.flops import flops_per_window
 from pipeline.training.names import COLUMNS, ItemNames, read_items, read_names
 from pipeline.training.observer import Observer
-from pipeline.training.recipe import TrainingRecipe
+from pipeline.training.recipe import RecipeSettings, TrainingRecipe
 from pipeline.training.summary import announce, conclude, timings_of
 
 
-class TrainParams(Protocol):
-    """`TrainParams` declares what this stage reads of params.yaml."""
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def strategy(self) -> str: ...
-
-    @property
-    def dataset(self) -> str: ...
-
-    @property
-    def backbone(self) -> BackboneConfig: ...
-
-    @property
-    def train(self) -> TrainConfig: ...
-
-    @property
-    def strategies(self) -> Mapping[str, Any]: ...
+class TrainParams(RecipeSettings, Protocol):
+    """`TrainParams` declares what this stage reads of params.yaml: what its recipe is computed from."""
 
 
 def run(  # noqa: PLR0913 - the files and what watches, all by keyword
@@ -121,10 +100,7 @@ def _train(
     observer: Observer | None,
 ) -> dict[str, Any]:
     """Train from the checkpoint on, if there is one, and write the model and the reports."""
-    device = pick_device(recipe.config.device)
-    make_repeatable(device, recipe.config.deterministic)
-    resume = checkpoints.load(device)
-    set_threads(recipe, resume)
+    device, resume = set_up(recipe, checkpoints)
     # 1. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
         trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)

@@ -10,7 +10,7 @@ from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
-from pipeline.machine import share_of_threads
+from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
@@ -68,7 +68,20 @@ def trainer_of(
     return trainer
 
 
-def set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
+def set_up(recipe: TrainingRecipe, checkpoints: Checkpoints) -> tuple[torch.device, dict[str, Any] | None]:
+    """Set this process up as the recipe says, and return its device and what the checkpoint holds, if there is one.
+
+    Raises:
+        UserError: the recipe wants a GPU that is not there, or the checkpoint is damaged.
+    """
+    device = pick_device(recipe.config.device, f"{recipe.words.stage}.device")
+    make_repeatable(device, recipe.config.deterministic)
+    resume = checkpoints.load(device)
+    _set_threads(recipe, resume)
+    return device, resume
+
+
+def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> None:
     """Set the number of threads: what the user says, or as many as the work can use.
 
     Rounding depends on how many threads add up a sum, so a resumed run takes the number that it began with.

@@ -48,7 +48,7 @@ class Fuser:
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Return the names of the views that there are, in the order of `VIEWS`."""
+        """Return the names of the views that there are, generator, dense, counting, in this order."""
         there = {"generator": True, "dense": self.dense is not None, "counting": self.counting is not None}
         return tuple(name for name, is_there in there.items() if is_there)
 

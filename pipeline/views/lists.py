@@ -14,7 +14,6 @@ from pipeline.decoding.ranking import Outputs
 from pipeline.views.counting import Counting
 from pipeline.views.fusion import EMPTY, Listed, as_list
 
-VIEWS = ("generator", "dense", "counting")
 # Items of a list; a generator lists what its beam finds.
 ENTRIES = 200
 # How far below its lowest entry a model's floor lies: nobody knows what it gives an item that it does not list.

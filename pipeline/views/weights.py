@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -197,8 +196,3 @@ def _temperature(batches: Sequence[ValidBatch], view: int) -> float:
     if not total_T.any():
         return 1.0
     return TEMPERATURES[int(total_T.argmin())]
-
-
-def as_plain(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Return the trials as JSON-like values."""
-    return [asdict(trial) for trial in trials]

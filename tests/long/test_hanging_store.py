@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
-from evaluated_world import World, make_world
+from evaluated_world import World, stored_world
 from finished_result import write_result
 
 from pipeline.errors import UserError
-from pipeline.evaluate.stage import run as evaluate
 from pipeline.results import mlflow_client, registry
 from pipeline.results.mlflow_client import MlflowClient
 from pipeline.results.mlflow_model import MODEL_HASH, log_model
@@ -102,12 +101,7 @@ def test_track_ends_by_itself_and_the_result_stays(
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings_given_back: None) -> World:  # noqa: ARG001
-    made = make_world(tmp_path / "project")
-    monkeypatch.chdir(made.root)
-    monkeypatch.setenv("DVC_ROOT", str(made.root))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.root}/mlflow.db")
-    evaluate(made.params, **made.paths)
-    return made
+    return stored_world(tmp_path / "project", monkeypatch)
 
 
 def test_a_model_is_given_up_on_its_way_there_and_back(

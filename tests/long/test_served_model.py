@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluated_world import World, make_world, write_generator
+from evaluated_world import World, stored_world, write_generator
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
@@ -34,12 +34,7 @@ HISTORIES = [["item-1", "item-2"], ["item-3", "nobody"], [], [f"item-{item}" for
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings_given_back: None) -> World:  # noqa: ARG001
     """An evaluated project with a store; it is the current folder."""
-    made = make_world(tmp_path / "project")
-    monkeypatch.chdir(made.root)
-    monkeypatch.setenv("DVC_ROOT", str(made.root))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.root}/mlflow.db")
-    evaluate(made.params, **made.inputs)
-    return made
+    return stored_world(tmp_path / "project", monkeypatch)
 
 
 def recorded(world: World) -> str:

@@ -1,6 +1,7 @@
 """dvc.yaml against the code: DVC follows no imports and reads no dataclasses, so what a stage names must be checked."""
 
 import ast
+import importlib
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,14 @@ def flat_keys() -> set[str]:
 
 def declared(root: Path, stage: str) -> set[str]:
     """Sections that the stage's Protocol, such as `IngestParams`, says it reads of params.yaml."""
-    (protocol,) = [
-        node
+    (file,) = [
+        file
         for file in (root / "pipeline" / stage).glob("*.py")
         for node in ast.parse(file.read_text()).body
         if isinstance(node, ast.ClassDef) and node.name == f"{stage.capitalize()}Params"
     ]
-    members = {member.name for member in protocol.body if isinstance(member, ast.FunctionDef)}
+    protocol = getattr(importlib.import_module(f"pipeline.{stage}.{file.stem}"), f"{stage.capitalize()}Params")
+    members = {name for base in protocol.__mro__ for name, value in vars(base).items() if isinstance(value, property)}
     # The sections of all strategies are one member, which params.yaml has no name for.
     return members - {"strategies"} | (set(settings_types()) if "strategies" in members else set())
 

@@ -17,6 +17,7 @@ from pipeline.catalogue import Catalogue
 from pipeline.config import Params
 from pipeline.count.stage import run as count
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.stage import run as evaluate
 from pipeline.generator import save_generator
 from pipeline.manifest import sealed
 from pipeline.strategies.intrr.config import IntrrConfig
@@ -48,6 +49,16 @@ class World:
     def inputs(self) -> dict[str, Path]:
         """The folders of `evaluate`."""
         return {**self.paths, "counting": self.root / "models/counting"}
+
+
+def stored_world(folder: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An evaluated project with a store; it becomes the current folder."""
+    made = make_world(folder)
+    monkeypatch.chdir(made.root)
+    monkeypatch.setenv("DVC_ROOT", str(made.root))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{made.root}/mlflow.db")
+    evaluate(made.params, **made.inputs)
+    return made
 
 
 def random_splits(rng: np.random.Generator) -> Splits:
