@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.artifacts import Splits, write_tensors
 from pipeline.errors import UserError
 from pipeline.metrics import recall_at
+from pipeline.views import counting
 from pipeline.views.counting import BACKWARD, Baselines, Counting, count_and_choose, ranks_by_counting
 from pipeline.views.counting import baselines as ranked
 from pipeline.views.pairs import count_pairs
@@ -94,6 +95,16 @@ def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int,
                 if weight is not None:
                     scores = slow_scores(sequences, history, window, weight, neighbours)
                 assert rank == slow_rank(scores, popularity, s[cut], dropped)
+
+
+def test_ranks_of_several_batches_equal_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    splits = splits_of([rng.integers(0, ITEMS, rng.integers(3, 9)).tolist() for _ in range(50)])
+    counted = count_and_choose(splits, window=2, neighbours=4)
+    whole = ranks_by_counting(counted, splits, "test", (None, *BACKWARD))
+    monkeypatch.setattr(counting, "BATCH", 7)
+    for key, ranks in ranks_by_counting(counted, splits, "test", (None, *BACKWARD)).items():
+        np.testing.assert_array_equal(ranks, whole[key])
 
 
 @given(SEQUENCES, st.integers(1, 4))
