@@ -279,7 +279,8 @@ class _Batch:
         itself a seen one.
         """
         if weight is None:
-            ranks_B, score_B, score_S = 1 + self.targets_B, np.zeros(self.users), np.zeros(len(self.row_S))
+            ranks_B = 1 + self.targets_B
+            score_B, score_S = np.zeros(self.users), np.zeros(len(self.row_S))
         else:
             score_E = (self.after_E + weight * self.before_E).round(DIGITS)
             padded_E = np.append(score_E, 0.0)  # -1, for no entry, is the appended 0
