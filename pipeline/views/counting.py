@@ -120,7 +120,10 @@ class Counting:
         """
         items = len(self.counts_I)
         scale_E = np.repeat(1 / np.sqrt(np.maximum(self.counts_I, 1)), np.diff(self.pairs.starts))
-        weights_E = scale_E * (self.pairs.after_E + 1j * self.pairs.before_E)
+        weights_E = np.empty(len(scale_E), np.complex128)
+        np.multiply(scale_E, self.pairs.after_E, out=weights_E.real)
+        np.multiply(scale_E, self.pairs.before_E, out=weights_E.imag)
+        del scale_E
         columns_E = self.column_I.astype(np.int32)[self.pairs.items_E]
         by_item = sparse.csr_array((weights_E, columns_E, self.pairs.starts), shape=(items, items))
         # Reorder the rows from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
