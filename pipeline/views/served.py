@@ -108,7 +108,7 @@ class Served:
         width = self.width(beam) + drop_seen
         model = self.generator.model
         found = generate_items(model, items, offsets, beam=width, search=search, times=times, kept=kept)
-        lists = self.fuser.lists(found, items, offsets)
+        lists = self.fuser.lists(found, self.fuser.retrieve(items, offsets), items, offsets)
         return lists, union(lists)
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluated_world import MAX_HISTORY, World, write_dense
+from evaluated_world import ITEMS, MAX_HISTORY, World, write_dense
 
 from pipeline.artifacts import read_json, write_json
+from pipeline.decoding.ranking import generate_items
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
 from pipeline.generator import load_retriever
@@ -117,3 +118,29 @@ def test_a_damaged_retriever_is_refused_by_name(world: World) -> None:
     ) as error:
         evaluate(world)
     assert "python -m pipeline dense" in error.value.fix
+
+
+def test_the_retriever_searches_once_per_user_of_each_part(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense(world)
+    searched: list[int] = []
+
+    def counted(model: Any, items: Any, offsets: Any, **options: Any) -> Any:
+        if model.config.name == "sasrec":
+            searched.append(len(offsets) - 1)
+        return generate_items(model, items, offsets, **options)
+
+    monkeypatch.setattr("pipeline.views.fuser.generate_items", counted)
+    monkeypatch.setattr("pipeline.decoding.ranking.generate_items", counted)
+    evaluate(world)
+    positions = [world.splits.targets(part)[1] for part in ("valid", "test")]
+    with_history = sum(int((np.diff(world.splits.history_index(part)[1]) > 0).sum()) for part in positions)
+    assert sum(searched) == with_history
+
+
+def test_a_large_catalogue_is_searched_some_windows_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense(world)
+    evaluate(world)
+    expected = (world.paths["reports"] / "ranks.parquet").read_bytes()
+    monkeypatch.setattr("pipeline.decoding.ranking.LOGITS", 3 * ITEMS)
+    evaluate(world)
+    assert (world.paths["reports"] / "ranks.parquet").read_bytes() == expected
