@@ -87,7 +87,8 @@ class Fuser:
         """
         if self.dense is None:
             return None
-        model, beam, found = self.dense.model, self.retrieved(width), []
+        model, beam = self.dense.model, self.retrieved(width)
+        found = []
         # A large catalogue is scored for some windows at a time.
         size = windows_at_once(self.dense.catalogue, len(offsets) - 1)
         for start in range(0, len(offsets) - 1, size):
