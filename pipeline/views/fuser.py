@@ -12,14 +12,14 @@ from torch import Tensor
 
 from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_items
-from pipeline.decoding.ranking import FoundBatch, Outputs, generate_items, windows_at_once
+from pipeline.decoding.ranking import FoundBatch, Outputs
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.views.counting import Counting
 from pipeline.views.fusion import EMPTY, Candidates, Listed, best_first
 from pipeline.views.lists import ENTRIES, CountingView, model_list
+from pipeline.views.retrieval import retrieved_items
 
-OUTPUTS = ("items_WK", "codes_WKL", "scores_WK")  # the columns of `Outputs`
 RESCORED = 50  # candidates that the generator scores exactly in the exact form
 
 
@@ -87,14 +87,7 @@ class Fuser:
         """
         if self.dense is None:
             return None
-        model, beam = self.dense.model, self.retrieved(width)
-        found = []
-        # A large catalogue is scored for some windows at a time.
-        size = windows_at_once(self.dense.catalogue, len(offsets) - 1)
-        for start in range(0, len(offsets) - 1, size):
-            some = offsets[start : start + size + 1]
-            found.append(generate_items(model, items_N[some[0] : some[-1]], some - some[0], beam=beam, search=search))
-        return Outputs(*(np.concatenate([getattr(one, name) for one in found]) for name in OUTPUTS))
+        return retrieved_items(self.dense, items_N, offsets, beam=self.retrieved(width), search=search)
 
     def retrieved(self, width: int = 0) -> int:
         """Return how many items `retrieve` finds: those of a list, and at least `width`, where there are so many."""

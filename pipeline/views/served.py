@@ -21,6 +21,7 @@ from pipeline.results.ranks import model_hash
 from pipeline.views.counting import Counting
 from pipeline.views.fuser import Fuser, fused_outputs, history_rows
 from pipeline.views.fusion import Candidates, Listed, union
+from pipeline.views.retrieval import retrieved_items
 from pipeline.views.weights import FusionWeights
 
 
@@ -76,7 +77,7 @@ class Served:
             )
         if self.ranking == "dense":
             assert self.fuser.dense is not None
-            return generate_items(self.fuser.dense.model, items, offsets, beam=beam, drop_seen=drop_seen)
+            return retrieved_items(self.fuser.dense, items, offsets, beam=beam, drop_seen=drop_seen)
         codes_IL = self.generator.catalogue.codes_IL
         if self.ranking == "counting":
             assert self.fuser.counting is not None
