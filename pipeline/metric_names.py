@@ -56,6 +56,8 @@ DENSE_TRAINING = (
     "dense_parameters",
     "dense_content",
 )
+# Where the retriever has an index: the share of the exact first items that it finds, and how it looks for them.
+DENSE_INDEX = ("dense_index_recall_at_10", "dense_index_recall_at_200", "dense_index_groups", "dense_index_probes")
 # Figures of an evaluation and of timings.json that are measured (seconds, bytes, speeds) and so differ from run to run
 MEASURED = frozenset(
     {

@@ -38,7 +38,7 @@ from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
-from pipeline.metric_names import DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
+from pipeline.metric_names import DENSE_INDEX, DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
 from pipeline.printing import say, shown
 from pipeline.results.ranks import (
     DETAILS_FILE,
@@ -308,7 +308,9 @@ def _dense_timings(reports: Path) -> dict[str, float]:
     """Return what training the dense retriever measured; nothing where its report is not here."""
     path = reports / DENSE_REPORT
     measured = unsealed(path, read_json(path), "dense") if path.exists() else {}
-    return {name: measured[name] for name in DENSE_TRAINING if isinstance(measured.get(name), int | float)}
+    return {
+        name: measured[name] for name in (*DENSE_TRAINING, *DENSE_INDEX) if isinstance(measured.get(name), int | float)
+    }
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:
