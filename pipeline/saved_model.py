@@ -101,7 +101,7 @@ def check_sizes(config: Mapping[str, Any], sections: Mapping[str, Any], weights:
     """
     size = sum(array.size for array in weights.values())
     backbone = config["backbone"]
-    t5, hstu = backbone["name"] == "t5", backbone["name"] == "hstu"
+    t5, hstu = backbone["name"] == "t5", backbone["name"] in ("hstu", "gr")
     layers = backbone["decoder_layers"] + (backbone["encoder_layers"] if t5 else 0)
     d_model, inner = backbone["d_model"], backbone["heads"] * backbone["d_head"]
     d_ff = 0 if hstu else backbone["d_ff"]

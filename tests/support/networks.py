@@ -58,7 +58,7 @@ class MakeCausal(Protocol):
 
     def __call__(
         self,
-        name: Literal["decoder", "hstu", "sasrec"],
+        name: Literal["decoder", "hstu", "sasrec", "gr"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
@@ -141,7 +141,7 @@ def make_model() -> MakeModel:
 @pytest.fixture
 def make_causal() -> MakeCausal:
     def make(
-        name: Literal["decoder", "hstu", "sasrec"],
+        name: Literal["decoder", "hstu", "sasrec", "gr"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
@@ -151,7 +151,7 @@ def make_causal() -> MakeCausal:
         """A small causal backbone in evaluation mode, all of whose weights are large enough to matter."""
         torch.manual_seed(seed)
         catalogue = Catalogue(_random_codes(items, widths, seed), widths)
-        if name == "sasrec":
+        if name in ("sasrec", "gr"):
             catalogue = catalogue_of_items(items, seed)
         model = build_backbone(some(BackboneConfig, name=name, **SMALL | config), catalogue, vectors_only)
         assert isinstance(model, CausalBackbone)
