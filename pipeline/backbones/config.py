@@ -41,6 +41,7 @@ class BackboneConfig:
     content: bool  # sasrec, gr: an item is its id and its content vector, not its id alone
     # sasrec, gr: an item's logit is a cosine over the temperature; 0: a dot product
     temperature: Annotated[float, Between(0, 1000)]
+    actions: bool  # decoder, hstu, sasrec, gr: an action token follows each item, and is predicted too
     # sasrec, gr: draws that stand for the catalogue in training's softmax; 0: all items of all but huge catalogues
     negatives: Annotated[int, Between(0, 10_000_000)]
 
@@ -53,11 +54,22 @@ class BackboneConfig:
         "content": True,
         "temperature": 0.0,
         "negatives": 0,
+        "actions": False,
     }
 
     def __post_init__(self) -> None:
         if self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError("backbone.relative_max_distance must be above half of backbone.relative_buckets")
+        if self.actions and self.name not in CAUSAL:
+            raise ValueError(
+                f"backbone.actions needs a backbone that reads item by item, and {self.name} does not: set "
+                f"backbone.name to {' or '.join(CAUSAL)}, or backbone.actions to false"
+            )
+        if self.actions and self.separators and not self.over_items:
+            raise ValueError(
+                "backbone.actions ends each item by its action, where backbone.separators has a separator: set "
+                "backbone.separators to false"
+            )
         if self.weights > MOST_WEIGHTS:
             raise ValueError(
                 f"backbone has about {self.weights:.1e} weights, {MOST_WEIGHTS:.0e} at most: lower encoder_layers, "

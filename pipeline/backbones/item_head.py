@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.backbones.sid_tokens import SidBackbone
+from pipeline.backbones.causal import CausalBackbone
 from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
@@ -44,13 +44,20 @@ class ItemState:
     states_Wd: Tensor
 
 
-class ItemBackbone(SidBackbone):
-    """A network that reads one vector per item and scores items by the same vectors. A subclass brings `read`.
+class ItemBackbone(CausalBackbone[Any]):
+    """A network that reads one vector per item and scores items by the same vectors. A subclass brings the layers.
 
     A subclass calls `_add_items` at a fixed point of its constructor, as `SidBackbone` says of its tables.
     """
 
-    token_names = ["item"]  # noqa: RUF012 - a property of the base class, which nobody changes
+    @property
+    def token_names(self) -> list[str]:
+        return ["item", *self._last_names]
+
+    @property
+    def input_scale(self) -> float:
+        scale: float = self.config.d_model**0.5
+        return scale
 
     def _add_items(self) -> None:
         """Add the items' rows, and the map of their content vectors where the catalogue has some.
@@ -86,10 +93,20 @@ class ItemBackbone(SidBackbone):
             vectors_Xd = vectors_Xd + self.content(self.catalogue.content_IC[items_X])
         return vectors_Xd
 
-    def _states(self, histories: Histories, vectors_Nd: Tensor) -> Tensor:
-        """Return what `read` returns, of the vectors of the histories' items."""
-        scale: float = self.config.d_model**0.5
-        return self.read(vectors_Nd * scale, histories)
+    def _states(
+        self, histories: Histories, vectors_Nd: Tensor, targets_Wd: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the states [R, d] that predict the next item, and the logits of its action, a tensor per column.
+
+        Args:
+            vectors_Nd: vectors of the histories' items.
+            targets_Wd: vectors of the targets. None, or a network without actions: no action is predicted.
+        """
+        if self.action_tokens is None:
+            return self.read(vectors_Nd * self.input_scale, histories), []
+        fed_W1d = None if targets_Wd is None else targets_Wd[:, None] * self.input_scale
+        states_REd = self.read_interactions(vectors_Nd[:, None] * self.input_scale, histories, fed_W1d)
+        return states_REd[:, 0], [] if targets_Wd is None else self.action_tokens.logits(states_REd[:, 1])
 
     def _compared(self, vectors_Xd: Tensor, *, states: bool = False) -> Tensor:
         """Return vectors whose products are logits: as they are, or of length 1, those of states over the temperature.
@@ -105,30 +122,38 @@ class ItemBackbone(SidBackbone):
     def forward(self, histories: Histories, targets_W: Tensor, sampled: SampledItems | None = None) -> list[Tensor]:
         """Return the logits of all items after each history, one tensor [W, I]; with `all_targets` [N, I].
 
+        A network with actions appends the logits of the target's action, as `CausalBackbone.forward` does.
+
         Args:
-            targets_W: not read, as no code of a target is fed.
+            targets_W: read by a network with actions alone.
             sampled: what stands for the catalogue; the logits are then [W, 1 + M] or [N, 1 + M].
         """
         if sampled is not None:
-            return [self._among(histories, sampled)]
+            return self._among(histories, targets_W, sampled)
         vectors_Id = self.item_vectors()
-        states_Rd = self._states(histories, F.embedding(histories.items_N, vectors_Id))
-        return [F.linear(self._compared(states_Rd, states=True), self._compared(vectors_Id))]
+        fed_Wd = None if self.action_tokens is None else F.embedding(targets_W, vectors_Id)
+        states_Rd, actions = self._states(histories, F.embedding(histories.items_N, vectors_Id), fed_Wd)
+        return [F.linear(self._compared(states_Rd, states=True), self._compared(vectors_Id)), *actions]
 
-    def _among(self, histories: Histories, sampled: SampledItems) -> Tensor:
-        """Return the logits [R, 1 + M] of each target and of the draws, the latter corrected; float32 or better."""
-        items = (histories.items_N, sampled.targets_R, sampled.items_M)
-        read_Nd, targets_Rd, drawn_Md = self.vectors_of(torch.cat(items)).split([len(part) for part in items])
-        states_Rd = self._compared(self._states(histories, read_Nd), states=True)
+    def _among(self, histories: Histories, targets_W: Tensor, sampled: SampledItems) -> list[Tensor]:
+        """Return the logits [R, 1 + M] of each target and of the draws, the latter corrected; float32 or better.
+
+        The logits of actions follow, as in `forward`.
+        """
+        fed_W = targets_W[: 0 if self.action_tokens is None else None]
+        items = (histories.items_N, sampled.targets_R, sampled.items_M, fed_W)
+        read_Nd, targets_Rd, drawn_Md, fed_Wd = self.vectors_of(torch.cat(items)).split([len(part) for part in items])
+        states_Rd, actions = self._states(histories, read_Nd, fed_Wd)
+        states_Rd = self._compared(states_Rd, states=True)
         targets_Rd, drawn_Md = self._compared(targets_Rd), self._compared(drawn_Md)
         target_R1 = (states_Rd * targets_Rd).sum(1, keepdim=True, dtype=targets_Rd.dtype)
         drawn_RM = F.linear(states_Rd, drawn_Md).to(target_R1.dtype) - sampled.log_expected_M
         drawn_RM = drawn_RM.masked_fill(sampled.items_M == sampled.targets_R[:, None], EXCLUDED)
-        return torch.cat([target_R1, drawn_RM], 1)
+        return [torch.cat([target_R1, drawn_RM], 1), *actions]
 
     def begin(self, histories: Histories) -> Any:
         """Read the histories once; return an `ItemState`."""
-        return ItemState(self._states(histories, self.vectors_of(histories.items_N)))
+        return ItemState(self._states(histories, self.vectors_of(histories.items_N))[0])
 
     def step(self, state: Any, beams_WK: Tensor | None = None, codes_WK: Tensor | None = None) -> tuple[Tensor, Any]:
         """Return the logits [W, 1, I] of all items, float32 also under autocast, so that near items do not tie."""

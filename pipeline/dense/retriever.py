@@ -129,6 +129,7 @@ def _network(config: DenseConfig) -> BackboneConfig:
         content=config.text,
         temperature=0.0,
         negatives=0,
+        actions=False,
     )
 
 

@@ -73,11 +73,11 @@ class TrainingRecipe:
         backbone = params.backbone
         if backbone.over_items:  # an item is one position, which nothing separates
             backbone = dataclasses.replace(backbone, separators=False)
-        sid_tokens_per_item = levels + backbone.separators  # positions of a whole Semantic ID
+        sid_tokens_per_item = levels + backbone.separators + backbone.actions  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest, words)
         chosen = choose_strategies(params.strategy, params.strategies)
-        input_tokens_per_item = chosen.input_tokens_per_item(levels, backbone.separators)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels + backbone.actions, backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
@@ -112,6 +112,7 @@ class TrainingRecipe:
             all_targets=self.all_targets,
             weigh_items=network.items,
             negatives=negatives,
+            actions_MA=splits.actions_NA if self.backbone.actions else None,
         )
 
     def influences(self) -> dict[str, Any]:

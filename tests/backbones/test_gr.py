@@ -1,14 +1,13 @@
 """GR over items equals HSTU's equations for one user at a time in float64; what is later changes nothing."""
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from networks import SMALL, MakeBatch, MakeCausal, catalogue_of_items
 from settings import some
+from slow_hstu import slow_stack
 from typed import present
 
 from pipeline.backbones import build_backbone
@@ -22,42 +21,27 @@ from pipeline.training.negatives import Negatives
 LAYERS: dict[str, Any] = {"decoder_layers": 2, "relative_buckets": 8}
 
 
-def slow_logits(model: Gr, items: list[int], times: list[int]) -> torch.Tensor:
-    """Logits of all items after each item of one history, float64 [items of the history, I], loop by loop."""
-    config = model.config
+def slow_vectors(model: Gr) -> torch.Tensor:
+    """The vectors of all items, float64 [I, d]."""
     weights = {name: value.double() for name, value in model.state_dict().items()}
-    vectors_Id = weights["ids.weight"] * weights["catalogue.trained_I"][:, None]
-    vectors_Id = vectors_Id + weights["catalogue.content_IC"] @ weights["content.weight"].T
-    h = vectors_Id[items] * config.d_model**0.5
-    inner = config.heads * config.d_head
-    for number in range(config.decoder_layers):
-        block = f"blocks.{number}."
-        mean, variance = h.mean(1, keepdim=True), h.var(1, keepdim=True, unbiased=False)
-        x = (h - mean) / (variance + 1e-6).sqrt() @ weights[block + "uvqk.weight"].T
-        u, v, q, k = (x * x.sigmoid()).split(inner, 1)
-        rows = torch.zeros(len(items), inner, dtype=torch.float64)
-        for head in range(config.heads):
-            part = slice(head * config.d_head, (head + 1) * config.d_head)
-            for i in range(len(items)):
-                for j in range(i + 1):
-                    bucket = int(math.log(max(times[i] - times[j], 1)) / 0.301)
-                    bias = weights[block + "bias.weight"][distance_bucket(i - j), head]
-                    bias = bias + weights[block + "time_bias"][bucket, head]
-                    score = q[i, part] @ k[j, part] + bias
-                    rows[i, part] += score * score.sigmoid() / (i + 1) * v[j, part]
-        h = h + F.layer_norm(rows, [inner], eps=1e-6) * u @ weights[block + "o.weight"].T + weights[block + "o.bias"]
-    states = F.layer_norm(h, [config.d_model], eps=1e-6)
-    if config.temperature:
-        lengths = vectors_Id.square().sum(1, keepdim=True).sqrt()
-        vectors_Id = vectors_Id / lengths
-        states = states / states.square().sum(1, keepdim=True).sqrt() / config.temperature
-    logits: torch.Tensor = states @ vectors_Id.T
-    return logits
+    ids_Id = weights["ids.weight"] * weights["catalogue.trained_I"][:, None]
+    vectors_Id: torch.Tensor = ids_Id + weights["catalogue.content_IC"] @ weights["content.weight"].T
+    return vectors_Id
 
 
-def distance_bucket(ago: int) -> int:
-    """T5's bucket for 8 buckets up to distance 24: the first four are exact."""
-    return ago if ago < 4 else min(4 + int(math.log(ago / 4) / math.log(24 / 4) * 4), 7)
+def slow_scores(model: Gr, states: torch.Tensor) -> torch.Tensor:
+    """Logits of all items for each state, float64 [states, I]."""
+    vectors_Id = slow_vectors(model)
+    if model.config.temperature:
+        vectors_Id = vectors_Id / vectors_Id.square().sum(1, keepdim=True).sqrt()
+        states = states / states.square().sum(1, keepdim=True).sqrt() / model.config.temperature
+    return states @ vectors_Id.T
+
+
+def slow_logits(model: Gr, items: list[int], times: list[int]) -> torch.Tensor:
+    """Logits of all items after each item of one history, float64 [items of the history, I]."""
+    h = slow_vectors(model)[items] * model.config.d_model**0.5
+    return slow_scores(model, slow_stack(model, h, times, times))
 
 
 @pytest.fixture(params=[0.0, 0.05], ids=["dot products", "cosines"])
@@ -134,3 +118,61 @@ def test_it_reads_items_alone() -> None:
     config = some(BackboneConfig, name="gr", **SMALL)
     with pytest.raises(ValueError, match="gr reads items by their index"):
         build_backbone(config, catalogue_of_items(30), vectors_only=True)
+
+
+def slow_interactions(
+    model: Gr, items: list[int], times: list[int], actions: list[list[int]], target: int
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits of the next item after each interaction, and of its action given the item; one user, float64.
+
+    The sequence is i1 a1 i2 a2 ... iN aN and the target. An item asks from the time of the interaction before it.
+    """
+    vectors_Id, rows = slow_vectors(model), present(model.action_tokens).rows.weight.double()
+    tokens, asked, happened = [], [], []
+    for position, item in enumerate([*items, target]):
+        time = times[min(position, len(items) - 1)]
+        tokens.append(vectors_Id[item])
+        asked.append(times[max(position - 1, 0)])
+        happened.append(time)
+        if position < len(items):
+            first, vector = 0, torch.zeros(model.config.d_model, dtype=torch.float64)
+            for size, action in zip(model.action_sizes, actions[position], strict=True):
+                vector = vector + rows[first + action]
+                first += size
+            tokens.append(vector)
+            asked.append(time)
+            happened.append(time)
+    states = slow_stack(model, torch.stack(tokens) * model.config.d_model**0.5, asked, happened)
+    head = present(model.action_tokens).head
+    of_actions = states[2::2] @ head.weight.double().T + head.bias.double()
+    return slow_scores(model, states[1::2]), list(of_actions.split(list(model.action_sizes), 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pad_to", [0, 14])
+@pytest.mark.parametrize("all_targets", [False, True])
+def test_with_actions_it_equals_a_slow_one(
+    make_causal: MakeCausal, make_batch: MakeBatch, pad_to: int, all_targets: bool
+) -> None:
+    model = make_causal("gr", temperature=0.05, actions=True, action_sizes=(3, 5), **LAYERS).double()
+    assert isinstance(model, Gr)
+    histories, targets_W = make_batch(model, longest=7, pad_to=pad_to, all_targets=all_targets)
+    ours = model(histories, targets_W)
+    actions = torch.split(present(histories.actions_NA), histories.lengths.tolist())
+    for window, ((items, times), rows) in enumerate(zip(users_of(histories), actions, strict=True)):
+        scores, of_actions = slow_interactions(model, items, times, rows.tolist(), int(targets_W[window]))
+        start = int(histories.lengths[:window].sum())
+        part = slice(start, start + len(items)) if all_targets else slice(window, window + 1)
+        expected = [scores, *of_actions] if all_targets else [scores[-1:], *(x[-1:] for x in of_actions)]
+        torch.testing.assert_close([x[part] for x in ours], expected)
+
+
+def test_draws_leave_the_actions_as_they_are(make_causal: MakeCausal, make_batch: MakeBatch) -> None:
+    model = make_causal("gr", actions=True, action_sizes=(4,), **LAYERS).double()
+    histories, targets_W = make_batch(model)
+    weights_W = torch.ones(len(targets_W))
+    batch = Batch(histories=histories, targets_W=targets_W, codes_WL=targets_W[:, None], weights_W=weights_W)
+    sampled = present(Negatives(np.arange(60), 25, seed=3).sampled(batch, 0, 0, 0).sampled)
+    whole, drawn = model(histories, targets_W), model(histories, targets_W, sampled)
+    torch.testing.assert_close(drawn[1], whole[1])
+    torch.testing.assert_close(drawn[0][:, 0], whole[0].gather(1, targets_W[:, None])[:, 0])
