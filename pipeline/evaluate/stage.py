@@ -144,8 +144,10 @@ def run(
     samples = config.bootstrap_samples
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
+    exact = config.ranking == "generator" and (over_items or config.decoding == "exact")
+    depth = config.beam if exact else 0
     figures = {
-        **evaluation_metrics(users, drop_seen, headline.invalid_share, samples=samples, seed=params.seed),
+        **evaluation_metrics(users, drop_seen, headline.invalid_share, samples=samples, seed=params.seed, depth=depth),
         **evaluated.figures,
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,

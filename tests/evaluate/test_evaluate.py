@@ -296,3 +296,23 @@ def test_a_repeat_is_an_item_that_its_history_holds(users: list[list[int]], long
     )
     slow = [items[n] in items[max(0, n - longest) : n] for items in users for n in range(len(items))]
     assert is_repeat(splits, np.arange(ends[-1])).tolist() == slow
+
+
+def test_an_exact_ranking_has_the_deep_metrics_that_its_length_allows(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = ("recall_at_12", "ndcg_at_15", "mrr_at_18")
+    for module in ("figures", "table"):
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.DEEP_METRICS", deep)
+    for decoding, beam, expected in (("exact", 16, deep[:2]), ("exact", 20, deep), ("constrained", 20, ())):
+        config = replace(world.params.evaluate, decoding=decoding, beam=beam)
+        metrics = run(replace(world.params, evaluate=config), **world.inputs)
+        assert [name for name in deep if name in metrics] == list(expected)
+        ranks = pd.read_parquet(world.paths["reports"] / "ranks.parquet")["rank"].tolist()
+        for name in expected:
+            words, k = name.split("_at_")
+            found = [rank for rank in ranks if 1 <= rank <= int(k)]
+            gain = {"recall": lambda _: 1.0, "ndcg": lambda r: 1 / np.log2(r + 1), "mrr": lambda r: 1 / r}[words]
+            assert metrics[name] == pytest.approx(sum(map(gain, found)) / len(ranks))
+            assert found
+        assert ("deeper: recall@12 " in capsys.readouterr().out) == bool(expected)
