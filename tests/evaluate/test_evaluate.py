@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from pipeline.manifest import CHECKSUM, FILES, sealed, unsealed
 from pipeline.metric_names import HEADLINES, MEASURED, METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
+
+if TYPE_CHECKING:
+    from pipeline.decoding.ranking import DecodingMethod
 
 REQUIRED = {
     *METRICS,
@@ -304,7 +307,9 @@ def test_an_exact_ranking_has_the_deep_metrics_that_its_length_allows(
     deep = ("recall_at_12", "ndcg_at_15", "mrr_at_18")
     for module in ("figures", "table"):
         monkeypatch.setattr(f"pipeline.evaluate.{module}.DEEP_METRICS", deep)
-    for decoding, beam, expected in (("exact", 16, deep[:2]), ("exact", 20, deep), ("constrained", 20, ())):
+    cases: tuple[tuple[DecodingMethod, int, tuple[str, ...]], ...]
+    cases = (("exact", 16, deep[:2]), ("exact", 20, deep), ("constrained", 20, ()))
+    for decoding, beam, expected in cases:
         config = replace(world.params.evaluate, decoding=decoding, beam=beam)
         metrics = run(replace(world.params, evaluate=config), **world.inputs)
         assert [name for name in deep if name in metrics] == list(expected)
