@@ -26,6 +26,7 @@ LAYERS = (
 )
 STAGES = LAYERS[8]
 LEAVES = {
+    "actions": 0,
     "item_table": 1,
     "raw_ids": 1,
     "raw_times": 1,

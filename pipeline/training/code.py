@@ -24,6 +24,7 @@ ENGINE = (
     "catalogue.py",
     "cuda_graphs.py",
     "artifacts.py",
+    "actions.py",
     "item_table.py",
     "distributed.py",
     "hashing.py",
