@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.actions import Actions
 from pipeline.errors import unreadable
 from pipeline.large_files import map_matrix, write_matrix, write_rows
 from pipeline.manifest import fingerprint as fingerprint
@@ -142,6 +143,8 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
+    exposures.parquet, only with ingest.actions: user_id, item_id, timestamp, source_row int64, then those actions
+        float64: all usable rows of these users and items, sorted by (user_id, timestamp, source_row).
     rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
         raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out; k_core
         and minimum in its metadata. ingest.json: counts before and after each filter, sha256 of each raw file,
@@ -153,6 +156,10 @@ class Interactions:
     @property
     def log(self) -> Path:
         return self.folder / "interactions.parquet"
+
+    @property
+    def exposures(self) -> Path:
+        return self.folder / "exposures.parquet"
 
     @property
     def users(self) -> Path:
@@ -181,6 +188,12 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def actions(self) -> Actions | None:
+        """Return the columns of `ingest.actions` with their edges; None where it names none."""
+        declared = read_json(self.summary).get("actions") if self.summary.exists() else None
+        return Actions.of(declared) if declared else None
 
     @property
     def time_format(self) -> str:
@@ -279,7 +292,8 @@ class Splits:
     the interactions of user u are [offsets[u], offsets[u + 1]). An index on this axis is a flat index. train_end int64
     [U]: flat index one past u's last training interaction. valid_target, test_target int64 [U]: flat index of the
     held-out interaction, -1 if u has none. A target's history is the at most `max_history` interactions before it in
-    u's sequence, so a test history holds the validation item, as is usual in the field.
+    u's sequence, so a test history holds the validation item, as is usual in the field. actions_NA uint8 [N, A]: the
+    actions of each interaction (`Actions.values`), only with ingest.actions; `Exposures` are beside them.
     """
 
     items_N: np.ndarray
@@ -290,6 +304,7 @@ class Splits:
     test_target: np.ndarray
     # splits.json: max_history, items (catalogue size), counts, tie shares, protocol; time_unit, only where it is us
     summary: dict[str, Any]
+    actions_NA: np.ndarray | None = None
 
     ARRAYS = ("items_N", "timestamps_N", "offsets", "train_end", "valid_target", "test_target")
 
@@ -305,14 +320,27 @@ class Splits:
         for name in self.ARRAYS:
             with writing(folder / f"{name}.npy") as file:
                 np.save(file, getattr(self, name), allow_pickle=False)
+        if self.actions_NA is not None:
+            with writing(folder / "actions_NA.npy") as file:
+                np.save(file, self.actions_NA, allow_pickle=False)
+        else:
+            (folder / "actions_NA.npy").unlink(missing_ok=True)  # of an earlier split with actions
         write_json(folder / "splits.json", self.summary)
         seal(folder, "split")
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
-        arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
-        return cls(**arrays, summary=read_json(folder / "splits.json", max_history=int, items=int))
+        arrays = {name: open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
+        summary = read_json(folder / "splits.json", max_history=int, items=int)
+        actions_NA = open_array(folder / "actions_NA.npy") if summary.get("actions") else None
+        return cls(**arrays, summary=summary, actions_NA=actions_NA)
+
+    @property
+    def actions(self) -> Actions | None:
+        """Return the columns of actions_NA; None without actions."""
+        declared = self.summary.get("actions")
+        return Actions.of(declared) if declared else None
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the times of these flat indices in whole seconds since 1970, rounded down, int64."""
@@ -358,9 +386,10 @@ class TrainingPart:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "TrainingPart":
-        return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
+        return cls(*(open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
 
 
-def _open_array(path: Path) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
+    """Map an array of NumPy into memory. Raises UserError if the file is missing or damaged."""
     with _reading(path):
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
