@@ -35,6 +35,7 @@ REPORTS = Path("reports")
 SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints and unfinished shards survive here
 
 MICROSECONDS = 1_000_000  # in a second
+ACTIONS = "actions_NA.npy"  # in data/splits, only where the log has actions
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
 BLOCK_ROWS = 100_000  # of a file that are in memory at once
@@ -292,8 +293,7 @@ class Splits:
     the interactions of user u are [offsets[u], offsets[u + 1]). An index on this axis is a flat index. train_end int64
     [U]: flat index one past u's last training interaction. valid_target, test_target int64 [U]: flat index of the
     held-out interaction, -1 if u has none. A target's history is the at most `max_history` interactions before it in
-    u's sequence, so a test history holds the validation item, as is usual in the field. actions_NA uint8 [N, A]: the
-    actions of each interaction (`Actions.values`), only with ingest.actions; `Exposures` are beside them.
+    u's sequence, so a test history holds the validation item, as is usual in the field.
     """
 
     items_N: np.ndarray
@@ -304,6 +304,7 @@ class Splits:
     test_target: np.ndarray
     # splits.json: max_history, items (catalogue size), counts, tie shares, protocol; time_unit, only where it is us
     summary: dict[str, Any]
+    # uint8 [N, A]: what the user did with each item, a column per entry of `actions`; None where the log says nothing
     actions_NA: np.ndarray | None = None
 
     ARRAYS = ("items_N", "timestamps_N", "offsets", "train_end", "valid_target", "test_target")
@@ -320,11 +321,11 @@ class Splits:
         for name in self.ARRAYS:
             with writing(folder / f"{name}.npy") as file:
                 np.save(file, getattr(self, name), allow_pickle=False)
-        if self.actions_NA is not None:
-            with writing(folder / "actions_NA.npy") as file:
-                np.save(file, self.actions_NA, allow_pickle=False)
+        if self.actions_NA is None:
+            (folder / ACTIONS).unlink(missing_ok=True)  # of an earlier split
         else:
-            (folder / "actions_NA.npy").unlink(missing_ok=True)  # of an earlier split with actions
+            with writing(folder / ACTIONS) as file:
+                np.save(file, self.actions_NA, allow_pickle=False)
         write_json(folder / "splits.json", self.summary)
         seal(folder, "split")
 
@@ -333,14 +334,17 @@ class Splits:
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
         arrays = {name: open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
         summary = read_json(folder / "splits.json", max_history=int, items=int)
-        actions_NA = open_array(folder / "actions_NA.npy") if summary.get("actions") else None
+        actions_NA = open_array(folder / ACTIONS) if "actions" in summary else None
         return cls(**arrays, summary=summary, actions_NA=actions_NA)
 
     @property
     def actions(self) -> Actions | None:
-        """Return the columns of actions_NA; None without actions."""
-        declared = self.summary.get("actions")
-        return Actions.of(declared) if declared else None
+        """Return what the columns of `actions_NA` mean; None where there are none."""
+        return Actions.of(self.summary["actions"]) if "actions" in self.summary else None
+
+    def actions_of(self, index: np.ndarray) -> np.ndarray | None:
+        """Return the actions of these flat indices, uint8 [len(index), A]; None where the splits have none."""
+        return None if self.actions_NA is None else np.asarray(self.actions_NA[index])
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the times of these flat indices in whole seconds since 1970, rounded down, int64."""

@@ -80,6 +80,7 @@ def save_generator(
             "backbone": dataclasses.asdict(model.config),
             "widths": list(catalogue.widths),
             "digit": catalogue.digit,
+            **({"action_sizes": list(catalogue.action_sizes)} if catalogue.action_sizes else {}),
             **config,
         },
     )
@@ -129,6 +130,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             config.get("digit", True),  # as in Sids.read
             content_IC=weights.get("catalogue.content_IC"),
             trained_I=weights.get("catalogue.trained_I"),
+            action_sizes=tuple(config.get("action_sizes", ())),
         )
         for name, kind in {"backbone": BackboneConfig, **settings_types()}.items():
             if isinstance(config.get(name), Mapping):

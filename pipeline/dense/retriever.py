@@ -127,6 +127,9 @@ def _network(config: DenseConfig) -> BackboneConfig:
         hstu_attention="silu",
         time_bias=True,
         content=config.text,
+        temperature=0.0,
+        negatives=0,
+        actions=False,
     )
 
 

@@ -29,7 +29,8 @@ def read_exposures(source: Interactions, config: SplitConfig) -> tuple[Exposures
         for name in names:
             columns[name].append(block[name].to_numpy(zero_copy_only=False))
     read = {name: np.concatenate(parts) for name, parts in columns.items()}
-    users_X, items_X, times_X = read["user_id"], read["item_id"].astype(np.int32), read["timestamp"].astype(np.int64)
+    users_X, items_X = read["user_id"], read["item_id"].astype(np.int32)
+    times_X = read["timestamp"].astype(np.int64)
     valid_from, test_from = period_starts(times_X, config, TICKS[source.time_unit])
 
     users = np.arange(parquet_rows(source.users) + 1)

@@ -99,7 +99,10 @@ class Fuser:
         inputs = (found.items_N, found.offsets, found.times_N)
         items_N, offsets, times_N = found.kept.items(*inputs) if found.kept else inputs
         kept_NS = found.kept.tokens_NS if found.kept else None
-        histories = Histories.pack(items_N, offsets, self.device, times_N=times_N, kept_NS=kept_NS)
+        actions_NA = found.kept.rows(found.actions_NA) if found.kept else found.actions_NA
+        histories = Histories.pack(
+            items_N, offsets, self.device, times_N=times_N, actions_NA=actions_NA, kept_NS=kept_NS
+        )
         gains_WK = score_items(self.generator.model, histories, chosen_WK) - floor_W[:, None]
         # Back to the slots of the candidates: a candidate that was not chosen keeps its gain.
         same_WJK = (candidates.items_WJ[:, :, None] == chosen_WK[:, None, :]) & (chosen_WK[:, None, :] >= 0)

@@ -80,12 +80,9 @@ def test_exposures_and_their_actions_are_those_of_a_loop_over_the_log(tmp_path: 
     # parts by time: 80% and 90% of all exposures, those of one moment together
     times = sorted(row[2] for row in expected)
     first, second = times[int(0.8 * len(times))], times[int(0.9 * len(times))]
-    for part, keep in (
-        ("train", lambda time: time < first),
-        ("valid", lambda time: first <= time < second),
-        ("test", lambda time: time >= second),
-    ):
-        assert exposures.part(part).tolist() == [i for i, row in enumerate(expected) if keep(row[2])]
+    bounds = {"train": (-1, first), "valid": (first, second), "test": (second, 10**9)}
+    for part, (begin, end) in bounds.items():
+        assert exposures.part(part).tolist() == [i for i, row in enumerate(expected) if begin <= row[2] < end]
 
 
 def test_shuffled_ties_move_actions_with_their_items(tmp_path: Path) -> None:
@@ -99,8 +96,8 @@ def test_shuffled_ties_move_actions_with_their_items(tmp_path: Path) -> None:
     for user in range(source.users):
         own = slice(source.offsets[user], source.offsets[user + 1])
         pairs = [
-            sorted((int(item), *map(int, row)) for item, row in zip(s.items_N[own], s.actions_NA[own], strict=True))
-            for s in (source, shuffled)
+            sorted((int(item), *map(int, row)) for item, row in zip(s.items_N[own], actions_NA[own], strict=True))
+            for s, actions_NA in ((source, source.actions_NA), (shuffled, shuffled.actions_NA))
         ]
         assert pairs[0] == pairs[1]
 
