@@ -144,6 +144,8 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
+    exposures.parquet, only with ingest.actions: user_id, item_id, timestamp, source_row int64, then those actions
+        float64: all usable rows of these users and items, sorted by (user_id, timestamp, source_row).
     rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
         raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out; k_core
         and minimum in its metadata. ingest.json: counts before and after each filter, sha256 of each raw file,
@@ -155,6 +157,10 @@ class Interactions:
     @property
     def log(self) -> Path:
         return self.folder / "interactions.parquet"
+
+    @property
+    def exposures(self) -> Path:
+        return self.folder / "exposures.parquet"
 
     @property
     def users(self) -> Path:
@@ -183,6 +189,12 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def actions(self) -> Actions | None:
+        """Return the columns of `ingest.actions` with their edges; None where it names none."""
+        declared = read_json(self.summary).get("actions") if self.summary.exists() else None
+        return Actions.of(declared) if declared else None
 
     @property
     def time_format(self) -> str:
@@ -320,9 +332,9 @@ class Splits:
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
-        arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
+        arrays = {name: open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
         summary = read_json(folder / "splits.json", max_history=int, items=int)
-        actions_NA = _open_array(folder / ACTIONS) if "actions" in summary else None
+        actions_NA = open_array(folder / ACTIONS) if "actions" in summary else None
         return cls(**arrays, summary=summary, actions_NA=actions_NA)
 
     @property
@@ -378,9 +390,10 @@ class TrainingPart:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "TrainingPart":
-        return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
+        return cls(*(open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
 
 
-def _open_array(path: Path) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
+    """Map an array of NumPy into memory. Raises UserError if the file is missing or damaged."""
     with _reading(path):
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from pipeline.actions import Actions
 from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json
 from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
@@ -160,6 +161,7 @@ def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path
         settings = LogSettings(
             mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
             minimum=_minimum(params),
+            actions=tuple(config.actions),
             guess_actions=recipe is None,
             null_words=config.null_words,
             rows=rows,
@@ -216,8 +218,11 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
             _k_core(params),
             repeats=params.ingest.repeats,
             cut=files.cut,
+            exposed=tuple(params.ingest.actions),
         )
-        tables = ((files.log, cleaned.log), (files.users, cleaned.users), (files.items, _items(cleaned.items, vectors)))
+        tables = [(files.log, cleaned.log), (files.users, cleaned.users), (files.items, _items(cleaned.items, vectors))]
+        if cleaned.exposures:
+            tables.append((files.exposures, cleaned.exposures))
         for path, rows_found in tables:
             write_rows(path, rows_found.schema, rows_found.blocks())
         write_rows(files.rejects, SCHEMA, rejects.blocks(params.ingest.memory_limit))
@@ -241,6 +246,9 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
     }
     if items and items.copies:
         summary["item_copies"] = items.copies
+    if params.ingest.actions:
+        edges = params.ingest.action_edges
+        summary["actions"] = Actions(tuple(edges), tuple(edges.values())).as_json()
     if rows.where:
         summary |= {"where": rows.where, "not_wanted": rows.not_wanted, "never_seen": rows.never_seen()}
     if staged.unknown:

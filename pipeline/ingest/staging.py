@@ -5,7 +5,7 @@ ids) are relational: see clean.py.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import (
     LOG_NAMES,
     LogColumns,
-    check_minimum,
+    check_actions,
     needed_partition,
     recognise_log,
 )
@@ -52,12 +52,14 @@ class LogSettings:
     """Settings say how a log is to be read.
 
     mapping: our column name -> the log's, complete for a recipe. minimum: action column -> least value; a row without a
-    value in one of these columns is a reject. guess_actions: take further numeric columns as actions. null_words: texts
-    that are no id. rows: tells which rows are wanted. keep_unknown: take rows whose item the item file does not list.
+    value in one of these columns is a reject. actions: columns of `ingest.actions`. guess_actions: take further numeric
+    columns as actions. null_words: texts that are no id. rows: tells which rows are wanted. keep_unknown: take rows
+    whose item the item file does not list.
     """
 
     mapping: Mapping[str, str]
     minimum: Mapping[str, float]
+    actions: Collection[str]
     guess_actions: bool
     null_words: Sequence[str]
     rows: RowFilter
@@ -86,7 +88,8 @@ def stage_log(
     plan = _plan(files, settings)
     columns = next((columns for _, columns in plan if columns), None)
     if columns:
-        check_minimum(settings.minimum, columns)
+        check_actions("ingest.minimum", settings.minimum, columns)
+        check_actions("ingest.actions", settings.actions, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
