@@ -111,8 +111,14 @@ class Counting:
         return popularity_columns(self.counts_I)
 
     @cached_property
+    def item_I(self) -> np.ndarray:
+        """Give each column its item, int64."""
+        # Columns 2 0 1 of items 0 1 2 -> items 1 2 0
+        return np.argsort(self.column_I)
+
+    @cached_property
     def together_II(self) -> sparse.csr_array:
-        """Say how much the item of a row speaks for that of a column, complex128; both are numbered as in `column_I`.
+        """Say how much the item of a row speaks for that of a column, complex128; columns are those of `column_I`.
 
         The real part is for items that came after that of the row, the imaginary part for those that came before. Row i
         is divided by the square root of item i's count, since a rare item in the history says more than one everybody
@@ -125,9 +131,7 @@ class Counting:
         np.multiply(scale_E, self.pairs.before_E, out=weights_E.imag)
         del scale_E
         columns_E = self.column_I.astype(np.int32)[self.pairs.items_E]
-        by_item = sparse.csr_array((weights_E, columns_E, self.pairs.starts), shape=(items, items))
-        # Reorder the rows from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
-        return sparse.csr_array(by_item[np.argsort(self.column_I)])
+        return sparse.csr_array((weights_E, columns_E, self.pairs.starts), shape=(items, items))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +260,9 @@ class _Batch:
         index, offsets = splits.history_index(positions_B)
         items_M, column_I = np.asarray(splits.items_N), counted.column_I
         history_BI = recency_weights(column_I[items_M[index]], offsets, len(column_I))
-        scores_BI = sparse.csr_array(history_BI @ counted.together_II)
+        # The rows of together_II are items; the products are added up in the order of the columns.
+        items_BI = (history_BI.data, counted.item_I[history_BI.indices], history_BI.indptr)
+        scores_BI = sparse.csr_array(sparse.csr_array(items_BI, shape=history_BI.shape) @ counted.together_II)
         self.users = len(positions_B)
         self.targets_B = column_I[items_M[positions_B]]
         self.starts, columns_E = scores_BI.indptr, scores_BI.indices
