@@ -18,6 +18,8 @@ from benchmarks.scale.measure import ROOT, measure
 from pipeline.printing import say
 
 STAGES = ("ingest", "embed", "split", "count", "quantize", "train", "evaluate")
+# Beginnings of the keys that a stage reads, where these are not its name.
+KEYS = {"count": ("evaluate.cooccurrence",), "evaluate": ("evaluate.", "train.")}
 UNITS = {"k": 1_000, "M": 1_000_000}
 SUMS = ("cpu_seconds", "wall_seconds")
 PEAKS = ("peak_rss_mib", "peak_anonymous_mib")
@@ -29,9 +31,9 @@ def number(text: str) -> int:
     return int(text[:-1] if unit > 1 else text) * unit
 
 
-def settings_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of all stages, the same for each: what a log of this size needs, then `settings`."""
-    return {
+def settings_of(stage: str, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a stage reads: what a log of this size needs, then `settings`."""
+    everything = {
         "embed.encoder": "precomputed",
         "embed.match": "id",
         "embed.path": str((folder / "made/vectors.parquet").resolve()),
@@ -39,11 +41,11 @@ def settings_of(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
         "quantize.max_collision_rate": 1,
         "train.max_windows": 1,
         "train.valid_users": 2_000,
-        "dense.enabled": False,
         "evaluate.users": 2_000,
         "evaluate.cooccurrence_neighbours": 200,
         **settings,
     }
+    return {key: value for key, value in everything.items() if key.startswith(KEYS.get(stage, (f"{stage}.",)))}
 
 
 def run_all(folder: Path, sizes: Sizes, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -65,7 +67,7 @@ def run_all(folder: Path, sizes: Sizes, settings: Mapping[str, Any]) -> list[dic
     for stage in STAGES:
         if any(row["stage"] == stage for row in rows):
             continue
-        row = {"label": "after", **measure(stage, made, work, ROOT, settings_of(folder, settings))}
+        row = {"label": "after", **measure(stage, made, work, ROOT, settings_of(stage, folder, settings))}
         row["command"] = f"python -m benchmarks.scale all FOLDER --events {sizes.events} --items {sizes.items}"
         row["command"] += f" --width {sizes.width}" + "".join(f" --set {key}={settings[key]}" for key in settings)
         with path.open("a") as file:

@@ -35,8 +35,10 @@ def test_a_stage_that_has_a_row_is_not_run_again(tmp_path: Path, monkeypatch: py
     rows = whole.run_all(tmp_path, sizes, {"evaluate.users": 7})
     assert ran == ["ingest", "embed", "split", "count", "count", "quantize", "train", "evaluate"]
     assert [row["stage"] for row in rows] == list(whole.STAGES)
-    assert rows[0]["settings"]["evaluate.users"] == 7
-    assert Path(rows[0]["settings"]["embed.path"]).exists()
+    assert rows[0]["settings"] == {}
+    assert Path(rows[1]["settings"]["embed.path"]).exists()
+    assert rows[3]["settings"] == {"evaluate.cooccurrence_neighbours": 200}
+    assert [row["settings"].get("evaluate.users") for row in rows] == [None] * 6 + [7]
     assert rows[-1]["command"].endswith("--events 2000 --items 200 --width 4 --set evaluate.users=7")
     with pytest.raises(SystemExit, match="other sizes"):
         whole.run_all(tmp_path, Sizes(events=3_000, items=200, width=4), {})
