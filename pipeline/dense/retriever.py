@@ -125,19 +125,18 @@ def _index(kind: str, trainer: Trainer, splits: Splits, output: Path, seed: int)
         return {}
     model: Any = trainer.evaluated  # a network over items
     positions = splits.targets("valid")[1]
-    if not len(positions):  # the last training targets stand for them
-        positions = (splits.train_end - 1)[splits.train_end - 1 > splits.offsets[:-1]]
-    positions = positions[:: -(-len(positions) // QUERIES) or 1]
+    positions = positions[:: -(-len(positions) // QUERIES)]
     items_N, offsets = histories_of(splits, positions)
     filled = np.append(True, np.diff(offsets) > 0)  # users without a history ask for nothing
     with evaluating(model), torch.no_grad():
         vectors_Id = model.item_vectors().float().cpu().numpy()
-        index, figures = build_index(kind, vectors_Id, states_of(model, items_N, offsets[filled]), seed)
+        states_Qd = states_of(model, items_N, offsets[filled])
+        index, figures = build_index(kind, vectors_Id, states_Qd, seed)
     index.write(output)
     looked = f"{figures['probes']} of {figures['groups']} groups" if kind == "ivf" else "every item"
     say(
         f"dense: index {kind}, {looked} looked at: {figures['recall_at_10']:.1%} of the exact first 10 items and "
-        f"{figures['recall_at_200']:.1%} of the exact first 200 found, over {filled.sum() - 1:,} histories"
+        f"{figures['recall_at_200']:.1%} of the exact first 200 found, over {len(states_Qd):,} histories"
     )
     return {f"dense_index_{name}": value for name, value in figures.items()}
 

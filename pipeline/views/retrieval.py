@@ -44,7 +44,8 @@ def retrieved_items(
         return Outputs(*(np.concatenate([getattr(one, name) for one in found]) for name in OUTPUTS))
     codes_IL = dense.catalogue.codes_IL
     items_WK, scores_WK = dense.index.search(states_of(dense.model, items, offsets), beam + drop_seen)
-    peak_W1 = scores_WK[:, :1]
-    scores_WK = scores_WK - peak_W1 - np.log(np.exp(scores_WK - peak_W1).sum(1, keepdims=True))
+    # A row that found nothing, where all groups that were looked at are empty, has -inf throughout.
+    scores_WK = scores_WK - np.where(np.isneginf(scores_WK[:, :1]), 0.0, scores_WK[:, :1])
+    scores_WK = scores_WK - np.log(np.exp(scores_WK).sum(1, keepdims=True).clip(min=1e-30))
     outputs = Outputs(items_WK, codes_IL.cpu().numpy()[items_WK.clip(min=0)], scores_WK.astype(np.float32))
     return without_seen(outputs, items, offsets, beam) if drop_seen else outputs
