@@ -30,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.exposures import exposure_table
 from pipeline.evaluate.figures import evaluation_metrics, fused_figures
 from pipeline.evaluate.ranked import Ranked, rank_all
 from pipeline.evaluate.sample import Evaluated
@@ -163,6 +164,8 @@ def run(
     origin = _origin(config, generator, splits, loaded, evaluated, drop_seen, models)
     _write(Ranks(users, origin), metrics, details, loaded, reports, with_dense=ranked.dense is not None)
     say(table(figures, config, loaded.config["strategy"], over_items))
+    if lines := exposure_table(splits):
+        say(lines)
     if drop_seen:
         _say_repeats(held_out, headline.positions_U)
     return {**metrics, **details}
