@@ -31,6 +31,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.sid_tokens import SidBackbone
 from pipeline.catalogue import Catalogue
+from pipeline.ops.compiling import compile_block
 from pipeline.ops.dropout import Dropout
 from pipeline.ops.layout import Layout
 from pipeline.ops.pointwise import Times
@@ -149,7 +150,7 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         All blocks share one compilation. Outside of training they run uncompiled.
         """
         for block in self.blocks:
-            block.compile(dynamic=True)
+            compile_block(block)
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """Return the numbers that a training step over `histories` depends on beside the shapes of its tensors."""

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.actions import Actions
-from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json, write_parquet
+from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json
 from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
@@ -25,11 +25,12 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.encodings import settle_encoding
 from pipeline.ingest.engines import Rows, connect
+from pipeline.ingest.item_file import StagedItems, stage_items
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
-from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.rejects import SCHEMA, Rejects
 from pipeline.ingest.report import report
 from pipeline.ingest.sources import Limits, RawFile, Source, find_source
-from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.staging import LogSettings, StagedLog, stage_log
 from pipeline.ingest.tracked import lacking
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
@@ -224,7 +225,7 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
             tables.append((files.exposures, cleaned.exposures))
         for path, rows_found in tables:
             write_rows(path, rows_found.schema, rows_found.blocks())
-    write_parquet(files.rejects, rejects.table())
+        write_rows(files.rejects, SCHEMA, rejects.blocks(params.ingest.memory_limit))
     summary = {
         "dataset": params.dataset,
         **_counts(cleaned),

@@ -21,6 +21,7 @@ from pipeline.results.ranks import model_hash
 from pipeline.views.counting import Counting
 from pipeline.views.fuser import Fuser, fused_outputs, history_rows
 from pipeline.views.fusion import Candidates, Listed, union
+from pipeline.views.retrieval import retrieved_items
 from pipeline.views.weights import FusionWeights
 
 
@@ -79,7 +80,7 @@ class Served:
             )
         if self.ranking == "dense":
             assert self.fuser.dense is not None
-            return generate_items(self.fuser.dense.model, items, offsets, beam=beam, drop_seen=drop_seen)
+            return retrieved_items(self.fuser.dense, items, offsets, beam=beam, drop_seen=drop_seen)
         codes_IL = self.generator.catalogue.codes_IL
         if self.ranking == "counting":
             assert self.fuser.counting is not None
@@ -114,7 +115,7 @@ class Served:
         found = generate_items(
             model, items, offsets, beam=width, search=search, times=times, actions=actions, kept=kept
         )
-        lists = self.fuser.lists(found, items, offsets)
+        lists = self.fuser.lists(found, self.fuser.retrieve(items, offsets), items, offsets)
         return lists, union(lists)
 
 
