@@ -34,7 +34,8 @@ def user_aucs(users_X: np.ndarray, labels_X: np.ndarray, scores_X: np.ndarray) -
     if not len(users_X):
         return UserAucs(np.zeros(0), np.zeros(0, np.int64))
     order = np.lexsort((scores_X, users_X))
-    users_X, labels_X, scores_X = users_X[order], labels_X[order].astype(np.int64), scores_X[order]
+    users_X, scores_X = users_X[order], scores_X[order]
+    labels_X = labels_X[order].astype(np.int64)
     new_user = np.diff(users_X, prepend=users_X[0] - 1) != 0
     first_X = np.flatnonzero(new_user)
     count = np.diff(np.append(first_X, len(users_X)))
