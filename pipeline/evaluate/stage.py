@@ -30,6 +30,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.exposures import exposure_table
 from pipeline.evaluate.figures import evaluation_metrics, fused_figures
 from pipeline.evaluate.ranked import Ranked, rank_all
 from pipeline.evaluate.sample import Evaluated
@@ -163,8 +164,7 @@ def run(
     origin = _origin(config, generator, splits, loaded, evaluated, drop_seen, models)
     _write(Ranks(users, origin), metrics, details, loaded, reports, with_dense=ranked.dense is not None)
     say(table(figures, config, loaded.config["strategy"], over_items))
-    if drop_seen:
-        _say_repeats(held_out, headline.positions_U)
+    _say_more(splits, held_out, headline.positions_U, drop_seen=drop_seen)
     return {**metrics, **details}
 
 
@@ -201,9 +201,11 @@ def _write(
     write_json(reports / DETAILS_FILE, sealed(details, reports, listed))
 
 
-def _say_repeats(splits: Splits, positions: np.ndarray) -> None:
-    """Print how many of these targets no ranking without seen items holds, where there are any."""
-    if lost := is_repeat(splits, positions).mean():
+def _say_more(folder: Path, splits: Splits, positions: np.ndarray, *, drop_seen: bool) -> None:
+    """Print how many of these targets no ranking without seen items holds, and the table of exposures, if any."""
+    if lines := exposure_table(folder):
+        say(lines)
+    if drop_seen and (lost := is_repeat(splits, positions).mean()):
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
             "evaluate.filter_seen=false ranks them",

@@ -29,8 +29,9 @@ ITEM_NAMES = {
     "description": ("description",),
     "image": ("image",),
 }
-# A name that goes before those above: Amazon's logs of 2023 have asin and parent_asin, their items parent_asin alone.
-BETTER_NAMES = {"item": ("parentasin",)}
+# A name that goes before those above: Amazon's logs of 2023 have asin and parent_asin, their items parent_asin alone;
+# KuaiRand's logs have date and time_ms.
+BETTER_NAMES = {"item": ("parentasin",), "timestamp": ("timems",)}
 # Names that count where no column has one of the above.
 FURTHER_NAMES = {
     "user": ("customer", "customerid", "visitor", "visitorid", "member", "memberid", "uid", "accountid", "clientid"),

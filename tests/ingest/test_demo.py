@@ -14,8 +14,9 @@ import yaml
 from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 
+from pipeline.evaluate.exposure_metrics import auc, calibration_error
 from pipeline.ingest.demo import generate_demo_log
-from pipeline.ingest.demo.behaviour import DAY, START, Log, plan_sessions, simulate
+from pipeline.ingest.demo.behaviour import DAY, START, Log, chances, plan_sessions, simulate
 from pipeline.ingest.demo.items import Items, Routes, make_items, make_routes
 from pipeline.ingest.demo.scenario import Scenario, load_scenario
 
@@ -157,6 +158,22 @@ def test_shares_of_noise_and_of_the_long_tail_are_near_their_knobs(
     shown_I = np.bincount(log.item_E, minlength=scenario.items)
     share = shown_I[catalogue.tail_I].mean() / shown_I[~catalogue.tail_I].mean()
     assert scenario.long_tail_weight < share < 3 * scenario.long_tail_weight  # part of the feed shows anything
+
+
+def test_whoever_knows_the_interest_ranks_exposures_as_stated(log: pd.DataFrame) -> None:
+    """docs/actions.md states these figures: no model of the demo's log can have higher ones, but by chance."""
+    scenario = load_scenario(SCENARIO)
+    streams = [np.random.default_rng(child) for child in np.random.SeedSequence(42).spawn(4)]
+    catalogue = make_items(scenario, streams[0])
+    inside = simulate(scenario, catalogue, make_routes(scenario, streams[1]), streams[2])
+    assert inside.click_E.tolist() == log.click.tolist()
+    test = inside.timestamp_E >= np.sort(inside.timestamp_E)[int(0.9 * len(log))]
+    known = chances(scenario, inside)
+    for action, labels, expected in (("click", inside.click_E, 0.7688), ("like", inside.like_E, 0.7586)):
+        error = calibration_error(labels, known[action])
+        assert error is not None
+        assert error < 0.01
+        assert auc(labels[test], known[action][test]) == pytest.approx(expected, abs=5e-5)
 
 
 def test_clicks_are_likelier_on_the_current_interest_and_without_pattern_in_noise(

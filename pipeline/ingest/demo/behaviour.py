@@ -32,6 +32,7 @@ class Log(NamedTuple):
     like_E: np.ndarray
     share_E: np.ndarray
     noise_E: np.ndarray  # bool: shown in a noise session; only the simulator knows it, no file holds it
+    fits_E: np.ndarray  # bool: of the user's current interest, in no noise session; only the simulator knows it
 
 
 class Sessions(NamedTuple):
@@ -41,6 +42,17 @@ class Sessions(NamedTuple):
     start_S: np.ndarray  # int64, seconds since START
     length_S: np.ndarray  # exposures
     noise_S: np.ndarray
+
+
+def chances(scenario: Scenario, log: Log) -> dict[str, np.ndarray]:
+    """Return the chance of a click and of a like by which the simulator drew them, float64 [E] each.
+
+    Whoever knows each user's interest at each moment ranks exposures by these; nothing in the log allows more.
+    """
+    click_E = np.where(
+        log.noise_E, scenario.click_noise, np.where(log.fits_E, scenario.click_interest, scenario.click_other)
+    )
+    return {"click": click_E, "like": click_E * scenario.like * np.where(log.fits_E, 1.0, 0.5)}
 
 
 def plan_sessions(scenario: Scenario, rng: np.random.Generator) -> Sessions:
@@ -138,7 +150,7 @@ class Audience:
         time_R = np.maximum(self.clock_U[user_R], start_R)
         self.clock_U[user_R] = time_R + np.ceil(watch_R).astype(np.int64) + 1
         self._move(user_R[click_R & ~noise_R])
-        return Log(user_R, item_R, START + time_R, click_R, watch_R, like_R, share_R, noise_R)
+        return Log(user_R, item_R, START + time_R, click_R, watch_R, like_R, share_R, noise_R, fits_R)
 
     def _show(self, user_R: np.ndarray, day_R: np.ndarray, noise_R: np.ndarray) -> np.ndarray:
         """Choose the item that the feed shows: of the current interest, of those popular today, or any item.
