@@ -77,6 +77,11 @@ class Params:
             )
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
+        if self.backbone.actions and not self.ingest.actions:
+            raise ValueError(
+                "backbone.actions reads what users did with items, and ingest.actions names no column of the log: name "
+                "some there (docs/actions.md), or set backbone.actions to false"
+            )
         if self.ingest.files and self.dataset != "custom":
             raise ValueError(f"ingest.files is for the dataset custom; {self.dataset} knows the names of its files")
         if self.evaluate.ranking == "dense" and not self.dense.enabled:

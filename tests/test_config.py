@@ -336,6 +336,26 @@ def test_every_item_as_a_target_needs_a_causal_backbone() -> None:
     assert read_params({"train": {"targets": "all"}, "backbone": {"name": "hstu"}}).train.targets == "all"
 
 
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ({"name": "gr"}, "ingest.actions names no column of the log"),
+        (
+            {"name": "t5"},
+            "needs a backbone that reads item by item, and t5 does not: set backbone.name to decoder or hstu",
+        ),
+        ({"name": "decoder", "separators": True}, "set backbone.separators to false"),
+    ],
+)
+def test_actions_need_columns_of_the_log_and_a_causal_backbone(backbone: dict[str, Any], said: str) -> None:
+    assert said in refusal({"backbone": {**backbone, "actions": True}})
+    good = {"backbone": {"name": "gr", "actions": True}, "ingest": {"actions": {"like": [1]}}}
+    assert read_params(good).backbone.actions
+    assert "backbone.actions adds another" in refusal(
+        {**good, "backbone": {"name": "hstu", "separators": False, "actions": True}, "strategy": "intrr"}
+    )
+
+
 def test_whole_sequences_need_every_item_as_a_target() -> None:
     assert "set train.targets to all" in refusal({"train": {"windows": "sequences"}, "backbone": {"name": "decoder"}})
 

@@ -2,8 +2,8 @@
 
 An interaction is an item and what the user did with it, o_t = (item, action) in Eq. 1 of SkipGR. The action is one
 number per column of the log (pipeline/artifacts.py), such as a rating's bucket, and 0 where nothing is known. It is one
-token, which follows the tokens of its item: its vector is the sum of one learned row per column. The state of the
-item's last token predicts the action, with one softmax per column.
+token, which follows the tokens of its item: its vector is the sum of one learned row per column, and in a network over
+items the item's vector as well. The state of the item's last token predicts the action, with one softmax per column.
 
 Shape legend: N items of all histories, d width of the model; local: A columns, R states that are read.
 """

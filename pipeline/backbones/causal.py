@@ -214,6 +214,8 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         """Return the vectors [T, d] of items, actions and targets on the packed axis, and where they lie."""
         assert self.action_tokens is not None
         actions_Nd = self.action_tokens.vectors(histories.actions_NA, len(vectors_NSd)) * self.input_scale
+        if self.config.over_items:  # an action token holds its item too: the next item is predicted from it
+            actions_Nd = actions_Nd + vectors_NSd[:, 0]
         vectors_Td = torch.cat([vectors_NSd, actions_Nd[:, None].to(vectors_NSd.dtype)], 1).flatten(0, 1)
         if fed_WEd is not None:
             vectors_Td = torch.cat([vectors_Td, fed_WEd.flatten(0, 1)])

@@ -84,7 +84,7 @@ def _action_sizes(splits: Splits) -> tuple[int, ...]:
         raise UserError(
             "backbone.actions is true, and data/splits has no actions",
             "the network reads what each user did with each item, from actions_NA.npy",
-            "set backbone.actions to false, or split a log with actions",
+            "name columns of the log in ingest.actions and run `dvc repro`, or set backbone.actions to false",
         )
     return splits.actions.sizes
 

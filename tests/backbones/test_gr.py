@@ -135,7 +135,7 @@ def slow_interactions(
         asked.append(times[max(position - 1, 0)])
         happened.append(time)
         if position < len(items):
-            first, vector = 0, torch.zeros(model.config.d_model, dtype=torch.float64)
+            first, vector = 0, vectors_Id[item]
             for size, action in zip(model.action_sizes, actions[position], strict=True):
                 vector = vector + rows[first + action]
                 first += size

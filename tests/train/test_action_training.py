@@ -16,6 +16,7 @@ from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
 
 TRAIN = {"max_windows": 9000, "batch_tokens": 300, "learning_rate": 0.02, "validate_every": 100}
+INGEST = {"actions": {"like": [1], "rating": [3, 5]}}
 SUMMARY = {"actions": {"names": ["like", "rating"], "edges": [[1.0], [3.0, 5.0]]}}
 
 
@@ -51,7 +52,7 @@ def test_a_network_with_actions_knows_which_item_comes_next(
 ) -> None:
     settings: dict[str, Any] = {"strategy": strategy, "train": TRAIN}
     acted.train(make_params(backbone={"name": backbone, "separators": False}, **settings), "without")
-    params = make_params(backbone={"name": backbone, "separators": False, "actions": True}, **settings)
+    params = make_params(backbone={"name": backbone, "separators": False, "actions": True}, ingest=INGEST, **settings)
     acted.train(params, "whole")
     assert best(acted, "whole") > best(acted, "without") + 0.03
     interrupt(acted, params, 9, monkeypatch)
@@ -61,7 +62,7 @@ def test_a_network_with_actions_knows_which_item_comes_next(
 
 
 def test_the_saved_model_predicts_actions_and_ranks_by_them(acted: TinyWorld) -> None:
-    acted.train(make_params(backbone={"name": "gr", "actions": True}, train=TRAIN))
+    acted.train(make_params(backbone={"name": "gr", "actions": True}, ingest=INGEST, train=TRAIN))
     loaded = load_generator(acted.folder / "run/generator")
     assert loaded.model.action_sizes == (2, 3)
     items = torch.arange(40)
@@ -79,8 +80,8 @@ def test_the_saved_model_predicts_actions_and_ranks_by_them(acted: TinyWorld) ->
 
 def test_a_log_without_actions_is_refused(world: TinyWorld) -> None:
     with pytest.raises(UserError, match=r"backbone\.actions is true, and data/splits has no actions") as raised:
-        world.train(make_params(backbone={"name": "gr", "actions": True}))
-    assert "set backbone.actions to false, or split a log with actions" in str(raised.value)
+        world.train(make_params(backbone={"name": "gr", "actions": True}, ingest=INGEST))
+    assert "name columns of the log in ingest.actions" in str(raised.value)
 
 
 def test_splits_hold_actions_and_forget_those_of_an_earlier_split(acted: TinyWorld) -> None:
