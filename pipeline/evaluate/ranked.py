@@ -53,7 +53,7 @@ class Ranked:
     """`Ranked` holds the rankings of all systems over the test users. fused: None in processes that do not lead.
 
     generator, dense, counting: by both rules for seen items. seconds, dense_seconds: of the generator's ranking and of
-    the dense retriever's.
+    the dense retriever's, which searches once for both its ranking and its list.
     """
 
     generator: Ranking
@@ -117,9 +117,7 @@ def rank_all(
 
     generator, seconds = _rank(config, loaded, splits, world, drop_seen=drop_seen, listener=listener)
     (beside,) = targets
-    dense, dense_seconds = None, 0.0
-    if retriever is not None:
-        dense, dense_seconds = _rank(config, retriever, splits, world, drop_seen=drop_seen)
+    dense = beside.dense()
     # A target's rank by counting alone is that of the baseline, which ranks the whole catalogue.
     counting = _whole(beside.counting(), splits, device, world)
     assert counting.other is not None
@@ -144,11 +142,11 @@ def rank_all(
         )
     return Ranked(
         generator=generator,
-        dense=dense,
+        dense=None if dense is None else _whole(dense, splits, device, world),
         counting=counting,
         fused=fused,
         seconds=seconds - beside.all_seconds,
-        dense_seconds=dense_seconds,
+        dense_seconds=beside.dense_seconds,
     )
 
 
@@ -159,7 +157,7 @@ def _rank(
     world: World,
     *,
     drop_seen: bool,
-    listener: Listener | None = None,
+    listener: Listener,
 ) -> tuple[Ranking, float]:
     """Rank all test users by both rules, each in one of the processes; every process returns the whole ranking.
 
@@ -167,7 +165,7 @@ def _rank(
 
     Args:
         config: section evaluate.
-        model: generator or dense retriever.
+        model: the generator.
         splits: with the test targets.
         world: the processes.
         drop_seen: which rule comes first.
@@ -177,7 +175,7 @@ def _rank(
     # 1. Rank this process's users. 2 processes and users 3 5 8 9: rank 0 takes 3 8, rank 1 takes 5 9.
     users_of_process_U = splits.targets("test")[0][world.share]
     ranker = ranker_of(config, model, splits, "test", users_of_process_U, drop_seen=drop_seen)
-    listen = None if listener is None else listener(ranker)
+    listen = listener(ranker)
     with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
         ranking = ranker.rank(model.model, progress, model.eval_skips, listen)
     # 2. Gather the rows of all processes, in user order, and add up their counts.
