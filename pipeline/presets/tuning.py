@@ -67,7 +67,8 @@ class TuningSearch:
     def finished(self) -> list[tuple[TuningTrial, dict[str, Any]]]:
         """Return the trials that have a result, the best first; of equals the earlier."""
         found = [(trial, result) for trial in self.trials if (result := trial.result) is not None]
-        return sorted(found, key=lambda pair: (-pair[1]["value"], pair[0].number))
+        sign = 1 if self.select == "loss" else -1
+        return sorted(found, key=lambda pair: (sign * pair[1]["value"], pair[0].number))
 
     @property
     def key(self) -> str:

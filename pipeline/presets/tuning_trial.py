@@ -56,15 +56,20 @@ def run_trial(folder: Path) -> None:
     )
     with (reports / "history.csv").open(newline="") as file:
         history = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
-    best = max(history, key=lambda row: row[params.train.select])
+    best = best_row(history, params.train.select)
     result = {
-        "value": best[params.train.select],
+        "value": best["valid_loss" if params.train.select == "loss" else params.train.select],
         "windows": best["windows"],
         "seconds": round(time.time() - began, 1),
         "train_seconds": timings["train_seconds"],
         "history": history,
     }
     write_bytes(folder / RESULT, json.dumps(result).encode())
+
+
+def best_row(history: list[dict[str, float]], select: str) -> dict[str, float]:
+    """Return the best validation: the largest metric, or the smallest loss; of equals the first, as training does."""
+    return min(history, key=lambda row: row["valid_loss"] if select == "loss" else -row[select])
 
 
 def _make_sids(params: Params, inputs: dict[str, Path], sids: Path) -> None:

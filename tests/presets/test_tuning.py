@@ -20,7 +20,7 @@ from pipeline.presets.apply import apply_preset
 from pipeline.presets.tuned import trial_table, write_preset
 from pipeline.presets.tuning import TuningSearch, TuningTrial, run_search, words_of
 from pipeline.presets.tuning_space import FIXED, Interval, Space, check_keys, read_space, with_changes
-from pipeline.presets.tuning_trial import RESULT, SPEC
+from pipeline.presets.tuning_trial import RESULT, SPEC, best_row
 
 KEYS = {
     "train.learning_rate": {"low": 0.001, "high": 0.1, "log": True},
@@ -208,6 +208,26 @@ run_search(search_in(Path({str(folder)!r}), [0.01, 0.02, 0.03]), 2, {worker!r})
         assert "validation" in (project / "presets/mine.yaml").read_text()
         with pytest.raises(UserError, match="was not written by tune"):
             write_preset(project / "presets/tiger.yaml", best, result, search, tmp_path / "space.yaml")
+
+
+def test_the_best_validation_is_the_one_that_training_saves() -> None:
+    history = [
+        {"step": 1.0, "valid_loss": 3.0, "recall_at_10": 0.1, "ndcg_at_5": 0.2},
+        {"step": 2.0, "valid_loss": 2.0, "recall_at_10": 0.3, "ndcg_at_5": 0.1},
+        {"step": 3.0, "valid_loss": 2.5, "recall_at_10": 0.3, "ndcg_at_5": 0.3},
+    ]
+    best = {select: best_row(history, select)["step"] for select in ("loss", "recall_at_10", "ndcg_at_5")}
+    assert best == {"loss": 2.0, "recall_at_10": 2.0, "ndcg_at_5": 3.0}
+
+
+@pytest.mark.usefixtures("project")
+def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
+    search = search_in(tmp_path, [0.01, 0.02, 0.03])
+    for key, value in (("k0", 5.0), ("k1", 3.0), ("k2", 4.0)):
+        (tmp_path / key).mkdir()
+        (tmp_path / key / RESULT).write_text(json.dumps({"value": value}))
+    order = [trial.number for trial, _ in replace(search, select="loss").finished()]
+    assert order == [1, 2, 0]
 
 
 def test_words_are_those_of_dvc() -> None:
