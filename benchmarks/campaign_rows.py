@@ -44,7 +44,7 @@ FIELDS = {"group", "arm", "data", "presets", "set", "seeds", "measure", "seconds
 OPTIONAL = {"set": {}, "measure": "quality", "sids": "shared"}
 # Settings that shape no result of a run on prepared inputs.
 BESIDE = (
-    *("track", "ingest", "embed", "dataset", "split", "quantize.device"),
+    *("track", "ingest", "embed", "dataset", "split", "quantize.device", "dense.index"),
     *("train.device", "train.threads", "train.checkpoint_every", "evaluate.batch_users", "evaluate.bootstrap_samples"),
 )
 BEGIN = '{"key": '  # every record's line begins so, also one that was cut while it was written

@@ -2,7 +2,7 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from pipeline.cli.answers import (
 )
 from pipeline.cli.folders import typed_path, typed_runs
 from pipeline.printing import json_text, say
+
+if TYPE_CHECKING:
+    from pipeline.presets.tuning import TuningSearch
 
 PANEL = "Experiments"
 PUBLISHED = Path("models/published")  # ignored by git, and no output of DVC
@@ -86,6 +89,70 @@ def migrate() -> None:
     for key in added:
         say(f"  {key}")
     say(f"{len(added)} keys added. Next: dvc repro" if added else "params.yaml has every key: nothing to do.")
+
+
+@commands.command(rich_help_panel=PANEL)
+def tune(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A YAML file of the settings to try (docs/tune.md).")],
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Trials at once; several may share one GPU.")] = 1,
+    preset_file: Annotated[
+        Path, typer.Option("--preset", metavar="FILE", help="Where the best settings are written as a preset.")
+    ] = Path("presets/tuned.yaml"),
+) -> None:
+    """Try settings on validation, and write the best ones as a preset.
+
+    Each trial is a process that makes Semantic IDs and trains; the first one is params.yaml as it stands. The test is
+    not read. A search that was killed goes on where it was, by the same command. Reads data/interactions,
+    data/embeddings and data/splits, changes neither params.yaml nor any output of DVC. MLflow has a run for the search
+    and one for each trial.
+
+    [dim]Examples:[/dim]
+
+      python -m pipeline tune space.yaml
+
+      python -m pipeline tune space.yaml --jobs 4 --preset presets/mine.yaml
+    """
+    from pipeline.config import load_params
+    from pipeline.errors import UserError
+    from pipeline.locks import BusyError, alone
+    from pipeline.presets.tuned import may_write, trial_table, write_preset
+    from pipeline.presets.tuning import FOLDER, plan, run_search, words_of
+    from pipeline.presets.tuning_space import check_keys, read_space
+
+    params = load_params()
+    path = typed_path(space)
+    written = typed_path(preset_file) if preset_file != Path("presets/tuned.yaml") else preset_file
+    may_write(written)
+    wanted = read_space(path)
+    check_keys(wanted, params, path)
+    search = plan(wanted, params)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(FOLDER / "search.lock", None):
+            run_search(search, jobs)
+    except BusyError as busy:
+        raise UserError(f"{busy.holder} tunes here", "two searches would share folders", "wait for its end") from None
+    finished = search.finished()
+    if not finished:
+        raise UserError("no trial has a result", "each of them failed, as the lines above say", "mend the space")
+    answer(trial_table(search))
+    best, result = finished[0]
+    write_preset(written, best, result, search, path)
+    answer(f"best: dvc exp run {words_of(best.changes)}".rstrip())
+    answer(f"preset: python -m pipeline preset {written.stem}    ({written})")
+    _record_search(search, path.stem, params.track.experiment)
+
+
+def _record_search(search: "TuningSearch", name: str, experiment: str) -> None:
+    """Record the trials in MLflow; a store that is away costs a line, not the search."""
+    from pipeline.errors import UserError
+    from pipeline.results.tuning_runs import record_search
+
+    trials = [(trial.key, trial.number, trial.changes, result) for trial, result in search.finished()]
+    try:
+        record_search(experiment, search.key, f"tune {name}", trials)
+    except UserError as error:
+        say(f"note: {error}", error=True)
 
 
 @commands.command(rich_help_panel=PANEL)

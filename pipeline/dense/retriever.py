@@ -187,6 +187,7 @@ def _training(config: DenseConfig, windows: int, splits: Splits) -> TrainConfig:
         ema=config.ema,
         precision="auto",
         validate_every=config.validate_every,
+        validate_in="steps",
         patience=config.patience,
         select="recall_at_10",
         valid_users=VALID_USERS,

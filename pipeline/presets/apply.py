@@ -94,7 +94,12 @@ def _assign(document: Any, key: str, value: Any, *, add: bool = False) -> Change
 
 
 def _added(before: Any, value: Any) -> Any:
-    """Return the value, a mapping with the entries of the one before it, as `dvc exp run -S` writes them."""
+    """Return the value, a mapping with the entries of the one before it, as `dvc exp run -S` writes them.
+
+    A list leaves the comment behind that stands beside it in the preset.
+    """
+    if isinstance(value, list):
+        return list(value)
     if not isinstance(value, Mapping):
         return value
     return CommentedMap({**before, **value} if isinstance(before, Mapping) else value)

@@ -52,7 +52,7 @@ def write_document(path: Path, document: Any) -> None:
     Raises:
         UserError: as `check_document`. The file is then as it was.
     """
-    text = _dump(document)
+    text = dump(document)
     check_document(parse_yaml(text, str(path)), path)
     write_bytes(path, text.encode())
 
@@ -69,7 +69,7 @@ def check_document(values: Any, path: Path) -> None:
         raise UserError(error.what, *UNTOUCHED) from None
 
 
-def _dump(document: Any) -> str:
+def dump(document: Any) -> str:
     """Write as DVC does, with the same settings and line width."""
     writer = YAML()
     writer.default_flow_style = False

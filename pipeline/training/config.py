@@ -1,7 +1,8 @@
 """Check the section `train` of params.yaml."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pipeline.knobs import Between, RatioBelow1
 from pipeline.metric_names import LARGEST_K
@@ -30,6 +31,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 on a GPU, float32 on a CPU
     # steps, or auto: when training has cost nine times the arithmetic of a validation (training/validation_times.py)
     validate_every: Literal["auto"] | Annotated[int, Between(1, 1_000_000_000)]
+    validate_in: Literal["steps", "windows"]  # what a number of validate_every counts; skipped windows count too
     valid_users: Annotated[int, Between(0, 1_000_000_000)]  # users of a validation; 0: all
     patience: Annotated[int, Between(1, 1_000_000_000)]  # validations without a better score before training stops
     select: Literal["recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10", "loss"]
@@ -42,7 +44,14 @@ class TrainConfig:
     threads: Annotated[int, Between(0, 1024)]
     deterministic: bool  # GPU: bit-exact repeats, slower; a CPU always is
 
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"validate_in": "steps"}  # as in backbones/config.py
+
     def __post_init__(self) -> None:
+        if self.validate_in == "windows" and self.validate_every == "auto":
+            raise ValueError(
+                "train.validate_every auto counts arithmetic, and train.validate_in windows counts windows: set "
+                "train.validate_every to a number of windows, or train.validate_in to steps"
+            )
         if self.windows == "sequences" and self.targets != "all":
             raise ValueError(
                 "train.windows sequences shows each item once, and only train.targets all makes every one "

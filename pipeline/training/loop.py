@@ -114,6 +114,7 @@ class Trainer:
         self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
         self.validation_times = ValidationTimes(
             every=config.validate_every,
+            by_windows=config.validate_in == "windows",
             users=validation.windows,
             positions=validation.items * loader.input_tokens_per_item,
             levels=validation.catalogue.levels,
@@ -121,6 +122,7 @@ class Trainer:
         )
         self.observer: Observer | None = None
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
+        self._windows_before = 0  # trained or skipped, before the last step
         self._told = False  # whether any of the processes was told to stop, as `_look` found
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -184,6 +186,9 @@ class Trainer:
         """Return how many validations are to come if patience does not end the run, by the mean size of a step."""
         step = self.state.step
         last = step * self.config.max_windows / max(self.windows_done, 1)
+        if self.config.validate_in == "windows":
+            step = self.windows_done
+            last = self.config.max_windows
         return self.validation_times.left(step, last, self._cost, self._cost - self.state.validated)
 
     @property
@@ -220,6 +225,7 @@ class Trainer:
     def _count(self, step: Step, samples: int) -> None:
         """Add a step to the counts of the state, and hand the step to the sampler."""
         state = self.state
+        self._windows_before = self.windows_done
         state.step += 1
         state.position = step.last
         state.windows += len(step.windows)
@@ -241,7 +247,8 @@ class Trainer:
 
     def _after_step(self) -> None:
         step = self.state.step
-        validate = self.validation_times.due(step, self._cost - self.state.validated)
+        windows = (self._windows_before, self.windows_done)
+        validate = self.validation_times.due(step, self._cost - self.state.validated, windows)
         save = step % self.config.checkpoint_every == 0
         if validate or save or step % REPORT_EVERY == 0:
             self._look()

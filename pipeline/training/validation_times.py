@@ -24,11 +24,12 @@ TRAINING = 3  # forward passes that a training step costs
 class ValidationTimes:
     """These are the settings and sizes that decide when validation comes.
 
-    every: steps, or `auto`. users: how many a validation measures. positions: encoder positions of their histories.
-    levels: codes of an item. beam: beam width of the validation.
+    every: steps, or windows where `by_windows`, or `auto`. users: how many a validation measures. positions: encoder
+    positions of their histories. levels: codes of an item. beam: beam width of the validation.
     """
 
     every: int | Literal["auto"]
+    by_windows: bool = False
     users: int
     positions: int
     levels: int
@@ -44,21 +45,24 @@ class ValidationTimes:
         """Return the cost of training on `windows` with so many encoder positions."""
         return TRAINING * (positions + windows * self.levels)
 
-    def due(self, step: int, cost: int) -> bool:
+    def due(self, step: int, cost: int, windows: tuple[int, int] = (0, 0)) -> bool:
         """Return whether a validation comes after this step.
 
         Args:
             step: steps done.
             cost: of the training since the last validation.
+            windows: trained or skipped before this step, and after it.
         """
+        if self.by_windows and self.every != "auto":
+            return windows[1] // self.every > windows[0] // self.every
         return cost >= TIMES * self.cost if self.every == "auto" else step % self.every == 0
 
     def left(self, step: int, last: float, cost: int, since: int) -> int:
         """Return how many validations are to come until step `last`, its own included, by the mean cost of a step.
 
         Args:
-            step: steps done.
-            last: the last step, as far as it can be foreseen.
+            step: steps done; windows, where these are counted.
+            last: the last step, as far as it can be foreseen, or window.
             cost: of all training until now.
             since: of the training since the last validation.
         """

@@ -159,6 +159,12 @@ def test_each_preset_is_valid_and_demo_brings_everything_back(name: str, project
     assert (project / "params.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_comments_of_a_preset_stay_behind(name: str, project: Path) -> None:
+    apply_preset(name, [])
+    assert "# default: " not in (project / "params.yaml").read_text()
+
+
 def test_data_then_beauty_fast_then_a_strategy_is_the_published_recipe() -> None:
     """The form that everybody uses."""
     for strategy in ("rastp", "rastp-paper", "skipgr", "skipgr-paper", "skipgr-token", "skipgr-sequence", "intrr"):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from tiny_world import TinyWorld, interrupt, make_params, train_by_torchrun
 
 from pipeline.config import Params
+from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.packing.shape import Shape
 from pipeline.training.loader import BatchLoader
@@ -88,6 +89,30 @@ def test_equal_steps_are_as_many_as_those_of_full_and_end_with_the_same_bytes_wh
     # Filled up, the same share of windows makes fewer steps.
     world.train(skipping(apply_to="loss"), "filled")
     assert csv(world, "history", "filled")["step"].iloc[-1] < 0.9 * whole["step"].iloc[-1]
+
+
+def test_by_windows_it_is_validated_at_the_points_of_full_also_after_a_stop(
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_windows = {"validate_every": 300, "validate_in": "windows"}
+    params = skipping(train=by_windows, first_skipping_epoch=1)
+    world.train(skipping("full", by_windows), "full")
+    world.train(params, "straight")
+    # Steps are filled up with later windows, so that fewer steps lead to the same multiples of 300.
+    whole, fewer = csv(world, "history", "full"), csv(world, "history", "straight")
+    assert len(whole) == len(fewer) == 1900 // 300 + 1  # the end is measured, too
+    assert fewer["step"].iloc[-1] < whole["step"].iloc[-1]
+    per_step = whole["windows"].iloc[-1] / whole["step"].iloc[-1]
+    assert (whole["windows"][:-1] - 300 * (whole.index[:-1] + 1)).between(0, 1.5 * per_step).all()
+    for step in (10, 17):
+        interrupt(world, params, step, monkeypatch, "stopped")
+    world.train(params, "stopped")
+    assert world.written("stopped") == world.written("straight")
+
+
+def test_windows_and_auto_exclude_each_other() -> None:
+    with pytest.raises(UserError, match=r"train\.validate_every auto counts arithmetic"):
+        make_params(train={"validate_every": "auto", "validate_in": "windows"})
 
 
 def test_a_run_that_never_skips_or_never_anneals_says_so(world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,3 +61,17 @@ def test_equal_steps_have_equal_validations_and_all_of_them_are_foreseen() -> No
         for step in (1, 20, 150, 299):
             to_come = sum(number > step for number in validated) + (validated[-1] != 300)  # the last weights too
             assert foreseen[step - 1] == to_come
+
+
+def test_by_windows_a_validation_follows_the_step_that_passes_each_multiple() -> None:
+    rng = np.random.default_rng(3)
+    for every in (50, 7, 333):
+        times = ValidationTimes(every=every, by_windows=True, users=5, positions=200, levels=3, beam=10)
+        before, validated = 0, []
+        for step, count in enumerate(rng.integers(1, 40, 200).tolist(), 1):
+            if times.due(step, 10**12, (before, before + count)):
+                validated.append(step)
+            multiples = [number for number in range(before + 1, before + count + 1) if number % every == 0]
+            assert (validated[-1:] == [step]) == bool(multiples)
+            before += count
+        assert times.left(0, before, 0, 0) >= len(validated) if every > 40 else validated

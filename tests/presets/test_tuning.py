@@ -1,0 +1,248 @@
+"""`tune`: what a space may say, the same trials at each call, and a search that goes on where it was cut."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.config import load_params
+from pipeline.errors import UserError
+from pipeline.presets.apply import apply_preset
+from pipeline.presets.tuned import trial_table, write_preset
+from pipeline.presets.tuning import TuningSearch, TuningTrial, run_search, words_of
+from pipeline.presets.tuning_space import FIXED, Interval, Space, check_keys, read_space, with_changes
+from pipeline.presets.tuning_trial import RESULT, SPEC, best_row
+
+KEYS = {
+    "train.learning_rate": {"low": 0.001, "high": 0.1, "log": True},
+    "backbone.dropout": [0.0, 0.1, 0.2],
+    "train.warmup_steps": {"low": 3, "high": 6, "integer": True},
+}
+# A trial whose value is its rate; it writes down that it ran, and sleeps where the file SLOW is there.
+WORKER = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1]); spec = json.loads((folder / "spec.json").read_text())
+(folder.parent / "runs.txt").open("a").write(folder.name + "\\n")
+while (folder.parent / "SLOW").exists(): time.sleep(0.05)
+rate = spec["params"]["train"]["learning_rate"]
+if rate > 0.05: sys.exit("error: the loss is not finite")
+row = {"step": 1, "windows": 10, "recall_at_10": rate}
+(folder / "result.json").write_text(json.dumps({"value": rate, "windows": 10, "seconds": 1.0, "history": [row]}))
+"""
+
+
+def written(folder: Path, **fields: Any) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+class TestSpace:
+    def test_draws_lie_within_their_bounds_and_fill_them(self) -> None:
+        keys: dict[str, list[Any] | Interval] = {
+            "train.learning_rate": Interval(0.001, 0.1, log=True),
+            "backbone.dropout": [0.0, 0.1, 0.2],
+            "train.warmup_steps": Interval(3, 6, integer=True),
+        }
+        drawn = Space("random", 1000, 5, keys).proposals()[1:]
+        rates = sorted(changes["train.learning_rate"] for changes in drawn)
+        assert 0.001 <= rates[0] <= rates[-1] <= 0.1
+        # Uniform in the logarithm: the median is the geometric mean, and a tenth lies below the first tenth of it.
+        assert abs(math.log10(rates[len(rates) // 2]) + 2) < 0.1
+        assert abs(sum(rate < 10**-2.8 for rate in rates) / len(rates) - 0.1) < 0.04
+        assert all(float(f"{rate:.3g}") == rate for rate in rates)
+        for key, values in (("backbone.dropout", (0.0, 0.1, 0.2)), ("train.warmup_steps", (3, 4, 5, 6))):
+            counts = Counter(changes[key] for changes in drawn)
+            assert set(counts) == set(values)
+            assert min(counts.values()) > 0.7 * len(drawn) / len(values)
+
+    def test_more_trials_and_more_keys_leave_the_earlier_draws_as_they_were(self, tmp_path: Path) -> None:
+        few = read_space(written(tmp_path, trials=5, seed=2, keys=KEYS)).proposals()
+        many = read_space(written(tmp_path, trials=20, seed=2, keys=KEYS)).proposals()
+        assert few[0] == {}
+        assert many[: len(few)] == few
+        other = read_space(written(tmp_path, trials=5, seed=2, keys={**KEYS, "train.ema": [0.0, 0.9]})).proposals()
+        assert [{key: changes[key] for key in KEYS} for changes in other[1:]] == few[1:]
+        assert read_space(written(tmp_path, trials=5, seed=3, keys=KEYS)).proposals() != few
+
+    def test_a_grid_is_every_combination_after_params_yaml_itself(self, tmp_path: Path) -> None:
+        lists: dict[str, list[Any]] = {
+            "backbone.dropout": [0.0, 0.1],
+            "skipgr.level_ratios": [[0.0, 0.0, 0.3], [0.1, 0.1, 0.1], []],
+        }
+        found = read_space(written(tmp_path, method="grid", keys=lists)).proposals()
+        assert found[0] == {}
+        assert len(found) == 7
+        assert {(changes["backbone.dropout"], str(changes["skipgr.level_ratios"])) for changes in found[1:]} == {
+            (dropout, str(ratios)) for dropout in (0.0, 0.1) for ratios in lists["skipgr.level_ratios"]
+        }
+
+    @pytest.mark.parametrize(
+        ("fields", "says"),
+        [
+            ({"trials": 3}, "no mapping `keys`"),
+            ({"keys": KEYS}, "no field `trials`"),
+            ({"trials": 1, "keys": KEYS}, "trials is 1"),
+            ({"trials": True, "keys": KEYS}, "trials is True"),
+            ({"trials": 3, "keys": KEYS, "sead": 1}, "unknown field 'sead', did you mean 'seed'"),
+            ({"trials": 3, "keys": KEYS, "seed": "x"}, "seed is 'x'"),
+            ({"trials": 3, "method": "bayes", "keys": KEYS}, "method is 'bayes'"),
+            ({"method": "grid", "keys": KEYS}, "train.learning_rate is an interval"),
+            ({"trials": 3, "keys": {"train.ema": []}}, "neither a list of values nor"),
+            ({"trials": 3, "keys": {"train.ema": 0.5}}, "neither a list of values nor"),
+            ({"trials": 3, "keys": {"train.ema": {"low": 0, "lower": 1}}}, "neither a list of values nor"),
+            ({"trials": 3, "keys": {"train.ema": {"low": 1, "high": 1}}}, "goes from 1 to 1"),
+            ({"trials": 3, "keys": {"train.ema": {"low": 0, "high": 1, "log": True}}}, "goes from 0 to 1"),
+            ({"trials": 3, "keys": {"train.ema": {"low": math.nan, "high": 1}}}, "expected two numbers"),
+            ({"trials": 3, "keys": {"train.ema": {"low": 0.5, "high": 3, "integer": True}}}, "goes from 0.5"),
+        ],
+    )
+    def test_what_it_cannot_mean_is_refused_with_its_name(
+        self, fields: dict[str, Any], says: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(UserError, match=says.replace("`", ".")):
+            read_space(written(tmp_path, **fields))
+
+    @pytest.mark.parametrize(
+        "key", [*sorted(FIXED), "seed", "evaluate.beam", "split.max_history", "dataset", "track.live"]
+    )
+    def test_a_key_that_measures_or_shapes_other_stages_is_no_part_of_it(self, key: str, project: Path) -> None:
+        with pytest.raises(UserError, match=f"{key} cannot be tuned"):
+            check_keys(Space("random", 3, 1, {key: [1, 2]}), load_params(), project / "space.yaml")
+
+    def test_an_unknown_key_or_a_refused_value_is_told_before_a_trial_starts(self, project: Path) -> None:
+        with pytest.raises(UserError, match=r"unknown key 'train\.lr'"):
+            check_keys(Space("random", 3, 1, {"train.lr": [1]}), load_params(), project / "space.yaml")
+        with pytest.raises(UserError, match=r"trial 4 \(train.learning_rate=-1\)"):
+            with_changes(load_params(), {"train.learning_rate": -1}, "trial 4")
+
+
+def search_in(folder: Path, rates: list[float]) -> TuningSearch:
+    params = load_params()
+    trials = []
+    for number, rate in enumerate(rates):
+        changes = {"train.learning_rate": rate} if number else {}
+        own = with_changes(params, {"train.learning_rate": rate}, "trial")
+        key = f"k{number}"
+        trials.append(
+            TuningTrial(number=number, changes=changes, params=own, key=key, folder=folder / key, sids=folder / "sids")
+        )
+    return TuningSearch(trials, "recall_at_10")
+
+
+@pytest.mark.usefixtures("project")
+class TestSearch:
+    @pytest.fixture
+    def worker(self, tmp_path: Path) -> tuple[str, str]:
+        (tmp_path / "worker.py").write_text(WORKER)
+        return ("-u", str(tmp_path / "worker.py"))
+
+    def test_the_best_by_validation_comes_first_and_a_failure_stops_nothing(
+        self, tmp_path: Path, worker: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        rates = [0.01, 0.03, 0.09, 0.02, 0.03]
+        search = search_in(tmp_path / "tune", rates)
+        run_search(search, 3, worker)
+        assert [trial.number for trial, _ in search.finished()] == [1, 4, 3, 0]
+        assert search.failed == {2: "the loss is not finite"}
+        assert "trial 2 failed: the loss is not finite" in capsys.readouterr().err
+        assert "failed: the loss is not finite: -S train.learning_rate=0.09" in trial_table(search)
+        # The same call again runs the failed one alone.
+        run_search(replace(search, failed={}), 3, worker)
+        assert Counter((tmp_path / "tune/runs.txt").read_text().split()) == {
+            "k0": 1,
+            "k1": 1,
+            "k2": 2,
+            "k3": 1,
+            "k4": 1,
+        }
+
+    def test_a_search_that_was_killed_goes_on_where_it_was(
+        self, project: Path, tmp_path: Path, worker: tuple[str, str]
+    ) -> None:
+        folder = tmp_path / "tune"
+        search = search_in(folder, [0.01, 0.02, 0.03])
+        run_search(replace(search, trials=search.trials[:1]), 1, worker)
+        (folder / "SLOW").touch()
+        code = f"""
+import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_tuning import search_in
+from pipeline.presets.tuning import run_search
+run_search(search_in(Path({str(folder)!r}), [0.01, 0.02, 0.03]), 2, {worker!r})
+"""
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.DEVNULL)
+        while not all((folder / key / SPEC).exists() for key in ("k1", "k2")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        (folder / "SLOW").unlink()
+        run_search(search, 2, worker)
+        assert [trial.number for trial, _ in search.finished()] == [2, 1, 0]
+        assert Counter((folder / "runs.txt").read_text().split())["k0"] == 1
+
+    def test_the_preset_brings_the_best_settings_and_leaves_fractions_as_they_are(
+        self, project: Path, tmp_path: Path, worker: tuple[str, str]
+    ) -> None:
+        apply_preset("demo", ["rastp.keep=1/3", "backbone.dropout=0.3"])
+        search = search_in(tmp_path / "tune", [0.01, 0.03, 0.02])
+        run_search(search, 3, worker)
+        before = yaml.safe_load(Path("params.yaml").read_text())
+        best, result = search.finished()[0]
+        write_preset(project / "presets/mine.yaml", best, result, search, tmp_path / "space.yaml")
+        apply_preset("tiger", [])
+        apply_preset("demo", [])
+        apply_preset("mine", [])
+        before["train"]["learning_rate"] = 0.03
+        assert yaml.safe_load(Path("params.yaml").read_text()) == before
+        assert "validation" in (project / "presets/mine.yaml").read_text()
+        with pytest.raises(UserError, match="was not written by tune"):
+            write_preset(project / "presets/tiger.yaml", best, result, search, tmp_path / "space.yaml")
+
+
+def test_the_best_validation_is_the_one_that_training_saves() -> None:
+    history = [
+        {"step": 1.0, "valid_loss": 3.0, "recall_at_10": 0.1, "ndcg_at_5": 0.2},
+        {"step": 2.0, "valid_loss": 2.0, "recall_at_10": 0.3, "ndcg_at_5": 0.1},
+        {"step": 3.0, "valid_loss": 2.5, "recall_at_10": 0.3, "ndcg_at_5": 0.3},
+    ]
+    best = {select: best_row(history, select)["step"] for select in ("loss", "recall_at_10", "ndcg_at_5")}
+    assert best == {"loss": 2.0, "recall_at_10": 2.0, "ndcg_at_5": 3.0}
+
+
+@pytest.mark.usefixtures("project")
+def test_of_losses_the_smallest_is_the_best(tmp_path: Path) -> None:
+    search = search_in(tmp_path, [0.01, 0.02, 0.03])
+    for key, value in (("k0", 5.0), ("k1", 3.0), ("k2", 4.0)):
+        (tmp_path / key).mkdir()
+        (tmp_path / key / RESULT).write_text(json.dumps({"value": value}))
+    order = [trial.number for trial, _ in replace(search, select="loss").finished()]
+    assert order == [1, 2, 0]
+
+
+def test_words_are_those_of_dvc() -> None:
+    changes = {"train.learning_rate": 0.002, "strategy": "rastp+skipgr", "skipgr.level_ratios": [0.0, 0.0, 0.3]}
+    assert words_of(changes) == (
+        "-S train.learning_rate=0.002 -S strategy=rastp+skipgr -S skipgr.level_ratios='[0.0, 0.0, 0.3]'"
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_a_result_is_the_only_thing_that_makes_a_trial_finished(tmp_path: Path) -> None:
+    search = search_in(tmp_path, [0.01, 0.02])
+    (tmp_path / "k0").mkdir()
+    (tmp_path / "k0" / SPEC).write_text("{}")
+    assert search.finished() == []
+    (tmp_path / "k1").mkdir()
+    (tmp_path / "k1" / RESULT).write_text(json.dumps({"value": 0.5}))
+    assert [trial.number for trial, _ in search.finished()] == [1]
