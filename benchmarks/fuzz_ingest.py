@@ -280,7 +280,7 @@ def read_case(case: Case, folder: Path) -> tuple[str, str]:
         signal.alarm(0)
     if "Exception ignored" in noise.getvalue() or "Traceback" in noise.getvalue():
         return "TRACEBACK", noise.getvalue()
-    table = staged.rejects.table().to_pylist()
+    table = [row for block in staged.rejects.blocks("1GB") for row in block.to_pylist()]
     listed = [row["line"] for row in table if row["source"] == name]
     if case.items:
         assert staged.items is not None

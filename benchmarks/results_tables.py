@@ -135,15 +135,35 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### Changes of a step",
-        "The code before and after a change, by turns on one machine, without a profiler: the mean of two runs.",
+        "The code before and after a change, by turns on one machine, without a profiler. Rates are the mean of two "
+        "processes, or the median of repeats in one process; in brackets the lowest and the highest.",
         "step change",
         {
             "change": "{change}",
-            "a step": "{size:,}",
+            "a step": "{step}",
             "windows/s before": "{before:,.0f} ({before_low:,} and {before_high:,})",
             "after": "{after:,.0f} ({after_low:,} and {after_high:,})",
             "gain": "{gain:.1%}",
             "GiB": "{gib_before:.2f} -> {gib_after:.2f}",
+        },
+    ),
+    (
+        "### Where a step's time goes",
+        "Milliseconds of kernels, by kind. Some run side by side, so that a row adds up to more than the time in which "
+        "the GPU is busy. compiled: norms, residuals, dropout and casts, by torch.compile.",
+        "step profile",
+        {
+            "a step": "{step}",
+            "attention, backward": "{attention_backward:.2f}",
+            "forward": "{attention_forward:.2f}",
+            "feed-forward's kernel": "{feed_forward:.2f}",
+            "other products": "{products:.2f}",
+            "compiled": "{compiled:.2f}",
+            "optimizer and average": "{optimizer:.2f}",
+            "rest": "{rest:.2f}",
+            "busy": "{busy:.2f}",
+            "kernels": "{kernels}",
+            "commit": "{commit}",
         },
     ),
     (

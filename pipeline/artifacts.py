@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.actions import Actions
 from pipeline.errors import unreadable
 from pipeline.large_files import map_matrix, write_matrix, write_rows
 from pipeline.manifest import fingerprint as fingerprint
@@ -34,6 +35,7 @@ REPORTS = Path("reports")
 SCRATCH = Path(".sidpipe")  # git-ignored and no DVC output, so that checkpoints and unfinished shards survive here
 
 MICROSECONDS = 1_000_000  # in a second
+ACTIONS = "actions_NA.npy"  # in data/splits, only where the log has actions
 TICKS = {"s": 1, "us": MICROSECONDS}  # time_unit of interactions.parquet and of the splits -> units in a second
 
 BLOCK_ROWS = 100_000  # of a file that are in memory at once
@@ -142,6 +144,8 @@ class Interactions:
         (title, categories, description if the dataset has them; null where missing), image (path inside the dataset
         folder, or null; several as `image_names` reads them), vector (list<float32>, only if the dataset brings item
         vectors); sorted by item_id.
+    exposures.parquet, only with ingest.actions: user_id, item_id, timestamp, source_row int64, then those actions
+        float64: all usable rows of these users and items, sorted by (user_id, timestamp, source_row).
     rejects.parquet: source str, line int64, reason str, row str (cut). cut.parquet: kind str (`user`, then `item`),
         raw_id str, rows int64 (of the log), interactions int64 (before the k-core) of what the filters left out; k_core
         and minimum in its metadata. ingest.json: counts before and after each filter, sha256 of each raw file,
@@ -153,6 +157,10 @@ class Interactions:
     @property
     def log(self) -> Path:
         return self.folder / "interactions.parquet"
+
+    @property
+    def exposures(self) -> Path:
+        return self.folder / "exposures.parquet"
 
     @property
     def users(self) -> Path:
@@ -181,6 +189,12 @@ class Interactions:
         It is `s` where no ingest.json names it, as in the output of earlier versions.
         """
         return str(read_json(self.summary).get("time_unit", "s")) if self.summary.exists() else "s"
+
+    @property
+    def actions(self) -> Actions | None:
+        """Return the columns of `ingest.actions` with their edges; None where it names none."""
+        declared = read_json(self.summary).get("actions") if self.summary.exists() else None
+        return Actions.of(declared) if declared else None
 
     @property
     def time_format(self) -> str:
@@ -290,6 +304,8 @@ class Splits:
     test_target: np.ndarray
     # splits.json: max_history, items (catalogue size), counts, tie shares, protocol; time_unit, only where it is us
     summary: dict[str, Any]
+    # uint8 [N, A]: what the user did with each item, a column per entry of `actions`; None where the log says nothing
+    actions_NA: np.ndarray | None = None
 
     ARRAYS = ("items_N", "timestamps_N", "offsets", "train_end", "valid_target", "test_target")
 
@@ -305,14 +321,30 @@ class Splits:
         for name in self.ARRAYS:
             with writing(folder / f"{name}.npy") as file:
                 np.save(file, getattr(self, name), allow_pickle=False)
+        if self.actions_NA is None:
+            (folder / ACTIONS).unlink(missing_ok=True)  # of an earlier split
+        else:
+            with writing(folder / ACTIONS) as file:
+                np.save(file, self.actions_NA, allow_pickle=False)
         write_json(folder / "splits.json", self.summary)
         seal(folder, "split")
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "Splits":
         """Open the arrays memory-mapped, so that only those parts are read that are used."""
-        arrays = {name: _open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
-        return cls(**arrays, summary=read_json(folder / "splits.json", max_history=int, items=int))
+        arrays = {name: open_array(folder / f"{name}.npy") for name in cls.ARRAYS}
+        summary = read_json(folder / "splits.json", max_history=int, items=int)
+        actions_NA = open_array(folder / ACTIONS) if "actions" in summary else None
+        return cls(**arrays, summary=summary, actions_NA=actions_NA)
+
+    @property
+    def actions(self) -> Actions | None:
+        """Return what the columns of `actions_NA` mean; None where there are none."""
+        return Actions.of(self.summary["actions"]) if "actions" in self.summary else None
+
+    def actions_of(self, index: np.ndarray) -> np.ndarray | None:
+        """Return the actions of these flat indices, uint8 [len(index), A]; None where the splits have none."""
+        return None if self.actions_NA is None else np.asarray(self.actions_NA[index])
 
     def seconds(self, index: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Return the times of these flat indices in whole seconds since 1970, rounded down, int64."""
@@ -358,9 +390,10 @@ class TrainingPart:
 
     @classmethod
     def read(cls, folder: Path = SPLITS) -> "TrainingPart":
-        return cls(*(_open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
+        return cls(*(open_array(folder / f"{name}.npy") for name in ("items_N", "offsets", "train_end")))
 
 
-def _open_array(path: Path) -> np.ndarray:
+def open_array(path: Path) -> np.ndarray:
+    """Map an array of NumPy into memory. Raises UserError if the file is missing or damaged."""
     with _reading(path):
         return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -38,6 +38,7 @@ class Catalogue(nn.Module):
         digit: the last level is a deduplication digit, so that no two items share a Semantic ID.
         content_IC: float32, a content vector of each item, for a network over items. It is saved with the weights.
         trained_I: bool, the items that training sees, for such a network; likewise.
+        action_sizes: how many values each column of the interactions' actions may take; empty: the network reads none.
 
     Raises:
         ValueError: a code lies outside its level's width, or two items share a Semantic ID in spite of a digit; there
@@ -59,8 +60,10 @@ class Catalogue(nn.Module):
         *,
         content_IC: np.ndarray | None = None,
         trained_I: np.ndarray | None = None,
+        action_sizes: tuple[int, ...] = (),
     ):
         super().__init__()
+        self.action_sizes = action_sizes
         codes = np.asarray(codes_IL)
         if codes.dtype != np.int32:  # int32 is all that a code needs, and half the memory while the trie is built
             codes = np.asarray(codes, dtype=np.int64)

@@ -20,6 +20,7 @@ import torch
 from pipeline.artifacts import read_json, read_parquet, read_tensors, write_json, write_tensors
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.decoding.item_index import ItemIndex, read_index
 from pipeline.errors import UserError
 from pipeline.large_files import write_rows
 from pipeline.manifest import MANIFEST, seal
@@ -39,7 +40,7 @@ ITEMS = "items.parquet"
 SKIPS = "skips.safetensors"  # only where the model is evaluated without some tokens of the histories
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generator:
     """A trained model in evaluation mode, with its catalogue; `load_generator` returns it."""
 
@@ -48,6 +49,7 @@ class Generator:
     items: pd.DataFrame  # item_id, raw_id, title, code_1 .. code_L; row = item_id
     config: dict[str, Any]  # config.json: backbone, widths, digit, and what training added
     eval_skips: EvalSkips | None = None  # by flat positions in the splits that the model was trained on
+    index: ItemIndex | None = None  # of a network over items, instead of scoring all of them
 
 
 def save_generator(
@@ -80,6 +82,7 @@ def save_generator(
             "backbone": dataclasses.asdict(model.config),
             "widths": list(catalogue.widths),
             "digit": catalogue.digit,
+            **({"action_sizes": list(catalogue.action_sizes)} if catalogue.action_sizes else {}),
             **config,
         },
     )
@@ -129,6 +132,7 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             config.get("digit", True),  # as in Sids.read
             content_IC=weights.get("catalogue.content_IC"),
             trained_I=weights.get("catalogue.trained_I"),
+            action_sizes=tuple(config.get("action_sizes", ())),
         )
         for name, kind in {"backbone": BackboneConfig, **settings_types()}.items():
             if isinstance(config.get(name), Mapping):
@@ -150,7 +154,9 @@ def load_generator(folder: Path, device: torch.device | str = "cpu") -> Generato
             "its files are damaged or come from different runs or versions",
             "run `dvc checkout`, or `dvc repro` to train again",
         ) from None
-    return Generator(model.to(device).eval(), catalogue, items, config, eval_skips)
+    return Generator(
+        model=model.to(device).eval(), catalogue=catalogue, items=items, config=config, eval_skips=eval_skips
+    )
 
 
 def load_retriever(folder: Path, device: torch.device | str = "cpu") -> Generator | None:
@@ -161,7 +167,11 @@ def load_retriever(folder: Path, device: torch.device | str = "cpu") -> Generato
     """
     if read_json(folder / CONFIG).get("enabled") is False:
         return None
-    return load_generator(folder, device)
+    loaded = load_generator(folder, device)
+    index, unused = read_index(folder, len(loaded.items), loaded.model.config.d_model)
+    if unused:
+        say(unused, error=True)
+    return dataclasses.replace(loaded, index=index)
 
 
 def _read_skips(folder: Path, levels: int) -> np.ndarray:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 METRICS = ("recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10")
 # Those with an interval, with the baselines beside them, and counted again over users without a tie.
 MAIN_METRICS = ("recall_at_10", "ndcg_at_10")
+# Those of SkipGR's and HSTU's tables, where every item is scored and evaluate.beam is as long as their K.
+DEEP_METRICS = ("recall_at_50", "recall_at_200", "ndcg_at_200", "mrr_at_200")
 LARGEST_K = max(int(metric.rsplit("_at_", 1)[1]) for metric in METRICS)  # a narrower beam would count too few hits
 # What metrics.json holds, in this order and as far as a run has it; everything else is in details.json.
 HEADLINES = (
     *METRICS,
+    *DEEP_METRICS,
     "train_seconds",
     "windows_per_second",
     "tokens_per_second",
@@ -56,6 +59,8 @@ DENSE_TRAINING = (
     "dense_parameters",
     "dense_content",
 )
+# Where the retriever has an index: the share of the exact first items that it finds, and how it looks for them.
+DENSE_INDEX = ("dense_index_recall_at_10", "dense_index_recall_at_200", "dense_index_groups", "dense_index_probes")
 # Figures of an evaluation and of timings.json that are measured (seconds, bytes, speeds) and so differ from run to run
 MEASURED = frozenset(
     {

@@ -38,6 +38,11 @@ def gains(metric: str, ranks_U: np.ndarray) -> np.ndarray:
     return {"recall": recall_gains, "ndcg": ndcg_gains, "mrr": mrr_gains}[name](ranks_U, int(k))
 
 
+def metrics_within(depth: int, metrics: Sequence[str]) -> list[str]:
+    """Return those metrics whose K is at most `depth`: a ranking that ends before K would count too few hits."""
+    return [metric for metric in metrics if int(metric.rsplit("_at_", 1)[1]) <= depth]
+
+
 def recall_at(ranks_U: np.ndarray, k: int) -> float:
     """Return the share of users whose target is among the first k."""
     return _mean(recall_gains(ranks_U, k))

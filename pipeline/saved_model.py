@@ -48,6 +48,12 @@ def check_config(config: Any) -> None:
     widths = config["widths"]
     if not 1 <= len(widths) <= MAX_LEVELS or min(widths) < 1:
         raise ValueError(f"config.json: widths must be 1 to {MAX_LEVELS} numbers above 0")
+    _check_actions(config.get("action_sizes", []))
+
+
+def _check_actions(sizes: Any) -> None:
+    if not _fits(sizes, list[int]) or len(sizes) > MAX_LEVELS or min(sizes, default=1) < 1:
+        raise ValueError(f"config.json: action_sizes must be up to {MAX_LEVELS} numbers above 0")
 
 
 def check_fields(kind: type, values: Mapping[str, Any], where: str) -> None:
@@ -101,7 +107,7 @@ def check_sizes(config: Mapping[str, Any], sections: Mapping[str, Any], weights:
     """
     size = sum(array.size for array in weights.values())
     backbone = config["backbone"]
-    t5, hstu = backbone["name"] == "t5", backbone["name"] == "hstu"
+    t5, hstu = backbone["name"] == "t5", backbone["name"] in ("hstu", "gr")
     layers = backbone["decoder_layers"] + (backbone["encoder_layers"] if t5 else 0)
     d_model, inner = backbone["d_model"], backbone["heads"] * backbone["d_head"]
     d_ff = 0 if hstu else backbone["d_ff"]
@@ -109,6 +115,7 @@ def check_sizes(config: Mapping[str, Any], sections: Mapping[str, Any], weights:
         "the layers": layers * max(d_model * inner, d_model * d_ff, (backbone["ff_hidden_layers"] - 1) * d_ff * d_ff),
         "backbone.relative_buckets": backbone["relative_buckets"] * backbone["heads"],
         "backbone.recency_items": backbone.get("recency_items", 0) * d_model if t5 else 0,
+        "action_sizes": sum(config.get("action_sizes", [])) * d_model,
         "widths": sum(config["widths"]) if "intrr" not in sections else max(config["widths"]),
     }
     for name, needed in numbers.items():

@@ -26,6 +26,8 @@ LAYERS = (
 )
 STAGES = LAYERS[8]
 LEAVES = {
+    "actions": 0,
+    "exposures": 1,
     "item_table": 1,
     "raw_ids": 1,
     "raw_times": 1,
@@ -48,6 +50,7 @@ BESIDE = {
     ("progress", "printing"),
     ("metrics", "metric_names"),
     ("machine", "artifacts"),
+    ("exposures", "artifacts"),
     ("raw_times", "artifacts"),
     ("distributed", "machine"),
     ("project", "artifacts"),

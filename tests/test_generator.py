@@ -57,9 +57,9 @@ def test_the_loaded_model_ranks_and_scores_exactly_alike(saved: tuple[T5, Path],
     assert generator.model.catalogue is generator.catalogue
 
 
-@pytest.mark.parametrize("name", ["decoder", "hstu", "sasrec"])
+@pytest.mark.parametrize("name", ["decoder", "hstu", "sasrec", "gr"])
 def test_a_causal_backbone_comes_back_too(
-    make_causal: MakeCausal, make_batch: MakeBatch, tmp_path: Path, name: Literal["decoder", "hstu", "sasrec"]
+    make_causal: MakeCausal, make_batch: MakeBatch, tmp_path: Path, name: Literal["decoder", "hstu", "sasrec", "gr"]
 ) -> None:
     model = make_causal(name)
     frame = pd.DataFrame({"item_id": range(60), "raw_id": [f"B{item:03}" for item in range(60)]})

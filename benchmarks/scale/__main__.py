@@ -5,13 +5,15 @@
     python -m benchmarks.scale measure embed --data /tmp/m --work /tmp/m-work \
         --set embed.encoder=precomputed --set embed.path=/tmp/m/vectors.parquet --set embed.match=id
     python -m benchmarks.scale measure split --data /tmp/m --work /tmp/m-work
+    python -m benchmarks.scale all /tmp/all --events 100M --items 1M
     python -m benchmarks.scale page
 
 `make` writes a folder with log/ (interactions and items.parquet) and vectors.parquet; `--format csv` or `jsonl` changes
 the form of the log. `measure` runs one stage by hand, in a process of its own, on what the stages before it left in the
 folder `--work`; `--checkout` names another tree, for a figure of an earlier version. A row with CPU seconds, wall
-seconds, peak memory, sizes, settings, command, commit and hardware is printed, and added to `--append FILE`. `page`
-writes the tables and drawings of docs/scale.md from docs/results/scale.jsonl.
+seconds, peak memory, sizes, settings, command, commit and hardware is printed, and added to `--append FILE`. `all` does
+all of this for one log, stage by stage, and resumes (whole.py). `page` writes the tables and drawings of docs/scale.md
+from docs/results/scale.jsonl.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import yaml
 
 from benchmarks.scale.logs import FORMATS, VECTORS, Sizes, make
 from benchmarks.scale.measure import ROOT, measure
+from benchmarks.scale.whole import number, run_all
 
 ROWS = ROOT / "docs/results/scale.jsonl"
 
@@ -56,6 +59,13 @@ def main() -> None:
     measuring.add_argument("--checkout", type=Path, default=ROOT, help="the tree that is measured (default: this one)")
     measuring.add_argument("--append", type=Path, help=f"add the row to this file, such as {ROWS.relative_to(ROOT)}")
 
+    whole = commands.add_parser("all", help="make a log and run all stages on it; go on where an earlier run ended")
+    whole.add_argument("folder", type=Path)
+    whole.add_argument("--events", type=number, required=True, help="rows of the log, about, such as 100M")
+    whole.add_argument("--items", type=number, default=0, help="items (default: a tenth of the events)")
+    whole.add_argument("--width", type=int, default=128, help="width of the item vectors (default 128)")
+    whole.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of params.yaml")
+
     commands.add_parser("page", help=f"write the tables and drawings of docs/scale.md from {ROWS.relative_to(ROOT)}")
 
     options = parser.parse_args()
@@ -80,6 +90,10 @@ def main() -> None:
     if wrong := [key for key, equals, _ in pairs if not equals]:
         parser.error(f"--set needs KEY=VALUE, not {wrong[0]}")
     settings = {key: yaml.safe_load(value) for key, _, value in pairs}
+    if options.command == "all":
+        items = options.items or max(options.events // 10, 10)
+        run_all(options.folder, Sizes(events=options.events, items=items, width=options.width), settings)
+        return
     row = {"label": options.label, **measure(options.stage, options.data, options.work, options.checkout, settings)}
     row["command"] = f"python -m benchmarks.scale {shlex.join(sys.argv[1:])}"
     print(json.dumps(row))

@@ -20,6 +20,7 @@ SIZES = {
     "ingest": ("events", "rows of the log"),
     "embed": ("items", "items"),
     "split": ("interactions_left", "interactions"),
+    "count": ("interactions_left", "interactions"),
     "quantize": ("items_left", "items"),
     "train": ("interactions_left", "interactions"),
     "evaluate": ("users_left", "users"),

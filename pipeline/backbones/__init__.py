@@ -19,9 +19,11 @@ def build_backbone(config: BackboneConfig, catalogue: "Catalogue", vectors_only:
         vectors_only: build only what `read` needs: histories of item vectors in, a state for each window out.
     """
     from pipeline.backbones.decoder import Decoder
+    from pipeline.backbones.gr import Gr
     from pipeline.backbones.hstu import Hstu
     from pipeline.backbones.sasrec import SasRec
     from pipeline.backbones.t5 import T5
 
-    networks: dict[str, type[T5 | Decoder | Hstu]] = {"t5": T5, "decoder": Decoder, "hstu": Hstu, "sasrec": SasRec}
+    networks: dict[str, type[T5 | Decoder | Hstu]]
+    networks = {"t5": T5, "decoder": Decoder, "hstu": Hstu, "sasrec": SasRec, "gr": Gr}
     return networks[config.name](config, catalogue, vectors_only).to(catalogue.codes_IL.device)

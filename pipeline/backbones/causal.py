@@ -7,9 +7,14 @@ its keys and values are stored once per window, and each beam adds the keys and 
 
 `read` takes one vector per item instead of codes, and returns the states of these items.
 
+With `backbone.actions` an action token follows the codes of each item of a history (action_tokens.py), and all codes of
+the target are fed: the last one predicts the target's action. No token of an interaction knows its time before the
+action token, as a target's time is not known.
+
 Shape legend: W windows, N items of all histories, T tokens of all sequences, L levels, V codes of a level, K beams, H
-heads, D width of a head, d width of the model; local: R rows whose states are read, S tokens of an item, P history
-positions of the longest window, J codes of a beam that are decoded, C = P + J columns that a beam attends to.
+heads, D width of a head, d width of the model; local: R rows whose states are read, S tokens of an item, E tokens of a
+target that are fed, P history positions of the longest window, J codes of a beam that are decoded, C = P + J columns
+that a beam attends to.
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +25,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones.action_tokens import ActionTokens
 from pipeline.backbones.blocks import KeysValues
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.sid_tokens import SidBackbone
 from pipeline.catalogue import Catalogue
+from pipeline.ops.compiling import compile_block
 from pipeline.ops.dropout import Dropout
 from pipeline.ops.layout import Layout
 from pipeline.ops.pointwise import Times
@@ -107,6 +114,12 @@ class CausalBackbone(SidBackbone, Generic[Block]):
     def __init__(self, config: BackboneConfig, catalogue: Catalogue, vectors_only: bool = False):
         super().__init__(config, catalogue)
         self.dropout = Dropout(config.dropout)
+        self.action_tokens: ActionTokens | None = None
+        if config.actions:
+            if not catalogue.action_sizes:
+                raise ValueError("backbone.actions is true, and the catalogue says nothing of actions")
+            self.action_sizes = catalogue.action_sizes
+            self.action_tokens = ActionTokens(catalogue.action_sizes, config.d_model)
         if not vectors_only:
             self._add_tokens(int(config.separators))
             self._add_heads()
@@ -120,6 +133,11 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         vectors_Td: Tensor = self.tokens(tokens_T)
         return vectors_Td
 
+    @property
+    def input_scale(self) -> float:
+        """Return the factor of all vectors that the first layer reads."""
+        return 1.0
+
     @abstractmethod
     def position_bias(self, block: Block) -> RelativeBias:
         """Return the block's bias of relative positions; blocks may share one."""
@@ -132,7 +150,7 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         All blocks share one compilation. Outside of training they run uncompiled.
         """
         for block in self.blocks:
-            block.compile(dynamic=True)
+            compile_block(block)
 
     def sizes(self, histories: Histories) -> tuple[int, ...]:
         """Return the numbers that a training step over `histories` depends on beside the shapes of its tensors."""
@@ -141,11 +159,17 @@ class CausalBackbone(SidBackbone, Generic[Block]):
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
         """Return teacher-forced logits of every level: L tensors [W, V of the level].
 
-        With `all_targets` they are [N, V of the level]: the logits of the item that follows each item.
+        With `all_targets` they are [N, V of the level]: the logits of the item that follows each item. A network with
+        actions appends the logits of the target's action, one tensor per column.
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
         """
+        if self.action_tokens is not None:
+            fed_WLd = self.embed(self.tokens_IS[targets_W])
+            states_RLd = self.read_interactions(self.embed(self.tokens_IS[histories.items_N]), histories, fed_WLd)
+            codes = [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
+            return codes + self.action_tokens.logits(states_RLd[:, -1])
         # The target's last code is predicted, and never fed.
         fed = self.levels - 1
         sequences = lay_out(histories, self.tokens_IS.shape[1], fed)
@@ -168,6 +192,33 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         if histories.pad_to:
             vectors_Nd = vectors_Nd.index_select(0, sequences.source_T)
         return self._stack(vectors_Nd, sequences, times, _read_rows(histories, sequences))
+
+    def read_interactions(self, vectors_NSd: Tensor, histories: Histories, fed_WEd: Tensor | None = None) -> Tensor:
+        """Read items with their actions; return [R, E + 1, d]: the states that predict each token of the targets.
+
+        The last of these states predicts the action, where the whole target is fed.
+
+        Args:
+            vectors_NSd: vectors of the items' tokens.
+            fed_WEd: vectors of the E tokens of each target; None: none is fed.
+        """
+        h_Td, sequences = self._interactions(vectors_NSd, histories, fed_WEd)
+        rows_RE = _read_rows(histories, sequences)[:, None] + torch.arange(sequences.fed + 1, device=h_Td.device)
+        rows_RE = rows_RE.clamp_(max=len(h_Td) - 1)  # items that belong to no window may point behind the end
+        times = self._times(histories, sequences, sequences.per_item)
+        return torch.unflatten(self._stack(h_Td, sequences, times, rows_RE.flatten()), 0, rows_RE.shape)
+
+    def _interactions(
+        self, vectors_NSd: Tensor, histories: Histories, fed_WEd: Tensor | None
+    ) -> tuple[Tensor, Sequences]:
+        """Return the vectors [T, d] of items, actions and targets on the packed axis, and where they lie."""
+        assert self.action_tokens is not None
+        actions_Nd = self.action_tokens.vectors(histories.actions_NA, len(vectors_NSd)) * self.input_scale
+        vectors_Td = torch.cat([vectors_NSd, actions_Nd[:, None].to(vectors_NSd.dtype)], 1).flatten(0, 1)
+        if fed_WEd is not None:
+            vectors_Td = torch.cat([vectors_Td, fed_WEd.flatten(0, 1)])
+        sequences = lay_out(histories, vectors_NSd.shape[1] + 1, 0 if fed_WEd is None else fed_WEd.shape[1])
+        return vectors_Td.index_select(0, sequences.source_T), sequences
 
     def _stack(
         self,
@@ -217,12 +268,15 @@ class CausalBackbone(SidBackbone, Generic[Block]):
     def begin(self, histories: Histories) -> CausalDecodingState:
         """Read the histories once, for all levels and beams."""
         keys_values_T = list[KeysValues]()  # per layer, of all tokens on the packed axis [T, H, D]
-        per_item = self.tokens_IS.shape[1]
-        sequences = lay_out(histories, per_item, 0)
-        times = self._times(histories, sequences, self.levels)
-        tokens_T = self.tokens_IS[histories.items_N].flatten()[sequences.source_T]
+        if self.action_tokens is not None:
+            h_Td, sequences = self._interactions(self.embed(self.tokens_IS[histories.items_N]), histories, None)
+        else:
+            sequences = lay_out(histories, self.tokens_IS.shape[1], 0)
+            h_Td = self.embed(self.tokens_IS[histories.items_N].flatten()[sequences.source_T])
+        per_item = sequences.per_item
+        times = self._times(histories, sequences, self.levels + (self.action_tokens is not None))
         last_W = sequences.last_rows_W()
-        states_Wd = self._stack(self.embed(tokens_T), sequences, times, last_W, keys_values_T)
+        states_Wd = self._stack(h_Td, sequences, times, last_W, keys_values_T)
         # From the packed axis to one row per window, last tokens aligned in the last column.
         # lengths 1, 3 of tokens a | b c d: back 2 1 0 -> rows . . a | b c d; seen 0 0 1 | 1 1 1
         back_P = torch.arange(histories.longest * per_item - 1, -1, -1, device=last_W.device)

@@ -10,17 +10,19 @@ from pipeline.knobs import Between, RatioBelow1
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 MOST_WEIGHTS = 20_000_000_000  # 80 GB in float32
-CAUSAL = ("decoder", "hstu", "sasrec")  # backbones where no token sees a later one, so that every item can be a target
-OVER_ITEMS = ("sasrec",)  # backbones that read and predict items themselves, not their Semantic IDs
+# backbones where no token sees a later one, so that every item can be a target
+CAUSAL = ("decoder", "hstu", "sasrec", "gr")
+WITH_HSTU = ("hstu", "gr")  # backbones of HSTU's layers
+OVER_ITEMS = ("sasrec", "gr")  # backbones that read and predict items themselves, not their Semantic IDs
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The size of the network. The presets `tiger`, `decoder` and `hstu` have published sizes."""
+    """The size of the network. The presets `tiger`, `decoder`, `hstu` and `gr` have published sizes."""
 
-    name: Literal["t5", "decoder", "hstu", "sasrec"]
+    name: Literal["t5", "decoder", "hstu", "sasrec", "gr"]
     encoder_layers: Annotated[int, Between(1, 128)]  # t5
-    decoder_layers: Annotated[int, Between(1, 128)]  # all layers of decoder, hstu and sasrec
+    decoder_layers: Annotated[int, Between(1, 128)]  # all layers of all but t5
     d_model: Annotated[int, Between(1, 16_384)]
     heads: Annotated[int, Between(1, 256)]
     d_head: Annotated[int, Between(1, 1024)]
@@ -34,9 +36,14 @@ class BackboneConfig:
     embedding_std: Annotated[float, Between(1e-6, 1000)]
     # t5: the last items of a history that have a learned vector each; 0: none, as published
     recency_items: Annotated[int, Between(0, 100_000)]
-    hstu_attention: Literal["silu", "softplus"]  # softplus: as in IntRR's code
-    time_bias: bool  # hstu with silu: a learned bias of the time between two items
-    content: bool  # sasrec: an item is its id and its content vector, not its id alone
+    hstu_attention: Literal["silu", "softplus"]  # hstu, gr; softplus: as in IntRR's code
+    time_bias: bool  # hstu, gr with silu: a learned bias of the time between two items
+    content: bool  # sasrec, gr: an item is its id and its content vector, not its id alone
+    # sasrec, gr: an item's logit is a cosine over the temperature; 0: a dot product
+    temperature: Annotated[float, Between(0, 1000)]
+    actions: bool  # decoder, hstu, sasrec, gr: an action token follows each item, and is predicted too
+    # sasrec, gr: draws that stand for the catalogue in training's softmax; 0: all items of all but huge catalogues
+    negatives: Annotated[int, Between(0, 10_000_000)]
 
     # Keys that are newer than the first saved models, and the value that makes an older model compute as it did then.
     SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
@@ -45,11 +52,24 @@ class BackboneConfig:
         "hstu_attention": "silu",
         "time_bias": True,
         "content": True,
+        "temperature": 0.0,
+        "negatives": 0,
+        "actions": False,
     }
 
     def __post_init__(self) -> None:
         if self.relative_max_distance <= self.relative_buckets // 2:
             raise ValueError("backbone.relative_max_distance must be above half of backbone.relative_buckets")
+        if self.actions and self.name not in CAUSAL:
+            raise ValueError(
+                f"backbone.actions needs a backbone that reads item by item, and {self.name} does not: set "
+                f"backbone.name to {' or '.join(CAUSAL)}, or backbone.actions to false"
+            )
+        if self.actions and self.separators and not self.over_items:
+            raise ValueError(
+                "backbone.actions ends each item by its action, where backbone.separators has a separator: set "
+                "backbone.separators to false"
+            )
         if self.weights > MOST_WEIGHTS:
             raise ValueError(
                 f"backbone has about {self.weights:.1e} weights, {MOST_WEIGHTS:.0e} at most: lower encoder_layers, "
@@ -71,4 +91,4 @@ class BackboneConfig:
     @property
     def wants_times(self) -> bool:
         """Return whether the network reads the times of a history's items."""
-        return self.name == "hstu" and self.hstu_attention == "silu" and self.time_bias
+        return self.name in WITH_HSTU and self.hstu_attention == "silu" and self.time_bias

@@ -101,10 +101,16 @@ class Hstu(CausalBackbone[HstuBlock]):
         self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
         if not vectors_only:
             nn.init.normal_(self.tokens.weight, std=STD)
+        if self.action_tokens is not None:
+            self.action_tokens.initialise()
+
+    @property
+    def input_scale(self) -> float:
+        scale: float = self.config.d_model**0.5
+        return scale
 
     def embed(self, tokens_T: Tensor) -> Tensor:
-        scale: float = self.config.d_model**0.5
-        return super().embed(tokens_T) * scale
+        return super().embed(tokens_T) * self.input_scale
 
     def position_bias(self, block: HstuBlock) -> RelativeBias:
         return block.bias

@@ -79,9 +79,14 @@ class SidBackbone(Backbone):
                 module.q.weight.normal_(std=queries)
 
     @property
+    def _last_names(self) -> list[str]:
+        """Return the name of what follows an item's codes, if anything does."""
+        return ["separator"] * self.config.separators + ["action"] * self.config.actions
+
+    @property
     def token_names(self) -> list[str]:
-        """Return names of an item's S tokens in a history: `level 1` and so on, then `separator` if there is one."""
-        return [f"level {level + 1}" for level in range(self.levels)] + ["separator"] * self.config.separators
+        """Return names of an item's S tokens in a history: `level 1` and so on, then `separator` or `action`."""
+        return [f"level {level + 1}" for level in range(self.levels)] + self._last_names
 
     @abstractmethod
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:

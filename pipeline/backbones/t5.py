@@ -33,6 +33,7 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.backbones.sid_tokens import SidBackbone
 from pipeline.catalogue import Catalogue
+from pipeline.ops.compiling import compile_block
 from pipeline.ops.dropout import Dropout
 from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Layout
@@ -108,7 +109,7 @@ class T5(SidBackbone):
         All blocks of a stack share one compilation. Outside of training they run uncompiled.
         """
         for block in (*self.encoder, *self.decoder):
-            block.compile(dynamic=True)
+            compile_block(block)
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
         """Return teacher-forced logits of every level: L tensors [W, V of the level].

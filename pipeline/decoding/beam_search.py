@@ -124,12 +124,14 @@ class Search:
         offsets: np.ndarray,
         times_N: np.ndarray | None = None,
         kept_NS: np.ndarray | None = None,
+        actions_NA: np.ndarray | None = None,
     ) -> Beams:
         """Search the windows items_N[offsets[w]:offsets[w + 1]]. A later call may overwrite the result.
 
         Args:
             times_N: seconds, the time of each item; for a model that wants times.
             kept_NS: see `Histories.pack`; only without `shape`.
+            actions_NA: the actions of the items, for a model that reads actions.
         """
         device = self.model.catalogue.codes_IL.device
         windows = len(offsets) - 1
@@ -139,10 +141,19 @@ class Search:
             filling_W = self.shape.filling(np.diff(offsets), self.longest)
             items_N = np.pad(items_N, (0, int(filling_W.sum())))
             times_N = None if times_N is None else np.pad(times_N, (0, int(filling_W.sum())))
+            actions_NA = None if actions_NA is None else np.pad(actions_NA, ((0, int(filling_W.sum())), (0, 0)))
             offsets = np.concatenate([offsets, offsets[-1] + np.cumsum(filling_W)])
         # With a recording, this call copies the tensors of the histories into those that the graph reads, and replays.
         beams = self._beams(
-            Histories.pack(items_N, offsets, device, longest=self.longest, times_N=times_N, kept_NS=kept_NS)
+            Histories.pack(
+                items_N,
+                offsets,
+                device,
+                longest=self.longest,
+                times_N=times_N,
+                actions_NA=actions_NA,
+                kept_NS=kept_NS,
+            )
         )
         return Beams(beams.items_WK[:windows], beams.codes_WKL[:windows], beams.scores_WK[:windows])
 

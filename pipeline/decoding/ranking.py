@@ -4,8 +4,7 @@ Validation during training, the final evaluation and the tests all rank here, so
 a history is, what counts as found, or how seen items leave the ranking.
 
 Shape legend: I items of the catalogue, W windows (users) of one batch, K beam width, L levels, N items of all
-histories; local: U users that are ranked, J items of the longest history of a batch, S tokens
-of one item.
+histories; local: U users that are ranked, J items of the longest history of a batch, S tokens of one item.
 """
 
 from dataclasses import dataclass
@@ -128,6 +127,7 @@ class Ranker:
         self.index_N, self.offsets = splits.history_index(self.positions_U)
         self.items_N = np.asarray(splits.items_N)[self.index_N]
         self.times_N = splits.seconds(self.index_N)
+        self.actions_NA = splits.actions_of(self.index_N) if catalogue.action_sizes else None
         self.lengths_U = np.diff(self.offsets)
         self.targets_U = np.asarray(splits.items_N)[self.positions_U]
         # On a CPU, users are sorted by length, because equal lengths form one dense group of a batch. Kernels take any
@@ -177,6 +177,7 @@ class Ranker:
                             items_N=self.items_N[index],
                             offsets=offsets,
                             times_N=times,
+                            actions_NA=None if self.actions_NA is None else self.actions_NA[index],
                             kept=kept,
                             outputs=found,
                         )
@@ -220,6 +221,7 @@ class Ranker:
             # A batch's shapes depend on the items that are skipped, so that no recording would serve two batches.
             search=self._recorded(model) if eval_skips is None else None,
             times=self.times_N[index] if model.wants_times else None,
+            actions=None if self.actions_NA is None else self.actions_NA[index],
             kept=None if eval_skips is None else eval_skips.kept(self.index_N[index], offsets),
         )
 
@@ -241,7 +243,7 @@ class Ranker:
 class FoundBatch:
     """A `FoundBatch` holds what a model's search found for one batch of targets.
 
-    rows: their rows in the ranking. items_N, offsets: the whole histories, end to end. times_N, kept: what
+    rows: their rows in the ranking. items_N, offsets: the whole histories, end to end; the next three: what
     `generate_items` takes. outputs: as wide as the search.
     """
 
@@ -249,6 +251,7 @@ class FoundBatch:
     items_N: np.ndarray
     offsets: np.ndarray
     times_N: np.ndarray | None
+    actions_NA: np.ndarray | None
     kept: KeptItems | None
     outputs: Outputs
 
@@ -313,6 +316,7 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
     drop_seen: int = 0,
     search: Search | None = None,
     times: np.ndarray | None = None,
+    actions: np.ndarray | None = None,
     kept: KeptItems | None = None,
 ) -> Outputs:
     """Return the `beam` items that the model expects next after each history, best first.
@@ -324,14 +328,18 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
         search: the search to use, for this model, width (`beam` + `drop_seen`) and `decoding`, where more batches will
             follow; None: a new one.
         times: seconds, the time of each item; for a model that wants times.
+        actions: the action of each item, a row each; for a model that reads actions; None: all are 0.
         kept: the part of the histories that the model sees; None: all.
     """
     width = beam + drop_seen
     codes_IL = model.catalogue.codes_IL
     kept_NS = kept.tokens_NS if kept else None
     seen_N, starts, times_N = kept.items(items, offsets, times) if kept else (items, offsets, times)
+    actions_NA = kept.rows(actions) if kept else actions
     if decoding == "exact":
-        histories = Histories.pack(seen_N, starts, codes_IL.device, times_N=times_N, kept_NS=kept_NS)
+        histories = Histories.pack(
+            seen_N, starts, codes_IL.device, times_N=times_N, actions_NA=actions_NA, kept_NS=kept_NS
+        )
         scores_WI = score_catalogue(model, histories)
         order_WK = torch.argsort(scores_WI, dim=1, descending=True, stable=True)[:, :width]
         outputs = Outputs(
@@ -339,7 +347,7 @@ def generate_items(  # noqa: PLR0913 - all but three by keyword
         )
     else:
         search = search or Search(model, width, constrained=decoding == "constrained")
-        beams = search(seen_N, starts, times_N, kept_NS)
+        beams = search(seen_N, starts, times_N, kept_NS, actions_NA)
         scores_WK = beams.scores_WK.float().cpu().numpy()
         items_WK = np.where(np.isneginf(scores_WK), EMPTY, beams.items_WK.cpu().numpy())
         outputs = Outputs(items_WK, beams.codes_WKL.cpu().numpy(), scores_WK)

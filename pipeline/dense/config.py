@@ -20,6 +20,8 @@ class DenseConfig:
     batch_items: Annotated[int, Between(1, 100_000_000)]  # of an optimizer step, over all processes
     max_epochs: Annotated[int, Between(1, 1_000_000)]
     ema: RatioBelow1  # decay of the averaged weights that are then evaluated and saved; 0: off
+    # how the items with the largest scores are found; auto: exact up to 200,000 items, ivf above
+    index: Literal["auto", "exact", "flat", "ivf"]
     # steps, or auto: when training has cost nine times the arithmetic of a validation
     validate_every: Literal["auto"] | Annotated[int, Between(1, 1_000_000_000)]
     patience: Annotated[int, Between(1, 1_000_000_000)]  # validations without a better recall@10 before training stops

@@ -9,14 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from pipeline.artifacts import Splits, fingerprint, write_json
 from pipeline.backbones.config import BackboneConfig
+from pipeline.decoding.item_index import INDEX, QUERIES, build_index, kind_of, states_of
+from pipeline.decoding.ranking import histories_of
 from pipeline.dense.config import DenseConfig
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.machine import peak_memory_gib
 from pipeline.manifest import sealed
 from pipeline.metric_names import DENSE_REPORT
+from pipeline.packing.backbone import evaluating
+from pipeline.printing import say
 from pipeline.training.assembly import set_up, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
@@ -87,17 +94,21 @@ def train_retriever(
     read = {**names.inputs, "splits": fingerprint(inputs.splits)}
     run_name = checkpoint_name(fingerprint({"stage": "dense", **recipe.influences()}, read), code_fingerprint("dense"))
     checkpoints = Checkpoints(scratch, run_name, "dense")
+    kind, why = kind_of(config.index, len(names.sids.codes_IL))
     # 2. Train, while no other process trains the same; the first process writes.
     with checkpoints.alone(output):
         device, resume = set_up(recipe, checkpoints)
         with joined(device) as world:
             trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
             if world.leads:
+                if why:
+                    say(why)
                 name_other_code(checkpoints.folder, "dense")
                 announce(trainer, names.line)
             trainer.run()
             report = _report(trainer)
             if world.leads:
+                report |= _index(kind, trainer, splits, output, seed)
                 about = {"enabled": True, **recipe.model_config(read)}
                 catalogue = trainer.validation.catalogue
                 save_generator(output, trainer.evaluated, catalogue, items.blocks(COLUMNS), about, stage="dense")
@@ -105,6 +116,30 @@ def train_retriever(
                 checkpoints.delete()
                 conclude(trainer, {"windows_per_second": report["dense_windows_per_second"]})
     return report
+
+
+def _index(kind: str, trainer: Trainer, splits: Splits, output: Path, seed: int) -> dict[str, float]:
+    """Write the index into models/dense, or remove that of an earlier model, and return its figures."""
+    if kind == "exact":
+        (output / INDEX).unlink(missing_ok=True)
+        return {}
+    model: Any = trainer.evaluated  # a network over items
+    positions = splits.targets("valid")[1]
+    if not len(positions):  # the last training targets stand for them
+        positions = (splits.train_end - 1)[splits.train_end - 1 > splits.offsets[:-1]]
+    positions = positions[:: -(-len(positions) // QUERIES) or 1]
+    items_N, offsets = histories_of(splits, positions)
+    filled = np.append(True, np.diff(offsets) > 0)  # users without a history ask for nothing
+    with evaluating(model), torch.no_grad():
+        vectors_Id = model.item_vectors().float().cpu().numpy()
+        index, figures = build_index(kind, vectors_Id, states_of(model, items_N, offsets[filled]), seed)
+    index.write(output)
+    looked = f"{figures['probes']} of {figures['groups']} groups" if kind == "ivf" else "every item"
+    say(
+        f"dense: index {kind}, {looked} looked at: {figures['recall_at_10']:.1%} of the exact first 10 items and "
+        f"{figures['recall_at_200']:.1%} of the exact first 200 found, over {filled.sum() - 1:,} histories"
+    )
+    return {f"dense_index_{name}": value for name, value in figures.items()}
 
 
 def _network(config: DenseConfig) -> BackboneConfig:
@@ -127,6 +162,9 @@ def _network(config: DenseConfig) -> BackboneConfig:
         hstu_attention="silu",
         time_bias=True,
         content=config.text,
+        temperature=0.0,
+        negatives=0,
+        actions=False,
     )
 
 

@@ -69,7 +69,8 @@ def gradients_by_entropy(
     loaded = load_generator(generator, device)
     epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
     times_N = held.seconds() if loaded.model.wants_times else None
-    collate = _collator(loaded, np.asarray(held.items_N), times_N, held.max_history)
+    actions_NA = held.actions_NA if loaded.catalogue.action_sizes else None
+    collate = _collator(loaded, np.asarray(held.items_N), times_N, actions_NA, held.max_history)
     found: list[Quartile] = []
     for first in range(0, min(batches * windows, len(epochs)), windows):
         taken = epochs.take(0, first, first + windows)
@@ -111,13 +112,15 @@ def gradients_of_history(
             f"every quartile needs a target, and each of the {QUARTILES} targets an item before it",
             f"name a history of {QUARTILES + 1} items or more",
         )
-    collate = _collator(loaded, known.items, known.times, int(loaded.config["max_history"]))
+    collate = _collator(loaded, known.items, known.times, known.actions, int(loaded.config["max_history"]))
     return _written(_measured(loaded, collate, Windows(np.zeros_like(targets), targets)), output)
 
 
-def _collator(loaded: Generator, items_N: np.ndarray, times_N: np.ndarray | None, longest: int) -> Collator:
-    codes_IL = loaded.model.catalogue.codes_IL
-    return Collator(items_N, codes_IL, times_M=times_N, pad_to=loaded.config["pad_to"], longest=longest)
+def _collator(
+    loaded: Generator, items_N: np.ndarray, times_N: np.ndarray | None, actions_NA: np.ndarray | None, longest: int
+) -> Collator:
+    codes_IL, pad_to = loaded.model.catalogue.codes_IL, loaded.config["pad_to"]
+    return Collator(items_N, codes_IL, times_M=times_N, actions_MA=actions_NA, pad_to=pad_to, longest=longest)
 
 
 def _measured(loaded: Generator, collate: Collator, windows: Windows) -> list[Quartile]:

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.evaluate.ranked import FusedRanking
-from pipeline.metric_names import BASELINES, MAIN_METRICS, METRICS
-from pipeline.metrics import gains, recall_at, summarise
+from pipeline.metric_names import BASELINES, DEEP_METRICS, MAIN_METRICS, METRICS
+from pipeline.metrics import gains, metrics_within, recall_at, summarise
 from pipeline.results.bootstrap import interval, resampled_means
 
 # Systems that have a rank by either rule for seen items, beside the one whose ranks are the headline
@@ -18,16 +18,22 @@ SYSTEMS = ("generator", "dense", "fused")
 
 
 def evaluation_metrics(
-    users: pd.DataFrame, drop_seen: bool, invalid_share: float, *, samples: int, seed: int
+    users: pd.DataFrame, drop_seen: bool, invalid_share: float, *, samples: int, seed: int, depth: int = 0
 ) -> dict[str, float]:
     """Return the metrics that follow from the ranks, by flat names.
+
+    Of DEEP_METRICS there are those whose K is at most `depth`, the length of an exact ranking.
 
     Names that begin with `noties_` are over the users whose target shares its timestamp with no earlier interaction;
     they are missing where no target has a tie. `seen_dropped_` and `seen_included_` are the model's by either rule for
     seen items, whichever rule the other names follow (`seen_dropped`: 1 where they follow the first).
     """
     ranks_U = users["rank"].to_numpy()
-    metrics: dict[str, float] = {**summarise(ranks_U), "invalid_rate": invalid_share, "users": len(users)}
+    metrics: dict[str, float] = {
+        **summarise(ranks_U, (*METRICS, *metrics_within(depth, DEEP_METRICS))),
+        "invalid_rate": invalid_share,
+        "users": len(users),
+    }
     # A column of gains per metric, resampled together: recall_at_10 -> recall_at_10_low, recall_at_10_high
     drawn = resampled_means(np.stack([gains(name, ranks_U) for name in MAIN_METRICS], axis=1), samples, seed)
     for name, low, high in zip(MAIN_METRICS, *interval(drawn), strict=True):

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from pipeline.artifacts import Splits
+from pipeline.catalogue import Catalogue
 from pipeline.decoding.beam_search import Search
-from pipeline.decoding.ranking import FoundBatch, Outputs, Ranker, Ranking, target_ranks, without_seen
+from pipeline.decoding.ranking import FoundBatch, Outputs, Ranker, Ranking, Tally, seen_mass, target_ranks, without_seen
 from pipeline.distributed import World
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.generator import Generator
@@ -41,13 +42,14 @@ class ValidationLists:
     def __init__(self, ranker: Ranker, fusers: Sequence[Fuser]):
         self.ranker = ranker
         self.fusers = fusers
-        self.search = _dense_search(ranker, fusers[0])
+        self.search = _dense_search(ranker, fusers[0], 0)
         self.batches: list[list[ValidBatch]] = [[] for _ in fusers]
 
     def __call__(self, found: FoundBatch) -> None:
         """Collect one batch."""
         first = self.fusers[0]
-        lists = first.model_lists(found.outputs, found.items_N, found.offsets, self.search)
+        beside = first.retrieve(found.items_N, found.offsets, search=self.search)
+        lists = first.model_lists(found.outputs, beside)
         targets_W = torch.from_numpy(self.ranker.targets_U[found.rows].astype(np.int64)).to(first.device)
         seen_WM = history_rows(found.items_N, found.offsets, first.device)
         for fuser, batches in zip(self.fusers, self.batches, strict=True):
@@ -66,6 +68,7 @@ class FusedTargets:
     Attributes:
         exact_U: ranks of the exact form, if it is ranked. without_US: ranks by the views without each of them.
         seconds, exact_seconds: of the floored form, beside the generator's search, and what the exact form adds to it.
+        dense_seconds: of the dense retriever's search, which `seconds` has too, and of its own ranking.
     """
 
     def __init__(self, ranker: Ranker, fuser: Fuser, slopes_RS: Tensor, *, drop_seen: bool, exact: bool):
@@ -73,12 +76,12 @@ class FusedTargets:
         self.fuser = fuser
         self.slopes_RS = slopes_RS.to(fuser.device)
         self.drop_seen = drop_seen
-        self.tallies, self.counting_tallies = ranker.tallies(), ranker.tallies()
-        self.search = _dense_search(ranker, fuser)
+        self.tallies, self.counting_tallies, self.dense_tallies = (ranker.tallies() for _ in range(3))
+        self.search = _dense_search(ranker, fuser, ranker.width)
         targets = len(ranker.positions_U)
         self.exact_U = np.zeros(targets, np.int64) if exact else None
         self.without_US = np.zeros((targets, slopes_RS.shape[1]), np.int64)
-        self.seconds = self.exact_seconds = self.all_seconds = 0.0
+        self.seconds = self.dense_seconds = self.exact_seconds = self.all_seconds = 0.0
 
     def __call__(self, found: FoundBatch) -> None:
         """Rank one batch."""
@@ -88,7 +91,9 @@ class FusedTargets:
         targets = self.ranker.targets_U[found.rows]
         codes_IL = catalogue.codes_IL
         # 1. The floored form, by each rule for seen items.
-        lists = fuser.lists(found.outputs, found.items_N, found.offsets, self.search)
+        beside = fuser.retrieve(found.items_N, found.offsets, width=self.ranker.width, search=self.search)
+        self.dense_seconds += self._now() - began
+        lists = fuser.lists(found.outputs, beside, found.items_N, found.offsets)
         candidates = union(lists)
         seen_WM = history_rows(found.items_N, found.offsets, fuser.device)
         for tally in self.tallies:
@@ -99,13 +104,18 @@ class FusedTargets:
                 self.seconds += self._now() - began
             ranks = target_ranks(outputs, targets, codes_IL.cpu().numpy(), catalogue.bucket_levels)
             tally.add(found.rows, ranks, outputs, np.zeros(len(found.rows)))
+        # 2. The dense retriever and counting alone.
+        alone_began = self._now()
+        if beside is not None and fuser.dense is not None:
+            self._alone(found, beside, fuser.dense.catalogue, self.dense_tallies, share_out=True)
+        self.dense_seconds += self._now() - alone_began
         self._count(found, lists[-1])
-        # 2. Without each view.
+        # 3. Without each view.
         targets_W = torch.from_numpy(targets.astype(np.int64)).to(fuser.device)
         dropped_WJ = in_history(candidates.items_WJ, seen_WM) if self.drop_seen else None
         for view, slopes_S in enumerate(self.slopes_RS[1:]):
             self.without_US[found.rows, view] = self._ranks(candidates, slopes_S, targets_W, dropped_WJ)
-        # 3. The exact form.
+        # 4. The exact form.
         if self.exact_U is not None:
             exact_began = self._now()
             exact = fuser.exact(candidates, self.slopes_RS[0], lists[0].floor_W, found, self.drop_seen)
@@ -116,15 +126,33 @@ class FusedTargets:
     def _count(self, found: FoundBatch, view: Listed) -> None:
         """Add what counting alone shows; its list is the last one."""
         items_WE = view.items_WE.cpu().numpy()
-        codes_IL = self.ranker.catalogue.codes_IL.cpu().numpy()
-        everything = Outputs(items_WE, codes_IL[items_WE.clip(min=0)], view.scores_WE.cpu().numpy())
-        for tally in self.counting_tallies:
-            outputs = everything.first(self.ranker.beam)
+        catalogue = self.ranker.catalogue
+        codes_WEL = catalogue.codes_IL.cpu().numpy()[items_WE.clip(min=0)]
+        self._alone(found, Outputs(items_WE, codes_WEL, view.scores_WE.cpu().numpy()), catalogue, self.counting_tallies)
+
+    def _alone(
+        self,
+        found: FoundBatch,
+        everything: Outputs,
+        catalogue: Catalogue,
+        tallies: Sequence[Tally],
+        *,
+        share_out: bool = False,
+    ) -> None:
+        """Add the ranks by one view alone.
+
+        Args:
+            everything: the view's items, those included that the rule for seen items drops.
+            share_out: where seen items leave, the others share their probability.
+        """
+        codes_IL = catalogue.codes_IL.cpu().numpy()
+        for tally in tallies:
+            outputs, seen_W = everything.first(self.ranker.beam), np.zeros(len(found.rows))
             if tally.drops_seen:
                 outputs = without_seen(everything, found.items_N, found.offsets, self.ranker.beam)
-            targets = self.ranker.targets_U[found.rows]
-            ranks = target_ranks(outputs, targets, codes_IL, self.ranker.catalogue.bucket_levels)
-            tally.add(found.rows, ranks, outputs, np.zeros(len(found.rows)))
+                seen_W = seen_mass(everything, found.items_N, found.offsets) if share_out else seen_W
+            ranks = target_ranks(outputs, self.ranker.targets_U[found.rows], codes_IL, catalogue.bucket_levels)
+            tally.add(found.rows, ranks, outputs, seen_W)
 
     def _ranks(
         self, candidates: Candidates, slopes_S: Tensor, targets_W: Tensor, dropped_WJ: Tensor | None
@@ -148,6 +176,10 @@ class FusedTargets:
     def counting(self) -> Ranking:
         """Return what counting alone shows, by both rules; a target beyond its list has no rank."""
         return self.ranker.ranking(self.counting_tallies)
+
+    def dense(self) -> Ranking | None:
+        """Return the dense retriever's ranking, by both rules; None where there is no retriever."""
+        return None if self.fuser.dense is None else self.ranker.ranking(self.dense_tallies)
 
 
 def ranker_of(
@@ -238,5 +270,5 @@ def _best_without(trials: Sequence[Trial], views: Sequence[str], view: str) -> d
     return dict(zip(views, best([trial for trial in trials if not trial.weights[number]]).weights, strict=True))
 
 
-def _dense_search(ranker: Ranker, fuser: Fuser) -> Search | None:
-    return None if fuser.dense is None else ranker.new_search(fuser.dense.model, fuser.dense_width)
+def _dense_search(ranker: Ranker, fuser: Fuser, width: int) -> Search | None:
+    return None if fuser.dense is None else ranker.new_search(fuser.dense.model, fuser.retrieved(width))

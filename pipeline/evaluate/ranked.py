@@ -53,7 +53,7 @@ class Ranked:
     """`Ranked` holds the rankings of all systems over the test users. fused: None in processes that do not lead.
 
     generator, dense, counting: by both rules for seen items. seconds, dense_seconds: of the generator's ranking and of
-    the dense retriever's.
+    the dense retriever's, which searches once for both its ranking and its list.
     """
 
     generator: Ranking
@@ -118,9 +118,7 @@ def rank_all(
     share = UserShare.of(splits, world, device)
     generator, seconds = _rank(config, loaded, share, drop_seen=drop_seen, listener=listener)
     (beside,) = targets
-    dense, dense_seconds = None, 0.0
-    if retriever is not None:
-        dense, dense_seconds = _rank(config, retriever, share, drop_seen=drop_seen)
+    dense = beside.dense()
     # A target's rank by counting alone is that of the baseline, which ranks the whole catalogue.
     counting = share.whole(beside.counting())
     assert counting.other is not None
@@ -145,11 +143,11 @@ def rank_all(
         )
     return Ranked(
         generator=generator,
-        dense=dense,
+        dense=None if dense is None else share.whole(dense),
         counting=counting,
         fused=fused,
         seconds=seconds - beside.all_seconds,
-        dense_seconds=dense_seconds,
+        dense_seconds=beside.dense_seconds,
     )
 
 
@@ -159,7 +157,7 @@ def _rank(
     share: "UserShare",
     *,
     drop_seen: bool,
-    listener: Listener | None = None,
+    listener: Listener,
 ) -> tuple[Ranking, float]:
     """Rank all test users by both rules, each in one of the processes; every process returns the whole ranking.
 
@@ -167,7 +165,7 @@ def _rank(
 
     Args:
         config: section evaluate.
-        model: generator or dense retriever.
+        model: the generator.
         share: the test users of this process.
         drop_seen: which rule comes first.
         listener: makes of the ranker what is called with each batch that was found.
@@ -175,7 +173,7 @@ def _rank(
     began = time.perf_counter()
     # 1. Rank this process's users.
     ranker = ranker_of(config, model, share.splits, "test", share.users_S, drop_seen=drop_seen)
-    listen = None if listener is None else listener(ranker)
+    listen = listener(ranker)
     with Progress("evaluate", len(share.users_S), "users") if share.world.leads else nullcontext() as progress:
         ranking = ranker.rank(model.model, progress, model.eval_skips, listen)
     # 2. Gather the rows of all processes, in user order, and add up their counts.

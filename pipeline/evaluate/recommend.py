@@ -38,6 +38,7 @@ class History:
 
     items: np.ndarray  # int
     times: np.ndarray | None  # int64: when each item came, if the model wants to know
+    actions: np.ndarray | None  # the action of each item, if the model reads actions and they are known
     kept: KeptItems | None  # what the model sees of the items; None: all
 
 
@@ -115,7 +116,7 @@ def _typed_history(history: Sequence[Entry], loaded: Generator, splits: Path, ge
         log = Splits.read(splits)
         check_fit(loaded, generator, log, splits)
         times = equal_steps(len(items), log.seconds(), np.asarray(log.offsets))
-    return History(items[recent], times[recent] if wants_times and times is not None else None, None)
+    return History(items[recent], times[recent] if wants_times and times is not None else None, None, None)
 
 
 def _best(served: Served, history: History, k: int, filter_seen: bool) -> list[Recommendation]:
@@ -127,6 +128,7 @@ def _best(served: Served, history: History, k: int, filter_seen: bool) -> list[R
         beam=max(k, BEAM),
         drop_seen=len(items) if filter_seen else 0,
         times=history.times,
+        actions=history.actions,
         kept=history.kept,
     )
     found = [(item, score) for item, score in zip(outputs.items_WK[0], outputs.scores_WK[0], strict=True) if item >= 0]
@@ -158,4 +160,5 @@ def _history_of(user: str, loaded: Generator, interactions: Path, splits: Path, 
     positions = np.arange(max(first, end - int(loaded.config["max_history"])), end)
     times = log.seconds(positions) if loaded.model.wants_times else None
     kept = loaded.eval_skips.kept(positions, np.array([0, len(positions)])) if loaded.eval_skips else None
-    return History(np.asarray(log.items_N)[positions], times, kept)
+    actions = log.actions_of(positions) if loaded.catalogue.action_sizes else None
+    return History(np.asarray(log.items_N)[positions], times, actions, kept)

@@ -62,7 +62,13 @@ def view_shares(
     offsets, drop = np.array([0, len(known.items)]), drops_seen(reports)
     seen = len(known.items) if drop else 0
     _, candidates = served.candidates(
-        known.items, offsets, beam=max(k, BEAM), drop_seen=seen, times=known.times, kept=known.kept
+        known.items,
+        offsets,
+        beam=max(k, BEAM),
+        drop_seen=seen,
+        times=known.times,
+        actions=known.actions,
+        kept=known.kept,
     )
     slopes_S = served.weights.slopes()
     seen_WM = history_rows(known.items, offsets, "cpu") if drop else None

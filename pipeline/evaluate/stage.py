@@ -38,7 +38,7 @@ from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
 from pipeline.machine import make_repeatable, pick_device, share_of_threads
 from pipeline.manifest import sealed, unsealed
-from pipeline.metric_names import DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
+from pipeline.metric_names import DENSE_INDEX, DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
 from pipeline.printing import say, shown
 from pipeline.results.ranks import (
     DETAILS_FILE,
@@ -141,16 +141,16 @@ def run(
     headline = ranked.headline(config.ranking)
     users = _side_by_side(config.ranking, ranked, counted, held_out, pairs.counts_I)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
-    samples = config.bootstrap_samples
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
+    draws = {"samples": config.bootstrap_samples, "seed": params.seed}
     figures = {
-        **evaluation_metrics(users, drop_seen, headline.invalid_share, samples=samples, seed=params.seed),
+        **evaluation_metrics(users, drop_seen, headline.invalid_share, depth=_depth(config, over_items), **draws),
         **evaluated.figures,
         **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
         "directed_backward_weight": counted.backward,
         "ranking": RANKINGS.index(config.ranking),
-        **fused_figures(users, ranked.fused, samples=samples, seed=params.seed),
+        **fused_figures(users, ranked.fused, **draws),
         **beyond_hits(headline.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
         **calibration(headline.mass_U, headline.ranks_U),
         **timings,
@@ -166,6 +166,12 @@ def run(
     if drop_seen:
         _say_repeats(held_out, headline.positions_U)
     return {**metrics, **details}
+
+
+def _depth(config: EvaluateConfig, over_items: bool) -> int:
+    """Return how many items of an exact ranking are looked at; 0: the headline's ranking is a search's, or fused."""
+    exact = config.ranking == "generator" and (over_items or config.decoding == "exact")
+    return config.beam if exact else 0
 
 
 def _device(machine: MachineView) -> torch.device:
@@ -308,7 +314,9 @@ def _dense_timings(reports: Path) -> dict[str, float]:
     """Return what training the dense retriever measured; nothing where its report is not here."""
     path = reports / DENSE_REPORT
     measured = unsealed(path, read_json(path), "dense") if path.exists() else {}
-    return {name: measured[name] for name in DENSE_TRAINING if isinstance(measured.get(name), int | float)}
+    return {
+        name: measured[name] for name in (*DENSE_TRAINING, *DENSE_INDEX) if isinstance(measured.get(name), int | float)
+    }
 
 
 def is_repeat(splits: Splits, positions: np.ndarray) -> np.ndarray:

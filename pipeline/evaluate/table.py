@@ -1,7 +1,7 @@
 """Lay out the table that evaluate prints: the systems side by side, and lines that say how the numbers were made."""
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.metric_names import row_labels
+from pipeline.metric_names import DEEP_METRICS, row_labels
 
 
 def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over_items: bool = False) -> str:
@@ -39,6 +39,8 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
             f"a sample of {metrics['users']:,} of {metrics['users_in_all']:,} test users (evaluate.users); the "
             "interval is for all of them"
         )
+    if deep := [name for name in DEEP_METRICS if name in metrics]:
+        lines.append("deeper: " + ", ".join(f"{name.replace('_at_', '@')} {metrics[name]:.4f}" for name in deep))
     lines.append(
         f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
         f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "

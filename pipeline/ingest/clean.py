@@ -31,12 +31,14 @@ class Cleaned:
     """The cleaned and numbered log, in tables that the engine computes when they are read.
 
     log: user_id, item_id int32, timestamp int64, position int32, then the actions; sorted by (user_id, position).
+    exposures: what `expose` returns; None where no column is asked for.
     time_unit: of timestamp; `s` where all times are whole seconds, else `us`. span: the first and the last timestamp.
     users: user_id, raw_id. items: item_id, raw_id, source_row (with an item file the record there), then its texts.
     steps: interactions, users and items after each filter, in the order of the filters. rounds: those of the k-core.
     """
 
     log: Rows
+    exposures: Rows | None
     users: Rows
     items: Rows
     steps: list[dict[str, Any]]
@@ -54,6 +56,7 @@ def clean(
     *,
     repeats: str = "first",
     cut: Path | None = None,
+    exposed: Sequence[str] = (),
 ) -> Cleaned:
     """Filter, deduplicate, take the k-core and number what is left.
 
@@ -62,6 +65,7 @@ def clean(
         items: the item file as staging.py writes it; None if there is none.
         minimum: action column -> least value of an interaction.
         repeats: which interactions of a user with an item count: `first`, `last`, or all of them (`keep`).
+        exposed: action columns of the exposures; none: no exposures.
         cut: the file that will list the users and items that are left out; None: no file.
 
     Raises:
@@ -104,6 +108,7 @@ def clean(
     named_items = item_ids.join(catalogue, item_ids.item == catalogue.source_row).drop("item")
     return Cleaned(
         log=number(engine, core_log, user_ids, item_ids, actions, ticks),
+        exposures=expose(engine, encode(staged, users, catalogue), user_ids, item_ids, exposed, ticks),
         users=engine.rows(named_users.order_by("user_id")),
         items=engine.rows(named_items.relocate("item_id", "raw_id").order_by("item_id")),
         steps=steps,
@@ -251,6 +256,35 @@ def number(engine: Engine, core_log: Table, user_ids: Table, item_ids: Table, ac
     log = log.order_by("user_id", "timestamp", "source_row").select("user_id", "item_id", "timestamp", *actions)
     schema = log.schema().to_pyarrow().remove_metadata().insert(3, pa.field("position", pa.int32()))
     return engine.rows(log).mapped(schema, lambda blocks: _with_positions(blocks, ticks))
+
+
+def expose(
+    engine: Engine, encoded: Table, user_ids: Table, item_ids: Table, actions: Sequence[str], ticks: int
+) -> Rows | None:
+    """Return all rows of the users and items that are left, those that no filter let through included.
+
+    user_id, item_id int32, timestamp int64, source_row int64, then the actions; sorted by (user_id, timestamp,
+    source_row). None without actions.
+
+    Args:
+        encoded: the whole log, as `encode` returns it.
+        user_ids: user and user_id, as `_dense` returns them.
+        item_ids: item and item_id likewise.
+        actions: names of columns.
+        ticks: microseconds in the unit of the times that come out; times are rounded down to it.
+    """
+    if not actions:
+        return None
+    log = encoded.join(user_ids, "user").join(item_ids, "item").order_by("user_id", "timestamp", "source_row")
+    log = log.select("user_id", "item_id", "timestamp", "source_row", *actions)
+    schema = log.schema().to_pyarrow().remove_metadata()
+
+    def rounded(blocks: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        for block in blocks:
+            times = block["timestamp"].to_numpy() // ticks  # towards the past before 1970, too
+            yield block.set_column(2, schema.field("timestamp"), pa.array(times))
+
+    return engine.rows(log).mapped(schema, rounded)
 
 
 def _with_positions(blocks: Iterator[pa.Table], ticks: int) -> Iterator[pa.Table]:

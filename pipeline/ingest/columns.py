@@ -245,18 +245,18 @@ def _is_numeric(column: pa.ChunkedArray) -> bool:
     return bool(2 * pc.count(values).as_py() > pc.sum(pc.invert(missing)).as_py())
 
 
-def check_minimum(minimum: Mapping[str, float], columns: LogColumns) -> None:
-    """Check that `ingest.minimum` names actions of the log.
+def check_actions(setting: str, names: Collection[str], columns: LogColumns) -> None:
+    """Check that a setting, `ingest.minimum` or `ingest.actions`, names actions of the log.
 
     Raises:
         UserError: it names another column.
     """
-    for name in minimum:
+    for name in names:
         if name not in columns.actions:
             raise UserError(
-                f"ingest.minimum names {name}, which is no action column of the log",
+                f"{setting} names {shown(name)}, which is no action column of the log",
                 f"action columns found: {', '.join(map(shown, columns.actions)) or 'none'}",
-                f"mend ingest.minimum: {nearest(name, columns.actions)}"
+                f"mend {setting}: {nearest(name, columns.actions)}"
                 if columns.actions
-                else f"name the column, +ingest.columns.{name}=NAME, or leave ingest.minimum empty",
+                else f"name the column, +ingest.columns.{shown(name)}=NAME, or leave {setting} empty",
             )

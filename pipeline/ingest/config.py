@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from pipeline.actions import MOST_COLUMNS, Edge, check_edges
 from pipeline.knobs import Between, Name, Ratio, short
 
 MEMORY = re.compile(r"\d{1,9}(\.\d{1,3})? ?([KMGT]i?B|%)", re.IGNORECASE)  # what DuckDB reads
@@ -33,6 +34,7 @@ class IngestConfig:
     columns: dict[str, str]  # our name -> the log's name; one of `COLUMNS` that is empty is recognised
     header: tuple[str, ...]  # custom: column names of a CSV or TSV log that has no header line
     minimum: dict[str, float]  # action column -> least value that counts as positive
+    actions: dict[str, Edge | tuple[Edge, ...]]  # action column -> the edges of its values; empty: no exposures
     # a longer line, or value of a Parquet file, is refused: the limit on the memory that it takes
     max_line_bytes: Annotated[int, Between(1 << 16, 1 << 30)]
     max_file_bytes: Annotated[int, Between(1 << 16, 10**15)]  # of a download, and of a packed file unpacked
@@ -48,6 +50,10 @@ class IngestConfig:
             raise ValueError("ingest.delimiter must be a text such as ; or :: and without quotes and line breaks")
         if len(set(self.header)) < len(self.header):
             raise ValueError("ingest.header must name every column once")
+        if len(self.actions) > MOST_COLUMNS:
+            raise ValueError(f"ingest.actions names {len(self.actions)} columns, expected at most {MOST_COLUMNS}")
+        for name, edges in self.action_edges.items():
+            check_edges(name, edges)
         if empty := [name for name, texts in self.filters.items() if not texts]:
             raise ValueError(f"ingest.where.{empty[0]} names no value, so that no row would be wanted")
 
@@ -59,6 +65,11 @@ class IngestConfig:
         stays, and leaves a numeric column out.
         """
         return {ours: theirs for ours, theirs in self.columns.items() if theirs or ours not in COLUMNS}
+
+    @property
+    def action_edges(self) -> dict[str, tuple[Edge, ...]]:
+        """Return action column -> its edges, of which `actions` may give a single one without a list."""
+        return {name: edges if isinstance(edges, tuple) else (edges,) for name, edges in self.actions.items()}
 
     @property
     def filters(self) -> dict[str, tuple[str, ...]]:

@@ -53,7 +53,7 @@ class Engine:
         """
         self.materialized += 1
         path = self.folder / f"{self.materialized}.parquet"
-        table.to_parquet(path)
+        table.to_parquet(path, compression="uncompressed")  # it is read again soon, a dozen times
         return self.read(path)
 
     def rows(self, table: Table) -> Rows:

@@ -49,6 +49,14 @@ class IdIndex:
             open_R = open_R[at_R[open_R] < ends_R[open_R]]
         return self._confirmed(ids, found_R)
 
+    def repeated(self) -> set[str]:
+        """Return the ids that are listed more than once."""
+        # Hashes 3 5 5 8: the ids of the second and the third are compared, because two ids may have one hash.
+        again = self.hashes[1:] == self.hashes[:-1]
+        suspects = self.rows[np.append(again, False) | np.append(False, again)] if len(self.rows) else self.rows
+        counts = pc.value_counts(self.ids.take(pa.array(suspects)).drop_null())
+        return {entry["values"].as_py() for entry in counts if entry["counts"].as_py() > 1}
+
     def _confirmed(self, ids: pa.Array, found_R: np.ndarray) -> np.ndarray:
         """Compare the texts themselves, because two texts may have one hash."""
         candidates = self.ids.take(pa.array(found_R, mask=found_R < 0))

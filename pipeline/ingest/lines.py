@@ -4,7 +4,9 @@ import ast
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -21,30 +23,121 @@ BEGINNING = 1000  # bytes of a line that is too long, for the rejects
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # json.loads makes one for each line
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
 Fields = dict[str, str | None]
+Line = tuple[int, str, bool]  # (line, text, whole), as `_text_lines` gives them
 ParsedRow = tuple[int, str, Fields | ValueError]  # (line, text, the fields or what is wrong with the text)
 
 
 def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> Iterator[Chunk]:
     """Yield the rows of a file of lines or of JSON; `readers.read_chunks` documents the arguments."""
-    found = _stream_rows(file, columns) if file.format.kind == "json_stream" else _line_rows(file, columns)
-    rows: list[tuple[int, int, Fields]] = []  # (line, record, fields)
-    size = 0  # characters of these rows
-    for record, (line, text, fields) in enumerate(found):
+    if file.format.kind == "json_stream":
+        yield from _chunks(file, _stream_rows(file, columns), reject, columns)
+        return
+    lines = itertools.islice(_text_lines(file), file.skip, None)
+    if file.format.kind == "jsonl" and columns is not None:
+        yield from _json_chunks(file, lines, reject, columns)
+        return
+    yield from _chunks(file, _line_rows(file, lines, columns), reject, columns)
+
+
+def _chunks(
+    file: RawFile, found: Iterator[ParsedRow], reject: Reject, columns: Sequence[str] | None
+) -> Iterator[Chunk]:
+    waiting = _Waiting(file, reject, columns)
+    for row in found:
+        if chunk := waiting.add(row):
+            yield chunk
+    if waiting.rows:
+        yield waiting.take()
+
+
+class _Waiting:
+    """The good rows of the next chunk, as (line, record, fields); bad rows go to `reject`."""
+
+    def __init__(self, file: RawFile, reject: Reject, columns: Sequence[str] | None):
+        self.file = file
+        self.reject = reject
+        self.columns = columns
+        self.rows: list[tuple[int, int, Fields]] = []
+        self.size = 0  # characters of these rows, and of bad ones between them
+        self.record = 0  # number of the next row in the file
+
+    def add(self, row: ParsedRow) -> Chunk | None:
+        """Add a row, and return the chunk that is full with it."""
+        line, text, fields = row
         if isinstance(fields, ValueError):
-            reject(line, str(fields), text)
+            self.reject(line, str(fields), text)
         else:
-            rows.append((line, record, fields))
-        size += len(text)
-        if rows and (len(rows) == CHUNK_ROWS or size >= CHUNK_CHARACTERS):
-            yield _chunk(file, rows, columns)
-            rows, size = [], 0
-    if rows:
-        yield _chunk(file, rows, columns)
+            self.rows.append((line, self.record, fields))
+        self.record += 1
+        self.size += len(text)
+        full = self.rows and (len(self.rows) == CHUNK_ROWS or self.size >= CHUNK_CHARACTERS)
+        return self.take() if full else None
+
+    def take(self) -> Chunk:
+        chunk = _chunk(self.file, self.rows, self.columns)
+        self.rows, self.size = [], 0
+        return chunk
 
 
-def _line_rows(file: RawFile, columns: Sequence[str] | None) -> Iterator[ParsedRow]:
+def _json_chunks(file: RawFile, lines: Iterator[Line], reject: Reject, columns: Sequence[str]) -> Iterator[Chunk]:
+    """Yield the chunks that `_chunks` would, with the lines of a chunk parsed at once where all are good."""
+    waiting = _Waiting(file, reject, columns)
+    while block := _block(lines, CHUNK_ROWS - len(waiting.rows), CHUNK_CHARACTERS - waiting.size):
+        if not waiting.rows and not waiting.size and (values := _parsed_at_once(block)):
+            records = np.arange(waiting.record, waiting.record + len(block))
+            waiting.record += len(block)
+            yield Chunk(_table(values, columns), np.array([line for line, _, _ in block], np.int64), records)
+            continue
+        for row in _line_rows(file, block, columns):
+            if chunk := waiting.add(row):
+                yield chunk
+    if waiting.rows:
+        yield waiting.take()
+
+
+def _block(lines: Iterator[Line], rows: int, characters: int) -> list[Line]:
+    """Return the next lines, until there are so many rows or characters."""
+    block = []
+    for line in itertools.islice(lines, rows):
+        block.append(line)
+        characters -= len(line[1])
+        if characters <= 0:
+            break
+    return block
+
+
+def _parsed_at_once(block: Sequence[Line]) -> list[dict[str, Any]]:
+    """Return the objects of all lines, or nothing where a line is not one object.
+
+    The lines become one array, in which a random text stands between two lines. Where each second element of the
+    array is this text, and no other is, each line is a value by itself.
+    """
+    between = secrets.token_hex(16)
+    text = f',"{between}",'.join(text for _, text, _ in block)
+    if not all(whole for _, _, whole in block) or text.count(between) != len(block) - 1:
+        return []
+    try:
+        found = DECODER.decode(f"[{text}]")
+    except (ValueError, RecursionError):
+        return []
+    values = found[::2]
+    alternating = len(found) == 2 * len(block) - 1 and found[1::2] == [between] * (len(block) - 1)
+    return values if alternating and set(map(type, values)) == {dict} else []
+
+
+def _table(values: Sequence[dict[str, Any]], columns: Sequence[str]) -> pa.Table:
+    """Return the columns of the objects as text."""
+    arrays = {}
+    for name in columns:
+        column = [value.get(name) for value in values]
+        texts = set(map(type, column)) <= {str, NoneType} and "".join(filter(None, column)).isascii()
+        arrays[name] = pa.array(column if texts else [_text_or_none(value) for value in column], pa.string())
+    return pa.table(arrays)
+
+
+def _line_rows(file: RawFile, lines: Iterable[Line], columns: Sequence[str] | None) -> Iterator[ParsedRow]:
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
-    for line, text, whole in itertools.islice(_text_lines(file), file.skip, None):
+    for line, text, whole in lines:
         try:
             if not whole:
                 raise ValueError("longer than ingest.max_line_bytes")
@@ -72,7 +165,7 @@ def _chunk(file: RawFile, rows: Sequence[tuple[int, int, Fields]], columns: Sequ
     return Chunk(table, np.array(lines, np.int64), np.array(records, np.int64))
 
 
-def _text_lines(file: RawFile) -> Iterator[tuple[int, str, bool]]:
+def _text_lines(file: RawFile) -> Iterator[Line]:
     """Yield (line, text, whole) of each line that is not blank; a line that is too long is not whole, and is cut."""
     with open_utf8(file) as stream:
         for line, (raw, whole) in enumerate(_raw_lines(stream, file.limits.line_bytes), 1):

@@ -1,17 +1,21 @@
 """Collect the rows that cannot be used, each with its file, line and reason, and tell when there are too many."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.sources import RawFile
+from pipeline.ingest.values import reasons
 from pipeline.printing import shown
+from pipeline.raw_times import Complaint
 
 SCHEMA = pa.schema([("source", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
 ROW_CHARACTERS = 300  # characters of a bad row that are written; longer rows are cut
@@ -56,6 +60,22 @@ class Rejects:
         if len(self.buffer) >= BUFFER_ROWS:
             self._flush()
 
+    def usable(self, file: RawFile, chunk: Chunk, complaints: Sequence[Complaint], named: Sequence[str]) -> pa.Array:
+        """Tell which rows have no complaint (bool per row); the other rows are added, with the columns `named`."""
+        # complaints ([T, F, F], "user is missing"), ([T, T, F], "rating is not a number") ->
+        # found ["user is missing", "rating is not a number", null] -> usable [F, F, T]
+        found = reasons(complaints, len(chunk.lines))
+        usable = pc.is_null(found)
+
+        # row numbers of the bad rows, here 0 and 1, and their text in these columns: "u1,i7,x"
+        bad = pc.indices_nonzero(pc.invert(usable)).to_pylist()
+        if bad:
+            fields = [[text or "" for text in chunk.table[name].take(bad).to_pylist()] for name in named]
+            reject = self.of(file)
+            for i, row in zip(bad, zip(*fields, strict=True), strict=True):
+                reject(int(chunk.lines[i]), found[i].as_py(), ",".join(row))
+        return usable
+
     def _flush(self) -> None:
         columns = list(zip(*self.buffer, strict=True)) if self.buffer else [()] * len(SCHEMA)
         self.writer.write_table(
@@ -67,9 +87,13 @@ class Rejects:
         """Take back all bad rows of these files, which are about to be read again."""
         self._flush()
         self.writer.close()
-        table = pq.read_table(self.path)
+        before = self.path.replace(self.path.with_suffix(".before"))
         self.writer = pq.ParquetWriter(self.path, SCHEMA, compression="zstd")
-        self.writer.write_table(table.filter(pc.invert(pc.is_in(table["source"], pa.array(sources, pa.string())))))
+        forgotten = pa.array(sources, pa.string())
+        with pq.ParquetFile(before) as file:
+            for batch in file.iter_batches(BUFFER_ROWS):
+                self.writer.write_batch(batch.filter(pc.invert(pc.is_in(batch["source"], forgotten))))
+        before.unlink()
         for counts in (self.counts, self.examples):
             for key in [key for key in counts if key[0] in sources]:
                 del counts[key]
@@ -111,10 +135,23 @@ class Rejects:
             return 'The rows are lists without names: write each as an object, such as {"user": ..., "item": ...}'
         return ""
 
-    def table(self) -> pa.Table:
-        """Return all rejects, sorted by source and line. Call it after the context manager has ended."""
-        table = pq.read_table(self.path)
-        return table.take(pc.sort_indices(table, [("source", "ascending"), ("line", "ascending")]))
+    def blocks(self, memory_limit: str) -> Iterator[pa.Table]:
+        """Yield all rejects, sorted by source and line. Call it after the context manager has ended.
+
+        Rejects of one line come in the order in which they were added. DuckDB sorts them within `memory_limit`, since
+        a log may have nothing but rejects.
+        """
+        with duckdb.connect() as connection:
+            connection.execute("SET memory_limit = ?", [memory_limit])
+            connection.execute("SET temp_directory = ?", [str(self.path.with_suffix(".spill"))])
+            connection.execute("SET enable_progress_bar = false")
+            found = connection.execute(
+                "SELECT source, line, reason, row FROM read_parquet(?, file_row_number = true) "
+                "ORDER BY source, line, file_row_number",
+                [str(self.path)],
+            )
+            for batch in found.to_arrow_reader(BUFFER_ROWS):
+                yield pa.Table.from_batches([batch]).cast(SCHEMA)
 
     def too_many(self, sources: Sequence[str], read: int, limit: float, saved: Path) -> UserError | None:
         """Return the error to raise if more than `limit` of the `read` rows of `sources` are rejects, else None.

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json, write_parquet
+from pipeline.actions import Actions
+from pipeline.artifacts import INTERACTIONS, SCRATCH, Interactions, write_json
 from pipeline.errors import UserError
 from pipeline.ingest.clean import Cleaned, clean
 from pipeline.ingest.columns import ITEM_NAMES
@@ -24,11 +25,12 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.ingest.dialect import find_dialect
 from pipeline.ingest.encodings import settle_encoding
 from pipeline.ingest.engines import Rows, connect
+from pipeline.ingest.item_file import StagedItems, stage_items
 from pipeline.ingest.recipes import K_CORE, MINIMUM, RECIPES
-from pipeline.ingest.rejects import Rejects
+from pipeline.ingest.rejects import SCHEMA, Rejects
 from pipeline.ingest.report import report
 from pipeline.ingest.sources import Limits, RawFile, Source, find_source
-from pipeline.ingest.staging import LogSettings, StagedItems, StagedLog, stage_items, stage_log
+from pipeline.ingest.staging import LogSettings, StagedLog, stage_log
 from pipeline.ingest.tracked import lacking
 from pipeline.ingest.unknown import add_unknown
 from pipeline.ingest.vectors import read_vectors, vector_column
@@ -159,6 +161,7 @@ def _stage(params: IngestParams, source: Source, work: Path, saved_rejects: Path
         settings = LogSettings(
             mapping={**(recipe.log_columns if recipe else {}), **config.mapping},
             minimum=_minimum(params),
+            actions=tuple(config.actions),
             guess_actions=recipe is None,
             null_words=config.null_words,
             rows=rows,
@@ -215,11 +218,14 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
             _k_core(params),
             repeats=params.ingest.repeats,
             cut=files.cut,
+            exposed=tuple(params.ingest.actions),
         )
-        tables = ((files.log, cleaned.log), (files.users, cleaned.users), (files.items, _items(cleaned.items, vectors)))
+        tables = [(files.log, cleaned.log), (files.users, cleaned.users), (files.items, _items(cleaned.items, vectors))]
+        if cleaned.exposures:
+            tables.append((files.exposures, cleaned.exposures))
         for path, rows_found in tables:
             write_rows(path, rows_found.schema, rows_found.blocks())
-    write_parquet(files.rejects, rejects.table())
+        write_rows(files.rejects, SCHEMA, rejects.blocks(params.ingest.memory_limit))
     summary = {
         "dataset": params.dataset,
         **_counts(cleaned),
@@ -240,6 +246,9 @@ def _clean_and_write(params: IngestParams, source: Source, staged: Staged, work:
     }
     if items and items.copies:
         summary["item_copies"] = items.copies
+    if params.ingest.actions:
+        edges = params.ingest.action_edges
+        summary["actions"] = Actions(tuple(edges), tuple(edges.values())).as_json()
     if rows.where:
         summary |= {"where": rows.where, "not_wanted": rows.not_wanted, "never_seen": rows.never_seen()}
     if staged.unknown:

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.ingest.staging import StagedItems, StagedLog
+from pipeline.ingest.item_file import StagedItems
+from pipeline.ingest.staging import StagedLog
 
 
 def add_unknown(items: StagedItems, log: StagedLog) -> Counter[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.ingest.staging import StagedItems
+from pipeline.ingest.item_file import StagedItems
 from pipeline.printing import shown
 
 CHUNK_ITEMS = 100_000  # an Arrow list column counts its values in 32 bits

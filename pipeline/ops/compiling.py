@@ -1,4 +1,4 @@
-"""Compile the Triton kernels of a whole search side by side.
+"""Compile a network's blocks for training, and the Triton kernels of a whole search side by side.
 
 Triton compiles a kernel at its first launch, and launches come one after another: the first validation on a machine
 waits for some forty compilations in turn. `compile_kernels_of` runs a function once without launching, collects what
@@ -13,12 +13,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.ops.layout import uses_kernels
 
 ALIGNED = 16  # bytes; Triton compiles apart for pointers, and integers, that are no multiple of it
+# Small kernels that do not wait for each other, such as those that round each weight to bfloat16, become one kernel.
+INDUCTOR_OPTIONS: dict[str, bool] = {"combo_kernels": True}
 Variant = tuple[object, ...]  # equal for two launches that one compilation serves
+
+
+def compile_block(block: nn.Module) -> None:
+    """Have torch compile a block at its first call, for batches of every size; alike blocks share one compilation."""
+    block.compile(dynamic=True, options=INDUCTOR_OPTIONS)
 
 
 @dataclass(frozen=True)

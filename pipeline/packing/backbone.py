@@ -28,6 +28,7 @@ class Backbone(nn.Module, ABC):
     catalogue: Catalogue  # on the network's device; its widths are those of the heads
     config: Any  # `backbones.config.BackboneConfig`, which this layer must not import
     pruner: TokenPruner | None = None  # set by a strategy, on a network with an encoder
+    action_sizes: tuple[int, ...] = ()  # values of each column of actions, for a network that reads them
     undecayed: frozenset[str] = frozenset()  # names of parameters that weight decay leaves alone
 
     @property

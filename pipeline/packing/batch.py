@@ -1,7 +1,7 @@
 """Hold a batch of windows, and what a strategy has decided to compute of the windows of a step.
 
 Shape legend: W windows, N items of all histories, S tokens of one item (L codes, then the separator), L code levels;
-local: M draws from a large catalogue, R rows of some of the windows' targets.
+local: A columns of actions, M draws from a large catalogue, R rows of some of the windows' targets.
 """
 
 from dataclasses import dataclass
@@ -100,6 +100,7 @@ class Batch:
     histories: Histories
     targets_W: Tensor  # int64: item id of each window's target
     codes_WL: Tensor  # int64: the Semantic ID of each target; with `sampled`, the column of its logit
+    actions_WA: Tensor | None = None  # int64: the action of each target, for a network that predicts it
     weights_W: Tensor  # float32: factor of each window's loss; 0: the window only fills the batch
     distinct: DistinctItems | None = None  # in training, where the strategy asks for it
     sampled: SampledItems | None = None  # in training, for a network over many items

@@ -4,7 +4,8 @@ Windows are sorted by length, so that equal lengths are neighbours: a run of equ
 packed axis that attention can view, not copy. Padded batches exist to check the papers' tables: they have the same
 windows in the same order, the same kernels, and `pad_to` positions per window.
 
-Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item.
+Shape legend: W windows, N items of all windows, U distinct ones among them, S tokens of one item; local: A
+columns of actions.
 """
 
 from dataclasses import dataclass
@@ -40,6 +41,7 @@ class Histories:
     longest: int  # items of the longest window, or a bound of them
     pad_to: int  # encoder positions of every window; 0: packed
     times_N: Tensor | None = None  # int64: when each item came, in seconds; only for a backbone that reads it
+    actions_NA: Tensor | None = None  # int64: A columns of what the user did with each item; None: all are 0
     all_targets: bool = False  # a causal backbone predicts what follows every item, not only the last of each window
     tokens: EncoderTokens | None = None  # the tokens that enter the encoder; None: all
     decoder_positions: DecoderPositions | None = None  # those that are computed; None: all
@@ -54,6 +56,7 @@ class Histories:
         pad_to: int = 0,
         longest: int = 0,
         times_N: np.ndarray | None = None,
+        actions_NA: np.ndarray | None = None,
         all_targets: bool = False,
         kept_NS: np.ndarray | None = None,
         decoded_W: np.ndarray | None = None,
@@ -71,6 +74,7 @@ class Histories:
             longest: bound of a window's items. A compiled model depends on it, so that batches should share one; 0:
                 the length of the longest of these windows.
             times_N: int64, when each item came, in seconds, for a backbone that reads times.
+            actions_NA: the actions of the items, for a backbone that reads actions.
             all_targets: see the field.
             kept_NS: bool, the tokens of each item that enter the encoder, some of each window; an item without any is
                 as if it had never been there. None: all. Not for padded batches.
@@ -108,6 +112,7 @@ class Histories:
             longest=longest or int(lengths_W.max()),
             pad_to=pad_to,
             times_N=None if times_N is None else to_device(np.asarray(times_N)[source_N], device),
+            actions_NA=None if actions_NA is None else to_device(np.asarray(actions_NA)[source_N], device),
             all_targets=all_targets,
             tokens=None if kept_NS is None else EncoderTokens.of(kept_NS[source_N], lengths_W, device, least[0]),
             decoder_positions=decoder_positions,

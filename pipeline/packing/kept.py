@@ -60,6 +60,10 @@ class KeptItems:
             None if times_N is None else times_N[self.stays_N],
         )
 
+    def rows(self, rows_N: np.ndarray | None) -> np.ndarray | None:
+        """Return those of the items' rows whose items have not left."""
+        return rows_N if rows_N is None or self.stays_N is None else rows_N[self.stays_N]
+
 
 @dataclass(frozen=True)
 class EvalSkips:

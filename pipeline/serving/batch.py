@@ -266,6 +266,7 @@ class _Searcher:
             drop_seen=seen if self.settings.filter_seen else 0,
             search=self.search,
             times=self.log.seconds(index) if model.wants_times else None,
+            actions=self.log.actions_of(index) if model.action_sizes else None,
             kept=skips.kept(index, offsets) if skips else None,
         )
         k = self.settings.k

@@ -1,7 +1,9 @@
 """Write a trained model as a folder for a hub of models: the files of models/generator, and a card about them.
 
 The folder is a models/generator with a README.md: `load_generator` reads it, and so does a copy put back in the
-project. The card says what the files and the metrics say, and nothing else.
+project. Where the evaluation ranked by other views, the metrics are theirs: then the folder holds `generator/`, the
+folders of these views beside it, and serving.json, which `Recommender` reads. The card says what the files and the
+metrics say, and nothing else.
 """
 
 import json
@@ -11,12 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, read_json, write_bytes
+from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, read_json, write_bytes, write_json
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
 from pipeline.manifest import unsealed
 from pipeline.metric_names import METRICS
-from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
+from pipeline.results.companions import companions
+from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Origin, Ranks, check_reports
+from pipeline.results.serving_facts import FACTS_FILE, serving_facts
 
 CARD = "README.md"
 LICENCE = "apache-2.0"  # of the code; the data's own licence is not known here
@@ -29,11 +33,17 @@ def export_model(
     generator: Path = GENERATOR,
     reports: Path = REPORTS,
     interactions: Path = INTERACTIONS,
+    splits: Path = SPLITS,
 ) -> None:
     """Write the folder whole: a copy beside it takes its name when it is complete.
 
     Args:
+        folder: a new or empty folder.
         params: params.yaml as plain values, for the protocol of the split.
+        generator: its folder; what the ranking of the evaluation needs lies beside it.
+        reports: what evaluate wrote.
+        interactions: the folder of ingest.json.
+        splits: the folder of the splits; read where another ranking than the generator's was evaluated.
 
     Raises:
         UserError: the folder is not empty, a file is missing, or model and reports do not belong together.
@@ -48,13 +58,23 @@ def export_model(
     card = model_card(loaded, figures, ranks, read_json(interactions / "ingest.json"), params)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
-        shutil.copytree(generator, partial)
+        _copy(ranks.origin.ranking, generator, splits, partial)
         write_bytes(partial / CARD, card.encode())
         if folder.is_dir():
             folder.rmdir()
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _copy(ranking: str, generator: Path, splits: Path, folder: Path) -> None:
+    """Write the files that answer by `ranking` into a new folder."""
+    if ranking == "generator":
+        shutil.copytree(generator, folder)
+        return
+    for name, path in {"generator": generator, **companions(generator, ranking)}.items():
+        shutil.copytree(path, folder / name)
+    write_json(folder / FACTS_FILE, {**serving_facts(splits), "ranking": ranking})
 
 
 def model_card(
@@ -91,6 +111,7 @@ def model_card(
             "",
             f"The model ({config['backbone']['name']}, {weights:,} parameters) writes the Semantic ID of the next item "
             f"after a history of at most {config['max_history']} items. An item has {len(config['widths'])} codes.",
+            *_ranking_lines(origin.ranking),
             "",
             "## Data",
             "",
@@ -125,16 +146,47 @@ def model_card(
             "With sidpipe installed:",
             "",
             "```python",
-            "from pathlib import Path",
-            "",
-            "from pipeline.evaluate.recommend import recommend",
-            "",
-            f"history = {json.dumps(loaded.items['raw_id'].astype(str).head(3).tolist(), ensure_ascii=False)}",
-            'print(recommend(history=history, generator=Path("."), reports=Path("none"), k=10))',
+            *_use(loaded, origin),
             "```",
             "",
         ]
     )
+
+
+def _ranking_lines(ranking: str) -> list[str]:
+    """Return what the card says of a ranking by other views than the generator alone."""
+    if ranking == "generator":
+        return []
+    views = {"dense": "the dense retriever", "counting": "counting", "fused": "the fused views"}[ranking]
+    return [
+        "",
+        f"The metrics are those of {views} (`evaluate.ranking: {ranking}`), and so are the answers of the code below. "
+        "`generator/` holds the model above, the folders beside it what the ranking needs, `serving.json` the popular "
+        "items, for a history without a known item.",
+    ]
+
+
+def _use(loaded: Generator, origin: Origin) -> list[str]:
+    """Return the Python code that asks the model."""
+    history = json.dumps(loaded.items["raw_id"].astype(str).head(3).tolist(), ensure_ascii=False)
+    if origin.ranking == "generator":
+        return [
+            "from pathlib import Path",
+            "",
+            "from pipeline.evaluate.recommend import recommend",
+            "",
+            f"history = {history}",
+            'print(recommend(history=history, generator=Path("."), reports=Path("none"), k=10))',
+        ]
+    return [
+        "from pathlib import Path",
+        "",
+        "from pipeline.serving.answers import Recommender, Request",
+        "",
+        f"history = {history}",
+        f'served = Recommender(Path("generator"), Path("{FACTS_FILE}"))',
+        f"print(served.answer([Request(history)], k=10, filter_seen={origin.filter_seen}))",
+    ]
 
 
 def _written(name: str) -> str:

@@ -6,7 +6,7 @@ indices, so the split of ten million interactions is a handful of arrays that la
 Shape legend: U users, N interactions of all users end to end, B those of a block of users.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,10 +16,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.actions import Actions
 from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits, parquet_rows, read_blocks
 from pipeline.errors import UserError
+from pipeline.exposures import Exposures
 from pipeline.printing import say
 from pipeline.split.config import SplitConfig
+from pipeline.split.exposures import exposure_facts, read_exposures
 from pipeline.split.protocols import leave_one_out, temporal
 from pipeline.split.ties import shuffle_ties
 
@@ -50,7 +53,14 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
             "an order has no dates that split.valid_from and split.test_from could divide",
             "set split.protocol=leave_one_out, or bring a log with dates",
         )
-    with _sequences(source, params.split, params.seed, output.parent) as (items_N, timestamps_N, offsets):
+    exposed = read_exposures(source, params.split)
+    medians = exposed[1] if exposed else {}
+    with _sequences(source, params.split, params.seed, output.parent, medians) as (
+        items_N,
+        timestamps_N,
+        offsets,
+        actions_NA,
+    ):
         splits = split_sequences(
             items_N,
             timestamps_N,
@@ -59,6 +69,12 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
             config=params.split,
             time_unit=source.time_unit,
         )
+        Exposures.remove(output)
+        if exposed:
+            exposures = exposed[0]
+            exposures.write(output)
+            facts = {"actions": exposures.actions.as_json(), **exposure_facts(exposures)}
+            splits = replace(splits, actions_NA=actions_NA, summary={**splits.summary, **facts})
         splits.write(output)
     summary = splits.summary
     say(
@@ -69,35 +85,57 @@ def run(params: SplitParams, *, interactions: Path = INTERACTIONS, output: Path 
         f"split: {summary['tie_share']:.1%} of test targets share their timestamp with the item before them "
         f"(ties: {summary['ties']})"
     )
+    if exposed:
+        say(
+            f"split: {summary['train_exposures']:,} training, {summary['valid_exposures']:,} validation and "
+            f"{summary['test_exposures']:,} test exposures, divided by time"
+        )
     return summary
 
 
 @contextmanager
 def _sequences(
-    source: Interactions, config: SplitConfig, seed: int, folder: Path
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Read the log block by block, and give (items_N, timestamps_N, offsets), of which two are mapped files.
+    source: Interactions, config: SplitConfig, seed: int, folder: Path, medians: Mapping[str, np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Read the log block by block, and give (items_N, timestamps_N, offsets, actions_NA); all but offsets are mapped.
 
-    The files lie in `folder` without a name, so that they vanish with the process.
+    The files lie in `folder` without a name, so that they vanish with the process. actions_NA is [N, 0] without
+    actions.
+
+    Args:
+        medians: those of the items, as `Actions.values` takes them.
     """
     interactions = parquet_rows(source.log)
+    actions = source.actions or Actions((), ())
     lengths_U = np.zeros(parquet_rows(source.users), np.int64)
     random = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=folder) as items_file, TemporaryFile(dir=folder) as times_file:
+    with (
+        TemporaryFile(dir=folder) as items_file,
+        TemporaryFile(dir=folder) as times_file,
+        TemporaryFile(dir=folder) as actions_file,
+    ):
         items_N = _mapped(items_file, np.dtype(np.int32), interactions)
         timestamps_N = _mapped(times_file, np.dtype(np.int64), interactions)
+        actions_NA = _mapped(actions_file, np.dtype(np.uint8), interactions * len(actions.names))
+        actions_NA = actions_NA.reshape(interactions, len(actions.names))
         done = 0
-        for users_B, items_B, times_B in whole_users(read_blocks(source.log, ["user_id", "item_id", "timestamp"])):
+        columns = ["user_id", "item_id", "timestamp", *actions.names]
+        for users_B, items_B, times_B, *numbers in whole_users(read_blocks(source.log, columns), columns):
             if config.ties == "shuffled":  # the order changes neither users nor times: they are equal within a tie
-                items_B = items_B[shuffle_ties(users_B, times_B, random)]
+                order_B = shuffle_ties(users_B, times_B, random)
+                items_B = items_B[order_B]
+                numbers = [numbers_B[order_B] for numbers_B in numbers]
             end = done + len(users_B)
             items_N[done:end] = items_B
             timestamps_N[done:end] = times_B
+            if actions.names:
+                named = dict(zip(actions.names, numbers, strict=True))
+                actions_NA[done:end] = actions.values(named, items_B, medians)
             found, counts = np.unique(users_B, return_counts=True)
             lengths_U[found] += counts
             done = end
-        yield items_N, timestamps_N, np.concatenate([[0], np.cumsum(lengths_U)])
+        yield items_N, timestamps_N, np.concatenate([[0], np.cumsum(lengths_U)]), actions_NA
 
 
 def _mapped(file: IO[bytes], dtype: np.dtype[Any], length: int) -> np.ndarray:
@@ -105,12 +143,14 @@ def _mapped(file: IO[bytes], dtype: np.dtype[Any], length: int) -> np.ndarray:
     return np.memmap(file, dtype, "r+", shape=(length,)) if length else np.zeros(0, dtype)
 
 
-def whole_users(blocks: Iterable["pa.RecordBatch"]) -> Iterator[list[np.ndarray]]:
-    """Yield (users, items, times) of blocks of a log that is sorted by user, cut only between two users."""
+def whole_users(
+    blocks: Iterable["pa.RecordBatch"], names: Sequence[str] = ("user_id", "item_id", "timestamp")
+) -> Iterator[list[np.ndarray]]:
+    """Yield these columns, users first, of blocks of a log that is sorted by user, cut only between two users."""
     # users 0 0 1 | 1 1 2 -> 0 0 | 1 1 1 | 2
     waiting: list[list[np.ndarray]] = []  # of the last user so far
     for block in blocks:
-        columns = [block[name].to_numpy() for name in ("user_id", "item_id", "timestamp")]
+        columns = [block[name].to_numpy(zero_copy_only=False) for name in names]
         last = int(np.searchsorted(columns[0], columns[0][-1])) if len(block) else 0
         if last or (waiting and len(block) and waiting[0][0][0] != columns[0][0]):
             waiting.append([column[:last] for column in columns])

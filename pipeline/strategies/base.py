@@ -98,10 +98,16 @@ class Network:
     def logits(self, model: nn.Module, batch: Batch) -> tuple[list[Tensor], Tensor | float]:
         """Return the logits [W, V] of every level, and a penalty that is added to their cross-entropy.
 
+        The penalty of a network with actions is the cross-entropy of the targets' actions.
+
         Logits of positions that `batch.histories.decoder_positions` leave out mean nothing.
         """
         sampled = () if batch.sampled is None else (batch.sampled,)
-        return model(batch.histories, batch.targets_W, *sampled), 0.0
+        logits = model(batch.histories, batch.targets_W, *sampled)
+        levels = batch.codes_WL.shape[1]
+        if len(logits) == levels:
+            return logits, 0.0
+        return logits[:levels], action_loss(logits[levels:], batch)
 
     def remarks(self, model: nn.Module) -> list[str]:
         """Return lines about a trained model, in evaluation mode, that its user should know."""
@@ -114,6 +120,26 @@ class Network:
             items_W: items of each window's history.
         """
         return items_W * input_tokens_per_item
+
+
+def action_loss(logits: list[Tensor], batch: Batch) -> Tensor | float:
+    """Return the weighted sum of the cross-entropies of the targets' actions, over all columns; float32.
+
+    An action counts where a token of its item does, so that a strategy that skips an item skips its action too.
+
+    Args:
+        logits: a tensor per column, [W, values of the column].
+    """
+    if batch.actions_WA is None:  # a history of items without actions
+        return 0.0
+    weights_W = batch.weights_W
+    if batch.counted_WL is not None:
+        weights_W = weights_W * batch.counted_WL.any(1)
+    loss_W = sum(
+        F.cross_entropy(logits_WV.float(), batch.actions_WA[:, column], reduction="none")
+        for column, logits_WV in enumerate(logits)
+    )
+    return (loss_W * weights_W).sum()
 
 
 class Report:

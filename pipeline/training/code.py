@@ -23,6 +23,7 @@ ENGINE = (
     "ops",
     "catalogue.py",
     "cuda_graphs.py",
+    "actions.py",
     "artifacts.py",
     "item_table.py",
     "distributed.py",

@@ -1,7 +1,8 @@
 """Make batches on the device from the windows of a step.
 
 Shape legend: W windows, N items of a batch's histories, M interactions of the splits, I items of the catalogue, L code
-levels, U distinct items of a batch, S tokens of one item, R targets of a batch: one per window, or one per item.
+levels, U distinct items of a batch, S tokens of one item, R targets of a batch: one per window, or one per item;
+local: A columns of actions.
 """
 
 from collections.abc import Iterable
@@ -74,9 +75,10 @@ class Collator:
         all_targets: every item of a window but the first is a target too.
         weigh_items: see `Network.items`.
         negatives: what stands for the catalogue in a batch's softmax; None: all items.
+        actions_MA: the actions of the splits, for a backbone that reads and predicts them.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two by keyword
         self,
         items_M: np.ndarray,
         codes_IL: Tensor,
@@ -87,6 +89,7 @@ class Collator:
         all_targets: bool = False,
         weigh_items: WeighItems = "unlisted",
         negatives: Negatives | None = None,
+        actions_MA: np.ndarray | None = None,
     ):
         self.items_M = items_M
         self.codes_IL = codes_IL
@@ -96,6 +99,7 @@ class Collator:
         self.all_targets = all_targets
         self.weigh_items = weigh_items
         self.negatives = negatives
+        self.actions_MA = actions_MA
 
     def samples(self, step: Step) -> int:
         """Return the number of (history, target) pairs of a step."""
@@ -153,6 +157,7 @@ class Collator:
             pad_to=self.pad_to,
             longest=self.longest,
             times_N=None if self.times_M is None else self.times_M[index_N],
+            actions_NA=None if self.actions_MA is None else self.actions_MA[index_N],
             all_targets=self.all_targets,
             kept_NS=chosen.tokens_NS if chosen else None,
             decoded_W=chosen.decoded_W if chosen else None,
@@ -199,6 +204,7 @@ class Collator:
             histories=histories,
             targets_W=targets_W,
             codes_WL=self.codes_IL[targets_W],
+            actions_WA=None if self.actions_MA is None else to_device(self.actions_MA[windows.ends_W].astype(np.int64)),
             weights_W=weights_W,
             distinct=distinct,
         )
@@ -224,7 +230,10 @@ class Collator:
         index_N, _ = slices(windows.starts_W[histories.order], histories.lengths)
         following_N = torch.from_numpy(self.items_M[index_N + 1].astype(np.int64)).to(self.codes_IL.device)
         weights_N = batch.weights_W.repeat_interleave(histories.lengths_W, output_size=len(index_N))
-        return replace(batch, codes_WL=self.codes_IL[following_N], weights_W=weights_N)
+        actions_NA = None
+        if self.actions_MA is not None:
+            actions_NA = torch.from_numpy(self.actions_MA[index_N + 1].astype(np.int64)).to(self.codes_IL.device)
+        return replace(batch, codes_WL=self.codes_IL[following_N], actions_WA=actions_NA, weights_W=weights_N)
 
 
 def _chosen_rows(step: Step, rows_W: np.ndarray) -> Selected | None:

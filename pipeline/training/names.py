@@ -3,7 +3,7 @@
 Shape legend: I items of the catalogue, C width of a content vector.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,13 @@ from pipeline.training.negatives import counts_in_training
 COLUMNS = ("item_id", "raw_id", "title")  # of items.parquet, that a saved model has too
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ItemNames:
     """`ItemNames` are the codes of all items, and what they were read from.
 
     inputs: fingerprints of the files, by name. line: what is printed of them; empty for Semantic IDs. trained_I: bool,
     the items that training sees; content_IC: float32, their content vectors, of length 1 or 0. The last two are for a
-    network over items.
+    network over items. action_sizes: values of each column of actions, for a network that reads them.
     """
 
     sids: Sids
@@ -32,6 +32,7 @@ class ItemNames:
     line: str = ""
     trained_I: np.ndarray | None = None
     content_IC: np.ndarray | None = None
+    action_sizes: tuple[int, ...] = ()
 
     @classmethod
     def of_items(
@@ -48,12 +49,19 @@ class ItemNames:
             lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
             content_IC = (vectors_IC / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
         sids = Sids(np.arange(items, dtype=np.int32)[:, None], (items,), {}, {}, digit=False)
-        return cls(sids, inputs, line, trained_I, content_IC)
+        return cls(sids=sids, inputs=inputs, line=line, trained_I=trained_I, content_IC=content_IC)
 
     def catalogue(self) -> Catalogue:
         """Build the catalogue, on the CPU."""
         sids = self.sids
-        return Catalogue(sids.codes_IL, sids.widths, sids.digit, content_IC=self.content_IC, trained_I=self.trained_I)
+        return Catalogue(
+            sids.codes_IL,
+            sids.widths,
+            sids.digit,
+            content_IC=self.content_IC,
+            trained_I=self.trained_I,
+            action_sizes=self.action_sizes,
+        )
 
 
 def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings: Path) -> ItemNames:
@@ -63,9 +71,22 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
         UserError: a file is missing or damaged; or there is no vector for each item, or one has a number that is not
             finite.
     """
-    if not backbone.over_items:
-        return ItemNames(Sids.read(sids), {"sids": fingerprint(sids / "sids.parquet")})
-    return item_names(splits, embeddings, content=backbone.content, key="backbone.content")
+    if backbone.over_items:
+        names = item_names(splits, embeddings, content=backbone.content, key="backbone.content")
+    else:
+        names = ItemNames(sids=Sids.read(sids), inputs={"sids": fingerprint(sids / "sids.parquet")})
+    return replace(names, action_sizes=_action_sizes(splits)) if backbone.actions else names
+
+
+def _action_sizes(splits: Splits) -> tuple[int, ...]:
+    """Return the number of values of each column of actions. Raises UserError where the splits have none."""
+    if splits.actions is None:
+        raise UserError(
+            "backbone.actions is true, and data/splits has no actions",
+            "the network reads what each user did with each item, from actions_NA.npy",
+            "set backbone.actions to false, or split a log with actions",
+        )
+    return splits.actions.sizes
 
 
 def item_names(splits: Splits, embeddings: Path, *, content: bool, key: str) -> ItemNames:

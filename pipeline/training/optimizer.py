@@ -129,7 +129,14 @@ class Average:
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's weights."""
         averaged: list[Tensor] = list(self.model.parameters())
-        torch._foreach_lerp_(averaged, list[Tensor](model.parameters()), [self.weight] * len(averaged))
+        trained = list[Tensor](model.parameters())
+        if not can_record(self.weight.device):
+            torch._foreach_lerp_(averaged, trained, [self.weight] * len(averaged))
+            return
+        # A GPU would launch a kernel for each tensor of a lerp. Of these three calls each is one or two kernels.
+        moves = torch._foreach_sub(trained, averaged)
+        torch._foreach_mul_(moves, self.weight)
+        torch._foreach_add_(averaged, moves)
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:

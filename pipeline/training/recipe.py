@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline import __version__
 from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.sasrec import FULL_SOFTMAX_ITEMS, NEGATIVES
+from pipeline.backbones.item_head import FULL_SOFTMAX_ITEMS, NEGATIVES
 from pipeline.errors import UserError
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import ChosenStrategies, choose_strategies
@@ -73,11 +73,11 @@ class TrainingRecipe:
         backbone = params.backbone
         if backbone.over_items:  # an item is one position, which nothing separates
             backbone = dataclasses.replace(backbone, separators=False)
-        sid_tokens_per_item = levels + backbone.separators  # positions of a whole Semantic ID
+        sid_tokens_per_item = levels + backbone.separators + backbone.actions  # positions of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest, words)
         chosen = choose_strategies(params.strategy, params.strategies)
-        input_tokens_per_item = chosen.input_tokens_per_item(levels, backbone.separators)
+        input_tokens_per_item = chosen.input_tokens_per_item(levels + backbone.actions, backbone.separators)
         return cls(
             seed=params.seed,
             dataset=params.dataset,
@@ -100,8 +100,9 @@ class TrainingRecipe:
     def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
         """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
         negatives = None
-        if self.backbone.over_items and len(codes_IL) > FULL_SOFTMAX_ITEMS:
-            negatives = Negatives(counts_in_training(splits), NEGATIVES, self.seed)
+        draws = self.backbone.negatives or (NEGATIVES if len(codes_IL) > FULL_SOFTMAX_ITEMS else 0)
+        if self.backbone.over_items and draws:
+            negatives = Negatives(counts_in_training(splits), draws, self.seed)
         return Collator(
             np.asarray(splits.items_N),
             codes_IL,
@@ -111,6 +112,7 @@ class TrainingRecipe:
             all_targets=self.all_targets,
             weigh_items=network.items,
             negatives=negatives,
+            actions_MA=splits.actions_NA if self.backbone.actions else None,
         )
 
     def influences(self) -> dict[str, Any]:

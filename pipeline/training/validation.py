@@ -63,7 +63,8 @@ class Validation:
         self.world = world
         self.device = catalogue.codes_IL.device
         times_M = splits.seconds() if times else None
-        self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M)
+        actions_MA = splits.actions_NA if catalogue.action_sizes else None
+        self.collate = Collator(np.asarray(splits.items_N), catalogue.codes_IL, times_M=times_M, actions_MA=actions_MA)
         users_U, positions_U = splits.targets("valid")
         self.users_in_all = len(users_U)
         drawn = sample_rows(users_U, users, PURPOSE)

@@ -35,7 +35,7 @@ from pipeline.views.pairs import Pairs, count_pairs, popularity_columns, trainin
 COUNTING = Path("models/counting")
 TENSORS = "neighbours.safetensors"
 FACTS = "counting.json"
-BATCH = 512  # users scored at once
+BATCH = 128  # users scored at once: their entries stay in the processor's cache
 BACKWARD = (0.0, 0.25, 0.5, 1.0)  # weights that are tried for pairs in the other order
 VALID_USERS = 50_000  # on whom weights and rules are chosen; of more users, evenly spaced ones
 DIGITS = 12  # scores are rounded to them: sums that are equal on paper must tie, whatever the order of adding
@@ -120,11 +120,14 @@ class Counting:
         """
         items = len(self.counts_I)
         scale_E = np.repeat(1 / np.sqrt(np.maximum(self.counts_I, 1)), np.diff(self.pairs.starts))
-        weights_E = scale_E * (self.pairs.after_E + 1j * self.pairs.before_E)
-        by_item = sparse.csr_array((weights_E, self.pairs.items_E, self.pairs.starts), shape=(items, items))
-        # Reorder rows and columns from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
-        order_I = np.argsort(self.column_I)
-        return sparse.csr_array(by_item[order_I][:, order_I])
+        weights_E = np.empty(len(scale_E), np.complex128)
+        np.multiply(scale_E, self.pairs.after_E, out=weights_E.real)
+        np.multiply(scale_E, self.pairs.before_E, out=weights_E.imag)
+        del scale_E
+        columns_E = self.column_I.astype(np.int32)[self.pairs.items_E]
+        by_item = sparse.csr_array((weights_E, columns_E, self.pairs.starts), shape=(items, items))
+        # Reorder the rows from item ids to popularity. Columns 2 0 1 of items 0 1 2 -> order 1 2 0
+        return sparse.csr_array(by_item[np.argsort(self.column_I)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,56 +239,84 @@ def ranks_by_counting(
     for start in range(0, len(positions_U), BATCH):
         rows = slice(start, start + BATCH)
         batch = _Batch(counted, splits, positions_U[rows])
-        for weight, rule in ranks:
-            ranks[weight, rule][rows] = batch.ranks(weight, drop_seen=rule)
+        for weight in dict.fromkeys(weights):
+            for rule, ranks_B in batch.ranks(weight).items():
+                ranks[weight, rule][rows] = ranks_B
     return ranks
 
 
 class _Batch:
-    """A batch holds the scored items of some users: entries sorted by user and column."""
+    """A batch holds the scored items of some users: entries by user, those of a user in no order.
+
+    An entry is an item that co-occurs with an item of the history. The items of the histories are few beside the
+    entries: their scores are found once, so that dropping them costs no second look at all entries.
+    """
 
     def __init__(self, counted: Counting, splits: Splits, positions_B: np.ndarray):
         index, offsets = splits.history_index(positions_B)
         items_M, column_I = np.asarray(splits.items_N), counted.column_I
         history_BI = recency_weights(column_I[items_M[index]], offsets, len(column_I))
-        self.scores_BI = sparse.csr_array(history_BI @ counted.together_II)
-        self.scores_BI.sort_indices()
+        scores_BI = sparse.csr_array(history_BI @ counted.together_II)
         self.users = len(positions_B)
         self.targets_B = column_I[items_M[positions_B]]
-        self.row_E = np.repeat(np.arange(self.users), np.diff(self.scores_BI.indptr))
-        self.before_E = self.scores_BI.indices < self.targets_B[self.row_E]
-        # An entry is found by one number for its row and column.
-        keys_E = self.row_E * len(column_I) + self.scores_BI.indices
-        row_S = np.repeat(np.arange(self.users), np.diff(history_BI.indptr))
-        self.target_at_B = _find(keys_E, np.arange(self.users) * len(column_I) + self.targets_B)
-        seen_S = _find(keys_E, row_S * len(column_I) + history_BI.indices)
-        self.seen_E = np.zeros(len(keys_E), bool)
-        self.seen_E[seen_S[seen_S >= 0]] = True
-        # Seen items in a column before the target's, scored or not.
-        self.seen_before_B = self._per_user(row_S[history_BI.indices < self.targets_B[row_S]])
-        self.target_seen_B = self._per_user(row_S[history_BI.indices == self.targets_B[row_S]]) > 0
+        self.starts, columns_E = scores_BI.indptr, scores_BI.indices
+        self.after_E, self.before_E = scores_BI.data.real.copy(), scores_BI.data.imag.copy()
+        target_E = self._of_entries(self.targets_B.astype(columns_E.dtype))
+        self.earlier_E = columns_E < target_E  # in a column before the target's
+        self.row_S = np.repeat(np.arange(self.users), np.diff(history_BI.indptr))
+        target_S = self.targets_B[self.row_S]
+        self.earlier_S = history_BI.indices < target_S
+        self.target_seen_B = self._per_user(self.row_S[history_BI.indices == target_S]) > 0
+        # -1 where an item is no entry.
+        self.target_at_B = np.full(self.users, -1)
+        found = np.flatnonzero(columns_E == target_E)
+        self.target_at_B[np.searchsorted(self.starts, found, side="right") - 1] = found
+        self.seen_at_S = _find(scores_BI, history_BI)
 
-    def ranks(self, weight: float | None, *, drop_seen: bool) -> np.ndarray:
-        """Return 1 + how many items come before the target; 0 for a target that is dropped as seen. int64 [B]
+    def ranks(self, weight: float | None) -> dict[bool, np.ndarray]:
+        """Return 1 + how many items come before the target, int64 [B], by whether seen items are dropped.
 
         Items come before the target with a higher score, or with an equal score in a smaller column. With 6 items,
-        scores of a row 0 .5 0 .2 0 0: target 3 has rank 2; target 2 has rank 4, behind the columns 1, 3 and 0.
+        scores of a row 0 .5 0 .2 0 0: target 3 has rank 2; target 2 has rank 4, behind the columns 1, 3 and 0. Without
+        the seen items the rank is that of all items less the seen ones before the target, and 0 where the target is
+        itself a seen one.
         """
-        data_E = self.scores_BI.data
-        score_E = np.zeros(len(data_E)) if weight is None else (data_E.real + weight * data_E.imag).round(DIGITS)
-        if drop_seen:
-            score_E[self.seen_E] = 0
-        scored_E = score_E > 0
-        score_B = np.append(score_E, 0.0)[self.target_at_B]  # -1, for no entry, is the appended 0
-        target_E = score_B[self.row_E]
-        higher_E = scored_E & ((score_E > target_E) | ((score_E == target_E) & self.before_E))
-        # Items that co-occur with nothing of the history all score 0, in the order of their columns: target 2 of the
-        # example has two columns before it, and one of them, column 1, is scored.
-        unscored_B = self.targets_B - self._per_user(self.row_E[scored_E & self.before_E])
-        if drop_seen:
-            unscored_B -= self.seen_before_B
-        ranks_B = 1 + self._per_user(self.row_E[higher_E]) + np.where(score_B == 0, unscored_B, 0)
-        return np.where(self.target_seen_B, 0, ranks_B) if drop_seen else ranks_B
+        if weight is None:
+            ranks_B = 1 + self.targets_B
+            score_B, score_S = np.zeros(self.users), np.zeros(len(self.row_S))
+        else:
+            score_E = (self.after_E + weight * self.before_E).round(DIGITS)
+            padded_E = np.append(score_E, 0.0)  # -1, for no entry, is the appended 0
+            score_B, score_S = padded_E[self.target_at_B], padded_E[self.seen_at_S]
+            ranks_B = 1 + self._before(score_E, score_B)
+        seen_score_S = score_B[self.row_S]
+        ahead_S = (score_S > seen_score_S) | ((score_S == seen_score_S) & self.earlier_S)
+        dropped_B = np.where(self.target_seen_B, 0, ranks_B - self._per_user(self.row_S[ahead_S]))
+        return {True: dropped_B, False: ranks_B}
+
+    def _before(self, score_E: np.ndarray, score_B: np.ndarray) -> np.ndarray:
+        """Return how many items come before each user's target, which has the score score_B, int64 [B]."""
+        target_E = self._of_entries(score_B)
+        ahead_E = score_E == target_E
+        ahead_E &= self.earlier_E
+        ahead_E |= score_E > target_E
+        # Items that are no entries score 0, as some entries may. Before a target of score 0 are all columns before its
+        # own, and of the entries that score more those in later columns.
+        zero_B = score_B == 0
+        higher_B = self._count(ahead_E)
+        if not zero_B.any():
+            return higher_B
+        earlier_entries_B = self._count(self.earlier_E)
+        return np.where(zero_B, higher_B + self.targets_B - earlier_entries_B, higher_B)
+
+    def _of_entries(self, values_B: np.ndarray) -> np.ndarray:
+        """Return the value of its user for each entry, [E]."""
+        return np.repeat(values_B, np.diff(self.starts))
+
+    def _count(self, which_E: np.ndarray) -> np.ndarray:
+        """Return how many entries of each user are among these, int64 [B]."""
+        found = np.flatnonzero(which_E)
+        return np.diff(np.searchsorted(found, self.starts))
 
     def _per_user(self, rows: np.ndarray) -> np.ndarray:
         """Return how often each user stands in `rows`, int64 [B]."""
@@ -304,9 +335,17 @@ def recency_weights(columns: np.ndarray, offsets: np.ndarray, items: int) -> spa
     return history_BI
 
 
-def _find(keys_E: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the index of each wanted number in ascending numbers, -1 where it is missing."""
-    if not len(keys_E):
-        return np.full(len(wanted), -1)
-    at = np.searchsorted(keys_E, wanted).clip(max=len(keys_E) - 1)
-    return np.where(keys_E[at] == wanted, at, -1)
+def _find(entries_BI: sparse.csr_array, wanted_BI: sparse.csr_array) -> np.ndarray:
+    """Return where each entry of `wanted_BI` is in the data of `entries_BI`, -1 where it is missing."""
+    at = np.full(len(wanted_BI.indices), -1)
+    slot_I = np.zeros(entries_BI.shape[1], np.int64)  # of each column its last entry, maybe of an earlier row
+    for row in range(entries_BI.shape[0]):
+        start, stop = entries_BI.indptr[row : row + 2]
+        wanted = slice(wanted_BI.indptr[row], wanted_BI.indptr[row + 1])
+        if start == stop or wanted.start == wanted.stop:
+            continue
+        columns = wanted_BI.indices[wanted]
+        slot_I[entries_BI.indices[start:stop]] = np.arange(start, stop)
+        slots = slot_I[columns]
+        at[wanted] = np.where((slots >= start) & (entries_BI.indices[slots] == columns), slots, -1)
+    return at

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pipeline.decoding.beam_search import Search
 from pipeline.decoding.exhaustive import score_items
-from pipeline.decoding.ranking import FoundBatch, Outputs, generate_items
+from pipeline.decoding.ranking import FoundBatch, Outputs
 from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.views.counting import Counting
 from pipeline.views.fusion import EMPTY, Candidates, Listed, best_first
 from pipeline.views.lists import ENTRIES, CountingView, model_list
+from pipeline.views.retrieval import retrieved_items
 
 RESCORED = 50  # candidates that the generator scores exactly in the exact form
 
@@ -52,36 +53,50 @@ class Fuser:
         there = {"generator": True, "dense": self.dense is not None, "counting": self.counting is not None}
         return tuple(name for name, is_there in there.items() if is_there)
 
-    def lists(
-        self, found: Outputs, items_N: np.ndarray, offsets: np.ndarray, search: Search | None = None
-    ) -> list[Listed]:
+    def lists(self, found: Outputs, beside: Outputs | None, items_N: np.ndarray, offsets: np.ndarray) -> list[Listed]:
         """Return the list of each view, in the order of `views`.
 
         Args:
             found: what the generator's search found for these histories.
+            beside: what `retrieve` found for them.
             items_N: the items of all histories, end to end, oldest first.
             offsets: history w is items_N[offsets[w]:offsets[w + 1]], one item at least.
-            search: the dense retriever's, `dense_width` wide, where more batches will follow; None: a new one.
         """
-        lists = self.model_lists(found, items_N, offsets, search)
+        lists = self.model_lists(found, beside)
         if self.counting is not None:
             lists.append(self.counting.list(items_N, offsets))
         return lists
 
-    def model_lists(
-        self, found: Outputs, items_N: np.ndarray, offsets: np.ndarray, search: Search | None = None
-    ) -> list[Listed]:
+    def model_lists(self, found: Outputs, beside: Outputs | None) -> list[Listed]:
         """Return the lists of generator and dense retriever; arguments are those of `lists`."""
         lists = [model_list(found, self.device)]
-        if self.dense is not None:
-            outputs = generate_items(self.dense.model, items_N, offsets, beam=self.dense_width, search=search)
-            lists.append(model_list(outputs, self.device))
+        if beside is not None:
+            lists.append(model_list(beside.first(self.dense_entries), self.device))
         return lists
 
+    def retrieve(
+        self, items_N: np.ndarray, offsets: np.ndarray, *, width: int = 0, search: Search | None = None
+    ) -> Outputs | None:
+        """Return what the dense retriever expects after each history, best first; None where there is no retriever.
+
+        Args:
+            items_N: the items of all histories, end to end, oldest first.
+            offsets: history w is items_N[offsets[w]:offsets[w + 1]], one item at least.
+            width: as in `retrieved`.
+            search: the retriever's, `retrieved(width)` wide, where more batches will follow; None: a new one.
+        """
+        if self.dense is None:
+            return None
+        return retrieved_items(self.dense, items_N, offsets, beam=self.retrieved(width), search=search)
+
+    def retrieved(self, width: int = 0) -> int:
+        """Return how many items `retrieve` finds: those of a list, and at least `width`, where there are so many."""
+        return min(max(ENTRIES, width), 0 if self.dense is None else len(self.dense.items))
+
     @property
-    def dense_width(self) -> int:
+    def dense_entries(self) -> int:
         """Return how many items the dense retriever lists."""
-        return min(ENTRIES, 0 if self.dense is None else len(self.dense.items))
+        return self.retrieved()
 
     def exact(
         self, candidates: Candidates, slopes_S: Tensor, floor_W: Tensor, found: FoundBatch, drop_seen: bool
@@ -99,7 +114,10 @@ class Fuser:
         inputs = (found.items_N, found.offsets, found.times_N)
         items_N, offsets, times_N = found.kept.items(*inputs) if found.kept else inputs
         kept_NS = found.kept.tokens_NS if found.kept else None
-        histories = Histories.pack(items_N, offsets, self.device, times_N=times_N, kept_NS=kept_NS)
+        actions_NA = found.kept.rows(found.actions_NA) if found.kept else found.actions_NA
+        histories = Histories.pack(
+            items_N, offsets, self.device, times_N=times_N, actions_NA=actions_NA, kept_NS=kept_NS
+        )
         gains_WK = score_items(self.generator.model, histories, chosen_WK) - floor_W[:, None]
         # Back to the slots of the candidates: a candidate that was not chosen keeps its gain.
         same_WJK = (candidates.items_WJ[:, :, None] == chosen_WK[:, None, :]) & (chosen_WK[:, None, :] >= 0)

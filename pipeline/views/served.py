@@ -21,6 +21,7 @@ from pipeline.results.ranks import model_hash
 from pipeline.views.counting import Counting
 from pipeline.views.fuser import Fuser, fused_outputs, history_rows
 from pipeline.views.fusion import Candidates, Listed, union
+from pipeline.views.retrieval import retrieved_items
 from pipeline.views.weights import FusionWeights
 
 
@@ -46,6 +47,7 @@ class Served:
         drop_seen: int = 0,
         search: Search | None = None,
         times: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
         kept: KeptItems | None = None,
     ) -> Outputs:
         """Return the first `beam` items after each history; arguments are those of `generate_items`.
@@ -57,6 +59,7 @@ class Served:
             drop_seen: above 0: the items of the history leave; a search is wider by so many slots.
             search: of the generator, `width(beam)` + `drop_seen` wide; None: a new one.
             times: seconds, the time of each item; for a generator that wants times.
+            actions: the action of each item; for a generator that reads actions; None: all are 0.
             kept: the part of the histories that the generator sees; None: all.
 
         Returns:
@@ -72,11 +75,12 @@ class Served:
                 drop_seen=drop_seen,
                 search=search,
                 times=times,
+                actions=actions,
                 kept=kept,
             )
         if self.ranking == "dense":
             assert self.fuser.dense is not None
-            return generate_items(self.fuser.dense.model, items, offsets, beam=beam, drop_seen=drop_seen)
+            return retrieved_items(self.fuser.dense, items, offsets, beam=beam, drop_seen=drop_seen)
         codes_IL = self.generator.catalogue.codes_IL
         if self.ranking == "counting":
             assert self.fuser.counting is not None
@@ -86,7 +90,7 @@ class Served:
             outputs = Outputs(items_WE, codes_WEL, counted.scores_WE.cpu().numpy())
             return without_seen(outputs, items, offsets, beam) if drop_seen else outputs.first(beam)
         _, candidates = self.candidates(
-            items, offsets, beam=beam, drop_seen=drop_seen, search=search, times=times, kept=kept
+            items, offsets, beam=beam, drop_seen=drop_seen, search=search, times=times, actions=actions, kept=kept
         )
         seen_WM = history_rows(items, offsets, self.fuser.device) if drop_seen else None
         assert self.weights is not None
@@ -101,14 +105,17 @@ class Served:
         drop_seen: int = 0,
         search: Search | None = None,
         times: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
         kept: KeptItems | None = None,
     ) -> tuple[list[Listed], Candidates]:
         """Return the lists of all views and their union; arguments are those of `generate`, for ranking `fused`."""
         assert self.fuser is not None
         width = self.width(beam) + drop_seen
         model = self.generator.model
-        found = generate_items(model, items, offsets, beam=width, search=search, times=times, kept=kept)
-        lists = self.fuser.lists(found, items, offsets)
+        found = generate_items(
+            model, items, offsets, beam=width, search=search, times=times, actions=actions, kept=kept
+        )
+        lists = self.fuser.lists(found, self.fuser.retrieve(items, offsets), items, offsets)
         return lists, union(lists)
 
 

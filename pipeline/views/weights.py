@@ -22,7 +22,7 @@ from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.manifest import seal
 from pipeline.metrics import ndcg_at, recall_at
-from pipeline.views.fusion import Candidates, target_ranks_of
+from pipeline.views.fusion import EMPTY, Candidates, target_ranks_of
 
 FUSION = Path("models/fusion")
 FACTS = "fusion.json"
@@ -127,10 +127,11 @@ def fit(
     """
     temperatures = {view: _temperature(batches, number) for number, view in enumerate(views)}
     cooled = torch.tensor([1 / temperatures[view] for view in views])
+    found = [_Found.of(batch, drop_seen) for batch in batches]
     trials = []
     for weights in _combinations(len(views)):
         slopes = cooled * torch.tensor(weights)
-        ranks = np.concatenate([_ranks(batch, slopes, drop_seen) for batch in batches]) if batches else np.zeros(0)
+        ranks = np.concatenate([batch.ranks(slopes) for batch in found]) if found else np.zeros(0)
         trials.append(Trial(weights, recall_at(ranks, 10), ndcg_at(ranks, 10)))
     return temperatures, trials
 
@@ -166,14 +167,34 @@ def _combinations(views: int) -> list[tuple[float, ...]]:
     return sorted(found, key=lambda weights: (sum(weight > 0 for weight in weights), weights))
 
 
-def _ranks(batch: ValidBatch, slopes_S: Tensor, drop_seen: bool) -> np.ndarray:
-    """Return the rank of each target, 0 where it is no candidate or was dropped as seen."""
-    items_WJ = batch.candidates.items_WJ
-    scores_WJ = batch.candidates.scores(slopes_S.to(batch.candidates.gains_WJS.device))
-    if drop_seen:
-        scores_WJ = scores_WJ.masked_fill(in_history(items_WJ, batch.seen_WM), float("-inf"))
-    ranks: np.ndarray = target_ranks_of(items_WJ, scores_WJ, batch.targets_W).cpu().numpy()
-    return ranks
+@dataclass(frozen=True)
+class _Found:
+    """A `_Found` holds what all trials share: the windows of a batch whose target is a candidate, without seen items.
+
+    windows: of the batch. rows: which of them are left, int64.
+    """
+
+    windows: int
+    rows: np.ndarray
+    candidates: Candidates
+    targets: Tensor
+
+    @classmethod
+    def of(cls, batch: ValidBatch, drop_seen: bool) -> "_Found":
+        """Leave out what no weights rank."""
+        items_WJ = batch.candidates.items_WJ
+        if drop_seen:
+            items_WJ = items_WJ.masked_fill(in_history(items_WJ, batch.seen_WM), EMPTY)
+        rows = (items_WJ == batch.targets_W[:, None]).any(1).nonzero()[:, 0]
+        left = Candidates(items_WJ[rows], batch.candidates.gains_WJS[rows])
+        return cls(len(items_WJ), rows.cpu().numpy(), left, batch.targets_W[rows])
+
+    def ranks(self, slopes_S: Tensor) -> np.ndarray:
+        """Return the rank of each target of the batch, 0 where it is no candidate or was dropped as seen."""
+        ranks = np.zeros(self.windows, np.int64)
+        scores_WJ = self.candidates.scores(slopes_S.to(self.candidates.gains_WJS.device))
+        ranks[self.rows] = target_ranks_of(self.candidates.items_WJ, scores_WJ, self.targets).cpu().numpy()
+        return ranks
 
 
 def in_history(items_WJ: Tensor, seen_WM: Tensor) -> Tensor:

@@ -204,3 +204,30 @@ def test_the_config_says_what_was_read(world: TinyWorld) -> None:
     assert config["enabled"] is True
     assert (config["seed"], config["strategy"], config["widths"]) == (7, "full", [40])
     assert set(config["fingerprints"]) == {"embeddings", "splits"}
+
+
+def test_an_index_is_measured_and_lies_beside_the_weights(world: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    exact = train_dense(world, "exact")
+    for kind in ("flat", "ivf"):
+        report = train_dense(world, kind, index=kind)
+        said = capsys.readouterr().out
+        assert f"dense: index {kind}," in said
+        assert report["dense_index_recall_at_200"] >= 0.99
+        assert f"{report['dense_index_recall_at_10']:.1%} of the exact first 10" in said
+        files = dense_files(world, kind)
+        assert files["model.safetensors"] == dense_files(world, "exact")["model.safetensors"]
+        assert "index.faiss" in json.loads(files["manifest.json"])["files"]
+        loaded = load_retriever(world.folder / kind / "dense")
+        assert loaded is not None
+        assert loaded.index is not None
+    assert not [name for name in exact if "index" in name]
+    # An index of an earlier model does not stay.
+    train_dense(world, "ivf", index="exact")
+    assert dense_files(world, "ivf") == dense_files(world, "exact")
+
+
+def test_an_index_without_faiss_is_refused_before_training(world: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"dense\.index ivf needs faiss"):
+        train_dense(world, "none", index="ivf")
+    assert not (world.folder / "none/dense").exists()

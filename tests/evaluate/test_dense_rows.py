@@ -6,16 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluated_world import MAX_HISTORY, World, write_dense
+from evaluated_world import ITEMS, MAX_HISTORY, World, write_dense
 
-from pipeline.artifacts import read_json, write_json
+from pipeline.artifacts import read_json, read_parquet, write_json
+from pipeline.decoding.item_index import build_index, states_of
+from pipeline.decoding.ranking import generate_items, histories_of
 from pipeline.errors import UserError
+from pipeline.evaluate.recommend import recommend
 from pipeline.evaluate.stage import run
 from pipeline.generator import load_retriever
 from pipeline.manifest import seal, sealed
 from pipeline.metrics import summarise
 from pipeline.packing.histories import Histories
 from pipeline.results.ranks import Ranks
+from pipeline.serving.batch import recommend_all
 
 
 def evaluate(world: World, **changes: Any) -> dict[str, float]:
@@ -117,3 +121,63 @@ def test_a_damaged_retriever_is_refused_by_name(world: World) -> None:
     ) as error:
         evaluate(world)
     assert "python -m pipeline dense" in error.value.fix
+
+
+def test_the_retriever_searches_once_per_user_of_each_part(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense(world)
+    searched: list[int] = []
+
+    def counted(model: Any, items: Any, offsets: Any, **options: Any) -> Any:
+        if model.config.name == "sasrec":
+            searched.append(len(offsets) - 1)
+        return generate_items(model, items, offsets, **options)
+
+    monkeypatch.setattr("pipeline.views.retrieval.generate_items", counted)
+    monkeypatch.setattr("pipeline.decoding.ranking.generate_items", counted)
+    evaluate(world)
+    positions = [world.splits.targets(part)[1] for part in ("valid", "test")]
+    with_history = sum(int((np.diff(world.splits.history_index(part)[1]) > 0).sum()) for part in positions)
+    assert sum(searched) == with_history
+
+
+def test_a_large_catalogue_is_searched_some_windows_at_a_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dense(world)
+    evaluate(world)
+    expected = (world.paths["reports"] / "ranks.parquet").read_bytes()
+    monkeypatch.setattr("pipeline.decoding.ranking.LOGITS", 3 * ITEMS)
+    evaluate(world)
+    assert (world.paths["reports"] / "ranks.parquet").read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_an_index_ranks_and_answers_as_the_products_of_all_items(world: World, kind: str) -> None:
+    write_dense(world)
+    folder = world.root / "models/dense"
+    params = replace(world.params, evaluate=replace(world.params.evaluate, ranking="fused", filter_seen=True))
+
+    def answers() -> tuple[Any, list[Any]]:
+        (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
+        run(params, dense=folder, **world.inputs)
+        users = Ranks.read(world.paths["reports"] / "ranks.parquet").users
+        paths: Any = {**world.paths, "interactions": world.root / "data/interactions"}
+        shown = [[row.item for row in recommend(user=f"user-{user}", k=8, **paths)] for user in range(0, 40, 5)]
+        recommend_all(world.root / "all.parquet", k=5, device="cpu", **paths)
+        table = read_parquet(world.root / "all.parquet")
+        return users, [*shown, table["item"].tolist()]
+
+    users, shown = answers()
+    retriever = load_retriever(folder)
+    assert retriever is not None
+    model: Any = retriever.model
+    items_N, offsets = histories_of(world.splits, world.splits.targets("valid")[1])
+    filled = np.append(True, np.diff(offsets) > 0)
+    vectors = model.item_vectors().detach().numpy()
+    index, figures = build_index(kind, vectors, states_of(model, items_N, offsets[filled]), seed=1)
+    assert figures["recall_at_10"] == 1
+    index.write(folder)
+    seal(folder, "dense")
+    by_index, shown_by_index = answers()
+    assert by_index["dense_rank"].tolist() == users["dense_rank"].tolist()
+    assert by_index["dense_other_rank"].tolist() == users["dense_other_rank"].tolist()
+    assert by_index["fused_rank"].tolist() == users["fused_rank"].tolist()
+    assert shown_by_index == shown

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from pipeline.manifest import CHECKSUM, FILES, sealed, unsealed
 from pipeline.metric_names import HEADLINES, MEASURED, METRICS
 from pipeline.metrics import summarise
 from pipeline.results.ranks import Ranks, check_reports
+
+if TYPE_CHECKING:
+    from pipeline.decoding.ranking import DecodingMethod
 
 REQUIRED = {
     *METRICS,
@@ -296,3 +299,25 @@ def test_a_repeat_is_an_item_that_its_history_holds(users: list[list[int]], long
     )
     slow = [items[n] in items[max(0, n - longest) : n] for items in users for n in range(len(items))]
     assert is_repeat(splits, np.arange(ends[-1])).tolist() == slow
+
+
+def test_an_exact_ranking_has_the_deep_metrics_that_its_length_allows(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = ("recall_at_12", "ndcg_at_15", "mrr_at_18")
+    for module in ("figures", "table"):
+        monkeypatch.setattr(f"pipeline.evaluate.{module}.DEEP_METRICS", deep)
+    cases: tuple[tuple[DecodingMethod, int, tuple[str, ...]], ...]
+    cases = (("exact", 16, deep[:2]), ("exact", 20, deep), ("constrained", 20, ()))
+    for decoding, beam, expected in cases:
+        config = replace(world.params.evaluate, decoding=decoding, beam=beam)
+        metrics = run(replace(world.params, evaluate=config), **world.inputs)
+        assert [name for name in deep if name in metrics] == list(expected)
+        ranks = pd.read_parquet(world.paths["reports"] / "ranks.parquet")["rank"].tolist()
+        for name in expected:
+            words, k = name.split("_at_")
+            found = [rank for rank in ranks if 1 <= rank <= int(k)]
+            gain = {"recall": lambda _: 1.0, "ndcg": lambda r: 1 / np.log2(r + 1), "mrr": lambda r: 1 / r}[words]
+            assert metrics[name] == pytest.approx(sum(map(gain, found)) / len(ranks))
+            assert found
+        assert ("deeper: recall@12 " in capsys.readouterr().out) == bool(expected)

@@ -36,7 +36,7 @@ def random_model(catalogue: Catalogue, name: str, seed: int) -> Generator:
     import pandas as pd
 
     frame = pd.DataFrame({"item_id": np.arange(ITEMS), "raw_id": [f"item-{i}" for i in range(ITEMS)]})
-    return Generator(model.eval(), catalogue, frame, {"max_history": MAX_HISTORY})
+    return Generator(model=model.eval(), catalogue=catalogue, items=frame, config={"max_history": MAX_HISTORY})
 
 
 @pytest.fixture(scope="module")

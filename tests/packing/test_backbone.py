@@ -42,9 +42,9 @@ def test_a_model_that_trains_is_not_decoded() -> None:
         require_eval(nn.Linear(1, 1).train())
 
 
-@pytest.mark.parametrize("name", ["decoder", "hstu", "sasrec"])
+@pytest.mark.parametrize("name", ["decoder", "hstu", "sasrec", "gr"])
 def test_where_nothing_prunes_all_tokens_are_kept_and_no_one_is_called(
-    make_causal: MakeCausal, make_batch: MakeBatch, name: Literal["decoder", "hstu", "sasrec"]
+    make_causal: MakeCausal, make_batch: MakeBatch, name: Literal["decoder", "hstu", "sasrec", "gr"]
 ) -> None:
     model = make_causal(name)
     calls: list[int] = []

@@ -27,7 +27,7 @@ DEFAULTS = VALUES["demo"]
 PUBLISHED = {
     *("amazon-beauty", "amazon-sports", "amazon-toys"),
     *("movielens-100k", "movielens-1m", "movielens-20m", "movielens-latest"),
-    *("flan-t5-xl", "qwen2.5-vl-7b", "simvq", "tiger", "decoder", "hstu", "sasrec"),
+    *("flan-t5-xl", "qwen2.5-vl-7b", "simvq", "tiger", "decoder", "hstu", "sasrec", "gr", "gr-large"),
     *("rastp", "rastp-paper", "rastp-released", "skipgr", "skipgr-paper", "skipgr-token", "skipgr-sequence"),
     *("intrr", "intrr-sac", "intrr-ssl"),
     *("demo", "beauty-fast", "beauty-sprint"),

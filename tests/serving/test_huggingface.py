@@ -1,10 +1,12 @@
 """The export for a hub: it loads back, its card says what the files say, and it is whole or not there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from evaluated_world import World
+from evaluated_world import World, write_dense
 
 from pipeline.artifacts import write_json
 from pipeline.errors import UserError
@@ -13,8 +15,9 @@ from pipeline.evaluate.stage import run as evaluate
 from pipeline.serving.huggingface import export_model
 
 
-def exported(world: World, folder: Path) -> str:
-    evaluate(world.params, **world.inputs)
+def exported(world: World, folder: Path, ranking: str = "generator") -> str:
+    config = replace(world.params.evaluate, ranking=ranking, filter_seen=True)  # type: ignore[arg-type]
+    evaluate(replace(world.params, evaluate=config), **world.inputs)
     write_json(world.root / "data/interactions/ingest.json", {"users": 40, "items": 20, "interactions": 234})
     export_model(
         folder,
@@ -22,6 +25,7 @@ def exported(world: World, folder: Path) -> str:
         generator=world.paths["generator"],
         reports=world.paths["reports"],
         interactions=world.root / "data/interactions",
+        splits=world.paths["splits"],
     )
     return (folder / "README.md").read_text()
 
@@ -40,3 +44,21 @@ def test_the_folder_loads_back_and_its_card_has_the_metrics_with_intervals(world
     with pytest.raises(UserError, match="is there already"):
         exported(world, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("ranking", ["dense", "counting", "fused"])
+def test_a_ranking_by_other_views_takes_them_along(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ranking: str
+) -> None:
+    write_dense(world)
+    card = exported(world, tmp_path / "model", ranking)
+    assert f"`evaluate.ranking: {ranking}`" in card
+    paths: Any = {**world.paths, "interactions": world.root / "data/interactions"}
+    expected = recommend(history=["item-0", "item-1", "item-2"], k=10, **paths)
+    capsys.readouterr()
+    # The code of the card, as a reader of the folder runs it, without the project.
+    monkeypatch.chdir(tmp_path / "model")
+    for name in ("models", "reports", "data"):
+        (world.root / name).rename(world.root / f"{name}-gone")
+    exec(card.split("```python")[1].split("```")[0], {})
+    assert str([row.item for row in expected]) in capsys.readouterr().out

@@ -58,11 +58,12 @@ class MakeCausal(Protocol):
 
     def __call__(
         self,
-        name: Literal["decoder", "hstu", "sasrec"],
+        name: Literal["decoder", "hstu", "sasrec", "gr"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
         vectors_only: bool = False,
+        action_sizes: tuple[int, ...] = (),
         **config: Any,
     ) -> CausalBackbone[Any]: ...
 
@@ -141,18 +142,20 @@ def make_model() -> MakeModel:
 @pytest.fixture
 def make_causal() -> MakeCausal:
     def make(
-        name: Literal["decoder", "hstu", "sasrec"],
+        name: Literal["decoder", "hstu", "sasrec", "gr"],
         items: int = 60,
         widths: tuple[int, ...] = (7, 6, 5, 3),
         seed: int = 0,
         vectors_only: bool = False,
+        action_sizes: tuple[int, ...] = (),
         **config: Any,
     ) -> CausalBackbone[Any]:
         """A small causal backbone in evaluation mode, all of whose weights are large enough to matter."""
         torch.manual_seed(seed)
         catalogue = Catalogue(_random_codes(items, widths, seed), widths)
-        if name == "sasrec":
+        if name in ("sasrec", "gr"):
             catalogue = catalogue_of_items(items, seed)
+        catalogue.action_sizes = action_sizes
         model = build_backbone(some(BackboneConfig, name=name, **SMALL | config), catalogue, vectors_only)
         assert isinstance(model, CausalBackbone)
         with torch.no_grad():
@@ -182,8 +185,14 @@ def make_batch() -> MakeBatch:
     ) -> tuple[Histories, torch.Tensor]:
         """(histories, targets in packed order)."""
         items_N, offsets, targets_W = _random_windows(count, model.catalogue.items, longest, seed)
+        sizes = model.action_sizes
         histories = Histories.pack(
-            items_N, offsets, pad_to=pad_to, times_N=_random_times(offsets, seed), all_targets=all_targets
+            items_N,
+            offsets,
+            pad_to=pad_to,
+            times_N=_random_times(offsets, seed),
+            actions_NA=np.random.default_rng(seed).integers(0, sizes, (len(items_N), len(sizes))) if sizes else None,
+            all_targets=all_targets,
         )
         return histories, torch.from_numpy(targets_W[histories.order])
 

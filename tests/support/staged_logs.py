@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
+import pyarrow as pa
 from raw_logs import Row
 from settings import read_params
 
 import pipeline.ingest.stage as stage
 from pipeline.artifacts import MICROSECONDS
+from pipeline.ingest.rejects import SCHEMA
 
 
 @dataclass
@@ -51,6 +53,6 @@ def stage_files(path: Path | str, work: Path, dataset: str = "custom", **setting
     params = read_params({"dataset": dataset, "ingest": {"path": str(path), **settings}})
     source = stage._find(params, work)
     staged = stage._stage(params, source, work, work / "saved_rejects.parquet")
-    table = staged.rejects.table()
+    table = pa.concat_tables([SCHEMA.empty_table(), *staged.rejects.blocks("1GB")])
     found = list(zip(*(table[name].to_pylist() for name in ("source", "line", "reason")), strict=True))
     return Staged(work, staged.log.read, dict(staged.log.columns), found, table["row"].to_pylist())

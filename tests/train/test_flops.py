@@ -31,7 +31,7 @@ def counted(world: TinyWorld, strategy: str, **sections: Any) -> tuple[float, np
     params = make_params(strategy=strategy, **{"backbone": BACKBONE, **settings, **sections})
     windows = Epochs(world.splits, "random_start", 0).take(0, 0, 30)
     recipe = TrainingRecipe.of(params, world.splits, world.sids)
-    return flops_per_window(recipe, world.splits, ItemNames(world.sids).catalogue(), windows), windows.lengths_W
+    return flops_per_window(recipe, world.splits, ItemNames(sids=world.sids).catalogue(), windows), windows.lengths_W
 
 
 def test_a_step_of_full_costs_three_times_the_products_of_its_forward_pass(world: TinyWorld) -> None:

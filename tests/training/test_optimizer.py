@@ -106,7 +106,12 @@ def test_clipping_bounds_the_norm_over_all_parameters() -> None:
         torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], expected[name] * 0.1)
 
 
-def test_the_average_forgets_the_first_weights_and_then_decays_slowly() -> None:
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_average_forgets_the_first_weights_and_then_decays_slowly(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a GPU it is computed another way.
+    monkeypatch.setattr("pipeline.training.optimizer.can_record", lambda _: on_gpu)
     model = Small()
     average = Average(cast(Backbone, model), 0.95)  # which asks no more of it than of any module
     slow = {name: p.detach().double() for name, p in model.named_parameters()}

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pipeline.artifacts import Splits, write_tensors
 from pipeline.errors import UserError
 from pipeline.metrics import recall_at
+from pipeline.views import counting
+from pipeline.views import pairs as counting_pairs
 from pipeline.views.counting import BACKWARD, Baselines, Counting, count_and_choose, ranks_by_counting
 from pipeline.views.counting import baselines as ranked
 from pipeline.views.pairs import count_pairs
@@ -96,6 +98,16 @@ def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int,
                 assert rank == slow_rank(scores, popularity, s[cut], dropped)
 
 
+def test_ranks_of_several_batches_equal_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    splits = splits_of([rng.integers(0, ITEMS, rng.integers(3, 9)).tolist() for _ in range(50)])
+    counted = count_and_choose(splits, window=2, neighbours=4)
+    whole = ranks_by_counting(counted, splits, "test", (None, *BACKWARD))
+    monkeypatch.setattr(counting, "BATCH", 7)
+    for key, ranks in ranks_by_counting(counted, splits, "test", (None, *BACKWARD)).items():
+        np.testing.assert_array_equal(ranks, whole[key])
+
+
 @given(SEQUENCES, st.integers(1, 4))
 @settings(max_examples=30, deadline=None)
 def test_the_neighbours_are_the_pairs_of_the_training_part(sequences: list[list[int]], window: int) -> None:
@@ -118,6 +130,20 @@ def test_popularity_ranks_by_training_counts_then_item_id(sequences: list[list[i
         dropped = set(s[:-1][-MAX_HISTORY:]) if found.drop_seen["popularity"] else set()
         assert rank == slow_rank([0.0] * ITEMS, popularity, s[-1], dropped)
     assert found.drop_seen["popularity"] or not filter_seen
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 40])
+def test_pairs_of_several_blocks_equal_those_of_one(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+    rng = np.random.default_rng(pairs)
+    splits = splits_of([rng.integers(0, ITEMS, rng.integers(3, 9)).tolist() for _ in range(30)], items=ITEMS + 3)
+    whole = count_pairs(splits, window=3, neighbours=4)
+    monkeypatch.setattr(counting_pairs, "BLOCK_PAIRS", pairs)
+    parts = counting_pairs._blocks(np.bincount(splits.items_N, minlength=ITEMS + 3), 3)
+    assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
+    assert len(parts) > 1
+    for name, array in vars(count_pairs(splits, window=3, neighbours=4)).items():
+        np.testing.assert_array_equal(array, getattr(whole, name))
+    assert whole.left_out
 
 
 def test_held_out_items_are_never_counted() -> None:

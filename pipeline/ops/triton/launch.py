@@ -76,10 +76,10 @@ def launches_for(q: Tensor, longest_k: int, tiles: Sequence[Tile]) -> list[Launc
 
 
 def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], options: list[Options]) -> None:
-    """Run all launches of one call, each on a separate stream, that of the longest sequences first.
+    """Run all launches of one call, each on a separate stream.
 
-    Its programs take longest, and would run alone at the end if they waited behind those of the others. Launches write
-    different rows, and the few sequences of one class fill no GPU. What the caller does next waits for all of them.
+    They write different rows, and the few sequences of one class fill no GPU. What the caller does next waits for all
+    of them.
 
     Args:
         kernel: a Triton function; Triton has no types.
@@ -97,7 +97,7 @@ def launch_all(kernel: Any, launches: list[Launch], arguments: list[Arguments], 
     # Each stream waits for the work before this call, and the main stream for each of them.
     main = torch.cuda.current_stream(q.device)
     fork = main.record_event()
-    for (grid, positional, named), stream in zip(reversed(calls), _streams(q.device), strict=False):
+    for (grid, positional, named), stream in zip(calls, _streams(q.device), strict=False):
         stream.wait_event(fork)
         with torch.cuda.stream(stream):
             kernel[grid](*positional, **named)

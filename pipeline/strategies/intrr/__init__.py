@@ -21,6 +21,11 @@ def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -
             f"strategy intrr makes one token of an item's Semantic ID, and backbone {params.backbone.name} reads items "
             "without one: set another backbone.name, or choose another strategy"
         )
+    if params.backbone.actions:
+        raise ValueError(
+            "strategy intrr makes one token of an item, and backbone.actions adds another: set backbone.actions to "
+            "false, or choose another strategy"
+        )
     if params.train.batching == "padded":
         raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
     if settings.tie_break == "uid" and params.quantize.collisions != "digit":
