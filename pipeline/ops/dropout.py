@@ -22,7 +22,8 @@ def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
     if not _on_cpu(like):
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     size = math.prod(shape)
-    dropped = round(p * STEPS)  # how many of the 65,536 values of a 16-bit number mean that the element is dropped
+    # How many of the 65,536 values of a 16-bit number mean that the element is dropped; one remains, as p is below 1
+    dropped = min(round(p * STEPS), STEPS - 1)
     bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
     remains = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2  # int16 begins at -STEPS / 2
     return remains.to(like.dtype).mul_(STEPS / (STEPS - dropped))
