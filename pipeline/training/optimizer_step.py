@@ -88,7 +88,8 @@ class OptimizerStep:
         Returns:
             The loss of the part, summed over samples; the next call may overwrite it.
         """
-        return self._compute(MicroBatch(batch, share, last))
+        # One process exchanges nothing, so that one recording serves all parts.
+        return self._compute(MicroBatch(batch, share, last or self._exchange is None))
 
     def update(self) -> None:
         """Apply the summed gradients and clear them."""
