@@ -25,6 +25,9 @@ def test_a_rate_just_below_one_leaves_something() -> None:
     factors = dropout_factors(torch.Size([1000, 2000]), 1 - 1e-9, torch.empty(0))
     assert 0 < (factors > 0).sum() < 100
     assert factors.max() == 65536
+    x = torch.ones(1000, 2000, requires_grad=True)
+    y = ReluDropout(1 - 1e-9).train()(x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], (y > 0) * 65536.0)
 
 
 def test_neighbours_that_share_a_draw_are_independent() -> None:
