@@ -240,14 +240,29 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
-        "### More GPUs",
-        "`preset beauty-fast`: training and evaluation with one process per GPU.",
+        "### More GPUs: a step of 17,600 positions",
+        "`preset beauty-fast`: training with one process per GPU, gradients exchanged after the backward pass.",
         "scaling",
         {
             "GPUs": "{gpus}",
             "positions a step": "{batch_tokens:,}",
             "windows/s": "{windows_per_second:,.0f}",
-            "users/s": "{users_per_second:,.0f}",
+        },
+    ),
+    (
+        "### More GPUs",
+        "One process per GPU, each row's one GPU in the same run. Training: preset `beauty-fast`, gradients exchanged "
+        "while the backward pass runs. Evaluation: Beauty's test users. Encoding: Beauty's lengths by an encoder of "
+        "Flan-T5-XL's shape with random weights. *waits*: share of the time in which an exchange runs on a GPU and "
+        "no other kernel does, the largest of all GPUs, from a profile in processes of its own.",
+        "gpus",
+        {
+            "what": "{what}",
+            "GPUs": "{gpus}",
+            "positions a GPU": "{positions_a_gpu:,}",
+            "a second": "{rate:,.0f} {unit}",
+            "against one GPU": "{speedup:.2f} times",
+            "waits": "{waiting:.1%}",
         },
     ),
     (

@@ -66,6 +66,10 @@ class CudaGraphed(Generic[_Argument, _Result]):
         recording.graph.replay()
         return recording.output
 
+    def forget(self) -> None:
+        """Free the recordings."""
+        self._recordings.clear()
+
     def _warm(self, argument: _Argument, key: Hashable) -> _Result:
         """Call the function as it is, and record it once enough calls have run."""
         torch.cuda.synchronize()

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.torture.__main__ import BEGIN, END, PAGE, table
+from benchmarks.torture.bounds import knob_values
+from benchmarks.torture.files import key_lines, replaced
 from benchmarks.torture.process import Ended, children, forked, refuse_open, working_in
+from pipeline.strategies.registry import settings_types
 
 
 def test_what_no_command_may_do_is_seen() -> None:
@@ -48,6 +51,21 @@ def test_the_table_counts_each_part(tmp_path: Path) -> None:
     page = PAGE.read_text()
     assert page.index(BEGIN) < page.index(END)
     assert tmp_path.exists()
+
+
+def test_the_bounds_of_every_knob_are_read_from_its_type() -> None:
+    values = knob_values(settings_types())
+    assert values["quantize", "levels"] == [1, 32]
+    assert values["dense", "enabled"] == [True, False]
+    assert 0.999 < values["dense", "dropout"][1] < 1, "a bound that does not belong to the range"
+    assert values["train", "validate_every"] == ["auto", 1, 10**9]
+    assert {section for section, _ in values} >= {"seed", "ingest", "embed", "split", "backbone", "skipgr", "evaluate"}
+
+
+def test_a_value_of_several_lines_is_replaced_whole() -> None:
+    text = "a: 1\nb:\n  c:\n  - 1\n  - 2\n  d: 3\n"
+    assert replaced(text, key_lines(text, "b", "d"), "4") == "a: 1\nb:\n  c:\n  - 1\n  - 2\n  d: 4\n"
+    assert replaced(text, key_lines(text, "a", ""), "2").startswith("a: 2\nb:\n")
 
 
 def test_the_chosen_opening_of_a_file_fails_as_on_a_full_disk(tmp_path: Path) -> None:

@@ -65,14 +65,13 @@ def knobs(world: World) -> Iterator[Trial]:
 
         def run(world: World, rng: random.Random, section: str = section, key: str = key) -> tuple[str, str]:
             folder = copy(world.reference, world.scratch / "knob")
-            text = (folder / "params.yaml").read_text().splitlines()
-            at = _line_of(text, section, key)
+            text = (folder / "params.yaml").read_text()
+            at = key_lines(text, section, key)
             refused = accepted = 0
             values = odd_values()
             rng.shuffle(values)
             for value in values[:60]:
-                changed = [*text[:at], text[at].split(":")[0] + f": {value}", *text[_end(text, at) :]]
-                (folder / "params.yaml").write_text("\n".join(changed) + "\n", errors="surrogatepass")
+                (folder / "params.yaml").write_text(replaced(text, at, value), errors="surrogatepass")
                 ended = forked(["check"], folder)
                 if fault := ended.fault():
                     return FAIL, f"{value[:60]}: {fault}"
@@ -90,9 +89,19 @@ def odd_values() -> list[str]:
     return list(importlib.import_module("odd_values").ODD_VALUES)
 
 
-def _line_of(text: list[str], section: str, key: str) -> int:
-    at = next(i for i, line in enumerate(text) if line.startswith(f"{section}:"))
-    return next(i for i in range(at + 1, len(text)) if text[i].startswith(f"  {key}:")) if key else at
+def key_lines(text: str, section: str, key: str) -> slice:
+    """Return the lines of a key of params.yaml and of its value; an empty key: of the section itself."""
+    lines = text.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"{section}:"))
+    at = next(i for i in range(at + 1, len(lines)) if lines[i].startswith(f"  {key}:")) if key else at
+    return slice(at, _end(lines, at))
+
+
+def replaced(text: str, at: slice, value: str) -> str:
+    """Return params.yaml with another value in these lines."""
+    lines = text.splitlines()
+    lines[at] = [lines[at.start].split(":")[0] + f": {value}"]
+    return "\n".join(lines) + "\n"
 
 
 def _end(text: list[str], at: int) -> int:

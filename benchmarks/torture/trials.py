@@ -2,6 +2,7 @@
 
 import random
 
+from benchmarks.torture.bounds import bounds_of_knobs
 from benchmarks.torture.files import damages, full_disks, knobs
 from benchmarks.torture.servers import hostile_servers
 from benchmarks.torture.signals import signals_by_hand, signals_queue, signals_repro
@@ -19,6 +20,7 @@ def all_trials(world: World, seed: int) -> list[Trial]:
         (8, signals_by_hand()),
         (8, full_disks()),
         (5, knobs(world)),
+        (10, bounds_of_knobs()),
         (3, hostile_servers()),
         (40, damages(world)),
     ]

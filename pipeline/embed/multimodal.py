@@ -91,7 +91,7 @@ def multimodal_vectors(
         list(texts),
         [[picture.digest for picture in pictures] for pictures in found.pictures],
     )
-    shards = Shards(scratch, key, len(order), config.shard_items)
+    shards = Shards(scratch, key, len(order), config.shard_items, lengths[order])
 
     def encode(span: slice) -> Iterator[np.ndarray]:
         chosen = order[span]

@@ -3,7 +3,7 @@
 A shard is a safetensors file in the scratch folder, written whole or not at all. The folder's name is a fingerprint of
 all that decides the vectors, so that shards of other settings or other items are never used.
 
-Under `torchrun --nproc-per-node n -m pipeline embed`, process r of n makes the shards r, r + n, ... on its own GPU, and
+Under `torchrun --nproc-per-node n -m pipeline embed`, each process makes shards of about equal cost on its own GPU, and
 process 0 then gathers all shards. The processes exchange nothing but shards, so n processes that somebody started by
 hand, with RANK and WORLD_SIZE in their environment and one scratch folder, work too.
 
@@ -56,12 +56,22 @@ class EncodedItems(NamedTuple):
 
 
 class Shards:
-    """Vectors of a list of rows, in shards of `size` rows; two runs that make the same vectors take turns."""
+    """Vectors of a list of rows, in shards of `size` rows; two runs that make the same vectors take turns.
 
-    def __init__(self, scratch: Path, fingerprint: str, rows: int, size: int):
+    Args:
+        scratch: the folder of the shards' folder.
+        fingerprint: of all that decides the vectors.
+        rows: how many rows there are.
+        size: rows of a shard.
+        costs: of each row, such as its tokens, by which several processes share the shards; None: all cost the same.
+    """
+
+    def __init__(self, scratch: Path, fingerprint: str, rows: int, size: int, costs: np.ndarray | None = None):
         self.folder = scratch / "embed" / fingerprint[:16]
         self.rows = rows
+        costs = np.ones(rows) if costs is None else costs
         self.spans = [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+        self.costs = [float(costs[span].sum()) for span in self.spans]
         self._held = ExitStack()
 
     def fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
@@ -92,8 +102,7 @@ class Shards:
         return vectors_Id
 
     def _fill(self, encode: Callable[[slice], Iterable[np.ndarray]], share: Share) -> np.ndarray | None:
-        # 5 shards and 2 processes: process 0 makes 0, 2, 4 and process 1 makes 1, 3
-        assigned = range(share.rank, len(self.spans), share.size)
+        assigned = self.dealt(share.size)[share.rank]
         missing = [shard for shard in assigned if self.read(shard) is None]
         total = self._count(assigned)
         left = self._count(missing)
@@ -110,6 +119,20 @@ class Shards:
                 return None
             self._wait(PATIENCE + 2 * slowest)
             return self._gather(encode, progress)
+
+    def dealt(self, processes: int) -> list[list[int]]:
+        """Return the shards that each process makes; their costs are about equal.
+
+        The costliest shard that is left goes to the process with the least to do: costs 9, 5, 3, 2 for 2 processes ->
+        shards [0] and [1, 2, 3]
+        """
+        shards: list[list[int]] = [[] for _ in range(processes)]
+        loads = [0.0] * processes
+        for shard in sorted(range(len(self.spans)), key=lambda shard: -self.costs[shard]):
+            least = loads.index(min(loads))
+            shards[least].append(shard)
+            loads[least] += self.costs[shard]
+        return shards
 
     def _wait(self, patience: float) -> None:
         """Wait until the other processes have made their shards, or none came for `patience` seconds.

@@ -57,7 +57,7 @@ def text_vectors(texts: Sequence[str], config: EmbedConfig, scratch: Path) -> En
         "template": list(config.template),
     }
     key = fingerprint(facts, config.shard_items, list(texts))
-    shards = Shards(scratch, key, len(order), config.shard_items)
+    shards = Shards(scratch, key, len(order), config.shard_items, lengths[order])
 
     def encode(span: slice) -> Iterator[np.ndarray]:
         chosen = [tokens[item] for item in order[span]]

@@ -115,19 +115,20 @@ def rank_all(
         targets.append(FusedTargets(ranker, fuser, slopes_RS, drop_seen=drop_seen, exact=config.ranking == "fused"))
         return targets[0]
 
-    generator, seconds = _rank(config, loaded, splits, world, drop_seen=drop_seen, listener=listener)
+    share = UserShare.of(splits, world, device)
+    generator, seconds = _rank(config, loaded, share, drop_seen=drop_seen, listener=listener)
     (beside,) = targets
     dense = beside.dense()
     # A target's rank by counting alone is that of the baseline, which ranks the whole catalogue.
-    counting = _whole(beside.counting(), splits, device, world)
+    counting = share.whole(beside.counting())
     assert counting.other is not None
     by_rule = counted[1].cooccurrence_by_rule
     counting = replace(
         counting, ranks_U=by_rule[drop_seen], other=replace(counting.other, ranks_U=by_rule[not drop_seen])
     )
-    ranking = _whole(beside.ranking(), splits, device, world)
-    exact_U = None if beside.exact_U is None else world.gather(beside.exact_U, len(generator.users_U), device)
-    without_US = world.gather(beside.without_US, len(generator.users_U), device)
+    ranking = share.whole(beside.ranking())
+    exact_U = None if beside.exact_U is None else share.gather(beside.exact_U)
+    without_US = share.gather(beside.without_US)
     fused = None
     if weights is not None:
         fused = FusedRanking(
@@ -142,7 +143,7 @@ def rank_all(
         )
     return Ranked(
         generator=generator,
-        dense=None if dense is None else _whole(dense, splits, device, world),
+        dense=None if dense is None else share.whole(dense),
         counting=counting,
         fused=fused,
         seconds=seconds - beside.all_seconds,
@@ -153,8 +154,7 @@ def rank_all(
 def _rank(
     config: EvaluateConfig,
     model: Generator,
-    splits: Splits,
-    world: World,
+    share: "UserShare",
     *,
     drop_seen: bool,
     listener: Listener,
@@ -166,44 +166,65 @@ def _rank(
     Args:
         config: section evaluate.
         model: the generator.
-        splits: with the test targets.
-        world: the processes.
+        share: the test users of this process.
         drop_seen: which rule comes first.
         listener: makes of the ranker what is called with each batch that was found.
     """
     began = time.perf_counter()
-    # 1. Rank this process's users. 2 processes and users 3 5 8 9: rank 0 takes 3 8, rank 1 takes 5 9.
-    users_of_process_U = splits.targets("test")[0][world.share]
-    ranker = ranker_of(config, model, splits, "test", users_of_process_U, drop_seen=drop_seen)
+    # 1. Rank this process's users.
+    ranker = ranker_of(config, model, share.splits, "test", share.users_S, drop_seen=drop_seen)
     listen = listener(ranker)
-    with Progress("evaluate", len(users_of_process_U), "users") if world.leads else nullcontext() as progress:
+    with Progress("evaluate", len(share.users_S), "users") if share.world.leads else nullcontext() as progress:
         ranking = ranker.rank(model.model, progress, model.eval_skips, listen)
     # 2. Gather the rows of all processes, in user order, and add up their counts.
-    return _whole(ranking, splits, model.catalogue.codes_IL.device, world), time.perf_counter() - began
+    return share.whole(ranking), time.perf_counter() - began
 
 
-def _whole(share: Ranking, splits: Splits, device: torch.device, world: World) -> Ranking:
-    """Return the rankings by both rules with the rows of all processes."""
-    other = share.other and _gathered(share.other, splits, device, world)
-    return replace(_gathered(share, splits, device, world), other=other)
+@dataclass(frozen=True)
+class UserShare:
+    """A `UserShare` says which test users this process ranks, and brings what all processes found together.
 
+    share_S: rows of this process among all test users.
+    """
 
-def _gathered(share: Ranking, splits: Splits, device: torch.device, world: World) -> Ranking:
-    """Return the rows of all processes."""
-    users_U, positions_U = splits.targets("test")
+    splits: Splits
+    world: World
+    share_S: np.ndarray
+    device: torch.device
 
-    def rows(values_U: np.ndarray) -> np.ndarray:
-        return world.gather(values_U, len(users_U), device)
+    @classmethod
+    def of(cls, splits: Splits, world: World, device: torch.device) -> "UserShare":
+        """Share the test users by the lengths of their histories, which the cost of a search follows."""
+        # 2 processes and histories of 9 2 3 8 items: one process takes users 0 and 1, the other one 2 and 3
+        _, offsets = splits.history_index(splits.targets("test")[1])
+        return cls(splits, world, world.share(np.diff(offsets)), device)
 
-    invalid, generated = world.sum(torch.tensor([share.invalid, share.generated], device=device)).tolist()
-    return Ranking(
-        users_U=users_U,
-        positions_U=positions_U,
-        lengths_U=rows(share.lengths_U),
-        ranks_U=rows(share.ranks_U),
-        bucket_ranks_U=rows(share.bucket_ranks_U),
-        top_UK=rows(share.top_UK),
-        mass_U=rows(share.mass_U),
-        invalid=invalid,
-        generated=generated,
-    )
+    @property
+    def users_S(self) -> np.ndarray:
+        """Return the users of this process."""
+        users_S: np.ndarray = self.splits.targets("test")[0][self.share_S]
+        return users_S
+
+    def gather(self, values_S: np.ndarray) -> np.ndarray:
+        """Return the rows of all processes, in user order."""
+        return self.world.gather(values_S, self.share_S, len(self.splits.targets("test")[0]), self.device)
+
+    def whole(self, found: Ranking) -> Ranking:
+        """Return the rankings by both rules with the rows of all processes."""
+        return replace(self._gathered(found), other=found.other and self._gathered(found.other))
+
+    def _gathered(self, found: Ranking) -> Ranking:
+        users_U, positions_U = self.splits.targets("test")
+        counts = torch.tensor([found.invalid, found.generated], device=self.device)
+        invalid, generated = self.world.sum(counts).tolist()
+        return Ranking(
+            users_U=users_U,
+            positions_U=positions_U,
+            lengths_U=self.gather(found.lengths_U),
+            ranks_U=self.gather(found.ranks_U),
+            bucket_ranks_U=self.gather(found.bucket_ranks_U),
+            top_UK=self.gather(found.top_UK),
+            mass_U=self.gather(found.mass_U),
+            invalid=invalid,
+            generated=generated,
+        )

@@ -22,10 +22,15 @@ def dropout_factors(shape: torch.Size, p: float, like: Tensor) -> Tensor:
     if not _on_cpu(like):
         return like.new_empty(shape).bernoulli_(1 - p).div_(1 - p)
     size = math.prod(shape)
-    dropped = round(p * STEPS)  # how many of the 65,536 values of a 16-bit number mean that the element is dropped
+    dropped = _dropped(p)
     bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None)
     remains = bits.view(torch.int16)[:size].view(shape) >= dropped - STEPS // 2  # int16 begins at -STEPS / 2
     return remains.to(like.dtype).mul_(STEPS / (STEPS - dropped))
+
+
+def _dropped(p: float) -> int:
+    """Return how many of the 65,536 values of a 16-bit number mean a dropped element; one remains, as p is below 1."""
+    return min(round(p * STEPS), STEPS - 1)
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -79,7 +84,7 @@ class _ReluDropout(torch.autograd.Function):
         factors = dropout_factors(x.shape, p, x)
         y = factors.mul_(x).clamp_(min=0)
         ctx.save_for_backward(y)
-        ctx.scale = STEPS / (STEPS - round(p * STEPS))
+        ctx.scale = STEPS / (STEPS - _dropped(p))
         return y
 
     @staticmethod

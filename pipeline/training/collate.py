@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.distributed import deal
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import DistinctItems, Histories, slices
 from pipeline.packing.shape import Shape, rounded_up
 from pipeline.training.negatives import Negatives
-from pipeline.training.steps import Step, deal
+from pipeline.training.steps import Step
 from pipeline.training.windows import Windows
 
 # Safety margins over the first step's counts of items, tokens and decoder positions. Tokens fill a budget, while the

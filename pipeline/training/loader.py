@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from pipeline.cuda_graphs import can_record, tensors_of
-from pipeline.distributed import World
+from pipeline.distributed import World, deal
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.shape import Shape
 from pipeline.strategies.base import Weigh
 from pipeline.training.collate import Collator, common_shape, fitted_shape
-from pipeline.training.steps import Step, deal, steps_of_epoch
+from pipeline.training.steps import Step, steps_of_epoch
 from pipeline.training.windows import Epochs, Windows
 
 T = TypeVar("T")

@@ -111,7 +111,7 @@ class Trainer:
         self.state = State()
         self.best: dict[str, Tensor] = {}
         # After the average has copied the plain model: on a GPU the optimizer step compiles this one.
-        self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average)
+        self.optimizer_step = OptimizerStep(config, model.train(), strategy, self.average, world)
         self.validation_times = ValidationTimes(
             every=config.validate_every,
             by_windows=config.validate_in == "windows",
@@ -149,8 +149,11 @@ class Trainer:
         self.state.start = self.state.start or round(time.time(), 6)
         if self.observer:
             self.observer.begin(self.checkpoints.folder.name, self.state.start)
-        with deferred():
-            self._run()
+        try:
+            with deferred():
+                self._run()
+        finally:
+            self.optimizer_step.forget()
         self.evaluated.load_state_dict(self.best)
         self.state.wall_seconds += time.perf_counter() - self._began
         return self.state
@@ -205,18 +208,18 @@ class Trainer:
 
     def _train(self, step: Step, batches: list[Batch]) -> None:
         """Do one optimizer step. The loss is a sum over samples, divided by a number that the whole step shares."""
-        # 1. Gradients of this process's parts, added up. A step of 89 windows: each sample counts 1 / 89.
+        # 1. Gradients of this process's parts, and during the last part's pass those of the other processes, added up.
+        # A step of 89 windows: each sample counts 1 / 89.
         samples = self.loader.collator.samples(step)
         total = torch.zeros((), device=self.device)
         share = torch.full((), 1 / self.strategy.sampler.divisor(samples, step.selected), device=self.device)
         for i, batch in enumerate(batches):
             self._reseed(self.loader.process_parts[i])
-            total += self.optimizer_step.gradients(batch, share)
-        # 2. The sum over processes, and the update.
+            total += self.optimizer_step.gradients(batch, share, last=i + 1 == len(batches))
+        # 2. The update.
         set_rate(self.optimizer_step.optimizer, learning_rate(self.config, self.state.step, self.windows_done))
         if self.average:
             self.average.set_weight(self.state.step)
-        self.world.add_gradients(self.model)
         self.optimizer_step.update()
         # 3. Counts. The loss stays on the device: fetching it would wait for the GPU.
         self._losses.append((samples, total))

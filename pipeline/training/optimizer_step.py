@@ -1,7 +1,7 @@
 """Compute one process's share of an optimizer step: gradients of its batches, then the update. On a GPU both are
 recorded as CUDA graphs.
 
-Data, schedule and other processes are not known here: `loop.Trainer` has those, and benchmarks need none.
+Data and schedule are not known here: `loop.Trainer` has those, and benchmarks need none.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from pipeline.cuda_graphs import CudaGraphed, can_record
+from pipeline.distributed import World
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
+from pipeline.training.exchange import GradientExchange
 from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, update
 
 
@@ -27,6 +29,7 @@ class MicroBatch:
 
     batch: Batch
     share: Tensor  # scalar: factor of a sample's loss in the loss of the step
+    last: bool = True  # no other part of the step follows in this process
 
 
 ComputeGradients = Callable[[MicroBatch], Tensor]
@@ -43,9 +46,17 @@ class OptimizerStep:
 
     Args:
         average: the averaged weights, which follow each update.
+        world: the processes that add up their gradients.
     """
 
-    def __init__(self, config: TrainConfig, model: Backbone, strategy: Strategy, average: Average | None = None):
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: Backbone,
+        strategy: Strategy,
+        average: Average | None = None,
+        world: World | None = None,
+    ):
         self.config = config
         self.model = model
         self.strategy = strategy
@@ -57,28 +68,37 @@ class OptimizerStep:
         self._compute: ComputeGradients = self._gradients
         self._apply: ApplyUpdate = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._exchange = GradientExchange(self._parameters, world) if world and world.size > 1 else None
         self._recorded: list[CudaGraphed[MicroBatch, Tensor] | CudaGraphed[None, None]] = []
         if self.records:
             model.compile_training()
             # A recording of gradients also depends on numbers that are no tensors, such as the longest window.
-            self._compute = CudaGraphed(self._gradients, lambda part: model.sizes(part.batch.histories))
+            self._compute = CudaGraphed(self._gradients, lambda part: (part.last, model.sizes(part.batch.histories)))
             self._apply = CudaGraphed(self._update)
             self._recorded = [self._compute, self._apply]
 
-    def gradients(self, batch: Batch, share: Tensor) -> Tensor:
+    def gradients(self, batch: Batch, share: Tensor, *, last: bool = True) -> Tensor:
         """Add the gradients of one part of a step to the gradients of the parts before it.
 
         Args:
+            batch: the part.
             share: scalar tensor, the factor of a sample's loss in the loss of the step.
+            last: this is the process's last part of the step; gradients are then added up over processes, too.
 
         Returns:
             The loss of the part, summed over samples; the next call may overwrite it.
         """
-        return self._compute(MicroBatch(batch, share))
+        # One process exchanges nothing, so that one recording serves all parts.
+        return self._compute(MicroBatch(batch, share, last or self._exchange is None))
 
     def update(self) -> None:
         """Apply the summed gradients and clear them."""
         self._apply(None)
+
+    def forget(self) -> None:
+        """Free the recordings; NCCL ends only after the graphs that hold its exchanges."""
+        for recorded in self._recorded:
+            recorded.forget()
 
     @property
     def warm_seconds(self) -> float:
@@ -88,7 +108,10 @@ class OptimizerStep:
     def _gradients(self, part: MicroBatch) -> Tensor:
         with autocast(self.config, self.device):
             loss = self.strategy.loss(self.model, part.batch)
-        backward(loss * part.share, self._parameters)
+        if self._exchange:
+            self._exchange.backward(loss * part.share, last=part.last)
+        else:
+            backward(loss * part.share, self._parameters)
         return loss.detach()
 
     def _update(self, _: None) -> None:

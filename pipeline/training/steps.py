@@ -145,14 +145,3 @@ def samples_per_step(epochs: Epochs, budget: int, input_tokens_per_item: int, al
     lengths_W = epochs.take(0, 0, CHUNK).lengths_W
     items = int(lengths_W.sum())
     return (items if all_targets else len(lengths_W)) * min(1.0, budget / (items * input_tokens_per_item))
-
-
-def deal(lengths_W: np.ndarray, parts: int) -> list[np.ndarray]:
-    """Deal the rows of a step into `parts` of about equal tokens. Parts may be empty.
-
-    The longest windows are dealt first, back and forth: lengths 5, 1, 4, 2 into 2 parts -> rows [0, 1] and [2, 3]
-    """
-    order_W = np.argsort(-lengths_W, kind="stable")  # 0, 2, 3, 1
-    turn_W, seat_W = np.divmod(np.arange(len(order_W)), parts)  # turns 0 0 1 1, seats 0 1 0 1
-    seat_W = np.where(turn_W % 2 == 0, seat_W, parts - 1 - seat_W)  # 0 1 1 0: every other turn goes back
-    return [np.sort(order_W[seat_W == part]) for part in range(parts)]

@@ -76,10 +76,17 @@ class Validation:
         rows = rows[lengths_U[rows] > 0]  # a target without history has no loss, and ranking counts it as a miss
         self._windows = Windows((positions_U - lengths_U)[rows], positions_U[rows])
         self.windows = len(self._windows)
+        self._share_W = world.share(self._windows.lengths_W)  # the windows whose loss this process computes
+        self._share_U = world.share(lengths_U)  # the users that it ranks
         self.items = int(self._windows.lengths_W.sum())  # of all histories
         self._cold = True  # the first loss compiles kernels
         self.ranker = Ranker(
-            catalogue, splits, "valid", beam=beam, batch_users=BATCH[self.device.type], users=self.users_U[world.share]
+            catalogue,
+            splits,
+            "valid",
+            beam=beam,
+            batch_users=BATCH[self.device.type],
+            users=self.users_U[self._share_U],
         )
 
     @property
@@ -93,8 +100,8 @@ class Validation:
         size = windows_at_once(self.catalogue, BATCH[self.device.type])
         selected = self._selected(eval_skips) if eval_skips else None
         step = Step(0, 0, windows, np.ones(len(windows), np.float32), selected)
-        chunks = [np.arange(i, min(i + size, len(windows))) for i in range(0, len(windows), size)]
-        for chunk in chunks[self.world.share]:
+        share_W = self._share_W
+        for chunk in (share_W[i : i + size] for i in range(0, len(share_W), size)):
             # All codes of a target count, and a strategy learns nothing from it
             yield replace(self.collate(step, chunk), slots_W=None, counted_WL=None)
 
@@ -139,7 +146,7 @@ class Validation:
         return total
 
     def _ranks(self, model: Backbone, eval_skips: EvalSkips | None) -> np.ndarray:
-        users = len(self.users_U[self.world.share])
+        users = len(self._share_U)
         with Progress("validate", users, "users", brief=True) if self.world.leads else nullcontext() as progress:
             ranks_U = self.ranker.rank(model, progress, eval_skips).ranks_U
-        return self.world.gather(ranks_U, len(self.users_U), self.device)
+        return self.world.gather(ranks_U, self._share_U, len(self.users_U), self.device)

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from settings import some_params
 from tiny_text import ITEMS, config, save_tokenizer, texts
 from typed import present
 
 from pipeline.artifacts import Embeddings, Interactions, write_parquet
 from pipeline.embed import shards
+from pipeline.embed.shards import Shards
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder, text_vectors
 from pipeline.errors import UserError
@@ -191,21 +194,34 @@ def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(size))
 
 
-def test_processes_make_a_shard_in_turn_and_the_first_one_gathers_all(
+def test_processes_make_each_shard_once_and_the_first_one_gathers_all(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path / "alone"))
     counted = Counted(monkeypatch)
-    for rank, items in ((1, 12), (2, 10)):  # shards 1, 4, 7 (the last one, of two items), and 2, 5
+    whole, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path / "alone"))
+    alone, made = counted.texts, 0
+    for rank in (1, 2, 0):  # the first process comes last, because it waits for the others
         as_process(monkeypatch, rank, 3)
         counted.texts = 0
-        assert text_vectors(texts(), config(folders["t5"]), tmp_path) is None
-        assert counted.texts == items
-    as_process(monkeypatch, 0, 3)
-    counted.texts = 0
-    together, _, _ = present(text_vectors(texts(), config(folders["t5"]), tmp_path))
-    assert counted.texts == 15
-    assert together.tobytes() == whole.tobytes()
+        encoded = text_vectors(texts(), config(folders["t5"]), tmp_path)
+        assert 0 < counted.texts < alone / 2
+        made += counted.texts
+        assert (encoded is None) == (rank > 0)
+    assert made == alone
+    assert present(encoded)[0].tobytes() == whole.tobytes()
+
+
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 30), st.integers(1, 8))
+def test_shards_are_dealt_once_each_and_by_cost(costs: list[int], size: int, processes: int) -> None:
+    """The bound is Graham's: no process has more than the mean and the largest shard together."""
+    shared = Shards(Path("unused"), "x", len(costs), size, np.array(costs))
+    dealt = shared.dealt(processes)
+    assert sorted(shard for one in dealt for shard in one) == list(range(len(shared.spans)))
+    each = [sum(costs[shared.spans[shard]]) for shard in range(len(shared.spans))]
+    loads = [sum(each[shard] for shard in one) for one in dealt]
+    assert max(loads) <= sum(costs) / processes + max(each)
+    same = Shards(Path("unused"), "x", len(costs), size).dealt(processes)
+    assert max(map(len, same)) - min(map(len, same)) <= 1
 
 
 def test_the_first_process_makes_what_another_one_left_undone(

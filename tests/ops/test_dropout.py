@@ -19,6 +19,17 @@ def test_the_rate_is_right_and_the_mean_is_kept(p: float) -> None:
     assert factors.mean().item() == pytest.approx(1, abs=0.01)
 
 
+def test_a_rate_just_below_one_leaves_something() -> None:
+    """It is rounded to a multiple of 1 / 65536, and never to 1."""
+    torch.manual_seed(0)
+    factors = dropout_factors(torch.Size([1000, 2000]), 1 - 1e-9, torch.empty(0))
+    assert 0 < (factors > 0).sum() < 100
+    assert factors.max() == 65536
+    x = torch.ones(1000, 2000, requires_grad=True)
+    y = ReluDropout(1 - 1e-9).train()(x)
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], (y > 0) * 65536.0)
+
+
 def test_neighbours_that_share_a_draw_are_independent() -> None:
     torch.manual_seed(0)
     dropped = (dropout_factors(torch.Size([200_000, 4]), 0.3, torch.empty(0)) == 0).float()

@@ -137,12 +137,17 @@ def interrupt(world: TinyWorld, params: Params, step: int, monkeypatch: pytest.M
             world.train(params, name)
 
 
-def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
-    """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
+def lay_out(world: TinyWorld, **settings: Any) -> None:
+    """Let the inputs lie where the graph has them, beside a params.yaml."""
     for name in ("splits", "sids", "embeddings", "interactions"):
         (world.folder / "data").mkdir(exist_ok=True)
         (world.folder / "data" / name).symlink_to(world.folder / name)
     (world.folder / "params.yaml").write_text(yaml.safe_dump(make_params(**settings).plain()))
+
+
+def train_by_torchrun(world: TinyWorld, root: Path, **settings: Any) -> str:
+    """The command that a user types, in a folder with the inputs where the graph has them. Returns what it printed."""
+    lay_out(world, **settings)
     command = [
         sys.executable,
         "-m",

@@ -15,13 +15,13 @@ from tiny_world import make_sids, make_splits
 from typed import present
 
 from pipeline.artifacts import Splits
-from pipeline.distributed import World
+from pipeline.distributed import World, deal
 from pipeline.packing.batch import Selected
 from pipeline.packing.kept import KeptItems
 from pipeline.training import steps as batches
 from pipeline.training.collate import Collator, _chosen_rows, common_shape, fitted_shape
 from pipeline.training.loader import BatchLoader, prefetched
-from pipeline.training.steps import Step, deal, steps_of_epoch
+from pipeline.training.steps import Step, steps_of_epoch
 from pipeline.training.windows import Epochs
 
 TOKENS = 4  # positions of one item: three codes and a separator

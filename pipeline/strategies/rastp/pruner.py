@@ -55,7 +55,7 @@ class Pruner:
         self.whole_items = (config.unit if config.method == "prune" else config.pool_unit) == "item"
         self.units_per_item = 1 if self.whole_items else self.scored
         # A fraction, because floor(keep x length) of floats may be one too few: 0.29 of 100 tokens are 29, not 28.
-        share = Fraction(config.keep).limit_denominator(10_000)
+        share = max(Fraction(config.keep).limit_denominator(10_000), Fraction(1, 10_000))
         self.numerator, self.denominator = share.numerator, share.denominator
         self.largest_pool = math.ceil(2 / share) - 1  # G; `_pool` says why
 

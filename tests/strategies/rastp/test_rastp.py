@@ -424,3 +424,9 @@ def test_what_does_not_go_together_is_refused(change: dict[str, Any], said: str)
 def test_what_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"rastp.{next(iter(change))} is .*, expected"):
         read_params({"rastp": change})
+
+
+def test_the_smallest_share_leaves_the_fewest_tokens() -> None:
+    """It is below the fractions that a share is rounded to, and is not rounded to nothing."""
+    pruner = pruner_of(make_model(PrunedNetwork(some(RastpConfig, keep=1e-6, min_tokens=4))))
+    assert pruner.budget(10) == 4
