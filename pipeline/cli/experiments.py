@@ -138,7 +138,7 @@ def tune(
     answer(trial_table(search))
     best, result = finished[0]
     write_preset(written, best, result, search, path)
-    answer(f"best: dvc exp run {words_of(best.changes)}".rstrip())
+    answer(f"best: dvc exp run {words_of(best.changes)}" if best.changes else f"best: {best.words}")
     answer(f"preset: python -m pipeline preset {written.stem}    ({written})")
     _record_search(search, path.stem, params.track.experiment)
 

@@ -87,7 +87,7 @@ def _word(value: Any) -> str:
 
 
 def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
-    """Return the trials of the space.
+    """Return the trials of the space; of those with the same parameters, which would share a folder, the first alone.
 
     Raises:
         UserError: the data is not there or was split otherwise, or a trial's parameters are refused.
@@ -101,7 +101,7 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
         )
     inputs = {path.name: fingerprint(path) for path in (INTERACTIONS, EMBEDDINGS, SPLITS)}
     code = code_fingerprint("train")
-    trials = []
+    trials: dict[str, TuningTrial] = {}
     for number, changes in enumerate(space.proposals()):
         own = with_changes(params, changes, f"trial {number}")
         shaping = {name: value for name, value in own.plain().items() if name not in BESIDE}
@@ -109,8 +109,9 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
         key = fingerprint(shaping, inputs, code)[:16]
         made_from = {key: value for key, value in shaping["quantize"].items() if key != "device"}
         sids = folder / "sids" / fingerprint(made_from, own.seed, inputs)[:16]
-        trials.append(TuningTrial(number=number, changes=changes, params=own, key=key, folder=folder / key, sids=sids))
-    return TuningSearch(trials, params.train.select)
+        trial = TuningTrial(number=number, changes=changes, params=own, key=key, folder=folder / key, sids=sids)
+        trials.setdefault(key, trial)
+    return TuningSearch([*trials.values()], params.train.select)
 
 
 def run_search(

@@ -51,12 +51,13 @@ class Interval:
     def draw(self, generator: random.Random) -> float | int:
         """Return a number, rounded to three digits where it is no whole one, so that it is short to write."""
         at = generator.random()
+        end = self.high + self.integer  # 3 to 6 as whole numbers: what begins with 3, 4, 5 or 6
         if self.log:
-            number = math.exp(math.log(self.low) + at * (math.log(self.high) - math.log(self.low)))
+            number = math.exp(math.log(self.low) + at * (math.log(end) - math.log(self.low)))
         else:
-            number = self.low + at * (self.high + self.integer - self.low)
+            number = self.low + at * (end - self.low)
         if self.integer:
-            return int(min(math.floor(number), self.high))
+            return int(min(max(math.floor(number), self.low), self.high))
         return min(max(float(f"{number:.3g}"), self.low), self.high)
 
 
@@ -136,10 +137,13 @@ def check_keys(space: Space, params: Params, path: Path) -> None:
     """Raise UserError for a key that params.yaml does not have, or that no trial may change."""
     known = dict(leaves(params.plain()))
     sections = ("quantize", "backbone", "train", *settings_types())
+    tunable = [key for key in known if key not in FIXED and (key == "strategy" or key.split(".")[0] in sections)]
     for key in space.keys:
         if key not in known:
-            raise UserError(f"{path}: unknown key '{key}', {nearest(key, known)}", WHY, "mend it")
-        if key in FIXED or (key != "strategy" and key.split(".")[0] not in sections):
+            # train.lr -> the keys of train alone, because all keys fill a screen
+            near = [name for name in tunable if name.split(".")[0] == key.split(".")[0]]
+            raise UserError(f"{path}: unknown key '{key}', {nearest(key, near or [*sections, 'strategy'])}", WHY, SEE)
+        if key not in tunable:
             raise UserError(
                 f"{path}: {key} cannot be tuned",
                 f"a trial changes the generator alone ({', '.join(('strategy', *sections))}), and no key that measures "
@@ -156,9 +160,7 @@ def _values(path: Path, key: str, values: Any) -> list[Any] | Interval:
         raise UserError(f"{path}: {key} is neither a list of values nor {{low: ..., high: ...}}", WHY, SEE)
     low, high = (values[name] for name in ("low", "high"))
     log, integer = (values.get(name, False) for name in ("log", "integer"))
-    if not all(
-        isinstance(number, int | float) and math.isfinite(number) and number is not True for number in (low, high)
-    ):
+    if not all(_whole(number) or (isinstance(number, float) and math.isfinite(number)) for number in (low, high)):
         raise UserError(f"{path}: {key} goes from {low!r} to {high!r}, expected two numbers", WHY, SEE)
     if not isinstance(log, bool) or not isinstance(integer, bool):
         raise UserError(f"{path}: {key}: log and integer are true or false", WHY, SEE)

@@ -1,7 +1,9 @@
 """`tune`: what a space may say, the same trials at each call, and a search that goes on where it was cut."""
 
+import hashlib
 import json
 import math
+import random
 import signal
 import subprocess
 import sys
@@ -9,13 +11,16 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from pipeline.artifacts import Splits
 from pipeline.config import load_params
 from pipeline.errors import UserError
+from pipeline.presets import tuning
 from pipeline.presets.apply import apply_preset
 from pipeline.presets.tuned import trial_table, write_preset
 from pipeline.presets.tuning import TuningSearch, TuningTrial, run_search, words_of
@@ -66,6 +71,13 @@ class TestSpace:
             assert set(counts) == set(values)
             assert min(counts.values()) > 0.7 * len(drawn) / len(values)
 
+    def test_whole_numbers_by_the_logarithm_reach_both_bounds(self) -> None:
+        generator = random.Random(5)
+        drawn = [Interval(1, 3, log=True, integer=True).draw(generator) for _ in range(2000)]
+        # 1 to 2, 2 to 3 and 3 to 4 are that wide in the logarithm of 1 to 4.
+        for value in (1, 2, 3):
+            assert abs(drawn.count(value) / len(drawn) - math.log((value + 1) / value) / math.log(4)) < 0.05
+
     def test_more_trials_and_more_keys_leave_the_earlier_draws_as_they_were(self, tmp_path: Path) -> None:
         few = read_space(written(tmp_path, trials=5, seed=2, keys=KEYS)).proposals()
         many = read_space(written(tmp_path, trials=20, seed=2, keys=KEYS)).proposals()
@@ -104,6 +116,8 @@ class TestSpace:
             ({"trials": 3, "keys": {"train.ema": {"low": 1, "high": 1}}}, "goes from 1 to 1"),
             ({"trials": 3, "keys": {"train.ema": {"low": 0, "high": 1, "log": True}}}, "goes from 0 to 1"),
             ({"trials": 3, "keys": {"train.ema": {"low": math.nan, "high": 1}}}, "expected two numbers"),
+            ({"trials": 3, "keys": {"train.ema": {"low": False, "high": 1}}}, "goes from False to 1"),
+            ({"trials": 3, "keys": {"train.ema": {"low": 0, "high": True}}}, "goes from 0 to True"),
             ({"trials": 3, "keys": {"train.ema": {"low": 0.5, "high": 3, "integer": True}}}, "goes from 0.5"),
         ],
     )
@@ -121,10 +135,26 @@ class TestSpace:
             check_keys(Space("random", 3, 1, {key: [1, 2]}), load_params(), project / "space.yaml")
 
     def test_an_unknown_key_or_a_refused_value_is_told_before_a_trial_starts(self, project: Path) -> None:
-        with pytest.raises(UserError, match=r"unknown key 'train\.lr'"):
+        with pytest.raises(UserError, match=r"unknown key 'train\.lr'") as raised:
             check_keys(Space("random", 3, 1, {"train.lr": [1]}), load_params(), project / "space.yaml")
+        assert "train.learning_rate" in raised.value.what
+        assert not [name for name in ("dense.", "ingest.", "backbone.", *FIXED) if name in raised.value.what]
+        with pytest.raises(UserError, match=r"unknown key 'backbon\.dropout', did you mean 'backbone'"):
+            check_keys(Space("random", 3, 1, {"backbon.dropout": [1]}), load_params(), project / "space.yaml")
         with pytest.raises(UserError, match=r"trial 4 \(train.learning_rate=-1\)"):
             with_changes(load_params(), {"train.learning_rate": -1}, "trial 4")
+
+
+@pytest.mark.usefixtures("project")
+def test_settings_that_come_twice_are_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = load_params()
+    monkeypatch.setattr(Splits, "read", lambda *_: SimpleNamespace(summary={"max_history": 20}))
+    monkeypatch.setattr(tuning, "fingerprint", lambda *parts: hashlib.sha256(repr(parts).encode()).hexdigest())
+    rate = params.train.learning_rate
+    space = Space("grid", 4, 1, {"train.learning_rate": [0.01, rate, 1e-2], "strategy": ["full"]})
+    search = tuning.plan(space, params, tmp_path)
+    assert [(trial.number, trial.params.train.learning_rate) for trial in search.trials] == [(0, rate), (1, 0.01)]
+    assert len({trial.folder for trial in search.trials}) == 2
 
 
 def search_in(folder: Path, rates: list[float]) -> TuningSearch:
