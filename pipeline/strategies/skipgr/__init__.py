@@ -35,8 +35,10 @@ def _check(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) 
     if params.backbone.over_items:
         levels, what = 1, f"backbone {params.backbone.name} predicts whole items"
     if settings.level_ratios and len(settings.level_ratios) != levels:
+        scored = f"{levels} levels that are scored" if levels > 1 else "the one level that is scored"
         raise ValueError(
-            f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {levels} levels that are scored ({what})"
+            f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {scored} ({what}): set "
+            "skipgr.level_ratios=[], by which skipgr.token_ratio counts for each level, or a ratio for each"
         )
     if settings.skips_inputs and settings.input_unit == "token":
         _check_single_tokens(settings, params, others)
