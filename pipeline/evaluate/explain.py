@@ -2,7 +2,7 @@
 
 Under rastp it shows which tokens of an item are kept, under intrr how an item spreads over the codes of every level.
 
-Shape legend: N items of the history, S tokens of one item (its codes, then the separator), L code levels.
+Shape legend: N items of the history, S tokens of one item (its codes, then the separator or the action), L code levels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ DROPPED = "-"
 class ItemTokens:
     """An item of the history has tokens, some of them kept.
 
-    codes: the item's Semantic ID. kept: for each code, then for the separator, whether it is kept.
+    codes: the item's Semantic ID. kept: for each code, then for the separator or the action, whether it is kept.
     """
 
     item: str
@@ -137,7 +137,7 @@ def _share(code: int, weights: list[float]) -> str:
 
 
 def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
-    """Show a dropped code as a dash, and behind the last code `|` where the separator is kept."""
+    """Show a dropped code as a dash, and behind the last code `|` where the separator or the action is."""
     strategy = loaded.config["strategy"]
     pruner = loaded.model.pruner
     kept = sum(sum(row.kept) for row in rows)
@@ -149,6 +149,6 @@ def _tokens_report(loaded: Generator, rows: Sequence[ItemTokens]) -> str:
     width = max(len(str(code)) for row in rows for code in row.codes)
     for row in rows:
         marks = [f"{code if stays else DROPPED:>{width}}" for code, stays in zip(row.codes, row.kept, strict=False)]
-        separator = ["|" if stays else DROPPED for stays in row.kept[len(row.codes) :]]
-        lines.append(f"  {shown(row.item):{name}}  {' '.join([*marks, *separator])}  {shown(row.title)}".rstrip())
+        last = ["|" if stays else DROPPED for stays in row.kept[len(row.codes) :]]
+        lines.append(f"  {shown(row.item):{name}}  {' '.join([*marks, *last])}  {shown(row.title)}".rstrip())
     return "\n".join(lines)

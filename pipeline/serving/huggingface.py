@@ -85,9 +85,7 @@ def model_card(
     params: Mapping[str, Any],
 ) -> str:
     """Return the card: metadata as YAML, then data, metrics with intervals, protocol, licence, use."""
-    config = loaded.config
     origin = ranks.origin
-    weights = sum(parameter.numel() for parameter in loaded.model.parameters())
     rows = [
         f"| {_written(name)} | {metrics[name]:.4f} | {_interval(metrics, name)} | "
         f"{_cell(metrics, f'cooccurrence_{name}')} | {_cell(metrics, f'popularity_{name}')} |"
@@ -97,20 +95,7 @@ def model_card(
     split = params.get("split", {})
     return "\n".join(
         [
-            "---",
-            f"license: {LICENCE}",
-            "library_name: sidpipe",
-            "tags:",
-            "- recommendation",
-            "- generative-retrieval",
-            "- semantic-ids",
-            f"datasets: {json.dumps([str(config['dataset'])])}",
-            "---",
-            "",
-            f"# Generative recommender over Semantic IDs: {origin.strategy} on {origin.dataset}",
-            "",
-            f"The model ({config['backbone']['name']}, {weights:,} parameters) writes the Semantic ID of the next item "
-            f"after a history of at most {config['max_history']} items. An item has {len(config['widths'])} codes.",
+            *_model_lines(loaded, origin),
             *_ranking_lines(origin.ranking),
             "",
             "## Data",
@@ -151,6 +136,34 @@ def model_card(
             "",
         ]
     )
+
+
+def _model_lines(loaded: Generator, origin: Origin) -> list[str]:
+    """Return the metadata, the title, and what the model reads and predicts."""
+    config = loaded.config
+    weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+    model = f"The model ({config['backbone']['name']}, {weights:,} parameters)"
+    history = f"the next item after a history of at most {config['max_history']} items."
+    if loaded.model.config.over_items:
+        tags, kind = ["sequential-recommendation"], "Recommender over items"
+        said = f"{model} predicts {history}"
+    else:
+        tags, kind = ["generative-retrieval", "semantic-ids"], "Generative recommender over Semantic IDs"
+        codes = len(config["widths"])
+        said = f"{model} writes the Semantic ID of {history} An item has {codes} code{'s' if codes > 1 else ''}."
+    return [
+        "---",
+        f"license: {LICENCE}",
+        "library_name: sidpipe",
+        "tags:",
+        *(f"- {tag}" for tag in ("recommendation", *tags)),
+        f"datasets: {json.dumps([str(config['dataset'])])}",
+        "---",
+        "",
+        f"# {kind}: {origin.strategy} on {origin.dataset}",
+        "",
+        said,
+    ]
 
 
 def _ranking_lines(ranking: str) -> list[str]:

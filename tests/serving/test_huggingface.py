@@ -12,7 +12,9 @@ from pipeline.artifacts import write_json
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import recommend
 from pipeline.evaluate.stage import run as evaluate
-from pipeline.serving.huggingface import export_model
+from pipeline.generator import load_generator
+from pipeline.results.ranks import Ranks
+from pipeline.serving.huggingface import export_model, model_card
 
 
 def exported(world: World, folder: Path, ranking: str = "generator") -> str:
@@ -44,6 +46,22 @@ def test_the_folder_loads_back_and_its_card_has_the_metrics_with_intervals(world
     with pytest.raises(UserError, match="is there already"):
         exported(world, folder)
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_the_card_of_a_network_over_items_speaks_of_no_semantic_ids(world: World, tmp_path: Path) -> None:
+    write_dense(world)
+    assert "- semantic-ids" in exported(world, tmp_path / "model")
+    reports = world.paths["reports"]
+    files = [json.loads((reports / name).read_text()) for name in ("details.json", "metrics.json")]
+    ingest = {"users": 40, "items": 20, "interactions": 234}
+    loaded = load_generator(world.paths["generator"].parent / "dense")
+    ranks = Ranks.read(reports / "ranks.parquet")
+    card = model_card(loaded, files[0] | files[1], ranks, ingest, world.params.plain())
+    assert "# Recommender over items: full on" in card
+    assert "The model (sasrec, " in card
+    assert "predicts the next item after a history of at most" in card
+    assert "emantic" not in card.split("## Data")[0]
+    assert "1 codes" not in card
 
 
 @pytest.mark.parametrize("ranking", ["dense", "counting", "fused"])
