@@ -1,4 +1,4 @@
-"""`Table` is a table of vectors that are looked up, such as those of tokens."""
+"""`LookupTable` is a table of vectors that are looked up, such as those of tokens."""
 
 from typing import Any
 
@@ -10,11 +10,12 @@ from pipeline.ops.layout import uses_kernels
 LARGEST = 2048  # rows of a table whose gradient the kernel sums; its work grows with them
 
 
-class Table(nn.Embedding):
-    """`Table` does what `nn.Embedding` does. A GPU sums the gradient of a small one without sorting."""
+class LookupTable(nn.Embedding):
+    """`LookupTable` does what `nn.Embedding` does. A GPU sums the gradient of a small one without sorting."""
 
     def forward(self, index: Tensor) -> Tensor:
-        if uses_kernels(index.device) and torch.is_grad_enabled() and len(self.weight) <= LARGEST:
+        small = len(self.weight) <= LARGEST and self.weight.dtype == torch.float32  # the kernel sums in float32
+        if small and uses_kernels(index.device) and torch.is_grad_enabled():
             rows: Tensor = _Rows.apply(self.weight, index)  # type: ignore[no-untyped-call]  # torch's `apply`
             return rows
         return super().forward(index)

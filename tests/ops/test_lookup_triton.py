@@ -6,7 +6,7 @@ from torch import nn
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
-from pipeline.ops.lookup import LARGEST, Table
+from pipeline.ops.lookup import LARGEST, LookupTable
 from pipeline.ops.triton.lookup_kernel import table_gradient
 
 GPU = torch.cuda.is_available()
@@ -29,15 +29,17 @@ def test_the_gradient_is_that_of_float64_and_repeats(tokens: int, rows: int, wid
     assert (ours.double().cpu() - expected).norm() <= 2e-6 * expected.norm()
 
 
-@pytest.mark.parametrize("rows", [5, LARGEST + 1])
-def test_a_table_looks_up_and_learns_as_an_embedding_does(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rows", "dtype"), [(5, torch.float32), (LARGEST + 1, torch.float32), (5, torch.float64)])
+def test_a_table_looks_up_and_learns_as_an_embedding_does(
+    rows: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pipeline.ops.lookup.uses_kernels", lambda _: True)
     torch.manual_seed(0)
-    table = Table(rows, 16).to(DEVICE)
-    other = nn.Embedding(rows, 16).to(DEVICE)
+    table = LookupTable(rows, 16, dtype=dtype).to(DEVICE)
+    other = nn.Embedding(rows, 16, dtype=dtype).to(DEVICE)
     other.load_state_dict(table.state_dict())
     index = torch.randint(rows, (7, 4), device=DEVICE)
-    scale = torch.randn(7, 4, 16, device=DEVICE)
+    scale = torch.randn(7, 4, 16, device=DEVICE, dtype=dtype)
     for each in (table, other):
         (each(index) * scale).sum().backward()
     assert table.weight.grad is not None
