@@ -108,7 +108,8 @@ def check_sizes(config: Mapping[str, Any], sections: Mapping[str, Any], weights:
     size = sum(array.size for array in weights.values())
     backbone = config["backbone"]
     t5, hstu = backbone["name"] == "t5", backbone["name"] in ("hstu", "gr")
-    layers = backbone["decoder_layers"] + (backbone["encoder_layers"] if t5 else 0)
+    encoder, decoder = backbone["encoder_layers"] if t5 else 0, backbone["decoder_layers"]
+    layers = encoder if t5 and "intrr" in sections else encoder + decoder  # intrr reads with T5's encoder alone
     d_model, inner = backbone["d_model"], backbone["heads"] * backbone["d_head"]
     d_ff = 0 if hstu else backbone["d_ff"]
     numbers = {

@@ -2,7 +2,7 @@
 
 Parameters form buckets in the order in which the first backward pass finished their gradients. Each gradient is a view
 of its bucket's flat tensor. As soon as a bucket's last gradient is there, the sum of that tensor over the processes
-begins, while the pass goes on with the layers before. On GPUs the exchanges are part of the recorded CUDA graph.
+begins, while the pass goes on with the layers before. `sum_after_pass` is the plain form: one sum, after the pass.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,14 @@ from torch import Tensor, nn
 from pipeline.distributed import Pending, World
 
 BUCKET_BYTES = 4 * 2**20  # smaller ones cost more launches, larger ones leave more to exchange after the pass
+
+
+def sum_after_pass(parameters: Sequence[nn.Parameter], world: World) -> None:
+    """Replace each parameter's gradient by its sum over processes, in one exchange of all gradients."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = world.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    sums = torch.split(flat, [gradient.numel() for gradient in gradients])
+    torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(sums, gradients, strict=True)])
 
 
 @dataclass

@@ -16,8 +16,12 @@ from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
-from pipeline.training.exchange import GradientExchange
+from pipeline.training.exchange import GradientExchange, sum_after_pass
 from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, update
+
+# Kinds of devices that exchange gradients during the pass. Between two GPUs, where the recording would hold the
+# exchanges, that form has not run yet; the sum after the pass has.
+DURING_PASS = ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,13 @@ class OptimizerStep:
         self._compute: ComputeGradients = self._gradients
         self._apply: ApplyUpdate = self._update
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._exchange = GradientExchange(self._parameters, world) if world and world.size > 1 else None
+        self._after: World | None = None  # sums up the gradients when the backward pass is over
+        self._exchange: GradientExchange | None = None  # sums them up during the pass
+        if world and world.size > 1:
+            if self.device.type in DURING_PASS:
+                self._exchange = GradientExchange(self._parameters, world)
+            else:
+                self._after = world
         self._recorded: list[CudaGraphed[MicroBatch, Tensor] | CudaGraphed[None, None]] = []
         if self.records:
             model.compile_training()
@@ -92,7 +102,9 @@ class OptimizerStep:
         return self._compute(MicroBatch(batch, share, last or self._exchange is None))
 
     def update(self) -> None:
-        """Apply the summed gradients and clear them."""
+        """Sum up the gradients over processes, where no pass did, apply them and clear them."""
+        if self._after:
+            sum_after_pass(self._parameters, self._after)
         self._apply(None)
 
     def forget(self) -> None:

@@ -67,6 +67,17 @@ def test_the_saved_model_ranks_as_the_trained_one_did(
     assert (ranking.ranks_U > 0).mean() == pytest.approx(float(recall))
 
 
+@pytest.mark.parametrize("backbone", ["t5", "decoder"])
+def test_a_network_whose_layers_are_most_of_it_loads(world: TinyWorld, backbone: str) -> None:
+    wide = {"name": backbone, "d_ff": 256, "ff_hidden_layers": 2}
+    world.train(recursive(backbone=wide))
+    loaded = load_generator(world.folder / "run" / "generator")
+    layers = sum(
+        weight.numel() for name, weight in loaded.model.named_parameters() if "encoder." in name or "blocks." in name
+    )
+    assert layers > 0.5 * sum(weight.numel() for weight in loaded.model.parameters())
+
+
 def test_validation_s_loss_is_the_log_probability_that_decoding_gives(world: TinyWorld) -> None:
     world.train(recursive())
     model = load_generator(world.folder / "run" / "generator").model

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.distributed import Done, Pending, World
-from pipeline.training.exchange import GradientExchange
+from pipeline.training.exchange import GradientExchange, sum_after_pass
 from pipeline.training.optimizer import backward
 
 
@@ -143,3 +143,17 @@ def test_other_passes_over_the_parameters_exchange_nothing() -> None:
         assert (parameter.grad is None) == (gradient is None)
         if gradient is not None:
             assert torch.equal(gradient, parameter.grad if parameter.grad is not None else gradient + 1)
+
+
+def test_one_sum_after_the_pass_gives_the_same_sums() -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+    unused = nn.Parameter(torch.randn(4))
+    parameters = [*model.parameters(), unused]
+    inputs = torch.randn(7, 6)
+    backward(model(inputs).square().sum(), parameters)
+    alone = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    sum_after_pass(parameters, Doubling())
+    for parameter, gradient in zip(model.parameters(), alone, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    assert unused.grad is None
