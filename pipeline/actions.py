@@ -7,15 +7,13 @@ value 0, which means none.
 The edge `median` divides at the item's median: 1 where the number is above the median of the item's exposures in the
 training part.
 
-Shape legend: X exposures, A columns of actions, I items.
+The module loads without numpy, because `check` reads the edges before any other stage runs.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
-
-import numpy as np
 
 MEDIAN = "median"
 Edge = float | Literal["median"]
@@ -64,44 +62,6 @@ class Actions:
             for column, (name, edges) in enumerate(zip(self.names, self.edges, strict=True))
             for least, edge in enumerate(edges, start=1)
         ]
-
-    def values(
-        self, numbers: Mapping[str, np.ndarray], items_X: np.ndarray, medians: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
-        """Return the values of each column, uint8 [X, A].
-
-        Args:
-            numbers: float64 [X] by column, NaN where missing.
-            items_X: the items of these rows.
-            medians: float64 [I] of each column with the edge `median`, as `item_medians` returns it.
-        """
-        # edges 3, 10 and seconds 1, 3, 12, NaN -> 0 1 2 0
-        columns = []
-        for name, edges in zip(self.names, self.edges, strict=True):
-            found = np.asarray(numbers[name], np.float64)
-            if edges == (MEDIAN,):
-                value = found > medians[name][items_X]
-            else:
-                value = np.searchsorted(np.asarray(edges, np.float64), found, side="right")
-                value[np.isnan(found)] = 0
-            columns.append(value.astype(np.uint8))
-        return np.stack(columns, 1)
-
-
-def item_medians(items_X: np.ndarray, numbers_X: np.ndarray, items: int) -> np.ndarray:
-    """Return the median number of each item, float64 [items].
-
-    An item without a number has the median of all numbers; without any number each median is 0. NaN is no number.
-    """
-    there = ~np.isnan(numbers_X)
-    items_X, numbers_X = items_X[there], numbers_X[there]
-    medians = np.full(items, float(np.median(numbers_X)) if len(numbers_X) else 0.0)
-    # sorted by item, then number: item 4 has 1 5 9 at rows 10 to 12 -> its median is in row 11, twice
-    order = np.lexsort((numbers_X, items_X))
-    sorted_X = numbers_X[order]
-    found, first, count = np.unique(items_X[order], return_index=True, return_counts=True)
-    medians[found] = (sorted_X[first + (count - 1) // 2] + sorted_X[first + count // 2]) / 2
-    return medians
 
 
 def check_edges(name: str, edges: tuple[Edge, ...]) -> None:

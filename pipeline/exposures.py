@@ -19,7 +19,7 @@ from pipeline.manifest import writing
 class Exposures:
     """`Exposures` holds the exposures of all users end to end.
 
-    items_X int32, actions_XA uint8 (`Actions.values`) and timestamps_X int64 (in the unit of `Splits.timestamps_N`).
+    items_X int32, actions_XA uint8 (`split.action_values`) and timestamps_X int64 (in the splits' unit).
     offsets int64 [U + 1]: the exposures of user u are [offsets[u], offsets[u + 1]). train_end, valid_end int64 [U]:
     those before train_end[u] are for training, those from there to valid_end[u] for validation, the others for test.
     """

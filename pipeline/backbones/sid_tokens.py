@@ -19,6 +19,7 @@ from pipeline.backbones.blocks import CrossAttention, SelfAttention, module_list
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.ops.linear import RMSNorm
+from pipeline.ops.lookup import LookupTable
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.histories import Histories
 
@@ -52,7 +53,7 @@ class SidBackbone(Backbone):
         if self.config.separators:
             parts.append(torch.full_like(tokens_IL[:, :1], self.separator))
         self.register_buffer("tokens_IS", torch.cat(parts, 1), persistent=False)
-        self.tokens = nn.Embedding(self.separator + more, self.config.d_model)
+        self.tokens = LookupTable(self.separator + more, self.config.d_model)
 
     def _add_heads(self) -> None:
         width = self.config.d_model

@@ -38,6 +38,7 @@ from pipeline.ops.dropout import Dropout
 from pipeline.ops.gather import gather_unique
 from pipeline.ops.layout import Layout
 from pipeline.ops.linear import RMSNorm, linear
+from pipeline.ops.lookup import LookupTable
 from pipeline.packing.histories import Histories
 from pipeline.packing.pruning import TokenPruner
 from pipeline.packing.shape import capacity_on
@@ -81,7 +82,7 @@ class T5(SidBackbone):
         self.start = self.separator + 1
         if not vectors_only:
             self._add_tokens(more=2)  # the separator, needed or not, and the start token
-        self.recency = nn.Embedding(config.recency_items, config.d_model) if config.recency_items else None
+        self.recency = LookupTable(config.recency_items, config.d_model) if config.recency_items else None
         self.encoder_bias = RelativeBias(config, bidirectional=True)
         self.encoder = module_list(EncoderBlock(config) for _ in range(config.encoder_layers))
         self.encoder_norm = RMSNorm(config.d_model)

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from pipeline.actions import MEDIAN, item_medians
+from pipeline.actions import MEDIAN
 from pipeline.artifacts import TICKS, Interactions, parquet_rows, read_blocks
 from pipeline.exposures import Exposures
+from pipeline.split.action_values import action_values, item_medians
 from pipeline.split.config import SplitConfig
 
 # Where no dates are set: shares of the exposures, in order of time, at which validation and test begin
@@ -45,7 +46,7 @@ def read_exposures(source: Interactions, config: SplitConfig) -> tuple[Exposures
     }
     exposures = Exposures(
         items_X=items_X,
-        actions_XA=actions.values(read, items_X, medians),
+        actions_XA=action_values(actions, read, items_X, medians),
         timestamps_X=times_X,
         offsets=offsets,
         train_end=ends[0],

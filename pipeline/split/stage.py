@@ -21,6 +21,7 @@ from pipeline.artifacts import INTERACTIONS, SPLITS, TICKS, Interactions, Splits
 from pipeline.errors import UserError
 from pipeline.exposures import Exposures
 from pipeline.printing import say
+from pipeline.split.action_values import action_values
 from pipeline.split.config import SplitConfig
 from pipeline.split.exposures import exposure_facts, read_exposures
 from pipeline.split.protocols import leave_one_out, temporal
@@ -103,7 +104,7 @@ def _sequences(
     actions.
 
     Args:
-        medians: those of the items, as `Actions.values` takes them.
+        medians: those of the items, as `split.action_values` takes them.
     """
     interactions = parquet_rows(source.log)
     actions = source.actions or Actions((), ())
@@ -131,7 +132,7 @@ def _sequences(
             timestamps_N[done:end] = times_B
             if actions.names:
                 named = dict(zip(actions.names, numbers, strict=True))
-                actions_NA[done:end] = actions.values(named, items_B, medians)
+                actions_NA[done:end] = action_values(actions, named, items_B, medians)
             found, counts = np.unique(users_B, return_counts=True)
             lengths_U[found] += counts
             done = end

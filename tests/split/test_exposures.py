@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from settings import read_params
 
-from pipeline.actions import Actions, check_edges, item_medians
+from pipeline.actions import Actions, check_edges
 from pipeline.artifacts import Splits
 from pipeline.errors import UserError
 from pipeline.exposures import Exposures
 from pipeline.ingest.stage import run as ingest
+from pipeline.split.action_values import item_medians
 from pipeline.split.stage import run as split
 
 Row = tuple[str, str, int, int, str]  # user, item, time, click, seconds
