@@ -189,6 +189,8 @@ def _find(
     matches = _matches(role, names, known)
     usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
     fix = f"name it: ingest.columns.{role}=NAME; names that are recognised: {usual}"
+    if len(names) == 1 and re.search(r"[^\w.-]", names[0].strip()):
+        fix = f"the name looks like several: set ingest.delimiter to what divides them, such as ' ' or ';'. Or {fix}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:
