@@ -118,18 +118,22 @@ class Counting:
         # Columns 2 0 1 of items 0 1 2 -> items 1 2 0
         return np.argsort(self.column_I)
 
+    def scale(self, items_J: np.ndarray) -> np.ndarray:
+        """Return what the pairs of each of these items are multiplied with, float64 [J].
+
+        It is 1 over the square root of the item's count, since a rare item in the history says more than one everybody
+        has.
+        """
+        scale_J: np.ndarray = 1 / np.sqrt(np.maximum(self.counts_I[items_J], 1))
+        return scale_J
+
     def together(self, items_J: np.ndarray) -> sparse.csr_array:
         """Say how much each of these items speaks for that of a column, complex128 [J, I]; columns as in `column_I`.
 
-        The real part is for items that came after that of the row, the imaginary part for those that came before. An
-        item's row is divided by the square root of its count, since a rare item in the history says more than one
-        everybody has.
+        The real part is for items that came after that of the row, the imaginary part for those that came before.
         """
-        starts, degree_J = self.pairs.starts[items_J], self.pairs.degrees(items_J)
-        offsets = np.concatenate([[0], np.cumsum(degree_J)])
-        # starts 4 0 and degrees 2 1 -> entries 4 5 | 0
-        entries = np.repeat(starts - offsets[:-1], degree_J) + np.arange(offsets[-1])
-        scale_E = np.repeat(1 / np.sqrt(np.maximum(self.counts_I[items_J], 1)), degree_J)
+        entries, offsets = self.pairs.rows(items_J)
+        scale_E = np.repeat(self.scale(items_J), np.diff(offsets))
         weights_E = np.empty(len(entries), np.complex128)
         np.multiply(scale_E, self.pairs.after_E[entries], out=weights_E.real)
         np.multiply(scale_E, self.pairs.before_E[entries], out=weights_E.imag)

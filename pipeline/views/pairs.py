@@ -42,10 +42,13 @@ class Pairs:
     before_E: np.ndarray
     left_out: int
 
-    def degrees(self, items_J: np.ndarray) -> np.ndarray:
-        """Return how many neighbours each of these items has, int64 [J]."""
-        degree_J: np.ndarray = self.starts[items_J + 1] - self.starts[items_J]
-        return degree_J
+    def rows(self, items_J: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return (the entries of these items end to end, int64; where those of each item start in them, [J + 1])."""
+        # starts 0 4 6, items 1 0 -> entries 4 5 | 0 1 2 3, starts 0 2 6
+        starts_J = self.starts[items_J]
+        degree_J = self.starts[items_J + 1] - starts_J
+        offsets = np.concatenate([[0], np.cumsum(degree_J)])
+        return np.repeat(starts_J - offsets[:-1], degree_J) + np.arange(offsets[-1]), offsets
 
 
 def training_counts(splits: Splits) -> np.ndarray:
