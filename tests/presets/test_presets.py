@@ -242,9 +242,7 @@ def test_a_mapping_is_set_as_a_whole_or_by_entry_as_by_s(name: str, settings: li
     assert ingest.mapping == {"user": "member", "item": "sku", "rating": "stars"}
     assert ingest.minimum == {"rating": 4}
     columns = yaml.safe_load((project / "params.yaml").read_text())["ingest"]["columns"]
-    assert list(columns)[: len(COLUMNS)] == list(COLUMNS), (
-        "all keys stay, so that `-S ingest.columns.title=NAME` works later"
-    )
+    assert list(columns)[: len(COLUMNS)] == list(COLUMNS), "keys stay: `-S ingest.columns.title=NAME` works later"
     apply_preset(name, ["ingest.minimum="])
     assert load_params().ingest.minimum == {}
 
