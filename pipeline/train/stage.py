@@ -24,6 +24,7 @@ from pipeline.artifacts import (
 from pipeline.distributed import joined
 from pipeline.generator import save_generator
 from pipeline.item_table import ItemTable
+from pipeline.strategies.registry import choose_strategies
 from pipeline.train.kept_tokens import count_kept_tokens
 from pipeline.train.outputs import write_reports
 from pipeline.training.assembly import set_up, trainer_of
@@ -69,7 +70,8 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
     """
     # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters, inputs and code.
     held = Splits.read(splits)
-    names = read_names(params.backbone, held, sids, embeddings)
+    chosen = choose_strategies(params.strategy, params.strategies)
+    names = read_names(params.backbone, held, sids, embeddings, chosen.content_key)
     recipe = TrainingRecipe.of(params, held, names.sids)
     inputs = {**names.inputs, "splits": fingerprint(splits)}
     items = read_items(Interactions(interactions).items, len(names.sids.codes_IL))
