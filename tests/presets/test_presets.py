@@ -210,6 +210,21 @@ def test_presets_say_what_the_papers_say() -> None:
     assert "{price}" in VALUES["flan-t5-xl"]["embed.template"]
 
 
+# Steps of a run, counted over an epoch of the dataset's windows (training/steps.py); of networks over items those of
+# the shortest measured run, which patience ended.
+STEPS = {"beauty-fast": 13_127, "beauty-best": 13_127, "sports-best": 11_317, "beauty-sprint": 2_542, "sasrec": 1_440}
+DENSE_STEPS = 1_440
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_average_has_a_decay_that_a_run_never_reaches(name: str) -> None:
+    """The decay is min(ema, (1 + step) / (10 + step)). The default of dense.ema serves logs of any size."""
+    wanted = {"train.ema": STEPS.get(name, 0), "dense.ema": DENSE_STEPS}
+    for key, steps in wanted.items():
+        if (ema := VALUES[name].get(key, 0)) and ema != DEFAULTS[key]:
+            assert (1 + steps) / (10 + steps) >= ema, f"{key}: a run has {steps} steps"
+
+
 def section(preset: str, name: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in VALUES[preset].items() if key.startswith(f"{name}.")}
 
