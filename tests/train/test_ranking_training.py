@@ -36,7 +36,7 @@ TRAIN = {
     "learning_rate": 0.02,
     "validate_every": 40,
 }
-INGEST = {"actions": {"click": [1], "watch": [3, 10]}}
+INGEST = {"actions": {"click": [1], "watch_seconds": [3, 10]}}
 
 
 def ranking_params(backbone: str = "gr", strategy: str = "full", **train: Any) -> Params:
@@ -59,7 +59,7 @@ def exposed(world: TinyWorld) -> TinyWorld:
     clicks_X = np.zeros(len(items_X), np.uint8)
     for first, end in pairwise(offsets.tolist()):
         clicks_X[first:end] = (np.arange(end - first) + (rng.random(end - first) < 0.1).cumsum() + rng.integers(2)) % 2
-    actions = Actions(("click", "watch"), ((1.0,), (3.0, 10.0)))
+    actions = Actions(("click", "watch_seconds"), ((1.0,), (3.0, 10.0)))
     exposures = Exposures(
         items_X=items_X,
         actions_XA=np.stack([clicks_X, clicks_X * rng.integers(1, 3, len(clicks_X))], 1).astype(np.uint8),
@@ -201,7 +201,7 @@ def test_runs_are_compared_by_their_aucs_and_never_with_ranks(exposed: TinyWorld
     report = compare(names, samples=200)
     (table,) = report.tables
     found = {difference.metric: difference for difference in table.comparisons[1].differences}
-    assert {"auc", "gauc", "wgauc", "auc_click_1", "gauc_watch_10"} <= set(found)
+    assert {"auc", "gauc", "wgauc", "auc_click_1", "gauc_watch_seconds_10"} <= set(found)
     assert not any("recall" in name for name in found)
     runs = table.comparisons[1].arm.runs
     aucs = [run.ranks.figures(MODEL)["auc_click_1"] for run in runs if isinstance(run.ranks, Predictions)]
