@@ -77,6 +77,7 @@ class Params:
             )
         if self.dataset not in DATASETS:
             raise ValueError(f"dataset '{self.dataset}' is not known, {nearest(self.dataset, DATASETS)}")
+        self.ingest.check_actions_of(self.dataset)
         if self.backbone.actions and not self.ingest.actions:
             raise ValueError(
                 "backbone.actions reads what users did with items, and ingest.actions names no column of the log: name "

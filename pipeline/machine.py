@@ -4,6 +4,7 @@ import math
 import os
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -49,6 +50,45 @@ def share_of_threads(numbers: int | None = None, proc: Path = Path("/proc"), quo
     sharing = running_experiments(proc) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     useful = _cores(quota) if numbers is None else numbers // NUMBERS_PER_THREAD
     return max(1, min(_cores(quota) // sharing, useful))
+
+
+def set_threads(wanted: int, otherwise: int, key: str = "train.threads") -> None:
+    """Set how many threads torch computes with.
+
+    Args:
+        wanted: what the user says; 0: `otherwise`.
+        otherwise: a share of the cores.
+        key: name of the parameter that says so, for the error.
+
+    Raises:
+        UserError: the machine cannot start so many. OpenMP would end the process there, without a line.
+    """
+    if wanted > otherwise and (startable := _startable(wanted)) < wanted:
+        raise UserError(
+            f"{key} is {wanted:,}, but this process can safely start no more than {startable:,} threads",
+            "each needs address space for its stack, and the system limits their number (`ulimit -v`, `ulimit -u`)",
+            f"set {key} to 0 (a share of the cores), or to the number of cores at most",
+        )
+    torch.set_num_threads(wanted or otherwise)
+
+
+def _startable(wanted: int) -> int:
+    """Return how many threads can be started at once, `wanted` at most, by starting a quarter more."""
+    tried = wanted + wanted // 4
+    end = threading.Event()
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(tried):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:  # "can't start new thread"
+        pass
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+    return wanted if len(started) == tried else len(started) * 4 // 5
 
 
 def running_experiments(proc: Path = Path("/proc")) -> int:

@@ -1,13 +1,15 @@
 """How many threads a process takes, which device, and how much memory it says it used."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.machine import peak_memory_gib, pick_device, running_experiments, share_of_threads
+from pipeline.machine import peak_memory_gib, pick_device, running_experiments, set_threads, share_of_threads
 
 
 def processes(folder: Path, *commands: str) -> Path:
@@ -77,3 +79,36 @@ def test_auto_takes_the_gpu_only_where_there_is_one(monkeypatch: pytest.MonkeyPa
 def test_peak_memory_is_about_what_is_held_now_or_more() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[1])  # the kernel counts the two in separate batches
     assert 0.9 * pages * os.sysconf("SC_PAGE_SIZE") / 2**30 <= peak_memory_gib(torch.device("cpu")) < 1000
+
+
+def test_threads_are_set_as_wanted_or_as_shared() -> None:
+    before = torch.get_num_threads()
+    try:
+        set_threads(0, 2)
+        assert torch.get_num_threads() == 2
+        set_threads(3, 2)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+LIMITED = """
+import resource, torch
+from pipeline.errors import UserError
+from pipeline.machine import set_threads
+space = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (2 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (space, space))
+try:
+    set_threads(1024, 1, "dense.threads")
+except UserError as error:
+    print(error)
+torch.ones(2**20).add_(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no /proc")
+def test_more_threads_than_the_limit_allows_are_refused_and_do_not_end_the_process() -> None:
+    """OpenMP aborts the process where it cannot start a thread."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "dense.threads is 1,024, but this process can safely start no more than" in done.stdout

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tests/support"))  # odd values and the hostile se
 
 from benchmarks.torture.process import LIMITS, forked, preload  # noqa: E402
 from benchmarks.torture.project import BY_HAND, STAGES, build, copy, digest, lay_out, remove  # noqa: E402
-from benchmarks.torture.trial import FAIL, Trial, World  # noqa: E402
+from benchmarks.torture.trial import OK, REFUSED, Trial, World  # noqa: E402
 from benchmarks.torture.trials import all_trials  # noqa: E402
 
 FILE = ROOT / "docs/results/torture.jsonl"
@@ -88,7 +88,12 @@ def torture(folder: Path, options: argparse.Namespace) -> int:
         trials = [trial for trial in trials if trial.name == options.only]
     if options.most:
         trials = trials[: options.most]
-    return work_off(world, trials, of, options, jobs)
+    failed = work_off(world, trials, of, options, jobs)
+    if not options.only:  # once more at the end, where a log that is cut still shows them
+        names = {trial.name for trial in trials}
+        for row in failures(row for row in read(options.file) if row["trial"] in names):
+            print(f"{row['verdict']:8} {row['trial']}: {row['detail']}")
+    return failed
 
 
 def work_off(world: World, trials: Sequence[Trial], of: Counter[str], options: argparse.Namespace, jobs: int) -> int:
@@ -110,7 +115,7 @@ def work_off(world: World, trials: Sequence[Trial], of: Counter[str], options: a
             row = {**row, "of": of[row["part"]], "commit": head, "seed": options.seed, "jobs": jobs}
             with count:
                 count.value += 1
-                failed.value += row["verdict"] == FAIL
+                failed.value += row["verdict"] not in (OK, REFUSED)
                 print(f"{row['verdict']:8} {row['trial']}: {row['detail'][:160]}", flush=True)
                 if not options.only:
                     append(options.file, row)
@@ -196,6 +201,11 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def failures(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of trials that failed, or that broke by a fault of their own."""
+    return [row for row in rows if row["verdict"] not in (OK, REFUSED)]
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the table of figures: a row per part, a column per verdict."""
     lines = ["| what was done | trials | of | ok | refused | FAIL |", "|---|---|---|---|---|---|"]
@@ -208,12 +218,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     commits = sorted({row["commit"] for row in rows})
     hours = sum(row["seconds"] / row.get("jobs", 1) for row in rows) / 3600
     lines += ["", f"{len(rows):,} trials in {hours:.1f} hours, at commit {', '.join(commits)}, two CPU cores."]
-    failures = [row for row in rows if row["verdict"] not in ("ok", "refused")]
-    if failures:
+    if failed := failures(rows):
         lines += ["", "The failures:", ""]
         lines += [
-            f"- `{row['trial']}`: {row['detail'].splitlines()[0][:150] if row['detail'] else ''}"
-            for row in failures[:40]
+            f"- `{row['trial']}`: {row['detail'].splitlines()[0][:150] if row['detail'] else ''}" for row in failed[:40]
         ]
     return "\n".join(lines)
 

@@ -37,7 +37,7 @@ from pipeline.evaluate.sample import Evaluated
 from pipeline.evaluate.table import table
 from pipeline.generator import Generator, load_generator, load_retriever
 from pipeline.item_table import ItemTable
-from pipeline.machine import make_repeatable, pick_device, share_of_threads
+from pipeline.machine import make_repeatable, pick_device, set_threads, share_of_threads
 from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import DENSE_INDEX, DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
 from pipeline.printing import say, shown
@@ -178,7 +178,7 @@ def _device(machine: MachineView) -> torch.device:
     """Return the device, and set the process up for it."""
     device = pick_device(machine.device)
     make_repeatable(device, machine.deterministic)
-    torch.set_num_threads(machine.threads or share_of_threads())
+    set_threads(machine.threads, share_of_threads())
     return device
 
 

@@ -121,8 +121,8 @@ def _heading(comparison: Comparison) -> str:
     arm = _arm(comparison.arm)
     if comparison.reference is None:
         return f"{arm}: {_alone(comparison)}"
-    words = [f"{arm}, against {_arm(comparison.reference)}", _pairing(comparison)]
-    return ", ".join([*words, comparison.other] if comparison.other else words)
+    other = [comparison.other] if comparison.other else []
+    return ", ".join([f"{arm}, against {_arm(comparison.reference)}", *other, _pairing(comparison)])
 
 
 def _alone(comparison: Comparison) -> str:

@@ -77,8 +77,7 @@ def publish(
         from pipeline.results.mlflow_model import write_model
 
         with staged(folder) as partial:
-            ranking = origin.ranking if origin else "generator"
-            write_model(partial, generator, splits, reports / RANKS_FILE, ranking=ranking)
+            write_model(partial, generator, splits, reports / RANKS_FILE, origin=origin)
             made = add(folder, partial, name, None)
         point(folder, made.version)
         prune(folder)

@@ -10,7 +10,7 @@ from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
-from pipeline.machine import make_repeatable, pick_device, share_of_threads
+from pipeline.machine import make_repeatable, pick_device, set_threads, share_of_threads
 from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
@@ -87,7 +87,8 @@ def _set_threads(recipe: TrainingRecipe, resume: Mapping[str, Any] | None) -> No
     Rounding depends on how many threads add up a sum, so a resumed run takes the number that it began with.
     """
     numbers = recipe.config.batch_tokens // recipe.config.accumulate * recipe.backbone.d_model  # of one activation
-    torch.set_num_threads(recipe.config.threads or (resume["threads"] if resume else share_of_threads(numbers)))
+    share = resume["threads"] if resume else share_of_threads(numbers)
+    set_threads(recipe.config.threads, share, f"{recipe.words.stage}.threads")
 
 
 def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: World) -> BatchLoader:

@@ -13,6 +13,7 @@ from typed import present
 from pipeline.metrics import gains, recall_at
 from pipeline.results.bootstrap import interval
 from pipeline.results.compare import (
+    Comparison,
     ComparisonReport,
     Difference,
     compare,
@@ -178,7 +179,7 @@ def test_the_report_names_arms_seeds_and_settings_and_the_rows_are_plain_values(
     assert comparison_text(compare(folders, samples=100)) == text
 
 
-def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path) -> None:
+def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     runs = [
         run
@@ -187,7 +188,8 @@ def test_the_report_says_when_seeds_are_not_paired_or_too_few(tmp_path: Path) ->
     ]
     folders = [write_run(tmp_path / run.name, run.ranks) for run in runs]
     assert "seeds differ, so they are not paired" in comparison_text(compare(folders, samples=50))
-    assert "one seed on a side" in comparison_text(compare(folders[1:], samples=50))
+    monkeypatch.setattr(Comparison, "other", "differing in train.ema too")
+    assert "differing in train.ema too, one seed on a side" in comparison_text(compare(folders[1:], samples=50))
 
 
 def test_the_verdict_of_one_seed_says_so_in_text_markdown_and_json(tmp_path: Path) -> None:
