@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.campaign_rows import ROOT, Record, Results, best_validation, read_rows, state
+from benchmarks.campaign_rows import ROOT, Record, Results, read_rows, state
 from benchmarks.campaign_rows import Row as CampaignRow
+from pipeline.presets.tuning_trial import best_row
 from pipeline.results.arms import Arm
 from pipeline.results.compare import differences
 from pipeline.results.runs import read_run
@@ -125,7 +126,7 @@ def of_trials(results: Results, files: Iterable[Path] | None = None) -> list[tup
         for row in read_rows(path):
             if row.measure == "trial":
                 record = state(row, records, None, "")[1]
-                best = best_validation(record["history"], row.params.train.select) if record else None
+                best = best_row(record["history"], row.params.train.select) if record else None
                 found.append((row, {**best, "commit": record["commit"]} if best and record else None))
     return found
 

@@ -241,7 +241,7 @@ PAPERS = [
         notes=(
             "The published rule keeps 40 of 120 positions, which is 70% of the real tokens of its training windows:",
             "the arms `rastp-paper` and `rastp-released`. The arm `rastp` keeps a third of the real tokens, a claim of",
-            "ours.",
+            "ours. In the paper's setting the budget is 4 M windows, a fifth of what preset `tiger` has.",
         ),
     ),
     Paper(
@@ -270,6 +270,7 @@ PAPERS = [
         ours={
             "amazon-beauty": [
                 Ours(where=SETTING, group="IntRR's setting", arms=("full", "intrr-sac"), counts=("intrr-sac",)),
+                Ours(where=f"{SETTING}, HSTU", group="IntRR's setting, HSTU", arms=("full", "intrr-sac")),
                 Ours(
                     where=BEST,
                     group="beauty-fast",
