@@ -370,6 +370,9 @@ def _act(args: Any) -> int:
     if line := trials_line(campaign.rows):
         say(line)
     if args.list or args.record:
+        missing = [row for row, word, _ in campaign.states() if word == "missing"]
+        hours = sum(expected(row, campaign.records()) for row in missing) / 3600
+        say(f"campaign: {len(missing)} of {len(campaign.rows)} rows missing, about {hours:.2f} hours one by one")
         return 0
     if args.prepare:
         for row in campaign.rows:

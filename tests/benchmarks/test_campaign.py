@@ -228,6 +228,7 @@ def test_the_command_says_what_is_missing_and_refuses_in_one_line(
     said = capsys.readouterr().out
     assert "full, seed 1, quality: missing" in said
     assert "missing, and its data too" in said
+    assert "2 of 2 rows missing, about 0.00 hours" in said
     assert main([str(tmp_path / "none.yaml"), "--list"]) == 1
     assert "none.yaml" in capsys.readouterr().err
 
