@@ -171,10 +171,16 @@ PAPERS = [
                     where=SETTING,
                     group="RASTP's setting, 4 M windows",
                     arms=(
-                        *("full", "rastp-paper", "rastp-released", "rastp-paper, l2", "rastp-paper, average pooling"),
+                        *("full", "rastp-paper", "rastp-paper, l2", "rastp-paper, average pooling"),
                         *("rastp-paper, max pooling", "rastp-paper, after block 1", "rastp-paper, after block 3"),
                     ),
                     counts=("rastp-paper",),
+                ),
+                Ours(
+                    where=f"{SETTING}, unconstrained beam of 10",
+                    group="RASTP's setting, 4 M windows, unconstrained beam of 10",
+                    arms=("full", "rastp-released"),
+                    counts=("rastp-released",),
                 ),
                 Ours(
                     where=BEST,
