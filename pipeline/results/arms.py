@@ -1,4 +1,4 @@
-"""ProtocolGroup runs into arms, put arms of one protocol side by side, and choose what each arm is compared with.
+"""Group runs into arms, put arms of one protocol side by side, and choose what each arm is compared with.
 
 An arm holds runs that differ in the seed only. Two arms may be compared where both were evaluated by one protocol, on
 the same users and test items. The reference of a strategy is `full` on the same backbone; of several, the one whose
@@ -85,7 +85,7 @@ def groups_of(arguments: Sequence[str]) -> tuple[list[ProtocolGroup], list[str]]
     # protocol -> settings -> runs. A dict holds its keys in the order in which they came.
     sorted_in: dict[tuple[str, ...], dict[tuple[str, ...], list[Run]]] = {}
     for name, run in named:
-        arms = sorted_in.setdefault(_protocol(run), {})
+        arms = sorted_in.setdefault(protocol_of(run), {})
         arms.setdefault((name,) if name else _settings_key(run), []).append(run)
     groups: list[ProtocolGroup] = []
     for (words, *_), arms in sorted_in.items():
@@ -113,7 +113,7 @@ def _read(argument: str) -> list[tuple[str, Run]]:
     return [(name, read_run(member)) for member in members.split(",")]
 
 
-def _protocol(run: Run) -> tuple[str, ...]:
+def protocol_of(run: Run) -> tuple[str, ...]:
     """Return what must be equal for two runs to be compared; the first part says it in words."""
     origin = run.ranks.origin
     if isinstance(run.ranks, Predictions):
