@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.campaign_rows import ROOT, Record, Results, read_rows, state
+from benchmarks.campaign_rows import ROOT, Record, Results, best_validation, read_rows, state
 from benchmarks.campaign_rows import Row as CampaignRow
 from pipeline.results.arms import Arm
 from pipeline.results.compare import differences
@@ -109,12 +109,25 @@ def of_campaigns(results: Results, files: Iterable[Path] | None = None) -> list[
     records = results.records()
     engine = code_fingerprint("train")
     found = [(row, *state(row, records, None, engine)) for row in rows]
-    names = dict.fromkeys((row.group, row.arm, row.data) for row in rows)
+    names = dict.fromkeys((row.group, row.arm, row.data) for row in rows if row.measure != "trial")
     arms = [
         _of_rows(*name, [one for one in found if (one[0].group, one[0].arm, one[0].data) == name]) for name in names
     ]
     full = {(one.group, one.data): one for one in arms if one.arm == "full"}
     return [_with_difference(one, full.get((one.group, one.data)), results) for one in arms]
+
+
+def of_trials(results: Results, files: Iterable[Path] | None = None) -> list[tuple[CampaignRow, Row | None]]:
+    """Return every trial of the campaigns with its best validation and commit; None where it was not run."""
+    records = results.records()
+    found: list[tuple[CampaignRow, Row | None]] = []
+    for path in sorted(CAMPAIGNS.glob("*.yaml")) if files is None else files:
+        for row in read_rows(path):
+            if row.measure == "trial":
+                record = state(row, records, None, "")[1]
+                best = best_validation(record["history"], row.params.train.select) if record else None
+                found.append((row, {**best, "commit": record["commit"]} if best and record else None))
+    return found
 
 
 def _of_rows(group: str, arm: str, data: str, found: list[tuple[CampaignRow, str, Record | None]]) -> Measured:

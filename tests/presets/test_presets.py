@@ -210,6 +210,21 @@ def test_presets_say_what_the_papers_say() -> None:
     assert "{price}" in VALUES["flan-t5-xl"]["embed.template"]
 
 
+# Steps of a run, counted over an epoch of the dataset's windows (training/steps.py); of networks over items those of
+# the shortest measured run, which patience ended.
+STEPS = {"beauty-fast": 13_127, "beauty-best": 13_127, "sports-best": 11_317, "beauty-sprint": 2_542, "sasrec": 1_440}
+DENSE_STEPS = 1_440
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_average_has_a_decay_that_a_run_never_reaches(name: str) -> None:
+    """The decay is min(ema, (1 + step) / (10 + step)). The default of dense.ema serves logs of any size."""
+    wanted = {"train.ema": STEPS.get(name, 0), "dense.ema": DENSE_STEPS}
+    for key, steps in wanted.items():
+        if (ema := VALUES[name].get(key, 0)) and ema != DEFAULTS[key]:
+            assert (1 + steps) / (10 + steps) >= ema, f"{key}: a run has {steps} steps"
+
+
 def section(preset: str, name: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in VALUES[preset].items() if key.startswith(f"{name}.")}
 
@@ -231,17 +246,18 @@ def test_a_preset_changes_only_the_lines_it_names(project: Path) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        ["ingest.columns={user: member}", "ingest.columns.item=sku", "ingest.minimum={rating: 4}"],
-        ["ingest.columns.user=member", "ingest.columns={item: sku}", "ingest.minimum.rating=4"],
+        ["ingest.columns={user: member, rating: stars}", "ingest.columns.item=sku", "ingest.minimum={rating: 4}"],
+        ["ingest.columns.user=member", "ingest.columns={item: sku, rating: stars}", "ingest.minimum.rating=4"],
     ],
 )
 @pytest.mark.parametrize("name", ["amazon-beauty", "tiger"])
 def test_a_mapping_is_set_as_a_whole_or_by_entry_as_by_s(name: str, settings: list[str], project: Path) -> None:
     apply_preset(name, settings)
     ingest = load_params().ingest
-    assert (ingest.mapping, ingest.minimum) == ({"user": "member", "item": "sku"}, {"rating": 4})
+    assert ingest.mapping == {"user": "member", "item": "sku", "rating": "stars"}
+    assert ingest.minimum == {"rating": 4}
     columns = yaml.safe_load((project / "params.yaml").read_text())["ingest"]["columns"]
-    assert list(columns) == list(COLUMNS), "all keys stay, so that `-S ingest.columns.title=NAME` works later"
+    assert list(columns)[: len(COLUMNS)] == list(COLUMNS), "keys stay: `-S ingest.columns.title=NAME` works later"
     apply_preset(name, ["ingest.minimum="])
     assert load_params().ingest.minimum == {}
 
