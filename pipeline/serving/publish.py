@@ -61,7 +61,9 @@ def publish(
             of a registered model.
     """
     check_reports(reports, generator)
-    check_fit(load_generator(generator), generator, Splits.read(splits), splits)
+    loaded = load_generator(generator)
+    loaded.require_items(generator)
+    check_fit(loaded, generator, Splits.read(splits), splits)
     with held(folder):
         now = current(folder)
         if now is not None and now.registered is not None:
