@@ -139,6 +139,8 @@ def _other_loss(params: Params, other: Params) -> str | None:
 
     The loss is the cross-entropy of what the network predicts: the codes of a Semantic ID or an item, and actions.
     """
+    if params.train.task != other.train.task:
+        return "train.task"
     if params.backbone.over_items != other.backbone.over_items:
         return "backbone.name"
     if params.backbone.actions != other.backbone.actions:
