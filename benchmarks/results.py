@@ -1,25 +1,33 @@
-"""Make docs/results.md from docs/results/raw.jsonl: every table of the page; what was not run is printed as missing.
+"""Make docs/results.md, a page per paper and the picture of quality against cost; what was not run prints as missing.
 
-    python -m benchmarks.results                                   # writes docs/results.md
+    python -m benchmarks.results                                   # writes the pages and docs/frontier.svg
     python -m benchmarks.results --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
         # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
-The key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
+All of it comes from docs/results/raw.jsonl, and from docs/results/campaign.jsonl where a campaign has written it. The
+key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
 """
 
 import argparse
+import collections
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.results_tables import COUNTING, QUALITY, RECALLS, TABLES
+from benchmarks.campaign_rows import RESULTS, Results
+from benchmarks.campaign_rows import Row as CampaignRow
+from benchmarks.measured import Measured, Row, cell, of_campaigns, of_trials, references
+from benchmarks.papers import paper_page
+from benchmarks.papers_figures import PAPERS
+from benchmarks.picture import picture
+from benchmarks.results_tables import QUALITY, RECALLS, TABLES
 
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
-Row = dict[str, Any]
+PICTURE = Path("docs/frontier.svg")
+SHOWN = ("seen_dropped_recall_at_10", "ndcg_at_10", "noties_recall_at_10")
 
 
 def quality(rows: list[Row]) -> Iterable[str]:
@@ -35,18 +43,48 @@ def quality(rows: list[Row]) -> Iterable[str]:
         for arm in arms:
             yield _quality_line(arm, [row for row in selected if row["arm"] == arm], paired.get(arm))
         if selected:
-            for label, name in COUNTING.items():
-                keys = (f"{name}_recall_at_10", f"{name}_ndcg_at_10", f"noties_{name}_recall_at_10")
-                # Counting has no seed and nothing of a model. Runs of before a key existed take its row of the dataset.
-                alike = (dataset, 50 if group.startswith("sasrec") else 20)
-                counted = [row for row in rows if (row.get("dataset"), row.get("max_history")) == alike]
-                first = next((row for row in [*selected, *counted] if keys[0] in row), selected[0])
-                cells = ["missing" if (value := first.get(key)) is None else f"{value:.4f}" for key in keys]
-                yield f"| {label}{_rule(first, name)} | - | {' | '.join(cells)} | | | | | |"
+            # Counting has no seed and nothing of a model. Runs of before a key existed take its row of the dataset.
+            for one in references(rows, dataset, selected, 50 if group.startswith("sasrec") else 20):
+                if one.name.startswith("SASRec") and group.startswith("sasrec"):
+                    continue
+                figures = " | ".join(cell(value) for value in (one.recall, one.ndcg, one.noties))
+                yield f"| {one.name} | {one.seeds} | {figures} | | | | | |"
             first = selected[0]
             ranking = first.get("ranking", f"beam {first['beam']}, constrained")
             yield f"\n{dataset}, {first['users']:,} users, {ranking}.\n"
             yield from _origins(selected)
+
+
+def trials(found: list[tuple[CampaignRow, Row | None]]) -> Iterable[str]:
+    """Yield the trials on validation that choose the settings of the campaigns' arms."""
+    counts = collections.Counter(row.arm for row, _ in found)
+    yield "\n### Trials on validation\n"
+    yield f"Listed by arm: {', '.join(f'{arm} {count}' for arm, count in counts.items())}. The test is not read.\n"
+    yield "| arm | settings | recall@10 on validation | commit |\n|---|---|---|---|"
+    for row, best in found:
+        said = f"{best['recall_at_10']:.4f} | {best['commit']}" if best else "missing |"
+        yield f"| {row.arm} | {row.words} | {said} |"
+
+
+def campaigns(arms: list[Measured], rows: list[Row]) -> Iterable[str]:
+    """Yield a table per group of the campaigns, with every arm that their files list, run or not."""
+    for group, data in dict.fromkeys((one.group, one.data) for one in arms):
+        yield f"\n### {group}, {data}\n"
+        yield (
+            "| arm | seeds | recall@10 | seen dropped | ndcg@10 | without ties | against `full`, recall@10 | "
+            "training | windows/s |\n|---|---|---|---|---|---|---|---|---|"
+        )
+        own = [one for one in arms if (one.group, one.data) == (group, data)]
+        for one in own:
+            figures = " | ".join(cell(one.mean(key)) for key in SHOWN)
+            yield f"| {one.arm} | {one.seeds} | {one.recall} | {figures} | {one.against} | {one.time} |"
+        for beside in references(rows, data):
+            figures = f"{cell(beside.recall)} | | {cell(beside.ndcg)} | {cell(beside.noties)}"
+            yield f"| {beside.name} | {beside.seeds} | {figures} | | | |"
+        yield ""
+        yield from _origins([row for one in own for row in one.rows])
+        if hours := sum(one.hours for one in own):
+            yield f"Missing rows need about {hours:.1f} hours of a GPU, run one by one.  "
 
 
 def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
@@ -68,16 +106,16 @@ def _quality_line(arm: str, rows: list[Row], paired: Row | None) -> str:
         else "missing: the GPU was shared | "
     )
     return (
-        f"| {arm}{_rule(rows[0], '')} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
+        f"| {arm}{_rule(rows[0])} | {len(rows)} | {mean('recall_at_10'):.4f}{spread} | {mean('ndcg_at_10'):.4f} | "
         f"{no_ties} | {against} | {times} | "
         f"{mean('tokens_trained') / 1e6:.0f} M | "
         f"{mean('peak_memory_gib'):.1f} GiB |"
     )
 
 
-def _rule(row: Row, name: str) -> str:
-    """Return the rule for seen items, where the row says it; `name`: of a baseline, empty for the model."""
-    dropped = row.get(f"{name}_seen_dropped" if name else "seen_dropped")
+def _rule(row: Row) -> str:
+    """Return the rule for seen items, where the row says it."""
+    dropped = row.get("seen_dropped")
     return "" if dropped is None else ", seen dropped" if dropped else ", seen included"
 
 
@@ -127,8 +165,14 @@ def _origins(rows: list[Row]) -> Iterable[str]:
     yield from (f"{hardware}, commit {commit}: `{command}`  " for hardware, commit, command in origins)
 
 
-def page(rows: list[Row]) -> str:
-    """Return the whole document."""
+def page(rows: list[Row], arms: list[Measured], tried: list[tuple[CampaignRow, Row | None]]) -> str:
+    """Return the whole document.
+
+    Args:
+        rows: of raw.jsonl.
+        arms: those of the campaigns.
+        tried: their trials, with the best validation of each that was run.
+    """
     lines = [
         "# Results",
         "",
@@ -149,8 +193,23 @@ def page(rows: list[Row]) -> str:
         "the relative difference is above -3%. *worse*: the interval is below 0 (*by less than 3%*: the relative",
         "interval is above -3%). *unclear*: none of these. *counting pairs* (co-occurrence) and *popularity* learn",
         "nothing. *EMA*: decay of the averaged weights, which are evaluated. A row names its rule for *seen items*,",
-        "those of the history; in rows that do not, the models rank them too, and counting drops them.",
+        "those of the history; in rows that do not, the models rank them too, and counting drops them. *SASRec* and",
+        "*fused views* stand below each table, by their own recipes ([sasrec](sasrec.md), [fusion](fusion.md)); a page",
+        "for each paper sets its figures beside ours: [SkipGR](results/skipgr.md), [RASTP](results/rastp.md),",
+        "[IntRR](results/intrr.md).",
+        "",
+        "![recall@10 against seconds of training, one machine and one commit](frontier.svg)",
         *quality(rows),
+    ]
+    lines += [
+        "",
+        "## Campaigns",
+        "",
+        "Every row of `benchmarks/campaigns/` ([campaign.md](campaign.md)), run or not. *recall@10*: by the row's",
+        "settings, which leave items of the history in the ranking; *seen dropped*: without them. *training*: the",
+        "seconds of a row that had the machine alone.",
+        *campaigns(arms, rows),
+        *trials(tried),
     ]
     lines += [
         "",
@@ -216,8 +275,17 @@ def add(args: argparse.Namespace) -> list[Row]:
     return found
 
 
+def documents() -> dict[Path, str]:
+    """Return every file that is made of the results, by its path."""
+    rows = [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()]
+    results = Results(RESULTS)
+    arms = of_campaigns(results)
+    pages = {RAW.parent / f"{paper.name}.md": paper_page(paper, rows, arms) for paper in PAPERS}
+    return {PAGE: page(rows, arms, of_trials(results)), PICTURE: picture(rows, arms), **pages}
+
+
 def main() -> None:
-    """Append rows if asked to, and write the page."""
+    """Append rows if asked to, and write the pages and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--add", nargs="*", default=[], help="NAME=RUN,RUN")
     parser.add_argument("--shared", action="store_true", help="they shared their GPU, so that their times say little")
@@ -227,7 +295,8 @@ def main() -> None:
     if args.add:
         with RAW.open("a") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in add(args))
-    PAGE.write_text(page([json.loads(line) for line in RAW.read_text().splitlines()]))
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

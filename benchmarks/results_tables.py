@@ -24,7 +24,6 @@ QUALITY = {
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
-COUNTING = {"counting pairs": "cooccurrence", "counting pairs by direction": "directed", "popularity": "popularity"}
 RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times the page shows
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.actions import Actions
 from pipeline.errors import unreadable
-from pipeline.large_files import map_matrix, write_matrix, write_rows
+from pipeline.large_files import map_arrays, map_matrix, write_matrix, write_rows
 from pipeline.manifest import fingerprint as fingerprint
 from pipeline.manifest import seal, verify_present, writing
 from pipeline.manifest import write_bytes as write_bytes
@@ -110,14 +110,14 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     write_bytes(path, save(contiguous, metadata))
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read the NumPy arrays of a safetensors file. Raises UserError if it is missing or damaged."""
+def read_tensors(path: Path, *, mapped: bool = False) -> dict[str, np.ndarray]:
+    """Read the NumPy arrays of a safetensors file, or map them. Raises UserError if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     with _reading(path):
         try:
-            return load(path.read_bytes())
+            return map_arrays(path) if mapped else load(path.read_bytes())
         except SafetensorError as error:
             raise ValueError(str(error)) from None
         except (KeyError, TypeError, AttributeError) as error:  # BF16 and other types that NumPy does not have

@@ -6,10 +6,11 @@ in any case, so that a row group of numbers has the same bytes in pieces as it h
 """
 
 import json
+import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 GROUP_ROWS = 1_000_000
 PIECE_ROWS = 100_000
 HEADER_ALIGNMENT = 8  # of the header of safetensors, in bytes
+# Types of arrays that are written and mapped, by their names in safetensors, in the order of a file
+TYPES = {"I64": "<i8", "F64": "<f8", "F32": "<f4", "I32": "<i4"}
 
 
 def write_rows(
@@ -88,17 +91,55 @@ def write_matrix(path: Path, name: str, shape: tuple[int, ...], blocks: Iterable
         ValueError: the blocks do not have the rows of `shape`.
     """
     size = 4 * shape[0] * shape[1]
-    tensor = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}
-    header = json.dumps({name: tensor}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % HEADER_ALIGNMENT)
     with writing(path) as file:
-        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(_header({name: ("F32", shape)}))
         for block in blocks:
             if block.shape[1:] != shape[1:]:
                 raise ValueError(f"a block of shape {block.shape} is not part of a matrix {shape}")
             size -= file.write(np.ascontiguousarray(block, "<f4").data.cast("B")) if block.size else 0
         if size:
             raise ValueError(f"{size} bytes are missing of a matrix {shape}")
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays of `TYPES` as safetensors, without a copy; the bytes are those of `safetensors.numpy.save`.
+
+    Raises:
+        UserError: the file cannot be written; an earlier version is unchanged.
+        KeyError: an array is of another type.
+    """
+    names = {np.dtype(code): kind for kind, code in TYPES.items()}
+    kinds = {name: names[array.dtype] for name, array in arrays.items()}
+    order = sorted(arrays, key=lambda name: (list(TYPES).index(kinds[name]), name))
+    with writing(path) as file:
+        file.write(_header({name: (kinds[name], arrays[name].shape) for name in order}))
+        for name in order:
+            if arrays[name].size:
+                file.write(np.ascontiguousarray(arrays[name]).data.cast("B"))
+
+
+def _header(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """Return the beginning of a safetensors file that holds tensors of these types and shapes, in this order."""
+    entries, end = {}, 0
+    for name, (kind, shape) in tensors.items():
+        start, end = end, end + math.prod(shape) * np.dtype(TYPES[kind]).itemsize
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % HEADER_ALIGNMENT)
+    return struct.pack("<Q", len(header)) + header
+
+
+def map_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Map the arrays of a safetensors file into memory, read-only.
+
+    Raises:
+        ValueError: the file is damaged.
+        TypeError: an array is of a type that is not one of `TYPES`.
+    """
+    entries, begin = _entries(path)
+    if wrong := [(name, entry["dtype"]) for name, entry in entries.items() if entry["dtype"] not in TYPES]:
+        raise TypeError(f"its tensor {wrong[0][0]} is of type {wrong[0][1]}, not {', '.join(TYPES)}")
+    return {name: _mapped(path, entry, begin) for name, entry in entries.items()}
 
 
 def map_matrix(path: Path, name: str) -> np.ndarray | None:
@@ -108,21 +149,33 @@ def map_matrix(path: Path, name: str) -> np.ndarray | None:
         ValueError: the file is damaged.
         TypeError: the tensor is of another type.
     """
+    entries, begin = _entries(path)
+    if name not in entries:
+        return None
+    if entries[name]["dtype"] != "F32":
+        raise TypeError(f"its tensor {name} is of type {entries[name]['dtype']}, not F32")
+    return _mapped(path, entries[name], begin)
+
+
+def _entries(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Return what the header of a safetensors file says of each tensor, and the number of bytes before the tensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np") as file:  # which checks the header and the file's length
-            if name not in file.keys():  # noqa: SIM118 (not a dict)
-                return None
-            kind = file.get_slice(name).get_dtype()
+        with safe_open(path, framework="np"):  # which checks the header and the file's length
+            pass
     except SafetensorError as error:
         raise ValueError(str(error)) from None
-    if kind != "F32":
-        raise TypeError(f"its tensor {name} is of type {kind}, not F32")
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
-        entry = json.loads(stream.read(length))[name]
-    shape = tuple(entry["shape"])
-    if not np.prod(shape):
-        return np.zeros(shape, np.float32)
-    return np.memmap(path, "<f4", "r", 8 + length + entry["data_offsets"][0], shape)
+        entries: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
+
+
+def _mapped(path: Path, entry: Mapping[str, Any], begin: int) -> np.ndarray:
+    """Map one tensor of a file whose tensors begin at this byte."""
+    shape, code = tuple(entry["shape"]), TYPES[entry["dtype"]]
+    if not math.prod(shape):
+        return np.zeros(shape, code)
+    return np.memmap(path, code, "r", begin + entry["data_offsets"][0], shape)

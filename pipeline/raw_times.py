@@ -26,6 +26,7 @@ NO_TIME = "timestamp is no number and no ISO 8601 time"
 NO_ORDER = "timestamp is no whole number from 0 to 9e12, as an order has"
 NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 NO_NUMBER = ("", "nan", "null", "none", "\\n", "<na>", None)  # a missing number, in lower case; \N as MySQL writes it
+PLAIN_DIGITS = 16  # of a time in microseconds; nanoseconds, which are cut, have more
 MISSING = (*NO_NUMBER, "nat")  # a missing time; NaT as pandas writes it
 BEYOND = "<value out of range"  # the text that Arrow writes for a timestamp that no calendar reaches
 
@@ -82,6 +83,8 @@ class TimeColumn:
         The digits are read as they were written and never pass through a float, which would round them. A row without a
         complaint has a time.
         """
+        if (plain := self._all_plain(text)) is not None:
+            return plain, []
         text = pc.utf8_trim_whitespace(text)
         missing = pc.is_in(pc.utf8_lower(text), pa.array(MISSING))
         text = pc.if_else(missing, None, text)
@@ -112,6 +115,22 @@ class TimeColumn:
         complaints.append((neither, NO_TIME))
         complaints.append((pc.is_null(times), NO_ORDER if self.form == ORDER else IMPOSSIBLE_TIME))
         return times, complaints
+
+    def _all_plain(self, text: pa.Array) -> pa.Array | None:
+        """Return the times where all rows are digits and times of the column's unit, as in most logs; else None."""
+        if self.time_unit != "auto" or self.form not in (None, *UNITS) or text.null_count or not len(text):
+            return None
+        if not pc.all(pc.ascii_is_decimal(text)).as_py() or pc.max(pc.binary_length(text)).as_py() > PLAIN_DIGITS:
+            return None
+        values = pc.cast(text, pa.int64())
+        low, high = pc.min_max(values).values()
+        for unit, digits in UNITS.items():
+            first, end = FIRST_SECOND * 10**digits, (LAST_SECOND + 1) * 10**digits
+            if first <= low.as_py() and high.as_py() < end and self.form in (None, unit):
+                self.counts[unit] += len(text)
+                self.form = unit
+                return pc.multiply(values, MICROSECONDS // 10**digits)
+        return None
 
     def _as_set(self, forms_R: np.ndarray, is_number: pa.Array) -> np.ndarray:
         """Return the forms with all numbers in the form that `time_unit` sets; -1 where a row has none."""

@@ -155,6 +155,13 @@ def test_a_folder_without_a_model_is_named(command: list[str], run: Callable[...
     assert done.err.startswith("error: presets holds no trained model, config.json is not there")
 
 
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("options", [[], ["--item", "v1", "--user", "u1"], ["--user", "u1", "--history", "v1"]])
+def test_sids_takes_an_item_or_a_user_or_a_history(options: list[str], run: Callable[..., Done]) -> None:
+    done = run("sids", *options)
+    assert (done.code, done.err.splitlines()[0]) == (1, "error: give one of --item, --user and --history")
+
+
 def test_an_answer_needs_a_file(below: Path) -> None:
     with pytest.raises(UserError, match=f"{below.name} is a folder"):
         answer("text", below)

@@ -17,7 +17,9 @@ from settings import raw_params, read_params
 from pipeline.config import build_params, load_params
 from pipeline.errors import UserError
 from pipeline.ingest.columns import ITEM_NAMES, LOG_NAMES
-from pipeline.ingest.config import COLUMNS
+from pipeline.ingest.config import COLUMNS, DEMO_ACTIONS, PUBLISHED_ACTIONS
+from pipeline.ingest.demo import generate_demo_log
+from pipeline.ingest.recipes import RECIPES
 
 
 def refusal(changes: Any) -> str:
@@ -329,6 +331,58 @@ class TestMappingsThatAnySettingMayFill:
             assert columns is None or columns == dict.fromkeys(COLUMNS, ""), path
 
 
+class TestNamesOfActions:
+    """A name that no log can give a meaning to is refused by `check`, before DVC removes what ingest wrote."""
+
+    @pytest.mark.parametrize("setting", ["minimum", "actions"])
+    @pytest.mark.parametrize("name", ["user", "item", "timestamp", "user_id", "position", "__nth", ""])
+    def test_no_column_of_another_meaning_is_an_action(self, setting: str, name: str) -> None:
+        said = refusal({"dataset": "custom", "ingest": {setting: {"rating": 1, name: 1}}})
+        assert f"ingest.{setting} names '{name}', which is " in said
+        assert "and no action: name a column of numbers" in said
+
+    @pytest.mark.parametrize("name", ["user_id", "position", "__nth"])
+    def test_an_action_cannot_have_a_name_of_our_own(self, name: str) -> None:
+        said = refusal({"ingest": {"columns": {name: "who"}}})
+        assert f"names '{name}', which is a name that ingest reserves" in said
+
+    @pytest.mark.parametrize(
+        ("columns", "refused"),
+        [
+            ({"user": "who", "item": "who"}, "as 'user' and as 'item'"),
+            ({"timestamp": "at", "watch": "at"}, "as 'timestamp' and as 'watch'"),
+            ({"item": "sku", "title": "sku"}, "as 'item' and as 'title'"),
+            ({"user": "name", "title": "name"}, ""),  # of the log, and of the item file
+            ({"watch": "", "click": ""}, ""),
+        ],
+    )
+    def test_one_column_has_one_meaning(self, columns: dict[str, str], refused: str) -> None:
+        changes = {"dataset": "custom", "ingest": {"columns": columns}}
+        if refused:
+            assert refused in refusal(changes)
+        else:
+            read_params(changes)
+
+    def test_what_is_left_out_is_no_action(self) -> None:
+        said = refusal({"dataset": "custom", "ingest": {"columns": {"watch": ""}, "actions": {"watch": 3}}})
+        assert "which ingest.columns leaves out by an empty name" in said
+
+    def test_a_published_log_has_its_own_actions(self) -> None:
+        said = refusal({"ingest": {"actions": {"watch_second": 1}}})
+        assert "which is no action that the log of demo is known to have: did you mean 'watch_seconds'?" in said
+        said = refusal({"dataset": "movielens-1m", "ingest": {"minimum": {"click": 1}}})
+        assert "valid: rating" in said
+        read_params({"dataset": "custom", "ingest": {"actions": {"watch_second": 1}, "minimum": {"title": 2}}})
+        named = {"columns": {"vote": "overall"}, "actions": {"vote": [3], "rating": [4]}}
+        read_params({"dataset": "amazon-beauty", "ingest": named})
+
+    def test_the_known_actions_are_those_of_the_recipes_and_of_the_demo(self) -> None:
+        for recipe in RECIPES.values():
+            assert set(recipe.log_columns) - set(LOG_NAMES) == set(PUBLISHED_ACTIONS)
+        assert generate_demo_log.__doc__ is not None
+        assert f"timestamp in seconds, {', '.join(DEMO_ACTIONS)};" in generate_demo_log.__doc__
+
+
 def test_every_item_as_a_target_needs_a_causal_backbone() -> None:
     said = refusal({"train": {"targets": "all"}})
     assert "train.targets all" in said
@@ -354,6 +408,46 @@ def test_actions_need_columns_of_the_log_and_a_causal_backbone(backbone: dict[st
     assert "backbone.actions adds another" in refusal(
         {**good, "backbone": {"name": "hstu", "separators": False, "actions": True}, "strategy": "intrr"}
     )
+
+
+RANKING = {
+    "backbone": {"name": "gr", "actions": True},
+    "ingest": {"actions": {"click": [1], "like": [1]}},
+    "train": {"task": "ranking", "select": "auc"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"backbone": {"name": "gr"}},
+            "train.task ranking predicts actions, which a network has with backbone.actions",
+        ),
+        ({"train": {"task": "ranking"}}, "train.select recall_at_10 measures a ranking of items"),
+        ({"train": {"select": "auc"}}, "train.select auc measures predicted actions"),
+        (
+            {"strategy": "rastp"},
+            "train.task ranking trains the plain network, and strategy rastp changes how codes are read",
+        ),
+        ({"strategy": "intrr+skipgr"}, "train.task ranking trains the plain network, and strategy intrr changes"),
+        ({"evaluate": {"ranking": "fused"}}, "evaluate.ranking fused ranks items, and train.task ranking predicts"),
+        (
+            {"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}},
+            "train.task ranking scores actions: set skipgr.apply_to=loss",
+        ),
+        (
+            {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.1, 0.2]}},
+            "3 entries for 2 columns that are scored (train.task ranking scores each column of ingest.actions)",
+        ),
+        ({"ingest": {"actions": {}}}, "ingest.actions names no column of the log"),
+    ],
+)
+def test_a_ranking_of_exposures_refuses_what_means_nothing_for_it(changes: dict[str, Any], said: str) -> None:
+    read_params(RANKING)
+    read_params({**RANKING, "strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.3]}})
+    read_params({**RANKING, "train": {"task": "ranking", "select": "loss"}})
+    assert said in refusal({**RANKING, **changes})
 
 
 def test_whole_sequences_need_every_item_as_a_target() -> None:

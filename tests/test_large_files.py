@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save
 from pipeline import large_files
 from pipeline.artifacts import Embeddings, write_parquet, write_tensors
 from pipeline.errors import UserError
-from pipeline.large_files import map_matrix, write_matrix, write_rows
+from pipeline.large_files import map_arrays, map_matrix, write_arrays, write_matrix, write_rows
 
 
 def rows(count: int, seed: int = 0) -> pa.Table:
@@ -110,6 +110,32 @@ def test_a_mapped_tensor_may_stand_among_others(tmp_path: Path) -> None:
     assert map_matrix(tmp_path / "m", "absent") is None
     with pytest.raises(TypeError, match="I64"):
         map_matrix(tmp_path / "m", "a")
+
+
+def test_arrays_have_the_bytes_of_safetensors_and_are_mapped(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    arrays: dict[str, np.ndarray] = {
+        "b": rng.integers(0, 9, 7),
+        "a": rng.random((3, 5))[:, ::2],
+        "ä": rng.random(3),
+        "c": rng.integers(0, 9, 5).astype(np.int32),
+        "d": rng.random((2, 3)).astype(np.float32),
+        "none": np.zeros((0, 4)),
+    }
+    write_arrays(tmp_path / "m", arrays)
+    assert (tmp_path / "m").read_bytes() == save({name: np.ascontiguousarray(a) for name, a in arrays.items()})
+    mapped = map_arrays(tmp_path / "m")
+    assert mapped.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(mapped[name], array)
+        assert mapped[name].dtype == array.dtype
+        assert not mapped[name].size or isinstance(mapped[name], np.memmap)
+    write_tensors(tmp_path / "m", {"z": np.zeros(3, np.int8)}, {"note": "text"})
+    with pytest.raises(TypeError, match="I8"):
+        map_arrays(tmp_path / "m")
+    (tmp_path / "m").write_bytes((tmp_path / "m").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"."):
+        map_arrays(tmp_path / "m")
 
 
 def test_embeddings_are_mapped_or_refused(tmp_path: Path) -> None:

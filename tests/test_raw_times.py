@@ -6,6 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,6 +151,38 @@ def test_a_day_and_an_hour_must_exist(text: str, time: int | str) -> None:
 def test_a_zone_must_exist() -> None:
     _, found = read(["2020-09-13T14:26:40+02", "2020-09-13T12:26:40+24:00", "2020-09-13T12:26:40+01:60"])
     assert found == [NOON * 10**6, IMPOSSIBLE_DATE, IMPOSSIBLE_DATE]
+
+
+SECONDS = st.sampled_from([631_152_000, 1_600_000_000, 4_102_444_799, 631_151_999, 4_102_444_800, 7])
+PLAIN = st.tuples(SECONDS, st.sampled_from(["", "000", "123", "123456", "123456789"])).map(
+    lambda pair: f"{pair[0]}{pair[1]}"
+)
+ODD = st.sampled_from(["", None, " 1600000000", "1600000000.5", "+1600000000", "2020-09-13", "x", "001600000000"])
+
+
+@settings(max_examples=150)
+@given(
+    chunks=st.lists(st.lists(PLAIN | st.just("1600000000"), min_size=1, max_size=3), max_size=4),
+    odd=st.lists(ODD, max_size=2),
+    form=st.sampled_from([None, "s", "ms", "us", "ns", "order", "date"]),
+    time_unit=st.sampled_from(["auto", "auto", "s", "ms", "order"]),
+)
+def test_plain_digits_are_read_like_any_text(
+    chunks: list[list[str]], odd: list[str | None], form: str | None, time_unit: str
+) -> None:
+    """A chunk of digits alone takes a shorter way, with the same times, complaints, counts and form."""
+    short, long = TimeColumn(time_unit, form), TimeColumn(time_unit, form)
+    for rows in (*chunks, odd, *chunks):
+        text = pa.array(rows, pa.string())
+        times, wrong = short.read(text)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TimeColumn, "_all_plain", lambda column, text: None)  # noqa: ARG005
+            all_times, all_wrong = long.read(text)
+        all_reasons = reasons(all_wrong, len(text))
+        assert reasons(wrong, len(text)) == all_reasons
+        good = pc.is_null(all_reasons)
+        assert times.filter(good) == all_times.filter(good)
+        assert (short.form, short.counts) == (long.form, long.counts)
 
 
 def test_dates_are_the_first_moment_of_their_day_in_utc() -> None:

@@ -142,8 +142,12 @@ def sids(
     from pipeline.errors import UserError
     from pipeline.quantize.lookup import look_up_all, sid_text
 
-    if item is not None and (user is not None or history):
-        raise UserError("give one of --item, --user and --history", "each names the items that are shown", "drop one")
+    if [item, user, history or None].count(None) != 2:
+        raise UserError(
+            "give one of --item, --user and --history",
+            "each names the items that are shown",
+            "name one of them, such as --item ID",
+        )
     items = [item] if item is not None else _history_items(user, history, model)
     found = look_up_all(items, titles, model=typed_model(model) if model else None)
     if as_json:

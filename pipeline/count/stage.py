@@ -35,11 +35,13 @@ def run(params: CountParams, *, splits: Path = SPLITS, output: Path = COUNTING) 
         UserError: the splits are missing or damaged.
     """
     keys = params.evaluate
+    output.parent.mkdir(parents=True, exist_ok=True)
     counted = count_and_choose(
         Splits.read(splits),
         window=keys.cooccurrence_window,
         neighbours=keys.cooccurrence_neighbours,
         name=fingerprint(splits),
+        folder=output.parent,
     )
     counted.write(output)
     facts = counted.facts

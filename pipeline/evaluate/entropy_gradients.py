@@ -27,6 +27,7 @@ from pipeline.machine import pick_device
 from pipeline.ops.entropy import entropy
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
+from pipeline.progress import Progress
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import choose_strategies
 from pipeline.training.collate import Collator
@@ -67,14 +68,17 @@ def gradients_by_entropy(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
+    loaded.require_items(generator)
     epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
     times_N = held.seconds() if loaded.model.wants_times else None
     actions_NA = held.actions_NA if loaded.catalogue.action_sizes else None
     collate = _collator(loaded, np.asarray(held.items_N), times_N, actions_NA, held.max_history)
     found: list[Quartile] = []
-    for first in range(0, min(batches * windows, len(epochs)), windows):
-        taken = epochs.take(0, first, first + windows)
-        found += _measured(loaded, collate, taken)
+    starts = range(0, min(batches * windows, len(epochs)), windows)
+    with Progress("gradients", len(starts), "batches", brief=True) as progress:
+        for first in starts:
+            found += _measured(loaded, collate, epochs.take(0, first, first + windows))
+            progress.update(1)
     return _written(found, reports)
 
 

@@ -43,7 +43,7 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         lines.append("deeper: " + ", ".join(f"{name.replace('_at_', '@')} {metrics[name]:.4f}" for name in deep))
     lines.append(
         f"first ten: {metrics['coverage_at_10']:.1%} of the catalogue shown, {metrics['long_tail_share_at_10']:.1%} of "
-        f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); the beam promises a recall@10 of "
+        f"the long tail (targets: {metrics['long_tail_share_of_targets']:.1%}); its scores promise a recall@10 of "
         f"{metrics['expected_recall_at_10']:.4f}"
     )
     return "\n".join(lines)

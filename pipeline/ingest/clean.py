@@ -1,7 +1,8 @@
 """Second half of the stage: Ibis expressions that DuckDB and Spark both run. They filter, take the k-core and number.
 
 Integers replace raw ids before the costly steps. A user becomes the source row of its first interaction. An item
-becomes its record in the item file or, without such a file, the source row of its first interaction. Dense ids number
+becomes its record in the item file (where the file lists all items, the staged log has the record already) or, without
+such a file, the source row of its first interaction. Dense ids number
 the users and items that are left, in the order of these integers. No action of a log has a name that begins with two
 underscores, so such names are free for columns of this file.
 """
@@ -121,20 +122,23 @@ def clean(
 def _names(engine: Engine, staged: Table, column: str, enough: Sequence[BooleanValue]) -> Table:
     """Return what the log says of each user or item.
 
-    raw_id; rows: how many there are; first: the source row of the first one; source_row: of the first one that has
-    enough (`ingest.minimum`), null where none has.
+    raw_id, or code where the log has integers; rows: how many there are; first: the source row of the first one;
+    source_row: of the first one that has enough (`ingest.minimum`), null where none has.
     """
     facts = {"rows": _.count(), "first": _.source_row.min()}
     if enough:
         facts["source_row"] = staged.source_row.min(where=ibis.and_(*enough))
-    names = staged.group_by(raw_id=column).agg(**facts)
+    key = "raw_id" if staged[column].type().is_string() else "code"
+    names = staged.group_by(**{key: column}).agg(**facts)
     return engine.materialize(names if enough else names.mutate(source_row="first"))
 
 
 def encode(interactions: Table, users: Table, items: Table) -> Table:
-    """Replace the raw ids of users and items by their source rows."""
+    """Replace the raw ids of users and items by their source rows; a column of integers has these already."""
     # (ann, jam, time 7) with ann's first row 0 and jam's first row 1 -> (0, 1, time 7)
     for column, table in (("user", users), ("item", items)):
+        if not interactions[column].type().is_string():
+            continue
         codes = table.select(__raw_id="raw_id", __code="source_row")
         interactions = interactions.join(codes, interactions[column] == codes["__raw_id"]).drop(column, "__raw_id")
         interactions = interactions.rename({column: "__code"})

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError, nearest
+from pipeline.ingest.config import may_be_action
 from pipeline.ingest.values import numbers
 from pipeline.printing import shown
 
@@ -49,7 +50,6 @@ FURTHER_NAMES = {
     "categories": ("genre", "department", "productcategory", "categoryname", "maincategory"),
     "description": ("productdescription", "itemdescription", "overview", "abstract"),
 }
-RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the output, names that no action can have
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,6 @@ def recognise_log(
     }
     if guess_actions:
         actions |= _guess_actions(sample, {*roles.values(), *mapping.values(), *mapping})
-    clash = [name for name in actions if name in RESERVED or name.startswith("__")]
-    if clash:
-        raise UserError(
-            f"ingest.columns names {clash[0]}, which is a name that ingest reserves",
-            "ingest.columns may name user, item, timestamp and actions; an action needs a name that is free",
-            f"write another name than {clash[0]} on the left side in ingest.columns",
-        )
     _refuse_shared({**roles, **actions}, source)
     named = {**mapping, **roles, **actions}
     found = {name: name if name in names else named.get(name, "") for name in filters}
@@ -134,12 +127,7 @@ def _guess_actions(sample: pa.Table, taken: set[str]) -> dict[str, str]:
     return {
         name: name
         for name in sample.column_names
-        if name
-        and not name.startswith("__")
-        and name not in taken
-        and name not in RESERVED
-        and _plain(name) not in known
-        and _is_numeric(sample[name])
+        if may_be_action(name) and name not in taken and _plain(name) not in known and _is_numeric(sample[name])
     }
 
 
@@ -201,6 +189,8 @@ def _find(
     matches = _matches(role, names, known)
     usual = ", ".join((*known[role], *FURTHER_NAMES.get(role, ())))
     fix = f"name it: ingest.columns.{role}=NAME; names that are recognised: {usual}"
+    if len(names) == 1 and re.search(r"[^\w.-]", names[0].strip()):
+        fix = f"the name looks like several: set ingest.delimiter to what divides them, such as ' ' or ';'. Or {fix}"
     if not matches:
         raise UserError(f"no column of {source} is known to be the {role}", _found(names), fix)
     if len(matches) > 1:

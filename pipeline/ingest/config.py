@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pipeline.actions import MOST_COLUMNS, Edge, check_edges
+from pipeline.errors import nearest
 from pipeline.knobs import Between, Name, Ratio, short
+from pipeline.printing import shown
 
 MEMORY = re.compile(r"\d{1,9}(\.\d{1,3})? ?([KMGT]i?B|%)", re.IGNORECASE)  # what DuckDB reads
 
 ENCODING_SAMPLE = "user,item\t1\r\n"
 Wanted = str | int | float | bool  # a text of the log, as YAML may read it
-COLUMNS = ("user", "item", "timestamp", "title", "categories", "description", "image")  # keys of ingest.columns
+ROLES = ("user", "item", "timestamp")  # the columns that every log has
+COLUMNS = (*ROLES, "title", "categories", "description", "image")  # keys of ingest.columns
+RESERVED = ("user_id", "item_id", "position", "source_row")  # columns of the output, names that no action can have
+DEMO_ACTIONS = ("click", "watch_seconds", "like", "share")
+PUBLISHED_ACTIONS = ("rating",)  # of every recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +60,61 @@ class IngestConfig:
             raise ValueError(f"ingest.actions names {len(self.actions)} columns, expected at most {MOST_COLUMNS}")
         for name, edges in self.action_edges.items():
             check_edges(name, edges)
+        self._check_names()
         if empty := [name for name, texts in self.filters.items() if not texts]:
             raise ValueError(f"ingest.where.{empty[0]} names no value, so that no row would be wanted")
+
+    def _check_names(self) -> None:
+        """Refuse names that no log can give a meaning to, so that no stage finds them when its outputs are gone."""
+        if reserved := [ours for ours in self.mapping if ours not in COLUMNS and not may_be_action(ours)]:
+            raise ValueError(
+                f"ingest.columns names {short(reserved[0])}, which is a name that ingest reserves: write another name "
+                "there for your column"
+            )
+        of_log = [name for name in self.mapping if name in ROLES or name not in COLUMNS]
+        of_items = [name for name in self.mapping if name in COLUMNS and (name == "item" or name not in ROLES)]
+        for names in (of_log, of_items):
+            first: dict[str, str] = {}
+            for ours in names:
+                theirs = self.mapping[ours]
+                if theirs and first.setdefault(theirs, ours) != ours:
+                    raise ValueError(
+                        f"ingest.columns reads the column {short(theirs)} as {short(first[theirs])} and as "
+                        f"{short(ours)}, and one column can have one meaning only: give one of them another column"
+                    )
+        for setting, name in self._named_actions():
+            if name in ROLES or not may_be_action(name):
+                what = f"the column of the {name}s" if name in ROLES else "a name that ingest reserves"
+                raise ValueError(
+                    f"ingest.{setting} names {short(name)}, which is {what} and no action: name a column of numbers "
+                    "that say what users did, such as rating or click"
+                )
+            if name in self.mapping and not self.mapping[name]:
+                raise ValueError(
+                    f"ingest.{setting} names {short(name)}, which ingest.columns leaves out by an empty name: take it "
+                    f"out of ingest.{setting}, or out of ingest.columns"
+                )
+
+    def check_actions_of(self, dataset: str) -> None:
+        """Check `minimum` and `actions` against the log of a dataset whose columns are known without reading it.
+
+        Raises:
+            ValueError: they name an action that this log does not have.
+        """
+        if dataset == "custom":
+            return
+        of_log = DEMO_ACTIONS if dataset == "demo" else PUBLISHED_ACTIONS
+        known = [*of_log, *(name for name in self.mapping if name not in COLUMNS)]
+        for setting, name in self._named_actions():
+            if name not in known:
+                raise ValueError(
+                    f"ingest.{setting} names {short(name)}, which is no action that the log of {dataset} is known to "
+                    f"have: {nearest(name, known)}; or name its column: +ingest.columns.{shown(name)}=NAME"
+                )
+
+    def _named_actions(self) -> list[tuple[str, str]]:
+        """Return (setting, name) of each action that `minimum` or `actions` names."""
+        return [*(("minimum", name) for name in self.minimum), *(("actions", name) for name in self.actions)]
 
     @property
     def mapping(self) -> dict[str, str]:
@@ -76,6 +135,11 @@ class IngestConfig:
         """Return column of the log -> the texts of the rows that are wanted; a flag is the text true or false."""
         lists = {name: value if isinstance(value, tuple) else (value,) for name, value in self.where.items()}
         return {name: tuple(_text(value) for value in values) for name, values in lists.items()}
+
+
+def may_be_action(name: str) -> bool:
+    """Tell whether a column of data/interactions may have this name beside user, item and timestamp."""
+    return bool(name) and name not in RESERVED and not name.startswith("__")
 
 
 def usual_encoding(name: str) -> str:

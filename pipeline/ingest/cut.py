@@ -22,15 +22,19 @@ def cut_ids(column: str, *, names: Table, counted: Table, left: Table, listed: T
 
     Args:
         column: `user` or `item`.
-        names: raw_id, rows, first and source_row of each in the log, as clean.py finds them.
+        names: raw_id (or code, the source_row of `listed`), rows, first and source_row of each in the log, as clean.py
+            finds them.
         counted: the interactions before the k-core, by source_row.
         left: a row for each one that is left, by source_row.
         listed: raw_id and source_row of all items that an item file lists; one without a row in the log is left out.
     """
-    known = names.select("raw_id", "rows", "first", code="source_row")
-    if listed is not None:
-        of_log = names.select(logged="raw_id", rows="rows")
-        known = listed.select("raw_id", code="source_row").left_join(of_log, _.raw_id == of_log.logged)
+    if listed is None:
+        known = names.select("raw_id", "rows", "first", code="source_row")
+    else:
+        key = "code" if "code" in names.columns else "raw_id"
+        of_log = names.select(logged=key, rows="rows")
+        known = listed.select("raw_id", code="source_row")
+        known = known.left_join(of_log, known[key] == of_log.logged)
         known = known.select("raw_id", "code", rows=ibis.coalesce(_.rows, 0), first=_.code)
     numbers = counted.group_by(counted=column).agg(interactions=_.count())
     stays = left.select(stay=column)

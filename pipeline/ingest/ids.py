@@ -8,6 +8,7 @@ text. Where every id of a column is a whole number (7, 7.0, 1.2e10) the ids are 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -61,17 +62,17 @@ def whole_numbers(ids: pa.Array) -> pa.Array:
     return pa.array(numbers, pa.string()).take(encoded.indices)
 
 
-def as_listed(ids: pa.Array, listed: IdIndex) -> tuple[pa.Array, pa.Array]:
-    """Return the ids as the item file lists them, and which of them it lists (bool per row).
+def as_listed(ids: pa.Array, listed: IdIndex) -> tuple[pa.Array, np.ndarray]:
+    """Return the ids as the item file lists them, and the row of each among those listed, int64, -1 where it is not.
 
     An id that is listed as it is written stays; of the others, "7.0" is 7 if 7 is listed.
     """
-    found = listed.has(ids)
-    if pc.all(found, min_count=0).as_py():
-        return ids, found
+    rows = listed.find(ids)
+    if (rows >= 0).all():
+        return ids, rows
     numbers = whole_numbers(ids)
-    by_number = pc.and_(pc.invert(found), pc.and_(pc.is_valid(numbers), listed.has(numbers)))
-    return pc.if_else(by_number, numbers, ids), pc.or_(found, by_number)
+    by_number = np.where(rows < 0, listed.find(numbers), -1)
+    return pc.if_else(pa.array(by_number >= 0), numbers, ids), np.maximum(rows, by_number)
 
 
 def plain_unknown(ids: pa.Array, listed: pa.Array) -> pa.Array:

@@ -46,6 +46,11 @@ class StagedItems:
     trimmed: int  # good rows whose id had blanks around it
     copies: int  # rows that are equal to an earlier one
 
+    def source_rows(self) -> np.ndarray:
+        """Return the source_row of each id of `index`, int64."""
+        rows: np.ndarray = pq.read_table(self.path, columns=["source_row"])["source_row"].to_numpy()
+        return rows
+
 
 def stage_items(
     files: Sequence[RawFile],

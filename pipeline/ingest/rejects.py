@@ -154,7 +154,7 @@ class Rejects:
                 yield pa.Table.from_batches([batch]).cast(SCHEMA)
 
     def too_many(self, sources: Sequence[str], read: int, limit: float, saved: Path) -> UserError | None:
-        """Return the error to raise if more than `limit` of the `read` rows of `sources` are rejects, else None.
+        """Return the error to raise if all `read` rows of `sources` or more than `limit` are rejects, else None.
 
         Args:
             read: rows read of these files, rejected ones included.
@@ -162,10 +162,11 @@ class Rejects:
             saved: the file that will list the rejects, for the message.
         """
         rejected = self.total(sources)
-        if rejected <= limit * read:
+        if rejected <= limit * read and not 0 < read == rejected:
             return None
         reasons = self.by_reason(sources)
-        fix = f"{saved} lists all of them. Mend the log, or raise ingest.max_reject_rate if the loss is acceptable."
+        fix = f"{saved} lists all of them. Mend the log"
+        fix += ", or raise ingest.max_reject_rate if the loss is acceptable." if rejected < read else "."
         if hint := self.hint(sources):
             fix += f"\n{hint}"
         commonest = next(iter(reasons))
@@ -174,6 +175,16 @@ class Rejects:
                 "\nAll times of a log have one form, that of most rows: numbers since 1970 (ingest.time_unit auto: s, "
                 "ms, us or ns), ISO 8601 such as 2024-09-05T12:32:27Z, or an order 0, 1, 2, ..."
             )
+        elif commonest.startswith("item is not in "):
+            fix += (
+                "\nIds of the log and of the item file meet where they are the same text or the same whole number; "
+                "ingest.unknown_items=keep takes the other items without texts."
+            )
+        elif commonest in ("user is missing", "item is missing"):
+            fix += (
+                f"\nThe words of ingest.null_words are no {commonest[:4]}, and a value without a text, such as an "
+                'object {"id": 7} of JSON, counts as missing: write its field as a column.'
+            )
         elif commonest.endswith(("is not a number", "is missing")) and not commonest.startswith(("user ", "item ")):
             column = commonest.rsplit(" is ", 1)[0]
             fix += (
@@ -181,7 +192,8 @@ class Rejects:
             )
         return UserError(
             f"{rejected:,} of {read:,} rows of {', '.join(sources)} cannot be used",
-            f"that is more than ingest.max_reject_rate, {limit:g}; the commonest reasons:\n"
+            (f"that is more than ingest.max_reject_rate, {limit:g}" if rejected > limit * read else "no row is left")
+            + "; the commonest reasons:\n"
             + "\n".join(self.commonest(sources)),
             fix,
         )

@@ -12,11 +12,12 @@ GROUP_ROWS = 122_880  # DuckDB's own; a core reads a row group at a time
 class StagedFile:
     """A Parquet file that is being written.
 
-    Raw ids are as good as all different within a row group, so that no dictionary is tried.
+    Raw ids are as good as all different within a row group, so that no dictionary is tried. The file is read a few
+    times and then deleted, so that nothing is compressed, and no statistics are made.
     """
 
     def __init__(self, path: Path, schema: pa.Schema):
-        self.writer = pq.ParquetWriter(path, schema, use_dictionary=False)
+        self.writer = pq.ParquetWriter(path, schema, use_dictionary=False, compression="none", write_statistics=False)
         self.waiting: list[pa.Table] = []
         self.rows = 0  # that wait
 

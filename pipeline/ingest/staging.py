@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,7 +39,10 @@ INTERACTION = (("source_row", pa.int64()), ("user", pa.string()), ("item", pa.st
 
 @dataclass(frozen=True)
 class StagedLog:
-    """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions."""
+    """The log's good rows as Parquet: source_row (int64), user, item, timestamp (microseconds), then the actions.
+
+    Where an item file lists every item, the log has the source_row of that file (int64) as its item.
+    """
 
     path: Path
     read: int  # rows of the files, rejected ones and those that are not wanted included
@@ -91,6 +95,9 @@ def stage_log(
         check_actions("ingest.minimum", settings.minimum, columns)
         check_actions("ingest.actions", settings.actions, columns)
     schema = pa.schema([*INTERACTION, *((name, pa.float64()) for name in (columns.actions if columns else ()))])
+    codes = items.source_rows() if items and not settings.keep_unknown else None
+    if codes is not None:
+        schema = schema.set(schema.get_field_index("item"), pa.field("item", pa.int64()))
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
     accepted = 0
@@ -110,9 +117,13 @@ def stage_log(
                     continue
 
                 # Type the columns, send rows with a complaint to the rejects and write the others.
-                arrays, complaints, odd = _type(chunk, names, settings, ids, times, items)
+                arrays, complaints, odd, listed = _type(chunk, names, settings, ids, times, items)
                 usable = rejects.usable(file, chunk, complaints, names.wanted)
-                staged.add(pa.table([pa.array(first + chunk.records), *arrays], schema=schema).filter(usable))
+                user, item, *others = arrays
+                item = item if codes is None else pa.array(codes[listed])
+                staged.add(
+                    pa.table([pa.array(first + chunk.records), user, item, *others], schema=schema).filter(usable)
+                )
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
@@ -166,19 +177,21 @@ def _type(
     ids: Mapping[str, IdColumn],
     times: TimeColumn,
     items: StagedItems | None,
-) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array]]:
-    """Return the chunk's columns after source_row, typed; what is wrong with them; optional values that are no numbers.
+) -> tuple[list[pa.Array], list[Complaint], dict[str, pa.Array], np.ndarray]:
+    """Return the chunk's columns after source_row, typed, what is wrong with them, and two more about each row.
 
-    The last is a mask (bool per row) for each action.
+    These are, for each action, which optional values are no numbers (a mask, bool per row), and the row of the item
+    among those of the item file, -1 for one that it does not list; nothing without an item file.
     """
     user, item, time, *actions = (chunk.table[name].combine_chunks() for name in names.wanted)
     user, wrong_users = ids["user"].read(user)
     item, wrong_items = ids["item"].read(item)
     microseconds, wrong_times = times.read(time)
     complaints = [*wrong_users, *wrong_items, *wrong_times]
+    rows = np.zeros(0, np.int64)
     if items:
-        item, listed = as_listed(item, items.index)
-        item = plain_unknown(item, listed) if settings.keep_unknown else item
+        item, rows = as_listed(item, items.index)
+        item = plain_unknown(item, pa.array(rows >= 0)) if settings.keep_unknown else item
     arrays = [user, item, microseconds]
     odd = {}
     for name, text in zip(names.actions, actions, strict=True):
@@ -186,5 +199,5 @@ def _type(
         arrays.append(values)
         complaints += wrong
     if items and not settings.keep_unknown:
-        complaints.append((pc.invert(listed), f"item is not in {items.source}"))
-    return arrays, complaints, odd
+        complaints.append((pa.array(rows < 0), f"item is not in {items.source}"))
+    return arrays, complaints, odd, rows

@@ -20,6 +20,7 @@ from pipeline.artifacts import EMBEDDINGS, INTERACTIONS, SCRATCH, SPLITS, Splits
 from pipeline.config import Params
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
+from pipeline.presets.tuning_data import check_data
 from pipeline.presets.tuning_space import Space, with_changes
 from pipeline.presets.tuning_trial import LOG, RESULT, SPEC
 from pipeline.printing import say, shown
@@ -90,20 +91,21 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
     """Return the trials of the space; of those with the same parameters, which would share a folder, the first alone.
 
     Raises:
-        UserError: the data is not there or was split otherwise, or a trial's parameters are refused.
+        UserError: the data is not there or was made with other settings, a trial's parameters are refused, or the
+            losses by which trials should be ranked measure different things.
     """
-    splits = Splits.read(SPLITS)
-    if (made := splits.summary.get("max_history")) != params.split.max_history:
-        raise UserError(
-            f"data/splits was made with split.max_history {made}, and params.yaml says {params.split.max_history}",
-            "trials read data/splits as it is",
-            "dvc repro split, then run the same command again",
-        )
+    check_data(params, Splits.read(SPLITS))
     inputs = {path.name: fingerprint(path) for path in (INTERACTIONS, EMBEDDINGS, SPLITS)}
     code = code_fingerprint("train")
     trials: dict[str, TuningTrial] = {}
     for number, changes in enumerate(space.proposals()):
         own = with_changes(params, changes, f"trial {number}")
+        if params.train.select == "loss" and (key := _other_loss(params, own)):
+            raise UserError(
+                f"trial {number} ({words_of(changes)}) has a loss that cannot be ranked beside that of params.yaml",
+                f"train.select is loss, and with another {key} the loss measures something else",
+                "set train.select to recall_at_10 or another metric of the ranking, or leave that key out of the space",
+            )
         shaping = {name: value for name, value in own.plain().items() if name not in BESIDE}
         shaping["train"] = {key: value for key, value in shaping["train"].items() if key not in BESIDE_OF_TRAIN}
         key = fingerprint(shaping, inputs, code)[:16]
@@ -112,6 +114,21 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
         trial = TuningTrial(number=number, changes=changes, params=own, key=key, folder=folder / key, sids=sids)
         trials.setdefault(key, trial)
     return TuningSearch([*trials.values()], params.train.select)
+
+
+def _other_loss(params: Params, other: Params) -> str | None:
+    """Return a key that makes the loss of a trial one of other targets, None where both losses measure the same.
+
+    The loss is the cross-entropy of what the network predicts: the codes of a Semantic ID or an item, and actions.
+    """
+    if params.backbone.over_items != other.backbone.over_items:
+        return "backbone.name"
+    if params.backbone.actions != other.backbone.actions:
+        return "backbone.actions"
+    if params.backbone.over_items:
+        return None
+    ours, theirs = params.plain()["quantize"], other.plain()["quantize"]
+    return next((f"quantize.{key}" for key in ours if key not in BESIDE_OF_TRAIN and ours[key] != theirs[key]), None)
 
 
 def run_search(

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
+from pipeline.results.predictions import Predictions
 from pipeline.results.runs import BASELINE, USAGE, Run, listed, read_run, runs_here
 from pipeline.strategies.registry import settings_types
 
@@ -115,6 +116,9 @@ def _read(argument: str) -> list[tuple[str, Run]]:
 def _protocol(run: Run) -> tuple[str, ...]:
     """Return what must be equal for two runs to be compared; the first part says it in words."""
     origin = run.ranks.origin
+    if isinstance(run.ranks, Predictions):
+        tested_on = f"{len(run.ranks.exposures):,} test exposures of {run.ranks.users:,} users"
+        return f"{origin.dataset}: {tested_on}, {origin.protocol}", run.ranks.targets
     users = run.ranks.users
     search = "every item scored" if origin.decoding == "exact" else f"beam {origin.beam}, {origin.decoding}"
     words = (

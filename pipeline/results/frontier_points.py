@@ -6,9 +6,12 @@ watches, depends on little.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.figures import drawing, svg
 
+Box = tuple[float, float, float, float]
+LETTER = 0.56  # mean width of a letter over the size of the font
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -40,13 +43,19 @@ def on_frontier(points: Sequence[Point]) -> list[bool]:
     ]
 
 
-def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None = None, transparent: bool = True) -> str:
+def frontier_svg(
+    points: Sequence[Point],
+    counting: Mapping[str, float] | None = None,
+    transparent: bool = True,
+    note: Sequence[str] = (),
+) -> str:
     """Draw recall@10 against training seconds as an SVG file; equal points give equal text.
 
     Args:
         points: those on the frontier are filled and joined by a line.
         counting: recall@10 of what is the same for all points, such as counting, by name; each is a dashed line.
         transparent: for a page whose background may be dark; else the drawing has a white one.
+        note: lines of text below the drawing.
     """
     with drawing(STYLE) as axes:
         order = sorted(points, key=lambda point: (point.seconds, point.recall, point.name))
@@ -54,12 +63,41 @@ def frontier_svg(points: Sequence[Point], counting: Mapping[str, float] | None =
         axes.plot([p.seconds for p in ahead], [p.recall for p in ahead], color="#2f6fed", linewidth=1.2, marker="o")
         behind = [point for point in order if point not in ahead]
         axes.plot([p.seconds for p in behind], [p.recall for p in behind], "o", color="#8896a4", markerfacecolor="none")
-        for point in order:
-            above = (5, 4) if point in ahead else (5, -12)
-            axes.annotate(point.name, (point.seconds, point.recall), xytext=above, textcoords="offset points", size=9)
-        for name, recall in (counting or {}).items():
+        lines = counting or {}
+        for name, recall in lines.items():
             axes.axhline(recall, linestyle="--", linewidth=1, color="#e8743b")
             axes.annotate(name, (0.01, recall), xycoords=("axes fraction", "data"), va="bottom", size=8)
         axes.set(xlabel="seconds of training", ylabel="recall@10")
         axes.margins(0.15)
+        if note:
+            axes.annotate("\n".join(note), (0, -40), xycoords="axes points", va="top", size=7.5, color="#66788a")
+        _name(axes, order, lines)
         return svg(axes, transparent=transparent)
+
+
+def _name(axes: Any, points: Sequence[Point], lines: Mapping[str, float]) -> None:
+    """Write each point's name beside it, where it lies on no point, line or other name, if there is such a side.
+
+    Boxes are (left, bottom, right, top) in 1/72 inch, by the mean width of a letter.
+    """
+    axes.autoscale_view()
+    to_points = 72 / axes.figure.dpi
+    dots = [axes.transData.transform((p.seconds, p.recall)) * to_points for p in points]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    left, right = (axes.transAxes.transform((end, 0))[0] * to_points for end in (0, 1))
+    for name, recall in lines.items():
+        y = axes.transData.transform((0, recall))[1] * to_points
+        taken += [(left, y, left + 8 * LETTER * len(name), y + 9), (left, y - 1, right, y + 1)]
+    for point, (x, y) in zip(points, dots, strict=True):
+        width = 9 * LETTER * len(point.name)
+        # The frontier rises to the right, so that its line is below no name on the lower right.
+        sides = [(5, -12), (5, 4), (-5 - width, 4), (-5 - width, -12), (-width / 2, 9), (-width / 2, -17)]
+        boxes = {(dx, dy): (x + dx, y + dy, x + dx + width, y + dy + 9) for dx, dy in sides}
+        free = next((side for side, box in boxes.items() if not any(_meet(box, other) for other in taken)), sides[0])
+        taken.append(boxes[free])
+        axes.annotate(point.name, (point.seconds, point.recall), xytext=free, textcoords="offset points", size=9)
+
+
+def _meet(one: Box, other: Box) -> bool:
+    """Return whether two boxes have a common point."""
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -95,6 +95,7 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
     chosen_device = pick_device(device, "--device")
     torch.set_num_threads(share_of_threads())
     loaded = load_generator(generator, chosen_device)
+    loaded.require_items(generator)
     log = Splits.read(splits)
     check_fit(loaded, generator, log, splits)
     names, rows = _chosen(users, log, splits, Interactions(interactions).users)

@@ -53,6 +53,11 @@ class ChosenStrategies:
             (spec.input_tokens_per_item for spec in self.specs if spec.input_tokens_per_item), levels + separators
         )
 
+    @property
+    def content_key(self) -> str:
+        """Return the key by which the network reads content vectors beside Semantic IDs; empty: it reads none."""
+        return next((key for spec in self.specs if (key := spec.content_key(self.settings.get(spec.name)))), "")
+
     def network(self, pad_to: int = 0) -> "Network":
         """Return the network's part of the strategy.
 

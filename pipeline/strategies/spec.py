@@ -23,6 +23,16 @@ class TrainView(Protocol):
     @property
     def targets(self) -> str: ...
 
+    @property
+    def task(self) -> str: ...
+
+
+class IngestView(Protocol):
+    """`IngestView` declares the keys of `ingest:` that a check may read."""
+
+    @property
+    def actions(self) -> Mapping[str, Any]: ...
+
 
 class QuantizeView(Protocol):
     """`QuantizeView` declares the keys of `quantize:` that a check may read."""
@@ -32,6 +42,13 @@ class QuantizeView(Protocol):
 
     @property
     def collisions(self) -> str: ...
+
+
+class EmbedView(Protocol):
+    """`EmbedView` declares the keys of `embed:` that a check may read."""
+
+    @property
+    def encoder(self) -> str: ...
 
 
 class ParamsView(Protocol):
@@ -49,9 +66,20 @@ class ParamsView(Protocol):
     @property
     def quantize(self) -> QuantizeView: ...
 
+    @property
+    def embed(self) -> EmbedView: ...
+
+    @property
+    def ingest(self) -> IngestView: ...
+
 
 def _no_check(settings: Any, params: ParamsView, others: tuple[str, ...]) -> None:
     """Accept all settings."""
+
+
+def _no_content(settings: Any) -> str:
+    """Read no content vectors."""
+    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +99,8 @@ class StrategySpec:
     eval_rule: "Callable[[Any, NetworkTraits], EvalRule | None] | None" = None
     # (settings, params.yaml, names of the strategies composed with); raises ValueError where they do not fit together
     check: Callable[[Any, ParamsView, tuple[str, ...]], None] = _no_check
+    # (settings) -> the key by which the network reads content vectors beside Semantic IDs; empty: it reads none
+    content_key: Callable[[Any], str] = _no_content
     composes_with: frozenset[str] = frozenset()  # names of other strategies; one strategy of a pair must name the other
     refuses: Mapping[str, str] = field(default_factory=dict)  # name of another strategy -> why they do not compose
     input_tokens_per_item: int | None = None  # positions of an item in the backbone; None: those of its Semantic ID

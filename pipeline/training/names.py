@@ -5,6 +5,7 @@ Shape legend: I items of the catalogue, C width of a content vector.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.exposures import Exposures
 from pipeline.item_table import ItemTable
 from pipeline.training.negatives import counts_in_training
 
@@ -22,9 +24,10 @@ COLUMNS = ("item_id", "raw_id", "title")  # of items.parquet, that a saved model
 class ItemNames:
     """`ItemNames` are the codes of all items, and what they were read from.
 
-    inputs: fingerprints of the files, by name. line: what is printed of them; empty for Semantic IDs. trained_I: bool,
-    the items that training sees; content_IC: float32, their content vectors, of length 1 or 0. The last two are for a
-    network over items. action_sizes: values of each column of actions, for a network that reads them.
+    inputs: fingerprints of the files, by name. line: what is printed of them; empty for Semantic IDs alone. trained_I:
+    bool, the items that training sees, for a network over items. content_IC: float32, the items' content vectors, of
+    length 1 or 0, for such a network, and for a strategy that reads them. action_sizes: values of each column of
+    actions, for a network that reads them.
     """
 
     sids: Sids
@@ -44,10 +47,7 @@ class ItemNames:
             vectors_IC: content vectors, scaled to length 1 here; a vector of zeros stays as it is.
         """
         items = len(trained_I)
-        content_IC = None
-        if vectors_IC is not None:
-            lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
-            content_IC = (vectors_IC / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
+        content_IC = None if vectors_IC is None else _unit(vectors_IC)
         sids = Sids(np.arange(items, dtype=np.int32)[:, None], (items,), {}, {}, digit=False)
         return cls(sids=sids, inputs=inputs, line=line, trained_I=trained_I, content_IC=content_IC)
 
@@ -64,8 +64,33 @@ class ItemNames:
         )
 
 
-def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings: Path) -> ItemNames:
+def read_sequences(task: Literal["retrieval", "ranking"], folder: Path) -> tuple[Splits, Exposures | None]:
+    """Read what windows are cut from: the interactions, or for ranking the exposures in their form.
+
+    Raises:
+        UserError: a file is missing or damaged, or there are no exposures.
+    """
+    splits = Splits.read(folder)
+    if task == "retrieval":
+        return splits, None
+    exposures = Exposures.read(folder)
+    if exposures is None:
+        raise UserError(
+            f"train.task is ranking, and {folder} has no exposures",
+            "the network learns what users did with the items that they were shown",
+            "name columns of the log in ingest.actions and run `dvc repro`, or set train.task=retrieval",
+        )
+    return exposures.sequences(splits), exposures
+
+
+def read_names(
+    backbone: BackboneConfig, splits: Splits, sids: Path, embeddings: Path, content_key: str = ""
+) -> ItemNames:
     """Read data/sids, or data/embeddings for a network over items.
+
+    Args:
+        content_key: the key of params.yaml by which a strategy reads content vectors beside Semantic IDs; empty: none
+            does.
 
     Raises:
         UserError: a file is missing or damaged; or there is no vector for each item, or one has a number that is not
@@ -75,7 +100,37 @@ def read_names(backbone: BackboneConfig, splits: Splits, sids: Path, embeddings:
         names = item_names(splits, embeddings, content=backbone.content, key="backbone.content")
     else:
         names = ItemNames(sids=Sids.read(sids), inputs={"sids": fingerprint(sids / "sids.parquet")})
+        if content_key:
+            names = _with_content(names, embeddings, content_key)
     return replace(names, action_sizes=_action_sizes(splits)) if backbone.actions else names
+
+
+def _with_content(names: ItemNames, embeddings: Path, key: str) -> ItemNames:
+    """Add the content vectors of data/embeddings to Semantic IDs. Raises UserError as `read_names`."""
+    if not embeddings.exists():
+        raise UserError(
+            f"{key} is true, and {embeddings} is not here",
+            "the network reads the items' content vectors",
+            f"run `dvc repro` or `dvc checkout`, or set {key}=false",
+        )
+    vectors_IC = Embeddings.read(embeddings).vectors_Id
+    items = len(names.sids.codes_IL)
+    _check(vectors_IC, items, embeddings, key)
+    if not vectors_IC.shape[1]:
+        raise UserError(
+            f"{key} is true, and the vectors in {embeddings} have width 0",
+            "embed.encoder none made no vectors",
+            f"set another embed.encoder and run `dvc repro`, or set {key}=false",
+        )
+    line = f"{items:,} items by their Semantic IDs and content vectors of width {vectors_IC.shape[1]}"
+    inputs = {**names.inputs, "embeddings": fingerprint(embeddings)}
+    return replace(names, content_IC=_unit(vectors_IC), inputs=inputs, line=line)
+
+
+def _unit(vectors_IC: np.ndarray) -> np.ndarray:
+    """Return vectors scaled to length 1, float32; a vector of zeros stays as it is."""
+    lengths_I1 = np.linalg.norm(vectors_IC, axis=1, keepdims=True)
+    return (vectors_IC / np.where(lengths_I1 > 0, lengths_I1, 1)).astype(np.float32)
 
 
 def _action_sizes(splits: Splits) -> tuple[int, ...]:
@@ -146,5 +201,5 @@ def _check(vectors_IC: np.ndarray, items: int, embeddings: Path, key: str) -> No
         raise UserError(
             f"the content vector of item {item} in {embeddings} has a number that is not finite",
             "every logit would be lost with it",
-            f"mend the vectors that embed reads, or train on ids alone with {key}=false",
+            f"mend the vectors that embed reads, or train without them with {key}=false",
         )

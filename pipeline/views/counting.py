@@ -12,7 +12,8 @@ where the order is an artefact of the raw file; on all others it is worse. So bo
 A repeat is rare in most logs, and a model learns that by itself. Counting is given the same chance: recall at 10 on the
 validation targets decides whether the items of the history leave its ranking (`filter_seen` leaves no choice).
 
-Shape legend: I items, B users of one batch, U users; local: E entries of a sparse matrix, S entries of the histories.
+Shape legend: I items, B users of one batch, U users; local: E entries of a sparse matrix, S entries of the histories, J
+items of a batch's histories.
 
 Items appear as columns, in the order of their popularity, so that "more popular first" is "smaller column first".
 """
@@ -26,8 +27,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from pipeline.artifacts import Splits, fingerprint, read_json, read_tensors, write_json, write_tensors
+from pipeline.artifacts import Splits, fingerprint, read_json, read_tensors, write_json
 from pipeline.errors import UserError
+from pipeline.large_files import write_arrays
 from pipeline.manifest import seal
 from pipeline.metrics import recall_at
 from pipeline.views.pairs import Pairs, count_pairs, popularity_columns, training_counts
@@ -66,15 +68,15 @@ class Counting:
             "after": pairs.after_E,
             "before": pairs.before_E,
         }
-        write_tensors(folder / TENSORS, tensors)
+        write_arrays(folder / TENSORS, tensors)
         write_json(folder / FACTS, self.facts)
         seal(folder, "count")
 
     @classmethod
     def read(cls, folder: Path = COUNTING) -> "Counting":
-        """Read the folder. Raises UserError where a file is missing or damaged."""
+        """Read the folder, the pairs mapped into memory. Raises UserError where a file is missing or damaged."""
         facts = read_json(folder / FACTS, splits=str, drop_seen=dict, backward=dict, pairs_left_out=int)
-        tensors = read_tensors(folder / TENSORS)
+        tensors = read_tensors(folder / TENSORS, mapped=True)
         try:
             starts, items_E, after_E, before_E = (tensors[name] for name in ("starts", "items", "after", "before"))
             counts_I = tensors["counts"]
@@ -116,22 +118,27 @@ class Counting:
         # Columns 2 0 1 of items 0 1 2 -> items 1 2 0
         return np.argsort(self.column_I)
 
-    @cached_property
-    def together_II(self) -> sparse.csr_array:
-        """Say how much the item of a row speaks for that of a column, complex128; columns are those of `column_I`.
+    def scale(self, items_J: np.ndarray) -> np.ndarray:
+        """Return what the pairs of each of these items are multiplied with, float64 [J].
 
-        The real part is for items that came after that of the row, the imaginary part for those that came before. Row i
-        is divided by the square root of item i's count, since a rare item in the history says more than one everybody
+        It is 1 over the square root of the item's count, since a rare item in the history says more than one everybody
         has.
         """
-        items = len(self.counts_I)
-        scale_E = np.repeat(1 / np.sqrt(np.maximum(self.counts_I, 1)), np.diff(self.pairs.starts))
-        weights_E = np.empty(len(scale_E), np.complex128)
-        np.multiply(scale_E, self.pairs.after_E, out=weights_E.real)
-        np.multiply(scale_E, self.pairs.before_E, out=weights_E.imag)
-        del scale_E
-        columns_E = self.column_I.astype(np.int32)[self.pairs.items_E]
-        return sparse.csr_array((weights_E, columns_E, self.pairs.starts), shape=(items, items))
+        scale_J: np.ndarray = 1 / np.sqrt(np.maximum(self.counts_I[items_J], 1))
+        return scale_J
+
+    def together(self, items_J: np.ndarray) -> sparse.csr_array:
+        """Say how much each of these items speaks for that of a column, complex128 [J, I]; columns as in `column_I`.
+
+        The real part is for items that came after that of the row, the imaginary part for those that came before.
+        """
+        entries, offsets = self.pairs.rows(items_J)
+        scale_E = np.repeat(self.scale(items_J), np.diff(offsets))
+        weights_E = np.empty(len(entries), np.complex128)
+        np.multiply(scale_E, self.pairs.after_E[entries], out=weights_E.real)
+        np.multiply(scale_E, self.pairs.before_E[entries], out=weights_E.imag)
+        columns_E = self.column_I.astype(np.int32)[self.pairs.items_E[entries]]
+        return sparse.csr_array((weights_E, columns_E, offsets), shape=(len(items_J), len(self.counts_I)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +156,18 @@ class Baselines:
     cooccurrence_by_rule: dict[bool, np.ndarray]  # the ranks of co-occurrence with seen items dropped, and with them
 
 
-def count_and_choose(splits: Splits, *, window: int, neighbours: int, name: str = "") -> Counting:
+def count_and_choose(
+    splits: Splits, *, window: int, neighbours: int, name: str = "", folder: Path | None = None
+) -> Counting:
     """Count the training part, and choose on validation what `Counting.facts` says.
 
     Args:
         window: two items of a user co-occur when at most this many steps apart.
         neighbours: of each item at most so many are listed.
         name: content hash of the splits.
+        folder: where the list of pairs lies (`count_pairs`).
     """
-    pairs = count_pairs(splits, window=window, neighbours=neighbours)
+    pairs = count_pairs(splits, window=window, neighbours=neighbours, folder=folder)
     counted = Counting(training_counts(splits), pairs, {})
     users, _ = splits.targets("valid")
     some = evenly(len(users))
@@ -260,9 +270,12 @@ class _Batch:
         index, offsets = splits.history_index(positions_B)
         items_M, column_I = np.asarray(splits.items_N), counted.column_I
         history_BI = recency_weights(column_I[items_M[index]], offsets, len(column_I))
-        # The rows of together_II are items; the products are added up in the order of the columns.
-        items_BI = (history_BI.data, counted.item_I[history_BI.indices], history_BI.indptr)
-        scores_BI = sparse.csr_array(sparse.csr_array(items_BI, shape=history_BI.shape) @ counted.together_II)
+        # Only the rows of the histories' items are made; the products are added up in the order of the columns.
+        columns_J, at_S = np.unique(history_BI.indices, return_inverse=True)
+        history_BJ = sparse.csr_array(
+            (history_BI.data, at_S, history_BI.indptr), shape=(len(positions_B), len(columns_J))
+        )
+        scores_BI = sparse.csr_array(history_BJ @ counted.together(counted.item_I[columns_J]))
         self.users = len(positions_B)
         self.targets_B = column_I[items_M[positions_B]]
         self.starts, columns_E = scores_BI.indptr, scores_BI.indices

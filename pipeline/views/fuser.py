@@ -17,7 +17,7 @@ from pipeline.generator import Generator
 from pipeline.packing.histories import Histories
 from pipeline.views.counting import Counting
 from pipeline.views.fusion import EMPTY, Candidates, Listed, best_first
-from pipeline.views.lists import ENTRIES, CountingView, model_list
+from pipeline.views.lists import ENTRIES, CountingView, counting_view, model_list
 from pipeline.views.retrieval import retrieved_items
 
 RESCORED = 50  # candidates that the generator scores exactly in the exact form
@@ -40,7 +40,7 @@ class Fuser:
     ) -> "Fuser":
         """Build the views on the device of the generator; `backward` is counting's (`CountingView`)."""
         device = generator.catalogue.codes_IL.device
-        return cls(generator, dense, None if counted is None else CountingView.of(counted, device, backward))
+        return cls(generator, dense, None if counted is None else counting_view(counted, device, backward))
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,7 @@ from tiny_world import TinyWorld, make_params, write_world
 
 from pipeline.evaluate.entropy_gradients import gradients_by_entropy, quartiles
 from pipeline.generator import load_generator
+from pipeline.progress import Progress
 from pipeline.strategies.base import Network
 from pipeline.training.collate import Collator
 from pipeline.training.steps import Step
@@ -73,13 +74,16 @@ def test_each_quartile_is_the_gradient_of_the_mean_loss_of_its_tokens(trained: T
     assert len(found) == 12
 
 
-def test_the_table_and_the_drawing_are_written(trained: TinyWorld) -> None:
+def test_the_table_and_the_drawing_are_written(trained: TinyWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     folders: dict[str, Any] = {
         "splits": trained.folder / "splits",
         "generator": trained.folder / "run" / "generator",
         "reports": trained.folder / "reports",
     }
+    shown: list[Progress] = []
+    monkeypatch.setattr(Progress, "update", lambda progress, amount: shown.extend([progress] * amount))
     table = gradients_by_entropy(batches=3, windows=20, **folders)
+    assert [progress.total for progress in shown] == [3, 3, 3]
     written = pd.read_csv(trained.folder / "reports" / "gradients.csv")
     pd.testing.assert_frame_equal(written, table, atol=1e-6, rtol=0)
     assert set(table["batches"]) == {3}

@@ -170,6 +170,38 @@ def test_too_many_bad_rows_fail_the_stage_which_keeps_the_list(ingest: Ingest, t
     assert reasons[2].startswith("  1 x user is missing (log.csv, line 40")
 
 
+@pytest.mark.parametrize("limit", [0.01, 1.0])
+def test_a_log_of_bad_rows_alone_is_told_by_their_reason_and_not_by_the_k_core(
+    ingest: Ingest, tmp_path: Path, limit: float
+) -> None:
+    write(tmp_path / "raw/interactions.csv", csv_text(GOOD))
+    write(tmp_path / "raw/items.csv", "item,title\n" + "".join(f"0{n},Item\n" for n in range(20)))
+    with pytest.raises(UserError, match=r"36 of 36 rows of interactions\.csv cannot be used") as error:
+        ingest(tmp_path / "raw", max_reject_rate=limit, k_core=0)
+    assert ("more than ingest.max_reject_rate" in error.value.why) == (limit < 1)
+    assert "36 x item is not in items.csv" in error.value.why
+    assert "ingest.unknown_items=keep" in error.value.fix
+    assert "raise ingest.max_reject_rate" not in error.value.fix
+
+
+def test_an_object_in_place_of_an_id_is_named(ingest: Ingest, tmp_path: Path) -> None:
+    rows = [{"user": {"id": user}, "item": item, "timestamp": time} for user, item, time in GOOD]
+    with pytest.raises(UserError, match="36 of 36 rows") as error:
+        ingest(write(tmp_path / "log.jsonl", jsonl_text(rows)))
+    assert 'such as an object {"id": 7} of JSON, counts as missing' in error.value.fix
+
+
+@pytest.mark.parametrize(("delimiter", "set_by_hand"), [(" ", ""), (",", ";")])
+def test_a_header_that_was_not_divided_names_the_delimiter(
+    ingest: Ingest, tmp_path: Path, delimiter: str, set_by_hand: str
+) -> None:
+    path = write(tmp_path / "log.csv", csv_text(GOOD).replace(",", delimiter))
+    with pytest.raises(UserError, match=r"no column of log\.csv is known to be the user") as error:
+        ingest(path, delimiter=set_by_hand)
+    assert "set ingest.delimiter to what divides them" in error.value.fix
+    assert len(ingest(path, delimiter=delimiter, k_core=0).frame("interactions")) == len(GOOD)
+
+
 def test_a_column_that_only_looks_like_an_action_can_be_left_out(ingest: Ingest, tmp_path: Path) -> None:
     rows = [(*row, n if n < 30 else "ab") for n, row in enumerate(GOOD)]
     path = write(tmp_path / "log.csv", csv_text(rows, "user,item,timestamp,session"))

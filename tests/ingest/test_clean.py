@@ -79,15 +79,17 @@ def slow_clean(
     return [row[:3] for row in rows], users, items
 
 
-def stage(folder: Path, log: list[tuple[int, int, int, int]], items: list[int] | None) -> tuple[Path, Path | None]:
-    """The two Parquet files that staging.py would write."""
+def stage(
+    folder: Path, log: list[tuple[int, int, int, int]], items: list[int] | None, *, coded: bool = False
+) -> tuple[Path, Path | None]:
+    """The two Parquet files that staging.py would write; coded: the log has the items' records."""
     users, things, times, clicks = zip(*log, strict=True)
     pq.write_table(
         pa.table(
             {
                 "source_row": range(len(log)),
                 "user": [str(u) for u in users],
-                "item": [str(i) for i in things],
+                "item": [items.index(i) if coded and items else str(i) for i in things],
                 "timestamp": pa.array(times, pa.int64()),
                 "click": pa.array(clicks, pa.float64()),
             }
@@ -124,7 +126,7 @@ def test_a_k_core_may_need_several_passes(engine: Engine) -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(log=logs, k=st.integers(0, 3), least=st.integers(0, 1), listed=st.booleans())
+@given(log=logs, k=st.integers(0, 3), least=st.integers(0, 1), listed=st.booleans(), coded=st.booleans())
 def test_a_log_is_cleaned_as_by_hand(
     engine: Engine,
     tmp_path_factory: pytest.TempPathFactory,
@@ -132,15 +134,17 @@ def test_a_log_is_cleaned_as_by_hand(
     k: int,
     least: int,
     listed: bool,
+    coded: bool,
 ) -> None:
     items = [3, 1, 4, 0, 5, 2] if listed else None
     rows, users, catalogue = slow_clean(log, k, least, items)
-    paths = stage(tmp_path_factory.mktemp("staged"), log, items)
+    paths = stage(tmp_path_factory.mktemp("staged"), log, items, coded=coded)
     if not rows:
         with pytest.raises(UserError, match="nothing is left"):
             clean(engine, *paths, {"click": least}, k)
         return
-    cleaned = clean(engine, *paths, {"click": least}, k)
+    cut = paths[0].with_name("cut.parquet")
+    cleaned = clean(engine, *paths, {"click": least}, k, cut=cut)
     named_users, named_items = cleaned.users.read(), cleaned.items.read()
     assert named_users["raw_id"].to_pylist() == [str(user) for user in users]
     assert named_items["raw_id"].to_pylist() == [str(item) for item in catalogue]
@@ -152,6 +156,13 @@ def test_a_log_is_cleaned_as_by_hand(
     for row in found:
         assert row["position"] == seen[row["user_id"]]
         seen[row["user_id"]] += 1
+    counts = Counter(item for _, item, _, _ in log)
+    left_out = [row for row in pq.read_table(cut).to_pylist() if row["kind"] == "item"]
+    known = items or list(dict.fromkeys(item for _, item, _, click in log if click >= least))
+    absent = [] if items else [item for item in counts if item not in known]
+    assert {int(row["raw_id"]): row["rows"] for row in left_out} == {
+        item: counts[item] for item in [*known, *absent] if item not in catalogue
+    }
     if listed:
         assert named_items["title"].to_pylist() == [f"title {item}" for item in catalogue]
     assert cleaned.steps[-1] == {

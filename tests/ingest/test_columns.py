@@ -67,12 +67,6 @@ def test_row_numbers_are_no_actions() -> None:
     assert log(user=["u"], item=["i"], time=["1"], __index_level_0__=["7"], **nameless).actions == {}
 
 
-@pytest.mark.parametrize("name", ["user_id", "position", "__nth"])
-def test_an_action_cannot_have_a_name_of_our_own(name: str) -> None:
-    with pytest.raises(UserError, match=f"names {name}, which is a name that ingest reserves"):
-        log({name: "who"}, user=["u"], item=["i"], time=["1"], who=["3"])
-
-
 def test_a_logs_own_position_is_kept_under_another_name() -> None:
     columns: dict[str, Any] = {"user": ["u"], "item": ["i"], "time": ["1"], "position": ["3"]}
     assert log(**columns).actions == {}

@@ -217,9 +217,9 @@ def test_an_item_file_has_no_item_by_a_null_word(ingest: Ingest, tmp_path: Path)
 
 def test_a_written_id_that_is_listed_goes_before_its_number() -> None:
     listed = pa.array(["7", "7.0", "abc"])
-    ids, found = as_listed(pa.array(["7.0", "7", "7.00", "8.0", None]), IdIndex(listed))
+    ids, rows = as_listed(pa.array(["7.0", "7", "7.00", "8.0", None]), IdIndex(listed))
     assert ids.to_pylist() == ["7.0", "7", "7", "8.0", None]
-    assert found.to_pylist() == [True, True, True, False, False]
+    assert rows.tolist() == [1, 0, 0, -1, -1]
 
 
 def test_commands_find_ids_by_the_same_rule() -> None:

@@ -67,6 +67,7 @@ def test_items_that_are_listed_again_equal_a_slow_reference(
         assert rejects.total([file.name]) == len(bad)
         assert (staged.copies, staged.read) == (copies, len(rows))
         assert staged.index.find(pa.array([row[0] for row in good])).tolist() == list(range(len(good)))
+        assert [rows[row][0] for row in staged.source_rows()] == [row[0] for row in good]
 
 
 def test_repeated_ids_are_told_from_two_ids_of_one_hash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from pipeline.presets import tuning
 from pipeline.presets.apply import apply_preset
 from pipeline.presets.tuned import trial_table, write_preset
 from pipeline.presets.tuning import TuningSearch, TuningTrial, run_search, words_of
+from pipeline.presets.tuning_data import check_data
 from pipeline.presets.tuning_space import FIXED, Interval, Space, check_keys, read_space, with_changes
 from pipeline.presets.tuning_trial import RESULT, SPEC, best_row
 
@@ -155,6 +156,92 @@ def test_settings_that_come_twice_are_one_trial(tmp_path: Path, monkeypatch: pyt
     search = tuning.plan(space, params, tmp_path)
     assert [(trial.number, trial.params.train.learning_rate) for trial in search.trials] == [(0, rate), (1, 0.01)]
     assert len({trial.folder for trial in search.trials}) == 2
+
+
+MADE_WITH: dict[str, list[tuple[str, str, Any]]] = {
+    "data/interactions": [("ingest", "dataset", "custom"), ("ingest", "ingest.k_core", 3)],
+    "data/embeddings": [("embed", "embed.dimensions", 64), ("embed", "embed.template", ["{title}"])],
+    "data/splits": [("split", "split.ties", "shuffled"), ("split", "split.valid_from", "2024-09-20")],
+}
+
+
+def lock_of(**changes: Any) -> dict[str, Any]:
+    """Return what dvc.lock holds after a run with params.yaml and these changes of stage.key."""
+    raw = yaml.safe_load(Path("params.yaml").read_text())
+    raw["train"]["learning_rate"] = 0.5  # no trial reads what was trained
+    sections = {"ingest": ("dataset", "ingest"), "embed": ("embed",), "split": ("seed", "split"), "train": ("train",)}
+    stages = {stage: {"params": {"params.yaml": {k: raw[k] for k in names}}} for stage, names in sections.items()}
+    for name, value in changes.items():
+        stage, _, key = name.partition("/")
+        section, _, leaf = key.rpartition(".")
+        recorded = stages[stage]["params"]["params.yaml"]
+        (recorded[section] if section else recorded)[leaf or key] = value
+    return {"stages": stages}
+
+
+@pytest.mark.usefixtures("project")
+class TestData:
+    """Trials read the data as it is, so it has to be that of params.yaml."""
+
+    @pytest.mark.parametrize(("folder", "made"), [(name, made) for name, all_ in MADE_WITH.items() for made in all_])
+    def test_data_of_another_setting_is_refused_with_its_name(self, folder: str, made: tuple[str, str, Any]) -> None:
+        stage, key, value = made
+        splits: Any = SimpleNamespace(summary={"max_history": 20})
+        Path("dvc.lock").write_text(yaml.safe_dump(lock_of(**{f"{stage}/{key}": value})))
+        with pytest.raises(UserError, match=f"{folder} was made with {key} ") as raised:
+            check_data(load_params(), splits)
+        assert raised.value.fix == "dvc repro split embed, then run the same command again"
+
+    def test_the_seed_counts_where_it_decides_on_ties(self) -> None:
+        splits: Any = SimpleNamespace(summary={})
+        Path("dvc.lock").write_text(yaml.safe_dump(lock_of(**{"split/seed": 7})))
+        check_data(load_params(), splits)
+        apply_preset("demo", ["split.ties=shuffled"])
+        Path("dvc.lock").write_text(yaml.safe_dump(lock_of(**{"split/seed": 7})))
+        with pytest.raises(UserError, match=r"made with seed 7, and params\.yaml says 42"):
+            check_data(load_params(), splits)
+
+    def test_a_split_by_hand_is_known_by_its_summary(self) -> None:
+        for key, value in (("protocol", "temporal"), ("ties", "shuffled"), ("max_history", 5)):
+            splits: Any = SimpleNamespace(summary={key: value})
+            with pytest.raises(UserError, match=f"data/splits was made with split.{key} "):
+                check_data(load_params(), splits)
+
+    def test_another_writing_of_a_number_or_a_damaged_lock_refuses_nothing(self) -> None:
+        splits: Any = SimpleNamespace(summary={"max_history": 20})
+        wrong = ["", "[]", "stages: 3", "stages: {split: 1}", yaml.safe_dump(lock_of(**{"ingest/ingest.path": {}}))]
+        for text in [yaml.safe_dump(lock_of(**{"ingest/ingest.max_line_bytes": 4194304.0})), *wrong[:-1]]:
+            Path("dvc.lock").write_text(text)
+            check_data(load_params(), splits)
+        Path("dvc.lock").write_text(wrong[-1])
+        with pytest.raises(UserError, match=r"data/interactions was made with ingest\.path \{\}"):
+            check_data(load_params(), splits)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"backbone.name": ["sasrec"]}, "backbone.name"),
+        ({"quantize.codes": [32]}, "quantize.codes"),
+        ({"backbone.dropout": [0.2], "quantize.interactions": [0.5]}, "quantize.interactions"),
+        ({"backbone.name": ["decoder"], "strategy": ["skipgr"], "train.ema": [0.5]}, None),
+    ],
+)
+def test_losses_that_measure_different_things_are_not_ranked(
+    keys: dict[str, list[Any] | Interval], named: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Splits, "read", lambda *_: SimpleNamespace(summary={}))
+    monkeypatch.setattr(tuning, "fingerprint", lambda *parts: hashlib.sha256(repr(parts).encode()).hexdigest())
+    params = load_params()
+    by_loss = replace(params, train=replace(params.train, select="loss"))
+    assert len(tuning.plan(Space("grid", 2, 1, keys), params, tmp_path).trials) == 2
+    if named is None:
+        assert len(tuning.plan(Space("grid", 2, 1, keys), by_loss, tmp_path).trials) == 2
+        return
+    with pytest.raises(UserError, match=r"trial 1 .* cannot be ranked") as raised:
+        tuning.plan(Space("grid", 2, 1, keys), by_loss, tmp_path)
+    assert f"another {named} the loss" in raised.value.why
 
 
 def search_in(folder: Path, rates: list[float]) -> TuningSearch:

@@ -49,15 +49,25 @@ def cost(distributions: list[torch.Tensor], codes: list[int]) -> torch.Tensor:
     return -total(p[code].log() for p, code in zip(distributions, codes, strict=True))
 
 
+def signal(model: RecursiveModel, number: int) -> torch.Tensor:
+    """An item's row of the UID table in the model's width, and its content vector mapped there."""
+    signal_d = model.uid.weight[number]
+    if isinstance(model.uid_out, nn.Linear):
+        signal_d = model.uid_out.weight @ signal_d
+    if model.settings.uid_content:
+        assert model.uid_content is not None
+        assert model.catalogue.content_IC is not None
+        content_C = model.catalogue.content_IC[number]
+        signal_d = signal_d + torch.stack([total(row_C * content_C) for row_C in model.uid_content.weight])
+    return signal_d
+
+
 def item(model: RecursiveModel, number: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(Eq. 7's vector of an item, its term of Eq. 8)."""
     ran = model.items_ran if model.items_ran is not None else model.ran
     codes = model.catalogue.codes_IL[number].tolist()
-    signal_d = model.uid.weight[number]
-    if isinstance(model.uid_out, nn.Linear):
-        signal_d = model.uid_out.weight @ signal_d
     forced = codes if model.settings.ablation == "no_redistribution" else None
-    distributions, passed = walk(ran, signal_d, forced)
+    distributions, passed = walk(ran, signal(model, number), forced)
     return torch.stack(passed).sum(0), cost(distributions, codes)
 
 

@@ -25,11 +25,13 @@ from pipeline.training.windows import Windows
 ITEMS, DIGIT = 40, 9
 
 
-def catalogue() -> Catalogue:
-    """40 items in 12 buckets, told apart by a digit."""
+def catalogue(content: bool = False) -> Catalogue:
+    """40 items in 12 buckets, told apart by a digit, with content vectors if wanted."""
     codes_IL = np.random.default_rng(0).integers(0, (4, 3), (ITEMS, 2))
     digits_I = [int((codes_IL[:item] == codes_IL[item]).all(1).sum()) for item in range(ITEMS)]
-    return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1))
+    vectors_IC = np.random.default_rng(5).normal(size=(ITEMS, 6)).astype(np.float32)
+    content_IC = vectors_IC / np.linalg.norm(vectors_IC, axis=1, keepdims=True) if content else None
+    return Catalogue(np.column_stack([codes_IL, digits_I]), (4, 3, max(digits_I) + 1), content_IC=content_IC)
 
 
 def make(
@@ -50,7 +52,7 @@ def make(
         recency_items=3,
         time_bias=False,
     )
-    model = network.build(config, catalogue()).double()
+    model = network.build(config, catalogue(content=network.config.uid_content)).double()
     assert isinstance(model, RecursiveModel)
     with torch.no_grad():  # large enough to matter
         recency = [present(model.backbone.recency).weight] if isinstance(model.backbone, T5) else []

@@ -8,8 +8,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 from tiny_world import TinyWorld, interrupt, make_params
 
+from pipeline.artifacts import Embeddings
 from pipeline.config import Params
 from pipeline.decoding.exhaustive import score_catalogue
 from pipeline.decoding.ranking import generate_items, histories_of, rank_targets
@@ -32,7 +34,21 @@ def history(world: TinyWorld, name: str = "run") -> pd.DataFrame:
     return pd.read_csv(world.folder / name / "reports" / "history.csv")
 
 
-@pytest.mark.parametrize("options", [{}, {"alignment_items": "sample", "codebooks": "quantizer"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alignment_items": "sample", "codebooks": "quantizer"},
+        {
+            "mix": "straight_through",
+            "codebooks": "quantizer",
+            "alignment_items": "batch_occurrences",
+            "uid_start": "codes",
+            "uid_content": True,
+            "uid_dropout": 0.1,
+        },
+    ],
+    ids=["a sample", "all options together"],
+)
 def test_a_stopped_run_ends_with_the_same_bytes(
     world: TinyWorld, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
@@ -51,6 +67,7 @@ def test_a_stopped_run_ends_with_the_same_bytes(
         ({"tie_break": "uid", "uid_dim": 5}, "decoder", "last"),
         ({}, "hstu", "all"),
         ({"ablation": "no_sharing"}, "hstu", "last"),
+        ({"uid_content": True}, "t5", "last"),
         ({"ablation": "no_redistribution", "alignment": 0.0}, "t5", "last"),
     ],
 )
@@ -142,8 +159,17 @@ def test_bfloat16_stays_near_float32(world: TinyWorld) -> None:
             "set quantize.collisions=digit",
         ),
         ({"intrr": {"mix": "hard"}}, "intrr.mix is 'hard'"),
+        (
+            {
+                "strategy": "intrr",
+                "intrr": {"uid_content": True},
+                "embed": {"encoder": "none"},
+                "quantize": {"interactions": 1.0},
+            },
+            "set another embed.encoder, or intrr.uid_content=false",
+        ),
     ],
-    ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix"],
+    ids=["with rastp", "padded", "negative", "no hidden units", "nothing to break", "unknown mix", "no vectors"],
 )
 def test_what_cannot_be_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -154,6 +180,36 @@ def test_too_narrow_a_digit_is_refused_before_training(world: TinyWorld) -> None
     with pytest.raises(UserError, match=r"2 items share the codes \[0, 0\]: item_id 0, 4"):
         world.train(recursive(intrr={"digit_width": 1}))
     assert not (world.folder / "run").exists()
+
+
+def test_content_comes_from_the_vectors_and_stays_with_the_model(world: TinyWorld) -> None:
+    params = recursive(intrr={"uid_content": True}, train={"max_windows": 60})
+    world.train(params)
+    vectors_IC = Embeddings.read(world.folder / "embeddings").vectors_Id
+    weights = load_file(world.folder / "run/generator/model.safetensors")
+    content_IC = vectors_IC / np.linalg.norm(vectors_IC, axis=1, keepdims=True)
+    np.testing.assert_allclose(weights["catalogue.content_IC"], content_IC, rtol=1e-6)
+    assert [name for name, array in weights.items() if array.shape == content_IC.shape] == ["catalogue.content_IC"]
+    fingerprints = json.loads((world.folder / "run/generator/config.json").read_text())["fingerprints"]
+    assert set(fingerprints) == {"sids", "splits", "embeddings"}
+
+
+@pytest.mark.parametrize(
+    ("vectors_IC", "said"),
+    [
+        (np.zeros((40, 0), np.float32), "have width 0"),
+        (np.ones((39, 3), np.float32), "39 vectors for 40 items"),
+        (np.full((40, 3), np.nan, np.float32), "not finite"),
+        (None, "intrr.uid_content=false"),
+    ],
+    ids=["no width", "too few", "not finite", "missing"],
+)
+def test_content_that_is_not_there_is_refused(world: TinyWorld, vectors_IC: np.ndarray | None, said: str) -> None:
+    (world.folder / "embeddings").unlink()
+    if vectors_IC is not None:
+        Embeddings(vectors_IC, {}).write(world.folder / "embeddings")
+    with pytest.raises(UserError, match=said):
+        world.train(recursive(intrr={"uid_content": True}))
 
 
 @pytest.mark.gpu

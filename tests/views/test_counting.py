@@ -1,5 +1,6 @@
 """Counting baselines equal a slow reference, see training only, and are as strong as the anchor says."""
 
+import tracemalloc
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from pipeline.artifacts import Splits, write_tensors
 from pipeline.errors import UserError
@@ -133,17 +135,54 @@ def test_popularity_ranks_by_training_counts_then_item_id(sequences: list[list[i
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 40])
-def test_pairs_of_several_blocks_equal_those_of_one(monkeypatch: pytest.MonkeyPatch, pairs: int) -> None:
+def test_pairs_of_several_blocks_equal_those_of_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: int
+) -> None:
     rng = np.random.default_rng(pairs)
     splits = splits_of([rng.integers(0, ITEMS, rng.integers(3, 9)).tolist() for _ in range(30)], items=ITEMS + 3)
     whole = count_pairs(splits, window=3, neighbours=4)
     monkeypatch.setattr(counting_pairs, "BLOCK_PAIRS", pairs)
+    monkeypatch.setattr(counting_pairs, "CHUNK", 2 * pairs)
+    monkeypatch.setattr(counting_pairs, "PORTION", 3 * pairs)
     parts = counting_pairs._blocks(np.bincount(splits.items_N, minlength=ITEMS + 3), 3)
     assert [part.start for part in parts[1:]] == [part.stop for part in parts[:-1]]
     assert len(parts) > 1
-    for name, array in vars(count_pairs(splits, window=3, neighbours=4)).items():
+    for name, array in vars(count_pairs(splits, window=3, neighbours=4, folder=tmp_path)).items():
         np.testing.assert_array_equal(array, getattr(whole, name))
     assert whole.left_out
+    assert not list(tmp_path.iterdir())  # the list lies in files without a name
+
+
+def test_the_heaviest_neighbours_are_those_of_a_sort_of_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights tie often, rows have any length, and few slots are compared at once."""
+    rng = np.random.default_rng(1)
+    columns = 60
+    dense_RI = rng.integers(0, 4, (40, columns)) * (rng.random((40, columns)) < rng.random((40, 1)))
+    both = sparse.csr_array(dense_RI / 3 + 1j * (dense_RI > 2))
+    column_I = rng.permutation(columns)
+    for neighbours, portion in ((1, 2**20), (7, 2**20), (7, 50), (30, 400), (60, 400)):
+        monkeypatch.setattr(counting_pairs, "PORTION", portion)
+        stays_E = counting_pairs._heaviest(both, column_I, neighbours)
+        for row in range(40):
+            entries = slice(both.indptr[row], both.indptr[row + 1])
+            weights = (both.data[entries].real + both.data[entries].imag).round(9)
+            order = np.lexsort((column_I[both.indices[entries]], -weights))
+            assert set(np.flatnonzero(stays_E[entries])) == set(order[:neighbours])
+
+
+def test_counting_holds_one_block_whatever_the_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of all neighbours has more than twice the bytes of what is allocated at most, which does not grow."""
+    rng = np.random.default_rng(2)
+    splits = splits_of(rng.integers(0, 3000, (2000, 22)).tolist(), items=3000)
+    monkeypatch.setattr(counting_pairs, "BLOCK_PAIRS", 5000)
+    most = []
+    for neighbours in (5, 3000):
+        tracemalloc.start()
+        pairs = count_pairs(splits, window=3, neighbours=neighbours, folder=tmp_path)
+        most.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert len(pairs.items_E) * 20 > 2 * most[1]
+    assert most[1] < 1.2 * most[0]
 
 
 def test_held_out_items_are_never_counted() -> None:

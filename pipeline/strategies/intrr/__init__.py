@@ -15,6 +15,10 @@ def _network(settings: IntrrConfig, pad_to: int) -> "Network":
     return RecursiveNetwork(settings)
 
 
+def _content_key(settings: IntrrConfig) -> str:
+    return "intrr.uid_content" if settings.uid_content else ""
+
+
 def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -> None:
     if params.backbone.over_items:
         raise ValueError(
@@ -28,6 +32,11 @@ def _check(settings: IntrrConfig, params: ParamsView, others: tuple[str, ...]) -
         )
     if params.train.batching == "padded":
         raise ValueError("strategy intrr has no padded batches: set train.batching=packed")
+    if settings.uid_content and params.embed.encoder == "none":
+        raise ValueError(
+            "intrr.uid_content adds the items' content vectors, and embed.encoder none makes none: set another "
+            "embed.encoder, or intrr.uid_content=false"
+        )
     if settings.tie_break == "uid" and params.quantize.collisions != "digit":
         raise ValueError(
             "intrr.tie_break uid replaces the logits of the deduplication digit: set "
@@ -41,6 +50,7 @@ SPEC = StrategySpec(
     settings=IntrrConfig,
     network=_network,
     check=_check,
+    content_key=_content_key,
     composes_with=frozenset({"skipgr"}),
     refuses={"rastp": "intrr gives each item a single token, which leaves rastp nothing to choose from"},
     input_tokens_per_item=1,

@@ -17,6 +17,7 @@ class IntrrConfig:
     uid_start: Literal["random", "codes"]
     uid_norm: Annotated[float, Between(0, 1e6)]  # weight of the loss that holds the mean square of a row at 1
     uid_dropout: RatioBelow1
+    uid_content: bool  # a UID is its row and a linear map of the item's content vector
     hidden: Annotated[int, Between(1, 65_536)]  # width of the MLPs' hidden layer
     # vectors of the deduplication digit's codebook; 0: as many as the Semantic IDs have
     digit_width: Annotated[int, Between(0, 1_000_000)]
@@ -33,6 +34,7 @@ class IntrrConfig:
         "uid_start": "random",
         "uid_norm": 0.0,
         "uid_dropout": 0.0,
+        "uid_content": False,
     }
 
     def __post_init__(self) -> None:
@@ -40,6 +42,11 @@ class IntrrConfig:
             raise ValueError(
                 "intrr.uid_start codes begins with vectors of the model's width, and intrr.uid_dim sets another one: "
                 "set intrr.uid_dim=0, or intrr.uid_start=random"
+            )
+        if self.uid_content and self.ablation == "no_redistribution":
+            raise ValueError(
+                "intrr.uid_content adds to the UID, of which no item's vector is made with intrr.ablation "
+                "no_redistribution: set intrr.uid_content=false, or intrr.ablation=none"
             )
 
     @property

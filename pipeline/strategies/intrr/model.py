@@ -57,8 +57,11 @@ class RecursiveModel(Backbone):
         widths = catalogue.widths
         if catalogue.digit and settings.digit_width:
             widths = (*widths[:-1], settings.digit_width)
-        self.catalogue = Catalogue(catalogue.codes_IL.cpu(), widths, catalogue.digit)
-        self.backbone = build_backbone(config, self.catalogue, vectors_only=True)
+        plain = self.catalogue = Catalogue(catalogue.codes_IL.cpu(), widths, catalogue.digit)
+        if settings.uid_content:
+            content_IC = _content(catalogue)
+            self.catalogue = Catalogue(catalogue.codes_IL.cpu(), widths, catalogue.digit, content_IC=content_IC)
+        self.backbone = build_backbone(config, plain, vectors_only=True)
         if settings.reads_uid:
             uid_dim = settings.uid_dim or config.d_model
             self.undecayed = frozenset({"uid.weight"} if settings.uid_norm else ())
@@ -66,6 +69,10 @@ class RecursiveModel(Backbone):
             self.uid_out = nn.Linear(uid_dim, config.d_model, bias=False) if settings.uid_dim else nn.Identity()
             if isinstance(self.uid_out, nn.Linear):
                 nn.init.normal_(self.uid_out.weight, std=uid_dim**-0.5)
+        self.uid_content: nn.Linear | None = None
+        if self.catalogue.content_IC is not None:
+            self.uid_content = nn.Linear(self.catalogue.content_IC.shape[1], config.d_model, bias=False)
+            nn.init.normal_(self.uid_content.weight)  # content vectors have length 1: std 1, as the rows
         self.ran = self._network()
         self.items_ran = self._network() if settings.ablation == "no_sharing" else None
         self.compiled_items: Callable[..., Any] | None = None
@@ -99,7 +106,7 @@ class RecursiveModel(Backbone):
         """Set each UID to the vector of the item's first code, scaled so that this code has half of the mixture.
 
         The mixture is that of level 1, whose logits are the UID times the codebook (Eq. 4 and 5); the half is the mean
-        over codes.
+        over codes. The map of the content vectors begins at zero, so that it moves no item from its code.
         """
         if not self.settings.reads_uid:
             return
@@ -111,6 +118,8 @@ class RecursiveModel(Backbone):
             share = float((scale * logits_VV).softmax(1).diagonal().mean())
             low, high = (scale, high) if share < 0.5 else (low, scale)
         self.uid.weight.copy_(high * codebook_Vd[self.catalogue.codes_IL[:, 0].cpu()])
+        if self.uid_content is not None:
+            self.uid_content.weight.zero_()
 
     def uid_penalty(self, distinct: DistinctItems) -> Tensor:
         """Return the sum over a batch's distinct items of (mean square of the UID - 1)^2, weighted as the alignment."""
@@ -199,11 +208,16 @@ class RecursiveModel(Backbone):
         return ran.look_up(codes_XL), logits
 
     def _signal(self, items_X: Tensor) -> Tensor:
-        """Return the signal of items [X, d], their UID in the model's width; dropout acts on the UID in training."""
+        """Return the signal of items [X, d]: the row of the UID table in the model's width, and the content, if any.
+
+        Dropout acts on the row in training.
+        """
         uid_Xe = self.uid(items_X)
         if self.settings.uid_dropout:
             uid_Xe = F.dropout(uid_Xe, self.settings.uid_dropout, self.training)
         signal_Xd: Tensor = self.uid_out(uid_Xe)
+        if self.uid_content is not None and self.catalogue.content_IC is not None:
+            signal_Xd = signal_Xd + self.uid_content(self.catalogue.content_IC[items_X])
         return signal_Xd
 
     def _targets(self, states_Wd: Tensor, codes_WL: Tensor) -> list[Tensor]:
@@ -312,6 +326,14 @@ class RecursiveModel(Backbone):
         # the item's score.
         logits_WKV.scatter_reduce_(2, catalogue.code(level)[child_WKF], scores_WKF, "amax")
         return torch.where(state.node_WK[..., None] < 0, 0, logits_WKV)
+
+
+def _content(catalogue: Catalogue) -> np.ndarray:
+    """Return the content vectors of a catalogue, float32 [I, width]. Raises ValueError where it has none."""
+    if catalogue.content_IC is None:
+        raise ValueError("intrr.uid_content is true, and the items have no content vectors")
+    vectors_IC: np.ndarray = catalogue.content_IC.float().cpu().numpy()
+    return vectors_IC
 
 
 def _orthogonal(rows: int, columns: int) -> Tensor:

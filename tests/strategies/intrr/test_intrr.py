@@ -39,6 +39,13 @@ CASES: dict[str, dict[str, Any]] = {
     "no sharing": {"ablation": "no_sharing"},
     "UIDs held at their size": {"uid_norm": 0.3},
     "UIDs of their own width held at their size": {"uid_norm": 0.3, "uid_dim": 5, "alignment": 0.0},
+    "content beside UIDs": {"uid_content": True},
+    "content beside UIDs of their own width": {"uid_content": True, "uid_dim": 5, "uid_norm": 0.3},
+    "hard codes, occurrences and content": {
+        "mix": "straight_through",
+        "alignment_items": "batch_occurrences",
+        "uid_content": True,
+    },
     "on a decoder": {"backbone": "decoder"},
     "on HSTU": {"backbone": "hstu"},
 }
@@ -237,10 +244,30 @@ class TestTheUids:
             distributions, _ = reference.walk(model.ran, model.uid.weight[number].double())
             shares_V[codes_I[number]] = distributions[0][codes_I[number]]
         assert float(shares_V.mean()) == pytest.approx(0.5, abs=1e-4)
+        assert model.uid_content is None
         for code in range(4):
             rows = model.uid.weight[codes_I == code]
             torch.testing.assert_close(rows, rows[:1].expand_as(rows))
             assert float(torch.cosine_similarity(rows[0], model.ran.codebooks[0][code], dim=0)) == pytest.approx(1)
+
+    @torch.no_grad()
+    def test_begin_at_their_codes_with_content_too_and_have_it_drawn_otherwise(self) -> None:
+        strategy, model = make(uid_start="codes", uid_content=True)
+        strategy.network.start_from(model, {})
+        torch.testing.assert_close(model._signal(torch.arange(ITEMS)), model.uid.weight)
+        _, drawn = make(uid_content=True, uid_dropout=0.5)
+        both_Xd = drawn.eval()._signal(torch.arange(ITEMS))
+        expected_Xd = torch.stack([reference.signal(drawn, number) for number in range(ITEMS)])
+        torch.testing.assert_close(both_Xd, expected_Xd)
+        assert float((both_Xd - drawn.uid.weight).std()) == pytest.approx(1, abs=0.2)  # as the rows
+        drawn.train()
+        mean_Xd = torch.stack([drawn._signal(torch.arange(ITEMS)) for _ in range(4000)]).mean(0)
+        torch.testing.assert_close(mean_Xd, expected_Xd, atol=0.15, rtol=0)  # the rows alone lose entries
+
+    def test_with_content_need_it(self) -> None:
+        network = RecursiveNetwork(some(IntrrConfig, uid_content=True, digit_width=DIGIT))
+        with pytest.raises(ValueError, match="no content vectors"):
+            network.build(some(BackboneConfig), catalogue())
 
     def test_lose_entries_in_training_alone(self) -> None:
         _, plain = make()
@@ -271,6 +298,8 @@ class TestTheUids:
     def test_are_refused_at_their_codes_with_a_width_of_their_own(self) -> None:
         with pytest.raises(UserError, match="uid_start codes"):
             read_params({"strategy": "intrr", "intrr": {"uid_start": "codes", "uid_dim": 7}})
+        with pytest.raises(UserError, match=r"set intrr\.uid_content=false, or intrr\.ablation=none"):
+            read_params({"strategy": "intrr", "intrr": {"uid_content": True, "ablation": "no_redistribution"}})
 
 
 def test_the_entropy_of_the_mixtures_is_told_by_level() -> None:
@@ -355,7 +384,7 @@ class TestTheDigit:
 @pytest.mark.slow
 def test_the_network_compiles_for_a_gpu_without_a_break_and_computes_the_same() -> None:
     """The backend traces the forward and the backward pass but generates no code, so that the test runs anywhere."""
-    strategy, model = make(mix="straight_through")
+    strategy, model = make(mix="straight_through", uid_content=True)
     _, (batch,), _ = batches_of(strategy, model.float().train())
     gradients = []
     for compiled in (False, True):

@@ -27,7 +27,11 @@ class TestDecoding:
             rows.append(scores)
         return torch.stack(rows)
 
-    @pytest.mark.parametrize("settings", [{}, {"context": "sum"}, {"tie_break": "uid"}], ids=["paper", "sum", "uid"])
+    @pytest.mark.parametrize(
+        "settings",
+        [{}, {"context": "sum"}, {"tie_break": "uid"}, {"tie_break": "uid", "uid_content": True}],
+        ids=["paper", "sum", "uid", "content"],
+    )
     def test_a_beam_of_full_width_and_exact_scores_equal_brute_force(self, settings: dict[str, Any]) -> None:
         _, model = make(**settings)
         model.eval()
