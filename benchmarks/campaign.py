@@ -32,13 +32,13 @@ from benchmarks.campaign_rows import (
     Record,
     Results,
     Row,
-    best_validation,
     read_rows,
     state,
 )
 from pipeline.artifacts import Embeddings, fingerprint
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
+from pipeline.presets.tuning_trial import best_row
 from pipeline.printing import say
 from pipeline.training.code import code_fingerprint
 
@@ -277,7 +277,7 @@ def table(campaign: Campaign) -> str:
             dropped = figures.get("seen_dropped_recall_at_10", figures["recall_at_10"])
             said += f": recall@10 {figures['recall_at_10']:.4f} (seen dropped {dropped:.4f}), commit {record['commit']}"
         elif record and row.measure == "trial":
-            best = best_validation(record["history"], row.params.train.select)
+            best = best_row(record["history"], row.params.train.select)
             said += f": recall@10 on validation {best['recall_at_10']:.4f}, commit {record['commit']}"
         elif record:
             figures = record["figures"]
@@ -370,6 +370,9 @@ def _act(args: Any) -> int:
     if line := trials_line(campaign.rows):
         say(line)
     if args.list or args.record:
+        missing = [row for row, word, _ in campaign.states() if word == "missing"]
+        hours = sum(expected(row, campaign.records()) for row in missing) / 3600
+        say(f"campaign: {len(missing)} of {len(campaign.rows)} rows missing, about {hours:.2f} hours one by one")
         return 0
     if args.prepare:
         for row in campaign.rows:

@@ -306,9 +306,3 @@ def state(row: Row, records: Iterable[Record], key: str | None, engine: str | No
     if row.measure != "cost" or found[-1]["engine"] == (engine or code_fingerprint("train")):
         return "done", found[-1]
     return "stale", found[-1]
-
-
-def best_validation(history: list[dict[str, float]], select: str) -> dict[str, float]:
-    """Return the validation of the weights that a run keeps, by `train.select`; of equals the first."""
-    sign = -1 if select == "loss" else 1
-    return max(history, key=lambda row: sign * row["valid_loss" if select == "loss" else select])

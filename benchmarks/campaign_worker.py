@@ -21,12 +21,12 @@ import torch
 import pipeline.count.stage as count
 import pipeline.evaluate.stage as evaluate
 import pipeline.train.stage as train
-from benchmarks.campaign_rows import best_validation
 from pipeline.artifacts import read_json
 from pipeline.config import Params, build_params
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
 from pipeline.metric_names import MEASURED
+from pipeline.presets.tuning_trial import best_row
 from pipeline.results.compact_ranks import compact_bytes
 from pipeline.results.parameters import flatten
 from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks
@@ -70,7 +70,7 @@ def run(folder: Path) -> None:
     train.run(params, **_wanted(train.run, paths))
     if spec.get("trial"):  # the test is not read
         history = _history(folder / "reports")
-        best = best_validation(history, params.train.select)
+        best = best_row(history, params.train.select)
         result = {"quality": best, "history": history, "hardware": hardware(params.train.device)}
         write_bytes(folder / RESULT, json.dumps(result).encode())
         return

@@ -14,7 +14,7 @@ from synthetic_runs import ranks_of
 
 from benchmarks.campaign import Campaign, main, table, trials_line
 from benchmarks.campaign_record import merge
-from benchmarks.campaign_rows import ROOT, Results, Row, best_validation, read_rows, state
+from benchmarks.campaign_rows import ROOT, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings
 from pipeline.errors import UserError
 from pipeline.results.compact_ranks import compact_bytes, read_compact
@@ -164,16 +164,6 @@ def test_the_arms_of_the_campaigns_have_equally_many_trials_and_begin_with_their
     assert all(row.settings == first[arm].settings for arm, row in begun.items())
 
 
-@pytest.mark.parametrize(("select", "step"), [("recall_at_10", 2), ("loss", 3), ("ndcg_at_5", 1)])
-def test_the_validation_of_a_trial_is_that_of_the_weights_that_are_kept(select: str, step: int) -> None:
-    history = [
-        {"step": 1.0, "recall_at_10": 0.1, "ndcg_at_5": 0.3, "valid_loss": 3.0},
-        {"step": 2.0, "recall_at_10": 0.2, "ndcg_at_5": 0.2, "valid_loss": 2.0},
-        {"step": 3.0, "recall_at_10": 0.2, "ndcg_at_5": 0.3, "valid_loss": 1.0},
-    ]
-    assert best_validation(history, select)["step"] == step
-
-
 def test_rows_for_quality_share_the_machine_and_a_row_for_cost_has_it_alone(tmp_path: Path, fake: Any) -> None:
     rows = [entry(seeds=(1, 2, 3)), entry(seeds=(4,), measure="cost"), entry(seeds=(5, 6))]
     campaign = campaign_of(tmp_path, rows, worker=fake())
@@ -238,6 +228,7 @@ def test_the_command_says_what_is_missing_and_refuses_in_one_line(
     said = capsys.readouterr().out
     assert "full, seed 1, quality: missing" in said
     assert "missing, and its data too" in said
+    assert "2 of 2 rows missing, about 0.00 hours" in said
     assert main([str(tmp_path / "none.yaml"), "--list"]) == 1
     assert "none.yaml" in capsys.readouterr().err
 
