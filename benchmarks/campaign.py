@@ -25,10 +25,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign_rows import RESULTS, ROOT, Data, Record, Results, Row, read_rows, state
+from benchmarks.campaign_rows import (
+    RESULTS,
+    ROOT,
+    Data,
+    Record,
+    Results,
+    Row,
+    read_rows,
+    state,
+)
 from pipeline.artifacts import Embeddings, fingerprint
 from pipeline.errors import UserError
 from pipeline.manifest import write_bytes
+from pipeline.presets.tuning_trial import best_row
 from pipeline.printing import say
 from pipeline.training.code import code_fingerprint
 
@@ -133,7 +143,8 @@ class Campaign:
         """Start a row in a process of its own; a row for cost starts anew, so that its seconds are those of one run."""
         folder = self.work / f"{self.key(row)}-{row.measure}"
         inputs = {name: str(path.resolve()) for name, path in self.inputs(row).items()}
-        spec = json.dumps({"params": row.params.plain(), "inputs": inputs, "engine": self.engine}).encode()
+        trial = {"trial": True} if row.measure == "trial" else {}
+        spec = json.dumps({"params": row.params.plain(), "inputs": inputs, "engine": self.engine, **trial}).encode()
         ended = (folder / "result.json").exists()  # but the campaign was cut before it took the result
         same = (folder / "spec.json").exists() and (folder / "spec.json").read_bytes() == spec
         if not same or (row.measure == "cost" and not ended):
@@ -176,6 +187,14 @@ class Campaign:
             "at_once": running.at_once,
             "process_seconds": round(seconds, 1),
         }
+        said = f"campaign: has {row.name}: recall@10 {result['quality']['recall_at_10']:.4f}"
+        if row.measure == "trial":
+            self.results.append(
+                {**common, "measure": "trial", "figures": result["quality"], "history": result["history"]}
+            )
+            shutil.rmtree(folder, ignore_errors=True)
+            say(f"{said} on validation, {seconds:.0f} s")
+            return True
         quality = {**common, "measure": "quality", "model": result["model"], "figures": result["quality"]}
         quality |= {"history": result["history"], "counts": _counts(data)}
         # A run that had the machine alone has its quality too, where none is known.
@@ -184,7 +203,7 @@ class Campaign:
         if row.measure == "cost":
             self.results.append({**common, "measure": "cost", "figures": result["cost"]})
         shutil.rmtree(folder, ignore_errors=True)
-        say(f"campaign: has {row.name}: recall@10 {result['quality']['recall_at_10']:.4f}, {seconds:.0f} s")
+        say(f"{said}, {seconds:.0f} s")
         return True
 
     # -------------------------------------------------------------------------------------------------- all rows
@@ -257,6 +276,9 @@ def table(campaign: Campaign) -> str:
             figures = record["figures"]
             dropped = figures.get("seen_dropped_recall_at_10", figures["recall_at_10"])
             said += f": recall@10 {figures['recall_at_10']:.4f} (seen dropped {dropped:.4f}), commit {record['commit']}"
+        elif record and row.measure == "trial":
+            best = best_row(record["history"], row.params.train.select)
+            said += f": recall@10 on validation {best['recall_at_10']:.4f}, commit {record['commit']}"
         elif record:
             figures = record["figures"]
             older = ", by an older engine" if word == "stale" else ""
@@ -264,6 +286,18 @@ def table(campaign: Campaign) -> str:
             said += f"{figures['peak_memory_gib']:.2f} GiB, commit {record['commit']}{older}"
         lines.append(f"{campaign.key(row) or '-' * 16}  {row.name}: {said}")
     return "\n".join(lines)
+
+
+def trials_line(rows: Iterable[Row]) -> str:
+    """Return how many trials on validation each arm has, and whether all have as many; empty where there are none."""
+    counts: dict[str, int] = {}
+    for row in rows:
+        if row.measure == "trial":
+            counts[row.arm] = counts.get(row.arm, 0) + 1
+    if not counts:
+        return ""
+    listed = ", ".join(f"{arm} {count}" for arm, count in counts.items())
+    return f"campaign: trials on validation by arm{'' if len(set(counts.values())) == 1 else ', unequal'}: {listed}"
 
 
 def commit_of(given: str | None) -> str:
@@ -333,7 +367,12 @@ def _act(args: Any) -> int:
 
         say(record_all(args.record, results))
     say(table(campaign))
+    if line := trials_line(campaign.rows):
+        say(line)
     if args.list or args.record:
+        missing = [row for row, word, _ in campaign.states() if word == "missing"]
+        hours = sum(expected(row, campaign.records()) for row in missing) / 3600
+        say(f"campaign: {len(missing)} of {len(campaign.rows)} rows missing, about {hours:.2f} hours one by one")
         return 0
     if args.prepare:
         for row in campaign.rows:

@@ -6,7 +6,8 @@ A campaign file is a YAML list, ordered by worth. An entry has these fields:
     data: name of a folder with prepared inputs, below --data
     presets: applied in this order to presets/demo.yaml; then `set`, a mapping from dotted keys to values
     seeds: one row for each
-    measure: quality (rows may share a GPU) or cost (the row has the machine alone)
+    measure: quality (rows may share a GPU), cost (the row has the machine alone) or trial (validation alone: the test
+        is not read, so that settings may be chosen by it)
     seconds: about how long a run takes alone
     sids: shared (made with seed 42, the same for all seeds) or remade (made with the row's seed)
 
@@ -30,7 +31,7 @@ from pipeline.artifacts import Embeddings, Splits, fingerprint
 from pipeline.config import Params, build_params
 from pipeline.errors import UserError, nearest
 from pipeline.manifest import write_bytes
-from pipeline.results.parameters import flatten
+from pipeline.results.parameters import flatten, value_text
 from pipeline.strategies.registry import settings_types
 from pipeline.training.code import code_fingerprint
 from pipeline.yaml_files import parse_yaml, read_text
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 PRESETS = ROOT / "presets"
 RESULTS = ROOT / "docs/results"
 SID_SEED = 42
-Measure = Literal["quality", "cost"]
+Measure = Literal["quality", "cost", "trial"]
 FIELDS = {"group", "arm", "data", "presets", "set", "seeds", "measure", "seconds", "sids"}
 OPTIONAL = {"set": {}, "measure": "quality", "sids": "shared"}
 # Settings that shape no result of a run on prepared inputs.
@@ -116,7 +117,13 @@ class Row:
 
     @property
     def name(self) -> str:
-        return f"{self.group}: {self.arm}, seed {self.seed}, {self.measure}"
+        words = f" with {self.words}" if self.measure == "trial" else ""
+        return f"{self.group}: {self.arm}, seed {self.seed}, {self.measure}{words}"
+
+    @property
+    def words(self) -> str:
+        """Return what `set` changes, as words of `dvc exp run`."""
+        return " ".join(f"{key}={value_text(value)}" for key, value in self.changes.items()) or "its presets alone"
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def _rows(entry: dict[str, Any], where: str) -> Iterable[Row]:
     for name, kind in (("presets", list), ("seeds", list), ("set", dict), ("seconds", int | float)):
         if name in entry and not isinstance(entry[name], kind):
             wrong.append(f"{name} is {entry[name]!r}")
-    for name, allowed in (("measure", ("quality", "cost")), ("sids", ("shared", "remade"))):
+    for name, allowed in (("measure", ("quality", "cost", "trial")), ("sids", ("shared", "remade"))):
         if entry[name] not in allowed:
             wrong.append(f"{name} is {entry[name]!r}, expected {' or '.join(allowed)}")
     if wrong:
@@ -277,7 +284,8 @@ class Results:
 def state(row: Row, records: Iterable[Record], key: str | None, engine: str | None = None) -> tuple[str, Record | None]:
     """Return `done`, `stale` or `missing`, and the newest record.
 
-    A cost is stale where the code of training is not the code that it was measured with.
+    A cost is stale where the code of training is not the code that it was measured with. A row for quality has its
+    validation too, so that it is a trial of the same settings.
 
     Args:
         key: None where the data is not here; then parameters and the name of the data decide.
@@ -286,7 +294,7 @@ def state(row: Row, records: Iterable[Record], key: str | None, engine: str | No
     found = [
         record
         for record in records
-        if record["measure"] == row.measure
+        if record["measure"] in (row.measure, "quality" if row.measure == "trial" else row.measure)
         and (
             record["key"] == key
             if key
@@ -295,6 +303,6 @@ def state(row: Row, records: Iterable[Record], key: str | None, engine: str | No
     ]
     if not found:
         return "missing", None
-    if row.measure == "quality" or found[-1]["engine"] == (engine or code_fingerprint("train")):
+    if row.measure != "cost" or found[-1]["engine"] == (engine or code_fingerprint("train")):
         return "done", found[-1]
     return "stale", found[-1]

@@ -13,7 +13,8 @@ import numpy as np
 
 from benchmarks.campaign_rows import ROOT, Record, Results, read_rows, state
 from benchmarks.campaign_rows import Row as CampaignRow
-from pipeline.results.arms import Arm
+from pipeline.presets.tuning_trial import best_row
+from pipeline.results.arms import Arm, protocol_of
 from pipeline.results.compare import differences
 from pipeline.results.runs import read_run
 from pipeline.training.code import code_fingerprint
@@ -30,8 +31,8 @@ class Measured:
 
     rows: a row per seed that was run, with metrics, seed, commit, hardware and command. wanted: seeds that the campaign
     lists; 0 where the rows are of no campaign. paired: difference of recall@10 to `full` of its group, with low, high
-    and verdict. cost: a row that had the machine alone. stale: the cost is that of an older engine. hours: what the
-    missing rows need, by the campaign's estimates.
+    and verdict. unpaired: why there is none, where both have runs. cost: a row that had the machine alone. stale: the
+    cost is that of an older engine. hours: what the missing rows need, by the campaign's estimates.
     """
 
     group: str
@@ -40,6 +41,7 @@ class Measured:
     rows: list[Row] = field(default_factory=list)
     wanted: int = 0
     paired: Row | None = None
+    unpaired: str = ""
     cost: Row | None = None
     stale: bool = False
     hours: float = 0.0
@@ -69,11 +71,9 @@ class Measured:
     @property
     def against(self) -> str:
         """Return the paired difference to `full`, with its interval and verdict."""
-        return (
-            ""
-            if self.paired is None
-            else "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**self.paired)
-        )
+        if self.paired is None:
+            return self.unpaired
+        return "{difference:+.4f} ({low:+.4f} to {high:+.4f}), {verdict}".format(**self.paired)
 
     @property
     def time(self) -> str:
@@ -109,12 +109,25 @@ def of_campaigns(results: Results, files: Iterable[Path] | None = None) -> list[
     records = results.records()
     engine = code_fingerprint("train")
     found = [(row, *state(row, records, None, engine)) for row in rows]
-    names = dict.fromkeys((row.group, row.arm, row.data) for row in rows)
+    names = dict.fromkeys((row.group, row.arm, row.data) for row in rows if row.measure != "trial")
     arms = [
         _of_rows(*name, [one for one in found if (one[0].group, one[0].arm, one[0].data) == name]) for name in names
     ]
     full = {(one.group, one.data): one for one in arms if one.arm == "full"}
     return [_with_difference(one, full.get((one.group, one.data)), results) for one in arms]
+
+
+def of_trials(results: Results, files: Iterable[Path] | None = None) -> list[tuple[CampaignRow, Row | None]]:
+    """Return every trial of the campaigns with its best validation and commit; None where it was not run."""
+    records = results.records()
+    found: list[tuple[CampaignRow, Row | None]] = []
+    for path in sorted(CAMPAIGNS.glob("*.yaml")) if files is None else files:
+        for row in read_rows(path):
+            if row.measure == "trial":
+                record = state(row, records, None, "")[1]
+                best = best_row(record["history"], row.params.train.select) if record else None
+                found.append((row, {**best, "commit": record["commit"]} if best and record else None))
+    return found
 
 
 def _of_rows(group: str, arm: str, data: str, found: list[tuple[CampaignRow, str, Record | None]]) -> Measured:
@@ -138,7 +151,10 @@ def _flat(record: Record) -> Row:
 
 
 def _with_difference(one: Measured, full: Measured | None, results: Results) -> Measured:
-    """Add the paired difference to `full`, over the seeds that both have, where their ranks are stored."""
+    """Add the paired difference to `full`, over the seeds that both have, where their ranks are stored.
+
+    Runs that were tested in another way are not compared, as `python -m pipeline compare` has it.
+    """
     if full is None or full is one:
         return one
     sides = [{row["seed"]: results.ranks(row["key"]) for row in side.rows} for side in (full, one)]
@@ -148,6 +164,8 @@ def _with_difference(one: Measured, full: Measured | None, results: Results) -> 
     arms = [
         Arm(name, tuple(read_run(str(side[seed])) for seed in seeds)) for name, side in zip("ab", sides, strict=True)
     ]
+    if len({protocol_of(run) for arm in arms for run in arm.runs}) > 1:
+        return replace(one, unpaired="not compared: tested in another way")
     found = next(d for d in differences(*arms, samples=SAMPLES, seed=0) if d.metric == METRIC)
     paired = {name: getattr(found, name) for name in ("difference", "low", "high", "verdict")}
     return replace(one, paired={**paired, "seeds": seeds})

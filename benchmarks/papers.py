@@ -92,7 +92,7 @@ def _conclusion(found: Iterable[tuple[Ours, list[Measured]]]) -> str:
             if not one.rows:
                 said.append(f"in {ours.where} `{one.arm}` is missing")
             elif one.paired is None:
-                said.append(f"in {ours.where} `{one.arm}` has no `full` to be compared with")
+                said.append(f"in {ours.where} `{one.arm}` is {one.unpaired or 'without a `full` beside it'}")
             else:
                 seeds = len(one.paired["seeds"])
                 interval = "{difference:+.4f}, {low:+.4f} to {high:+.4f}".format(**one.paired)

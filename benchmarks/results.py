@@ -9,6 +9,7 @@ key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all o
 """
 
 import argparse
+import collections
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.campaign_rows import RESULTS, Results
-from benchmarks.measured import Measured, Row, cell, of_campaigns, references
+from benchmarks.campaign_rows import Row as CampaignRow
+from benchmarks.measured import Measured, Row, cell, of_campaigns, of_trials, references
 from benchmarks.papers import paper_page
 from benchmarks.papers_figures import PAPERS
 from benchmarks.picture import picture
@@ -51,6 +53,17 @@ def quality(rows: list[Row]) -> Iterable[str]:
             ranking = first.get("ranking", f"beam {first['beam']}, constrained")
             yield f"\n{dataset}, {first['users']:,} users, {ranking}.\n"
             yield from _origins(selected)
+
+
+def trials(found: list[tuple[CampaignRow, Row | None]]) -> Iterable[str]:
+    """Yield the trials on validation that choose the settings of the campaigns' arms."""
+    counts = collections.Counter(row.arm for row, _ in found)
+    yield "\n### Trials on validation\n"
+    yield f"Listed by arm: {', '.join(f'{arm} {count}' for arm, count in counts.items())}. The test is not read.\n"
+    yield "| arm | settings | recall@10 on validation | commit |\n|---|---|---|---|"
+    for row, best in found:
+        said = f"{best['recall_at_10']:.4f} | {best['commit']}" if best else "missing |"
+        yield f"| {row.arm} | {row.words} | {said} |"
 
 
 def campaigns(arms: list[Measured], rows: list[Row]) -> Iterable[str]:
@@ -152,12 +165,13 @@ def _origins(rows: list[Row]) -> Iterable[str]:
     yield from (f"{hardware}, commit {commit}: `{command}`  " for hardware, commit, command in origins)
 
 
-def page(rows: list[Row], arms: list[Measured]) -> str:
+def page(rows: list[Row], arms: list[Measured], tried: list[tuple[CampaignRow, Row | None]]) -> str:
     """Return the whole document.
 
     Args:
         rows: of raw.jsonl.
         arms: those of the campaigns.
+        tried: their trials, with the best validation of each that was run.
     """
     lines = [
         "# Results",
@@ -195,6 +209,7 @@ def page(rows: list[Row], arms: list[Measured]) -> str:
         "settings, which leave items of the history in the ranking; *seen dropped*: without them. *training*: the",
         "seconds of a row that had the machine alone.",
         *campaigns(arms, rows),
+        *trials(tried),
     ]
     lines += [
         "",
@@ -263,9 +278,10 @@ def add(args: argparse.Namespace) -> list[Row]:
 def documents() -> dict[Path, str]:
     """Return every file that is made of the results, by its path."""
     rows = [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()]
-    arms = of_campaigns(Results(RESULTS))
+    results = Results(RESULTS)
+    arms = of_campaigns(results)
     pages = {RAW.parent / f"{paper.name}.md": paper_page(paper, rows, arms) for paper in PAPERS}
-    return {PAGE: page(rows, arms), PICTURE: picture(rows, arms), **pages}
+    return {PAGE: page(rows, arms, of_trials(results)), PICTURE: picture(rows, arms), **pages}
 
 
 def main() -> None:

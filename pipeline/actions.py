@@ -10,7 +10,8 @@ training part.
 The module loads without numpy, because `check` reads the edges before any other stage runs.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -62,6 +63,19 @@ class Actions:
             for column, (name, edges) in enumerate(zip(self.names, self.edges, strict=True))
             for least, edge in enumerate(edges, start=1)
         ]
+
+
+def label_keys(labels: Sequence[Label]) -> list[str]:
+    """Return a name of each label for keys of metrics, of letters, digits, `_`, `.` and `-`, such as `click_1`.
+
+    Names of labels that differ in other characters alone get a number, `a_b_1` and `a_b_1__2`.
+    """
+    keys: list[str] = []
+    for label in labels:
+        plain = re.sub(r"[^\w.-]+", "_", label.name.replace("e+", "e"), flags=re.ASCII)
+        same = sum(key == plain or key.startswith(f"{plain}__") for key in keys)
+        keys.append(f"{plain}__{same + 1}" if same else plain)
+    return keys
 
 
 def check_edges(name: str, edges: tuple[Edge, ...]) -> None:

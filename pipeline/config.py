@@ -22,7 +22,7 @@ from pipeline.ingest.config import IngestConfig
 from pipeline.knobs import Between, Text, read_section, types_of
 from pipeline.quantize.config import QuantizeConfig
 from pipeline.split.config import SplitConfig
-from pipeline.strategies.registry import choose_strategies, settings_types
+from pipeline.strategies.registry import ChosenStrategies, choose_strategies, settings_types
 from pipeline.track.config import TrackConfig
 from pipeline.training.config import TrainConfig
 from pipeline.yaml_files import parse_yaml, read_text
@@ -69,7 +69,10 @@ class Params:
     track: TrackConfig
 
     def __post_init__(self) -> None:
-        choose_strategies(self.strategy, self.strategies).check(self)
+        strategies = choose_strategies(self.strategy, self.strategies)
+        if self.train.task == "ranking":
+            self._check_ranking(strategies)
+        strategies.check(self)
         if self.train.targets == "all" and self.backbone.name not in CAUSAL:
             raise ValueError(
                 f"train.targets all needs a backbone where no item sees a later one, and "
@@ -94,6 +97,24 @@ class Params:
             raise ValueError(
                 "embed.encoder none makes no vectors, so that Semantic IDs come from interactions alone: set "
                 "quantize.interactions to 1, or choose another embed.encoder"
+            )
+
+    def _check_ranking(self, strategies: ChosenStrategies) -> None:
+        """Raise ValueError where settings mean nothing for predicted actions."""
+        if not self.backbone.actions:
+            raise ValueError(
+                "train.task ranking predicts actions, which a network has with backbone.actions alone: set it to true, "
+                f"with backbone.name {' or '.join(CAUSAL)}"
+            )
+        if changed := [spec.name for spec in strategies.specs if spec.network]:
+            raise ValueError(
+                f"train.task ranking trains the plain network, and strategy {' and '.join(changed)} changes how codes "
+                "are read: set strategy to full or skipgr, or train.task to retrieval"
+            )
+        if self.evaluate.ranking != "generator":
+            raise ValueError(
+                f"evaluate.ranking {self.evaluate.ranking} ranks items, and train.task ranking predicts actions: set "
+                "evaluate.ranking to generator, or train.task to retrieval"
             )
 
     def plain(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.actions import Actions
-from pipeline.artifacts import SPLITS, open_array, read_json
+from pipeline.artifacts import SPLITS, Splits, open_array, read_json
 from pipeline.manifest import writing
 
 
@@ -58,6 +58,25 @@ class Exposures:
             return None
         arrays = {name: open_array(cls.file(folder, name)) for name in cls.ARRAYS}
         return cls(**arrays, actions=Actions.of(declared))
+
+    def sequences(self, splits: Splits) -> Splits:
+        """Return the exposures in the form of interactions, without held-out targets; `splits` has the catalogue."""
+        nobody_U = np.full(len(self.offsets) - 1, -1)
+        return Splits(
+            items_N=self.items_X,
+            timestamps_N=self.timestamps_X,
+            offsets=self.offsets,
+            train_end=self.train_end,
+            valid_target=nobody_U,
+            test_target=nobody_U,
+            summary=splits.summary,
+            actions_NA=self.actions_XA,
+        )
+
+    def with_history(self, name: str) -> np.ndarray:
+        """Return the flat indices of those of a part that have an earlier exposure of their user."""
+        found = self.part(name)
+        return found[found > np.asarray(self.offsets)[np.searchsorted(self.offsets, found, side="right") - 1]]
 
     def users_X(self) -> np.ndarray:
         """Return the user of each exposure, int64 [X]."""

@@ -51,6 +51,21 @@ class Generator:
     eval_skips: EvalSkips | None = None  # by flat positions in the splits that the model was trained on
     index: ItemIndex | None = None  # of a network over items, instead of scoring all of them
 
+    @property
+    def ranks_items(self) -> bool:
+        """Return whether the model was trained to rank items; False: it predicts actions (`train.task: ranking`)."""
+        train = self.config.get("train")
+        return not (isinstance(train, Mapping) and train.get("task") == "ranking")
+
+    def require_items(self, folder: Path) -> None:
+        """Raise UserError where the model, which lies in `folder`, ranks no items."""
+        if not self.ranks_items:
+            raise UserError(
+                f"{folder} predicts what users do with items that they are shown, and ranks no items",
+                "it was trained by train.task ranking",
+                "set train.task=retrieval and run `dvc repro`, or name a model of that task",
+            )
+
 
 def save_generator(
     folder: Path,

@@ -9,10 +9,17 @@ MAIN_METRICS = ("recall_at_10", "ndcg_at_10")
 # Those of SkipGR's and HSTU's tables, where every item is scored and evaluate.beam is as long as their K.
 DEEP_METRICS = ("recall_at_50", "recall_at_200", "ndcg_at_200", "mrr_at_200")
 LARGEST_K = max(int(metric.rsplit("_at_", 1)[1]) for metric in METRICS)  # a narrower beam would count too few hits
+# Those of predicted actions (`train.task: ranking`), means over the labels, for the model and a regression on means
+ACTION_METRICS = ("auc", "gauc", "wgauc", "log_loss", "calibration")
+MEANS = "means"  # prefix of the regression's
+MEANS_OF_ACTIONS = ("means_auc", "means_gauc", "means_log_loss")
 # What metrics.json holds, in this order and as far as a run has it; everything else is in details.json.
 HEADLINES = (
     *METRICS,
     *DEEP_METRICS,
+    *ACTION_METRICS,
+    *MEANS_OF_ACTIONS,
+    "exposures",
     "train_seconds",
     "windows_per_second",
     "tokens_per_second",
@@ -35,6 +42,26 @@ HEADLINES = (
 )
 # What `evaluate.ranking` may name: the system whose ranks are the headline, and by which a trained model answers
 RANKINGS = ("generator", "dense", "counting", "fused")
+
+# Backbones that read and predict items themselves, not their Semantic IDs, and rank by scoring each
+OVER_ITEMS = ("sasrec", "gr")
+
+
+def how_ranked(ranking: str, *, beam: float, decoding: str, over_items: bool) -> str:
+    """Return how items were found, in words: only a generator over Semantic IDs has a beam.
+
+    Args:
+        ranking: one of `RANKINGS`.
+        beam: evaluate.beam.
+        decoding: evaluate.decoding.
+        over_items: the generator predicts items themselves.
+    """
+    if ranking in ("counting", "dense"):
+        return "pairs of items counted" if ranking == "counting" else "the dense retriever's nearest items"
+    searched = "every item scored" if over_items or decoding == "exact" else f"beam {beam:g}, {decoding}"
+    return f"{searched}, and the lists of the other views" if ranking == "fused" else searched
+
+
 # Baselines that only count: prefix of their keys -> their name in tables
 BASELINES = {
     "cooccurrence": "co-occurrence",
@@ -88,6 +115,7 @@ MEASURED = frozenset(
         "fused_seconds",
         "fused_exact_seconds",
         "users_per_second",
+        "exposures_per_second",
     }
 )
 

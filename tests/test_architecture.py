@@ -27,6 +27,7 @@ LAYERS = (
 STAGES = LAYERS[8]
 LEAVES = {
     "actions": 0,
+    "exposure_metrics": 0,
     "exposures": 1,
     "item_table": 1,
     "raw_ids": 1,

@@ -410,6 +410,46 @@ def test_actions_need_columns_of_the_log_and_a_causal_backbone(backbone: dict[st
     )
 
 
+RANKING = {
+    "backbone": {"name": "gr", "actions": True},
+    "ingest": {"actions": {"click": [1], "like": [1]}},
+    "train": {"task": "ranking", "select": "auc"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"backbone": {"name": "gr"}},
+            "train.task ranking predicts actions, which a network has with backbone.actions",
+        ),
+        ({"train": {"task": "ranking"}}, "train.select recall_at_10 measures a ranking of items"),
+        ({"train": {"select": "auc"}}, "train.select auc measures predicted actions"),
+        (
+            {"strategy": "rastp"},
+            "train.task ranking trains the plain network, and strategy rastp changes how codes are read",
+        ),
+        ({"strategy": "intrr+skipgr"}, "train.task ranking trains the plain network, and strategy intrr changes"),
+        ({"evaluate": {"ranking": "fused"}}, "evaluate.ranking fused ranks items, and train.task ranking predicts"),
+        (
+            {"strategy": "skipgr", "skipgr": {"apply_to": "both", "input_unit": "item"}},
+            "train.task ranking scores actions: set skipgr.apply_to=loss",
+        ),
+        (
+            {"strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.1, 0.2]}},
+            "3 entries for 2 columns that are scored (train.task ranking scores each column of ingest.actions)",
+        ),
+        ({"ingest": {"actions": {}}}, "ingest.actions names no column of the log"),
+    ],
+)
+def test_a_ranking_of_exposures_refuses_what_means_nothing_for_it(changes: dict[str, Any], said: str) -> None:
+    read_params(RANKING)
+    read_params({**RANKING, "strategy": "skipgr", "skipgr": {"level_ratios": [0.1, 0.3]}})
+    read_params({**RANKING, "train": {"task": "ranking", "select": "loss"}})
+    assert said in refusal({**RANKING, **changes})
+
+
 def test_whole_sequences_need_every_item_as_a_target() -> None:
     assert "set train.targets to all" in refusal({"train": {"windows": "sequences"}, "backbone": {"name": "decoder"}})
 

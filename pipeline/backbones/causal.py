@@ -156,7 +156,7 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         """Return the numbers that a training step over `histories` depends on beside the shapes of its tensors."""
         return histories.longest, histories.pad_to, histories.all_targets
 
-    def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
+    def forward(self, histories: Histories, targets_W: Tensor, *, actions_only: bool = False) -> list[Tensor]:
         """Return teacher-forced logits of every level: L tensors [W, V of the level].
 
         With `all_targets` they are [N, V of the level]: the logits of the item that follows each item. A network with
@@ -164,12 +164,15 @@ class CausalBackbone(SidBackbone, Generic[Block]):
 
         Args:
             targets_W: int64 item ids in packed order, on the model's device: `targets[histories.order]`.
+            actions_only: return the logits of actions alone, and compute none of codes.
         """
         if self.action_tokens is not None:
             fed_WLd = self.embed(self.tokens_IS[targets_W])
             states_RLd = self.read_interactions(self.embed(self.tokens_IS[histories.items_N]), histories, fed_WLd)
-            codes = [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
-            return codes + self.action_tokens.logits(states_RLd[:, -1])
+            actions = self.action_tokens.logits(states_RLd[:, -1])
+            if actions_only:
+                return actions
+            return [self._logits(states_RLd[:, level], level) for level in range(self.levels)] + actions
         # The target's last code is predicted, and never fed.
         fed = self.levels - 1
         sequences = lay_out(histories, self.tokens_IS.shape[1], fed)

@@ -119,7 +119,14 @@ class ItemBackbone(CausalBackbone[Any]):
         unit_Xd = F.normalize(vectors_Xd.to(torch.promote_types(vectors_Xd.dtype, torch.float32)), dim=-1)
         return unit_Xd / temperature if states else unit_Xd
 
-    def forward(self, histories: Histories, targets_W: Tensor, sampled: SampledItems | None = None) -> list[Tensor]:
+    def forward(
+        self,
+        histories: Histories,
+        targets_W: Tensor,
+        sampled: SampledItems | None = None,
+        *,
+        actions_only: bool = False,
+    ) -> list[Tensor]:
         """Return the logits of all items after each history, one tensor [W, I]; with `all_targets` [N, I].
 
         A network with actions appends the logits of the target's action, as `CausalBackbone.forward` does.
@@ -127,7 +134,12 @@ class ItemBackbone(CausalBackbone[Any]):
         Args:
             targets_W: read by a network with actions alone.
             sampled: what stands for the catalogue; the logits are then [W, 1 + M] or [N, 1 + M].
+            actions_only: return the logits of actions alone, and compute none of items.
         """
+        if actions_only:
+            items = (histories.items_N, targets_W)
+            read_Nd, fed_Wd = self.vectors_of(torch.cat(items)).split([len(part) for part in items])
+            return self._states(histories, read_Nd, fed_Wd)[1]
         if sampled is not None:
             return self._among(histories, targets_W, sampled)
         vectors_Id = self.item_vectors()

@@ -170,6 +170,7 @@ def _network(config: DenseConfig) -> BackboneConfig:
 def _training(config: DenseConfig, windows: int, splits: Splits) -> TrainConfig:
     """Return the settings of the engine; `windows` are those of an epoch."""
     return TrainConfig(
+        task="retrieval",
         windows="sequences",
         targets="all",
         max_windows=max(1, config.max_epochs * windows),

@@ -18,16 +18,15 @@ def by_bins(ranks: pd.DataFrame, column: str) -> pd.DataFrame:
     first and last value. The first one is padded with blanks, so that names sorted as text are in the order of the
     numbers: values up to 12 -> " 1-2", " 3-5", " 6-10", "11-20"
     """
-    bins = np.searchsorted(EDGES, ranks[column].to_numpy(), side="right") - 1
+    bins = bins_of(ranks[column].to_numpy())
     present = np.unique(bins)
-    width = len(str(EDGES[present[-1]])) if len(present) else 0
     rows = []
     for index in present:
         part = ranks[bins == index]
         rank = part["rank"].to_numpy()
         rows.append(
             {
-                "bin": _name(index, width),
+                "bin": bin_name(index, present),
                 "users": len(part),
                 "recall_at_10": recall_at(rank, 10),
                 "ndcg_at_10": ndcg_at(rank, 10),
@@ -43,7 +42,14 @@ def write_csv(path: Path, frame: pd.DataFrame) -> None:
     write_bytes(path, frame.to_csv(index=False, lineterminator="\n").encode())
 
 
-def _name(index: int, width: int) -> str:
+def bins_of(values: np.ndarray) -> np.ndarray:
+    """Return the number of each value's bin."""
+    return np.searchsorted(EDGES, values, side="right") - 1
+
+
+def bin_name(index: int, present: np.ndarray) -> str:
+    """Return the name of a bin, padded to the longest of those that are present."""
+    width = len(str(EDGES[present[-1]]))
     first = f"{EDGES[index]:>{width}}"
     if index + 1 == len(EDGES):
         return f"{first} or more"

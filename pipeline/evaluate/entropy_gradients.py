@@ -68,6 +68,7 @@ def gradients_by_entropy(
     held = Splits.read(splits)
     device = pick_device("auto")
     loaded = load_generator(generator, device)
+    loaded.require_items(generator)
     epochs = Epochs(held, loaded.config["train"]["windows"], loaded.config["seed"])
     times_N = held.seconds() if loaded.model.wants_times else None
     actions_NA = held.actions_NA if loaded.catalogue.action_sizes else None

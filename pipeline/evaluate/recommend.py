@@ -97,6 +97,7 @@ def model_and_history(
         )
     check_reports(reports, generator)
     loaded = load_generator(generator)
+    loaded.require_items(generator)
     with naming_the_cut(Interactions(interactions).cut):
         if history is None:
             known = _history_of(str(user), loaded, interactions, splits, generator)

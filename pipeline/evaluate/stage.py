@@ -27,10 +27,11 @@ from pipeline.artifacts import (
 )
 from pipeline.distributed import joined
 from pipeline.errors import UserError
+from pipeline.evaluate.actions import action_figures, predict_exposures, say_actions, write_predictions
 from pipeline.evaluate.beyond import beyond_hits, calibration
 from pipeline.evaluate.breakdown import by_bins, write_csv
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.exposures import exposure_table
+from pipeline.evaluate.exposures import means_figures
 from pipeline.evaluate.figures import evaluation_metrics, fused_figures
 from pipeline.evaluate.ranked import Ranked, rank_all
 from pipeline.evaluate.sample import Evaluated
@@ -41,6 +42,7 @@ from pipeline.machine import make_repeatable, pick_device, set_threads, share_of
 from pipeline.manifest import sealed, unsealed
 from pipeline.metric_names import DENSE_INDEX, DENSE_REPORT, DENSE_TRAINING, HEADLINES, RANKINGS
 from pipeline.printing import say, shown
+from pipeline.results.predictions import Predictions
 from pipeline.results.ranks import (
     DETAILS_FILE,
     METRICS_FILE,
@@ -124,8 +126,10 @@ def run(
     device = _device(params.train)
     loaded = load_generator(generator, device)
     check_fit(loaded, generator, whole, splits)
+    dense, fusion = dense or generator.parent / "dense", fusion or generator.parent / "fusion"
+    if not loaded.ranks_items:
+        return _run_actions(params, loaded, whole, timings, (splits, generator, reports, fusion))
     pairs = Counting.of(counting, splits)
-    dense = dense or generator.parent / "dense"
     retriever = _retriever(dense, config.ranking, device, whole, splits)
     # 2. Rank by counting, which says whether the items of the history leave the model's ranking too.
     counted = baselines(pairs, held_out, filter_seen=config.filter_seen is True)
@@ -138,9 +142,10 @@ def run(
     if ranked.fused is None:
         return {}
     # 4. Put all systems side by side, one row per user.
-    ranked.fused.weights.write(fusion or generator.parent / "fusion")
+    ranked.fused.weights.write(fusion)
     headline = ranked.headline(config.ranking)
     users = _side_by_side(config.ranking, ranked, counted, held_out, pairs.counts_I)
+    means, table_of_means = means_figures(splits)
     # 5. Compute the metrics from these rows and from what is shown, and write everything.
     over_items = loaded.model.config.over_items
     first_code_I = None if over_items else loaded.catalogue.codes_IL[:, 0].cpu().numpy()
@@ -148,24 +153,78 @@ def run(
     figures = {
         **evaluation_metrics(users, drop_seen, headline.invalid_share, depth=_depth(config, over_items), **draws),
         **evaluated.figures,
-        **{f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()},
-        "directed_backward_weight": counted.backward,
+        **_of_counting(counted),
         "ranking": RANKINGS.index(config.ranking),
         **fused_figures(users, ranked.fused, **draws),
         **beyond_hits(headline.top_UK, pairs.counts_I, users["item_id"].to_numpy(), first_code_I, _categories(items)),
         **calibration(headline.mass_U, headline.ranks_U),
+        **means,
         **timings,
         **(_dense_timings(reports) | {"dense_evaluate_seconds": ranked.dense_seconds} if ranked.dense else {}),
-        "evaluate_seconds": ranked.seconds,
-        "users_per_second": len(users) / ranked.seconds,
+        **{"evaluate_seconds": ranked.seconds, "users_per_second": len(users) / ranked.seconds},
     }
-    metrics = {name: figures[name] for name in HEADLINES if name in figures}
-    details = {name: value for name, value in figures.items() if name not in metrics}
+    metrics, details = _sorted(figures)
     origin = _origin(config, generator, splits, loaded, evaluated, drop_seen, models)
     _write(Ranks(users, origin), metrics, details, loaded, reports, with_dense=ranked.dense is not None)
     say(table(figures, config, loaded.config["strategy"], over_items))
-    _say_more(splits, held_out, headline.positions_U, drop_seen=drop_seen)
+    _say_more(table_of_means, held_out, headline.positions_U, drop_seen=drop_seen)
     return {**metrics, **details}
+
+
+def _run_actions(
+    params: EvaluateParams,
+    loaded: Generator,
+    whole: Splits,
+    timings: dict[str, float],
+    folders: tuple[Path, Path, Path, Path],
+) -> dict[str, float]:
+    """Evaluate a model that predicts actions, and write the same files; errors are those of `run`.
+
+    Args:
+        folders: splits, generator, reports and fusion.
+    """
+    config = params.evaluate
+    splits, generator, reports, fusion = folders
+    with joined(_device(params.train)) as world:
+        found = predict_exposures(config, loaded, whole, splits, world)
+    if found is None:
+        return {}
+    frame, labels, facts = found
+    sample = f", a sample of {facts['users']:,} users" if "users_in_all" in facts else ""
+    origin = origin_of(
+        generator,
+        splits,
+        loaded.config,
+        sections=settings_types(),
+        protocol=f"exposures divided by time{sample}",
+        beam=config.beam,
+        decoding=config.decoding,
+        filter_seen=False,
+    )
+    predictions = Predictions(frame, origin, labels)
+    figures = {
+        **action_figures(predictions, samples=config.bootstrap_samples, seed=params.seed),
+        **facts,
+        **timings,
+    }
+    metrics, details = _sorted(figures)
+    write_predictions(predictions, reports / RANKS_FILE, fusion, _point(metrics, loaded.config))
+    write_json(reports / METRICS_FILE, metrics)
+    write_json(reports / DETAILS_FILE, sealed(details, reports, SEALED))
+    say_actions(predictions, figures, loaded.config["strategy"])
+    return {**metrics, **details}
+
+
+def _sorted(figures: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what metrics.json and what details.json holds."""
+    metrics = {name: figures[name] for name in HEADLINES if name in figures}
+    return metrics, {name: value for name, value in figures.items() if name not in metrics}
+
+
+def _of_counting(counted: Baselines) -> dict[str, float]:
+    """Return what validation chose for the baselines that count."""
+    dropped = {f"{name}_seen_dropped": int(dropped) for name, dropped in counted.drop_seen.items()}
+    return {**dropped, "directed_backward_weight": counted.backward}
 
 
 def _depth(config: EvaluateConfig, over_items: bool) -> int:
@@ -196,15 +255,15 @@ def _write(
     write_csv(reports / "by_history.csv", by_bins(ranks.users, "history_length"))
     write_csv(reports / "by_popularity.csv", by_bins(ranks.users, "target_popularity"))
     write_json(reports / METRICS_FILE, metrics)
-    write_csv(reports / "frontier.csv", _point(metrics, loaded.config))
+    write_csv(reports / "frontier.csv", pd.DataFrame([_point(metrics, loaded.config)]))
     listed = (*SEALED, DENSE_REPORT) if with_dense and (reports / DENSE_REPORT).exists() else SEALED
     write_json(reports / DETAILS_FILE, sealed(details, reports, listed))
 
 
-def _say_more(folder: Path, splits: Splits, positions: np.ndarray, *, drop_seen: bool) -> None:
+def _say_more(means: str, splits: Splits, positions: np.ndarray, *, drop_seen: bool) -> None:
     """Print how many of these targets no ranking without seen items holds, and the table of exposures, if any."""
-    if lines := exposure_table(folder):
-        say(lines)
+    if means:
+        say(means)
     if drop_seen and (lost := is_repeat(splits, positions).mean()):
         say(
             f"{lost:.1%} of the test targets are repeats of an item of their history, and no ranking holds those: "
@@ -286,12 +345,10 @@ def _side_by_side(
     )
 
 
-def _point(metrics: dict[str, float], config: dict[str, Any]) -> pd.DataFrame:
+def _point(metrics: dict[str, float], config: dict[str, Any]) -> dict[str, Any]:
     """Return the one row of frontier.csv, of which `dvc plots diff` draws one point per run."""
-    model = f"{config['strategy']} {config['backbone']['name']}"
-    return pd.DataFrame(
-        [{"model": model, "train_seconds": metrics["train_seconds"], "recall_at_10": metrics["recall_at_10"]}]
-    )
+    names = ("train_seconds", *(name for name in ("recall_at_10", "auc") if name in metrics))
+    return {"model": f"{config['strategy']} {config['backbone']['name']}", **{name: metrics[name] for name in names}}
 
 
 def _categories(items: Path) -> np.ndarray | None:

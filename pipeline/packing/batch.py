@@ -99,7 +99,9 @@ class Batch:
 
     histories: Histories
     targets_W: Tensor  # int64: item id of each window's target
-    codes_WL: Tensor  # int64: the Semantic ID of each target; with `sampled`, the column of its logit
+    # int64: the tokens of each target: its Semantic ID, or its actions where these alone are predicted; with `sampled`,
+    # the column of its logit
+    codes_WL: Tensor
     actions_WA: Tensor | None = None  # int64: the action of each target, for a network that predicts it
     weights_W: Tensor  # float32: factor of each window's loss; 0: the window only fills the batch
     distinct: DistinctItems | None = None  # in training, where the strategy asks for it

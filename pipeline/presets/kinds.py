@@ -6,6 +6,9 @@ order of parts of different kinds does not matter. A whole sets what the kinds q
 set, and the rest of `split`, because a published figure holds for one protocol. It leaves alone the data, the encoder,
 `seed` and `track`. The whole `demo` sets every key: it brings params.yaml back.
 
+A part with the line `# After: NAME` in its head needs columns of the log that the preset NAME sets: params.yaml is
+refused where none are set.
+
 `seed`, `track`, `split.protocol`, `split.ties`, `split.valid_from` and `split.test_from` belong to no part. What a user
 sets by hand for a machine or a path (`train.device`, `ingest.path`) belongs to the kind of its section like any other
 key; the command prints what it changes, and `--set` sets it again.

@@ -1,4 +1,4 @@
-"""ProtocolGroup runs into arms, put arms of one protocol side by side, and choose what each arm is compared with.
+"""Group runs into arms, put arms of one protocol side by side, and choose what each arm is compared with.
 
 An arm holds runs that differ in the seed only. Two arms may be compared where both were evaluated by one protocol, on
 the same users and test items. The reference of a strategy is `full` on the same backbone; of several, the one whose
@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
+from pipeline.results.predictions import Predictions
 from pipeline.results.runs import BASELINE, USAGE, Run, listed, read_run, runs_here
 from pipeline.strategies.registry import settings_types
 
@@ -84,15 +85,16 @@ def groups_of(arguments: Sequence[str]) -> tuple[list[ProtocolGroup], list[str]]
     # protocol -> settings -> runs. A dict holds its keys in the order in which they came.
     sorted_in: dict[tuple[str, ...], dict[tuple[str, ...], list[Run]]] = {}
     for name, run in named:
-        arms = sorted_in.setdefault(_protocol(run), {})
+        arms = sorted_in.setdefault(protocol_of(run), {})
         arms.setdefault((name,) if name else _settings_key(run), []).append(run)
     groups: list[ProtocolGroup] = []
-    for (words, *_), arms in sorted_in.items():
+    for arms in sorted_in.values():
         found = []
         for name, (key, members) in zip(_names(arms), arms.items(), strict=True):
             newest = _newest(members, name, notes, by_hand=len(key) == 1)
             found.append(Arm(name, tuple(sorted(newest, key=lambda run: run.ranks.origin.seed))))
         by_hand = found[0] if arguments and not groups else None
+        words = _protocol_words([run for arm in found for run in arm.runs])
         groups.append(ProtocolGroup(words, tuple(matches(found, by_hand))))
     arms_found = [match.arm for group in groups for match in group.matches]
     if len(arms_found) < 2:
@@ -112,16 +114,29 @@ def _read(argument: str) -> list[tuple[str, Run]]:
     return [(name, read_run(member)) for member in members.split(",")]
 
 
-def _protocol(run: Run) -> tuple[str, ...]:
-    """Return what must be equal for two runs to be compared; the first part says it in words."""
+def protocol_of(run: Run) -> tuple[str, ...]:
+    """Return what must be equal for two runs to be compared.
+
+    A network over items is compared with one over Semantic IDs that was evaluated by the same settings.
+    """
     origin = run.ranks.origin
-    users = run.ranks.users
-    search = "every item scored" if origin.decoding == "exact" else f"beam {origin.beam}, {origin.decoding}"
-    words = (
-        f"{origin.dataset}: {len(users):,} users, {origin.protocol}, {search}, "
+    tested = (origin.dataset, origin.protocol, run.ranks.targets)
+    if isinstance(run.ranks, Predictions):
+        return tested
+    return (*tested, str(origin.beam), origin.decoding, str(origin.filter_seen))
+
+
+def _protocol_words(runs: Sequence[Run]) -> str:
+    """Say how runs of one protocol were evaluated."""
+    ranks, origin = runs[0].ranks, runs[0].ranks.origin
+    if isinstance(ranks, Predictions):
+        tested_on = f"{len(ranks.exposures):,} test exposures of {ranks.users:,} users"
+        return f"{origin.dataset}: {tested_on}, {origin.protocol}"
+    ways = dict.fromkeys(run.ranks.origin.searched for run in runs)
+    return (
+        f"{origin.dataset}: {len(ranks.users):,} users, {origin.protocol}, {' or '.join(ways)}, "
         f"seen items {'dropped' if origin.filter_seen else 'included'}"
     )
-    return words, str(origin.beam), run.ranks.targets
 
 
 def _settings_key(run: Run) -> tuple[str, ...]:

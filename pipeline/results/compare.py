@@ -30,6 +30,7 @@ from pipeline.metrics import gains
 from pipeline.results.arms import Arm, Match, groups_of
 from pipeline.results.bootstrap import LEVEL, interval, resampled_means
 from pipeline.results.frontier import Standing, standings
+from pipeline.results.predictions import MODEL, Predictions
 from pipeline.results.ranks import Ranks
 
 NOT_WORSE = -0.03  # relative difference
@@ -146,8 +147,15 @@ def compare(arguments: Sequence[str] = (), *, samples: int = 2000, seed: int = 0
 
 
 def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Difference]:
-    """Compare the reported metrics of two arms, on all users and on those whose target has no tie."""
-    apart_U = ~reference.runs[0].ranks.users["tie"].to_numpy()
+    """Compare the reported metrics of two arms, on all users and on those whose target has no tie.
+
+    Two arms that predict actions are compared by their AUCs over all users.
+    """
+    if isinstance(reference.runs[0].ranks, Predictions):
+        figures = [*reference.runs[0].ranks.values(MODEL)]
+        sides = [np.stack([_values(run.ranks) for run in side.runs]) for side in (reference, arm)]
+        return _differences(figures, sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
+    apart_U = ~_ranks(reference.runs[0].ranks).users["tie"].to_numpy()
     everyone_U = np.ones_like(apart_U)
     found = []
     for prefix, names, chosen_U in (("", ALL_USERS, everyone_U), ("noties_", WITHOUT_TIES, apart_U)):
@@ -155,13 +163,31 @@ def differences(reference: Arm, arm: Arm, *, samples: int, seed: int) -> list[Di
             continue
         # Gains [S, U, M] of both sides: a row per run, that is per seed.
         sides = [np.stack([_gains(run.ranks, names)[chosen_U] for run in side.runs]) for side in (reference, arm)]
-        reference_RM, change_RM = two_level(*sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
-        means = [side.mean((0, 1)) for side in sides]
-        found += [
-            _difference(prefix + name, means[0][m], means[1][m], reference_RM[:, m], change_RM[:, m])
-            for m, name in enumerate(names)
-        ]
+        named = [prefix + name for name in names]
+        found += _differences(named, sides, paired=reference.seeds == arm.seeds, samples=samples, seed=seed)
     return found
+
+
+def _differences(
+    names: Sequence[str], sides: Sequence[np.ndarray], *, paired: bool, samples: int, seed: int
+) -> list[Difference]:
+    """Return a difference for each metric, from the values [S, U, M] of the reference and of the arm."""
+    reference_RM, change_RM = two_level(*sides, paired=paired, samples=samples, seed=seed)
+    means = [side.mean((0, 1)) for side in sides]
+    return [
+        _difference(name, means[0][m], means[1][m], reference_RM[:, m], change_RM[:, m]) for m, name in enumerate(names)
+    ]
+
+
+def _values(tested: Ranks | Predictions) -> np.ndarray:
+    """Return each user's values of the AUCs of predicted actions, float64 [U, M]."""
+    assert isinstance(tested, Predictions)
+    return np.stack([*tested.values(MODEL).values()], axis=1)
+
+
+def _ranks(tested: Ranks | Predictions) -> Ranks:
+    assert isinstance(tested, Ranks)
+    return tested
 
 
 def two_level(
@@ -228,13 +254,14 @@ def _seed_weights(seeds: int, samples: int, seed: list[int]) -> NDArray[np.float
     return weights_RS
 
 
-def _gains(ranks: Ranks, names: Sequence[str]) -> np.ndarray:
+def _gains(tested: Ranks | Predictions, names: Sequence[str]) -> np.ndarray:
     """Return each user's gains of these metrics, float64 [U, M]; `bucket_` metrics are by the bucket's rank."""
     columns = [
         ("bucket_rank", name.removeprefix("bucket_")) if name.startswith("bucket_") else ("rank", name)
         for name in names
     ]
-    return np.stack([gains(metric, ranks.users[column].to_numpy()) for column, metric in columns], axis=1)
+    users = _ranks(tested).users
+    return np.stack([gains(metric, users[column].to_numpy()) for column, metric in columns], axis=1)
 
 
 def _difference(name: str, reference: float, value: float, reference_R: np.ndarray, change_R: np.ndarray) -> Difference:

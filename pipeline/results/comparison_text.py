@@ -14,8 +14,9 @@ LEGEND = (
     f"better: interval above 0. worse: interval below 0; by less than {-NOT_WORSE:.0%} where the relative one says so. "
     f"not worse: relative interval above {NOT_WORSE:.0%}",
     "one seed: the interval covers users alone, and does not tell how much another seed would change",
-    "frontier: no other arm of its table has at least this recall@10 in at most these training seconds. Seconds and "
-    "speeds hold for the machine and its load. TFLOP: windows trained times a whole window's operations",
+    "frontier: no other arm of its table has at least this recall@10 (of predicted actions: AUC) in at most these "
+    "training seconds. Seconds and speeds hold for the machine and its load. TFLOP: windows trained times a whole "
+    "window's operations",
 )
 
 
@@ -76,7 +77,7 @@ def comparison_json(report: ComparisonReport) -> dict[str, Any]:
                         "runs": [run.name for run in c.arm.runs],
                         "reference": c.reference.name if c.reference else None,
                         "other_settings": list(c.match.differ) if c.match.differ is not None else None,
-                        "recall_at_10": standing.recall,
+                        "auc" if standing.predicts else "recall_at_10": standing.recall,
                         "figures": dict(standing.figures),
                         "frontier": standing.frontier,
                     }
@@ -171,7 +172,8 @@ def _costs(table: Table) -> list[list[str]]:
         for name, column in {**COSTS, **BEYOND}.items()
         if any(name in standing.figures for standing in table.standings)
     }
-    heading = ["cost and quality", "recall@10", *(title for title, _ in columns.values()), "frontier"]
+    score = "AUC" if table.standings[0].predicts else "recall@10"
+    heading = ["cost and quality", score, *(title for title, _ in columns.values()), "frontier"]
     return [heading, *(_cost_cells(standing, columns) for standing in table.standings)]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.metrics import recall_at
 from pipeline.results.arms import Arm
 from pipeline.results.frontier_points import Point, on_frontier
+from pipeline.results.predictions import Predictions
 from pipeline.results.runs import Run
 
 # Column of the table -> unit of its heading, format, digits
@@ -22,6 +23,7 @@ COSTS = {
     "teraflop": ("TFLOP", "{:,.1f}"),
     "peak_memory_gib": ("GiB", "{:,.2f}"),
     "users_per_second": ("users/s decoded", "{:,.0f}"),
+    "exposures_per_second": ("exposures/s", "{:,.0f}"),
 }
 BEYOND = {
     "dense_recall_at_10": ("dense recall@10", "{:.4f}"),
@@ -35,8 +37,8 @@ BEYOND = {
 class Standing:
     """A standing is one line of the table of costs.
 
-    recall: mean recall@10 of the runs. figures: means over the runs of COSTS and BEYOND; one that a run does not have
-    is missing. frontier: None where the training seconds are not known.
+    recall: mean recall@10 of the runs, or AUC where `predicts`. figures: means over the runs of COSTS and BEYOND; one
+    that a run does not have is missing. frontier: None where the training seconds are not known.
     """
 
     arm: Arm
@@ -44,10 +46,15 @@ class Standing:
     figures: Mapping[str, float]
     frontier: bool | None
 
+    @property
+    def predicts(self) -> bool:
+        """Return whether the runs predict actions and rank no items."""
+        return isinstance(self.arm.runs[0].ranks, Predictions)
+
 
 def standings(arms: Sequence[Arm]) -> list[Standing]:
     """Return the line of each arm; the arms must have one protocol."""
-    recalls = [float(np.mean([recall_at(run.ranks.users["rank"].to_numpy(), 10) for run in arm.runs])) for arm in arms]
+    recalls = [float(np.mean([score_of(run) for run in arm.runs])) for arm in arms]
     figures = [_means(arm) for arm in arms]
     points = [
         Point(arm.name, recall, found["train_seconds"])
@@ -59,6 +66,13 @@ def standings(arms: Sequence[Arm]) -> list[Standing]:
         Standing(arm, recall, found, ahead.get(arm.name))
         for arm, recall, found in zip(arms, recalls, figures, strict=True)
     ]
+
+
+def score_of(run: Run) -> float:
+    """Return the recall@10 of a run, or of one that predicts actions its AUC; 0.5 where no label has both answers."""
+    if isinstance(run.ranks, Predictions):
+        return 0.5 if run.ranks.auc is None else run.ranks.auc
+    return recall_at(run.ranks.users["rank"].to_numpy(), 10)
 
 
 def figures_of(run: Run) -> dict[str, float]:

@@ -4,6 +4,7 @@ A point is on the frontier when nobody is cheaper and better. This file knows no
 watches, depends on little.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from pipeline.figures import drawing, svg
 
 Box = tuple[float, float, float, float]
 LETTER = 0.56  # mean width of a letter over the size of the font
+PARTS = 12  # of a line between two points, that names avoid
 STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -71,31 +73,52 @@ def frontier_svg(
         axes.margins(0.15)
         if note:
             axes.annotate("\n".join(note), (0, -40), xycoords="axes points", va="top", size=7.5, color="#66788a")
-        _name(axes, order, lines)
+        _name(axes, order, ahead, lines)
         return svg(axes, transparent=transparent)
 
 
-def _name(axes: Any, points: Sequence[Point], lines: Mapping[str, float]) -> None:
-    """Write each point's name beside it, where it lies on no point, line or other name, if there is such a side.
+def _name(axes: Any, points: Sequence[Point], ahead: Sequence[Point], lines: Mapping[str, float]) -> None:
+    """Write each point's name beside it, on the side where it meets the fewest points, lines and other names.
 
     Boxes are (left, bottom, right, top) in 1/72 inch, by the mean width of a letter.
+
+    Args:
+        ahead: the points that a line joins, in its order.
+        lines: the dashed lines, whose names begin at the left.
     """
     axes.autoscale_view()
     to_points = 72 / axes.figure.dpi
-    dots = [axes.transData.transform((p.seconds, p.recall)) * to_points for p in points]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
-    left, right = (axes.transAxes.transform((end, 0))[0] * to_points for end in (0, 1))
+
+    def place(seconds: float, recall: float) -> tuple[float, float]:
+        x, y = axes.transData.transform((seconds, recall)) * to_points
+        return float(x), float(y)
+
+    (left, bottom), (right, top) = (axes.transAxes.transform(end) * to_points for end in ((0, 0), (1, 1)))
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (place(p.seconds, p.recall) for p in points)]
+    for one, other in itertools.pairwise(ahead):
+        for part in range(PARTS):
+            share = (part + 0.5) / PARTS
+            x, y = place(
+                one.seconds + share * (other.seconds - one.seconds), one.recall + share * (other.recall - one.recall)
+            )
+            taken.append((x - 1, y - 1, x + 1, y + 1))
     for name, recall in lines.items():
-        y = axes.transData.transform((0, recall))[1] * to_points
+        y = place(0, recall)[1]
         taken += [(left, y, left + 8 * LETTER * len(name), y + 9), (left, y - 1, right, y + 1)]
-    for point, (x, y) in zip(points, dots, strict=True):
+    for point in points:
         width = 9 * LETTER * len(point.name)
+        x, y = place(point.seconds, point.recall)
         # The frontier rises to the right, so that its line is below no name on the lower right.
-        sides = [(5, -12), (5, 4), (-5 - width, 4), (-5 - width, -12), (-width / 2, 9), (-width / 2, -17)]
-        boxes = {(dx, dy): (x + dx, y + dy, x + dx + width, y + dy + 9) for dx, dy in sides}
-        free = next((side for side, box in boxes.items() if not any(_meet(box, other) for other in taken)), sides[0])
-        taken.append(boxes[free])
-        axes.annotate(point.name, (point.seconds, point.recall), xytext=free, textcoords="offset points", size=9)
+        sides = [(dx, dy) for dy in (-12, 4, -22, 14, -32, 24) for dx in (5, -5 - width, -width / 2)]
+        boxes = [(x + dx, y + dy, x + dx + width, y + dy + 9) for dx, dy in sides]
+        met = [
+            sum(_meet(box, other) for other in taken)
+            + 5 * (box[0] < left or box[2] > right or box[1] < bottom or box[3] > top)
+            for box in boxes
+        ]
+        best = met.index(min(met))
+        taken.append(boxes[best])
+        axes.annotate(point.name, (point.seconds, point.recall), xytext=sides[best], textcoords="offset points", size=9)
 
 
 def _meet(one: Box, other: Box) -> bool:

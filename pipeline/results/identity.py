@@ -18,13 +18,19 @@ from pipeline.manifest import unsealed, verify
 from pipeline.metric_names import MEASURED
 from pipeline.printing import shown
 
-# Table -> the columns that the page needs. The columns of `TEXT` are text or may be empty; all others are numbers.
+# Table -> the columns that the page needs; OF_ACTIONS: those of a model that predicts actions. The columns of `TEXT`
+# are text or may be empty; all others are numbers.
 TABLES = {
     "history.csv": ("step", "train_loss", "valid_loss", "recall_at_10", "ndcg_at_10"),
     "by_history.csv": ("bin", "recall_at_10"),
     "by_popularity.csv": ("bin", "recall_at_10"),
     "kept_by_level.csv": ("level", "kept"),
     "levels.csv": ("level", "used_codes", "perplexity"),
+}
+OF_ACTIONS = {
+    "history.csv": ("step", "train_loss", "valid_loss"),
+    "by_history.csv": ("bin", "auc", "means_auc"),
+    "by_popularity.csv": ("bin", "auc", "means_auc"),
 }
 TEXT = ("bin", "level", "category_agreement")
 NUMBER = re.compile(r" *(-?\d+(\.\d*)?([eE][-+]?\d+)?|-?\.\d+|-?(nan|inf)) *")
@@ -77,14 +83,15 @@ def read_result(reports: Path, interactions: Path, sids: Path, lock: Path) -> Re
     details = reports / "details.json"
     metrics = read_json(reports / "metrics.json") | unsealed(details, read_json(details), "evaluate")
     timings, clock = _measured(reports / "timings.json")
-    history = [{name: float(value) for name, value in row.items()} for row in _rows(reports / "history.csv")]
+    needed = TABLES if "recall_at_10" in metrics else TABLES | OF_ACTIONS
+    tables = {name: _rows((sids if name == "levels.csv" else reports) / name, needed[name]) for name in needed}
     return Result(
         metrics=metrics,
-        history=history,
-        by_history=_rows(reports / "by_history.csv"),
-        by_popularity=_rows(reports / "by_popularity.csv"),
-        kept_by_level=_rows(reports / "kept_by_level.csv"),
-        sid_levels=_rows(sids / "levels.csv"),
+        history=[{name: float(value) for name, value in row.items()} for row in tables["history.csv"]],
+        by_history=tables["by_history.csv"],
+        by_popularity=tables["by_popularity.csv"],
+        kept_by_level=tables["kept_by_level.csv"],
+        sid_levels=tables["levels.csv"],
         dataset=read_json(interactions / "ingest.json", users=int, items=int, interactions=int),
         hashes=hashes,
         key=result_key(metrics, hashes),
@@ -157,7 +164,7 @@ def _locked(stages: dict[str, Any], stage: str, kind: str, path: Path) -> str:
     return found[path.as_posix()].removesuffix(".dir")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, needed: tuple[str, ...]) -> list[dict[str, str]]:
     """Return the rows of a table. Raises UserError where it is missing, or is not what a stage writes."""
     if not path.exists():
         raise UserError(f"{path} is not here", "it is part of the result", "run `dvc repro`")
@@ -165,7 +172,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, strict=True))
-        _check_table(rows, TABLES[path.name])
+        _check_table(rows, needed)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(
             f"{path} cannot be read: {shown(error)}",

@@ -61,7 +61,8 @@ def log_model(
         splits: the folder of the splits.
         ranks: ranks.parquet of the model's evaluation, which has a row per user; None: the model comes without.
         tags: of the logged model.
-        origin: of the evaluation, whose ranking the model answers by; None: the generator's.
+        origin: of the evaluation, whose ranking and rule for seen items the model answers by; None: the generator's
+            ranking, with seen items.
 
     Raises:
         UserError: the store cannot be used.
@@ -78,7 +79,7 @@ def log_model(
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
             about = Model(run_id=run_id, model_id=model.model_id)
-            write_model(folder, generator, splits, ranks, about, origin.ranking if origin else "generator")
+            write_model(folder, generator, splits, ranks, about, origin=origin)
             client.log_model_artifacts(model.model_id, str(folder))
         _link(client, client.get_run(run_id), model)
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
@@ -112,12 +113,14 @@ MEANING = {
     "user": "any name, which comes back with the answer",
     "times": "list with the time of each item of the history, in any form that a log may have",
     "k": "items of an answer at most",
-    "filter_seen": "leave out the items of the history",
+    "filter_seen": "leave out the items of the history; as in the model's evaluation where a request does not say",
 }
 
 
-def signature() -> ModelSignature:
+def signature(*, filter_seen: bool) -> ModelSignature:
     """Return what a request and an answer hold.
+
+    filter_seen: whether items of the history leave an answer where the request does not say.
 
     The two lists of a request are of type Any: MLflow's Array refuses a row without times beside one that has them,
     ids that are numbers, and the form {"inputs": {"history": [[...]]}}.
@@ -141,7 +144,9 @@ def signature() -> ModelSignature:
                 ColSpec(DataType.string, "source"),
             ]
         ),
-        params=ParamSchema([ParamSpec("k", DataType.long, 10), ParamSpec("filter_seen", DataType.boolean, False)]),
+        params=ParamSchema(
+            [ParamSpec("k", DataType.long, 10), ParamSpec("filter_seen", DataType.boolean, filter_seen)]
+        ),
     )
 
 
@@ -151,15 +156,16 @@ def write_model(
     splits: Path,
     ranks: Path | None = None,
     about: Model | None = None,
-    ranking: str = "generator",
+    origin: Origin | None = None,
 ) -> None:
     """Write an MLflow model into `folder`, which does not exist yet.
 
     Args:
         ranks: ranks.parquet of the model's evaluation, by which models are compared later; None: without.
         about: ids of the run and of the logged model; None: the model is in no store.
-        ranking: by which the model answers.
+        origin: as in `log_model`.
     """
+    ranking = origin.ranking if origin else "generator"
     package = Path(__file__).parents[1]
     items = read_parquet(generator / "items.parquet")
     with tempfile.TemporaryDirectory() as scratch:
@@ -172,7 +178,7 @@ def write_model(
             python_model=str(package / CODE),
             code_paths=[str(package)],
             artifacts={name: str(path.absolute()) for name, path in files.items()},
-            signature=signature(),
+            signature=signature(filter_seen=origin.filter_seen if origin else False),
             input_example=(pd.DataFrame({"history": [items["raw_id"].astype(str).head(EXAMPLE).tolist()]}), {"k": 5}),
             pip_requirements=pinned(),
             mlflow_model=about,

@@ -21,6 +21,9 @@ from pipeline.artifacts import Splits, fingerprint, read_json, write_parquet
 from pipeline.errors import UserError
 from pipeline.manifest import belongs
 from pipeline.metrics import recall_at
+from pipeline.results.origin import KEY
+from pipeline.results.origin import Origin as Origin
+from pipeline.results.predictions import Predictions
 
 if TYPE_CHECKING:
     from pipeline.generator import Generator
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 RANKS_FILE = "ranks.parquet"
 METRICS_FILE = "metrics.json"
 DETAILS_FILE = "details.json"
-KEY = "sidpipe"  # key of `Origin` in the schema's metadata
 # user_id, item_id (the target), rank, bucket_rank (0: not found), history_length, target_popularity (its training
 # interactions), tie (an earlier interaction of the user has the same timestamp), popularity_rank, cooccurrence_rank,
 # directed_rank, other_rank (the model's by the other rule for seen items than `filter_seen`)
@@ -56,35 +58,6 @@ OPTIONAL = (
     "generator_rank",
     "generator_other_rank",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """An origin says what made the ranks.
-
-    model, splits: content hashes. recipe: hash of all settings of the model but its seed. base: the same without the
-    strategy and its settings, so that a strategy and its `full` have one base. protocol: how the log was split.
-    """
-
-    model: str
-    splits: str
-    protocol: str
-    dataset: str
-    backbone: str
-    base: str
-    strategy: str
-    seed: int
-    recipe: str
-    beam: int
-    decoding: str
-    filter_seen: bool  # whether `rank` is without the items of the history
-    ranking: str = "generator"  # whose ranks these are, one of RANKINGS
-    views: str = ""  # content hash of all views, where `ranking` is not the generator's
-
-    @property
-    def served(self) -> str:
-        """Return the content hash of what answers by this ranking: that of the model, or of all views."""
-        return self.model if self.ranking == "generator" else fingerprint(self.model, self.ranking, self.views)
 
 
 @dataclass(frozen=True)
@@ -125,6 +98,8 @@ class Ranks:
 
         try:
             table = pq.read_table(io.BytesIO(content))
+            if Predictions.are_in(table):
+                raise no_ranks(name)
             origin = Origin(**json.loads((table.schema.metadata or {})[KEY.encode()]))
             users = table.to_pandas()
             return cls(users[_columns(users)], origin)
@@ -134,6 +109,30 @@ class Ranks:
                 "it is damaged, or another version or program wrote it",
                 "run `dvc repro` to evaluate again",
             ) from None
+
+
+def no_ranks(name: str) -> UserError:
+    """Return the error of what needs ranks of items where a model predicts actions."""
+    return UserError(
+        f"{name} holds predicted actions of exposures, and no ranks of items",
+        "the model was trained by train.task ranking, which ranks no items",
+        "set train.task=retrieval and run `dvc repro`",
+    )
+
+
+def read_tested(content: bytes, name: str) -> Ranks | Predictions:
+    """Read the bytes of ranks.parquet, called `name` in errors, whichever task was tested.
+
+    Raises:
+        UserError: evaluate did not write them.
+    """
+    return Predictions.from_bytes(content, name) or Ranks.from_bytes(content, name)
+
+
+def read_evaluation(reports: Path) -> Ranks | Predictions:
+    """Read ranks.parquet of a folder of reports. Raises UserError as `Ranks.read`."""
+    path = reports / RANKS_FILE
+    return read_tested(path.read_bytes(), str(path)) if path.exists() else Ranks.read(path)
 
 
 def _columns(users: pd.DataFrame) -> list[str]:
@@ -216,16 +215,20 @@ def check_reports(reports: Path, generator: Path) -> None:
     """
     if not (reports / RANKS_FILE).exists():
         return
-    ranks = Ranks.read(reports / RANKS_FILE)
-    if generator.exists() and ranks.origin.model != model_hash(generator):
+    tested = read_evaluation(reports)
+    if generator.exists() and tested.origin.model != model_hash(generator):
         raise UserError(
             f"{reports} describes another model than the one in {generator}",
             "a run was stopped half-way, or files of two runs were mixed",
             "run `dvc repro`, or `dvc checkout` to bring back what belongs together",
         )
     metrics = reports / METRICS_FILE
-    recall = recall_at(ranks.users["rank"].to_numpy(), 10)
-    if metrics.exists() and read_json(metrics).get("recall_at_10") != recall:
+    name, value = "recall_at_10", None
+    if isinstance(tested, Predictions):
+        name, value = "auc", tested.auc
+    else:
+        value = recall_at(tested.users["rank"].to_numpy(), 10)
+    if metrics.exists() and read_json(metrics).get(name) != value:
         raise UserError(
             f"{metrics} does not belong to {reports / RANKS_FILE}",
             "git and DVC restored different runs",
@@ -235,12 +238,12 @@ def check_reports(reports: Path, generator: Path) -> None:
 
 def drops_seen(reports: Path) -> bool:
     """Return whether seen items left the ranking in the evaluation; False where `reports` has none."""
-    return (reports / RANKS_FILE).exists() and Ranks.read(reports / RANKS_FILE).origin.filter_seen
+    return (reports / RANKS_FILE).exists() and read_evaluation(reports).origin.filter_seen
 
 
 def answers_by(reports: Path) -> str:
     """Return the ranking of the evaluation, by which the model answers; `generator` where `reports` has none."""
-    return Ranks.read(reports / RANKS_FILE).origin.ranking if (reports / RANKS_FILE).exists() else "generator"
+    return read_evaluation(reports).origin.ranking if (reports / RANKS_FILE).exists() else "generator"
 
 
 def ranks_frame(**columns: np.ndarray) -> pd.DataFrame:

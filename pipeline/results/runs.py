@@ -20,7 +20,16 @@ from pipeline.artifacts import GENERATOR, REPORTS
 from pipeline.errors import UserError
 from pipeline.manifest import not_listed, seal_of
 from pipeline.results.compact_ranks import SUFFIX, read_compact
-from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Ranks, check_reports
+from pipeline.results.predictions import Predictions
+from pipeline.results.ranks import (
+    DETAILS_FILE,
+    METRICS_FILE,
+    RANKS_FILE,
+    Ranks,
+    check_reports,
+    read_evaluation,
+    read_tested,
+)
 
 USAGE = (
     "name two or more: `python -m pipeline compare BASE OTHER`, with folders, experiments or commits; "
@@ -36,13 +45,14 @@ Reader = Callable[[Path], bytes]  # the content of a file of a project; FileNotF
 class Run:
     """A run is one evaluated model.
 
+    ranks: of its test items, or its predictions of what users did with the items that they were shown.
     figures: its metrics and costs; empty where only ranks are at hand. settings: its parameters by dotted name, as
     dvc.lock records them; empty where dvc.lock records another result or none. made: seconds since 1970, when its
     commit or its file was made.
     """
 
     name: str
-    ranks: Ranks
+    ranks: Ranks | Predictions
     figures: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     made: float = 0.0
@@ -70,7 +80,7 @@ def read_run(name: str) -> Run:
         ranks, settings = read_compact(path)
         return Run(name, ranks, settings=settings, made=path.stat().st_mtime)
     if path.is_file():
-        return Run(name, Ranks.read(path), made=path.stat().st_mtime)
+        return Run(name, read_tested(path.read_bytes(), name), made=path.stat().st_mtime)
     return _from_revision(name)
 
 
@@ -123,7 +133,7 @@ def _from_folder(name: str, folder: Path) -> Run:
     def read(path: Path) -> bytes:
         return (reports / path.name if path.is_relative_to(REPORTS) else project / path).read_bytes()
 
-    return _run(name, read, Ranks.read(reports / RANKS_FILE), (reports / RANKS_FILE).stat().st_mtime)
+    return _run(name, read, read_evaluation(reports), (reports / RANKS_FILE).stat().st_mtime)
 
 
 def _from_revision(revision: str) -> Run:
@@ -151,10 +161,10 @@ def _from_revision(revision: str) -> Run:
         except DvcException as error:
             raise FileNotFoundError(str(error)) from None
 
-    return _run(revision, read, Ranks.from_bytes(content, f"{REPORTS / RANKS_FILE} of {revision}"), made)
+    return _run(revision, read, read_tested(content, f"{REPORTS / RANKS_FILE} of {revision}"), made)
 
 
-def _run(name: str, read: Reader, ranks: Ranks, made: float) -> Run:
+def _run(name: str, read: Reader, ranks: Ranks | Predictions, made: float) -> Run:
     """Add to the ranks what else the run's project says of them."""
     figures: dict[str, float] = {}
     for file in FIGURES:

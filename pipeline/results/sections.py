@@ -5,7 +5,16 @@ What says nothing is left out: a number that stands under another name too, and 
 
 from collections.abc import Mapping
 
-from pipeline.metric_names import BASELINES, DENSE, DENSE_TRAINING, MAIN_METRICS, MEASURED, METRICS
+from pipeline.metric_names import (
+    ACTION_METRICS,
+    BASELINES,
+    DENSE,
+    DENSE_TRAINING,
+    MAIN_METRICS,
+    MEANS,
+    MEASURED,
+    METRICS,
+)
 
 NO_TIES = "noties_"
 # A number -> the number that it repeats in runs where nothing makes the two differ.
@@ -14,7 +23,8 @@ DOUBLES = {
     "samples_trained": "windows_trained",
     "tokens_per_step_after_pruning": "tokens_per_step",
 }
-FIRST = tuple(dict.fromkeys((*MAIN_METRICS, *METRICS)))  # MLflow's comparison begins with what was logged first
+# MLflow's comparison begins with what was logged first
+FIRST = tuple(dict.fromkeys((*MAIN_METRICS, *METRICS, *ACTION_METRICS)))
 
 
 def final_metrics(metrics: Mapping[str, float], timings: Mapping[str, float]) -> dict[str, float]:
@@ -62,5 +72,5 @@ def _section(name: str, costs: set[str]) -> str:
         return "cost"
     if name in DENSE_TRAINING:
         return "train"
-    beside = tuple(f"{system}_" for system in (*BASELINES, DENSE))
+    beside = tuple(f"{system}_" for system in (*BASELINES, DENSE, MEANS))
     return "baseline" if name.removeprefix(NO_TIES).startswith(beside) else "test"

@@ -10,11 +10,13 @@ KIND = "run_kind"  # a tag: result, training (of which nothing is evaluated yet)
 MEANS = (
     "test/recall_at_10",
     "test/ndcg_at_10",
+    "test/auc",
+    "test/gauc",
     "baseline/cooccurrence_recall_at_10",
     "cost/train_seconds",
     "cost/windows_per_second",
 )
-WITH_INTERVAL = ("test/recall_at_10", "test/ndcg_at_10")
+WITH_INTERVAL = ("test/recall_at_10", "test/ndcg_at_10", "test/auc", "test/gauc")
 AT_MOST = 1000  # runs of one setting that are looked at
 
 

@@ -66,6 +66,7 @@ class Recommender:
 
     def __init__(self, generator: Path, facts: Path, device: torch.device | str = "cpu"):
         self.loaded = load_generator(generator, device)
+        self.loaded.require_items(generator)
         # A server answers each request in a thread of its own. Searches at once would take the cores from each other.
         self.one_search = threading.Lock()
         items = self.loaded.items

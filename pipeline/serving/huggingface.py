@@ -17,9 +17,12 @@ from pipeline.artifacts import GENERATOR, INTERACTIONS, REPORTS, SPLITS, read_js
 from pipeline.errors import UserError
 from pipeline.generator import Generator, load_generator
 from pipeline.manifest import unsealed
-from pipeline.metric_names import METRICS
+from pipeline.metric_names import ACTION_METRICS, METRICS
+from pipeline.printing import shown
 from pipeline.results.companions import companions
-from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, RANKS_FILE, Origin, Ranks, check_reports
+from pipeline.results.origin import Origin
+from pipeline.results.predictions import Predictions
+from pipeline.results.ranks import DETAILS_FILE, METRICS_FILE, Ranks, check_reports, read_evaluation
 from pipeline.results.serving_facts import FACTS_FILE, serving_facts
 
 CARD = "README.md"
@@ -52,7 +55,7 @@ def export_model(
         raise UserError(f"{folder} is there already", "an export is a new folder", "name another, or remove it")
     check_reports(reports, generator)
     loaded = load_generator(generator)
-    ranks = Ranks.read(reports / RANKS_FILE)
+    ranks = read_evaluation(reports)
     details = reports / DETAILS_FILE
     figures = {**unsealed(details, read_json(details), "evaluate"), **read_json(reports / METRICS_FILE)}
     card = model_card(loaded, figures, ranks, read_json(interactions / "ingest.json"), params)
@@ -80,19 +83,12 @@ def _copy(ranking: str, generator: Path, splits: Path, folder: Path) -> None:
 def model_card(
     loaded: Generator,
     metrics: Mapping[str, Any],
-    ranks: Ranks,
+    ranks: Ranks | Predictions,
     ingest: Mapping[str, Any],
     params: Mapping[str, Any],
 ) -> str:
     """Return the card: metadata as YAML, then data, metrics with intervals, protocol, licence, use."""
     origin = ranks.origin
-    rows = [
-        f"| {_written(name)} | {metrics[name]:.4f} | {_interval(metrics, name)} | "
-        f"{_cell(metrics, f'cooccurrence_{name}')} | {_cell(metrics, f'popularity_{name}')} |"
-        for name in METRICS
-        if name in metrics
-    ]
-    split = params.get("split", {})
     return "\n".join(
         [
             *_model_lines(loaded, origin),
@@ -106,18 +102,13 @@ def model_card(
             "",
             "## Metrics",
             "",
-            "| metric | model | 95% interval | co-occurrence | popularity |",
-            "|---|---|---|---|---|",
-            *rows,
+            *(_action_metrics(metrics, ranks) if isinstance(ranks, Predictions) else _item_metrics(metrics)),
             "",
             "Intervals come from resampled users; one training run says nothing about other seeds.",
             "",
             "## Protocol",
             "",
-            f"- {len(ranks.users):,} test users, each with one held-out item; split "
-            f"`{split.get('protocol', '')}`, ties `{split.get('ties', '')}`",
-            f"- beam {origin.beam}, decoding {origin.decoding}, items of the history "
-            f"{'left out of' if origin.filter_seen else 'part of'} the ranking",
+            *_protocol(ranks, params.get("split", {})),
             f"- strategy {origin.strategy}, seed {origin.seed}",
             f"- content hash of the model {origin.model}, of the splits {origin.splits}",
             "",
@@ -138,6 +129,52 @@ def model_card(
     )
 
 
+def _item_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the table of the metrics of ranked items."""
+    return [
+        "| metric | model | 95% interval | co-occurrence | popularity |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {_written(name)} | {metrics[name]:.4f} | {_interval(metrics, name)} | "
+            f"{_cell(metrics, f'cooccurrence_{name}')} | {_cell(metrics, f'popularity_{name}')} |"
+            for name in METRICS
+            if name in metrics
+        ),
+    ]
+
+
+def _action_metrics(metrics: Mapping[str, Any], predictions: Predictions) -> list[str]:
+    """Return the table of the measures of predicted actions, by label."""
+    keys = {"": "mean over labels", **{f"_{key}": shown(label) for key, label in predictions.labels.items()}}
+    return [
+        "| label | measure | model | 95% interval | item and user means |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {words} | {name} | {metrics[name + key]:.4f} | {_interval(metrics, name + key)} | "
+            f"{_cell(metrics, f'means_{name}{key}')} |"
+            for key, words in keys.items()
+            for name in ACTION_METRICS
+            if name + key in metrics
+        ),
+    ]
+
+
+def _protocol(tested: Ranks | Predictions, split: Mapping[str, Any]) -> list[str]:
+    """Return the lines on how the model was tested."""
+    if isinstance(tested, Predictions):
+        return [
+            f"- {len(tested.exposures):,} test exposures of {tested.users:,} users, divided by time from those of "
+            "training and validation",
+            "- the model predicts what a user does with an item that is shown; it ranks no items, and has no recall",
+        ]
+    origin = tested.origin
+    return [
+        f"- {len(tested.users):,} test users, each with one held-out item; split "
+        f"`{split.get('protocol', '')}`, ties `{split.get('ties', '')}`",
+        f"- {origin.searched}; items of the history {'left out of' if origin.filter_seen else 'part of'} the ranking",
+    ]
+
+
 def _model_lines(loaded: Generator, origin: Origin) -> list[str]:
     """Return the metadata, the title, and what the model reads and predicts."""
     config = loaded.config
@@ -151,6 +188,12 @@ def _model_lines(loaded: Generator, origin: Origin) -> list[str]:
         tags, kind = ["generative-retrieval", "semantic-ids"], "Generative recommender over Semantic IDs"
         codes = len(config["widths"])
         said = f"{model} writes the Semantic ID of {history} An item has {codes} code{'s' if codes > 1 else ''}."
+    if not loaded.ranks_items:
+        tags, kind = ["click-through-rate-prediction"], "Predictor of actions"
+        said = (
+            f"{model} predicts what a user does with an item that is shown, after a history of at most "
+            f"{config['max_history']} exposures."
+        )
     return [
         "---",
         f"license: {LICENCE}",
@@ -181,6 +224,16 @@ def _ranking_lines(ranking: str) -> list[str]:
 
 def _use(loaded: Generator, origin: Origin) -> list[str]:
     """Return the Python code that asks the model."""
+    if not loaded.ranks_items:
+        return [
+            "from pathlib import Path",
+            "",
+            "from pipeline.decoding.actions import predicted_actions",
+            "from pipeline.generator import load_generator",
+            "",
+            'model = load_generator(Path(".")).model',
+            "# predicted_actions(model, sequences, targets, 256): log-probabilities of the actions of these exposures",
+        ]
     history = json.dumps(loaded.items["raw_id"].astype(str).head(3).tolist(), ensure_ascii=False)
     if origin.ranking == "generator":
         return [

@@ -10,6 +10,8 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.results.compare import compare
 from pipeline.results.comparison_text import comparison_text
+from pipeline.results.predictions import Predictions
+from pipeline.results.ranks import no_ranks
 from pipeline.results.registry import Registered, champion, download_version, register
 from pipeline.results.runs import read_run
 from pipeline.serving.publish import CURRENT, RANKS, Published, add, current, held, move, staged
@@ -41,7 +43,10 @@ def promote(
     Raises:
         UserError: the run's model was not logged, or it is not shown to be as good as the champion.
     """
-    candidate = read_run(run).ranks.origin.served
+    tested = read_run(run).ranks
+    if isinstance(tested, Predictions):
+        raise no_ranks(run)
+    candidate = tested.origin.served
     with held(folder):
         now = current(folder)
         _check_owner(folder, now, name)

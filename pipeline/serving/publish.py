@@ -61,7 +61,9 @@ def publish(
             of a registered model.
     """
     check_reports(reports, generator)
-    check_fit(load_generator(generator), generator, Splits.read(splits), splits)
+    loaded = load_generator(generator)
+    loaded.require_items(generator)
+    check_fit(loaded, generator, Splits.read(splits), splits)
     with held(folder):
         now = current(folder)
         if now is not None and now.registered is not None:
@@ -77,8 +79,7 @@ def publish(
         from pipeline.results.mlflow_model import write_model
 
         with staged(folder) as partial:
-            ranking = origin.ranking if origin else "generator"
-            write_model(partial, generator, splits, reports / RANKS_FILE, ranking=ranking)
+            write_model(partial, generator, splits, reports / RANKS_FILE, origin=origin)
             made = add(folder, partial, name, None)
         point(folder, made.version)
         prune(folder)

@@ -52,7 +52,7 @@ class TrainingPlan:
 class NetworkTraits:
     """`NetworkTraits` hold the facts that a sampler may use of the network and of the Semantic IDs that it reads."""
 
-    widths: tuple[int, ...]  # codes of each level
+    widths: tuple[int, ...]  # values of each token of a target: the codes of each level
     digit: bool  # the last level is the deduplication digit
     separators: bool  # a separator follows the codes of an item
     whole_items: bool  # an item is one token, so that only whole items can leave a history
@@ -62,8 +62,8 @@ class NetworkTraits:
     def of(cls, network: "Network", config: BackboneConfig, catalogue: Catalogue) -> "NetworkTraits":
         """Return the traits of the model that `network` builds."""
         return cls(
-            widths=catalogue.widths,
-            digit=catalogue.digit,
+            widths=network.target_widths(catalogue),
+            digit=network.predicts_items and catalogue.digit,
             separators=config.separators,
             whole_items=network.whole_items,
             shortens_targets=config.name in WITH_ENCODER and not network.whole_items,
@@ -80,6 +80,11 @@ class Network:
 
     items: Literal["unlisted", "each", "occurrence"] = "unlisted"
     whole_items = False  # an item is a single token
+    predicts_items = True  # the tokens of a target are its codes; False: what the user did with it
+
+    def target_widths(self, catalogue: Catalogue) -> tuple[int, ...]:
+        """Return how many values each token of a target may take."""
+        return catalogue.widths
 
     def build(self, config: BackboneConfig, catalogue: Catalogue) -> Backbone:
         """Build the network to train, on the catalogue's device; the same call rebuilds a trained one.

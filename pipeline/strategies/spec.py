@@ -23,6 +23,16 @@ class TrainView(Protocol):
     @property
     def targets(self) -> str: ...
 
+    @property
+    def task(self) -> str: ...
+
+
+class IngestView(Protocol):
+    """`IngestView` declares the keys of `ingest:` that a check may read."""
+
+    @property
+    def actions(self) -> Mapping[str, Any]: ...
+
 
 class QuantizeView(Protocol):
     """`QuantizeView` declares the keys of `quantize:` that a check may read."""
@@ -58,6 +68,9 @@ class ParamsView(Protocol):
 
     @property
     def embed(self) -> EmbedView: ...
+
+    @property
+    def ingest(self) -> IngestView: ...
 
 
 def _no_check(settings: Any, params: ParamsView, others: tuple[str, ...]) -> None:

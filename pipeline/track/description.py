@@ -10,13 +10,15 @@ from pipeline.results.frontier_points import Point
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
 from pipeline.results.run_names import RunName
+from pipeline.track.action_scoreboard import HEADINGS, NO_RECALL, action_rows, predicts_actions
 from pipeline.track.figures import curves
 from pipeline.track.page import frontier_drawing
 from pipeline.track.scoreboard import Cell, scoreboard_rows
 
 CURVE = "curve.svg"  # attached to the run, below `report`
 FRONTIER = "frontier.svg"  # likewise, where several results are known
-CAPTIONS = {CURVE: "recall@10 on validation", FRONTIER: "recall@10 against training seconds"}
+WORDS = {"recall_at_10": "recall@10", "auc": "AUC, mean over labels", "valid_loss": "loss"}
+CAPTIONS = {CURVE: "validation over training windows", FRONTIER: "recall@10 against training seconds"}
 
 
 def pictures(result: Result, known: Sequence[Point], folder: Path) -> list[Path]:
@@ -25,7 +27,8 @@ def pictures(result: Result, known: Sequence[Point], folder: Path) -> list[Path]
     Args:
         known: results of the project that were tested alike, this one included; the second file needs two of them.
     """
-    element = curves(result.history, {"recall_at_10": "validation"}, "recall@10")
+    score = next((name for name in ("recall_at_10", "auc") if name in result.history[0]), "valid_loss")
+    element = curves(result.history, {score: "validation"}, WORDS[score])
     if "xmlns=" not in element.partition(">")[0]:
         element = element.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     drawn = {CURVE: element}
@@ -40,20 +43,23 @@ def describe_run(
     result: Result, params: Mapping[str, Any], name: RunName, run_id: str, drawn: Sequence[str] = (CURVE,)
 ) -> str:
     """Return the description of the run `run_id`, whose pictures the page of MLflow's server fetches from the run."""
-    names = [name.replace("_at_", "@") for name in METRICS]
+    actions = predicts_actions(result.metrics)
+    names = [*HEADINGS.values()] if actions else [name.replace("_at_", "@") for name in METRICS]
+    how = f"evaluate.filter\\_seen is {value_text(params['evaluate.filter_seen'])}"
+    if actions:
+        how = f"{result.metrics['exposures']:,.0f} test exposures; {NO_RECALL}"
     lines = [
         f"Strategy **{_cell(name.strategy)}**, network **{_cell(name.backbone)}**, data **{_cell(name.data)}**, seed "
         f"{name.seed}: {result.dataset['users']:,} users, {result.dataset['items']:,} items, "
-        f"{result.dataset['interactions']:,} interactions; "
-        f"evaluate.filter\\_seen is {value_text(params['evaluate.filter_seen'])}.",
+        f"{result.dataset['interactions']:,} interactions; {how}.",
         "",
         f"| test | {' | '.join(names)} |",
         f"|---|{'---:|' * len(names)}",
     ]
-    for row in scoreboard_rows(dict(result.metrics), name.strategy):
-        cells = [_number(cell) for cell in row.cells[: len(METRICS)]]
+    for row in (action_rows if actions else scoreboard_rows)(dict(result.metrics), name.strategy):
+        cells = [_number(cell) for cell in row.cells[: len(names)]]
         lines.append(f"| {_cell(row.system)} | {' | '.join(cells)} |")
-    main = ", ".join(metric.replace("_at_", "@") for metric in MAIN_METRICS)
+    main = "the AUCs" if actions else ", ".join(metric.replace("_at_", "@") for metric in MAIN_METRICS)
     lines += [
         "",
         f"In brackets: 95% interval of {main}.",

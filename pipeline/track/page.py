@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS, OVER_ITEMS, how_ranked
 from pipeline.results.frontier_points import Point, frontier_svg
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
+from pipeline.track.action_page import action_drawings, action_facts, action_protocol, action_table
+from pipeline.track.action_scoreboard import predicts_actions
 from pipeline.track.figures import bars, curves
 from pipeline.track.scoreboard import Cell, has_ties, headings, scoreboard_rows
 
@@ -65,14 +67,10 @@ def render_page(result: Result, params: dict[str, Any], known: Sequence[Point] =
         known: results of the project that were tested as this one was, itself included.
     """
     title = f"{params['strategy']} on {params['dataset']}, seed {params['seed']}"
+    parts = _of_actions(result, params) if predicts_actions(result.metrics) else _of_items(result, params, known)
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{_protocol(result, params)}</p>',
-        _facts(result.metrics),
-        _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
-        _section("Beyond hits: the first ten items", _beyond(result.metrics)),
-        _frontier(result.metrics, known),
-        '<div class="two">' + _figures(result) + "</div>",
+        *parts,
         _section("Compare", f"<pre>{escape(COMPARE)}</pre>"),
         _details("Parameters", ((key, value_text(value)) for key, value in params.items())),
         _details("Content hashes", (("this result", result.key), *result.hashes.items())),
@@ -84,15 +82,44 @@ def render_page(result: Result, params: dict[str, Any], known: Sequence[Point] =
     )
 
 
+def _of_items(result: Result, params: dict[str, Any], known: Sequence[Point]) -> list[str]:
+    """Return the parts about a model that ranks items."""
+    return [
+        f'<p class="soft">{_protocol(result, params)}</p>',
+        _facts(result.metrics),
+        _section("Test metrics", _scoreboard(result.metrics, params["strategy"]) + _notes(result.metrics)),
+        _section("Beyond hits: the first ten items", _beyond(result.metrics)),
+        _frontier(result.metrics, known),
+        '<div class="two">' + _figures(result) + "</div>",
+    ]
+
+
+def _of_actions(result: Result, params: dict[str, Any]) -> list[str]:
+    """Return the parts about a model that predicts actions."""
+    figures = "".join(_section(title, drawing) for title, drawing in action_drawings(result).items())
+    return [
+        f'<p class="soft">{action_protocol(result, params)}</p>',
+        _boxes([*action_facts(result.metrics), *_costs(result.metrics)]),
+        _section("Test metrics", action_table(result.metrics, params["strategy"])),
+        f'<div class="two">{figures}</div>',
+    ]
+
+
 def _protocol(result: Result, params: dict[str, Any]) -> str:
     """Return the line that says on what data and how the result was evaluated."""
     counts = result.dataset
     metrics = result.metrics
     seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
+    searched = how_ranked(
+        params["evaluate.ranking"],
+        beam=params["evaluate.beam"],
+        decoding=params["evaluate.decoding"],
+        over_items=params["backbone.name"] in OVER_ITEMS,
+    )
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {_tested_on(metrics)} · "
-        f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}"
+        f"{searched}, {seen}"
     )
 
 
@@ -107,30 +134,24 @@ def _all_or_sampled(metrics: dict[str, float]) -> str:
 
 def _facts(metrics: dict[str, float]) -> str:
     """Return the boxes with the few numbers to remember."""
-
-    def fact(value: str, label: str) -> str:
-        return f'<div><b>{value}</b><span class="soft">{label}</span></div>'
-
-    facts = [fact(f"{metrics['recall_at_10']:.4f}", "recall@10"), fact(f"{metrics['ndcg_at_10']:.4f}", "NDCG@10")]
+    facts = [(f"{metrics['recall_at_10']:.4f}", "recall@10"), (f"{metrics['ndcg_at_10']:.4f}", "NDCG@10")]
     facts += [
-        fact(f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
+        (f"{metrics['recall_at_10'] / metrics[key]:.1f}×", f"{label} recall@10")
         for label, key in list(SERIES.items())[1:]
         if metrics.get(key)
     ]
-    return (
-        '<div class="facts">'
-        + "".join(
-            [
-                *facts,
-                fact(
-                    f"{metrics['train_seconds']:,.0f} s",
-                    f"{metrics['windows_trained']:,.0f} windows, {metrics['windows_per_second']:,.0f} a second",
-                ),
-                fact(f"{metrics['parameters'] / 1e6:.2f} M", "parameters"),
-            ]
-        )
-        + "</div>"
-    )
+    return _boxes([*facts, *_costs(metrics)])
+
+
+def _costs(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    speed = f"{metrics['windows_trained']:,.0f} windows, {metrics['windows_per_second']:,.0f} a second"
+    parameters = (f"{metrics['parameters'] / 1e6:.2f} M", "parameters")
+    return [(f"{metrics['train_seconds']:,.0f} s", speed), parameters]
+
+
+def _boxes(facts: Iterable[tuple[str, str]]) -> str:
+    boxes = "".join(f'<div><b>{value}</b><span class="soft">{label}</span></div>' for value, label in facts)
+    return f'<div class="facts">{boxes}</div>'
 
 
 def _scoreboard(metrics: dict[str, float], strategy: str) -> str:

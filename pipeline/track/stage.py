@@ -16,6 +16,7 @@ from pipeline.results.parameters import Plain, flatten
 from pipeline.results.ranks import Ranks
 from pipeline.results.run_names import RunName
 from pipeline.results.tracking_uri import how_to_see, is_local, tracking_uri
+from pipeline.track.action_scoreboard import action_scoreboard_text, predicts_actions
 from pipeline.track.config import TrackConfig
 from pipeline.track.description import describe_run, pictures
 from pipeline.track.known import remember
@@ -79,11 +80,12 @@ def run(
     result = read_result(reports, interactions, sids, lock)
     flat = flatten(params)
     page = reports / "index.html"
-    known = remember(result, flat, shared_scratch())
+    actions = predicts_actions(result.metrics)
+    known = [] if actions else remember(result, flat, shared_scratch())
     write_bytes(page, render_page(result, flat, known).encode())
     say(
         f"strategy {params.strategy}, dataset {params.dataset}, seed {params.seed}",
-        scoreboard_text(result.metrics, params.strategy),
+        (action_scoreboard_text if actions else scoreboard_text)(result.metrics, params.strategy),
         f"report: {page}",
     )
 
@@ -111,7 +113,9 @@ def run(
         f"MLflow run {recorded.name} {'recorded' if recorded.new else 'is there already'}; to see all runs:",
         how_to_see(tracking_uri(), recorded.experiment_id),
     )
-    if params.track.log_model:
+    if actions and params.track.log_model:
+        say("the run has no model to serve: it ranks no items (train.task: ranking)")
+    elif params.track.log_model:
         from pipeline.results.mlflow_model import log_model
 
         about = {key: tags[key] for key in ("strategy", "seed", "dataset")}

@@ -22,6 +22,7 @@ from pipeline.artifacts import (
     fingerprint,
 )
 from pipeline.distributed import joined
+from pipeline.exposures import Exposures
 from pipeline.generator import save_generator
 from pipeline.item_table import ItemTable
 from pipeline.strategies.registry import choose_strategies
@@ -31,7 +32,7 @@ from pipeline.training.assembly import set_up, trainer_of
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.code import checkpoint_name, code_fingerprint, name_other_code
 from pipeline.training.flops import flops_per_window
-from pipeline.training.names import COLUMNS, ItemNames, read_items, read_names
+from pipeline.training.names import COLUMNS, ItemNames, read_items, read_names, read_sequences
 from pipeline.training.observer import Observer
 from pipeline.training.recipe import RecipeSettings, TrainingRecipe
 from pipeline.training.summary import announce, conclude, timings_of
@@ -69,7 +70,7 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
             disk is full.
     """
     # 1. Read the inputs, and name the checkpoint of an interrupted run with the same parameters, inputs and code.
-    held = Splits.read(splits)
+    held, exposures = read_sequences(params.train.task, splits)
     chosen = choose_strategies(params.strategy, params.strategies)
     names = read_names(params.backbone, held, sids, embeddings, chosen.content_key)
     recipe = TrainingRecipe.of(params, held, names.sids)
@@ -80,7 +81,7 @@ def run(  # noqa: PLR0913 - the files and what watches, all by keyword
     # 2. Train, while no other process trains the same.
     with checkpoints.alone(output):
         files = Files(items, output, reports)
-        return _train(recipe, held, names, inputs, checkpoints, files, observer)
+        return _train(recipe, (held, exposures), names, inputs, checkpoints, files, observer)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Files:
 
 def _train(
     recipe: TrainingRecipe,
-    splits: Splits,
+    sequences: tuple[Splits, Exposures | None],
     names: ItemNames,
     inputs: Mapping[str, str],
     checkpoints: Checkpoints,
@@ -103,9 +104,19 @@ def _train(
 ) -> dict[str, Any]:
     """Train from the checkpoint on, if there is one, and write the model and the reports."""
     device, resume = set_up(recipe, checkpoints)
+    splits, exposures = sequences
     # 1. Train, then measure the model of the best weights on every process.
     with joined(device) as world:
-        trainer = trainer_of(recipe, splits, names, device, checkpoints=checkpoints, world=world, resume=resume)
+        trainer = trainer_of(
+            recipe,
+            splits,
+            names,
+            device,
+            checkpoints=checkpoints,
+            world=world,
+            resume=resume,
+            exposures=exposures,
+        )
         if world.leads:
             trainer.observer = observer
             name_other_code(checkpoints.folder, "train")
@@ -125,7 +136,7 @@ def _train(
             save_generator(
                 files.output, trainer.evaluated, catalogue, files.items.blocks(COLUMNS), model_config, eval_skips
             )
-            tables = report.tables(state.epoch + 1, catalogue.levels)
+            tables = report.tables(state.epoch + 1, len(recipe.network().target_widths(catalogue)))
             write_reports(files.reports, timings, state.history, kept, tables, learned)
             checkpoints.delete()
             conclude(trainer, timings)

@@ -10,8 +10,10 @@ from pipeline.artifacts import Splits
 from pipeline.catalogue import Catalogue
 from pipeline.distributed import World
 from pipeline.errors import UserError
+from pipeline.exposures import Exposures
 from pipeline.machine import make_repeatable, pick_device, set_threads, share_of_threads
 from pipeline.strategies.base import NetworkTraits, Strategy, TrainingPlan
+from pipeline.training.action_validation import ActionValidation
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.collate import Collator
 from pipeline.training.loader import BatchLoader
@@ -33,17 +35,20 @@ def trainer_of(
     checkpoints: Checkpoints,
     world: World,
     resume: dict[str, Any] | None,
+    exposures: Exposures | None = None,
 ) -> Trainer:
     """Build everything that trains.
 
     Args:
+        splits: the sequences that windows are cut from: interactions, or exposures in their form.
         resume: what a checkpoint of an interrupted run holds; None: start from step 0.
+        exposures: those of `splits`, where their actions are what is predicted.
 
     Raises:
         UserError: there is nothing to train on, or nobody to validate on.
     """
     catalogue = names.catalogue().to(device)
-    network = recipe.chosen.network(recipe.pad_to)
+    network = recipe.network()
     torch.manual_seed(recipe.seed)
     model = network.build(recipe.backbone, catalogue)
     network.start_from(model, names.sids.codebooks)
@@ -52,13 +57,20 @@ def trainer_of(
     traits = NetworkTraits.of(network, recipe.backbone, catalogue)
     strategy = Strategy(network, recipe.chosen.sampler(_plan(recipe, splits, loader, world), traits))
     loader.fill_steps = strategy.sampler.fills_steps
+    validation: Validation | ActionValidation
+    if exposures is None:
+        validation = _validation(recipe, splits, strategy, catalogue, world)
+    else:
+        users = recipe.config.valid_users
+        validation = ActionValidation(exposures, splits, catalogue, world, collator, users=users)
+        validation.check(recipe.config.select)
     trainer = Trainer(
         recipe.config,
         recipe.seed,
         model=model,
         strategy=strategy,
         loader=loader,
-        validation=_validation(recipe, splits, strategy, catalogue, world),
+        validation=validation,
         checkpoints=checkpoints,
         world=world,
         words=recipe.words,
@@ -97,7 +109,7 @@ def _loader(recipe: TrainingRecipe, splits: Splits, collator: Collator, world: W
     if not len(epochs):
         raise UserError(
             "there is nothing to train on",
-            "no user has two interactions in the training part, so no target has a history",
+            f"no user has two {recipe.words_of_rows} in the training part, so no target has a history",
             "choose a later split.valid_from, or bring a log with longer histories",
         )
     return BatchLoader(

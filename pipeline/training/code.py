@@ -24,6 +24,8 @@ ENGINE = (
     "catalogue.py",
     "cuda_graphs.py",
     "actions.py",
+    "exposure_metrics.py",
+    "exposures.py",
     "artifacts.py",
     "item_table.py",
     "distributed.py",

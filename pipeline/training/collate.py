@@ -76,6 +76,7 @@ class Collator:
         weigh_items: see `Network.items`.
         negatives: what stands for the catalogue in a batch's softmax; None: all items.
         actions_MA: the actions of the splits, for a backbone that reads and predicts them.
+        predicts_items: the tokens of a target are its codes; False: its actions.
     """
 
     def __init__(  # noqa: PLR0913 - all but two by keyword
@@ -90,6 +91,7 @@ class Collator:
         weigh_items: WeighItems = "unlisted",
         negatives: Negatives | None = None,
         actions_MA: np.ndarray | None = None,
+        predicts_items: bool = True,
     ):
         self.items_M = items_M
         self.codes_IL = codes_IL
@@ -100,6 +102,7 @@ class Collator:
         self.weigh_items = weigh_items
         self.negatives = negatives
         self.actions_MA = actions_MA
+        self.predicts_items = predicts_items
 
     def samples(self, step: Step) -> int:
         """Return the number of (history, target) pairs of a step."""
@@ -214,6 +217,9 @@ class Collator:
         if self.all_targets:
             batch = self._every_item_a_target(batch, windows)
             rows_R, _ = slices(offsets[histories.order], histories.lengths)
+        if not self.predicts_items:
+            assert batch.actions_WA is not None
+            batch = replace(batch, codes_WL=batch.actions_WA)
         if chosen is None:
             return batch
         # 3. What the strategy said of each target.

@@ -7,11 +7,15 @@ from typing import Annotated, ClassVar, Literal
 from pipeline.knobs import Between, RatioBelow1
 from pipeline.metric_names import LARGEST_K
 
+OF_RANKING = ("auc", "loss")  # what train.select may be under train.task ranking
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """These settings say how windows are drawn, batched and learned from."""
 
+    # the next item after a history, or the actions of an exposure after all exposures before it
+    task: Literal["retrieval", "ranking"]
     windows: Literal["random_start", "prefixes", "all", "sequences"]
     targets: Literal["last", "all"]  # of a window: the item after it, or also every item in it but the first
     # windows to train on, over all epochs; training ends with the step that reaches it
@@ -34,7 +38,7 @@ class TrainConfig:
     validate_in: Literal["steps", "windows"]  # what a number of validate_every counts; skipped windows count too
     valid_users: Annotated[int, Between(0, 1_000_000_000)]  # users of a validation; 0: all
     patience: Annotated[int, Between(1, 1_000_000_000)]  # validations without a better score before training stops
-    select: Literal["recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10", "loss"]
+    select: Literal["recall_at_5", "recall_at_10", "ndcg_at_5", "ndcg_at_10", "mrr_at_10", "auc", "loss"]
     # beam width of validation; constrained
     beam: Annotated[int, Between(LARGEST_K, 10_000, why=f"validation counts the first {LARGEST_K} items")]
     checkpoint_every: Annotated[int, Between(1, 1_000_000_000)]  # steps
@@ -44,9 +48,22 @@ class TrainConfig:
     threads: Annotated[int, Between(0, 1024)]
     deterministic: bool  # GPU: bit-exact repeats, slower; a CPU always is
 
-    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {"validate_in": "steps"}  # as in backbones/config.py
+    SAVED_WITHOUT: ClassVar[Mapping[str, object]] = {
+        "validate_in": "steps",
+        "task": "retrieval",
+    }  # as in backbones/config.py
 
     def __post_init__(self) -> None:
+        if self.task == "ranking" and self.select not in OF_RANKING:
+            raise ValueError(
+                f"train.select {self.select} measures a ranking of items, and train.task ranking predicts actions: set "
+                f"train.select to {' or '.join(OF_RANKING)}"
+            )
+        if self.task == "retrieval" and self.select == "auc":
+            raise ValueError(
+                "train.select auc measures predicted actions, and train.task retrieval ranks items: set train.select "
+                "to recall_at_10, another metric of a ranking or loss, or train.task to ranking"
+            )
         if self.validate_in == "windows" and self.validate_every == "auto":
             raise ValueError(
                 "train.validate_every auto counts arithmetic, and train.validate_in windows counts windows: set "

@@ -34,7 +34,7 @@ def flops_per_window(recipe: TrainingRecipe, splits: Splits, catalogue: Catalogu
             taken, since windows share their distinct items, which are computed once. A network over items computes the
             vectors of all items once per step: as many windows are taken as memory allows.
     """
-    network = recipe.chosen.network(recipe.pad_to)
+    network = recipe.network()
     with torch.random.fork_rng(devices=[]):
         model = network.build(recipe.backbone, catalogue).eval()
     if recipe.backbone.over_items:

@@ -24,6 +24,7 @@ from pipeline.printing import say
 from pipeline.progress import Progress
 from pipeline.stopping import Stopped, deferred, requested
 from pipeline.strategies.base import Strategy
+from pipeline.training.action_validation import ActionValidation
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.config import TrainConfig
 from pipeline.training.loader import BatchLoader
@@ -91,7 +92,7 @@ class Trainer:
         model: Backbone,
         strategy: Strategy,
         loader: BatchLoader,
-        validation: Validation,
+        validation: Validation | ActionValidation,
         checkpoints: Checkpoints,
         world: World,
         words: StageWords,
@@ -117,8 +118,8 @@ class Trainer:
             by_windows=config.validate_in == "windows",
             users=validation.windows,
             positions=validation.items * loader.input_tokens_per_item,
-            levels=validation.catalogue.levels,
-            beam=config.beam,
+            levels=len(strategy.network.target_widths(validation.catalogue)),
+            beam=config.beam if config.task == "retrieval" else 0,
         )
         self.observer: Observer | None = None
         self._losses: list[tuple[int, Tensor]] = []  # (samples, loss sum) of steps that `_look` has not yet fetched
@@ -345,9 +346,10 @@ class Trainer:
 
 def validation_line(row: dict[str, float]) -> str:
     """Return `step 200: 31,402 windows, train_loss 12.1033, valid_loss 11.9021, recall_at_10 0.0213`."""
+    scores = "".join(f", {name} {row[name]:.4f}" for name in ("recall_at_10", "auc") if name in row)
     return (
         f"step {row['step']}: {row['windows']:,} windows, train_loss {row['train_loss']:.4f}, "
-        f"valid_loss {row['valid_loss']:.4f}, recall_at_10 {row['recall_at_10']:.4f}"
+        f"valid_loss {row['valid_loss']:.4f}{scores}"
     )
 
 

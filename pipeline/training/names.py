@@ -5,6 +5,7 @@ Shape legend: I items of the catalogue, C width of a content vector.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from pipeline.artifacts import Embeddings, Sids, Splits, fingerprint
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
 from pipeline.errors import UserError
+from pipeline.exposures import Exposures
 from pipeline.item_table import ItemTable
 from pipeline.training.negatives import counts_in_training
 
@@ -60,6 +62,25 @@ class ItemNames:
             trained_I=self.trained_I,
             action_sizes=self.action_sizes,
         )
+
+
+def read_sequences(task: Literal["retrieval", "ranking"], folder: Path) -> tuple[Splits, Exposures | None]:
+    """Read what windows are cut from: the interactions, or for ranking the exposures in their form.
+
+    Raises:
+        UserError: a file is missing or damaged, or there are no exposures.
+    """
+    splits = Splits.read(folder)
+    if task == "retrieval":
+        return splits, None
+    exposures = Exposures.read(folder)
+    if exposures is None:
+        raise UserError(
+            f"train.task is ranking, and {folder} has no exposures",
+            "the network learns what users did with the items that they were shown",
+            "name columns of the log in ingest.actions and run `dvc repro`, or set train.task=retrieval",
+        )
+    return exposures.sequences(splits), exposures
 
 
 def read_names(

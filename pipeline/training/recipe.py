@@ -13,6 +13,7 @@ from pipeline.artifacts import Sids, Splits
 from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.item_head import FULL_SOFTMAX_ITEMS, NEGATIVES
 from pipeline.errors import UserError
+from pipeline.strategies.actions import ActionNetwork
 from pipeline.strategies.base import Network
 from pipeline.strategies.registry import ChosenStrategies, choose_strategies
 from pipeline.training.collate import Collator
@@ -97,11 +98,21 @@ class TrainingRecipe:
         """Return whether every item of a window but the first is a target too."""
         return self.config.targets == "all"
 
+    @property
+    def words_of_rows(self) -> str:
+        """Return what a user's sequence is made of."""
+        return "exposures" if self.config.task == "ranking" else "interactions"
+
+    def network(self) -> Network:
+        """Return the network's part of the strategy, for the task."""
+        return ActionNetwork() if self.config.task == "ranking" else self.chosen.network(self.pad_to)
+
     def collator(self, splits: Splits, codes_IL: Tensor, network: Network) -> Collator:
         """Build what makes batches of the splits' windows, on the device of the catalogue's codes."""
         negatives = None
+        ranks_items = self.config.task == "retrieval"
         draws = self.backbone.negatives or (NEGATIVES if len(codes_IL) > FULL_SOFTMAX_ITEMS else 0)
-        if self.backbone.over_items and draws:
+        if self.backbone.over_items and draws and ranks_items:
             negatives = Negatives(counts_in_training(splits), draws, self.seed)
         return Collator(
             np.asarray(splits.items_N),
@@ -113,6 +124,7 @@ class TrainingRecipe:
             weigh_items=network.items,
             negatives=negatives,
             actions_MA=splits.actions_NA if self.backbone.actions else None,
+            predicts_items=ranks_items,
         )
 
     def influences(self) -> dict[str, Any]:

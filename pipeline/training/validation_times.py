@@ -25,7 +25,8 @@ class ValidationTimes:
     """These are the settings and sizes that decide when validation comes.
 
     every: steps, or windows where `by_windows`, or `auto`. users: how many a validation measures. positions: encoder
-    positions of their histories. levels: codes of an item. beam: beam width of the validation.
+    positions of their histories. levels: codes of an item. beam: beam width of the validation; 0: it searches nothing,
+    so that the histories are read once, for the loss.
     """
 
     every: int | Literal["auto"]
@@ -38,6 +39,8 @@ class ValidationTimes:
     @property
     def cost(self) -> int:
         """Return the cost of one validation, in positions."""
+        if not self.beam:
+            return self.positions + self.users * self.levels
         search = 1 + (self.levels - 1) * self.beam
         return 2 * self.positions + self.users * (self.levels + search)
 

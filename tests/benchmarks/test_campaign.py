@@ -12,9 +12,9 @@ import pytest
 from campaign_world import campaign_of, entry
 from synthetic_runs import ranks_of
 
-from benchmarks.campaign import Campaign, main
+from benchmarks.campaign import Campaign, main, table, trials_line
 from benchmarks.campaign_record import merge
-from benchmarks.campaign_rows import ROOT, Results, read_rows, state
+from benchmarks.campaign_rows import ROOT, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings
 from pipeline.errors import UserError
 from pipeline.results.compact_ranks import compact_bytes, read_compact
@@ -28,7 +28,7 @@ began = time.time()
 time.sleep(0.1)
 figures = {"recall_at_10": 0.5, "train_seconds": 1.0, "windows_per_second": 2.0, "peak_memory_gib": 0.1}
 open(folder + "/ranks.npz", "wb").write(b"ranks")
-result = {"quality": figures, "cost": figures, "history": [], "model": "m", "hardware": "none"}
+result = {"quality": figures, "cost": figures, "history": [{**figures, "windows": 3}], "model": "m", "hardware": "none"}
 if FAILS in open(folder + "/spec.json").read():
     sys.exit("it failed")
 json.dump(result, open(folder + "/result.json", "w"))
@@ -129,6 +129,41 @@ def test_a_cost_of_an_older_engine_is_stale_and_its_quality_is_not(tmp_path: Pat
     assert engines == [("quality", "old"), ("cost", "old"), ("cost", "new")]
 
 
+def test_a_trial_has_its_validation_and_a_row_for_quality_is_a_trial_too(tmp_path: Path, fake: Any) -> None:
+    rows = [entry(), entry(measure="trial"), entry(measure="trial", train__learning_rate=0.002)]
+    campaign = campaign_of(tmp_path, rows, worker=fake())
+    assert campaign.run(campaign.wanted(False)[:1], 1, time.monotonic() + 60) == 0
+    assert [word for _, word, _ in campaign.states()] == ["done", "done", "missing"]
+    assert campaign.run(campaign.wanted(False), 1, time.monotonic() + 60) == 0
+    assert [word for _, word, _ in campaign.states()] == ["done", "done", "done"]
+    tried = campaign.results.records()[-1]
+    assert (tried["measure"], len(list((tmp_path / "out/ranks").iterdir()))) == ("trial", 1)
+    assert "recall@10 on validation 0.5000" in table(campaign).splitlines()[2]
+    # A trial is no result of the test.
+    quality = campaign_of(tmp_path, [entry(train__learning_rate=0.002)])
+    assert [word for _, word, _ in quality.states()] == ["missing"]
+
+
+def test_an_unequal_number_of_trials_is_told(tmp_path: Path) -> None:
+    rows = [entry(measure="trial"), entry("skipgr", measure="trial"), entry("intrr")]
+    assert trials_line(campaign_of(tmp_path, rows).rows).endswith("by arm: full 1, skipgr 1")
+    rows.append(entry("skipgr", measure="trial", skipgr__token_ratio=0.2))
+    assert trials_line(campaign_of(tmp_path, rows).rows).endswith("by arm, unequal: full 1, skipgr 2")
+    assert trials_line(campaign_of(tmp_path, rows[2:3]).rows) == ""
+
+
+def test_the_arms_of_the_campaigns_have_equally_many_trials_and_begin_with_their_row(root: Path) -> None:
+    folder = root / "benchmarks/campaigns"
+    tried = read_rows(folder / "4-trials.yaml")
+    assert "unequal" not in trials_line(tried)
+    first = {row.arm: row for row in reversed(read_rows(folder / "1-strategies.yaml")) if row.group == "beauty-fast"}
+    begun: dict[str, Row] = {}
+    for row in tried:
+        begun.setdefault(row.arm, row)
+    assert set(begun) == {"full", "skipgr", "rastp", "intrr"}
+    assert all(row.settings == first[arm].settings for arm, row in begun.items())
+
+
 def test_rows_for_quality_share_the_machine_and_a_row_for_cost_has_it_alone(tmp_path: Path, fake: Any) -> None:
     rows = [entry(seeds=(1, 2, 3)), entry(seeds=(4,), measure="cost"), entry(seeds=(5, 6))]
     campaign = campaign_of(tmp_path, rows, worker=fake())
@@ -193,6 +228,7 @@ def test_the_command_says_what_is_missing_and_refuses_in_one_line(
     said = capsys.readouterr().out
     assert "full, seed 1, quality: missing" in said
     assert "missing, and its data too" in said
+    assert "2 of 2 rows missing, about 0.00 hours" in said
     assert main([str(tmp_path / "none.yaml"), "--list"]) == 1
     assert "none.yaml" in capsys.readouterr().err
 

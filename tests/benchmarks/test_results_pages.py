@@ -145,6 +145,19 @@ def test_arms_of_a_campaign_have_their_difference_their_cost_and_what_is_missing
     assert full.paired is None
 
 
+def test_runs_that_were_tested_in_another_way_are_not_compared(tmp_path: Path) -> None:
+    file = tmp_path / "campaign.yaml"
+    file.write_text(json.dumps([entry(), entry("skipgr", evaluate__beam=30)]))
+    results = Results(tmp_path / "out")
+    for row, beam in zip(read_rows(file), (20, 30), strict=True):
+        ranks = ranks_of(np.arange(50) % 12, strategy=row.arm)
+        ranks = replace(ranks, origin=replace(ranks.origin, beam=beam))
+        common = {"key": row.arm, "settings_key": fingerprint(row.settings), "data": row.data, "seed": 1}
+        results.append({**common, "measure": "quality", "figures": FIGURES}, compact_bytes(ranks, {}))
+    _, skipgr = of_campaigns(results, [file])
+    assert (skipgr.paired, skipgr.against) == (None, "not compared: tested in another way")
+
+
 def timed(arm: str, hardware: str, commit: str, group: str = "beauty-fast") -> Measured:
     cost = {"hardware": hardware, "commit": commit, "train_seconds": 5.0, "windows_per_second": 1.0}
     return Measured(group=group, arm=arm, data="amazon-beauty", rows=[FIGURES], cost=cost)

@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score
 
 from pipeline.actions import Actions
 from pipeline.evaluate.action_means import PRIOR, fit_means, logistic_weights
-from pipeline.evaluate.exposure_metrics import (
+from pipeline.evaluate.exposures import means_figures
+from pipeline.exposure_metrics import (
     auc,
     by_length,
     calibration_error,
@@ -22,9 +23,9 @@ from pipeline.evaluate.exposure_metrics import (
     log_loss,
     measure,
     user_aucs,
+    user_values,
     wgauc,
 )
-from pipeline.evaluate.exposures import exposure_table
 from pipeline.exposures import Exposures
 
 
@@ -148,6 +149,37 @@ def test_labels_that_follow_nothing_are_not_predicted() -> None:
     assert PRIOR > 0
 
 
+def test_values_of_users_have_the_figure_as_mean_and_the_spread_of_resampled_users() -> None:
+    rng = np.random.default_rng(11)
+    users = np.repeat(np.arange(90) * 3, rng.integers(1, 25, 90))
+    taste = rng.normal(size=271)[users]
+    labels = rng.random(len(users)) < 1 / (1 + np.exp(-taste))
+    chances = 1 / (1 + np.exp(-(0.7 * taste + rng.normal(size=len(users)))))
+    values = user_values(users, labels, chances)
+    expected = measure(users, labels, chances)
+    assert {name: found.mean() for name, found in values.items()} == {
+        name: pytest.approx(expected[name], abs=1e-12) for name in ("auc", "gauc", "wgauc", "log_loss")
+    }
+    rows_of = [np.flatnonzero(users == user) for user in np.unique(users)]
+    drawn = []
+    for _ in range(400):
+        chosen = [rows_of[user] for user in rng.integers(0, 90, 90)]
+        again = np.repeat(np.arange(90), [len(rows) for rows in chosen])
+        rows = np.concatenate(chosen)
+        drawn.append(measure(again, labels[rows], chances[rows]))
+    for name, found in values.items():
+        spread = np.std([draw[name] for draw in drawn])
+        assert found.std() / np.sqrt(90) == pytest.approx(spread, rel=0.15), name
+
+
+def test_values_of_users_are_absent_where_a_figure_is() -> None:
+    alone = user_values(np.array([1, 1, 2]), np.array([True, True, True]), np.array([0.2, 0.4, 0.9]))
+    assert set(alone) == {"log_loss"}
+    apart = user_values(np.array([1, 1, 2]), np.array([True, True, False]), np.array([0.2, 0.4, 0.9]))
+    assert set(apart) == {"log_loss", "auc"}
+    assert apart["auc"].mean() == 0
+
+
 def write_exposures(folder: Path, rng: np.random.Generator) -> Exposures:
     counts = rng.integers(0, 60, 40)
     offsets = np.concatenate([[0], np.cumsum(counts)])
@@ -168,7 +200,8 @@ def write_exposures(folder: Path, rng: np.random.Generator) -> Exposures:
 
 def test_the_table_has_a_line_for_each_label_with_the_figures_of_the_test_part(tmp_path: Path) -> None:
     exposures = write_exposures(tmp_path, np.random.default_rng(7))
-    lines = exposure_table(tmp_path).splitlines()
+    figures, text = means_figures(tmp_path)
+    lines = text.splitlines()
     names = ["click>=1", "watch>=3", "watch>=10", "watch>=30"]
     assert [line.split()[0] for line in lines[2:] if line[0] != " "] == names
     train, test = exposures.part("train"), exposures.part("test")
@@ -177,8 +210,11 @@ def test_the_table_has_a_line_for_each_label_with_the_figures_of_the_test_part(t
     expected = measure(users[test], labels[test], fitted.chances(users[test], exposures.items_X[test]))
     line = next(line for line in lines if line.startswith("watch>=10"))
     assert line.split()[1:4] == [f"{expected[name]:.4f}" for name in ("auc", "gauc", "wgauc")]
+    assert {name: figures[f"means_{name}_watch_10"] for name in ("auc", "gauc", "wgauc", "log_loss")} == {
+        name: pytest.approx(expected[name], abs=1e-6) for name in ("auc", "gauc", "wgauc", "log_loss")
+    }
 
 
 def test_splits_without_actions_have_no_table(tmp_path: Path) -> None:
     (tmp_path / "splits.json").write_text("{}")
-    assert exposure_table(tmp_path) == ""
+    assert means_figures(tmp_path) == ({}, "")

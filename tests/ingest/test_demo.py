@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from sklearn.feature_extraction.text import CountVectorizer
 
-from pipeline.evaluate.exposure_metrics import auc, calibration_error
+from pipeline.exposure_metrics import auc, calibration_error
 from pipeline.ingest.demo import generate_demo_log
 from pipeline.ingest.demo.behaviour import DAY, START, Log, chances, plan_sessions, simulate
 from pipeline.ingest.demo.items import Items, Routes, make_items, make_routes

@@ -3,16 +3,21 @@
 import json
 import os
 import signal
+import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from campaign_world import campaign_of, command, entry
+from campaign_world import TINY, campaign_of, command, entry
 
 from benchmarks.campaign_record import record_all
-from benchmarks.campaign_rows import Results
+from benchmarks.campaign_rows import Results, read_rows
+from benchmarks.campaign_worker import run
+from pipeline.artifacts import read_json
+from pipeline.config import build_params
 from pipeline.results.compare import compare
 
 ROWS = [entry(seeds=(1, 2)), entry("rastp", rastp__after_layer=1), entry("skipgr", measure="cost")]
@@ -62,3 +67,62 @@ def test_a_killed_campaign_goes_on_and_gives_the_same_results(tmp_path: Path, mo
     assert "4 runs recorded" in record_all(killed / "out", home)
     assert "0 records added" in record_all(killed / "out", home)
     assert [json.loads(line)["measure"] for line in home.path.read_text().splitlines()].count("cost") == 1
+
+
+@pytest.mark.long
+def test_a_campaign_cut_at_any_second_gives_the_results_of_an_undisturbed_one(tmp_path: Path) -> None:
+    """Cut after ever longer times by a signal that nothing can catch, until nothing is left to run."""
+    rows = [*ROWS, entry("intrr", measure="trial", intrr__digit_width=0), entry("rastp+skipgr", rastp__after_layer=1)]
+    undisturbed, cut = tmp_path / "undisturbed", tmp_path / "cut"
+    for folder in (undisturbed, cut):
+        campaign_of(folder, rows)
+    said, _ = command(undisturbed).communicate(timeout=300)
+    assert "6 rows to run" in said
+    seconds, said = 0.5, ""
+    while "0 rows to run" not in said:
+        seconds = 1.3 * seconds + 0.5
+        process = command(cut)
+        try:
+            said, _ = process.communicate(timeout=seconds)
+            assert process.returncode == 0
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+        assert seconds < 300
+    assert quality(cut) == quality(undisturbed)
+    histories = [
+        {
+            record["arm"]: record["history"]
+            for record in Results(folder / "out").records()
+            if record["measure"] == "trial"
+        }
+        for folder in (cut, undisturbed)
+    ]
+    names = ("step", "windows", "train_loss", "valid_loss", "recall_at_10")
+    kept = [[{name: row[name] for name in names} for row in history["intrr"]] for history in histories]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.long
+def test_every_setting_of_the_campaigns_runs_in_a_tiny_form(tmp_path: Path, root: Path) -> None:
+    """Settings that a stage refuses would cost a lent GPU its start."""
+    campaign = campaign_of(tmp_path, ROWS)
+    small = {**TINY, "backbone.encoder_layers": 4, "quantize.levels": 3, "train.max_windows": 300}
+    done: set[str] = set()
+    for path in sorted((root / "benchmarks/campaigns").glob("*.yaml")):
+        for row in read_rows(path):
+            raw = row.params.plain()
+            for key, value in small.items():
+                section, _, name = key.rpartition(".")
+                raw[section][name] = value
+            one = replace(row, params=build_params(raw), data="world")
+            name = str(campaign.key(one))
+            if name in done:
+                continue
+            done.add(name)
+            spec = {"params": raw, "inputs": {kind: str(path) for kind, path in campaign.inputs(one).items()}}
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "spec.json").write_text(json.dumps({**spec, "trial": row.measure == "trial"}))
+            run(tmp_path / name)
+            assert read_json(tmp_path / name / "result.json")["history"], row.name
+    assert len(done) > 40

@@ -53,7 +53,7 @@ def test_a_fused_model_is_logged_promoted_and_loaded(world: World) -> None:
         (world.root / name).rename(world.root / f"{name}-gone")
     for where in (f"models:/{logged}", "models:/shop@champion", str(world.root / "served/current")):
         model = mlflow.pyfunc.load_model(where)
-        answers = model.predict(pd.DataFrame({"history": HISTORIES}), params={"k": 4, "filter_seen": True})
+        answers = model.predict(pd.DataFrame({"history": HISTORIES}), params={"k": 4})
         for rows, items, scores in zip(expected, answers["items"], answers["scores"], strict=True):
             assert list(items) == [row.item for row in rows]
             assert list(scores) == pytest.approx([row.score for row in rows], abs=1e-4)

@@ -1,5 +1,7 @@
 """The frontier holds whom nobody beats in recall and seconds; the costs are means over what the runs say."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,3 +54,11 @@ def test_equal_points_are_drawn_alike_and_every_name_is_there() -> None:
     assert drawn == frontier_svg(points[::-1], {"co-occurrence": 0.15})
     for name in ("full &lt;t5&gt;", "rastp", "co-occurrence"):
         assert f">{name}<" in drawn
+
+
+def test_names_of_close_points_do_not_lie_on_each_other() -> None:
+    points = [Point("a point with a name", 0.2, 30.0), Point("another one", 0.2001, 30.2), Point("a third", 0.1, 60.0)]
+    drawn = frontier_svg(points, {"co-occurrence": 0.12})
+    found = re.findall(r'x="([\d.]+)" y="([\d.]+)"[^>]*>(a point|another)', drawn)
+    (x, y, _), (other_x, other_y, _) = found
+    assert abs(float(y) - float(other_y)) > 9 or abs(float(x) - float(other_x)) > 9 * 5

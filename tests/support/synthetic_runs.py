@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.results.arms import Arm
+from pipeline.results.predictions import Predictions
 from pipeline.results.ranks import Origin, Ranks, ranks_frame
 from pipeline.results.runs import Run
 
@@ -59,6 +60,6 @@ def simulated(
     return Arm(name, tuple(runs))
 
 
-def write_run(folder: Path, ranks: Ranks) -> str:
+def write_run(folder: Path, ranks: Ranks | Predictions) -> str:
     ranks.write(folder / "ranks.parquet")
     return str(folder)

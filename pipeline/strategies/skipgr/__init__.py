@@ -30,15 +30,23 @@ def _check(settings: SkipgrConfig, params: ParamsView, others: tuple[str, ...]) 
             "with train.targets all the items of a history are targets too: set skipgr.apply_to=loss "
             "and skipgr.sequence_unit=user"
         )
+    if params.train.task == "ranking" and settings.skips_inputs:
+        raise ValueError(
+            f"skipgr.apply_to {settings.apply_to} leaves tokens out of histories by the entropy of codes, and "
+            "train.task ranking scores actions: set skipgr.apply_to=loss"
+        )
     levels = params.quantize.levels + (settings.include_digit and params.quantize.collisions == "digit")
     what = "quantize.levels, and the digit where skipgr.include_digit says so"
     if params.backbone.over_items:
         levels, what = 1, f"backbone {params.backbone.name} predicts whole items"
+    if params.train.task == "ranking":
+        levels, what = len(params.ingest.actions), "train.task ranking scores each column of ingest.actions"
     if settings.level_ratios and len(settings.level_ratios) != levels:
-        scored = f"{levels} levels that are scored" if levels > 1 else "the one level that is scored"
+        kind = "column" if params.train.task == "ranking" else "level"
+        scored = f"{levels} {kind}s that are scored" if levels > 1 else f"the one {kind} that is scored"
         raise ValueError(
             f"skipgr.level_ratios has {len(settings.level_ratios)} entries for {scored} ({what}): set "
-            "skipgr.level_ratios=[], by which skipgr.token_ratio counts for each level, or a ratio for each"
+            f"skipgr.level_ratios=[], by which skipgr.token_ratio counts for each {kind}, or a ratio for each"
         )
     if settings.skips_inputs and settings.input_unit == "token":
         _check_single_tokens(settings, params, others)

@@ -3,7 +3,10 @@
 A figure that needs both classes is absent where there is one class only. Equal scores count half in each AUC, and the
 sums are of whole numbers, so that no order of the rows changes a digit.
 
-Shape legend: X exposures.
+`user_values` gives each user a value whose mean over users is the figure, so that users can be resampled and two models
+be compared user by user, as for a mean of hits.
+
+Shape legend: X exposures, U users.
 """
 
 from typing import NamedTuple
@@ -65,8 +68,14 @@ def log_loss(labels_X: np.ndarray, chances_X: np.ndarray) -> float | None:
     """Return the mean negative log-likelihood in nats; None without exposures."""
     if not len(labels_X):
         return None
+    return float(_losses(labels_X, chances_X).mean())
+
+
+def _losses(labels_X: np.ndarray, chances_X: np.ndarray) -> np.ndarray:
+    """Return the negative log-likelihood of each exposure in nats."""
     chances_X = np.clip(np.asarray(chances_X, np.float64), LEAST, 1 - LEAST)
-    return float(-np.where(labels_X, np.log(chances_X), np.log1p(-chances_X)).mean())
+    losses: np.ndarray = -np.where(labels_X, np.log(chances_X), np.log1p(-chances_X))
+    return losses
 
 
 def calibration_ratio(labels_X: np.ndarray, chances_X: np.ndarray) -> float | None:
@@ -124,3 +133,51 @@ def by_length(
         for group, name in enumerate(names)
         if (rows := group_X == group).any()
     }
+
+
+def user_values(users_X: np.ndarray, labels_X: np.ndarray, chances_X: np.ndarray) -> dict[str, np.ndarray]:
+    """Return float64 [U] for `auc`, `gauc`, `wgauc` and `log_loss`, of the users in ascending order.
+
+    The mean of the values is the figure, and their spread is that of the figure over resampled users, to first order: a
+    value is the figure plus U times what the user adds to it. For `auc` that is the sum of the placements of the user's
+    exposures (Obuchowski, "Nonparametric analysis of clustered ROC curve data", Biometrics 1997). A figure that needs
+    both classes is absent where there is one class only.
+    """
+    found_U, user_X = np.unique(users_X, return_inverse=True)
+    users = len(found_U)
+    labels_X = labels_X.astype(bool)
+
+    def values(figure: float, share_U: np.ndarray) -> np.ndarray:
+        added: np.ndarray = figure + users * share_U
+        return added
+
+    loss_X = _losses(labels_X, chances_X)
+    mean = float(loss_X.mean())
+    told = {"log_loss": values(mean, np.bincount(user_X, loss_X - mean, minlength=users) / len(loss_X))}
+    figure = auc(labels_X, chances_X)
+    if figure is None:
+        return told
+    placed_X = _placements(labels_X, chances_X) - figure
+    share_X = placed_X / np.where(labels_X, labels_X.sum(), (~labels_X).sum())
+    told["auc"] = values(figure, np.bincount(user_X, share_X, minlength=users))
+    of_users = user_aucs(user_X, labels_X, chances_X)
+    if len(of_users.aucs):
+        positives_U = np.bincount(user_X, labels_X, minlength=users)
+        counts_U = np.bincount(user_X, minlength=users)
+        both_U = (positives_U > 0) & (positives_U < counts_U)
+        for name, weights in (("gauc", np.ones(len(of_users.aucs))), ("wgauc", of_users.exposures)):
+            figure = float(np.average(of_users.aucs, weights=weights))
+            share_U = np.zeros(users)
+            share_U[both_U] = weights * (of_users.aucs - figure) / weights.sum()
+            told[name] = values(figure, share_U)
+    return told
+
+
+def _placements(labels_X: np.ndarray, scores_X: np.ndarray) -> np.ndarray:
+    """Return for a positive the share of negatives below it, for a negative that of positives above; equals half."""
+    found, rank_X = np.unique(scores_X, return_inverse=True)
+    positives, negatives = (np.bincount(rank_X, mask, minlength=len(found)) for mask in (labels_X, ~labels_X))
+    below = np.cumsum(negatives) - negatives / 2
+    above = positives.sum() - np.cumsum(positives) + positives / 2
+    placed: np.ndarray = np.where(labels_X, below[rank_X] / negatives.sum(), above[rank_X] / positives.sum())
+    return placed
