@@ -42,6 +42,26 @@ HEADLINES = (
 )
 # What `evaluate.ranking` may name: the system whose ranks are the headline, and by which a trained model answers
 RANKINGS = ("generator", "dense", "counting", "fused")
+
+# Backbones that read and predict items themselves, not their Semantic IDs, and rank by scoring each
+OVER_ITEMS = ("sasrec", "gr")
+
+
+def how_ranked(ranking: str, *, beam: float, decoding: str, over_items: bool) -> str:
+    """Return how items were found, in words: only a generator over Semantic IDs has a beam.
+
+    Args:
+        ranking: one of `RANKINGS`.
+        beam: evaluate.beam.
+        decoding: evaluate.decoding.
+        over_items: the generator predicts items themselves.
+    """
+    if ranking in ("counting", "dense"):
+        return "pairs of items counted" if ranking == "counting" else "the dense retriever's nearest items"
+    searched = "every item scored" if over_items or decoding == "exact" else f"beam {beam:g}, {decoding}"
+    return f"{searched}, and the lists of the other views" if ranking == "fused" else searched
+
+
 # Baselines that only count: prefix of their keys -> their name in tables
 BASELINES = {
     "cooccurrence": "co-occurrence",

@@ -212,7 +212,8 @@ def test_without_a_name_presets_are_listed_by_kind_with_what_they_are(project: P
     names = [line[0] for lines in kinds.values() for line in lines]
     assert sorted(names) == sorted(path.stem for path in (project / "presets").glob("*.yaml"))
     assert all(len(line) > 4 for lines in kinds.values() for line in lines)
-    assert [line[0] for line in kinds["model"]] == ["decoder", "gr", "gr-large", "hstu", "sasrec", "tiger"]
+    of_gr = ["gr", "gr-books", "gr-large", "gr-large-books", "gr-large-movielens-20m", "gr-movielens-20m"]
+    assert [line[0] for line in kinds["model"]] == ["decoder", *of_gr, "hstu", "ranking", "sasrec", "tiger"]
 
 
 def test_migrate_prints_a_line_per_key_and_says_when_there_is_nothing_to_do(

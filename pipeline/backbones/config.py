@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pipeline.knobs import Between, RatioBelow1
+from pipeline.metric_names import OVER_ITEMS as OVER_ITEMS
 
 WITH_ENCODER = ("t5",)  # backbones that read the history by an encoder
 MOST_WEIGHTS = 20_000_000_000  # 80 GB in float32
 # backbones where no token sees a later one, so that every item can be a target
 CAUSAL = ("decoder", "hstu", "sasrec", "gr")
 WITH_HSTU = ("hstu", "gr")  # backbones of HSTU's layers
-OVER_ITEMS = ("sasrec", "gr")  # backbones that read and predict items themselves, not their Semantic IDs
 
 
 @dataclass(frozen=True, kw_only=True)

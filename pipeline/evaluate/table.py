@@ -1,7 +1,7 @@
 """Lay out the table that evaluate prints: the systems side by side, and lines that say how the numbers were made."""
 
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.metric_names import DEEP_METRICS, row_labels
+from pipeline.metric_names import DEEP_METRICS, how_ranked, row_labels
 
 
 def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over_items: bool = False) -> str:
@@ -26,13 +26,12 @@ def table(metrics: dict[str, float], config: EvaluateConfig, strategy: str, over
         lines.append(f"{label:{first}}" + "".join(f"{cell:{(14, 10)[i % 2]}.4f}" for i, cell in enumerate(cells)))
     # Lines that say how the numbers were made.
     low, high = metrics["recall_at_10_low"], metrics["recall_at_10_high"]
-    exact = config.decoding == "exact" or over_items
-    search = "every item scored" if exact else f"beam {config.beam}, {config.decoding}"
+    search = how_ranked(config.ranking, beam=config.beam, decoding=config.decoding, over_items=over_items)
+    beam = not over_items and config.ranking in ("generator", "fused")
     by_counting = ", as counting does on validation" if config.filter_seen == "auto" else ""
     of_sids = f", {metrics['bucket_recall_at_10']:.4f} by bucket, {metrics['invalid_rate']:.2%} invalid SIDs"
     lines.append(
-        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)"
-        + ("" if over_items else of_sids)
+        f"{labels['']}{by_counting}: {search}; recall@10 in {low:.4f} to {high:.4f} (95%)" + (of_sids if beam else "")
     )
     if "users_in_all" in metrics:
         lines.append(

@@ -1,6 +1,6 @@
 """The two engines that run the Ibis expressions of clean.py: DuckDB in this process, or Spark."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,8 @@ from pipeline.errors import UserError
 from pipeline.ingest.config import IngestConfig
 
 BLOCK_ROWS = 100_000  # of a result that are in memory at once
+LEAST_ROWS = 2048  # DuckDB never puts fewer into a block
+TOO_MUCH_TEXT = "maximum total string size"  # what DuckDB says of a block of which a column of text has above 2 GiB
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,35 @@ class Engine:
         schema = table.schema().to_pyarrow().remove_metadata()
 
         def blocks() -> Iterator[pa.Table]:
-            for batch in table.to_pyarrow_batches(chunk_size=BLOCK_ROWS):
-                yield pa.Table.from_batches([batch]).cast(schema)
+            done, size = 0, BLOCK_ROWS
+            while True:
+                try:
+                    for batch in _after(table.to_pyarrow_batches(chunk_size=size), done):
+                        done += batch.num_rows
+                        yield pa.Table.from_batches([batch]).cast(schema)
+                    return
+                except OSError as error:
+                    # A column of text has more than 2 GiB in these rows, which DuckDB finds while it fills the block.
+                    if TOO_MUCH_TEXT not in str(error):
+                        raise
+                    if size <= LEAST_ROWS:
+                        raise UserError(
+                            f"the texts of {LEAST_ROWS:,} items have more than 2 GiB together",
+                            "so many rows are in memory at once at least",
+                            "cut the longest texts, or lower ingest.max_line_bytes, so that such rows are left out",
+                        ) from None
+                    size //= 8
 
         return Rows(schema, blocks)
+
+
+def _after(batches: Iterable[pa.RecordBatch], done: int) -> Iterator[pa.RecordBatch]:
+    """Yield the rows after the first `done` ones; the rows of a table always come in the same order."""
+    seen = 0
+    for batch in batches:
+        seen += batch.num_rows
+        if seen > done:
+            yield batch.slice(max(0, done - (seen - batch.num_rows)))
 
 
 @contextmanager

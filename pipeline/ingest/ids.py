@@ -56,10 +56,10 @@ class IdColumn:
 
 
 def whole_numbers(ids: pa.Array) -> pa.Array:
-    """Return ids that are whole numbers by their digits, "7.0" as "7"; null for every other id."""
+    """Return ids that are whole numbers by their digits, "7.0" as "7"; null for every other id. The type stays."""
     encoded = pc.dictionary_encode(ids)
     numbers = [None if text is None else whole_number(text) for text in encoded.dictionary.to_pylist()]
-    return pa.array(numbers, pa.string()).take(encoded.indices)
+    return pa.array(numbers, ids.type).take(encoded.indices)
 
 
 def as_listed(ids: pa.Array, listed: IdIndex) -> tuple[pa.Array, np.ndarray]:

@@ -173,7 +173,7 @@ def _join_numbers(path: Path, ids: pa.Array, origins: Sequence[RowLines], reject
     listed = ListedItems(repeated)
     table = pq.read_table(path)
     texts = table.drop_columns(["source_row", "raw_id"])
-    copies = listed.add(numbers, {name: texts[name].combine_chunks() for name in texts.column_names})
+    copies = listed.add(numbers, {name: texts[name] for name in texts.column_names})
     stays = pc.invert(pc.or_(copies, listed.twice))
     if not pc.all(stays, min_count=0).as_py():
         lines = [(file, int(line)) for file, lines_G in origins for line in lines_G]

@@ -4,9 +4,7 @@ import ast
 import io
 import itertools
 import json
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from pipeline.ingest.sources import RawFile
 
 CHUNK_ROWS = 20_000
 CHUNK_CHARACTERS = 64 << 20  # of the lines of a chunk, at least
+TOO_LONG = "longer than ingest.max_line_bytes"
 BEGINNING = 1000  # bytes of a line that is too long, for the rejects
 DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)  # json.loads makes one for each line
 MAX_LITERAL = 200_000  # characters; the limit on the memory that parsing a hostile line takes
@@ -33,9 +32,6 @@ def read_lines(file: RawFile, reject: Reject, columns: Sequence[str] | None) -> 
         yield from _chunks(file, _stream_rows(file, columns), reject, columns)
         return
     lines = itertools.islice(_text_lines(file), file.skip, None)
-    if file.format.kind == "jsonl" and columns is not None:
-        yield from _json_chunks(file, lines, reject, columns)
-        return
     yield from _chunks(file, _line_rows(file, lines, columns), reject, columns)
 
 
@@ -79,68 +75,12 @@ class _Waiting:
         return chunk
 
 
-def _json_chunks(file: RawFile, lines: Iterator[Line], reject: Reject, columns: Sequence[str]) -> Iterator[Chunk]:
-    """Yield the chunks that `_chunks` would, with the lines of a chunk parsed at once where all are good."""
-    waiting = _Waiting(file, reject, columns)
-    while block := _block(lines, CHUNK_ROWS - len(waiting.rows), CHUNK_CHARACTERS - waiting.size):
-        if not waiting.rows and not waiting.size and (values := _parsed_at_once(block)):
-            records = np.arange(waiting.record, waiting.record + len(block))
-            waiting.record += len(block)
-            yield Chunk(_table(values, columns), np.array([line for line, _, _ in block], np.int64), records)
-            continue
-        for row in _line_rows(file, block, columns):
-            if chunk := waiting.add(row):
-                yield chunk
-    if waiting.rows:
-        yield waiting.take()
-
-
-def _block(lines: Iterator[Line], rows: int, characters: int) -> list[Line]:
-    """Return the next lines, until there are so many rows or characters."""
-    block = []
-    for line in itertools.islice(lines, rows):
-        block.append(line)
-        characters -= len(line[1])
-        if characters <= 0:
-            break
-    return block
-
-
-def _parsed_at_once(block: Sequence[Line]) -> list[dict[str, Any]]:
-    """Return the objects of all lines, or nothing where a line is not one object.
-
-    The lines become one array, in which a random text stands between two lines. Where each second element of the
-    array is this text, and no other is, each line is a value by itself.
-    """
-    between = secrets.token_hex(16)
-    text = f',"{between}",'.join(text for _, text, _ in block)
-    if not all(whole for _, _, whole in block) or text.count(between) != len(block) - 1:
-        return []
-    try:
-        found = DECODER.decode(f"[{text}]")
-    except (ValueError, RecursionError):
-        return []
-    values = found[::2]
-    alternating = len(found) == 2 * len(block) - 1 and found[1::2] == [between] * (len(block) - 1)
-    return values if alternating and set(map(type, values)) == {dict} else []
-
-
-def _table(values: Sequence[dict[str, Any]], columns: Sequence[str]) -> pa.Table:
-    """Return the columns of the objects as text."""
-    arrays = {}
-    for name in columns:
-        column = [value.get(name) for value in values]
-        texts = set(map(type, column)) <= {str, NoneType} and "".join(filter(None, column)).isascii()
-        arrays[name] = pa.array(column if texts else [_text_or_none(value) for value in column], pa.string())
-    return pa.table(arrays)
-
-
 def _line_rows(file: RawFile, lines: Iterable[Line], columns: Sequence[str] | None) -> Iterator[ParsedRow]:
     parse = {"jsonl": parse_json, "literal": parse_literal, "separated": _field_parser(file)}[file.format.kind]
     for line, text, whole in lines:
         try:
             if not whole:
-                raise ValueError("longer than ingest.max_line_bytes")
+                raise ValueError(TOO_LONG)
             yield line, text, parse(text, columns)
         except ValueError as error:
             yield line, text, error
@@ -215,11 +155,12 @@ def _texts(value: Any, columns: Sequence[str] | None, kind: str) -> Fields:
     if not isinstance(value, dict):
         raise ValueError(f"not {kind}")
     if columns is not None:  # a text that cannot be read is a missing value: it costs the row only what it must have
-        return {name: _text_or_none(value.get(name)) for name in columns}
+        return {name: text_or_none(value.get(name)) for name in columns}
     return {as_text(name) or "": as_text(field) for name, field in value.items()}
 
 
-def _text_or_none(value: Any) -> str | None:
+def text_or_none(value: Any) -> str | None:
+    """Return a field as `as_text` does, None where it has no text or its text cannot be read."""
     try:
         return as_text(value)
     except ValueError:

@@ -18,7 +18,7 @@ class ListedItems:
         self.copies = 0  # rows so far that are equal to an earlier one
         self.twice = pa.array([], pa.bool_())  # of the last chunk: rows of a listed item, with other texts
 
-    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array]) -> pa.Array:
+    def add(self, raw_ids: pa.Array, texts: Mapping[str, pa.Array | pa.ChunkedArray]) -> pa.Array:
         """Add a chunk and return which of its rows are copies of an earlier row (bool per row)."""
         if self.of is not None and not self.of:
             self.twice = pa.repeat(pa.scalar(False), len(raw_ids))

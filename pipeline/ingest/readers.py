@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UserError
 from pipeline.ingest.chunks import Chunk, Reject
 from pipeline.ingest.delimited import read_delimited, refuse_twice
+from pipeline.ingest.json_lines import read_json_lines
 from pipeline.ingest.lines import as_text, read_lines
 from pipeline.ingest.packing import open_unpacked, packing
 from pipeline.ingest.parquet_limits import asks_too_much, chunk_rows
@@ -42,6 +43,8 @@ def read_chunks(file: RawFile, reject: Reject, columns: Sequence[str] | None = N
         chunks = read_delimited(file, reject, inside)
     elif file.format.kind == "parquet":
         chunks = _read_parquet(file, inside)
+    elif file.format.kind == "jsonl" and inside is not None and not file.skip:
+        chunks = read_json_lines(file, reject, inside)
     else:
         chunks = read_lines(file, reject, inside)
     return (_with_constants(chunk, file.constants, columns) for chunk in chunks if len(chunk.lines))

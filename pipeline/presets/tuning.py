@@ -25,9 +25,11 @@ from pipeline.presets.tuning_space import Space, with_changes
 from pipeline.presets.tuning_trial import LOG, RESULT, SPEC
 from pipeline.printing import say, shown
 from pipeline.results.parameters import value_text
+from pipeline.strategies.registry import settings_types
 from pipeline.training.code import code_fingerprint
 
 LOOK = 0.2  # seconds between two looks at the trials at work
+EVERY = 15.0  # seconds between two lines about each of them
 FOLDER = SCRATCH / "tune"
 # Sections that shape no trial, and keys of `train` that say where it runs.
 BESIDE = ("dataset", "ingest", "embed", "dense", "evaluate", "track")
@@ -91,13 +93,14 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
     """Return the trials of the space; of those with the same parameters, which would share a folder, the first alone.
 
     Raises:
-        UserError: the data is not there or was made with other settings, a trial's parameters are refused, or the
-            losses by which trials should be ranked measure different things.
+        UserError: the data is not there or was made with other settings, a trial's parameters are refused, a key
+            changes no trial, or the losses by which trials should be ranked measure different things.
     """
     check_data(params, Splits.read(SPLITS))
     inputs = {path.name: fingerprint(path) for path in (INTERACTIONS, EMBEDDINGS, SPLITS)}
     code = code_fingerprint("train")
     trials: dict[str, TuningTrial] = {}
+    used: set[str] = set()  # keys of the space that some trial reads
     for number, changes in enumerate(space.proposals()):
         own = with_changes(params, changes, f"trial {number}")
         if params.train.select == "loss" and (key := _other_loss(params, own)):
@@ -106,14 +109,29 @@ def plan(space: Space, params: Params, folder: Path = FOLDER) -> TuningSearch:
                 f"train.select is loss, and with another {key} the loss measures something else",
                 "set train.select to recall_at_10 or another metric of the ranking, or leave that key out of the space",
             )
-        shaping = {name: value for name, value in own.plain().items() if name not in BESIDE}
+        shaping = {name: value for name, value in own.plain().items() if name not in (*BESIDE, *_unused(own))}
         shaping["train"] = {key: value for key, value in shaping["train"].items() if key not in BESIDE_OF_TRAIN}
         key = fingerprint(shaping, inputs, code)[:16]
-        made_from = {key: value for key, value in shaping["quantize"].items() if key != "device"}
+        made_from = {key: value for key, value in own.plain()["quantize"].items() if key != "device"}
         sids = folder / "sids" / fingerprint(made_from, own.seed, inputs)[:16]
         trial = TuningTrial(number=number, changes=changes, params=own, key=key, folder=folder / key, sids=sids)
         trials.setdefault(key, trial)
+        used |= {name for name in space.keys if name.split(".")[0] not in _unused(own)}
+    if idle := [name for name in space.keys if name not in used]:
+        section = idle[0].split(".")[0]
+        needs = "backbone.name: [t5]" if section == "quantize" else f"strategy: [{section}]"
+        raise UserError(
+            f"{idle[0]} changes no trial",
+            f"no trial uses the section {section} of params.yaml",
+            f"leave it out of the space, or add what uses it, such as {needs}",
+        )
     return TuningSearch([*trials.values()], params.train.select)
+
+
+def _unused(params: Params) -> set[str]:
+    """Return the sections that these parameters leave unused: other strategies', and `quantize` of items alone."""
+    others = set(settings_types()) - set(params.strategy.split("+"))
+    return others | {"quantize"} if params.backbone.over_items else others
 
 
 def _other_loss(params: Params, other: Params) -> str | None:
@@ -121,6 +139,8 @@ def _other_loss(params: Params, other: Params) -> str | None:
 
     The loss is the cross-entropy of what the network predicts: the codes of a Semantic ID or an item, and actions.
     """
+    if params.train.task != other.train.task:
+        return "train.task"
     if params.backbone.over_items != other.backbone.over_items:
         return "backbone.name"
     if params.backbone.actions != other.backbone.actions:
@@ -143,12 +163,17 @@ def run_search(
     if done := len(search.trials) - len(waiting):
         say(f"tune: {done} of {len(search.trials)} trials have a result already")
     running: list[tuple[TuningTrial, subprocess.Popen[bytes]]] = []
+    told = time.monotonic()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 trial = waiting.pop(0)
                 running.append((trial, _start(trial, jobs, worker)))
             time.sleep(LOOK)
+            if time.monotonic() - told >= EVERY:
+                told = time.monotonic()
+                for trial, _ in running:
+                    say(f"tune: trial {trial.number}: {_last_line(trial)}")
             for trial, process in [pair for pair in running if pair[1].poll() is not None]:
                 running.remove((trial, process))
                 _tell(search, trial, process.returncode)
@@ -174,6 +199,12 @@ def _start(trial: TuningTrial, jobs: int, worker: Sequence[str]) -> "subprocess.
             stderr=log,
             start_new_session=True,  # a Ctrl-C is for this process, which ends the trials
         )
+
+
+def _last_line(trial: TuningTrial) -> str:
+    """Return what a trial at work said last."""
+    lines = (trial.folder / LOG).read_text(errors="replace").strip().splitlines()
+    return shown(lines[-1]) if lines else "begins"
 
 
 def _tell(search: TuningSearch, trial: TuningTrial, code: int) -> None:

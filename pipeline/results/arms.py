@@ -88,12 +88,13 @@ def groups_of(arguments: Sequence[str]) -> tuple[list[ProtocolGroup], list[str]]
         arms = sorted_in.setdefault(protocol_of(run), {})
         arms.setdefault((name,) if name else _settings_key(run), []).append(run)
     groups: list[ProtocolGroup] = []
-    for (words, *_), arms in sorted_in.items():
+    for arms in sorted_in.values():
         found = []
         for name, (key, members) in zip(_names(arms), arms.items(), strict=True):
             newest = _newest(members, name, notes, by_hand=len(key) == 1)
             found.append(Arm(name, tuple(sorted(newest, key=lambda run: run.ranks.origin.seed))))
         by_hand = found[0] if arguments and not groups else None
+        words = _protocol_words([run for arm in found for run in arm.runs])
         groups.append(ProtocolGroup(words, tuple(matches(found, by_hand))))
     arms_found = [match.arm for group in groups for match in group.matches]
     if len(arms_found) < 2:
@@ -114,18 +115,28 @@ def _read(argument: str) -> list[tuple[str, Run]]:
 
 
 def protocol_of(run: Run) -> tuple[str, ...]:
-    """Return what must be equal for two runs to be compared; the first part says it in words."""
+    """Return what must be equal for two runs to be compared.
+
+    A network over items is compared with one over Semantic IDs that was evaluated by the same settings.
+    """
     origin = run.ranks.origin
+    tested = (origin.dataset, origin.protocol, run.ranks.targets)
     if isinstance(run.ranks, Predictions):
-        tested_on = f"{len(run.ranks.exposures):,} test exposures of {run.ranks.users:,} users"
-        return f"{origin.dataset}: {tested_on}, {origin.protocol}", run.ranks.targets
-    users = run.ranks.users
-    search = "every item scored" if origin.decoding == "exact" else f"beam {origin.beam}, {origin.decoding}"
-    words = (
-        f"{origin.dataset}: {len(users):,} users, {origin.protocol}, {search}, "
+        return tested
+    return (*tested, str(origin.beam), origin.decoding, str(origin.filter_seen))
+
+
+def _protocol_words(runs: Sequence[Run]) -> str:
+    """Say how runs of one protocol were evaluated."""
+    ranks, origin = runs[0].ranks, runs[0].ranks.origin
+    if isinstance(ranks, Predictions):
+        tested_on = f"{len(ranks.exposures):,} test exposures of {ranks.users:,} users"
+        return f"{origin.dataset}: {tested_on}, {origin.protocol}"
+    ways = dict.fromkeys(run.ranks.origin.searched for run in runs)
+    return (
+        f"{origin.dataset}: {len(ranks.users):,} users, {origin.protocol}, {' or '.join(ways)}, "
         f"seen items {'dropped' if origin.filter_seen else 'included'}"
     )
-    return words, str(origin.beam), run.ranks.targets
 
 
 def _settings_key(run: Run) -> tuple[str, ...]:

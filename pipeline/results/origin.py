@@ -6,6 +6,7 @@ Numbers alone cannot say which model they belong to, so the file carries a conte
 from dataclasses import dataclass
 
 from pipeline.artifacts import fingerprint
+from pipeline.metric_names import OVER_ITEMS, how_ranked
 
 KEY = "sidpipe"  # key of `Origin` in the schema's metadata
 
@@ -32,6 +33,12 @@ class Origin:
     filter_seen: bool  # whether `rank` is without the items of the history
     ranking: str = "generator"  # whose ranks these are, one of RANKINGS
     views: str = ""  # content hash of all views, where `ranking` is not the generator's
+
+    @property
+    def searched(self) -> str:
+        """Return how the items were found, in words."""
+        over_items = self.backbone in OVER_ITEMS
+        return how_ranked(self.ranking, beam=self.beam, decoding=self.decoding, over_items=over_items)
 
     @property
     def served(self) -> str:

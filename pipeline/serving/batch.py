@@ -38,6 +38,7 @@ BEAM = 20  # least width of the beam, as in `recommend`
 PART_USERS = 4096  # users of one part; a stopped run loses at most one
 BATCH_CPU = 256  # users of one search
 BATCH_GPU = 1024
+OTHER_FORMATS = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xlsx", ".gz")  # which the output is not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +88,7 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
         raise UserError(
             f"k is {k} and the beam {width}", "a beam of that width finds no k items", "give 1 <= k <= beam"
         )
-    if output.is_dir():
-        raise UserError(
-            f"{output} is a folder", "the recommendations are one file", "name a file, such as recs.parquet"
-        )
+    _check_output(output)
     check_reports(reports, generator)
     chosen_device = pick_device(device, "--device")
     torch.set_num_threads(share_of_threads())
@@ -121,6 +119,29 @@ def recommend_all(  # noqa: PLR0913 - all but one by keyword
         why = "every item is in their history; --with-seen ranks these too"
         say(f"{len(rows) - ranked:,} of {len(rows):,} users have no row: {why}", error=True)
     return ranked
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a file that cannot be written, or whose name promises another format, before anything is computed."""
+    if output.is_dir():
+        raise UserError(
+            f"{output} is a folder", "the recommendations are one file", "name a file, such as recs.parquet"
+        )
+    if output.suffix.lower() in OTHER_FORMATS:
+        raise UserError(
+            f"{output} would hold Parquet", "the recommendations are one Parquet file", "let its name end in .parquet"
+        )
+    folder = next(parent for parent in output.absolute().parents if parent.exists())
+    trial = folder / f"{output.name}.{os.getpid()}.trial"
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be written: {error.strerror}",
+            "the recommendations are written there at the end",
+            "name a file in a folder that may be written",
+        ) from None
 
 
 def _chosen(users: Path | None, log: Splits, splits: Path, path: Path) -> tuple[np.ndarray, np.ndarray]:

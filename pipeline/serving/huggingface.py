@@ -171,8 +171,7 @@ def _protocol(tested: Ranks | Predictions, split: Mapping[str, Any]) -> list[str
     return [
         f"- {len(tested.users):,} test users, each with one held-out item; split "
         f"`{split.get('protocol', '')}`, ties `{split.get('ties', '')}`",
-        f"- beam {origin.beam}, decoding {origin.decoding}, items of the history "
-        f"{'left out of' if origin.filter_seen else 'part of'} the ranking",
+        f"- {origin.searched}; items of the history {'left out of' if origin.filter_seen else 'part of'} the ranking",
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from pipeline.metric_names import MAIN_METRICS, METRICS
+from pipeline.metric_names import MAIN_METRICS, METRICS, OVER_ITEMS, how_ranked
 from pipeline.results.frontier_points import Point, frontier_svg
 from pipeline.results.identity import Result
 from pipeline.results.parameters import value_text
@@ -110,10 +110,16 @@ def _protocol(result: Result, params: dict[str, Any]) -> str:
     counts = result.dataset
     metrics = result.metrics
     seen = "seen items dropped" if metrics["seen_dropped"] else "seen items included"
+    searched = how_ranked(
+        params["evaluate.ranking"],
+        beam=params["evaluate.beam"],
+        decoding=params["evaluate.decoding"],
+        over_items=params["backbone.name"] in OVER_ITEMS,
+    )
     return escape(
         f"{counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions · "
         f"{params['split.protocol'].replace('_', ' ')}, {_tested_on(metrics)} · "
-        f"beam {params['evaluate.beam']}, {params['evaluate.decoding']}, {seen}"
+        f"{searched}, {seen}"
     )
 
 

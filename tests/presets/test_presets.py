@@ -197,6 +197,29 @@ def test_a_paper_s_whole_is_its_parts_but_for_what_its_head_says() -> None:
         assert differing == apart
 
 
+@pytest.mark.parametrize(
+    ("name", "blocks", "heads", "width", "items", "negatives", "dropout"),
+    [
+        ("gr", 2, 1, 50, 200, 128, 0.2),
+        ("gr-large", 8, 2, 50, 200, 128, 0.2),
+        ("gr-movielens-20m", 4, 4, 256, 200, 128, 0.2),
+        ("gr-large-movielens-20m", 16, 8, 256, 200, 128, 0.2),
+        ("gr-books", 4, 4, 64, 50, 512, 0.5),
+        ("gr-large-books", 16, 8, 64, 50, 512, 0.5),
+    ],
+)
+def test_sizes_of_gr_are_those_of_hstu_s_configurations(
+    name: str, blocks: int, heads: int, width: int, items: int, negatives: int, dropout: float
+) -> None:
+    """Typed from configs/*/hstu-sampled-softmax-*.gin; a step has 128 users."""
+    values = VALUES[name]
+    sizes = [values[f"backbone.{key}"] for key in ("decoder_layers", "heads", "d_model", "negatives", "dropout")]
+    assert sizes == [blocks, heads, width, negatives, dropout]
+    assert values["backbone.d_head"] * heads == width
+    assert (values["split.max_history"], values["train.batch_tokens"]) == (items, 128 * items)
+    assert (values["backbone.temperature"], values["train.learning_rate"]) == (0.05, 0.001)
+
+
 def test_presets_say_what_the_papers_say() -> None:
     """Against the papers' numbers, typed from them: items of a history, what chooses the checkpoint, budgets."""
     for name in ("tiger", "rastp-released"):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ folder = Path(sys.argv[1]); spec = json.loads((folder / "spec.json").read_text()
 (folder.parent / "runs.txt").open("a").write(folder.name + "\\n")
 while (folder.parent / "SLOW").exists(): time.sleep(0.05)
 rate = spec["params"]["train"]["learning_rate"]
+print("step 7 of 9", flush=True); time.sleep(0.5)
 if rate > 0.05: sys.exit("error: the loss is not finite")
 row = {"step": 1, "windows": 10, "recall_at_10": rate}
 (folder / "result.json").write_text(json.dumps({"value": rate, "windows": 10, "seconds": 1.0, "history": [row]}))
@@ -156,6 +158,17 @@ def test_settings_that_come_twice_are_one_trial(tmp_path: Path, monkeypatch: pyt
     search = tuning.plan(space, params, tmp_path)
     assert [(trial.number, trial.params.train.learning_rate) for trial in search.trials] == [(0, rate), (1, 0.01)]
     assert len({trial.folder for trial in search.trials}) == 2
+    # So are settings of a strategy that a trial does not have, and of a tokenizer that it does not use.
+    grids: list[tuple[dict[str, list[Any] | Interval], int]] = [
+        ({"strategy": ["full", "rastp"], "rastp.keep": [0.4, 0.5]}, 3),
+        ({"backbone.name": ["t5", "gr"], "quantize.codes": [32, 48]}, 4),
+    ]
+    for keys, different in grids:
+        assert len(tuning.plan(Space("grid", 5, 1, keys), params, tmp_path).trials) == different
+    for key, missing in (("rastp.keep", r"strategy: \[rastp\]"), ("skipgr.token_ratio", r"strategy: \[skipgr\]")):
+        with pytest.raises(UserError, match=f"{key} changes no trial") as raised:
+            tuning.plan(Space("grid", 2, 1, {key: [0.3]}), params, tmp_path)
+        assert re.search(missing, raised.value.fix)
 
 
 MADE_WITH: dict[str, list[tuple[str, str, Any]]] = {
@@ -265,14 +278,21 @@ class TestSearch:
         return ("-u", str(tmp_path / "worker.py"))
 
     def test_the_best_by_validation_comes_first_and_a_failure_stops_nothing(
-        self, tmp_path: Path, worker: tuple[str, str], capsys: pytest.CaptureFixture[str]
+        self,
+        tmp_path: Path,
+        worker: tuple[str, str],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         rates = [0.01, 0.03, 0.09, 0.02, 0.03]
         search = search_in(tmp_path / "tune", rates)
+        monkeypatch.setattr(tuning, "EVERY", 0.0)
         run_search(search, 3, worker)
         assert [trial.number for trial, _ in search.finished()] == [1, 4, 3, 0]
         assert search.failed == {2: "the loss is not finite"}
-        assert "trial 2 failed: the loss is not finite" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "trial 2 failed: the loss is not finite" in said.err
+        assert "tune: trial 1: step 7 of 9\n" in said.out, "nobody waits without a word"
         assert "failed: the loss is not finite: -S train.learning_rate=0.09" in trial_table(search)
         # The same call again runs the failed one alone.
         run_search(replace(search, failed={}), 3, worker)

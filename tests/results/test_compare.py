@@ -219,3 +219,32 @@ def test_runs_of_two_protocols_stand_in_two_tables_and_are_not_compared(tmp_path
     assert "rastp, seed 0" in text
     assert "no full on backbone t5 was tested so, compared with nothing" in text
     assert "Runs of different tables differ in how they were tested" in text
+
+
+def test_the_heading_says_how_each_model_found_its_items(tmp_path: Path) -> None:
+    hits = np.array([1, 2, 0, 3] * 30)
+    made = {"a": "t5", "b": "gr", "c": "sasrec"}
+    for name, backbone in made.items():
+        write_run(tmp_path / name, ranks_of(hits, strategy=name, backbone=backbone))
+
+    def heading(*names: str) -> str:
+        return comparison_text(compare([str(tmp_path / name) for name in names], samples=100)).splitlines()[0]
+
+    assert "ties source, every item scored, seen items included" in heading("b", "c")
+    assert "ties source, beam 20, constrained or every item scored, seen items included" in heading("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("ranking", "backbone", "decoding", "words"),
+    [
+        ("generator", "t5", "unconstrained", "beam 20, unconstrained"),
+        ("generator", "t5", "exact", "every item scored"),
+        ("generator", "gr", "constrained", "every item scored"),
+        ("fused", "t5", "constrained", "beam 20, constrained, and the lists of the other views"),
+        ("counting", "t5", "constrained", "pairs of items counted"),
+        ("dense", "gr", "constrained", "the dense retriever's nearest items"),
+    ],
+)
+def test_only_a_generator_over_semantic_ids_has_a_beam(ranking: str, backbone: str, decoding: str, words: str) -> None:
+    origin = ranks_of(np.array([1]), ranking=ranking, backbone=backbone, decoding=decoding).origin
+    assert origin.searched == words

@@ -1,5 +1,6 @@
 """Recommendations for all users: what `recommend` says of each, whole or not at all, and continued after a stop."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ def test_each_user_gets_what_recommend_says(world: World, k: int, filter_seen: b
         assert mine["item"].tolist() == [row.item for row in rows]
         assert mine["rank"].tolist() == list(range(1, len(rows) + 1))
         assert mine["score"].tolist() == pytest.approx([row.score for row in rows], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("recs.csv", "recs.csv would hold Parquet"),
+        ("/proc/recs.parquet", "/proc/recs.parquet cannot be written: No such file"),
+        ("generator/config.json/recs", "config.json/recs cannot be written: "),
+        ("", "is a folder"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(
+    world: World, name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "load_generator", None)  # nothing is loaded
+    settings: dict[str, Any] = {**world.paths}
+    with pytest.raises(UserError, match=re.escape(said)):
+        recommend_all(world.paths["generator"].parent / name, **settings)
 
 
 def test_a_list_names_the_users_and_unknown_ones_are_told(

@@ -29,7 +29,10 @@ class Staged:
 
     @property
     def log(self) -> pd.DataFrame:
-        return pd.read_parquet(self.folder / "log.parquet")
+        log = pd.read_parquet(self.folder / "log.parquet")
+        if pd.api.types.is_integer_dtype(log.item):  # records of the item file, which lists all items
+            log["item"] = log.item.map(self.items.set_index("source_row").raw_id)
+        return log
 
     @property
     def items(self) -> pd.DataFrame:
