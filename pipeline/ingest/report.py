@@ -99,7 +99,8 @@ def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequen
 
 def _is_day(number: int) -> bool:
     """Tell whether a number reads as a day of 1990 to 2100 when its digits are YYYYMMDD."""
-    year, month, day = number // 10_000, number // 100 % 100, number % 100
+    year, rest = divmod(number, 10_000)
+    month, day = divmod(rest, 100)
     return 1990 <= year <= 2100 and 1 <= month <= 12 and 1 <= day <= 31
 
 
