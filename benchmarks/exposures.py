@@ -58,16 +58,17 @@ def run_row(base: Params, network: str, strategy: str, seed: int, folder: Path) 
     if not told:
         if not inputs["counting"].exists():
             count(params, splits=SPLITS, output=inputs["counting"])
-        train(
-            params,
-            interactions=INTERACTIONS,
-            embeddings=EMBEDDINGS,
-            sids=SIDS,
-            splits=SPLITS,
-            output=out / "generator",
-            reports=out / "reports",
-            scratch=folder / "scratch",
-        )
+        if not (out / "reports/timings.json").exists():
+            train(
+                params,
+                interactions=INTERACTIONS,
+                embeddings=EMBEDDINGS,
+                sids=SIDS,
+                splits=SPLITS,
+                output=out / "generator",
+                reports=out / "reports",
+                scratch=folder / "scratch",
+            )
         told = evaluate(params, **inputs, reports=out / "reports", items=INTERACTIONS / "items.parquet")
     ends = ("auc{}", "gauc{}", "auc{}_low", "auc{}_high", "gauc{}_low", "gauc{}_high")
     wanted = [*FIGURES, *(end.format(f"_{label}") for label in LABELS for end in ends)]

@@ -131,6 +131,37 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
+        "## Predicted actions",
+        "Test exposures of the demo, means over five labels and the label of clicks, with 95% intervals over resampled "
+        "users ([actions.md](actions.md#ranking-exposures)). Preset ranking with `train.max_windows=20000` and the "
+        "network, strategy and seed of the row; *means*: the regression on item and user means.",
+        "exposures",
+        {
+            **{key: f"{{{key}}}" for key in ("data", "model", "strategy", "seed")},
+            "AUC": "{auc:.4f} ({auc_low:.4f} to {auc_high:.4f})",
+            "GAUC": "{gauc:.4f}",
+            "means, AUC": "{means_auc:.4f}",
+            "clicks, AUC": "{auc_click_1:.4f} ({auc_click_1_low:.4f} to {auc_click_1_high:.4f})",
+            "clicks, GAUC": "{gauc_click_1:.4f} ({gauc_click_1_low:.4f} to {gauc_click_1_high:.4f})",
+            "means, clicks, AUC": "{means_auc_click_1:.4f}",
+            "log loss": "{log_loss:.4f}",
+            "best step": "{best_step:,}",
+        },
+    ),
+    (
+        "### Differences of predicted actions",
+        "Paired user by user, with 95% intervals over resampled users, and over seeds where a side has several.",
+        "exposures paired",
+        {
+            "data": "{data}",
+            "difference": "{difference_of}",
+            "seeds": "{seeds}",
+            "figure": "{metric}",
+            "value": "{difference:+.4f} ({low:+.4f} to {high:+.4f})",
+            "verdict": "{verdict}",
+        },
+    ),
+    (
         "## Training speed",
         "The windows are those of GRID's sampler (snap-research/GRID; mean history 8.5 items); the network has the "
         "shape of TIGER (Rajput et al. 2023) with separators. GRID's own code, measured elsewhere on the same kind of "

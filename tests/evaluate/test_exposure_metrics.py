@@ -162,7 +162,7 @@ def test_values_of_users_have_the_figure_as_mean_and_the_spread_of_resampled_use
     }
     rows_of = [np.flatnonzero(users == user) for user in np.unique(users)]
     drawn = []
-    for _ in range(400):
+    for _ in range(250):
         chosen = [rows_of[user] for user in rng.integers(0, 90, 90)]
         again = np.repeat(np.arange(90), [len(rows) for rows in chosen])
         rows = np.concatenate(chosen)
