@@ -118,6 +118,7 @@ def build_index(
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, groups, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = seed
     index.cp.max_points_per_centroid = POINTS
+    index.cp.min_points_per_centroid = 1  # fewer than faiss wants cost it a warning on the terminal, and nothing else
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # the sums of the k-means depend on the number of threads
     try:

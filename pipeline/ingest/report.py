@@ -61,6 +61,11 @@ def _name(step: str) -> str:
 
 def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequence[str]:
     lines = [_times_line(summary["time_format"])]
+    first, last = summary["first_timestamp"], summary["last_timestamp"]
+    if summary["time_format"] == ORDER and _is_day(first) and _is_day(last):
+        lines.append(
+            f"these times look like days without dashes, from {first} on: written as 2024-01-31 they are dates"
+        )
     if summary["rejected"]:
         lines.append(f"{summary['rejected']:,} rows could not be used: {output / 'rejects.parquet'} lists them")
     lines += summary.get("never_seen", [])
@@ -90,6 +95,13 @@ def _remarks(summary: Mapping[str, Any], source: Source, output: Path) -> Sequen
             f"no item vectors were taken, because there are several files ({names}): name one of them by embed.path"
         )
     return lines
+
+
+def _is_day(number: int) -> bool:
+    """Tell whether a number reads as a day of 1990 to 2100 when its digits are YYYYMMDD."""
+    year, rest = divmod(number, 10_000)
+    month, day = divmod(rest, 100)
+    return 1990 <= year <= 2100 and 1 <= month <= 12 and 1 <= day <= 31
 
 
 def _times_line(form: str) -> str:

@@ -7,6 +7,8 @@ from pipeline.knobs import Between, Ratio
 
 MOST_HIDDEN = 16  # layers between the embedding and the latent
 
+FEWEST_CODES = 2  # of a level
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig:
@@ -21,7 +23,7 @@ class QuantizeConfig:
     # width of the vectors from interactions (never more than the data allow)
     interaction_dimensions: Annotated[int, Between(1, 16_384)]
     levels: Annotated[int, Between(1, 32)]  # codes per item, the deduplication digit not counted
-    codes: Annotated[int, Between(2, 65_536)]  # codebook size of each level
+    codes: Annotated[int, Between(FEWEST_CODES, 65_536)]  # codebook size of each level
     normalize_input: bool  # L2-normalise the embeddings first
     normalize_residuals: bool  # rkmeans, vqvae: L2-normalise what each level leaves, as GRID: fewer collisions
     collisions: Literal["digit", "sinkhorn", "none"]  # what tells items of equal codes apart

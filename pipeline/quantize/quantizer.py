@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.quantize.config import FEWEST_CODES
 from pipeline.quantize.rows import Vectors
 
 
@@ -61,10 +62,16 @@ class Quantizer(Protocol):
 
 
 def require_items(codes: int, items: int) -> None:
-    """Raise UserError if there are more codes than items."""
+    """Raise UserError if there are more codes than items, or fewer items than codes that a level may have."""
+    if items < FEWEST_CODES:
+        raise UserError(
+            "the catalogue has a single item",
+            "no model can rank it before or behind another",
+            "bring a log with more items, or lower ingest.k_core",
+        )
     if codes > items:
         raise UserError(
             f"quantize.codes is {codes}, but there are only {items} items",
             "a level cannot have more codes than there are items",
-            f"set quantize.codes to about the square root of items: {round(items**0.5)}",
+            f"set quantize.codes to about the square root of items: {max(round(items**0.5), FEWEST_CODES)}",
         )

@@ -5,6 +5,7 @@ watches, depends on little.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from pipeline.figures import drawing, svg
 
 Box = tuple[float, float, float, float]
 LETTER = 0.56  # mean width of a letter over the size of the font
+NEARER = 4  # 1/72 inch that a name is nearer to its point than to any other
 PARTS = 12  # of a line between two points, that names avoid
 STYLE = {
     "font.size": 10,
@@ -78,9 +80,10 @@ def frontier_svg(
 
 
 def _name(axes: Any, points: Sequence[Point], ahead: Sequence[Point], lines: Mapping[str, float]) -> None:
-    """Write each point's name beside it, on the side where it meets the fewest points, lines and other names.
+    """Write each point's name beside it, where it hides least, and join both by a thin line.
 
-    Boxes are (left, bottom, right, top) in 1/72 inch, by the mean width of a letter.
+    Boxes are (left, bottom, right, top) in 1/72 inch, by the mean width of a letter. A name had better cross a line
+    than be nearer to another point, and do that rather than lie on a point or on a name.
 
     Args:
         ahead: the points that a line joins, in its order.
@@ -94,33 +97,49 @@ def _name(axes: Any, points: Sequence[Point], ahead: Sequence[Point], lines: Map
         return float(x), float(y)
 
     (left, bottom), (right, top) = (axes.transAxes.transform(end) * to_points for end in ((0, 0), (1, 1)))
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in (place(p.seconds, p.recall) for p in points)]
+    dots = [place(point.seconds, point.recall) for point in points]
+    hidden = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    crossed: list[Box] = []
     for one, other in itertools.pairwise(ahead):
         for part in range(PARTS):
             share = (part + 0.5) / PARTS
             x, y = place(
                 one.seconds + share * (other.seconds - one.seconds), one.recall + share * (other.recall - one.recall)
             )
-            taken.append((x - 1, y - 1, x + 1, y + 1))
+            crossed.append((x - 1, y - 1, x + 1, y + 1))
     for name, recall in lines.items():
         y = place(0, recall)[1]
-        taken += [(left, y, left + 8 * LETTER * len(name), y + 9), (left, y - 1, right, y + 1)]
-    for point in points:
+        hidden.append((left, y, left + 8 * LETTER * len(name), y + 9))
+        crossed.append((left, y - 1, right, y + 1))
+    for point, (x, y) in zip(points, dots, strict=True):
         width = 9 * LETTER * len(point.name)
-        x, y = place(point.seconds, point.recall)
         # The frontier rises to the right, so that its line is below no name on the lower right.
         sides = [(dx, dy) for dy in (-12, 4, -22, 14, -32, 24) for dx in (5, -5 - width, -width / 2)]
         boxes = [(x + dx, y + dy, x + dx + width, y + dy + 9) for dx, dy in sides]
         met = [
-            sum(_meet(box, other) for other in taken)
-            + 5 * (box[0] < left or box[2] > right or box[1] < bottom or box[3] > top)
+            6 * sum(_meet(box, other) for other in hidden)
+            + 3 * any(_apart(box, dot) < _apart(box, (x, y)) + NEARER for dot in dots if dot != (x, y))
+            + any(_meet(box, other) for other in crossed)
+            + 20 * (box[0] < left or box[2] > right or box[1] < bottom or box[3] > top)
             for box in boxes
         ]
         best = met.index(min(met))
-        taken.append(boxes[best])
-        axes.annotate(point.name, (point.seconds, point.recall), xytext=sides[best], textcoords="offset points", size=9)
+        hidden.append(boxes[best])
+        axes.annotate(
+            point.name,
+            (point.seconds, point.recall),
+            xytext=sides[best],
+            textcoords="offset points",
+            size=9,
+            arrowprops={"arrowstyle": "-", "color": "#b3bec9", "linewidth": 0.7, "shrinkA": 0, "shrinkB": 3},
+        )
 
 
 def _meet(one: Box, other: Box) -> bool:
     """Return whether two boxes have a common point."""
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _apart(box: Box, dot: tuple[float, float]) -> float:
+    """Return the distance of a point from a box."""
+    return math.hypot(max(box[0] - dot[0], dot[0] - box[2], 0), max(box[1] - dot[1], dot[1] - box[3], 0))

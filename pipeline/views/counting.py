@@ -39,6 +39,7 @@ TENSORS = "neighbours.safetensors"
 FACTS = "counting.json"
 BATCH = 128  # users scored at once: their entries stay in the processor's cache
 BACKWARD = (0.0, 0.25, 0.5, 1.0)  # weights that are tried for pairs in the other order
+WHOLE_PAIRS = 2**22  # a longer list of pairs is read row by row
 VALID_USERS = 50_000  # on whom weights and rules are chosen; of more users, evenly spaced ones
 DIGITS = 12  # scores are rounded to them: sums that are equal on paper must tie, whatever the order of adding
 RULES = {True: "seen_dropped", False: "seen_included"}
@@ -76,7 +77,8 @@ class Counting:
     def read(cls, folder: Path = COUNTING) -> "Counting":
         """Read the folder, the pairs mapped into memory. Raises UserError where a file is missing or damaged."""
         facts = read_json(folder / FACTS, splits=str, drop_seen=dict, backward=dict, pairs_left_out=int)
-        tensors = read_tensors(folder / TENSORS, mapped=True)
+        mapped = read_tensors(folder / TENSORS, mapped=True)
+        tensors = {name: np.asarray(array) for name, array in mapped.items()}  # slices of a memmap are slow
         try:
             starts, items_E, after_E, before_E = (tensors[name] for name in ("starts", "items", "after", "before"))
             counts_I = tensors["counts"]
@@ -126,6 +128,25 @@ class Counting:
         """
         scale_J: np.ndarray = 1 / np.sqrt(np.maximum(self.counts_I[items_J], 1))
         return scale_J
+
+    def scores(self, history_BI: sparse.csr_array) -> sparse.csr_array:
+        """Return the product of histories and `together`, complex128 [B, I], the columns of a row in no order.
+
+        The products of a user are added up in the order of `history_BI`. A long list of pairs is never made a matrix as
+        a whole: only the rows of the histories' items are.
+        """
+        if len(self.pairs.items_E) <= WHOLE_PAIRS:
+            row_S, together_JI = self.item_I[history_BI.indices], self._together_II
+        else:
+            columns_J, row_S = np.unique(history_BI.indices, return_inverse=True)
+            together_JI = self.together(self.item_I[columns_J])
+        shape = (history_BI.shape[0], together_JI.shape[0])
+        history_BJ = sparse.csr_array((history_BI.data, row_S, history_BI.indptr), shape=shape)
+        return sparse.csr_array(history_BJ @ together_JI)
+
+    @cached_property
+    def _together_II(self) -> sparse.csr_array:
+        return self.together(np.arange(len(self.counts_I)))
 
     def together(self, items_J: np.ndarray) -> sparse.csr_array:
         """Say how much each of these items speaks for that of a column, complex128 [J, I]; columns as in `column_I`.
@@ -270,12 +291,7 @@ class _Batch:
         index, offsets = splits.history_index(positions_B)
         items_M, column_I = np.asarray(splits.items_N), counted.column_I
         history_BI = recency_weights(column_I[items_M[index]], offsets, len(column_I))
-        # Only the rows of the histories' items are made; the products are added up in the order of the columns.
-        columns_J, at_S = np.unique(history_BI.indices, return_inverse=True)
-        history_BJ = sparse.csr_array(
-            (history_BI.data, at_S, history_BI.indptr), shape=(len(positions_B), len(columns_J))
-        )
-        scores_BI = sparse.csr_array(history_BJ @ counted.together(counted.item_I[columns_J]))
+        scores_BI = counted.scores(history_BI)
         self.users = len(positions_B)
         self.targets_B = column_I[items_M[positions_B]]
         self.starts, columns_E = scores_BI.indptr, scores_BI.indices

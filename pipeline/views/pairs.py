@@ -120,7 +120,9 @@ class _Growing:
     def mapped(self) -> np.ndarray:
         self.file.flush()
         length = self.file.tell() // self.dtype.itemsize
-        return np.memmap(self.file, self.dtype, "r", shape=(length,)) if length else np.zeros(0, self.dtype)
+        if not length:
+            return np.zeros(0, self.dtype)
+        return np.asarray(np.memmap(self.file, self.dtype, "r", shape=(length,)))  # slices of a memmap are slow
 
 
 def _blocks(counts_I: np.ndarray, window: int) -> list[slice]:

@@ -120,3 +120,10 @@ def test_without_faiss_auto_scores_every_item_and_says_so(tmp_path: Path, monkey
     read, unused = read_index(tmp_path, 10, 4)
     assert read is None
     assert "every item is scored" in unused
+
+
+def test_a_small_catalogue_makes_an_index_without_a_word_of_faiss(capfd: pytest.CaptureFixture[str]) -> None:
+    vectors = np.random.default_rng(0).standard_normal((23, 4), np.float32)
+    _, figures = build_index("ivf", vectors, vectors[:5], seed=1)
+    assert figures["recall_at_10"] == 1.0
+    assert capfd.readouterr() == ("", "")

@@ -182,6 +182,18 @@ def test_a_unit_that_cannot_be_is_named_with_the_one_that_can(ingest: Ingest, tm
     assert ingest(path, k_core=0, time_unit="ms").rows == ingest(path, k_core=0).rows
 
 
+@pytest.mark.parametrize(
+    ("times", "told"), [((20231121, 20240229), True), ((20231121, 20241321), False), ((0, 9), False)]
+)
+def test_days_without_dashes_are_an_order_that_says_so(
+    ingest: Ingest, tmp_path: Path, capsys: pytest.CaptureFixture[str], times: tuple[int, int], told: bool
+) -> None:
+    result = ingest(write(tmp_path / "log.csv", csv_text([("u", f"i{time}", time) for time in times])), k_core=0)
+    assert result.summary["time_format"] == "order"
+    said = f"these times look like days without dashes, from {times[0]} on: written as 2024-01-31 they are dates"
+    assert (said in capsys.readouterr().out) == told
+
+
 def test_an_order_has_no_dates_to_split_by(ingest: Ingest, tmp_path: Path) -> None:
     text = csv_text([("u", f"i{n}", n) for n in range(6)])
     splits = split_of(ingest, tmp_path, text)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from settings import read_params
 from slow_residual import clouds, follow, rkmeans
 
 from pipeline.doctor import check_faiss
 from pipeline.errors import UserError
+from pipeline.quantize.quantizer import require_items
 from pipeline.quantize.rkmeans import kmeans
 from pipeline.quantize.rows import unit_rows
 
@@ -75,6 +77,20 @@ def test_more_codes_than_items_is_an_error_with_advice() -> None:
     with pytest.raises(UserError, match=r"quantize\.codes is 16, but there are only 9 items") as caught:
         rkmeans().fit(clouds(0, items=9))
     assert caught.value.fix.endswith("square root of items: 3")
+
+
+@pytest.mark.parametrize("items", [2, 3, 5, 11])
+def test_the_number_of_codes_that_is_advised_is_one_that_params_yaml_takes(items: int) -> None:
+    with pytest.raises(UserError) as caught:
+        require_items(64, items)
+    codes = int(caught.value.fix.rpartition(" ")[2])
+    read_params({"quantize": {"codes": codes}})
+    require_items(codes, items)
+
+
+def test_a_single_item_is_no_catalogue() -> None:
+    with pytest.raises(UserError, match="the catalogue has a single item"):
+        require_items(2, 1)
 
 
 def test_restarts_never_make_the_first_level_worse() -> None:

@@ -106,8 +106,10 @@ def test_ranks_of_several_batches_equal_those_of_one(monkeypatch: pytest.MonkeyP
     counted = count_and_choose(splits, window=2, neighbours=4)
     whole = ranks_by_counting(counted, splits, "test", (None, *BACKWARD))
     monkeypatch.setattr(counting, "BATCH", 7)
-    for key, ranks in ranks_by_counting(counted, splits, "test", (None, *BACKWARD)).items():
-        np.testing.assert_array_equal(ranks, whole[key])
+    for pairs in (counting.WHOLE_PAIRS, 0):
+        monkeypatch.setattr(counting, "WHOLE_PAIRS", pairs)
+        for key, ranks in ranks_by_counting(counted, splits, "test", (None, *BACKWARD)).items():
+            np.testing.assert_array_equal(ranks, whole[key])
 
 
 @given(SEQUENCES, st.integers(1, 4))
