@@ -16,8 +16,8 @@ from pipeline.generator import load_generator
 from pipeline.packing.histories import Histories
 
 TRAIN = {"max_windows": 9000, "batch_tokens": 300, "learning_rate": 0.02, "validate_every": 100}
-INGEST = {"actions": {"like": [1], "rating": [3, 5]}}
-SUMMARY = {"actions": {"names": ["like", "rating"], "edges": [[1.0], [3.0, 5.0]]}}
+INGEST = {"actions": {"like": [1], "watch_seconds": [3, 5]}}
+SUMMARY = {"actions": {"names": ["like", "watch_seconds"], "edges": [[1.0], [3.0, 5.0]]}}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_log_without_actions_is_refused(world: TinyWorld) -> None:
 def test_splits_hold_actions_and_forget_those_of_an_earlier_split(acted: TinyWorld) -> None:
     actions = acted.splits.actions
     assert actions is not None
-    assert (actions.names, actions.sizes) == (("like", "rating"), (2, 3))
+    assert (actions.names, actions.sizes) == (("like", "watch_seconds"), (2, 3))
     found = acted.splits.actions_of(np.array([4, 0]))
     assert found is not None
     assert found.tolist() == np.asarray(acted.splits.actions_NA)[[4, 0]].tolist()
