@@ -16,8 +16,9 @@ export DVC_NO_ANALYTICS := true
 export MLFLOW_DISABLE_TELEMETRY := true
 # mkdocs-material announces its successor at each build.
 export NO_MKDOCS_2_WARNING := 1
-# One process per core; a file's tests stay together, because they share what was costly to make.
-PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile
+# One process per core; a file's tests stay together, because they share what was costly to make. Files run in the order
+# of tests/conftest.py, long ones first, and not in that of their numbers of tests.
+PYTEST := pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup setup-docs repro test test-long coverage check format docs results torture
 setup: $(VENV)/.ready

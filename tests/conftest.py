@@ -12,9 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["DVC_NO_ANALYTICS"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 
+FIRST = ("test_torture_trials", "test_readme", "test_pipeline")  # files that take minutes
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the runs of the whole pipeline first: they take longest, and would keep a process busy after all others."""
-    items.sort(key=lambda item: item.path.parent.name != "pipeline")
+    """Puts what takes longest first: it would keep a process busy after all others (with `--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: (item.path.stem not in FIRST, item.path.parent.name != "pipeline"))
 
 
 @pytest.fixture(scope="session")

@@ -252,7 +252,7 @@ def test_another_clone_makes_the_same_bytes(repository: Repository, twin: Reposi
     ours, theirs = repository.outputs(), twin.outputs()
     names = ("timings.json", "metrics.json", "details.json", "frontier.csv", "index.html")
     measured = {f"reports/{name}" for name in names}
-    assert {path for path in ours if ours[path] != theirs.get(path)} == measured
+    assert {path for path in ours if ours[path] != theirs.get(path)} <= measured  # seconds may be equal by chance
     assert ours.keys() == theirs.keys()
     first, second = (
         json.loads((uri.path / "reports/metrics.json").read_text())
