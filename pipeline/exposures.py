@@ -76,7 +76,16 @@ class Exposures:
     def with_history(self, name: str) -> np.ndarray:
         """Return the flat indices of those of a part that have an earlier exposure of their user."""
         found = self.part(name)
-        return found[found > np.asarray(self.offsets)[np.searchsorted(self.offsets, found, side="right") - 1]]
+        return found[self.earlier(found) > 0]
+
+    def earlier(self, rows_X: np.ndarray) -> np.ndarray:
+        """Return how many earlier exposures of its user each of these flat indices has."""
+        earlier_X: np.ndarray = rows_X - np.asarray(self.offsets)[self.users_of(rows_X)]
+        return earlier_X
+
+    def users_of(self, rows_X: np.ndarray) -> np.ndarray:
+        """Return the user of each of these flat indices."""
+        return np.searchsorted(self.offsets, rows_X, side="right") - 1
 
     def users_X(self) -> np.ndarray:
         """Return the user of each exposure, int64 [X]."""

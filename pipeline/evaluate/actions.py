@@ -54,7 +54,7 @@ def predict_exposures(
             "name columns of the log in ingest.actions, choose an earlier split.test_from, and run `dvc repro`",
         )
     # 1. The test users, or a sample of them.
-    users_X = exposures.users_X()[test_X]
+    users_X = exposures.users_of(test_X)
     users_U = np.unique(users_X)
     drawn_U = users_U[sample_rows(users_U, config.users, PURPOSE)]
     test_X = test_X[np.isin(users_X, drawn_U)]
@@ -63,14 +63,15 @@ def predict_exposures(
     # training exposures.
     began = time.perf_counter()
     sequences = exposures.sequences(splits)
-    first_X = test_X == np.asarray(exposures.offsets)[np.searchsorted(exposures.offsets, test_X, side="right") - 1]
+    first_X = exposures.earlier(test_X) == 0
     rows_X = np.flatnonzero(~first_X)
     share_X = rows_X[world.share(np.diff(sequences.history_index(test_X[rows_X])[1]))] if len(rows_X) else rows_X
     predicted = predicted_actions(loaded.model, sequences, test_X[share_X], config.batch_users)
     trained_XA = np.asarray(exposures.actions_XA)[exposures.part("train")]
     labels = exposures.actions.labels
+    keys = label_keys(labels)
     chances = {}
-    for key, label in zip(label_keys(labels), labels, strict=True):
+    for key, label in zip(keys, labels, strict=True):
         told_X = label_chances(predicted[label.column], label.least)
         chances_X = world.gather(told_X, share_X, len(test_X), loaded.model.catalogue.codes_IL.device)
         chances_X[first_X] = (trained_XA[:, label.column] >= label.least).mean()
@@ -86,7 +87,7 @@ def predict_exposures(
         "evaluate_seconds": seconds,
         "exposures_per_second": len(frame) / seconds,
     }
-    return frame, {key: label.name for key, label in zip(label_keys(labels), labels, strict=True)}, facts
+    return frame, {key: label.name for key, label in zip(keys, labels, strict=True)}, facts
 
 
 def action_figures(predictions: Predictions, *, samples: int, seed: int) -> dict[str, float]:

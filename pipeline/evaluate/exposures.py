@@ -30,12 +30,11 @@ def means_on_test(exposures: Exposures, test_X: np.ndarray) -> pd.DataFrame:
     """
     train_X = exposures.part("train")
     users_X, items_X = exposures.users_X(), np.asarray(exposures.items_X, np.int64)
-    earlier_X = np.arange(len(users_X)) - np.asarray(exposures.offsets)[users_X]
     users, items = len(exposures.offsets) - 1, int(items_X.max()) + 1
     columns: dict[str, np.ndarray] = {
         "user_id": users_X[test_X].astype(np.int32),
         "item_id": items_X[test_X].astype(np.int32),
-        "earlier": earlier_X[test_X].astype(np.int32),
+        "earlier": exposures.earlier(test_X).astype(np.int32),
         "item_exposures": np.bincount(items_X[train_X], minlength=items)[items_X[test_X]].astype(np.int32),
     }
     labels = exposures.actions.labels

@@ -54,7 +54,7 @@ class ActionValidation:
         self.collate = collate
         self.device = catalogue.codes_IL.device
         targets_X = exposures.with_history("valid")
-        user_X = np.searchsorted(exposures.offsets, targets_X, side="right") - 1
+        user_X = exposures.users_of(targets_X)
         users_U = np.unique(user_X)
         self.users_in_all = len(users_U)
         self.users_U = users_U[sample_rows(users_U, users, PURPOSE)]
