@@ -164,6 +164,21 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         },
     ),
     (
+        "### Training speed of GR",
+        "Histories of up to 200 items with lengths like MovieLens-1M's, sampled softmax of 128, bfloat16, AdamW. "
+        "*ours*: the backbone gr, packed; *compiled*, *eager*: the same network over padded histories, by torch alone "
+        "([actions.md](actions.md#training-speed) says how far these rows go).",
+        "gr speed",
+        {
+            "network": "{shape}",
+            "windows of a step": "{size:,}",
+            "row": "{arm}",
+            "items/s": "{items_per_second:,.0f} ({low:,.0f} to {high:,.0f})",
+            "GiB": "{peak_memory_gib:.2f}",
+            "loss": "{first_loss:.2f} -> {last_loss:.2f}",
+        },
+    ),
+    (
         "## Training speed",
         "The windows are those of GRID's sampler (snap-research/GRID; mean history 8.5 items); the network has the "
         "shape of TIGER (Rajput et al. 2023) with separators. GRID's own code, measured elsewhere on the same kind of "
