@@ -181,9 +181,8 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         "### Beside stock parts",
         "The same windows, alternately in one process, without a profiler: medians, with the lowest and the highest of "
         "the repeats. All rows have TIGER's shape, bfloat16, dropout, Adam and `torch.compile`; `benchmarks/stock.py` "
-        "says how they were built. The run stopped before its end, so memory and last losses are missing, and so are "
-        "all rows at 4,096. A row whose two repeats differ has no median: its first repeat probably holds work that "
-        "happens once, and its second may, too.",
+        "says how they were built. An arm's lowest rate is its first repeat where it compiles again for new shapes, as "
+        "FlexAttention does.",
         "stock speed",
         {
             "a step": "{size:,}",

@@ -338,7 +338,7 @@ def main() -> None:
         origin = {
             "commit": args.commit,
             "hardware": f"{hardware}, torch {torch.__version__.split('+')[0]}",
-            "command": f"python benchmarks/stock.py --sizes {size}",
+            "command": f"python benchmarks/stock.py --sizes {size} --repeats {args.repeats} --steps {count}",
         }
         with args.raw.open("a") as stream:
             stream.writelines(json.dumps({**row, **origin}) + "\n" for row in rows)
