@@ -43,11 +43,22 @@ class _Layer(nn.Module):
     def forward(self, h_WPd: Tensor, times_WPP: Tensor) -> Tensor:
         u, v, q, k = F.silu(self.uvqk(self.norm(h_WPd))).unflatten(2, (4, self.heads, -1)).unbind(2)
         scores = torch.einsum("wihd,wjhd->whij", q, k)
-        bias = self.position_bias[self.buckets_PP].permute(2, 0, 1) + self.time_bias[times_WPP].permute(0, 3, 1, 2)
+        bias = self.position_bias[self.buckets_PP].permute(2, 0, 1) + self._time_bias(times_WPP)
         weights = (F.silu(scores + bias) * self.seen_PP).to(v.dtype)
         mixed = torch.einsum("whij,wjhd->wihd", weights, v).flatten(2)
         out: Tensor = h_WPd + self.o(F.dropout(self.mixed_norm(mixed) * u.flatten(2), self.p, self.training))
         return out
+
+    def _time_bias(self, times_WPP: Tensor) -> Tensor:
+        """Return the bias of times, [W, H, P, P].
+
+        Gathered from a view of the table for each row of `times_WPP`, whose gradients are summed afterwards. The
+        backward pass of an index into the one table adds all W P P gradients to B numbers, which wait for each other.
+        """
+        windows, positions, _ = times_WPP.shape
+        rows_HRP = times_WPP.flatten(0, 1).expand(self.heads, -1, -1)
+        table_HRB = self.time_bias.T[:, None].expand(-1, windows * positions, -1)
+        return torch.unflatten(table_HRB.gather(2, rows_HRP), 1, (windows, positions)).transpose(0, 1)
 
 
 class PaddedHstu(nn.Module):

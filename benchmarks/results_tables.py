@@ -110,7 +110,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "## GR and SASRec, one recipe",
-        "Test users, one seed; [actions.md](actions.md#measured) says what the rows show. A script trained and ranked "
+        "Test users; [actions.md](actions.md#measured) says what the rows show. A script trained and ranked "
         "with the params of these commands, on prepared splits. *seen*: the rule for items of the history.",
         "items",
         {
@@ -122,9 +122,10 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     ),
     (
         "### Their differences",
-        "Paired user by user, seen items dropped, with 95% intervals over resampled users.",
+        "Paired user by user, seen items dropped, with 95% intervals over resampled users, and over seeds where a "
+        "difference has several.",
         "items paired",
-        {"data": "{data}", "difference": "{difference}"}
+        {"data": "{data}", "difference": "{difference}", "seeds": "{seed}"}
         | {
             name.replace("_at_", "@"): f"{{{name}[difference]:+.4f}} ({{{name}[low]:+.4f}} to {{{name}[high]:+.4f}})"
             for name in ("recall_at_10", "recall_at_50", "recall_at_200", "ndcg_at_10", "ndcg_at_200")
@@ -133,8 +134,9 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
     (
         "## Predicted actions",
         "Test exposures of the demo, means over five labels and the label of clicks, with 95% intervals over resampled "
-        "users ([actions.md](actions.md#ranking-exposures)). Preset ranking with `train.max_windows=20000` and the "
-        "network, strategy and seed of the row; *means*: the regression on item and user means.",
+        "users ([actions.md](actions.md#ranking-exposures)). Preset ranking and the network, strategy and seed of the "
+        "row, with `train.max_windows=20000` where the row says no other number; *codes alone*: without "
+        "`backbone.item_rows`; *means*: the regression on item and user means.",
         "exposures",
         {
             **{key: f"{{{key}}}" for key in ("data", "model", "strategy", "seed")},
@@ -159,6 +161,21 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
             "figure": "{metric}",
             "value": "{difference:+.4f} ({low:+.4f} to {high:+.4f})",
             "verdict": "{verdict}",
+        },
+    ),
+    (
+        "### Training speed of GR",
+        "Histories of up to 200 items with lengths like MovieLens-1M's, sampled softmax of 128, bfloat16, AdamW. "
+        "*ours*: the backbone gr, packed; *compiled*, *eager*: the same network over padded histories, by torch alone "
+        "([actions.md](actions.md#training-speed) says how far these rows go).",
+        "gr speed",
+        {
+            "network": "{shape}",
+            "windows of a step": "{size:,}",
+            "row": "{arm}",
+            "items/s": "{items_per_second:,.0f} ({low:,.0f} to {high:,.0f})",
+            "GiB": "{peak_memory_gib:.2f}",
+            "loss": "{first_loss:.2f} -> {last_loss:.2f}",
         },
     ),
     (

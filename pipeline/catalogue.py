@@ -37,7 +37,7 @@ class Catalogue(nn.Module):
         widths: how many values each level may take.
         digit: the last level is a deduplication digit, so that no two items share a Semantic ID.
         content_IC: float32, a content vector of each item, for a network that reads them. It is saved with the weights.
-        trained_I: bool, the items that training sees, for such a network; likewise.
+        trained_I: bool, the items that training sees, for a network with a learned row of each; likewise.
         action_sizes: how many values each column of the interactions' actions may take; empty: the network reads none.
 
     Raises:

@@ -112,10 +112,15 @@ def check_sizes(config: Mapping[str, Any], sections: Mapping[str, Any], weights:
     layers = encoder if t5 and "intrr" in sections else encoder + decoder  # intrr reads with T5's encoder alone
     d_model, inner = backbone["d_model"], backbone["heads"] * backbone["d_head"]
     d_ff = 0 if hstu else backbone["d_ff"]
+    trained_I = weights.get("catalogue.trained_I")  # of a model with a learned row of each item
+    item_rows = 0
+    if backbone.get("item_rows") and backbone.get("actions"):
+        item_rows = (size if trained_I is None else trained_I.size) * d_model
     numbers = {
         "the layers": layers * max(d_model * inner, d_model * d_ff, (backbone["ff_hidden_layers"] - 1) * d_ff * d_ff),
         "backbone.relative_buckets": backbone["relative_buckets"] * backbone["heads"],
         "backbone.recency_items": backbone.get("recency_items", 0) * d_model if t5 else 0,
+        "backbone.item_rows": item_rows,
         "action_sizes": sum(config.get("action_sizes", [])) * d_model,
         "widths": sum(config["widths"]) if "intrr" not in sections else max(config["widths"]),
     }

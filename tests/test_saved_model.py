@@ -98,6 +98,14 @@ def test_what_is_wrong_in_config_json_is_said(
     assert words in reason(folder)
 
 
+def test_rows_of_items_that_the_tensors_do_not_have_are_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("hstu")
+    for key, value in (("actions", True), ("item_rows", True), ("separators", False)):
+        change(folder, ("backbone", key), value)
+    change(folder, ("action_sizes",), [2])
+    assert "backbone.item_rows would need a larger network than model.safetensors holds" in reason(folder)
+
+
 @pytest.mark.parametrize("text", ["[]", "5", "null", "[" * 100_000, '{"a": ' * 100_000, "", "\xff", "9" * 10_000])
 def test_json_of_another_shape_is_refused(text: str, copy: Callable[[str], Path]) -> None:
     folder = copy("hstu")

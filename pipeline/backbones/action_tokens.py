@@ -5,26 +5,37 @@ number per column of the log (pipeline/artifacts.py), such as a rating's bucket,
 token, which follows the tokens of its item: its vector is the sum of one learned row per column, and in a network over
 items the item's vector as well. The state of the item's last token predicts the action, with one softmax per column.
 
-Shape legend: N items of all histories, d width of the model; local: A columns, R states that are read.
+With `backbone.item_rows` a network over Semantic IDs has a learned row of each item too, which is added to that state:
+the head of a column then sees the item itself, and not only what attention gathers from its codes. The row of an item
+that training never saw counts as zeros.
+
+Shape legend: I items of the catalogue, N items of all histories, d width of the model; local: A columns, R states that
+are read.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 STD = 0.02  # of the rows and the heads at the start
 
 
 class ActionTokens(nn.Module):
-    """The rows and heads of all columns; column a takes the values 0 to sizes[a] - 1."""
+    """The rows and heads of all columns; column a takes the values 0 to sizes[a] - 1.
+
+    Args:
+        items: how many items have a row for the heads; 0: the heads see states alone.
+    """
 
     first_A: Tensor
 
-    def __init__(self, sizes: tuple[int, ...], width: int):
+    def __init__(self, sizes: tuple[int, ...], width: int, items: int = 0):
         super().__init__()
         self.sizes = list(sizes)
         self.register_buffer("first_A", torch.tensor([sum(sizes[:a]) for a in range(len(sizes))]), persistent=False)
         self.rows = nn.Embedding(sum(sizes), width)
         self.head = nn.Linear(width, sum(sizes))
+        self.items = nn.Parameter(torch.randn(items, width) * STD) if items else None
 
     def initialise(self) -> None:
         """Draw rows and heads anew, with small numbers."""
@@ -39,8 +50,18 @@ class ActionTokens(nn.Module):
         vectors_Nd: Tensor = self.rows(actions_NA + self.first_A).sum(1)
         return vectors_Nd
 
-    def logits(self, states_Rd: Tensor) -> list[Tensor]:
-        """Return the logits of each column, A tensors [R, sizes[a]], float32 or better also under autocast."""
+    def logits(self, states_Rd: Tensor, items_R: Tensor | None = None, trained_I: Tensor | None = None) -> list[Tensor]:
+        """Return the logits of each column, A tensors [R, sizes[a]], float32 or better also under autocast.
+
+        Args:
+            items_R: int64, the item whose action each state predicts; read where items have rows.
+            trained_I: bool, the items whose rows count; None: all.
+        """
         with torch.autocast(states_Rd.device.type, enabled=False):
-            logits = self.head(states_Rd.to(self.head.weight.dtype))
+            states_Rd = states_Rd.to(self.head.weight.dtype)
+            if self.items is not None:
+                assert items_R is not None, "a network with rows of items says which item each state is about"
+                rows_Rd = F.embedding(items_R, self.items)
+                states_Rd = states_Rd + (rows_Rd if trained_I is None else rows_Rd * trained_I[items_R][:, None])
+            logits = self.head(states_Rd)
         return list(torch.split(logits, self.sizes, 1))

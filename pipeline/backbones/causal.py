@@ -119,7 +119,8 @@ class CausalBackbone(SidBackbone, Generic[Block]):
             if not catalogue.action_sizes:
                 raise ValueError("backbone.actions is true, and the catalogue says nothing of actions")
             self.action_sizes = catalogue.action_sizes
-            self.action_tokens = ActionTokens(catalogue.action_sizes, config.d_model)
+            rows = catalogue.items if config.has_item_rows and not vectors_only else 0
+            self.action_tokens = ActionTokens(catalogue.action_sizes, config.d_model, rows)
         if not vectors_only:
             self._add_tokens(int(config.separators))
             self._add_heads()
@@ -169,7 +170,9 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         if self.action_tokens is not None:
             fed_WLd = self.embed(self.tokens_IS[targets_W])
             states_RLd = self.read_interactions(self.embed(self.tokens_IS[histories.items_N]), histories, fed_WLd)
-            actions = self.action_tokens.logits(states_RLd[:, -1])
+            actions = self.action_tokens.logits(
+                states_RLd[:, -1], _target_items(histories, targets_W), self.catalogue.trained_I
+            )
             if actions_only:
                 return actions
             return self._logits_of_levels(states_RLd) + actions
@@ -369,3 +372,13 @@ class CausalBackbone(SidBackbone, Generic[Block]):
 def _read_rows(histories: Histories, sequences: Sequences) -> Tensor:
     """Return int64 [R]: the row of the last token of each history, or with `all_targets` of every item."""
     return sequences.item_rows_N(len(histories.items_N)) if histories.all_targets else sequences.last_rows_W()
+
+
+def _target_items(histories: Histories, targets_W: Tensor) -> Tensor:
+    """Return int64 [R]: the target of each history, or with `all_targets` of every item; an item of no window has any.
+
+    Two windows of items 5 6 | 7 with targets 8 and 9 -> 8 9; with `all_targets` 6 8 | 9
+    """
+    if not histories.all_targets:
+        return targets_W
+    return histories.items_N.roll(-1).index_copy(0, histories.lengths_W.cumsum(0) - 1, targets_W)

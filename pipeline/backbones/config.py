@@ -42,6 +42,7 @@ class BackboneConfig:
     # sasrec, gr: an item's logit is a cosine over the temperature; 0: a dot product
     temperature: Annotated[float, Between(0, 1000)]
     actions: bool  # decoder, hstu, sasrec, gr: an action token follows each item, and is predicted too
+    item_rows: bool  # decoder, hstu with actions: the head of actions sees a learned row of the target beside the state
     # sasrec, gr: draws that stand for the catalogue in training's softmax; 0: all items of all but huge catalogues
     negatives: Annotated[int, Between(0, 10_000_000)]
 
@@ -55,6 +56,7 @@ class BackboneConfig:
         "temperature": 0.0,
         "negatives": 0,
         "actions": False,
+        "item_rows": False,
     }
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class BackboneConfig:
     def over_items(self) -> bool:
         """Return whether the network reads and predicts items themselves, not their Semantic IDs."""
         return self.name in OVER_ITEMS
+
+    @property
+    def has_item_rows(self) -> bool:
+        """Return whether a network over Semantic IDs has a learned row per item, for the head of actions."""
+        return self.actions and self.item_rows and not self.over_items
 
     @property
     def wants_times(self) -> bool:

@@ -164,6 +164,7 @@ def _network(config: DenseConfig) -> BackboneConfig:
         temperature=0.0,
         negatives=0,
         actions=False,
+        item_rows=False,
     )
 
 

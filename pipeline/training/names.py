@@ -25,9 +25,9 @@ class ItemNames:
     """`ItemNames` are the codes of all items, and what they were read from.
 
     inputs: fingerprints of the files, by name. line: what is printed of them; empty for Semantic IDs alone. trained_I:
-    bool, the items that training sees, for a network over items. content_IC: float32, the items' content vectors, of
-    length 1 or 0, for such a network, and for a strategy that reads them. action_sizes: values of each column of
-    actions, for a network that reads them.
+    bool, the items that training sees, for a network with a learned row of each. content_IC: float32, the items'
+    content vectors, of length 1 or 0, for a network over items, and for a strategy that reads them. action_sizes:
+    values of each column of actions, for a network that reads them.
     """
 
     sids: Sids
@@ -102,6 +102,8 @@ def read_names(
         names = ItemNames(sids=Sids.read(sids), inputs={"sids": fingerprint(sids / "sids.parquet")})
         if content_key:
             names = _with_content(names, embeddings, content_key)
+        if backbone.has_item_rows:
+            names = replace(names, trained_I=counts_in_training(splits) > 0)
     return replace(names, action_sizes=_action_sizes(splits)) if backbone.actions else names
 
 

@@ -66,6 +66,38 @@ def test_logits_are_those_of_a_network_over_pairs(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("all_targets", [False, True])
+def test_a_row_of_the_target_moves_the_chances_of_its_action_alone(
+    model: CausalBackbone[Any], make_batch: MakeBatch, all_targets: bool
+) -> None:
+    rng = np.random.default_rng(7)
+    trained_I = rng.random(60) < 0.7
+    codes_IL = model.catalogue.codes_IL.numpy()
+    catalogue = Catalogue(codes_IL, model.catalogue.widths, trained_I=trained_I, action_sizes=(ACTIONS,))
+    made = build_backbone(replace(model.config, item_rows=True), catalogue)
+    assert isinstance(made, CausalBackbone)
+    made = made.double().eval()
+    rows_Id = present(present(made.action_tokens).items)
+    assert 0.01 < rows_Id.std() < 0.03
+    made.load_state_dict({**made.state_dict(), **model.state_dict()})
+    histories, targets_W = make_batch(model, all_targets=all_targets)
+    without, found = model(histories, targets_W), made(histories, targets_W)
+    for level in range(model.levels):
+        assert torch.equal(found[level], without[level])
+    # One user at a time: the item that follows each of the histories, or each of their items.
+    expected, head_Vd, row = without[-1].clone(), present(model.action_tokens).head.weight, 0
+    for items, target in zip(torch.split(histories.items_N, histories.lengths.tolist()), targets_W, strict=True):
+        for item in [*items[1:].tolist(), int(target)] if all_targets else [int(target)]:
+            if trained_I[item]:
+                expected[row] += head_Vd @ rows_Id[item]
+            row += 1
+    assert row == len(expected)
+    torch.testing.assert_close(found[-1], expected)
+    (alone,) = made(histories, targets_W, actions_only=True)
+    assert torch.equal(alone, found[-1])
+
+
+@torch.no_grad()
 def test_a_search_finds_what_all_logits_say(model: CausalBackbone[Any], random_windows: RandomWindows) -> None:
     items_N, offsets, _ = random_windows(8, 60)
     rng = np.random.default_rng(1)

@@ -10,15 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_world import TinyWorld, interrupt, make_params
+from typed import present
 
 from pipeline.actions import Actions
 from pipeline.artifacts import Splits, read_json
+from pipeline.backbones.causal import CausalBackbone
 from pipeline.config import Params
 from pipeline.count.stage import run as count
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import recommend
 from pipeline.evaluate.stage import run as evaluate
 from pipeline.exposures import Exposures
+from pipeline.generator import load_generator
 from pipeline.results.compare import compare
 from pipeline.results.comparison_text import comparison_markdown, comparison_text
 from pipeline.results.predictions import MODEL, Predictions
@@ -39,11 +42,11 @@ TRAIN = {
 INGEST = {"actions": {"click": [1], "watch_seconds": [3, 10]}}
 
 
-def ranking_params(backbone: str = "gr", strategy: str = "full", **train: Any) -> Params:
+def ranking_params(backbone: str = "gr", strategy: str = "full", item_rows: bool = True, **train: Any) -> Params:
     return make_params(
         strategy=strategy,
         train={**TRAIN, **train},
-        backbone={"name": backbone, "separators": False, "actions": True},
+        backbone={"name": backbone, "separators": False, "actions": True, "item_rows": item_rows},
         ingest=INGEST,
     )
 
@@ -127,6 +130,26 @@ def test_every_rule_of_windows_trains_with_one_target_or_padded(exposed: TinyWor
     batching = "padded" if windows == "all" else "packed"
     exposed.train(ranking_params("decoder", windows=windows, targets="last", batching=batching, max_windows=300))
     assert "auc" in pd.read_csv(exposed.folder / "run/reports/history.csv")
+
+
+def test_a_network_over_semantic_ids_has_a_row_of_each_item_that_training_saw(exposed: TinyWorld) -> None:
+    path = exposed.folder / "splits"
+    exposures = present(Exposures.read(path))
+    trained_X = np.arange(len(exposures.items_X)) < exposures.train_end.repeat(np.diff(exposures.offsets))
+    unseen = 17  # which training exposures show no more
+    new_X = np.where(trained_X & (exposures.items_X == unseen), 18, exposures.items_X).astype(np.int32)
+    assert unseen in new_X
+    (path / "manifest.json").unlink()  # the files below are edited on purpose
+    replace(exposures, items_X=new_X).write(path)
+    exposed.train(ranking_params("hstu", max_windows=300))
+    model = load_generator(exposed.folder / "run/generator").model
+    assert isinstance(model, CausalBackbone)
+    assert set(np.flatnonzero(present(model.catalogue.trained_I).numpy())) == set(new_X[trained_X])
+    assert present(present(model.action_tokens).items).shape == (40, model.config.d_model)
+    exposed.train(ranking_params("hstu", max_windows=300, item_rows=False), "without")
+    without = load_generator(exposed.folder / "without/generator").model
+    assert "action_tokens.items" not in without.state_dict()
+    assert without.catalogue.trained_I is None
 
 
 def test_reports_hold_predictions_and_no_recall(exposed: TinyWorld, capsys: pytest.CaptureFixture[str]) -> None:
