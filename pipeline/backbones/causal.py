@@ -175,7 +175,7 @@ class CausalBackbone(SidBackbone, Generic[Block]):
             )
             if actions_only:
                 return actions
-            return [self._logits(states_RLd[:, level], level) for level in range(self.levels)] + actions
+            return self._logits_of_levels(states_RLd) + actions
         # The target's last code is predicted, and never fed.
         fed = self.levels - 1
         sequences = lay_out(histories, self.tokens_IS.shape[1], fed)
@@ -189,7 +189,7 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         times = self._times(histories, sequences, self.levels)
         states = self._stack(h_Td, sequences, times, rows_RL.flatten())
         states_RLd = torch.unflatten(states, 0, rows_RL.shape)
-        return [self._logits(states_RLd[:, level], level) for level in range(self.levels)]
+        return self._logits_of_levels(states_RLd)
 
     def read(self, vectors_Nd: Tensor, histories: Histories) -> Tensor:
         """Return what `SidBackbone.read` says; with `all_targets` the states [N, d] of every item."""

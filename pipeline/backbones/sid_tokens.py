@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pipeline.backbones.blocks import CrossAttention, SelfAttention, module_list
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.ops.levels import logits_of_levels
 from pipeline.ops.linear import RMSNorm
 from pipeline.ops.lookup import LookupTable
 from pipeline.packing.backbone import Backbone
@@ -104,6 +105,11 @@ class SidBackbone(Backbone):
         """
         with torch.autocast(h_Xd.device.type, enabled=False):
             return self._head(self.heads[level], h_Xd.to(self.tokens.weight.dtype), norm)
+
+    def _logits_of_levels(self, h_XLd: Tensor) -> list[Tensor]:
+        """Return the logits [X, V] of every level, each from its state; float32 even under autocast."""
+        with torch.autocast(h_XLd.device.type, enabled=False):
+            return logits_of_levels(h_XLd.to(self.tokens.weight.dtype), [head.weight for head in self.heads])
 
     def _head(self, head: nn.Linear, h_Xd: Tensor, norm: RMSNorm | None) -> Tensor:
         logits_XV: Tensor = head(h_Xd if norm is None else norm(h_Xd))

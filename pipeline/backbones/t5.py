@@ -105,12 +105,14 @@ class T5(SidBackbone):
     # -------------------------------------------------------------------------------------------------- training
 
     def compile_training(self) -> None:
-        """Compile the blocks, at the first training batch and for batches of every size.
+        """Compile the blocks and the norms behind them, at the first training batch and for batches of every size.
 
         All blocks of a stack share one compilation. Outside of training they run uncompiled.
         """
-        for block in (*self.encoder, *self.decoder):
+        for block in (*self.encoder, *self.decoder, self.encoder_norm):
             compile_block(block)
+        if self.decoder:
+            compile_block(self.decoder_norm)
 
     def forward(self, histories: Histories, targets_W: Tensor) -> list[Tensor]:
         """Return teacher-forced logits of every level: L tensors [W, V of the level].
@@ -140,13 +142,13 @@ class T5(SidBackbone):
             states_Td = states_Td.to(torch.get_autocast_dtype(states_Td.device.type))
         for block in self.decoder:
             h_Pd = _run(block)(h_Pd, layout, bias, block.cross.packed(states_Td), cross)
-        h_Pd = self.dropout(self.decoder_norm(h_Pd))
+        h_Pd = self.dropout(_run(self.decoder_norm)(h_Pd))
         # Position l of a window predicts level l + 1 (both from 0).
         if decoder_positions is None:
             h_WLd = torch.unflatten(h_Pd, 0, (windows, levels))
         else:
             h_WLd = decoder_positions.by_level(h_Pd)
-        return [self._logits(h_WLd[:, level], level) for level in range(levels)]
+        return self._logits_of_levels(h_WLd)
 
     def kept_tokens(self, histories: Histories, on_prune: Callable[[], None] | None = None) -> Tensor:
         """Return what `Backbone.kept_tokens` says: the tokens that the pruner keeps, or all where there is none."""
@@ -217,7 +219,7 @@ class T5(SidBackbone):
             kept_NS = pruned.kept_NS
             if not prune_here.keep_positions:
                 bias = None
-        return EncoderOutput(self.dropout(self.encoder_norm(h_Td)), layout, kept_NS)
+        return EncoderOutput(self.dropout(_run(self.encoder_norm)(h_Td)), layout, kept_NS)
 
     def _recency(self, table: nn.Embedding, histories: Histories, per_item: int) -> Tensor:
         """Return the learned vector of the age of each input's item, [T, d]; all old items share the last vector."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import WITH_ENCODER, BackboneConfig
 from pipeline.catalogue import Catalogue
+from pipeline.ops.levels import cross_entropies
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.kept import EvalSkips
@@ -209,11 +210,7 @@ class Sampler:
             logits: as `Network.logits` gives them.
             penalty: likewise.
         """
-        loss_W = sum(
-            F.cross_entropy(logits_WV.float(), batch.codes_WL[:, level], reduction="none")
-            for level, logits_WV in enumerate(logits)
-        )
-        return (loss_W * batch.weights_W).sum() + penalty
+        return (cross_entropies(logits, batch.codes_WL) * batch.weights_W).sum() + penalty
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """Return the number that a step's loss, summed over all parts and processes, is divided by.

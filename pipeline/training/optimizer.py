@@ -100,11 +100,16 @@ def backward(loss: Tensor, parameters: Sequence[nn.Parameter]) -> None:
 
 def update(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
     """Apply the summed gradients and clear them; on a GPU they become zeros, since a CUDA graph reads their memory."""
+    clip(optimizer, config)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=not optimizer.defaults["capturable"])
+
+
+def clip(optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Shorten the gradients to the norm that `clip_norm` sets, if any."""
     if config.clip_norm:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=not optimizer.defaults["capturable"])
 
 
 class Average:
@@ -124,6 +129,10 @@ class Average:
     def set_weight(self, step: int) -> None:
         """Set the weight for the update after optimizer step `step` (from 0)."""
         self.weight.fill_(1 - min(self.decay, (1 + step) / (10 + step)))
+
+    def pairs(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Return the model's parameters, each with its average."""
+        return list(zip(model.parameters(), self.model.parameters(), strict=True))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from pipeline.cuda_graphs import CudaGraphed, can_record
 from pipeline.distributed import World
+from pipeline.ops.adam import adam_in_one_kernel
 from pipeline.packing.backbone import Backbone
 from pipeline.packing.batch import Batch
 from pipeline.strategies.base import Strategy
 from pipeline.training.config import TrainConfig
 from pipeline.training.exchange import GradientExchange, sum_after_pass
-from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, update
+from pipeline.training.optimizer import Average, autocast, backward, build_optimizer, clip, update
 
 # Kinds of devices that exchange gradients during the pass. Between two GPUs, where the recording would hold the
 # exchanges, that form has not run yet; the sum after the pass has.
@@ -67,6 +68,7 @@ class OptimizerStep:
         self.average = average
         self.device = next(model.parameters()).device
         self.optimizer = build_optimizer(model, config)
+        self._adam = adam_in_one_kernel(self.optimizer)  # None: torch's optimizer updates
         self.records = records(config, self.device)
         # The two halves of a step: plain methods, or the same methods recorded.
         self._compute: ComputeGradients = self._gradients
@@ -127,6 +129,11 @@ class OptimizerStep:
         return loss.detach()
 
     def _update(self, _: None) -> None:
+        if self._adam is not None:
+            clip(self.optimizer, self.config)
+            averaged = self.average.pairs(self.model) if self.average else []
+            self._adam.update(averaged, self.average.weight if self.average else None)
+            return
         update(self.optimizer, self.config)
         if self.average:
             self.average.update(self.model)
