@@ -122,6 +122,24 @@ def test_a_network_knows_what_means_do_not_and_a_stopped_run_ends_with_the_same_
         assert (skipped["skipped"] > 0.02).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("backbone", "strategy"), [("gr", "full"), ("decoder", "skipgr"), ("hstu", "full")])
+def test_recorded_steps_on_a_gpu_learn_what_the_cpu_learns(exposed: TinyWorld, backbone: str, strategy: str) -> None:
+    """The losses of a slow run are those of the CPU in float32, and near them in bfloat16, which learns the actions."""
+    found = {}
+    for device, precision in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+        train: dict[str, Any] = {"device": device, "precision": precision, "learning_rate": 1e-3, "compile": True}
+        params = ranking_params(backbone, strategy, **train)
+        exposed.train(replace(params, backbone=replace(params.backbone, dropout=0.0)), device + precision)
+        history = pd.read_csv(exposed.folder / f"{device}{precision}/reports/history.csv")
+        found[device, precision] = history[["train_loss", "valid_loss"]].to_numpy()
+    np.testing.assert_allclose(found["cuda", "float32"], found["cpu", "float32"], rtol=0.02)
+    np.testing.assert_allclose(found["cuda", "bfloat16"], found["cpu", "float32"], rtol=0.03)
+    params = ranking_params(backbone, strategy, device="cuda", precision="bfloat16", compile=True)
+    exposed.train(params, "fast")
+    assert evaluated(exposed, params, "fast")["auc_click_1"] > 0.7
+
+
 @pytest.mark.parametrize(
     "windows",
     ["all", *(pytest.param(rule, marks=pytest.mark.long) for rule in ("random_start", "prefixes"))],
