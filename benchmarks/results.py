@@ -82,7 +82,7 @@ def campaigns(arms: list[Measured], rows: list[Row]) -> Iterable[str]:
             figures = f"{cell(beside.recall)} | | {cell(beside.ndcg)} | {cell(beside.noties)}"
             yield f"| {beside.name} | {beside.seeds} | {figures} | | | |"
         yield ""
-        yield from _origins([row for one in own for row in one.rows])
+        yield from _origins([row for one in own for row in (*one.rows, *([one.cost] if one.cost else []))])
         if hours := sum(one.hours for one in own):
             yield f"Missing rows need about {hours:.1f} hours of a GPU, run one by one.  "
 
