@@ -1,7 +1,10 @@
 """Bounds of knobs: whatever stands behind a key of params.yaml is read or refused, in one short line and at once."""
 
+import gc
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import pytest
 import yaml
-from at_once import at_once
 from odd_values import ODD_VALUES
 from settings import raw_params, read_params
 
@@ -85,16 +87,29 @@ class TestBounds:
             assert len(short(value)) < 400
 
 
+@contextmanager
+def at_once(seconds: float) -> Iterator[None]:
+    """Fail where the work below takes longer, in seconds of the processor.
+
+    Garbage is collected later: the process of many tests holds so much that a collection can take longer than the work.
+    """
+    gc.disable()
+    began = time.process_time()
+    try:
+        yield
+        took = time.process_time() - began
+    finally:
+        gc.enable()
+    assert took < seconds
+
+
 def read_or_refused(read: Callable[[], Params]) -> tuple[Params | None, str]:
     """The parameters, or what was said of them; at once, and in one short line of one problem."""
-
-    def tried() -> tuple[Params | None, str]:
+    with at_once(1):
         try:
-            return read(), ""
+            found, said = read(), ""
         except UserError as error:
-            return None, error.what
-
-    found, said = at_once(tried, 1)
+            found, said = None, error.what
     assert all(len(line) < 500 for line in said.splitlines())
     assert said.count("\n") < 40
     return found, said
@@ -155,7 +170,8 @@ class TestFile:
         path = tmp_path / "params.yaml"
         for text in ("[" * 100_000, "- 1\n" * 30_000, "a: &a [*a]", "seed: 1\nseed: 2"):
             path.write_text(text)
-            at_once(partial(self.says, path, "is not valid YAML"), 2)
+            with at_once(2):
+                self.says(path, "is not valid YAML")
 
     @staticmethod
     def says(path: Path, words: str) -> None:
