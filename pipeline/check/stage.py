@@ -35,6 +35,39 @@ class EmbedPaths(Protocol):
     def images(self) -> str: ...
 
 
+class SplitLimits(Protocol):
+    """`SplitLimits` declares what is read of section `split`."""
+
+    @property
+    def max_history(self) -> int: ...
+
+
+class QuantizeShape(Protocol):
+    """`QuantizeShape` declares what is read of section `quantize`."""
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def collisions(self) -> str: ...
+
+
+class BackboneShape(Protocol):
+    """`BackboneShape` declares what is read of section `backbone`."""
+
+    @property
+    def over_items(self) -> bool: ...
+
+    def positions_per_item(self, levels: int) -> int: ...
+
+
+class TrainLimits(Protocol):
+    """`TrainLimits` declares what is read of section `train`."""
+
+    @property
+    def batch_tokens(self) -> int: ...
+
+
 class CheckParams(Protocol):
     """`CheckParams` declares what the stage itself reads of params.yaml.
 
@@ -56,14 +89,29 @@ class CheckParams(Protocol):
     @property
     def embed(self) -> EmbedPaths: ...
 
+    @property
+    def split(self) -> SplitLimits: ...
+
+    @property
+    def quantize(self) -> QuantizeShape: ...
+
+    @property
+    def backbone(self) -> BackboneShape: ...
+
+    @property
+    def train(self) -> TrainLimits: ...
+
 
 def run(params: CheckParams, *, output: Path = CHECKED) -> None:
-    """Check the paths and write the constant line. All other values were checked when `params` was built.
+    """Check the paths and the budget of a step, and write the constant line.
+
+    All other values were checked when `params` was built.
 
     Raises:
-        UserError: a path that a stage reads does not exist.
+        UserError: a path that a stage reads does not exist, or the longest history is too long for a training step.
     """
     _check_paths(params)
+    _check_budget(params)
     output.parent.mkdir(parents=True, exist_ok=True)
     # DVC may have made the output a link into its cache, and writing through the link would change the cache; so a new
     # file replaces the link. `artifacts.write_bytes` does the same, but its file loads NumPy, which takes a moment.
@@ -86,4 +134,17 @@ def _check_paths(params: CheckParams) -> None:
             "\n".join(missing),
             "a stage reads this path; `python -m pipeline fetch` downloads the log of a public dataset",
             RESTORE,
+        )
+
+
+def _check_budget(params: CheckParams) -> None:
+    """Refuse a step of training that the longest history does not fit into, which train would find hours later."""
+    levels = 1 if params.backbone.over_items else params.quantize.levels + (params.quantize.collisions == "digit")
+    per_item = params.backbone.positions_per_item(levels)
+    longest = params.split.max_history * per_item
+    if params.train.batch_tokens < longest:
+        raise UserError(
+            f"train.batch_tokens is {params.train.batch_tokens}, but one history may take {longest} positions",
+            f"{params.split.max_history} items (split.max_history) of {per_item} positions",
+            "raise train.batch_tokens or lower split.max_history",
         )
