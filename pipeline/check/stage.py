@@ -7,6 +7,7 @@ changes. Hence a new value runs this stage, which takes a moment, and of the oth
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from pipeline.errors import RESTORE, UserError
 from pipeline.printing import say
 
 CHECKED = Path("data/checked.txt")
+FindLog = Callable[[str, str, str], object]  # (dataset, ingest.path, ingest.files) -> the raw files, or a UserError
 INTERACTIONS = Path("data/interactions")  # ingest writes this folder, so paths below it need not exist yet
 LINE = "All of params.yaml was valid. This line never changes, so that no stage runs again because of it.\n"
 
@@ -23,6 +25,9 @@ class IngestPaths(Protocol):
 
     @property
     def path(self) -> str: ...
+
+    @property
+    def files(self) -> str: ...
 
 
 class EmbedPaths(Protocol):
@@ -102,15 +107,21 @@ class CheckParams(Protocol):
     def train(self) -> TrainLimits: ...
 
 
-def run(params: CheckParams, *, output: Path = CHECKED) -> None:
+def run(params: CheckParams, *, find_log: FindLog | None = None, output: Path = CHECKED) -> None:
     """Check the paths and the budget of a step, and write the constant line.
 
     All other values were checked when `params` was built.
 
+    Args:
+        find_log: what ingest finds the raw files with; None: they are not looked for.
+
     Raises:
-        UserError: a path that a stage reads does not exist, or the longest history is too long for a training step.
+        UserError: a path that a stage reads does not exist, the raw log is not found there, or the longest history is
+            too long for a training step.
     """
     _check_paths(params)
+    if find_log:
+        _check_log(params, find_log)
     _check_budget(params)
     output.parent.mkdir(parents=True, exist_ok=True)
     # DVC may have made the output a link into its cache, and writing through the link would change the cache; so a new
@@ -135,6 +146,12 @@ def _check_paths(params: CheckParams) -> None:
             "a stage reads this path; `python -m pipeline fetch` downloads the log of a public dataset",
             RESTORE,
         )
+
+
+def _check_log(params: CheckParams, find_log: FindLog) -> None:
+    """Refuse an ingest.path without the raw log; ingest simulates that of the demo."""
+    if params.dataset != "demo" and not Path(params.ingest.path).is_relative_to(INTERACTIONS):
+        find_log(params.dataset, params.ingest.path, params.ingest.files)
 
 
 def _check_budget(params: CheckParams) -> None:

@@ -1,5 +1,6 @@
 """Stage check: one constant file, one line, and nothing heavy on the way."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline import cli
 from pipeline.check.stage import run
 from pipeline.config import Params
 from pipeline.errors import UserError
+from pipeline.ingest.sources import find_source
 
 HEAVY = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "duckdb", "sklearn", "scipy", "transformers")
 
@@ -51,6 +53,20 @@ def test_a_path_that_is_not_there_is_told(key: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{key} nowhere/at/all is not here"):
         run(read_params({section: {name: "nowhere/at/all"}}), output=tmp_path / "checked.txt")
     assert not (tmp_path / "checked.txt").exists()
+
+
+@pytest.mark.parametrize(("dataset", "wanted"), [("custom", "interactions"), ("movielens-1m", "ratings.dat")])
+def test_a_folder_without_the_log_is_told(dataset: str, wanted: str, tmp_path: Path) -> None:
+    logs, output = tmp_path / "logs", tmp_path / "checked.txt"
+    logs.mkdir()
+    (logs / "other.csv").write_text("user,item,timestamp\n")
+    params = read_params({"dataset": dataset, "ingest": {"path": str(logs)}})
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        run(params, find_log=find_source, output=output)
+    assert not output.exists()
+    for name in ("interactions.csv", "ratings.dat", "movies.dat"):
+        (logs / name).touch()
+    run(params, find_log=find_source, output=output)
 
 
 @pytest.mark.parametrize(
