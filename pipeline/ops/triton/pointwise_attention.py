@@ -4,6 +4,9 @@ As in attention.py a program walks over whole sequences of one class of lengths,
 adds nothing atomically, so that equal inputs give equal bits. Pointwise weights need no running maximum: a row's
 divisor (how many keys it sees, or for softplus the sum of its weights) is applied to the finished row.
 
+The buckets of times are the same for all layers and heads and for both passes. One kernel computes them once, a byte
+for each pair of tokens (`time_bucket_rows`): T rows of at most 512 bytes.
+
 The gradient of the position bias is summed along diagonals, as in attention.py. The gradient of the time bias is a
 histogram of dS, the gradient of the scores: for each tile the program sums dS bucket by bucket (the first bucket, then
 from the least to the largest other bucket in the tile: where times are days, most buckets are empty) into one number
@@ -11,7 +14,8 @@ per bucket, which it carries through all its sequences.
 
 Written for Hopper. Tests compare with `reference.reference_pointwise`.
 
-Shape legend: T positions of all sequences, H heads, D head width, R relative distances, B time buckets.
+Shape legend: T positions of all sequences, H heads, D head width, R relative distances, B time buckets, P columns of
+the table of buckets.
 """
 
 from typing import Any
@@ -23,11 +27,13 @@ from torch import Tensor
 from pipeline.ops.layout import Spans
 from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times
 from pipeline.ops.triton.launch import Launch, Options, Tile, add_diagonals, launch_all, launches_for, with_reach
-from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kernel
+from pipeline.ops.triton.pointwise_kernels import backward_kernel, bucket_kernel, forward_kernel
 
 # The tiles that measured best on an H200, by class of lengths
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
 BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
+
+BUCKET_TILE = 32  # queries and keys of a tile of the table of buckets
 
 
 def triton_pointwise(
@@ -36,7 +42,7 @@ def triton_pointwise(
     v_THD: Tensor,
     spans: Spans,
     bias_HR: Tensor,
-    times: Times | None,
+    buckets_TP: Tensor | None,
     time_bias_BH: Tensor | None,
     kind: Kind,
 ) -> Tensor:
@@ -44,18 +50,16 @@ def triton_pointwise(
 
     Args:
         bias_HR: column R // 2 + d is the bias where key position minus query position is d; R is odd.
-        times: None where the layout is not timed.
-        time_bias_BH: read only with `times`.
+        buckets_TP: as `time_bucket_rows` gives them; None where the layout is not timed.
+        time_bias_BH: read only with `buckets_TP`.
     """
-    asked, happened = (times.asked_T, times.happened_T) if times is not None else (None, None)
     o_THD: Tensor = _pointwise_op(
         q_THD,
         k_THD,
         v_THD,
         bias_HR,
-        time_bias_BH if times is not None else None,
-        asked,
-        happened,
+        time_bias_BH if buckets_TP is not None else None,
+        buckets_TP,
         spans.starts_k,
         spans.lengths_k,
         spans.classes,
@@ -63,6 +67,28 @@ def triton_pointwise(
         kind == "silu",
     )[0]
     return o_THD
+
+
+def time_bucket_rows(times: Times, spans: Spans) -> Tensor:
+    """Return the time bucket of each query and key, uint8 [T, P], once for all layers of a network.
+
+    Column n of a token's row is for the n-th key of its sequence. Columns behind the query's own key hold anything, and
+    P is the longest sequence, rounded up to whole tiles of this kernel.
+    """
+    columns = -(-spans.longest_k // BUCKET_TILE) * BUCKET_TILE
+    buckets_TP = torch.empty(len(times.asked_T), columns, device=times.asked_T.device, dtype=torch.uint8)
+    grid = (len(spans.lengths_k), columns // BUCKET_TILE)
+    bucket_kernel[grid](
+        times.asked_T.contiguous(),
+        times.happened_T.contiguous(),
+        buckets_TP,
+        spans.starts_k,
+        spans.lengths_k,
+        columns,
+        BUCKET_TILE,
+        BUCKET_TILE,
+    )
+    return buckets_TP
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -75,8 +101,7 @@ def _pointwise_op(
     v: Tensor,
     bias: Tensor,
     time_bias: Tensor | None,
-    asked: Tensor | None,
-    happened: Tensor | None,
+    buckets: Tensor | None,
     starts: Tensor,
     lengths: Tensor,
     classes: Tensor,
@@ -96,8 +121,7 @@ def _pointwise_op(
         divisor,
         reaching,
         _or(time_bias, bias),
-        _or(asked, starts),
-        _or(happened, starts),
+        _or(buckets, starts),
         starts,
         lengths,
         classes,
@@ -106,6 +130,7 @@ def _pointwise_op(
         v.stride(0),
         H,
         reaching.shape[1],
+        0 if buckets is None else buckets.shape[1],
     )
     launch_all(
         forward_kernel,
@@ -123,8 +148,7 @@ def _forward_shapes(
     v: Tensor,
     bias: Tensor,
     time_bias: Tensor | None,
-    asked: Tensor | None,
-    happened: Tensor | None,
+    buckets: Tensor | None,
     starts: Tensor,
     lengths: Tensor,
     classes: Tensor,
@@ -146,8 +170,7 @@ def _pointwise_backward_op(
     divisor: Tensor,
     bias: Tensor,
     time_bias: Tensor | None,
-    asked: Tensor | None,
-    happened: Tensor | None,
+    buckets: Tensor | None,
     starts: Tensor,
     lengths: Tensor,
     classes: Tensor,
@@ -175,8 +198,7 @@ def _pointwise_backward_op(
             divisor,
             reaching,
             _or(time_bias, bias),
-            _or(asked, starts),
-            _or(happened, starts),
+            _or(buckets, starts),
             dq,
             dk,
             dv,
@@ -190,6 +212,7 @@ def _pointwise_backward_op(
             v.stride(0),
             H,
             reaching.shape[1],
+            0 if buckets is None else buckets.shape[1],
             slab.shape[-1],
         )
         for slab, time_slab in zip(slabs, time_slabs, strict=True)
@@ -225,8 +248,7 @@ def _backward_shapes(
     divisor: Tensor,
     bias: Tensor,
     time_bias: Tensor | None,
-    asked: Tensor | None,
-    happened: Tensor | None,
+    buckets: Tensor | None,
     starts: Tensor,
     lengths: Tensor,
     classes: Tensor,
@@ -284,10 +306,10 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 
 def _gradients(ctx: Any, do: Tensor, _divisor: Tensor) -> tuple[Tensor | None, ...]:
-    """Return a gradient for each argument of `_pointwise_op`: q, k, v, both biases, and None for the 7 others."""
+    """Return a gradient for each argument of `_pointwise_op`: q, k, v, both biases, and None for the 6 others."""
     saved = ctx.saved_tensors
     dq, dk, dv, dbias, dtime = _pointwise_backward_op(do.contiguous(), *saved, *ctx.options)
-    return dq, dk, dv, dbias, None if saved[6] is None else dtime, *[None] * 7
+    return dq, dk, dv, dbias, None if saved[6] is None else dtime, *[None] * 6
 
 
 _pointwise_op.register_autograd(_gradients, setup_context=_save_for_backward)

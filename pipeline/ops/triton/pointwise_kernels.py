@@ -2,9 +2,9 @@
 
 pointwise_attention.py launches these kernels and says how they work.
 
-Shape legend: H heads, D head width, R relative distances, B time buckets; BM queries and BN keys make a tile, BD (a
-power of two) columns hold D; m and n are the positions of a tile's queries and keys in their sequence, i and j those in
-the tile.
+Shape legend: H heads, D head width, R relative distances, B time buckets, P columns of the table of buckets; BM queries
+and BN keys make a tile, BD (a power of two) columns hold D; m and n are the positions of a tile's queries and keys in
+their sequence, i and j those in the tile.
 """
 # Triton has no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -21,16 +21,47 @@ SMALL = tl.constexpr(EPSILON)
 
 
 @triton.jit
+def bucket_kernel(asked_ptr, happened_ptr, buckets_ptr, starts_ptr, lengths_ptr, P, BM: tl.constexpr, BN: tl.constexpr):
+    """Write the time bucket of each query and the keys up to it, uint8 [T, P]. Programs: sequences, their tiles."""
+    first, length = tl.load(starts_ptr + tl.program_id(0)), tl.load(lengths_ptr + tl.program_id(0))
+    query_start = tl.program_id(1) * BM
+    if query_start < length:
+        m = query_start + tl.arange(0, BM)
+        asked = tl.load(asked_ptr + first + m, mask=m < length, other=0)
+        for key_start in range(0, tl.minimum(query_start + BM, length), BN):
+            n = key_start + tl.arange(0, BN)
+            happened = tl.load(happened_ptr + first + n, mask=n < length, other=0)
+            elapsed = tl.maximum(asked[:, None] - happened[None, :], 1)
+            bucket = tl.minimum((tl.log(elapsed.to(tl.float32)) / WIDTH).to(tl.int32), LAST_BUCKET)
+            at = buckets_ptr + (first + m).to(tl.int64)[:, None] * P + n[None, :]
+            tl.store(at, bucket.to(tl.uint8), mask=(m < length)[:, None])
+
+
+@triton.jit
 def _score(
-    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED: tl.constexpr, EXACT: tl.constexpr
+    q,
+    k,
+    bias_ptr,
+    time_bias_ptr,
+    buckets_ptr,
+    h,
+    first,
+    m,
+    n,
+    length,
+    H,
+    R,
+    P,
+    TIMED: tl.constexpr,
+    EXACT: tl.constexpr,
 ):
-    """Return (biased scores, time buckets, where the query sees the key) of one tile."""
-    seen = (n[None, :] < length) & (n[None, :] <= m[:, None])
+    """Return (biased scores, time buckets, where a query of the sequence sees the key) of one tile."""
+    seen = (m[:, None] < length) & (n[None, :] <= m[:, None])
     s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
     bucket = tl.zeros(s.shape, tl.int32)
     if TIMED:
-        elapsed = tl.maximum(asked[:, None] - happened[None, :], 1)
-        bucket = tl.minimum((tl.log(elapsed.to(tl.float32)) / WIDTH).to(tl.int32), LAST_BUCKET)
+        at = buckets_ptr + (first + m).to(tl.int64)[:, None] * P + n[None, :]
+        bucket = tl.load(at, mask=seen, other=0).to(tl.int32)
         s += tl.load(time_bias_ptr + bucket * H + h)
     return s, bucket, seen
 
@@ -62,8 +93,7 @@ def forward_kernel(
     divisor_ptr,
     bias_ptr,
     time_bias_ptr,
-    asked_ptr,
-    happened_ptr,
+    buckets_ptr,
     starts_ptr,
     lengths_ptr,
     class_ptr,
@@ -72,6 +102,7 @@ def forward_kernel(
     v_t,
     H,
     R,
+    P,
     CLASS: tl.constexpr,
     TIMED: tl.constexpr,
     SILU: tl.constexpr,
@@ -89,7 +120,6 @@ def forward_kernel(
             real_q = (m[:, None] < length) & (d[None, :] < D)
             rows = (first + m[:, None]).to(tl.int64)
             q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
-            asked = tl.load(asked_ptr + first + m, mask=m < length, other=0) if TIMED else m
             o, total = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32)
             for key_start in range(0, tl.minimum(query_start + BM, length), BN):  # later keys are not seen
                 n = key_start + j
@@ -97,8 +127,9 @@ def forward_kernel(
                 keys = (first + n[:, None]).to(tl.int64)
                 k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
                 v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
-                happened = tl.load(happened_ptr + first + n, mask=n < length, other=0) if TIMED else n
-                s, _, seen = _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT)
+                s, _, seen = _score(
+                    q, k, bias_ptr, time_bias_ptr, buckets_ptr, h, first, m, n, length, H, R, P, TIMED, EXACT
+                )
                 p = tl.where(seen, _activation(s, SILU), 0.0)
                 total += tl.sum(p, 1)
                 o += dot(p.to(v.dtype), v, EXACT)
@@ -118,8 +149,7 @@ def backward_kernel(
     divisor_ptr,
     bias_ptr,
     time_bias_ptr,
-    asked_ptr,
-    happened_ptr,
+    buckets_ptr,
     dq_ptr,
     dk_ptr,
     dv_ptr,
@@ -133,6 +163,7 @@ def backward_kernel(
     v_t,
     H,
     R,
+    P,
     side,
     CLASS: tl.constexpr,
     TIMED: tl.constexpr,
@@ -158,7 +189,6 @@ def backward_kernel(
             keys = (first + n[:, None]).to(tl.int64)
             k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
             v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
-            happened = tl.load(happened_ptr + first + n, mask=n < length, other=0) if TIMED else n
             dk, dv = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32)
             for query_start in range(key_start // BM * BM, length, BM):  # earlier queries do not see these keys
                 m = query_start + i
@@ -166,18 +196,16 @@ def backward_kernel(
                 rows = (first + m[:, None]).to(tl.int64)
                 q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
                 do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
-                asked = tl.load(asked_ptr + first + m, mask=m < length, other=0) if TIMED else m
                 divisor = tl.load(divisor_ptr + (first + m) * H + h, mask=m < length, other=1.0)
                 s, bucket, seen = _score(
-                    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT
+                    q, k, bias_ptr, time_bias_ptr, buckets_ptr, h, first, m, n, length, H, R, P, TIMED, EXACT
                 )
                 dp = dot(do, tl.trans(v), EXACT)
                 if not SILU:  # the divisor depends on the scores too
                     o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
                     dp -= tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)[:, None]
-                here = seen & (m[:, None] < length)
-                p = tl.where(here, _activation(s, SILU) / divisor[:, None], 0.0)
-                ds = tl.where(here, dp * _slope(s, SILU) / divisor[:, None], 0.0)
+                p = tl.where(seen, _activation(s, SILU) / divisor[:, None], 0.0)
+                ds = tl.where(seen, dp * _slope(s, SILU) / divisor[:, None], 0.0)
                 dv += dot(tl.trans(p.to(v.dtype)), do, EXACT)
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
@@ -186,8 +214,7 @@ def backward_kernel(
                     dq += tl.load(dq_at, mask=real_q, other=0.0)
                     tl.debug_barrier()
                 tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
-                if TIMED:  # dS is 0 where the query does not see the key, so that any bucket will do there
-                    bucket = tl.where(here, bucket, 0)
+                if TIMED:  # the bucket is 0 where the query does not see the key, and so is dS
                     time_sum += tl.where(buckets == 0, tl.sum(tl.sum(tl.where(bucket == 0, ds, 0.0), 1), 0), 0.0)
                     for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1):
                         in_bucket = tl.sum(tl.sum(tl.where(bucket == b, ds, 0.0), 1), 0)
@@ -196,9 +223,9 @@ def backward_kernel(
                     ds_sum += ds
                 else:  # no other program adds to this slab
                     spot = slab + m[:, None] * side + n[None, :]
-                    ds += tl.load(spot, mask=here, other=0.0)
+                    ds += tl.load(spot, mask=seen, other=0.0)
                     tl.debug_barrier()
-                    tl.store(spot, ds, mask=here)
+                    tl.store(spot, ds, mask=seen)
             at = keys * (H * D) + h * D + d[None, :]
             tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=real_k)
             tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=real_k)
