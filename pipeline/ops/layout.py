@@ -159,9 +159,11 @@ class Layout:
         if times is None:
             return self
         if self.spans is not None:
-            from pipeline.ops.triton.pointwise_attention import time_bucket_rows
+            from pipeline.ops.triton.time_bucket_kernel import time_bucket_rows
 
-            return replace(self, bucket_rows=time_bucket_rows(times, self.spans))
+            spans = self.spans
+            columns = whole_tiles(spans.longest_k)
+            return replace(self, bucket_rows=time_bucket_rows(times, spans.starts_k, spans.lengths_k, columns))
         sizes = [group.sequences * group.keys for group in self.groups]
         buckets = tuple(
             time_buckets(asked.view(group.sequences, -1, 1) - happened.view(group.sequences, 1, -1))

@@ -12,10 +12,11 @@ from torch import Tensor
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
 from benchmarks.kernels_silu import BOUNDS, SiluCase, silu_cases, silu_errors
-from pipeline.ops.layout import Spans, make_spans
+from pipeline.ops.layout import Spans, make_spans, whole_tiles
 from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times, time_buckets
 from pipeline.ops.reference import reference_pointwise
-from pipeline.ops.triton.pointwise_attention import time_bucket_rows, triton_pointwise
+from pipeline.ops.triton.pointwise_attention import triton_pointwise
+from pipeline.ops.triton.time_bucket_kernel import time_bucket_rows
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -40,8 +41,9 @@ def random_times(tokens: int, ordered: bool) -> Times:
     return Times(asked.cumsum(0), asked.cumsum(0)) if ordered else Times(asked, happened)
 
 
-def on_device(times: Times) -> Times:
-    return Times(times.asked_T.to(DEVICE), times.happened_T.to(DEVICE))
+def rows_of(times: Times, spans: Spans) -> Tensor:
+    on_device = Times(times.asked_T.to(DEVICE), times.happened_T.to(DEVICE))
+    return time_bucket_rows(on_device, spans.starts_k, spans.lengths_k, whole_tiles(spans.longest_k))
 
 
 @pytest.mark.gpu(interpreter=True)
@@ -73,11 +75,12 @@ def test_random_sequences_in_float32_equal_the_reference(lengths: list[int], kin
     gradient = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
 
     spans = spans_of(lengths)
-    buckets = None if times is None else time_bucket_rows(on_device(times), spans)
+    buckets = None if times is None else rows_of(times, spans)
     ours = [x.detach().float().to(DEVICE).requires_grad_() for x in (q, k, v, bias, table)]
+    our_q, our_k, our_v, our_bias, our_table = ours
     results = []
     for _ in range(2):
-        out = triton_pointwise(*ours[:3], spans, ours[3], buckets, ours[4], kind)
+        out = triton_pointwise(our_q, our_k, our_v, spans, our_bias, buckets, our_table, kind)
         gradients = torch.autograd.grad(out, ours[: len(wanted)], gradient.float().to(DEVICE))
         results.append([out, *gradients])
     for first, again, exact in zip(*results, [expected, *torch.autograd.grad(expected, wanted, gradient)], strict=True):
@@ -89,7 +92,7 @@ def test_random_sequences_in_float32_equal_the_reference(lengths: list[int], kin
 def test_the_table_of_buckets_has_those_of_each_query_and_the_keys_up_to_it() -> None:
     lengths = [1, 2, 40, 70]
     times = random_times(sum(lengths), ordered=False)
-    rows_TP = time_bucket_rows(on_device(times), spans_of(lengths)).cpu()
+    rows_TP = rows_of(times, spans_of(lengths)).cpu()
     for begin, end in itertools.pairwise(itertools.accumulate(lengths, initial=0)):
         expected = time_buckets(times.asked_T[begin:end, None] - times.happened_T[None, begin:end])
         assert torch.equal(rows_TP[begin:end, : end - begin].long().tril(), expected.tril())

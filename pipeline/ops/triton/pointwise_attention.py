@@ -1,23 +1,21 @@
 """Compute HSTU's attention (ops/pointwise_attention.py) on a GPU; no attention map is ever stored.
 
-As in attention.py a program walks over whole sequences of one class of lengths, shares nothing with others and
-adds nothing atomically, so that equal inputs give equal bits. Pointwise weights need no running maximum: a row's
-divisor (how many keys it sees, or for softplus the sum of its weights) is applied to the finished row.
+Pointwise weights need no running maximum: a row's divisor (how many keys it sees, or for softplus the sum of its
+weights) is applied to the finished row. Forward, a program computes tiles of queries. Backward, it walks over whole
+sequences of one class of lengths, key tile by key tile, and shares nothing with others.
 
-The buckets of times are the same for all layers and heads and for both passes. One kernel computes them once, a byte
-for each pair of tokens (`time_bucket_rows`): T rows of at most 512 bytes.
-
-The gradient of the position bias is summed along diagonals, as in attention.py. The gradient of the time bias is a
-histogram of dS, the gradient of the scores: for each tile the program sums dS bucket by bucket (the first bucket, then
-from the least to the largest other bucket in the tile: where times are days, most buckets are empty) into one number
-per bucket, which it carries through all its sequences.
+Three gradients are sums over tiles: of the queries, of the position bias and of the time bias. A program sends what a
+tile adds to them, and does not wait (pointwise_kernels.py says why equal inputs give equal bits). The gradient of the
+scores, dS, is summed for all tiles of one distance from the diagonal, and `add_diagonals` sums the diagonals of that.
+For the time bias it is summed by bucket and row of the tile.
 
 Written for Hopper. Tests compare with `reference.reference_pointwise`.
 
 Shape legend: T positions of all sequences, H heads, D head width, R relative distances, B time buckets, P columns of
-the table of buckets.
+the table of buckets, N queries, and keys, of a tile.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -25,15 +23,15 @@ import triton
 from torch import Tensor
 
 from pipeline.ops.layout import Spans
-from pipeline.ops.pointwise import TIME_BUCKETS, Kind, Times
+from pipeline.ops.pointwise import TIME_BUCKETS, Kind
 from pipeline.ops.triton.launch import Launch, Options, Tile, add_diagonals, launch_all, launches_for, with_reach
-from pipeline.ops.triton.pointwise_kernels import backward_kernel, bucket_kernel, forward_kernel
+from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kernel
 
-# The tiles that measured best on an H200, by class of lengths
-FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 8), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4))
-BACKWARD = (*FORWARD[:3], Tile(32, 128, 4, 8), FORWARD[4])
-
-BUCKET_TILE = 32  # queries and keys of a tile of the table of buckets
+# By class of lengths. Tiles of the backward kernel are square.
+FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
+BACKWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
+AT_ONCE = 4  # buckets whose sums of dS a program computes side by side
+WORD = 16  # bytes that a thread loads at once where rows allow it
 
 
 def triton_pointwise(
@@ -50,7 +48,7 @@ def triton_pointwise(
 
     Args:
         bias_HR: column R // 2 + d is the bias where key position minus query position is d; R is odd.
-        buckets_TP: as `time_bucket_rows` gives them; None where the layout is not timed.
+        buckets_TP: as time_bucket_kernel.py gives them; None where the layout is not timed.
         time_bias_BH: read only with `buckets_TP`.
     """
     o_THD: Tensor = _pointwise_op(
@@ -67,28 +65,6 @@ def triton_pointwise(
         kind == "silu",
     )[0]
     return o_THD
-
-
-def time_bucket_rows(times: Times, spans: Spans) -> Tensor:
-    """Return the time bucket of each query and key, uint8 [T, P], once for all layers of a network.
-
-    Column n of a token's row is for the n-th key of its sequence. Columns behind the query's own key hold anything, and
-    P is the longest sequence, rounded up to whole tiles of this kernel.
-    """
-    columns = -(-spans.longest_k // BUCKET_TILE) * BUCKET_TILE
-    buckets_TP = torch.empty(len(times.asked_T), columns, device=times.asked_T.device, dtype=torch.uint8)
-    grid = (len(spans.lengths_k), columns // BUCKET_TILE)
-    bucket_kernel[grid](
-        times.asked_T.contiguous(),
-        times.happened_T.contiguous(),
-        buckets_TP,
-        spans.starts_k,
-        spans.lengths_k,
-        columns,
-        BUCKET_TILE,
-        BUCKET_TILE,
-    )
-    return buckets_TP
 
 
 # ---------------------------------------------------------------------------------------------------- launches
@@ -108,36 +84,16 @@ def _pointwise_op(
     longest: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
-    T, H, D = q.shape
-    reaching = with_reach(bias, longest)
-    o = q.new_zeros(T, H, D)  # zeros, since no program writes the positions of no sequence
-    divisor = torch.ones(T, H, device=q.device, dtype=torch.float32)
+    o = torch.zeros_like(q, memory_format=torch.contiguous_format)  # no program writes the positions of no sequence
+    divisor = _divisors(q, silu)
     launches = launches_for(q, longest, FORWARD)
-    arguments = (
-        q,
-        k,
-        v,
-        o,
-        divisor,
-        reaching,
-        _or(time_bias, bias),
-        _or(buckets, starts),
-        starts,
-        lengths,
-        classes,
-        q.stride(0),
-        k.stride(0),
-        v.stride(0),
-        H,
-        reaching.shape[1],
-        0 if buckets is None else buckets.shape[1],
-    )
-    launch_all(
-        forward_kernel,
-        launches,
-        [arguments] * len(launches),
-        [_options(q, time_bias, silu, launch, launch.warps) for launch in launches],
-    )
+    scores = _scores_of(q, bias, time_bias, buckets, longest)
+    arguments = [
+        (q, k, v, o, divisor, *scores, starts, lengths, classes, *_sizes(scores, launch, longest))
+        for launch in launches
+    ]
+    options = [_options((q, k, v), time_bias, buckets, silu, launch) for launch in launches]
+    launch_all(forward_kernel, launches, arguments, options)
     return o, divisor
 
 
@@ -156,8 +112,7 @@ def _forward_shapes(
     silu: bool,
 ) -> tuple[Tensor, Tensor]:
     """Return empty results of the right shapes and types, for torch.compile."""
-    T, H, D = q.shape
-    return q.new_empty(T, H, D), q.new_empty(T, H, dtype=torch.float32)
+    return q.new_empty(q.shape), _divisors(q, silu)
 
 
 @torch.library.custom_op("sidpipe::pointwise_backward", mutates_args=())
@@ -177,17 +132,13 @@ def _pointwise_backward_op(
     longest: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    H = q.shape[1]
-    reaching = with_reach(bias, longest)
     launches = launches_for(q, longest, BACKWARD)
-    # Each key tile adds to the rows of dq, so dq is float32 unless there is only one key tile.
-    added = not all(launch.one_key_tile for launch in launches)
+    # The tiles of keys add to the rows of dq, so dq is float32 unless each sequence has only one.
+    added = not all(launch.one_tile for launch in launches)
     dq = torch.zeros(q.shape, device=q.device, dtype=torch.float32 if added else q.dtype)
     dk, dv = (torch.zeros(x.shape, device=x.device, dtype=x.dtype) for x in (k, v))
-    slabs = [_make_slab(launch, q, longest) for launch in launches]
-    time_slabs = [
-        torch.empty(launch.programs, H, TIME_BUCKETS, device=q.device, dtype=torch.float32) for launch in launches
-    ]
+    sums, time_sums = _make_sums(launches, q, longest, timed=time_bias is not None)
+    scores = _scores_of(q, bias, time_bias, buckets, longest)
     arguments = [
         (
             q,
@@ -196,46 +147,31 @@ def _pointwise_backward_op(
             o,
             do,
             divisor,
-            reaching,
-            _or(time_bias, bias),
-            _or(buckets, starts),
+            *scores,
             dq,
             dk,
             dv,
-            slab,
-            time_slab,
+            sums[number],
+            time_sums[number],
             starts,
             lengths,
             classes,
-            q.stride(0),
-            k.stride(0),
-            v.stride(0),
-            H,
-            reaching.shape[1],
-            0 if buckets is None else buckets.shape[1],
-            slab.shape[-1],
+            *_sizes(scores, launch, longest),
         )
-        for slab, time_slab in zip(slabs, time_slabs, strict=True)
+        for number, launch in enumerate(launches)
     ]
-    launch_all(
-        backward_kernel,
-        launches,
-        arguments,
-        [  # with half as many warps the kernel would spill registers
-            {
-                "ONE_KEY_TILE": launch.one_key_tile,
-                "ONE_TILE": launch.one_tile,
-                "B": TIME_BUCKETS,
-                **_options(q, time_bias, silu, launch, 2 * launch.warps),
-            }
-            for launch in launches
-        ],
-    )
+    options = [
+        _options((q, k, v), time_bias, buckets, silu, launch) | {"ONE_TILE": launch.one_tile, "AT_ONCE": AT_ONCE}
+        for launch in launches
+    ]
+    launch_all(backward_kernel, launches, arguments, options)
     dbias = torch.zeros_like(bias, dtype=torch.float32)
-    for slab in slabs:
-        add_diagonals(dbias, slab.sum(0))
-    timed = TIME_BUCKETS if time_bias is not None else 0
-    return dq.to(q.dtype), dk, dv, dbias.to(bias.dtype), torch.cat(time_slabs).sum(0).T[:timed].contiguous()
+    for part in sums:
+        by_tiles_HGNN = part.sum(0)
+        # Tiles of one distance lie side by side, the farthest first, so that a column's distance grows: [H, N, G N]
+        add_diagonals(dbias, by_tiles_HGNN.flip(1).transpose(1, 2).flatten(2))
+    dtime = sum((part.sum((0, 3)) for part in time_sums[1:]), time_sums[0].sum((0, 3))).T.contiguous()
+    return dq.to(q.dtype), dk, dv, dbias.to(bias.dtype), dtime
 
 
 @_pointwise_backward_op.register_fake
@@ -269,31 +205,75 @@ def _backward_shapes(
     )
 
 
-def _make_slab(launch: Launch, q: Tensor, longest: int) -> Tensor:
-    """Allocate each program's sum of dS by pair of positions, [programs, H, side, side]."""
-    side = min(launch.longest, -(-longest // launch.columns) * launch.columns)
-    # A sum that fits one tile stays in registers, and is stored whole; others are added up in the slab, from zero.
-    make = torch.empty if launch.one_tile else torch.zeros
-    return make(launch.programs, q.shape[1], side, side, device=q.device, dtype=torch.float32)
+def _divisors(q: Tensor, silu: bool) -> Tensor:
+    """Allocate the divisor of each row and head, float32 [T, H]; that of SiLU is the row's number of keys: [0, H]."""
+    return q.new_ones(0 if silu else q.shape[0], q.shape[1], dtype=torch.float32)
 
 
-def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
-    """Return the tensor, or another one: a kernel that does not read an argument still needs a pointer."""
-    return instead if tensor is None else tensor
+def _make_sums(launches: list[Launch], q: Tensor, longest: int, timed: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Allocate each program's sums of dS for both biases.
+
+    They are zeros, [programs, H, tile distances, N, N] for each launch, and by bucket [programs, H, B, N]. One piece
+    of memory holds all, so that one kernel clears it.
+    """
+    shapes: list[tuple[int, ...]] = [
+        (launch.programs, q.shape[1], _tiles(launch, longest), launch.rows, launch.columns) for launch in launches
+    ]
+    shapes += [(launch.programs, q.shape[1], TIME_BUCKETS if timed else 0, launch.rows) for launch in launches]
+    sizes = [math.prod(shape) for shape in shapes]
+    cleared = torch.zeros(sum(sizes), device=q.device, dtype=torch.float32)
+    parts = [part.view(shape) for part, shape in zip(cleared.split(sizes), shapes, strict=True)]
+    return parts[: len(launches)], parts[len(launches) :]
 
 
-def _options(q: Tensor, time_bias: Tensor | None, silu: bool, launch: Launch, warps: int) -> Options:
+def _tiles(launch: Launch, longest: int) -> int:
+    """Return how many tiles of queries the longest sequence of a class has."""
+    return -(-min(launch.longest, longest) // launch.rows)
+
+
+def _scores_of(
+    q: Tensor, bias: Tensor, time_bias: Tensor | None, buckets: Tensor | None, longest: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the kernels add to the scores: both biases by head, and the table of buckets.
+
+    A kernel that does not read an argument still needs a pointer.
+    """
+    reaching = with_reach(bias, longest)
+    if time_bias is None or buckets is None:
+        return reaching, bias, q
+    return reaching, time_bias.T.contiguous(), buckets
+
+
+def _sizes(scores: tuple[Tensor, Tensor, Tensor], launch: Launch, longest: int) -> tuple[int, int]:
+    """Return the sizes that change from batch to batch: distances of the bias, tiles of a sequence."""
+    return scores[0].shape[1], _tiles(launch, longest)
+
+
+def _options(
+    qkv: tuple[Tensor, Tensor, Tensor], time_bias: Tensor | None, buckets: Tensor | None, silu: bool, launch: Launch
+) -> Options:
     """Return the constants that both kernels are compiled with."""
+    q, k, v = qkv
+    _, heads, width = q.shape
+    size = q.element_size()
+    addresses = (number for x in qkv for number in (x.data_ptr(), x.stride(0) * size))
     return {
+        "Q_T": q.stride(0),
+        "K_T": k.stride(0),
+        "V_T": v.stride(0),
+        "H": heads,
+        "P": 0 if buckets is None else buckets.shape[1],
         "CLASS": launch.index,
         "TIMED": time_bias is not None,
         "SILU": silu,
         "EXACT": q.dtype == torch.float32,
+        "ALIGNED": math.gcd(WORD, width * size, *addresses),
         "BM": launch.rows,
         "BN": launch.columns,
-        "D": q.shape[2],
-        "BD": max(16, triton.next_power_of_2(q.shape[2])),
-        "num_warps": warps,
+        "D": width,
+        "BD": max(16, triton.next_power_of_2(width)),
+        "B": TIME_BUCKETS,
+        "num_warps": launch.warps,
         "num_stages": 1,
     }
 
