@@ -7,7 +7,7 @@ sequences of one class of lengths, key tile by key tile, and shares nothing with
 Three gradients are sums over tiles: of the queries, of the position bias and of the time bias. A program sends what a
 tile adds to them, and does not wait (pointwise_kernels.py says why equal inputs give equal bits). The gradient of the
 scores, dS, is summed for all tiles of one distance from the diagonal, and `add_diagonals` sums the diagonals of that.
-For the time bias it is summed by bucket and row of the tile.
+For the time bias it is summed by bucket and group of rows.
 
 Written for Hopper. Tests compare with `reference.reference_pointwise`.
 
@@ -30,6 +30,7 @@ from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kerne
 # By class of lengths. Tiles of the backward kernel are square.
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
 BACKWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
+GROUP = 16  # rows of a tile, all in one warp, that have one sum of dS for each bucket
 AT_ONCE = 4  # buckets whose sums of dS a program computes side by side
 WORD = 16  # bytes that a thread loads at once where rows allow it
 
@@ -161,7 +162,8 @@ def _pointwise_backward_op(
         for number, launch in enumerate(launches)
     ]
     options = [
-        _options((q, k, v), time_bias, buckets, silu, launch) | {"ONE_TILE": launch.one_tile, "AT_ONCE": AT_ONCE}
+        _options((q, k, v), time_bias, buckets, silu, launch)
+        | {"ONE_TILE": launch.one_tile, "GROUP": GROUP, "AT_ONCE": AT_ONCE}
         for launch in launches
     ]
     launch_all(backward_kernel, launches, arguments, options)
@@ -213,13 +215,13 @@ def _divisors(q: Tensor, silu: bool) -> Tensor:
 def _make_sums(launches: list[Launch], q: Tensor, longest: int, timed: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Allocate each program's sums of dS for both biases.
 
-    They are zeros, [programs, H, tile distances, N, N] for each launch, and by bucket [programs, H, B, N]. One piece
-    of memory holds all, so that one kernel clears it.
+    They are zeros, [programs, H, tile distances, N, N] for each launch, and by bucket [programs, H, B, N / GROUP]. One
+    piece of memory holds all, so that one kernel clears it.
     """
     shapes: list[tuple[int, ...]] = [
         (launch.programs, q.shape[1], _tiles(launch, longest), launch.rows, launch.columns) for launch in launches
     ]
-    shapes += [(launch.programs, q.shape[1], TIME_BUCKETS if timed else 0, launch.rows) for launch in launches]
+    shapes += [(launch.programs, q.shape[1], TIME_BUCKETS if timed else 0, launch.rows // GROUP) for launch in launches]
     sizes = [math.prod(shape) for shape in shapes]
     cleared = torch.zeros(sum(sizes), device=q.device, dtype=torch.float32)
     parts = [part.view(shape) for part, shape in zip(cleared.split(sizes), shapes, strict=True)]

@@ -78,20 +78,27 @@ def _softplus(s):
 
 
 @triton.jit
-def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, AT_ONCE: tl.constexpr):
-    """Add dS of a tile to a program's sums [B, BM], bucket by bucket and row by row.
+def _sum_in_groups(x, BM: tl.constexpr, GROUP: tl.constexpr):
+    """Sum a tile's rows, and each GROUP of their sums: [BM / GROUP]. A warp holds whole groups, so that none waits."""
+    return tl.sum(tl.reshape(tl.sum(x, 1), [BM // GROUP, GROUP]), 1)
+
+
+@triton.jit
+def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Add dS of a tile to a program's sums [B, BM / GROUP], bucket by bucket.
 
     The first bucket, then from the least to the largest other bucket in the tile: where times are days, most buckets
     are empty.
     """
-    i = tl.arange(0, BM)
-    tl.atomic_add(sums_ptr + i, tl.sum(tl.where(bucket == 0, ds, 0.0), 1), sem="relaxed")
+    groups: tl.constexpr = BM // GROUP
+    g = tl.arange(0, groups)
+    tl.atomic_add(sums_ptr + g, _sum_in_groups(tl.where(bucket == 0, ds, 0.0), BM, GROUP), sem="relaxed")
     least, largest = tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket)
     for first in range(least, largest + 1, AT_ONCE):
         for b in tl.static_range(AT_ONCE):
-            in_bucket = tl.sum(tl.where(bucket == first + b, ds, 0.0), 1)
-            at = (first + b) * BM + i
-            tl.atomic_add(sums_ptr + at, in_bucket, mask=at < B * BM, sem="relaxed")
+            in_bucket = _sum_in_groups(tl.where(bucket == first + b, ds, 0.0), BM, GROUP)
+            at = (first + b) * groups + g
+            tl.atomic_add(sums_ptr + at, in_bucket, mask=at < B * groups, sem="relaxed")
 
 
 @triton.jit
@@ -192,6 +199,7 @@ def backward_kernel(
     EXACT: tl.constexpr,
     ALIGNED: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    GROUP: tl.constexpr,
     AT_ONCE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
@@ -205,7 +213,7 @@ def backward_kernel(
     bias_ptr += h * R + R // 2
     time_bias_ptr += h * B
     sums_ptr += program * tiles * (BM * BN)
-    time_sums_ptr += program * (B * BM)
+    time_sums_ptr += program * (B * (BM // GROUP))
     ds_sum = tl.zeros([BM, BN], tl.float32)
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
         first, length = tl.load(starts_ptr + w).to(tl.int64), tl.load(lengths_ptr + w)
@@ -252,7 +260,7 @@ def backward_kernel(
                     spot = sums_ptr + (query_start - key_start) * BN + i[:, None] * BN + j[None, :]
                     tl.atomic_add(spot, ds, sem="relaxed")
                 if TIMED:  # the bucket is 0 where the query does not see the key, and so is dS
-                    _add_by_bucket(time_sums_ptr, ds, bucket, BM, B, AT_ONCE)
+                    _add_by_bucket(time_sums_ptr, ds, bucket, BM, B, GROUP, AT_ONCE)
             _store_rows(dk_ptr + row, H * D, n, length, dk, D, BD, ALIGNED)
             _store_rows(dv_ptr + row, H * D, n, length, dv, D, BD, ALIGNED)
     if ONE_TILE:
