@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.causal import CausalBackbone
+from pipeline.backbones.item_rows import rows_of_trained
 from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
@@ -77,18 +78,14 @@ class ItemBackbone(CausalBackbone[Any]):
 
     def item_vectors(self) -> Tensor:
         """Return the vectors of all items, [I, d]."""
-        vectors_Id: Tensor = self.ids.weight
-        if self.catalogue.trained_I is not None:
-            vectors_Id = vectors_Id * self.catalogue.trained_I[:, None]
+        vectors_Id = rows_of_trained(self.ids.weight, self.catalogue.trained_I)
         if self.content is not None:
             vectors_Id = vectors_Id + self.content(self.catalogue.content_IC)
         return vectors_Id
 
     def vectors_of(self, items_X: Tensor) -> Tensor:
         """Return the vectors of some items, [X, d], without computing those of the others."""
-        vectors_Xd: Tensor = self.ids(items_X)
-        if self.catalogue.trained_I is not None:
-            vectors_Xd = vectors_Xd * self.catalogue.trained_I[items_X][:, None]
+        vectors_Xd = rows_of_trained(self.ids(items_X), self.catalogue.trained_I, items_X)
         if self.content is not None and self.catalogue.content_IC is not None:
             vectors_Xd = vectors_Xd + self.content(self.catalogue.content_IC[items_X])
         return vectors_Xd
