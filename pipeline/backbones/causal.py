@@ -196,7 +196,8 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         times = self._times(histories, sequences, 1)
         if histories.pad_to:
             vectors_Nd = vectors_Nd.index_select(0, sequences.source_T)
-        return self._stack(vectors_Nd, sequences, times, _read_rows(histories, sequences))
+        rows_R = None if histories.all_targets and sequences.are_items else _read_rows(histories, sequences)
+        return self._stack(vectors_Nd, sequences, times, rows_R)
 
     def read_interactions(self, vectors_NSd: Tensor, histories: Histories, fed_WEd: Tensor | None = None) -> Tensor:
         """Read items with their actions; return [R, E + 1, d]: the states that predict each token of the targets.
@@ -232,12 +233,13 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         h_Td: Tensor,
         sequences: Sequences,
         times: Times | None,
-        rows_R: Tensor,
+        rows_R: Tensor | None,
         memory: list[KeysValues] | None = None,
     ) -> Tensor:
         """Run all blocks and the final norm; return the states [R, d] of the rows that are read.
 
         Args:
+            rows_R: int64; None: all rows are read, R = T.
             memory: takes the keys and values of each layer, where it is given.
         """
         h_Td = self.dropout(h_Td)

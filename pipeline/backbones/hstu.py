@@ -12,7 +12,10 @@ This layer differs from the authors' research code:
 `hstu_attention: softplus` is the layer of IntRR's code: softplus weights that sum to one, scores over sqrt(D), SiLU on
 U alone, no norm after the attention and no times.
 
-Shape legend: T tokens of all sequences, d width of the model, H heads, D width of a head.
+Where kernels run, all heads are padded with zeros to whole 16 bytes, and products take such rows (ops/linear.py): in
+the published sizes for MovieLens-1M the model is 50 wide and a head 50 or 25.
+
+Shape legend: T tokens of all sequences, d width of the model, H heads, D width of a head, padded where kernels run.
 """
 
 import torch
@@ -25,7 +28,8 @@ from pipeline.backbones.config import BackboneConfig
 from pipeline.backbones.relative_bias import RelativeBias
 from pipeline.catalogue import Catalogue
 from pipeline.ops.dropout import Dropout
-from pipeline.ops.layout import Layout
+from pipeline.ops.layout import Layout, uses_kernels
+from pipeline.ops.linear import padded_linear
 from pipeline.ops.pointwise import TIME_BUCKETS, time_buckets
 from pipeline.ops.pointwise_attention import pointwise_attention, pointwise_weights
 
@@ -39,6 +43,7 @@ class HstuBlock(CausalBlock):
         super().__init__()
         inner = config.heads * config.d_head
         self.heads = config.heads
+        self.d_head = config.d_head
         self.kind = config.hstu_attention
         self.norm = nn.LayerNorm(config.d_model, 1e-6, elementwise_affine=False)
         self.uvqk = nn.Linear(config.d_model, 4 * inner, bias=False)
@@ -53,8 +58,17 @@ class HstuBlock(CausalBlock):
         nn.init.zeros_(self.o.bias)
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, v, q, k = torch.unflatten(F.silu(self.uvqk(self.norm(h_Td))), 1, (4, self.heads, -1)).unbind(1)
+        u, v, q, k = F.silu(self._uvqk(h_Td)).unbind(1)
         return q, k, v, u
+
+    def _uvqk(self, h_Td: Tensor) -> Tensor:
+        """Return the product of all four, [T, 4, H, D]."""
+        x_Td = self.norm(h_Td)
+        if uses_kernels(h_Td.device):
+            product = padded_linear(x_Td, self.uvqk.weight, self.uvqk.bias, self.d_head)
+        else:
+            product = self.uvqk(x_Td)
+        return torch.unflatten(product, 1, (4, self.heads, -1))
 
     def attend(self, q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, layout: Layout, bias: Tensor) -> Tensor:
         return pointwise_attention(q_THD, k_THD, v_THD, layout, bias, self.time_bias, self.kind)
@@ -67,8 +81,20 @@ class HstuBlock(CausalBlock):
         return F.embedding(time_buckets(elapsed), self.time_bias)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        states_Td: Tensor = h_Td + self.o(self.dropout(self.mixed_norm(mixed_THD.flatten(1)) * gate.flatten(1)))
+        states_Td: Tensor = h_Td + self._out(self.dropout(self.mixed_norm(self._real(mixed_THD)) * self._real(gate)))
         return states_Td
+
+    def _real(self, x_THD: Tensor) -> Tensor:
+        """Return the columns of all heads without those that pad a head."""
+        return x_THD[..., : self.d_head].flatten(1)
+
+    def _out(self, x: Tensor) -> Tensor:
+        """Return the output product [T, d]."""
+        if uses_kernels(x.device):
+            width = len(self.o.weight)
+            return padded_linear(x, self.o.weight, self.o.bias, width)[:, :width]
+        out_Td: Tensor = self.o(x)
+        return out_Td
 
 
 class SoftplusBlock(HstuBlock):
@@ -83,11 +109,11 @@ class SoftplusBlock(HstuBlock):
         nn.init.normal_(self.bias.weight)
 
     def project(self, h_Td: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u, v, q, k = torch.unflatten(self.uvqk(self.norm(h_Td)), 1, (4, self.heads, -1)).unbind(1)
-        return q * q.shape[2] ** -0.5, k, v, F.silu(u)
+        u, v, q, k = self._uvqk(h_Td).unbind(1)
+        return q * self.d_head**-0.5, k, v, F.silu(u)
 
     def finish(self, h_Td: Tensor, mixed_THD: Tensor, gate: Tensor) -> Tensor:
-        states_Td: Tensor = h_Td + self.dropout(self.o(mixed_THD.flatten(1) * gate.flatten(1)))
+        states_Td: Tensor = h_Td + self.dropout(self._out(self._real(mixed_THD) * self._real(gate)))
         return states_Td
 
 

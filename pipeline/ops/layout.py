@@ -8,7 +8,7 @@ Sequences of 2, 2 and 5 tokens are, on a CPU, Group(2, 2, 2) and Group(1, 5, 5):
 run they are starts 0 2 4 9 and lengths 2 2 5.
 
 Shape legend: T query and S key positions of all sequences, W sequences; n sequences of one group, Q queries and J keys
-of each; H heads.
+of each; H heads; P columns of a table of time buckets.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,8 @@ class Layout:
     # Where tokens have times: per group int64 [n, Q, J], the bucket of the time between query and key
     buckets: tuple[Tensor, ...] = ()
     spans: "Spans | None" = None  # where kernels run, instead of all the fields above
-    times: Times | None = None  # beside spans, instead of buckets
+    # Beside spans, instead of buckets: uint8 [T, P], the bucket of each token and the n-th key of its sequence
+    bucket_rows: Tensor | None = None
 
     @classmethod
     def packed(
@@ -154,11 +155,15 @@ class Layout:
         return self if self.spans is not None else replace(self, groups=groups)
 
     def timed(self, times: Times | None) -> "Layout":
-        """Return this layout with times; groups get their time buckets here, once for all layers of a network."""
+        """Return this layout with the buckets of times, which are computed here, once for all layers of a network."""
         if times is None:
             return self
         if self.spans is not None:
-            return replace(self, times=times)
+            from pipeline.ops.triton.time_bucket_kernel import time_bucket_rows
+
+            spans = self.spans
+            columns = whole_tiles(spans.longest_k)
+            return replace(self, bucket_rows=time_bucket_rows(times, spans.starts_k, spans.lengths_k, columns))
         sizes = [group.sequences * group.keys for group in self.groups]
         buckets = tuple(
             time_buckets(asked.view(group.sequences, -1, 1) - happened.view(group.sequences, 1, -1))

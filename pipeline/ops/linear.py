@@ -52,6 +52,29 @@ def linear(
     return x_Td if residual_Td is None else residual_Td + x_Td
 
 
+def whole_words(width: int) -> int:
+    """Return the least width that is not below `width` and has rows of whole 16 bytes in a type of 2 bytes."""
+    return -(-width // ALIGNED) * ALIGNED
+
+
+def padded_linear(x_Td: Tensor, weight_nd: Tensor, bias_n: Tensor | None, part: int) -> Tensor:
+    """Compute a linear layer in products of aligned rows: each `part` columns of the output get zeros behind them.
+
+    A product whose rows are no whole 16 bytes takes several times as long on a GPU. The bias is the weight of a column
+    of ones: its gradient is then part of a product too, and not a sum over T rows.
+
+    Returns:
+        [T, n / part * whole_words(part)]
+    """
+    if bias_n is not None:
+        x_Td, weight_nd = F.pad(x_Td, (0, 1), value=1.0), torch.cat([weight_nd, bias_n[:, None]], 1)
+    width = x_Td.shape[1]
+    more = whole_words(width) - width
+    parts = torch.unflatten(weight_nd, 0, (-1, part))
+    weight = F.pad(parts, (0, more, 0, whole_words(part) - part)).flatten(0, 1)
+    return F.linear(F.pad(x_Td, (0, more)), weight)
+
+
 def feed_forward(
     layers: Sequence[nn.Linear], h_Td: Tensor, relu: ReluDropout, then: Dropout, *, norm: RMSNorm
 ) -> Tensor:

@@ -42,7 +42,7 @@ def pointwise_attention(
     if layout.spans is not None:
         from pipeline.ops.triton.pointwise_attention import triton_pointwise
 
-        return triton_pointwise(q_THD, k_THD, v_THD, layout.spans, bias, layout.times, time_bias_BH, kind)
+        return triton_pointwise(q_THD, k_THD, v_THD, layout.spans, bias, layout.bucket_rows, time_bias_BH, kind)
     # On a CPU one group of equally long sequences after another, by batched matrix products.
     sizes = [group.sequences * group.keys for group in layout.groups]
     outputs = []

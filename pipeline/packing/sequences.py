@@ -41,6 +41,11 @@ class Sequences:
         return self.bounds[:-1]
 
     @property
+    def are_items(self) -> bool:
+        """Tell whether the axis is the axis of items: one token for each, nothing fed and no padding."""
+        return self.per_item == 1 and self.fed == 0 and self.capacity == 0
+
+    @property
     def lengths_W(self) -> Tensor:
         """Return the number of tokens of each sequence, int64."""
         return self.history_W + self.fed
@@ -100,10 +105,33 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
         longest = histories.longest * per_item + fed
         bounds = first_item * per_item + number * fed
         size = all_history + windows * fed
-    starts_W = bounds[:-1]
-    first_item_W = first_item[:-1]
+    if fed or histories.pad_to:
+        source_T = _sources(bounds[:-1], history_W, first_item[:-1], all_history, size, per_item, fed)
+    else:  # every token is of a history
+        source_T = torch.arange(size, device=device)
+    return Sequences(
+        bounds=bounds,
+        history_W=history_W,
+        first_item_W=first_item[:-1],
+        source_T=source_T,
+        per_item=per_item,
+        fed=fed,
+        longest=longest,
+        capacity=capacity,
+    )
+
+
+def _sources(
+    starts_W: Tensor, history_W: Tensor, first_item_W: Tensor, all_history: int, size: int, per_item: int, fed: int
+) -> Tensor:
+    """Return `Sequences.source_T`.
+
+    Args:
+        all_history: tokens of all histories.
+        size: T.
+    """
     # The window of each token and the token's position in it: 0 0 0 | 1 1 1 1 1 and 0 1 2 | 0 1 2 3 4
-    number_T = torch.arange(size, device=device)
+    number_T = torch.arange(size, device=starts_W.device)
     window_T = torch.searchsorted(starts_W, number_T, right=True) - 1
     position_T = number_T - starts_W[window_T]
     # How far behind its history each token is; below 0 it is in the history: -2 -1 0 | -4 -3 -2 -1 0
@@ -111,17 +139,7 @@ def lay_out(histories: Histories, per_item: int, fed: int) -> Sequences:
     # Tokens of histories come first among the sources (0 1 | 2 3 4 5), those of targets behind all of them (6 | 7).
     from_history_T = first_item_W[window_T] * per_item + position_T
     from_target_T = all_history + window_T * fed + after_T
-    source_T = torch.where(after_T < 0, from_history_T, from_target_T).clamp_(max=all_history + windows * fed - 1)
-    return Sequences(
-        bounds=bounds,
-        history_W=history_W,
-        first_item_W=first_item_W,
-        source_T=source_T,
-        per_item=per_item,
-        fed=fed,
-        longest=longest,
-        capacity=capacity,
-    )
+    return torch.where(after_T < 0, from_history_T, from_target_T).clamp_(max=all_history + len(starts_W) * fed - 1)
 
 
 def times_of(times_N: Tensor, lengths_W: Tensor, sequences: Sequences, levels: int) -> Times:
@@ -135,6 +153,8 @@ def times_of(times_N: Tensor, lengths_W: Tensor, sequences: Sequences, levels: i
         lengths_W: int64, items of each window.
         levels: codes of an item; 1 where items are vectors.
     """
+    if sequences.are_items and levels == 1:
+        return Times(times_N, times_N)
     first_W = sequences.first_item_W
     # The time of the item before each one; the first item of a window has none before and takes its own: 10 | 20 20
     before_N = torch.cat([times_N[:1], times_N[:-1]])

@@ -66,6 +66,27 @@ def test_times_fall_into_buckets_of_their_logarithm() -> None:
     assert time_buckets(torch.tensor([2**62])).item() == 127
 
 
+@pytest.mark.parametrize("kind", ["silu", "softplus"])
+def test_a_layer_with_padded_heads_gives_the_same(
+    kind: Kind, make_causal: MakeCausal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_causal("hstu", d_model=10, heads=2, d_head=5, hstu_attention=kind, time_bias=False, dropout=0.0)
+    assert isinstance(model, Hstu)
+    block = hstu_blocks(model)[0].double()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    h_Td = torch.randn(sum(LENGTHS), 10, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 7, 7, dtype=torch.float64)
+    wanted = [h_Td, block.uvqk.weight, block.o.weight, present(block.o.bias)]
+    results = []
+    for padded in (False, True):
+        monkeypatch.setattr("pipeline.backbones.hstu.uses_kernels", lambda _, padded=padded: padded)
+        assert block.project(h_Td)[0].shape[2] == (8 if padded else 5)
+        out = block(h_Td, LAYOUT, bias)
+        results.append([out, *torch.autograd.grad(out.sin().sum(), wanted)])
+    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
 def hstu_blocks(model: Hstu) -> list[HstuBlock]:
     return [block for block in model.blocks if isinstance(block, HstuBlock)]
 

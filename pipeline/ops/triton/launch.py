@@ -1,6 +1,6 @@
 """Launch the Triton attentions: lengths in classes, classes side by side, kernels compiled together.
 
-Shape legend: H heads, R relative distances, P positions of a sequence.
+Shape legend: H heads, R relative distances, P positions of queries, C positions of keys.
 """
 
 from collections.abc import Sequence
@@ -139,17 +139,20 @@ def with_reach(bias_HR: Tensor, longest: int) -> Tensor:
     return F.pad(bias_HR, (margin, margin)) if margin > 0 else bias_HR
 
 
-def add_diagonals(dbias_HR: Tensor, ds_HPP: Tensor) -> None:
-    """Add each diagonal (one relative distance) of [H, P, P] to `dbias`: skew the rows, then sum the columns.
+def add_diagonals(dbias_HR: Tensor, ds_HPC: Tensor) -> None:
+    """Add each diagonal (one relative distance) of [H, P, C] to `dbias`: skew the rows, then sum the columns.
+
+    The last of the C columns, which are P or more, has distance 0 in the last of the P rows.
 
     a b | c d has the diagonals c, a + d, b: distances -1, 0, 1
     """
-    length = ds_HPP.shape[1]
+    rows, columns = ds_HPC.shape[1:]
     middle = dbias_HR.shape[1] // 2  # the column of distance 0
-    # Last row first, `length` zeros behind each, read again in rows of 2 * length - 1: c d 0 | 0 a b
-    skewed = F.pad(ds_HPP.flip(1), (0, length)).flatten(1)[:, : length * (2 * length - 1)]
-    # Column r now has the distance r - (length - 1).
-    by_distance = torch.unflatten(skewed, 1, (length, 2 * length - 1)).sum(1)
+    # Last row first, `rows` zeros behind each, read again in rows shorter by one: c d 0 | 0 a b
+    width = columns + rows - 1
+    skewed = F.pad(ds_HPC.flip(1), (0, rows)).flatten(1)[:, : rows * width]
+    # Column r now has the distance r - (columns - 1).
+    by_distance = torch.unflatten(skewed, 1, (rows, width)).sum(1)
     # Distances that one of the two does not have are left out.
-    reach = min(length - 1, middle)
-    dbias_HR[:, middle - reach : middle + reach + 1] += by_distance[:, length - 1 - reach : length + reach]
+    behind, ahead = min(columns - 1, middle), min(rows - 1, middle)
+    dbias_HR[:, middle - behind : middle + ahead + 1] += by_distance[:, columns - 1 - behind : columns + ahead]

@@ -2,9 +2,12 @@
 
 pointwise_attention.py launches these kernels and says how they work.
 
-Shape legend: H heads, D head width, R relative distances, B time buckets; BM queries and BN keys make a tile, BD (a
-power of two) columns hold D; m and n are the positions of a tile's queries and keys in their sequence, i and j those in
-the tile.
+Shape legend: H heads, D head width, R relative distances, B time buckets, P columns of the table of buckets; BM queries
+and BN keys make a tile, BD (a power of two) columns hold D; m and n are the positions of a tile's queries and keys in
+their sequence, i and j those in the tile.
+
+`tl.atomic_add` here sends a number to be added and does not wait for the sum. No two threads send to one address, so
+that the order of a sum is the order in which its thread sends, and equal inputs give equal bits.
 """
 # Triton has no types.
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
@@ -12,45 +15,90 @@ the tile.
 import triton
 import triton.language as tl
 
-from pipeline.ops.pointwise import BUCKET_WIDTH, EPSILON, TIME_BUCKETS
+from pipeline.ops.pointwise import EPSILON
 from pipeline.ops.triton.attention_kernels import dot
 
-WIDTH = tl.constexpr(BUCKET_WIDTH)
-LAST_BUCKET = tl.constexpr(TIME_BUCKETS - 1)
 SMALL = tl.constexpr(EPSILON)
 
 
 @triton.jit
-def _score(
-    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED: tl.constexpr, EXACT: tl.constexpr
-):
-    """Return (biased scores, time buckets, where the query sees the key) of one tile."""
-    seen = (n[None, :] < length) & (n[None, :] <= m[:, None])
-    s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + h * R + R // 2 - m[:, None] + n[None, :])
-    bucket = tl.zeros(s.shape, tl.int32)
-    if TIMED:
-        elapsed = tl.maximum(asked[:, None] - happened[None, :], 1)
-        bucket = tl.minimum((tl.log(elapsed.to(tl.float32)) / WIDTH).to(tl.int32), LAST_BUCKET)
-        s += tl.load(time_bias_ptr + bucket * H + h)
-    return s, bucket, seen
+def _at(x_ptr, stride: tl.constexpr, t, D: tl.constexpr, BD: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return (pointers to the rows t, which columns are real); every row begins at a multiple of ALIGNED bytes."""
+    d = tl.arange(0, BD)[None, :]
+    return tl.multiple_of(x_ptr + t[:, None] * stride + d, (1, ALIGNED)), d < D
 
 
 @triton.jit
-def _activation(s, SILU: tl.constexpr):
-    """Compute SiLU or softplus of the scores."""
-    if SILU:
-        return s * tl.sigmoid(s)
+def _rows(x_ptr, stride: tl.constexpr, t, length, D: tl.constexpr, BD: tl.constexpr, ALIGNED: tl.constexpr):
+    """Load rows of a sequence's part of one head, zeros from row `length` and column D on."""
+    at, column = _at(x_ptr, stride, t, D, BD, ALIGNED)
+    return tl.load(at, mask=(t[:, None] < length) & column, other=0.0)
+
+
+@triton.jit
+def _store_rows(x_ptr, stride: tl.constexpr, t, length, x, D: tl.constexpr, BD: tl.constexpr, ALIGNED: tl.constexpr):
+    at, column = _at(x_ptr, stride, t, D, BD, ALIGNED)
+    tl.store(at, x.to(x_ptr.dtype.element_ty), mask=(t[:, None] < length) & column)
+
+
+@triton.jit
+def _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED: tl.constexpr, EXACT: tl.constexpr):
+    """Return the biased scores of a tile; the pointers are to a head's bias of distance 0 and of bucket 0."""
+    s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + (n[None, :] - m[:, None]))
+    if TIMED:
+        s += tl.load(time_bias_ptr + bucket)
+    return s
+
+
+@triton.jit
+def _sigmoid(s, EXACT: tl.constexpr):
+    """Compute the sigmoid; unless EXACT by the GPU's own functions, which take tiny numbers for 0."""
+    if EXACT:
+        return tl.sigmoid(s)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 x;
+        mul.ftz.f32 x, $1, 0fBFB8AA3B;
+        ex2.approx.ftz.f32 x, x;
+        add.ftz.f32 x, x, 0f3F800000;
+        rcp.approx.ftz.f32 $0, x;
+        }""",
+        "=f,f",
+        [s],
+        dtype=tl.float32,
+        is_pure=True,
+        pack=1,
+    )
+
+
+@triton.jit
+def _softplus(s):
     x = tl.exp(-tl.abs(s))
     return tl.maximum(s, 0.0) + tl.where(x < 1e-3, x * (1.0 - 0.5 * x), tl.log(1.0 + x))  # 1 + x would round x away
 
 
 @triton.jit
-def _slope(s, SILU: tl.constexpr):
-    """Compute the derivative of `_activation`."""
-    slope = tl.sigmoid(s)
-    if SILU:
-        slope = slope * (1.0 + s * (1.0 - slope))
-    return slope
+def _sum_in_groups(x, BM: tl.constexpr, GROUP: tl.constexpr):
+    """Sum a tile's rows, and each GROUP of their sums: [BM / GROUP]. A warp holds whole groups, so that none waits."""
+    return tl.sum(tl.reshape(tl.sum(x, 1), [BM // GROUP, GROUP]), 1)
+
+
+@triton.jit
+def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Add dS of a tile to a program's sums [B, BM / GROUP], bucket by bucket.
+
+    The first bucket, then from the least to the largest other bucket in the tile: where times are days, most buckets
+    are empty.
+    """
+    groups: tl.constexpr = BM // GROUP
+    g = tl.arange(0, groups)
+    tl.atomic_add(sums_ptr + g, _sum_in_groups(tl.where(bucket == 0, ds, 0.0), BM, GROUP), sem="relaxed")
+    least, largest = tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket)
+    for first in range(least, largest + 1, AT_ONCE):
+        for b in tl.static_range(AT_ONCE):
+            in_bucket = _sum_in_groups(tl.where(bucket == first + b, ds, 0.0), BM, GROUP)
+            at = (first + b) * groups + g
+            tl.atomic_add(sums_ptr + at, in_bucket, mask=at < B * groups, sem="relaxed")
 
 
 @triton.jit
@@ -62,50 +110,61 @@ def forward_kernel(
     divisor_ptr,
     bias_ptr,
     time_bias_ptr,
-    asked_ptr,
-    happened_ptr,
+    buckets_ptr,
     starts_ptr,
     lengths_ptr,
     class_ptr,
-    q_t,
-    k_t,
-    v_t,
-    H,
     R,
+    tiles,
+    Q_T: tl.constexpr,
+    K_T: tl.constexpr,
+    V_T: tl.constexpr,
+    H: tl.constexpr,
+    P: tl.constexpr,
     CLASS: tl.constexpr,
     TIMED: tl.constexpr,
     SILU: tl.constexpr,
     EXACT: tl.constexpr,
+    ALIGNED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
+    B: tl.constexpr,
 ):
-    h, j, d = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD)
-    for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
-        first, length = tl.load(starts_ptr + w), tl.load(lengths_ptr + w)
-        for query_start in range(0, length, BM):
-            m = query_start + tl.arange(0, BM)
-            real_q = (m[:, None] < length) & (d[None, :] < D)
-            rows = (first + m[:, None]).to(tl.int64)
-            q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
-            asked = tl.load(asked_ptr + first + m, mask=m < length, other=0) if TIMED else m
+    """Compute one head's rows of the queries of some tiles; a sequence has at most `tiles` of them."""
+    h, i, j = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN)
+    bias_ptr += h * R + R // 2
+    time_bias_ptr += h * B
+    first_w, end_w = tl.load(class_ptr + CLASS), tl.load(class_ptr + CLASS + 1)
+    for number in range(tl.program_id(0), (end_w - first_w) * tiles, tl.num_programs(0)):
+        w, query_start = first_w + number // tiles, number % tiles * BM
+        length = tl.load(lengths_ptr + w)
+        if query_start < length:
+            first = tl.load(starts_ptr + w).to(tl.int64)
+            k_w, v_w = k_ptr + first * K_T + h * D, v_ptr + first * V_T + h * D
+            m = query_start + i
+            q = _rows(q_ptr + first * Q_T + h * D, Q_T, m, length, D, BD, ALIGNED)
             o, total = tl.zeros([BM, BD], tl.float32), tl.zeros([BM], tl.float32)
             for key_start in range(0, tl.minimum(query_start + BM, length), BN):  # later keys are not seen
                 n = key_start + j
-                real_k = (n[:, None] < length) & (d[None, :] < D)
-                keys = (first + n[:, None]).to(tl.int64)
-                k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
-                v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
-                happened = tl.load(happened_ptr + first + n, mask=n < length, other=0) if TIMED else n
-                s, _, seen = _score(q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT)
-                p = tl.where(seen, _activation(s, SILU), 0.0)
-                total += tl.sum(p, 1)
-                o += dot(p.to(v.dtype), v, EXACT)
+                k = _rows(k_w, K_T, n, length, D, BD, ALIGNED)
+                v = _rows(v_w, V_T, n, length, D, BD, ALIGNED)
+                seen = n[None, :] <= m[:, None]
+                bucket = 0
+                if TIMED:  # whole rows load faster; where a query does not see the key they hold anything
+                    at = buckets_ptr + first * P + m[:, None] * P + n[None, :]
+                    bucket = tl.where(seen, tl.load(at, mask=m[:, None] < length, other=0), 0)
+                s = _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED, EXACT)
+                p = tl.where(seen, s * _sigmoid(s, EXACT) if SILU else _softplus(s), 0.0)
+                if not SILU:
+                    total += tl.sum(p, 1)
+                o = tl.dot(p.to(v.dtype), v, o, input_precision="ieee" if EXACT else "tf32")
             divisor = (m + 1).to(tl.float32) if SILU else total + SMALL
-            tl.store(divisor_ptr + (first + m) * H + h, divisor, mask=m < length)
-            o = o / divisor[:, None]
-            tl.store(o_ptr + rows * (H * D) + h * D + d[None, :], o.to(o_ptr.dtype.element_ty), mask=real_q)
+            if not SILU:
+                tl.store(divisor_ptr + (first + m) * H + h, divisor, mask=m < length)
+            o = o * (1.0 / divisor)[:, None]
+            _store_rows(o_ptr + (first * H + h) * D, H * D, m, length, o, D, BD, ALIGNED)
 
 
 @triton.jit
@@ -118,92 +177,91 @@ def backward_kernel(
     divisor_ptr,
     bias_ptr,
     time_bias_ptr,
-    asked_ptr,
-    happened_ptr,
+    buckets_ptr,
     dq_ptr,
     dk_ptr,
     dv_ptr,
-    slab_ptr,
-    time_slab_ptr,
+    sums_ptr,
+    time_sums_ptr,
     starts_ptr,
     lengths_ptr,
     class_ptr,
-    q_t,
-    k_t,
-    v_t,
-    H,
     R,
-    side,
+    tiles,
+    Q_T: tl.constexpr,
+    K_T: tl.constexpr,
+    V_T: tl.constexpr,
+    H: tl.constexpr,
+    P: tl.constexpr,
     CLASS: tl.constexpr,
     TIMED: tl.constexpr,
     SILU: tl.constexpr,
     EXACT: tl.constexpr,
-    ONE_KEY_TILE: tl.constexpr,
+    ALIGNED: tl.constexpr,
     ONE_TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     D: tl.constexpr,
     BD: tl.constexpr,
     B: tl.constexpr,
 ):
-    h, j, d, i = tl.program_id(1), tl.arange(0, BN), tl.arange(0, BD), tl.arange(0, BM)
-    buckets, time_sum = tl.arange(0, B), tl.zeros([B], tl.float32)
+    """Compute one head's gradients of some sequences; BM = BN, and a sequence has at most `tiles` tiles of keys."""
+    h, i, j = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN)
+    program = (tl.program_id(0) * H + h).to(tl.int64)
+    bias_ptr += h * R + R // 2
+    time_bias_ptr += h * B
+    sums_ptr += program * tiles * (BM * BN)
+    time_sums_ptr += program * (B * (BM // GROUP))
     ds_sum = tl.zeros([BM, BN], tl.float32)
-    slab = slab_ptr + (tl.program_id(0) * H + h).to(tl.int64) * side * side
     for w in range(tl.load(class_ptr + CLASS) + tl.program_id(0), tl.load(class_ptr + CLASS + 1), tl.num_programs(0)):
-        first, length = tl.load(starts_ptr + w), tl.load(lengths_ptr + w)
+        first, length = tl.load(starts_ptr + w).to(tl.int64), tl.load(lengths_ptr + w)
+        q_w, k_w, v_w = q_ptr + first * Q_T + h * D, k_ptr + first * K_T + h * D, v_ptr + first * V_T + h * D
+        row = (first * H + h) * D  # of the sequence, in tensors [T, H, D]
         for key_start in range(0, length, BN):
             n = key_start + j
-            real_k = (n[:, None] < length) & (d[None, :] < D)
-            keys = (first + n[:, None]).to(tl.int64)
-            k = tl.load(k_ptr + keys * k_t + h * D + d[None, :], mask=real_k, other=0.0)
-            v = tl.load(v_ptr + keys * v_t + h * D + d[None, :], mask=real_k, other=0.0)
-            happened = tl.load(happened_ptr + first + n, mask=n < length, other=0) if TIMED else n
+            k = _rows(k_w, K_T, n, length, D, BD, ALIGNED)
+            v = _rows(v_w, V_T, n, length, D, BD, ALIGNED)
             dk, dv = tl.zeros([BN, BD], tl.float32), tl.zeros([BN, BD], tl.float32)
-            for query_start in range(key_start // BM * BM, length, BM):  # earlier queries do not see these keys
+            for query_start in range(key_start, length, BM):  # earlier queries do not see these keys
                 m = query_start + i
-                real_q = (m[:, None] < length) & (d[None, :] < D)
-                rows = (first + m[:, None]).to(tl.int64)
-                q = tl.load(q_ptr + rows * q_t + h * D + d[None, :], mask=real_q, other=0.0)
-                do = tl.load(do_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
-                asked = tl.load(asked_ptr + first + m, mask=m < length, other=0) if TIMED else m
-                divisor = tl.load(divisor_ptr + (first + m) * H + h, mask=m < length, other=1.0)
-                s, bucket, seen = _score(
-                    q, k, bias_ptr, time_bias_ptr, h, m, n, asked, happened, length, H, R, TIMED, EXACT
-                )
+                q = _rows(q_w, Q_T, m, length, D, BD, ALIGNED)
+                do = _rows(do_ptr + row, H * D, m, length, D, BD, ALIGNED)
+                seen = (m[:, None] < length) & (n[None, :] <= m[:, None])
+                bucket = 0
+                if TIMED:
+                    at = buckets_ptr + first * P + m[:, None] * P + n[None, :]
+                    bucket = tl.load(at, mask=seen, other=0).to(tl.int32)
+                s = _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED, EXACT)
                 dp = dot(do, tl.trans(v), EXACT)
-                if not SILU:  # the divisor depends on the scores too
-                    o = tl.load(o_ptr + rows * (H * D) + h * D + d[None, :], mask=real_q, other=0.0)
+                gate = _sigmoid(s, EXACT)
+                if SILU:
+                    p = s * gate
+                    slope = gate + p * (1.0 - gate)
+                    divisor = (m + 1).to(tl.float32)
+                else:  # the divisor depends on the scores too
+                    p, slope = _softplus(s), gate
+                    divisor = tl.load(divisor_ptr + (first + m) * H + h, mask=m < length, other=1.0)
+                    o = _rows(o_ptr + row, H * D, m, length, D, BD, ALIGNED)
                     dp -= tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)[:, None]
-                here = seen & (m[:, None] < length)
-                p = tl.where(here, _activation(s, SILU) / divisor[:, None], 0.0)
-                ds = tl.where(here, dp * _slope(s, SILU) / divisor[:, None], 0.0)
+                share = (1.0 / divisor)[:, None]
+                p = tl.where(seen, p * share, 0.0)
+                ds = tl.where(seen, dp * slope * share, 0.0)
                 dv += dot(tl.trans(p.to(v.dtype)), do, EXACT)
                 dk += dot(tl.trans(ds.to(q.dtype)), q, EXACT)
                 dq = dot(ds.to(k.dtype), k, EXACT)
-                dq_at = dq_ptr + rows * (H * D) + h * D + d[None, :]
-                if not ONE_KEY_TILE:  # no other program adds to these rows
-                    dq += tl.load(dq_at, mask=real_q, other=0.0)
-                    tl.debug_barrier()
-                tl.store(dq_at, dq.to(dq_ptr.dtype.element_ty), mask=real_q)
-                if TIMED:  # dS is 0 where the query does not see the key, so that any bucket will do there
-                    bucket = tl.where(here, bucket, 0)
-                    time_sum += tl.where(buckets == 0, tl.sum(tl.sum(tl.where(bucket == 0, ds, 0.0), 1), 0), 0.0)
-                    for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1):
-                        in_bucket = tl.sum(tl.sum(tl.where(bucket == b, ds, 0.0), 1), 0)
-                        time_sum += tl.where(buckets == b, in_bucket, 0.0)
                 if ONE_TILE:
+                    _store_rows(dq_ptr + row, H * D, m, length, dq, D, BD, ALIGNED)
                     ds_sum += ds
-                else:  # no other program adds to this slab
-                    spot = slab + m[:, None] * side + n[None, :]
-                    ds += tl.load(spot, mask=here, other=0.0)
-                    tl.debug_barrier()
-                    tl.store(spot, ds, mask=here)
-            at = keys * (H * D) + h * D + d[None, :]
-            tl.store(dk_ptr + at, dk.to(dk_ptr.dtype.element_ty), mask=real_k)
-            tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=real_k)
-            tl.debug_barrier()
+                else:
+                    at, column = _at(dq_ptr + row, H * D, m, D, BD, ALIGNED)
+                    tl.atomic_add(at, dq, mask=(m[:, None] < length) & column, sem="relaxed")
+                    spot = sums_ptr + (query_start - key_start) * BN + i[:, None] * BN + j[None, :]
+                    tl.atomic_add(spot, ds, sem="relaxed")
+                if TIMED:  # the bucket is 0 where the query does not see the key, and so is dS
+                    _add_by_bucket(time_sums_ptr, ds, bucket, BM, B, GROUP, AT_ONCE)
+            _store_rows(dk_ptr + row, H * D, n, length, dk, D, BD, ALIGNED)
+            _store_rows(dv_ptr + row, H * D, n, length, dv, D, BD, ALIGNED)
     if ONE_TILE:
-        tl.store(slab + i[:, None] * side + j[None, :], ds_sum)
-    if TIMED:
-        tl.store(time_slab_ptr + (tl.program_id(0) * H + h) * B + buckets, time_sum)
+        tl.store(sums_ptr + i[:, None] * BN + j[None, :], ds_sum)
