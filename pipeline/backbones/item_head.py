@@ -32,6 +32,7 @@ from pipeline.backbones.causal import CausalBackbone
 from pipeline.ops.compiling import INDUCTOR_OPTIONS, compile_block
 from pipeline.ops.layout import uses_kernels
 from pipeline.ops.linear import padded_linear
+from pipeline.ops.lookup import look_up
 from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
@@ -101,7 +102,7 @@ class ItemBackbone(CausalBackbone[Any]):
     def vectors_of(self, items_X: Tensor) -> Tensor:
         """Return the vectors of some items, [X, d], without computing those of the others where these are more."""
         if len(items_X) >= self.catalogue.items:
-            return F.embedding(items_X, self.item_vectors())
+            return look_up(self.item_vectors(), items_X)
         vectors_Xd: Tensor = self.ids(items_X)
         if self.catalogue.trained_I is not None:
             vectors_Xd = vectors_Xd * self.catalogue.trained_I[items_X][:, None]
