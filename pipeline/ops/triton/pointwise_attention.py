@@ -274,7 +274,7 @@ def _options(
         "BD": max(16, triton.next_power_of_2(width)),
         "B": TIME_BUCKETS,
         "num_warps": launch.warps,
-        "num_stages": 1,
+        "num_stages": 2,  # the next keys load while a tile is computed; only the forward loop allows it
     }
 
 
