@@ -112,18 +112,20 @@ class Campaign:
     def inputs(self, row: Row) -> dict[str, Path]:
         """Make the folders that a row reads: splits with its `split.max_history`, vectors, and Semantic IDs.
 
+        A folder that the row does not read is named, and not made.
+
         Raises:
             UserError: the data was split otherwise, or faiss is needed for the Semantic IDs and not installed.
         """
         data = self.data_of(row)
         assert data
         data.check(row)
-        base = self.work / "inputs" / data.hash[:16]
+        base = self.work / "inputs" / data.hash_for(row)[:16]
         longest = row.params.split.max_history
         splits, embeddings = base / f"splits-{longest}", base / "embeddings"
         if not (splits / "manifest.json").exists():
             replace(data.splits, summary={**data.splits.summary, "max_history": longest}).write(splits)
-        if not (embeddings / "manifest.json").exists():
+        if row.reads_vectors and not (embeddings / "manifest.json").exists():
             Embeddings(data.vectors(), {}).write(embeddings)
         sids = data.folder / "sids" / row.sids_name
         if not row.params.backbone.over_items and not (sids / "manifest.json").exists():
@@ -175,7 +177,7 @@ class Campaign:
             "arm": row.arm,
             "seed": row.seed,
             "data": row.data,
-            "data_hash": data.hash,
+            "data_hash": data.hash_for(row),
             "sid_seed": row.sid_seed,
             "presets": list(row.presets),
             "set": dict(row.changes),

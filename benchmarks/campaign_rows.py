@@ -56,8 +56,8 @@ Record = dict[str, Any]
 class Data:
     """Prepared inputs: a folder with `interactions/items.parquet`, `splits/`, and `embeddings/` or one `*.npy`.
 
-    The folder is `data/` of a project, or a copy of what is needed of it; the `*.npy` has the item vectors. Semantic
-    IDs lie below `sids/`, under a hash of what they were made from.
+    The folder is `data/` of a project, or a copy of what is needed of it; the `*.npy` has the item vectors, which may
+    be missing where no row reads them. Semantic IDs lie below `sids/`, under a hash of what they were made from.
     """
 
     name: str
@@ -80,10 +80,24 @@ class Data:
             )
         return np.asarray(np.load(found[0], allow_pickle=False), np.float32)
 
+    def hash_for(self, row: "Row") -> str:
+        """Return a hash of what the row reads: sequences, targets, and item vectors unless it is of ids alone.
+
+        Raises:
+            UserError: as `vectors`, where the row reads them.
+        """
+        return self._with_vectors if row.reads_vectors else self._of_ids
+
     @cached_property
-    def hash(self) -> str:
-        """Return a hash of sequences, targets and item vectors."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.vectors()).tobytes())
+    def _with_vectors(self) -> str:
+        return self._hash(np.ascontiguousarray(self.vectors()).tobytes())
+
+    @cached_property
+    def _of_ids(self) -> str:
+        return self._hash(b"")
+
+    def _hash(self, vectors: bytes) -> str:
+        digest = hashlib.sha256(vectors)
         for name in Splits.ARRAYS:
             digest.update(np.ascontiguousarray(getattr(self.splits, name)).tobytes())
         return digest.hexdigest()
@@ -148,9 +162,14 @@ class Row:
         }
         return {**shaping, "split.max_history": flat["split.max_history"], "sid_seed": self.sid_seed}
 
+    @property
+    def reads_vectors(self) -> bool:
+        """Return whether the row reads item vectors: for its Semantic IDs, or as the content of its items."""
+        return not self.params.backbone.over_items or self.params.backbone.content
+
     def key(self, data: Data) -> str:
-        """Return 16 hex digits of the hash of parameters, data and evaluation."""
-        return fingerprint(self.settings, data.hash)[:16]
+        """Return 16 hex digits of the hash of parameters, data and evaluation. Raises UserError as `Data.hash_for`."""
+        return fingerprint(self.settings, data.hash_for(self))[:16]
 
     @property
     def sids_name(self) -> str:

@@ -99,11 +99,12 @@ def of_raw(rows: Sequence[Row], group: str, arm: str, data: str) -> Measured:
     )
 
 
-def of_campaigns(results: Results, files: Iterable[Path] | None = None) -> list[Measured]:
+def of_campaigns(results: Results, files: Iterable[Path] | None = None, *, paired: bool = True) -> list[Measured]:
     """Return every arm of the campaigns, in the order of their files, run or not.
 
     Args:
         files: those of benchmarks/campaigns/ by default.
+        paired: add each arm's difference to `full`.
     """
     rows = [row for path in (sorted(CAMPAIGNS.glob("*.yaml")) if files is None else files) for row in read_rows(path)]
     records = results.records()
@@ -113,6 +114,8 @@ def of_campaigns(results: Results, files: Iterable[Path] | None = None) -> list[
     arms = [
         _of_rows(*name, [one for one in found if (one[0].group, one[0].arm, one[0].data) == name]) for name in names
     ]
+    if not paired:
+        return arms
     full = {(one.group, one.data): one for one in arms if one.arm == "full"}
     return [_with_difference(one, full.get((one.group, one.data)), results) for one in arms]
 

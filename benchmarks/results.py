@@ -4,7 +4,8 @@
     python -m benchmarks.results --add full=RUN,RUN rastp=RUN,RUN --group NAME --commit ID --hardware H --command C
         # first appends rows: of finished runs (folders with reports/), and of each arm's paired difference to the first
 
-All of it comes from docs/results/raw.jsonl, and from docs/results/campaign.jsonl where a campaign has written it. The
+All of it comes from docs/results/raw.jsonl, and from docs/results/campaign.jsonl where a campaign has written it. So do
+two tables of docs/actions.md, whose other lines are written by hand. The
 key `kind` of a row of raw.jsonl names the row's table. Quality rows carry all of metrics.json and details.json.
 """
 
@@ -19,13 +20,16 @@ import pandas as pd
 
 from benchmarks.campaign_rows import RESULTS, Results
 from benchmarks.campaign_rows import Row as CampaignRow
-from benchmarks.measured import Measured, Row, cell, of_campaigns, of_trials, references
+from benchmarks.items_tables import actions_page, figure_rows, paired_rows
+from benchmarks.measured import CAMPAIGNS, Measured, Row, cell, of_campaigns, of_trials, references
 from benchmarks.papers import paper_page
 from benchmarks.papers_figures import PAPERS
 from benchmarks.picture import picture
 from benchmarks.results_tables import QUALITY, RECALLS, TABLES
 
 RAW, PAGE = Path("docs/results/raw.jsonl"), Path("docs/results.md")
+ACTIONS = Path("docs/actions.md")
+OVER_ITEMS = CAMPAIGNS / "5-items.yaml"
 PICTURE = Path("docs/frontier.svg")
 SHOWN = ("seen_dropped_recall_at_10", "ndcg_at_10", "noties_recall_at_10")
 
@@ -149,7 +153,7 @@ def measured(rows: list[Row], kind: str, columns: dict[str, str]) -> Iterable[st
         shown = {key: _Blank() if value is None else value for key, value in row.items()}
         yield "| " + " | ".join(text.format(**shown) for text in columns.values()) + " |"
     yield ""
-    yield from _origins(selected)
+    yield from _origins([row for row in selected if row.get("commit")])
 
 
 class _Blank:
@@ -169,8 +173,8 @@ def page(rows: list[Row], arms: list[Measured], tried: list[tuple[CampaignRow, R
     """Return the whole document.
 
     Args:
-        rows: of raw.jsonl.
-        arms: those of the campaigns.
+        rows: of raw.jsonl, and those of items_tables.py.
+        arms: those of the campaigns but for networks over items.
         tried: their trials, with the best validation of each that was run.
     """
     lines = [
@@ -205,9 +209,9 @@ def page(rows: list[Row], arms: list[Measured], tried: list[tuple[CampaignRow, R
         "",
         "## Campaigns",
         "",
-        "Every row of `benchmarks/campaigns/` ([campaign.md](campaign.md)), run or not. *recall@10*: by the row's",
-        "settings, which leave items of the history in the ranking; *seen dropped*: without them. *training*: the",
-        "seconds of a row that had the machine alone.",
+        "Every row of `benchmarks/campaigns/` ([campaign.md](campaign.md)), run or not; those of `5-items.yaml` are",
+        "[below](#rows-of-the-campaign). *recall@10*: by the row's settings, which leave items of the history in the",
+        "ranking; *seen dropped*: without them. *training*: the seconds of a row that had the machine alone.",
         *campaigns(arms, rows),
         *trials(tried),
     ]
@@ -279,9 +283,13 @@ def documents() -> dict[Path, str]:
     """Return every file that is made of the results, by its path."""
     rows = [json.loads(line) for line in RAW.read_text(encoding="utf-8").splitlines()]
     results = Results(RESULTS)
-    arms = of_campaigns(results)
+    arms = of_campaigns(results, [path for path in sorted(CAMPAIGNS.glob("*.yaml")) if path != OVER_ITEMS])
+    over_items = of_campaigns(results, [OVER_ITEMS], paired=False)
     pages = {RAW.parent / f"{paper.name}.md": paper_page(paper, rows, arms) for paper in PAPERS}
-    return {PAGE: page(rows, arms, of_trials(results)), PICTURE: picture(rows, arms), **pages}
+    paired = paired_rows(over_items, results)
+    actions = actions_page(ACTIONS.read_text(encoding="utf-8"), over_items, paired, rows)
+    whole = page([*rows, *figure_rows(over_items), *paired], arms, of_trials(results))
+    return {PAGE: whole, PICTURE: picture(rows, arms), ACTIONS: actions, **pages}
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ QUALITY = {
     "beauty-fast as it was: 7 M windows, EMA 0.999": ("amazon-beauty", ["full"]),
     "the same, 3.5 M windows": ("amazon-beauty", ["full", "rastp", "rastp-released", "skipgr"]),
 }
+# Of the networks over items
+DEEP_FIGURES = ("recall_at_10", "recall_at_50", "recall_at_200", "ndcg_at_10", "ndcg_at_200")
 RECALLS = (0.04, 0.06, 0.08, 0.09, 0.10)  # whose times the page shows
 # heading, what stands above the table, kind of its rows, column title -> format of the row
 TABLES: list[tuple[str, str, str, dict[str, str]]] = [
@@ -117,8 +119,7 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         "items",
         {
             **{key: f"{{{key}}}" for key in ("data", "model", "strategy", "seed", "seen")},
-            **{f"recall@{k}": f"{{recall_at_{k}:.4f}}" for k in (10, 50, 200)},
-            **{f"ndcg@{k}": f"{{ndcg_at_{k}:.4f}}" for k in (10, 200)},
+            **{name.replace("_at_", "@"): f"{{{name}:.4f}}" for name in DEEP_FIGURES},
             "best step": "{best_step:,}",
         },
     ),
@@ -130,7 +131,29 @@ TABLES: list[tuple[str, str, str, dict[str, str]]] = [
         {"data": "{data}", "difference": "{difference}", "seeds": "{seed}"}
         | {
             name.replace("_at_", "@"): f"{{{name}[difference]:+.4f}} ({{{name}[low]:+.4f}} to {{{name}[high]:+.4f}})"
-            for name in ("recall_at_10", "recall_at_50", "recall_at_200", "ndcg_at_10", "ndcg_at_200")
+            for name in DEEP_FIGURES
+        },
+    ),
+    (
+        "### Rows of the campaign",
+        "The same arms as `benchmarks/campaigns/5-items.yaml` lists them: means over the seeds, with the lowest and "
+        "highest in brackets. *best step*: of each seed.",
+        "items of a campaign",
+        {
+            **{key: f"{{{key}}}" for key in ("data", "arm", "seeds", "seen")},
+            **{name.replace("_at_", "@"): f"{{{name}}}" for name in DEEP_FIGURES},
+            "best step": "{best_step}",
+        },
+    ),
+    (
+        "### Differences of the campaign's rows",
+        "Paired user by user and seed by seed, with 95% intervals over resampled users and seeds; with one seed the "
+        "interval covers users alone.",
+        "items paired of a campaign",
+        {"data": "{data}", "difference": "{difference}", "seeds": "{seed}", "seen": "{seen}"}
+        | {
+            name.replace("_at_", "@"): f"{{{name}[difference]:+.4f}} ({{{name}[low]:+.4f}} to {{{name}[high]:+.4f}})"
+            for name in DEEP_FIGURES
         },
     ),
     (

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipeline.backbones.item_rows import rows_of_trained
+
 STD = 0.02  # of the rows and the heads at the start
 
 
@@ -61,7 +63,6 @@ class ActionTokens(nn.Module):
             states_Rd = states_Rd.to(self.head.weight.dtype)
             if self.items is not None:
                 assert items_R is not None, "a network with rows of items says which item each state is about"
-                rows_Rd = F.embedding(items_R, self.items)
-                states_Rd = states_Rd + (rows_Rd if trained_I is None else rows_Rd * trained_I[items_R][:, None])
+                states_Rd = states_Rd + rows_of_trained(F.embedding(items_R, self.items), trained_I, items_R)
             logits = self.head(states_Rd)
         return list(torch.split(logits, self.sizes, 1))

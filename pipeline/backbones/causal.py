@@ -170,9 +170,8 @@ class CausalBackbone(SidBackbone, Generic[Block]):
         if self.action_tokens is not None:
             fed_WLd = self.embed(self.tokens_IS[targets_W])
             states_RLd = self.read_interactions(self.embed(self.tokens_IS[histories.items_N]), histories, fed_WLd)
-            actions = self.action_tokens.logits(
-                states_RLd[:, -1], _target_items(histories, targets_W), self.catalogue.trained_I
-            )
+            items_R = None if self.action_tokens.items is None else _target_items(histories, targets_W)
+            actions = self.action_tokens.logits(states_RLd[:, -1], items_R, self.catalogue.trained_I)
             if actions_only:
                 return actions
             return self._logits_of_levels(states_RLd) + actions

@@ -90,6 +90,14 @@ class BackboneConfig:
         """Return whether the network reads and predicts items themselves, not their Semantic IDs."""
         return self.name in OVER_ITEMS
 
+    def positions_per_item(self, levels: int) -> int:
+        """Return how many positions an item takes in a history: codes, digit, separator and action.
+
+        Args:
+            levels: of a Semantic ID, the digit included; 1 for a network over items.
+        """
+        return levels + (self.separators and not self.over_items) + self.actions
+
     @property
     def has_item_rows(self) -> bool:
         """Return whether a network over Semantic IDs has a learned row per item, for the head of actions."""

@@ -29,10 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones.causal import CausalBackbone
+from pipeline.backbones.item_rows import rows_of_trained
 from pipeline.ops.compiling import INDUCTOR_OPTIONS, compile_block
 from pipeline.ops.layout import uses_kernels
 from pipeline.ops.linear import padded_linear
-from pipeline.ops.lookup import look_up
+from pipeline.ops.lookup import take_rows
 from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
@@ -92,9 +93,7 @@ class ItemBackbone(CausalBackbone[Any]):
 
     def item_vectors(self) -> Tensor:
         """Return the vectors of all items, [I, d]."""
-        vectors_Id: Tensor = self.ids.weight
-        if self.catalogue.trained_I is not None:
-            vectors_Id = vectors_Id * self.catalogue.trained_I[:, None]
+        vectors_Id = rows_of_trained(self.ids.weight, self.catalogue.trained_I)
         if self.content is not None:
             vectors_Id = vectors_Id + self.content(self.catalogue.content_IC)
         return vectors_Id
@@ -102,10 +101,8 @@ class ItemBackbone(CausalBackbone[Any]):
     def vectors_of(self, items_X: Tensor) -> Tensor:
         """Return the vectors of some items, [X, d], without computing those of the others where these are more."""
         if len(items_X) >= self.catalogue.items:
-            return look_up(self.item_vectors(), items_X)
-        vectors_Xd: Tensor = self.ids(items_X)
-        if self.catalogue.trained_I is not None:
-            vectors_Xd = vectors_Xd * self.catalogue.trained_I[items_X][:, None]
+            return take_rows(self.item_vectors(), items_X)
+        vectors_Xd = rows_of_trained(self.ids(items_X), self.catalogue.trained_I, items_X)
         if self.content is not None and self.catalogue.content_IC is not None:
             vectors_Xd = vectors_Xd + self.content(self.catalogue.content_IC[items_X])
         return vectors_Xd

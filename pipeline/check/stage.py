@@ -7,6 +7,7 @@ changes. Hence a new value runs this stage, which takes a moment, and of the oth
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from pipeline.errors import RESTORE, UserError
 from pipeline.printing import say
 
 CHECKED = Path("data/checked.txt")
+FindLog = Callable[[str, str, str], object]  # (dataset, ingest.path, ingest.files) -> the raw files, or a UserError
 INTERACTIONS = Path("data/interactions")  # ingest writes this folder, so paths below it need not exist yet
 LINE = "All of params.yaml was valid. This line never changes, so that no stage runs again because of it.\n"
 
@@ -24,6 +26,9 @@ class IngestPaths(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def files(self) -> str: ...
+
 
 class EmbedPaths(Protocol):
     """`EmbedPaths` declares the paths in section `embed` of params.yaml."""
@@ -33,6 +38,39 @@ class EmbedPaths(Protocol):
 
     @property
     def images(self) -> str: ...
+
+
+class SplitLimits(Protocol):
+    """`SplitLimits` declares what is read of section `split`."""
+
+    @property
+    def max_history(self) -> int: ...
+
+
+class QuantizeShape(Protocol):
+    """`QuantizeShape` declares what is read of section `quantize`."""
+
+    @property
+    def levels(self) -> int: ...
+
+    @property
+    def collisions(self) -> str: ...
+
+
+class BackboneShape(Protocol):
+    """`BackboneShape` declares what is read of section `backbone`."""
+
+    @property
+    def over_items(self) -> bool: ...
+
+    def positions_per_item(self, levels: int) -> int: ...
+
+
+class TrainLimits(Protocol):
+    """`TrainLimits` declares what is read of section `train`."""
+
+    @property
+    def batch_tokens(self) -> int: ...
 
 
 class CheckParams(Protocol):
@@ -56,14 +94,35 @@ class CheckParams(Protocol):
     @property
     def embed(self) -> EmbedPaths: ...
 
+    @property
+    def split(self) -> SplitLimits: ...
 
-def run(params: CheckParams, *, output: Path = CHECKED) -> None:
-    """Check the paths and write the constant line. All other values were checked when `params` was built.
+    @property
+    def quantize(self) -> QuantizeShape: ...
+
+    @property
+    def backbone(self) -> BackboneShape: ...
+
+    @property
+    def train(self) -> TrainLimits: ...
+
+
+def run(params: CheckParams, *, find_log: FindLog | None = None, output: Path = CHECKED) -> None:
+    """Check the paths and the budget of a step, and write the constant line.
+
+    All other values were checked when `params` was built.
+
+    Args:
+        find_log: what ingest finds the raw files with; None: they are not looked for.
 
     Raises:
-        UserError: a path that a stage reads does not exist.
+        UserError: a path that a stage reads does not exist, the raw log is not found there, or the longest history is
+            too long for a training step.
     """
     _check_paths(params)
+    if find_log:
+        _check_log(params, find_log)
+    _check_budget(params)
     output.parent.mkdir(parents=True, exist_ok=True)
     # DVC may have made the output a link into its cache, and writing through the link would change the cache; so a new
     # file replaces the link. `artifacts.write_bytes` does the same, but its file loads NumPy, which takes a moment.
@@ -86,4 +145,23 @@ def _check_paths(params: CheckParams) -> None:
             "\n".join(missing),
             "a stage reads this path; `python -m pipeline fetch` downloads the log of a public dataset",
             RESTORE,
+        )
+
+
+def _check_log(params: CheckParams, find_log: FindLog) -> None:
+    """Refuse an ingest.path without the raw log; ingest simulates that of the demo."""
+    if params.dataset != "demo" and not Path(params.ingest.path).is_relative_to(INTERACTIONS):
+        find_log(params.dataset, params.ingest.path, params.ingest.files)
+
+
+def _check_budget(params: CheckParams) -> None:
+    """Refuse a step of training that the longest history does not fit into, which train would find hours later."""
+    levels = 1 if params.backbone.over_items else params.quantize.levels + (params.quantize.collisions == "digit")
+    per_item = params.backbone.positions_per_item(levels)
+    longest = params.split.max_history * per_item
+    if params.train.batch_tokens < longest:
+        raise UserError(
+            f"train.batch_tokens is {params.train.batch_tokens}, but one history may take {longest} positions",
+            f"{params.split.max_history} items (split.max_history) of {per_item} positions",
+            "raise train.batch_tokens or lower split.max_history",
         )

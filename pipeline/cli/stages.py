@@ -35,8 +35,9 @@ def check() -> None:
     """
     params = _params()
     from pipeline.check.stage import run
+    from pipeline.ingest.sources import find_source
 
-    run(params)
+    run(params, find_log=find_source)
 
 
 @commands.command(rich_help_panel=PANEL)

@@ -22,15 +22,17 @@ def evaluation_metrics(
 ) -> dict[str, float]:
     """Return the metrics that follow from the ranks, by flat names.
 
-    Of DEEP_METRICS there are those whose K is at most `depth`, the length of an exact ranking.
+    Of DEEP_METRICS there are those whose K is at most `depth`, the length of an exact ranking by either rule for seen
+    items.
 
     Names that begin with `noties_` are over the users whose target shares its timestamp with no earlier interaction;
     they are missing where no target has a tie. `seen_dropped_` and `seen_included_` are the model's by either rule for
     seen items, whichever rule the other names follow (`seen_dropped`: 1 where they follow the first).
     """
     ranks_U = users["rank"].to_numpy()
+    deep = metrics_within(depth, DEEP_METRICS)
     metrics: dict[str, float] = {
-        **summarise(ranks_U, (*METRICS, *metrics_within(depth, DEEP_METRICS))),
+        **summarise(ranks_U, (*METRICS, *deep)),
         "invalid_rate": invalid_share,
         "users": len(users),
     }
@@ -39,6 +41,8 @@ def evaluation_metrics(
     for name, low, high in zip(MAIN_METRICS, *interval(drawn), strict=True):
         metrics |= {f"{name}_low": round(float(low), 6), f"{name}_high": round(float(high), 6)}
     metrics |= {"seen_dropped": int(drop_seen), **_side_metrics(users, drop_seen, METRICS)}
+    for name, column in _columns_by_rule(drop_seen).items():
+        metrics |= {f"{name}_{metric}": value for metric, value in summarise(users[column].to_numpy(), deep).items()}
     # The same without ties, where only the order of the raw file may say which item came last.
     apart = users[~users["tie"].to_numpy()]
     metrics |= {"tie_share": float(users["tie"].mean()), "noties_users": len(apart)}
@@ -51,20 +55,24 @@ def evaluation_metrics(
 def _side_metrics(users: pd.DataFrame, drop_seen: bool, names: Sequence[str]) -> dict[str, float]:
     """Return the baselines' metrics, those of all systems by both rules, and the model's recall of right codes."""
     figures = {"bucket_recall_at_10": recall_at(users["bucket_rank"].to_numpy(), 10)}
-    rules = ("seen_dropped", "seen_included")
-    columns = {name: f"{name}_rank" for name in BASELINES}
-    columns |= dict(zip(rules if drop_seen else rules[::-1], ("rank", "other_rank"), strict=True))
+    rules = _columns_by_rule(drop_seen)
+    columns = {name: f"{name}_rank" for name in BASELINES} | rules
     for system in SYSTEMS:
         if f"{system}_rank" in users:
             columns[system] = f"{system}_rank"
-            by_rule = [f"{system}_{rule}" for rule in (rules if drop_seen else rules[::-1])]
-            columns |= dict(zip(by_rule, (f"{system}_rank", f"{system}_other_rank"), strict=True))
+            columns |= {f"{system}_{rule}": f"{system}_{column}" for rule, column in rules.items()}
     if "exact_rank" in users:
         columns["fused_exact"] = "exact_rank"
     for name, column in columns.items():
         summary = summarise(users[column].to_numpy(), names)
         figures |= {f"{name}_{metric}": value for metric, value in summary.items()}
     return figures
+
+
+def _columns_by_rule(drop_seen: bool) -> dict[str, str]:
+    """Return the column of ranks by each rule for seen items; `drop_seen` is the rule that the headline follows."""
+    rules = ("seen_dropped", "seen_included")
+    return dict(zip(rules if drop_seen else rules[::-1], ("rank", "other_rank"), strict=True))
 
 
 def fused_figures(users: pd.DataFrame, fused: FusedRanking, *, samples: int, seed: int) -> dict[str, float]:

@@ -6,10 +6,10 @@ name to `pipeline.config.DATASETS`; the readers need no change as long as one of
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
+if TYPE_CHECKING:  # `python -m pipeline check` reads recipes too, and loads nothing heavy
+    import pyarrow as pa
 
 K_CORE = 5  # the k of every dataset whose recipe says nothing else
 # Action column -> least value that makes a row of that dataset an interaction; elsewhere every row is one.
@@ -67,7 +67,7 @@ class DatasetRecipe:
     sha256: Mapping[str, str] = field(default_factory=dict)
     further_logs: tuple[tuple[str, Format], ...] = ()
     k_core: int = K_CORE
-    categories: Callable[[pa.Table], pa.Array] | None = None
+    categories: Callable[["pa.Table"], "pa.Array"] | None = None
 
     @property
     def in_categories(self) -> bool:
@@ -136,13 +136,17 @@ def _amazon(category: str) -> DatasetRecipe:
     )
 
 
-def _split_genres(chunk: pa.Table) -> pa.Array:
+def _split_genres(chunk: "pa.Table") -> "pa.Array":
     """Turn `Comedy|Drama` into `Comedy, Drama`."""
+    import pyarrow.compute as pc
+
     return pc.replace_substring(chunk["genres"], "|", ", ")
 
 
-def _flagged_genres(chunk: pa.Table) -> pa.Array:
+def _flagged_genres(chunk: "pa.Table") -> "pa.Array":
     """Turn nineteen columns of 0 and 1 into `Comedy, Drama`."""
+    import pyarrow as pa
+
     rows = zip(*(chunk[name].to_pylist() for name in GENRES_100K), strict=True)
     return pa.array(
         [", ".join(name for name, flag in zip(GENRES_100K, row, strict=True) if flag == "1") for row in rows],

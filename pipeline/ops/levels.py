@@ -33,7 +33,7 @@ def cross_entropies(logits: Sequence[Tensor], codes_XL: Tensor) -> Tensor:
     """Return the sum of the levels' cross-entropies of each row, float32 [X].
 
     Args:
-        logits: [X, V] of each level.
+        logits: [X, V] of each level, or of each column of actions, which counts as a level here.
         codes_XL: int64, the code of each level.
     """
     if uses_kernels(codes_XL.device) and torch.is_grad_enabled() and _fits(logits):

@@ -13,7 +13,7 @@ from pipeline.ops.layout import uses_kernels
 LARGEST = 2048  # rows of a table whose gradient is summed without sorting; the work grows with them
 
 
-def look_up(table_Vd: Tensor, index: Tensor) -> Tensor:
+def take_rows(table_Vd: Tensor, index: Tensor) -> Tensor:
     """Return the rows of the table at `index`, [..., d]; a GPU sums the table's gradient in kernels of its own.
 
     Args:
@@ -27,10 +27,10 @@ def look_up(table_Vd: Tensor, index: Tensor) -> Tensor:
 
 
 class LookupTable(nn.Embedding):
-    """`LookupTable` does what `nn.Embedding` does, by `look_up`."""
+    """`LookupTable` does what `nn.Embedding` does, by `take_rows`."""
 
     def forward(self, index: Tensor) -> Tensor:
-        return look_up(self.weight, index)
+        return take_rows(self.weight, index)
 
 
 class _Rows(torch.autograd.Function):

@@ -74,7 +74,7 @@ def groups_of(arguments: Sequence[str]) -> tuple[list[ProtocolGroup], list[str]]
     every arm has the reference that suits it.
 
     Raises:
-        UserError: a run cannot be found or read, or there is only one arm.
+        UserError: a run cannot be found or read, one is in two arms, or there is only one arm.
     """
     notes: list[str] = []
     if arguments:
@@ -93,6 +93,7 @@ def groups_of(arguments: Sequence[str]) -> tuple[list[ProtocolGroup], list[str]]
         for name, (key, members) in zip(_names(arms), arms.items(), strict=True):
             newest = _newest(members, name, notes, by_hand=len(key) == 1)
             found.append(Arm(name, tuple(sorted(newest, key=lambda run: run.ranks.origin.seed))))
+        _check_apart(found)
         by_hand = found[0] if arguments and not groups else None
         words = _protocol_words([run for arm in found for run in arm.runs])
         groups.append(ProtocolGroup(words, tuple(matches(found, by_hand))))
@@ -172,6 +173,20 @@ def _newest(runs: Iterable[Run], name: str, notes: list[str], *, by_hand: bool) 
             notes.append(f"left out: {newest[seed].name} ({alike}, which is newer: {run.name})")
         newest[seed] = run
     return list(newest.values())
+
+
+def _check_apart(arms: Sequence[Arm]) -> None:
+    """Refuse arms that have a run in common. Raises UserError."""
+    arm_of: dict[tuple[str, ...], Arm] = {}
+    for arm in arms:
+        for run in arm.runs:
+            other = arm_of.setdefault(run.identity, arm)
+            if other is not arm:
+                raise UserError(
+                    f"{run.name} would be compared with itself: {other.name} and {arm.name} hold the same evaluation",
+                    "a run does not differ from itself, whatever its names are",
+                    USAGE,
+                )
 
 
 def matches(arms: Sequence[Arm], by_hand: Arm | None) -> list[Match]:

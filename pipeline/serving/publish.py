@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.generator import load_generator
 from pipeline.locks import alone
 from pipeline.printing import say
-from pipeline.results.ranks import RANKS_FILE, Ranks, check_fit, check_reports, model_hash
+from pipeline.results.ranks import RANKS_FILE, Ranks, check_fit, check_reports, drops_seen, model_hash
 from pipeline.results.registry import Registered, crown
 
 CURRENT = "current"
@@ -54,7 +54,8 @@ def publish(
     """Publish the trained model of the workspace.
 
     Returns:
-        The version, and whether it is new: the same model is not published twice in a row.
+        The version, and whether it is new: the same model with the same rule for seen items is not published twice in a
+        row.
 
     Raises:
         UserError: the model is missing or does not belong to its splits or reports, or the folder belongs to the alias
@@ -74,7 +75,9 @@ def publish(
             )
         origin = Ranks.read(reports / RANKS_FILE).origin if (reports / RANKS_FILE).exists() else None
         name = origin.served if origin else model_hash(generator)
-        if now is not None and now.model == name:
+        # One model answers differently with seen items and without them; an evaluation says which.
+        same_rule = drops_seen((folder / CURRENT / RANKS).parent) == drops_seen(reports)
+        if now is not None and now.model == name and same_rule:
             return now, False
         from pipeline.results.mlflow_model import write_model
 

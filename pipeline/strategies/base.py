@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.backbones import build_backbone
@@ -141,11 +140,7 @@ def action_loss(logits: list[Tensor], batch: Batch) -> Tensor | float:
     weights_W = batch.weights_W
     if batch.counted_WL is not None:
         weights_W = weights_W * batch.counted_WL.any(1)
-    loss_W = sum(
-        F.cross_entropy(logits_WV.float(), batch.actions_WA[:, column], reduction="none")
-        for column, logits_WV in enumerate(logits)
-    )
-    return (loss_W * weights_W).sum()
+    return (cross_entropies(logits, batch.actions_WA) * weights_W).sum()
 
 
 class Report:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,9 +131,19 @@ def prefetched(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream on which batches are prepared, one for all epochs and runs of this process.
+
+    PyTorch gives out the same 32 streams in turn. With a new stream for every epoch, one of the next 32 epochs would
+    prepare its batches on the stream on which a step is being recorded, and CUDA refuses copies there.
+    """
+    return torch.cuda.Stream(device)
+
+
 def prefetched_on_stream(steps: Iterator[StepBatches], device: torch.device) -> Iterator[StepBatches]:
     """Give the same steps; the next step is prepared ahead on a second stream, without waiting for the current one."""
-    side = torch.cuda.Stream(device)
+    side = _side_stream(device)
     main = torch.cuda.current_stream(device)
 
     def prepare() -> Iterator[tuple[StepBatches, torch.cuda.Event]]:

@@ -137,8 +137,9 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Move the average towards the model's weights."""
-        averaged: list[Tensor] = list(self.model.parameters())
-        trained = list[Tensor](model.parameters())
+        pairs = self.pairs(model)
+        trained = [parameter for parameter, _ in pairs]
+        averaged = [average for _, average in pairs]
         if not can_record(self.weight.device):
             torch._foreach_lerp_(averaged, trained, [self.weight] * len(averaged))
             return

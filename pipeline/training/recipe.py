@@ -74,7 +74,7 @@ class TrainingRecipe:
         backbone = params.backbone
         if backbone.over_items:  # an item is one position, which nothing separates
             backbone = dataclasses.replace(backbone, separators=False)
-        sid_tokens_per_item = levels + backbone.separators + backbone.actions  # positions of a whole Semantic ID
+        sid_tokens_per_item = backbone.positions_per_item(levels)  # of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
         _check(config, splits, sids, longest, words)
         chosen = choose_strategies(params.strategy, params.strategies)

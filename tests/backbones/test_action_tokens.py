@@ -10,7 +10,7 @@ from networks import SMALL, MakeBatch, MakeCausal, RandomWindows
 from settings import some
 from typed import present
 
-from pipeline.backbones import build_backbone
+from pipeline.backbones import build_backbone, causal
 from pipeline.backbones.causal import CausalBackbone
 from pipeline.backbones.config import BackboneConfig
 from pipeline.catalogue import Catalogue
@@ -95,6 +95,19 @@ def test_a_row_of_the_target_moves_the_chances_of_its_action_alone(
     torch.testing.assert_close(found[-1], expected)
     (alone,) = made(histories, targets_W, actions_only=True)
     assert torch.equal(alone, found[-1])
+
+
+@torch.no_grad()
+def test_targets_are_looked_for_only_where_heads_read_their_rows(
+    model: CausalBackbone[Any], make_batch: MakeBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looked(*_: object) -> None:
+        raise AssertionError("no head reads the rows of items")
+
+    histories, targets_W = make_batch(model, all_targets=True)
+    expected = model(histories, targets_W)
+    monkeypatch.setattr(causal, "_target_items", looked)
+    assert all(map(torch.equal, model(histories, targets_W), expected))
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """Stage check: one constant file, one line, and nothing heavy on the way."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,7 +12,9 @@ from settings import read_params, some_params
 
 from pipeline import cli
 from pipeline.check.stage import run
+from pipeline.config import Params
 from pipeline.errors import UserError
+from pipeline.ingest.sources import find_source
 
 HEAVY = ("torch", "numpy", "pandas", "pyarrow", "mlflow", "duckdb", "sklearn", "scipy", "transformers")
 
@@ -48,6 +52,42 @@ def test_a_path_that_is_not_there_is_told(key: str, tmp_path: Path) -> None:
     section, name = key.split(".")
     with pytest.raises(UserError, match=f"{key} nowhere/at/all is not here"):
         run(read_params({section: {name: "nowhere/at/all"}}), output=tmp_path / "checked.txt")
+    assert not (tmp_path / "checked.txt").exists()
+
+
+@pytest.mark.parametrize(("dataset", "wanted"), [("custom", "interactions"), ("movielens-1m", "ratings.dat")])
+def test_a_folder_without_the_log_is_told(dataset: str, wanted: str, tmp_path: Path) -> None:
+    logs, output = tmp_path / "logs", tmp_path / "checked.txt"
+    logs.mkdir()
+    (logs / "other.csv").write_text("user,item,timestamp\n")
+    params = read_params({"dataset": dataset, "ingest": {"path": str(logs)}})
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        run(params, find_log=find_source, output=output)
+    assert not output.exists()
+    for name in ("interactions.csv", "ratings.dat", "movies.dat"):
+        (logs / name).touch()
+    run(params, find_log=find_source, output=output)
+
+
+@pytest.mark.parametrize(
+    ("changes", "longest"),
+    [
+        ({}, 20 * 5),  # three codes, the digit, the separator
+        ({"quantize": {"collisions": "none"}, "backbone": {"separators": False}}, 20 * 3),
+        ({"backbone": {"name": "sasrec"}}, 20),
+        ({"backbone": {"name": "gr", "actions": True}, "ingest": {"actions": {"like": 1}}}, 20 * 2),
+    ],
+)
+def test_a_step_too_small_for_the_longest_history_is_told(
+    changes: dict[str, Any], longest: int, tmp_path: Path
+) -> None:
+    def params(budget: int) -> Params:
+        return read_params({**changes, "split": {"max_history": 20}, "train": {"batch_tokens": budget}})
+
+    run(params(longest), output=tmp_path / "checked.txt")
+    (tmp_path / "checked.txt").unlink()
+    with pytest.raises(UserError, match=f"train.batch_tokens is {longest - 1}, but one history may take {longest} pos"):
+        run(params(longest - 1), output=tmp_path / "checked.txt")
     assert not (tmp_path / "checked.txt").exists()
 
 

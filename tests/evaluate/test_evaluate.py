@@ -316,11 +316,15 @@ def test_an_exact_ranking_has_the_deep_metrics_that_its_length_allows(
         config = replace(world.params.evaluate, decoding=decoding, beam=beam)
         metrics = run(replace(world.params, evaluate=config), **world.inputs)
         assert [name for name in deep if name in metrics] == list(expected)
-        ranks = pd.read_parquet(world.paths["reports"] / "ranks.parquet")["rank"].tolist()
-        for name in expected:
-            words, k = name.split("_at_")
-            found = [rank for rank in ranks if 1 <= rank <= int(k)]
-            gain = {"recall": lambda _: 1.0, "ndcg": lambda r: 1 / np.log2(r + 1), "mrr": lambda r: 1 / r}[words]
-            assert metrics[name] == pytest.approx(sum(map(gain, found)) / len(ranks))
-            assert found
+        frame = pd.read_parquet(world.paths["reports"] / "ranks.parquet")
+        assert metrics["seen_dropped"] == 0
+        by_rule = {"": frame["rank"], "seen_included_": frame["rank"], "seen_dropped_": frame["other_rank"]}
+        for rule, ranks in by_rule.items():
+            assert [name for name in deep if rule + name in metrics] == list(expected)
+            for name in expected:
+                words, k = name.split("_at_")
+                found = [rank for rank in ranks if 1 <= rank <= int(k)]
+                gain = {"recall": lambda _: 1.0, "ndcg": lambda r: 1 / np.log2(r + 1), "mrr": lambda r: 1 / r}[words]
+                assert metrics[rule + name] == pytest.approx(sum(map(gain, found)) / len(ranks))
+                assert found
         assert ("deeper: recall@12 " in capsys.readouterr().out) == bool(expected)

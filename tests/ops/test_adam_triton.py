@@ -64,6 +64,31 @@ def test_a_run_of_updates_is_that_of_float64(
     assert unused not in optimizer.state
 
 
+@pytest.mark.parametrize("loaded", [False, True])
+def test_parameters_of_unequal_steps_are_refused(loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adam, "uses_kernels", lambda _: True)
+    early, late = (nn.Parameter(torch.ones(3, device=DEVICE)) for _ in range(2))
+    optimizer = torch.optim.Adam([early, late], lr=torch.tensor(1e-2, device=DEVICE))
+    one = adam.adam_in_one_kernel(optimizer)
+    assert one is not None
+    early.grad = torch.ones_like(early)
+    if loaded:  # the state of a run in which one parameter had its first gradient two updates later
+        late.grad = torch.ones_like(late)
+        one.update()
+        state = optimizer.state_dict()
+        state["state"][1] = {name: value.clone() for name, value in state["state"][1].items()}
+        state["state"][0]["step"] += 2
+        optimizer.load_state_dict(state)
+    else:
+        one.update()
+        one.update()
+        late.grad = torch.ones_like(late)
+    before = late.detach().clone()
+    with pytest.raises(ValueError, match=r"one step, and theirs are . to .: a parameter has a gradient in every"):
+        one.update()
+    assert torch.equal(late.detach(), before)
+
+
 def test_other_optimizers_and_other_types_update_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adam, "uses_kernels", lambda _: True)
     single, double = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.float64))

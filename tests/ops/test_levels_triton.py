@@ -55,6 +55,23 @@ def test_results_are_those_of_float64(
         assert (our.double() - other).norm() <= BOUND * other.norm() + 1e-6
 
 
+def test_columns_of_one_head_are_levels_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "uses_kernels", lambda _: True)
+    torch.manual_seed(3)
+    sizes = [2, 11, 3]
+    joint = torch.randn(37, sum(sizes), device=DEVICE, requires_grad=True)
+    codes_XL = torch.stack([torch.randint(size, (37,), device=DEVICE) for size in sizes], 1)
+    called = _count(monkeypatch, "losses_of_levels")
+    loss_X = cross_entropies(joint.split(sizes, 1), codes_XL)
+    assert called == [1]
+    exact = joint.detach().double().requires_grad_()
+    expected_X = cross_entropies(exact.split(sizes, 1), codes_XL)
+    (gradient,) = torch.autograd.grad(loss_X.square().sum(), joint)
+    (expected,) = torch.autograd.grad(expected_X.square().sum(), exact)
+    for our, other in ((loss_X, expected_X), (gradient, expected)):
+        assert (our.double() - other).norm() <= BOUND * other.norm() + 1e-6
+
+
 def test_wide_levels_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(levels, "uses_kernels", lambda _: True)
     called = _count(monkeypatch, "level_logits"), _count(monkeypatch, "losses_of_levels")

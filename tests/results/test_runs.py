@@ -84,6 +84,12 @@ def test_one_arm_is_nothing_to_compare(folders: dict[str, str]) -> None:
         groups_of([folders["full1"], folders["full2"]])
 
 
+def test_a_run_is_not_compared_with_itself(folders: dict[str, str]) -> None:
+    one, two = folders["full1"], folders["full2"]
+    with pytest.raises(UserError, match=f"{two} would be compared with itself: a and b hold the same evaluation"):
+        groups_of([f"a={one},{two}", f"b={two}"])
+
+
 def test_of_two_results_of_the_same_settings_and_seed_the_newest_counts_and_it_is_said(
     folders: dict[str, str], tmp_path: Path
 ) -> None:

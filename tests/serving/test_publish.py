@@ -1,11 +1,15 @@
 """The published folder: one rename, the version before, and an alias that never ends elsewhere than the link."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from evaluated_world import World
 
 from pipeline.errors import UserError
+from pipeline.evaluate.stage import run as evaluate
+from pipeline.results.ranks import RANKS_FILE, Ranks
 from pipeline.results.registry import Registered
 from pipeline.serving import publish
 from pipeline.serving.publish import Published, add, current, held, move, point, prune, rollback, staged
@@ -113,3 +117,26 @@ def test_what_is_published_says_what_it_is(tmp_path: Path) -> None:
     made = version(tmp_path, "a", "3")
     facts = json.loads((tmp_path / "versions" / made.version / "published.json").read_text())
     assert facts == {"model": "aaaaaaaa", "previous": None, "registered": {"name": "shop", "version": "3"}}
+
+
+def test_a_model_is_published_again_where_its_rule_for_seen_items_has_changed(world: World, tmp_path: Path) -> None:
+    folder, path = tmp_path / "served", world.paths["reports"] / RANKS_FILE
+    paths = {name: world.paths[name] for name in ("generator", "splits", "reports")}
+
+    def evaluated(*, filter_seen: bool) -> None:
+        ranks = Ranks.read(path)
+        Ranks(ranks.users, replace(ranks.origin, filter_seen=filter_seen)).write(path)
+
+    evaluate(world.params, **world.inputs)
+    evaluated(filter_seen=False)
+    first, new = publish.publish(folder, **paths)
+    assert new
+    assert publish.publish(folder, **paths) == (first, False)
+    evaluated(filter_seen=True)
+    second, new = publish.publish(folder, **paths)
+    assert new
+    assert (second.model, second.previous) == (first.model, first.version)
+    assert "filter_seen" in (folder / "current/MLmodel").read_text()
+    assert publish.publish(folder, **paths) == (second, False)
+    path.unlink()  # a model without an evaluation answers with seen items
+    assert publish.publish(folder, **paths)[1]

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.packing.batch import Selected
 from pipeline.packing.kept import KeptItems
 from pipeline.training import steps as batches
 from pipeline.training.collate import Collator, _chosen_rows, common_shape, fitted_shape
-from pipeline.training.loader import BatchLoader, prefetched
+from pipeline.training.loader import BatchLoader, prefetched, prefetched_on_stream
 from pipeline.training.steps import Step, steps_of_epoch
 from pipeline.training.windows import Epochs
 
@@ -257,3 +258,26 @@ def test_the_shape_of_an_epoch_holds_what_its_steps_leave_and_little_more(whole_
             }
             for name, array in used.items():
                 assert 0.85 * getattr(shape, name) < present(array).sum() + filling <= 1.03 * getattr(shape, name)
+
+
+def test_all_epochs_of_a_process_prepare_their_batches_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new stream for each epoch would in time be the one that a step is being recorded on."""
+    made = []
+
+    class Stream:
+        def __init__(self, _device: torch.device) -> None:
+            made.append(self)
+
+        def record_event(self) -> None: ...
+
+        def wait_event(self, _event: None) -> None: ...
+
+    device = torch.device("cuda", 99)  # no other test asks for its stream
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _side: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(device))
+    made.clear()
+    steps: list[Any] = [(number, []) for number in range(3)]
+    epochs = [list(prefetched_on_stream(iter(steps), device)) for _ in range(40)]
+    assert epochs == [steps] * 40
+    assert len(made) == 40 + 1  # `current_stream` made 40

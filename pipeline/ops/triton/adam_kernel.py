@@ -141,7 +141,8 @@ class _Table:
 class AdamKernel:
     """`AdamKernel` does what the `step` and `zero_grad` of a `torch.optim.Adam` or `AdamW` do, whose state it uses.
 
-    Parameters are float32 and contiguous. The learning rate is a tensor, the same one in all groups.
+    Parameters are float32 and contiguous. The learning rate is a tensor, the same one in all groups. One step corrects
+    the moments of all parameters: each that has a gradient had one in every update before, too.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer):
@@ -156,6 +157,9 @@ class AdamKernel:
         Args:
             averaged: parameters and their averages, which move towards them.
             weight: scalar, the weight of a parameter in its average.
+
+        Raises:
+            ValueError: some parameters were updated more often than others.
         """
         table = self._made(dict(averaged))
         if not table.steps:
@@ -200,6 +204,7 @@ class AdamKernel:
                 steps.append(state["step"])
         key = tuple(x.data_ptr() for column in columns for x in column)
         if self._table is None or self._table.key != key:
+            _check_steps(steps)
             device = self.optimizer.param_groups[0]["lr"].device
             addresses = torch.tensor(key, dtype=torch.int64).view(len(columns), KINDS).T.contiguous()
             sizes = [column[0].numel() for column in columns]
@@ -214,3 +219,13 @@ class AdamKernel:
             )
         self._table.steps[:] = steps
         return self._table
+
+
+def _check_steps(steps: Sequence[Tensor]) -> None:
+    """Refuse parameters whose moments differ in the number of updates; this waits for the device."""
+    found = sorted(set(torch.stack(list(steps)).tolist())) if steps else []
+    if len(found) > 1:
+        raise ValueError(
+            f"the kernel of Adam corrects all parameters by one step, and theirs are {found[0]:.0f} to "
+            f"{found[-1]:.0f}: a parameter has a gradient in every update or in none"
+        )

@@ -21,11 +21,11 @@ from torch import Tensor
 from pipeline.ops.compiling import launch
 from pipeline.ops.layout import Spans
 from pipeline.ops.triton.decoding_kernels import ancestors_kernel, linear_kernel, window_kernel
+from pipeline.ops.triton.precision import PRECISION
 
 # Tiles of a product that measured best on an H200: rows, columns and inner columns of a tile, and warps
 TILES = ((128, 128, 64, 8), (64, 64, 64, 4), (16, 32, 128, 4))
 ENOUGH_TILES = 64  # to occupy the chip
-PRECISION = "tf32x3"  # of float32 factors: three products on tensor cores, as exact as one of float32, twice as fast
 
 
 def linear(

@@ -20,6 +20,7 @@ from pipeline.ops.triton.heads_kernels import (
     states_gradient_kernel,
     weights_gradient_kernel,
 )
+from pipeline.ops.triton.precision import PRECISION
 
 ROWS, COLUMNS, INNER = 32, 64, 64  # of a tile of a product
 STRETCH = 128  # rows whose gradients of the weights one program sums, at least
@@ -49,10 +50,6 @@ def losses_of_levels(logits: Sequence[Tensor], codes_WL: Tensor) -> Tensor:
     return loss_W
 
 
-def _precision(x: Tensor) -> str:
-    return "tf32x3" if x.is_cuda else "ieee"  # Triton's interpreter
-
-
 class _LevelLogits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_WLd: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -61,7 +58,7 @@ class _LevelLogits(torch.autograd.Function):
         widths = tuple(len(weight) for weight in weights)
         logits = tuple(h_WLd.new_empty(rows, codes) for codes in widths)
         grid = (triton.cdiv(rows, ROWS), len(widths), triton.cdiv(max(widths), COLUMNS))
-        logits_kernel[grid](h_WLd, weights, logits, rows, width, widths, _precision(h_WLd), ROWS, COLUMNS, INNER)
+        logits_kernel[grid](h_WLd, weights, logits, rows, width, widths, PRECISION, ROWS, COLUMNS, INNER)
         ctx.save_for_backward(h_WLd, *weights)
         return logits
 
@@ -71,11 +68,10 @@ class _LevelLogits(torch.autograd.Function):
         rows, levels, width = h_WLd.shape
         widths = tuple(len(weight) for weight in weights)
         dlogits = tuple(x.contiguous() for x in grads)
-        precision = _precision(h_WLd)
         dh_WLd = torch.empty_like(h_WLd)
         grid = (triton.cdiv(rows, ROWS), levels, triton.cdiv(width, COLUMNS))
         states_gradient_kernel[grid](
-            dlogits, tuple(weights), dh_WLd, rows, width, widths, precision, ROWS, COLUMNS, INNER
+            dlogits, tuple(weights), dh_WLd, rows, width, widths, PRECISION, ROWS, COLUMNS, INNER
         )
         stretch = max(STRETCH, triton.cdiv(triton.cdiv(rows, STRETCHES), INNER) * INNER)
         stretches = triton.cdiv(rows, stretch)
@@ -83,7 +79,7 @@ class _LevelLogits(torch.autograd.Function):
         sums = h_WLd.new_empty(stretches, first[-1], width)
         grid = (triton.cdiv(max(widths), ROWS), levels, stretches)
         weights_gradient_kernel[grid](
-            dlogits, h_WLd, sums, rows, stretch, width, widths, first, precision, ROWS, COLUMNS, INNER
+            dlogits, h_WLd, sums, rows, stretch, width, widths, first, PRECISION, ROWS, COLUMNS, INNER
         )
         return dh_WLd, *torch.split(sums.sum(0), list(widths))
 

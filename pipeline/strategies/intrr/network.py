@@ -120,7 +120,11 @@ class RecursiveAssignmentNetwork(nn.Module):
 
 
 def negative_log_likelihood(logits: list[Tensor], codes_XL: Tensor) -> Tensor:
-    """Return the cross-entropy summed over levels, float32 [X]: a term of Eq. 8 or 10."""
+    """Return the cross-entropy summed over levels, float32 [X]: a term of Eq. 8 or 10.
+
+    `ops.levels.cross_entropies` is not called: a compiled graph holds this sum and would break at its kernel, and from
+    five levels on it rounds otherwise, as it adds level after level.
+    """
     return torch.stack(
         [
             F.cross_entropy(logits_XV.float(), codes_XL[:, level], reduction="none")
