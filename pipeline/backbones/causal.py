@@ -242,7 +242,8 @@ class CausalBackbone(SidBackbone, Generic[Block]):
             rows_R: int64; None: all rows are read, R = T.
             memory: takes the keys and values of each layer, where it is given.
         """
-        h_Td = self.dropout(h_Td)
+        # Only training runs what is compiled: evaluation would compile again, for other shapes.
+        h_Td = (self.dropout if self.training else self.dropout.forward)(h_Td)
         layout = sequences.layout(times)
         biases: dict[RelativeBias, Tensor] = {}  # the bias of each table: blocks that share a table share its bias
         for number, block in enumerate(self.blocks, start=1):
@@ -252,12 +253,11 @@ class CausalBackbone(SidBackbone, Generic[Block]):
             # Only the last block's output is read, and only at `rows_R`: its other rows are not finished.
             rows = rows_R if number == self.config.decoder_layers else None
             if memory is None:
-                # Only training runs the compiled block: evaluation would compile again, for other shapes.
                 h_Td = (block if self.training else block.forward)(h_Td, layout, biases[table], rows)
             else:
                 h_Td, keys_values = block.forward_with_memory(h_Td, layout, biases[table], rows)
                 memory.append(keys_values)
-        states_Rd: Tensor = self.norm(h_Td)
+        states_Rd: Tensor = (self.norm if self.training else self.norm.forward)(h_Td)
         return states_Rd
 
     def _times(self, histories: Histories, sequences: Sequences, levels: int) -> Times | None:

@@ -65,7 +65,7 @@ class HstuBlock(CausalBlock):
         """Return the product of all four, [T, 4, H, D]."""
         x_Td = self.norm(h_Td)
         if uses_kernels(h_Td.device):
-            product = padded_linear(x_Td, self.uvqk.weight, self.uvqk.bias, self.d_head)
+            product = padded_linear(x_Td, self.uvqk.weight, self.uvqk.bias, part=self.d_head)
         else:
             product = self.uvqk(x_Td)
         return torch.unflatten(product, 1, (4, self.heads, -1))
@@ -92,7 +92,7 @@ class HstuBlock(CausalBlock):
         """Return the output product [T, d]."""
         if uses_kernels(x.device):
             width = len(self.o.weight)
-            return padded_linear(x, self.o.weight, self.o.bias, width)[:, :width]
+            return padded_linear(x, self.o.weight, self.o.bias, part=width)[:, :width]
         out_Td: Tensor = self.o(x)
         return out_Td
 

@@ -20,6 +20,7 @@ of the model; local: R states that are read, C width of a content vector, M draw
 vectors are asked for.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,10 @@ from torch import Tensor, nn
 
 from pipeline.backbones.causal import CausalBackbone
 from pipeline.backbones.item_rows import rows_of_trained
+from pipeline.ops.compiling import INDUCTOR_OPTIONS, compile_block
+from pipeline.ops.layout import uses_kernels
+from pipeline.ops.linear import padded_linear
+from pipeline.ops.lookup import take_rows
 from pipeline.packing.batch import SampledItems
 from pipeline.packing.histories import Histories
 
@@ -50,6 +55,8 @@ class ItemBackbone(CausalBackbone[Any]):
 
     A subclass calls `_add_items` at a fixed point of its constructor, as `SidBackbone` says of its tables.
     """
+
+    compiled_logits: Callable[..., Tensor] | None = None  # `logits_of_draws`, where training is compiled
 
     @property
     def token_names(self) -> list[str]:
@@ -76,6 +83,14 @@ class ItemBackbone(CausalBackbone[Any]):
         if catalogue.content_IC is not None:
             self.content = nn.Linear(catalogue.content_IC.shape[1], self.config.d_model, bias=False)
 
+    def compile_training(self) -> None:
+        """Compile the blocks, what stands before and behind them, and the logits of the draws."""
+        super().compile_training()
+        for module in (self.dropout, self.norm):
+            compile_block(module)
+        # The width and the number of draws stay constants, so that a row is reduced at once.
+        self.compiled_logits = torch.compile(logits_of_draws, options=INDUCTOR_OPTIONS)
+
     def item_vectors(self) -> Tensor:
         """Return the vectors of all items, [I, d]."""
         vectors_Id = rows_of_trained(self.ids.weight, self.catalogue.trained_I)
@@ -84,7 +99,9 @@ class ItemBackbone(CausalBackbone[Any]):
         return vectors_Id
 
     def vectors_of(self, items_X: Tensor) -> Tensor:
-        """Return the vectors of some items, [X, d], without computing those of the others."""
+        """Return the vectors of some items, [X, d], without computing those of the others where these are more."""
+        if len(items_X) >= self.catalogue.items:
+            return take_rows(self.item_vectors(), items_X)
         vectors_Xd = rows_of_trained(self.ids(items_X), self.catalogue.trained_I, items_X)
         if self.content is not None and self.catalogue.content_IC is not None:
             vectors_Xd = vectors_Xd + self.content(self.catalogue.content_IC[items_X])
@@ -104,17 +121,6 @@ class ItemBackbone(CausalBackbone[Any]):
         fed_W1d = None if targets_Wd is None else targets_Wd[:, None] * self.input_scale
         states_REd = self.read_interactions(vectors_Nd[:, None] * self.input_scale, histories, fed_W1d)
         return states_REd[:, 0], [] if targets_Wd is None else self.action_tokens.logits(states_REd[:, 1])
-
-    def _compared(self, vectors_Xd: Tensor, *, states: bool = False) -> Tensor:
-        """Return vectors whose products are logits: as they are, or of length 1, those of states over the temperature.
-
-        Lengths are computed in float32 or better, also under autocast.
-        """
-        temperature = self.config.temperature
-        if not temperature:
-            return vectors_Xd
-        unit_Xd = F.normalize(vectors_Xd.to(torch.promote_types(vectors_Xd.dtype, torch.float32)), dim=-1)
-        return unit_Xd / temperature if states else unit_Xd
 
     def forward(
         self,
@@ -142,7 +148,8 @@ class ItemBackbone(CausalBackbone[Any]):
         vectors_Id = self.item_vectors()
         fed_Wd = None if self.action_tokens is None else F.embedding(targets_W, vectors_Id)
         states_Rd, actions = self._states(histories, F.embedding(histories.items_N, vectors_Id), fed_Wd)
-        return [F.linear(self._compared(states_Rd, states=True), self._compared(vectors_Id)), *actions]
+        states_Rd = compared(states_Rd, self.config.temperature, states=True)
+        return [F.linear(states_Rd, compared(vectors_Id, self.config.temperature)), *actions]
 
     def _among(self, histories: Histories, targets_W: Tensor, sampled: SampledItems) -> list[Tensor]:
         """Return the logits [R, 1 + M] of each target and of the draws, the latter corrected; float32 or better.
@@ -153,12 +160,8 @@ class ItemBackbone(CausalBackbone[Any]):
         items = (histories.items_N, sampled.targets_R, sampled.items_M, fed_W)
         read_Nd, targets_Rd, drawn_Md, fed_Wd = self.vectors_of(torch.cat(items)).split([len(part) for part in items])
         states_Rd, actions = self._states(histories, read_Nd, fed_Wd)
-        states_Rd = self._compared(states_Rd, states=True)
-        targets_Rd, drawn_Md = self._compared(targets_Rd), self._compared(drawn_Md)
-        target_R1 = (states_Rd * targets_Rd).sum(1, keepdim=True, dtype=targets_Rd.dtype)
-        drawn_RM = F.linear(states_Rd, drawn_Md).to(target_R1.dtype) - sampled.log_expected_M
-        drawn_RM = drawn_RM.masked_fill(sampled.items_M == sampled.targets_R[:, None], EXCLUDED)
-        return [torch.cat([target_R1, drawn_RM], 1), *actions]
+        logits_of = self.compiled_logits if self.training and self.compiled_logits else logits_of_draws
+        return [logits_of(states_Rd, targets_Rd, drawn_Md, sampled, self.config.temperature), *actions]
 
     def begin(self, histories: Histories) -> Any:
         """Read the histories once; return an `ItemState`."""
@@ -168,5 +171,37 @@ class ItemBackbone(CausalBackbone[Any]):
         """Return the logits [W, 1, I] of all items, float32 also under autocast, so that near items do not tie."""
         with torch.autocast(state.states_Wd.device.type, enabled=False):
             vectors_Id = self.item_vectors()
-            states_Wd = self._compared(state.states_Wd.to(vectors_Id.dtype), states=True)
-            return F.linear(states_Wd, self._compared(vectors_Id))[:, None], state
+            states_Wd = compared(state.states_Wd.to(vectors_Id.dtype), self.config.temperature, states=True)
+            return F.linear(states_Wd, compared(vectors_Id, self.config.temperature))[:, None], state
+
+
+def compared(vectors_Xd: Tensor, temperature: float, *, states: bool = False) -> Tensor:
+    """Return vectors whose products are logits: as they are, or of length 1, those of states over the temperature.
+
+    Lengths are computed in float32 or better, also under autocast.
+
+    Args:
+        temperature: 0: vectors as they are.
+    """
+    if not temperature:
+        return vectors_Xd
+    unit_Xd = F.normalize(vectors_Xd.to(torch.promote_types(vectors_Xd.dtype, torch.float32)), dim=-1)
+    return unit_Xd / temperature if states else unit_Xd
+
+
+def logits_of_draws(
+    states_Rd: Tensor, targets_Rd: Tensor, drawn_Md: Tensor, sampled: SampledItems, temperature: float
+) -> Tensor:
+    """Return the logits [R, 1 + M] of each target and of the draws, the latter corrected; float32 or better.
+
+    Args:
+        targets_Rd: vectors of the targets.
+        drawn_Md: vectors of the draws.
+    """
+    states_Rd = compared(states_Rd, temperature, states=True)
+    targets_Rd, drawn_Md = compared(targets_Rd, temperature), compared(drawn_Md, temperature)
+    target_R1 = (states_Rd * targets_Rd).sum(1, keepdim=True, dtype=targets_Rd.dtype)
+    product = padded_linear if uses_kernels(states_Rd.device) else F.linear
+    drawn_RM = product(states_Rd, drawn_Md).to(target_R1.dtype) - sampled.log_expected_M
+    drawn_RM = drawn_RM.masked_fill(sampled.items_M == sampled.targets_R[:, None], EXCLUDED)
+    return torch.cat([target_R1, drawn_RM], 1)

@@ -19,7 +19,7 @@ from pipeline.ops.layout import uses_kernels
 
 ALIGNED = 16  # bytes; Triton compiles apart for pointers, and integers, that are no multiple of it
 # Small kernels that do not wait for each other, such as those that round each weight to bfloat16, become one kernel.
-INDUCTOR_OPTIONS: dict[str, bool] = {"combo_kernels": True}
+INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"combo_kernels": True}
 Variant = tuple[object, ...]  # equal for two launches that one compilation serves
 
 

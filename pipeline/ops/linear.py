@@ -57,22 +57,27 @@ def whole_words(width: int) -> int:
     return -(-width // ALIGNED) * ALIGNED
 
 
-def padded_linear(x_Td: Tensor, weight_nd: Tensor, bias_n: Tensor | None, part: int) -> Tensor:
-    """Compute a linear layer in products of aligned rows: each `part` columns of the output get zeros behind them.
+def padded_linear(x_Td: Tensor, weight_nd: Tensor, bias_n: Tensor | None = None, *, part: int = 0) -> Tensor:
+    """Compute a linear layer in products of aligned rows.
 
     A product whose rows are no whole 16 bytes takes several times as long on a GPU. The bias is the weight of a column
     of ones: its gradient is then part of a product too, and not a sum over T rows.
 
+    Args:
+        part: each `part` columns of the output get zeros behind them, up to whole 16 bytes; 0: the output has none.
+
     Returns:
-        [T, n / part * whole_words(part)]
+        [T, n / part * whole_words(part)], or [T, n].
     """
     if bias_n is not None:
         x_Td, weight_nd = F.pad(x_Td, (0, 1), value=1.0), torch.cat([weight_nd, bias_n[:, None]], 1)
     width = x_Td.shape[1]
     more = whole_words(width) - width
-    parts = torch.unflatten(weight_nd, 0, (-1, part))
-    weight = F.pad(parts, (0, more, 0, whole_words(part) - part)).flatten(0, 1)
-    return F.linear(F.pad(x_Td, (0, more)), weight)
+    weight_nd = F.pad(weight_nd, (0, more))
+    if part:
+        parts = torch.unflatten(weight_nd, 0, (-1, part))
+        weight_nd = F.pad(parts, (0, 0, 0, whole_words(part) - part)).flatten(0, 1)
+    return F.linear(F.pad(x_Td, (0, more)), weight_nd)
 
 
 def feed_forward(

@@ -1,4 +1,7 @@
-"""`LookupTable` is a table of vectors that are looked up, such as those of tokens."""
+"""Look up rows of a table, such as the vectors of tokens or items.
+
+Shape legend: V rows of the table, d width of a row.
+"""
 
 from typing import Any
 
@@ -7,18 +10,27 @@ from torch import Tensor, nn
 
 from pipeline.ops.layout import uses_kernels
 
-LARGEST = 2048  # rows of a table whose gradient the kernel sums; its work grows with them
+LARGEST = 2048  # rows of a table whose gradient is summed without sorting; the work grows with them
+
+
+def take_rows(table_Vd: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of the table at `index`, [..., d]; a GPU sums the table's gradient in kernels of its own.
+
+    Args:
+        index: int64 of any shape.
+    """
+    in_kernels = uses_kernels(index.device) and torch.is_grad_enabled()
+    if in_kernels and table_Vd.dtype == torch.float32:  # the kernels sum in float32
+        rows: Tensor = _Rows.apply(table_Vd, index)  # type: ignore[no-untyped-call]  # torch leaves `apply` untyped
+        return rows
+    return nn.functional.embedding(index, table_Vd)
 
 
 class LookupTable(nn.Embedding):
-    """`LookupTable` does what `nn.Embedding` does. A GPU sums the gradient of a small one without sorting."""
+    """`LookupTable` does what `nn.Embedding` does, by `take_rows`."""
 
     def forward(self, index: Tensor) -> Tensor:
-        small = len(self.weight) <= LARGEST and self.weight.dtype == torch.float32  # the kernel sums in float32
-        if small and uses_kernels(index.device) and torch.is_grad_enabled():
-            rows: Tensor = _Rows.apply(self.weight, index)  # type: ignore[no-untyped-call]  # torch's `apply`
-            return rows
-        return super().forward(index)
+        return take_rows(self.weight, index)
 
 
 class _Rows(torch.autograd.Function):
@@ -30,7 +42,8 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        from pipeline.ops.triton.lookup_kernel import table_gradient
+        from pipeline.ops.triton.lookup_kernel import sorted_table_gradient, table_gradient
 
         (index,) = ctx.saved_tensors
-        return table_gradient(grads[0].flatten(0, -2).contiguous(), index.flatten().contiguous(), ctx.rows), None
+        gradient = table_gradient if ctx.rows <= LARGEST else sorted_table_gradient
+        return gradient(grads[0].flatten(0, -2).contiguous(), index.flatten().contiguous(), ctx.rows), None

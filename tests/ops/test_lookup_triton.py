@@ -1,13 +1,15 @@
 """The gradient of a looked-up table is that of float64. Runs where there is a GPU, or in Triton's interpreter."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 
 from pipeline.ops.lookup import LARGEST, LookupTable
-from pipeline.ops.triton.lookup_kernel import table_gradient
+from pipeline.ops.triton.lookup_kernel import sorted_table_gradient, table_gradient
 
 GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.gpu(interpreter=True)
@@ -18,13 +20,15 @@ DEVICE = "cuda" if GPU else "cpu"
     ("tokens", "rows", "width"),
     [(1, 1, 8), (0, 3, 16), (130, 5, 40), (700, 130, 128), (333, 300, 136), *[(174_000, 770, 128)] * GPU],
 )
-def test_the_gradient_is_that_of_float64_and_repeats(tokens: int, rows: int, width: int) -> None:
+@pytest.mark.parametrize("gradient_of", [table_gradient, sorted_table_gradient])
+def test_the_gradient_is_that_of_float64_and_repeats(
+    tokens: int, rows: int, width: int, gradient_of: Callable[[Tensor, Tensor, int], Tensor]
+) -> None:
     torch.manual_seed(tokens)
     gradient = torch.randn(tokens, width)
     index = torch.randint(rows, (tokens,))
     expected = torch.zeros(rows, width, dtype=torch.float64).index_add_(0, index, gradient.double())
-    ours = table_gradient(gradient.to(DEVICE), index.to(DEVICE), rows)
-    again = table_gradient(gradient.to(DEVICE), index.to(DEVICE), rows)
+    ours, again = (gradient_of(gradient.to(DEVICE), index.to(DEVICE), rows) for _ in range(2))
     assert torch.equal(ours, again)
     assert (ours.double().cpu() - expected).norm() <= 2e-6 * expected.norm()
 

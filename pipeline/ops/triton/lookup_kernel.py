@@ -1,8 +1,10 @@
-"""Sum the gradient of a small table's rows on a GPU, in a fixed order and without sorting the indices.
+"""Sum the gradient of a table's rows on a GPU, in a fixed order.
 
-torch sorts the indices of a look-up before it adds up their gradients: two dozen small kernels a step. Here a program
-multiplies the one-hot matrix of some rows by the gradients of a stretch of tokens. In bfloat16 a gradient is three
-numbers that add up to its 24 bits, so that nothing is rounded before the sum.
+torch sorts the indices of a look-up, of 64 bits, before it adds up their gradients: two dozen small kernels a step. For
+a small table nothing is sorted here: a program multiplies the one-hot matrix of some rows by the gradients of a stretch
+of tokens. In bfloat16 a gradient is three numbers that add up to its 24 bits, so that nothing is rounded before the
+sum. For a larger one the indices are sorted in the least type that holds them, whose time goes with its bits, and a
+program sums the tokens of one row.
 
 Shape legend: T tokens, V rows of the table, d width of a row; BV rows, BT tokens and BD columns make a tile.
 """
@@ -15,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 BV, BT, MOST_COLUMNS = 128, 64, 128
+SORTED_BT = 32  # tokens that a program adds at once where indices are sorted
 
 
 @triton.jit(do_not_specialize=["T", "stretch"])
@@ -79,3 +82,30 @@ def table_gradient(gradient_Td: Tensor, index_T: Tensor, rows: int) -> Tensor:
         gradient_Td, index_T, sums, tokens, stretch, rows, width, index_T.is_cuda, BV, BT, columns, num_warps=8
     )
     return sums.sum(0)
+
+
+@triton.jit
+def sorted_gradient_kernel(gradient_ptr, order_ptr, bounds_ptr, sums_ptr, D, BT: tl.constexpr, BD: tl.constexpr):
+    """Write the sum of one row's tokens, for BD columns, to sums [V, D]. Programs: rows, parts of the columns."""
+    v, d = tl.program_id(0), tl.program_id(1) * BD + tl.arange(0, BD)
+    total = tl.zeros([BT, BD], tl.float32)
+    last = tl.load(bounds_ptr + v + 1)
+    for start in range(tl.load(bounds_ptr + v), last, BT):
+        i = start + tl.arange(0, BT)
+        t = tl.load(order_ptr + i, mask=i < last, other=0)
+        mask = (i < last)[:, None] & (d < D)[None, :]
+        total += tl.load(gradient_ptr + t[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+    tl.store(sums_ptr + v.to(tl.int64) * D + d, tl.sum(total, 0), mask=d < D)
+
+
+def sorted_table_gradient(gradient_Td: Tensor, index_T: Tensor, rows: int) -> Tensor:
+    """Return what `table_gradient` returns, for a table of any size."""
+    width = gradient_Td.shape[1]
+    columns = min(MOST_COLUMNS, max(16, triton.next_power_of_2(width)))
+    least = torch.int16 if rows < 2**15 else torch.int32 if rows < 2**31 else torch.int64
+    index, order_T = index_T.to(least).sort(stable=True)
+    bounds = torch.searchsorted(index, torch.arange(rows + 1, device=index.device, dtype=least))
+    sums_Vd = torch.empty(rows, width, device=index.device, dtype=torch.float32)
+    grid = (rows, triton.cdiv(width, columns))
+    sorted_gradient_kernel[grid](gradient_Td, order_T, bounds, sums_Vd, width, SORTED_BT, columns, num_warps=4)
+    return sums_Vd

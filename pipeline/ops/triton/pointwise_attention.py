@@ -31,7 +31,6 @@ from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kerne
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
 BACKWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
 GROUP = 16  # rows of a tile, all in one warp, that have one sum of dS for each bucket
-AT_ONCE = 4  # buckets whose sums of dS a program computes side by side
 WORD = 16  # bytes that a thread loads at once where rows allow it
 
 
@@ -162,8 +161,7 @@ def _pointwise_backward_op(
         for number, launch in enumerate(launches)
     ]
     options = [
-        _options((q, k, v), time_bias, buckets, silu, launch)
-        | {"ONE_TILE": launch.one_tile, "GROUP": GROUP, "AT_ONCE": AT_ONCE}
+        _options((q, k, v), time_bias, buckets, silu, launch) | {"ONE_TILE": launch.one_tile, "GROUP": GROUP}
         for launch in launches
     ]
     launch_all(backward_kernel, launches, arguments, options)
@@ -172,7 +170,7 @@ def _pointwise_backward_op(
         by_tiles_HGNN = part.sum(0)
         # Tiles of one distance lie side by side, the farthest first, so that a column's distance grows: [H, N, G N]
         add_diagonals(dbias, by_tiles_HGNN.flip(1).transpose(1, 2).flatten(2))
-    dtime = sum((part.sum((0, 3)) for part in time_sums[1:]), time_sums[0].sum((0, 3))).T.contiguous()
+    dtime = sum((part.sum((0, 2)) for part in time_sums[1:]), time_sums[0].sum((0, 2))).T.contiguous()
     return dq.to(q.dtype), dk, dv, dbias.to(bias.dtype), dtime
 
 
@@ -215,13 +213,13 @@ def _divisors(q: Tensor, silu: bool) -> Tensor:
 def _make_sums(launches: list[Launch], q: Tensor, longest: int, timed: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Allocate each program's sums of dS for both biases.
 
-    They are zeros, [programs, H, tile distances, N, N] for each launch, and by bucket [programs, H, B, N / GROUP]. One
+    They are zeros, [programs, H, tile distances, N, N] for each launch, and by bucket [programs, H, N / GROUP, B]. One
     piece of memory holds all, so that one kernel clears it.
     """
     shapes: list[tuple[int, ...]] = [
         (launch.programs, q.shape[1], _tiles(launch, longest), launch.rows, launch.columns) for launch in launches
     ]
-    shapes += [(launch.programs, q.shape[1], TIME_BUCKETS if timed else 0, launch.rows // GROUP) for launch in launches]
+    shapes += [(launch.programs, q.shape[1], launch.rows // GROUP, TIME_BUCKETS if timed else 0) for launch in launches]
     sizes = [math.prod(shape) for shape in shapes]
     cleared = torch.zeros(sum(sizes), device=q.device, dtype=torch.float32)
     parts = [part.view(shape) for part, shape in zip(cleared.split(sizes), shapes, strict=True)]
@@ -276,7 +274,7 @@ def _options(
         "BD": max(16, triton.next_power_of_2(width)),
         "B": TIME_BUCKETS,
         "num_warps": launch.warps,
-        "num_stages": 1,
+        "num_stages": 2,  # the next keys load while a tile is computed; only the forward loop allows it
     }
 
 

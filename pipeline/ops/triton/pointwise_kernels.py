@@ -42,11 +42,35 @@ def _store_rows(x_ptr, stride: tl.constexpr, t, length, x, D: tl.constexpr, BD: 
 
 
 @triton.jit
-def _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED: tl.constexpr, EXACT: tl.constexpr):
-    """Return the biased scores of a tile; the pointers are to a head's bias of distance 0 and of bucket 0."""
-    s = dot(q, tl.trans(k), EXACT) + tl.load(bias_ptr + (n[None, :] - m[:, None]))
+def _pick(table, index):
+    """Return table[index] of a tile; the table is one number for each of some neighbouring indices from 0 on."""
+    flat = tl.reshape(index, [index.shape[0] * index.shape[1]])
+    return tl.reshape(tl.gather(table, flat, 0), index.shape)
+
+
+@triton.jit
+def _score(
+    q,
+    k,
+    bias_ptr,
+    time_bias,
+    bucket,
+    corner,
+    TIMED: tl.constexpr,
+    EXACT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """Return the biased scores of a tile.
+
+    bias_ptr points to a head's bias of distance 0, `time_bias` [B] is its bias by bucket, and `corner` is the distance
+    of the tile's first query and key.
+    """
+    by_distance = tl.load(bias_ptr + (corner + 1 - BM) + tl.arange(0, BM + BN))
+    s = dot(q, tl.trans(k), EXACT)
+    s += _pick(by_distance, tl.arange(0, BN)[None, :] - tl.arange(0, BM)[:, None] + (BM - 1))
     if TIMED:
-        s += tl.load(time_bias_ptr + bucket)
+        s += _pick(time_bias, bucket)
     return s
 
 
@@ -78,27 +102,38 @@ def _softplus(s):
 
 
 @triton.jit
-def _sum_in_groups(x, BM: tl.constexpr, GROUP: tl.constexpr):
-    """Sum a tile's rows, and each GROUP of their sums: [BM / GROUP]. A warp holds whole groups, so that none waits."""
-    return tl.sum(tl.reshape(tl.sum(x, 1), [BM // GROUP, GROUP]), 1)
+def _in_bucket(ds, bucket, b, BM: tl.constexpr, GROUP: tl.constexpr):
+    """Sum dS of a bucket over each GROUP of a tile's rows: [BM / GROUP]. A warp holds whole groups."""
+    by_row = tl.sum(tl.where(bucket == b, ds, 0.0), 1)
+    return tl.sum(tl.reshape(by_row, [BM // GROUP, GROUP]), 1)
 
 
 @triton.jit
-def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, GROUP: tl.constexpr, AT_ONCE: tl.constexpr):
-    """Add dS of a tile to a program's sums [B, BM / GROUP], bucket by bucket.
+def _in_two(ds, bucket, b, BM: tl.constexpr, GROUP: tl.constexpr):
+    """Return [BM / GROUP, 2] for the buckets b and b + 4."""
+    return tl.join(_in_bucket(ds, bucket, b, BM, GROUP), _in_bucket(ds, bucket, b + 4, BM, GROUP))
 
-    The first bucket, then from the least to the largest other bucket in the tile: where times are days, most buckets
-    are empty.
+
+@triton.jit
+def _in_four(ds, bucket, b, BM: tl.constexpr, GROUP: tl.constexpr):
+    """Return [BM / GROUP, 2, 2] for the buckets b, b + 2 | b + 4, b + 6."""
+    return tl.join(_in_two(ds, bucket, b, BM, GROUP), _in_two(ds, bucket, b + 2, BM, GROUP))
+
+
+@triton.jit
+def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, GROUP: tl.constexpr):
+    """Add dS of a tile to a program's sums [BM / GROUP, B], bucket by bucket.
+
+    The first bucket, then from the least to the largest other bucket in the tile, eight at once: where times are days,
+    most buckets are empty.
     """
-    groups: tl.constexpr = BM // GROUP
-    g = tl.arange(0, groups)
-    tl.atomic_add(sums_ptr + g, _sum_in_groups(tl.where(bucket == 0, ds, 0.0), BM, GROUP), sem="relaxed")
-    least, largest = tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket)
-    for first in range(least, largest + 1, AT_ONCE):
-        for b in tl.static_range(AT_ONCE):
-            in_bucket = _sum_in_groups(tl.where(bucket == first + b, ds, 0.0), BM, GROUP)
-            at = (first + b) * groups + g
-            tl.atomic_add(sums_ptr + at, in_bucket, mask=at < B * groups, sem="relaxed")
+    g = tl.arange(0, BM // GROUP)
+    tl.atomic_add(sums_ptr + g * B, _in_bucket(ds, bucket, 0, BM, GROUP), sem="relaxed")
+    for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1, 8):
+        eight = tl.join(_in_four(ds, bucket, b, BM, GROUP), _in_four(ds, bucket, b + 1, BM, GROUP))
+        eight = tl.reshape(eight, [BM // GROUP, 8])
+        column = b + tl.arange(0, 8)[None, :]
+        tl.atomic_add(sums_ptr + g[:, None] * B + column, eight, mask=column < B, sem="relaxed")
 
 
 @triton.jit
@@ -135,7 +170,7 @@ def forward_kernel(
     """Compute one head's rows of the queries of some tiles; a sequence has at most `tiles` of them."""
     h, i, j = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN)
     bias_ptr += h * R + R // 2
-    time_bias_ptr += h * B
+    time_bias = tl.load(time_bias_ptr + h * B + tl.arange(0, B)) if TIMED else 0.0
     first_w, end_w = tl.load(class_ptr + CLASS), tl.load(class_ptr + CLASS + 1)
     for number in range(tl.program_id(0), (end_w - first_w) * tiles, tl.num_programs(0)):
         w, query_start = first_w + number // tiles, number % tiles * BM
@@ -154,8 +189,8 @@ def forward_kernel(
                 bucket = 0
                 if TIMED:  # whole rows load faster; where a query does not see the key they hold anything
                     at = buckets_ptr + first * P + m[:, None] * P + n[None, :]
-                    bucket = tl.where(seen, tl.load(at, mask=m[:, None] < length, other=0), 0)
-                s = _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED, EXACT)
+                    bucket = tl.where(seen, tl.load(at, mask=m[:, None] < length, other=0), 0).to(tl.int32)
+                s = _score(q, k, bias_ptr, time_bias, bucket, key_start - query_start, TIMED, EXACT, BM, BN)
                 p = tl.where(seen, s * _sigmoid(s, EXACT) if SILU else _softplus(s), 0.0)
                 if not SILU:
                     total += tl.sum(p, 1)
@@ -200,7 +235,6 @@ def backward_kernel(
     ALIGNED: tl.constexpr,
     ONE_TILE: tl.constexpr,
     GROUP: tl.constexpr,
-    AT_ONCE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     D: tl.constexpr,
@@ -211,7 +245,7 @@ def backward_kernel(
     h, i, j = tl.program_id(1), tl.arange(0, BM), tl.arange(0, BN)
     program = (tl.program_id(0) * H + h).to(tl.int64)
     bias_ptr += h * R + R // 2
-    time_bias_ptr += h * B
+    time_bias = tl.load(time_bias_ptr + h * B + tl.arange(0, B)) if TIMED else 0.0
     sums_ptr += program * tiles * (BM * BN)
     time_sums_ptr += program * (B * (BM // GROUP))
     ds_sum = tl.zeros([BM, BN], tl.float32)
@@ -232,8 +266,8 @@ def backward_kernel(
                 bucket = 0
                 if TIMED:
                     at = buckets_ptr + first * P + m[:, None] * P + n[None, :]
-                    bucket = tl.load(at, mask=seen, other=0).to(tl.int32)
-                s = _score(q, k, bias_ptr, time_bias_ptr, bucket, m, n, TIMED, EXACT)
+                    bucket = tl.where(seen, tl.load(at, mask=m[:, None] < length, other=0), 0).to(tl.int32)
+                s = _score(q, k, bias_ptr, time_bias, bucket, key_start - query_start, TIMED, EXACT, BM, BN)
                 dp = dot(do, tl.trans(v), EXACT)
                 gate = _sigmoid(s, EXACT)
                 if SILU:
@@ -260,7 +294,7 @@ def backward_kernel(
                     spot = sums_ptr + (query_start - key_start) * BN + i[:, None] * BN + j[None, :]
                     tl.atomic_add(spot, ds, sem="relaxed")
                 if TIMED:  # the bucket is 0 where the query does not see the key, and so is dS
-                    _add_by_bucket(time_sums_ptr, ds, bucket, BM, B, GROUP, AT_ONCE)
+                    _add_by_bucket(time_sums_ptr, ds, bucket, BM, B, GROUP)
             _store_rows(dk_ptr + row, H * D, n, length, dk, D, BD, ALIGNED)
             _store_rows(dv_ptr + row, H * D, n, length, dv, D, BD, ALIGNED)
     if ONE_TILE:
