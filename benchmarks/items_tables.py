@@ -75,7 +75,7 @@ def paired_rows(arms: Iterable[Measured], results: Results) -> list[Row]:
     """Return a row for each difference of two arms and each rule, over the seeds that both have ranks of.
 
     Two arms that were tested in another way are not compared. The differences of one dataset that have the same seeds
-    are resampled together, with the same users for all of them.
+    and were tested alike are resampled together, with the same users for all of them.
     """
     known = {(one.data, network_of(one), one.arm): one for one in listed(arms)}
     read = cache(lambda key: read_run(str(results.ranks(key))))
@@ -87,10 +87,11 @@ def paired_rows(arms: Iterable[Measured], results: Results) -> list[Row]:
             runs = _common_runs(both, results, read) if len(both) == 2 else {}
             if len({protocol_of(run) for pair in runs.values() for run in pair}) == 1:  # more: tested in other ways
                 pairs.append(({"data": data, "difference": _words(names, against), **_origin(both)}, runs))
-        by_seeds: dict[tuple[int, ...], list[Pair]] = {}
+        groups: dict[tuple[object, ...], list[Pair]] = {}
         for one in pairs:
-            by_seeds.setdefault(tuple(one[1]), []).append(one)
-        found = [row for alike in by_seeds.values() for row in _differences_of(alike)]
+            (protocol,) = {protocol_of(run) for pair in one[1].values() for run in pair}
+            groups.setdefault((protocol, *one[1]), []).append(one)
+        found = [row for alike in groups.values() for row in _differences_of(alike)]
         rows += [row for about, _ in pairs for row in found if row["difference"] == about["difference"]]
     return rows
 

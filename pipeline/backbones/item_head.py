@@ -88,7 +88,7 @@ class ItemBackbone(CausalBackbone[Any]):
         super().compile_training()
         for module in (self.dropout, self.norm):
             compile_block(module)
-        # The width and the number of draws stay constants, so that a row is reduced at once.
+        # The first model of a process has its width and number of draws as constants, so that a row is reduced at once.
         self.compiled_logits = torch.compile(logits_of_draws, options=INDUCTOR_OPTIONS)
 
     def item_vectors(self) -> Tensor:
@@ -99,7 +99,7 @@ class ItemBackbone(CausalBackbone[Any]):
         return vectors_Id
 
     def vectors_of(self, items_X: Tensor) -> Tensor:
-        """Return the vectors of some items, [X, d], without computing those of the others where these are more."""
+        """Return the vectors of some items, [X, d]; where fewer than all are asked for, only those are computed."""
         if len(items_X) >= self.catalogue.items:
             return take_rows(self.item_vectors(), items_X)
         vectors_Xd = rows_of_trained(self.ids(items_X), self.catalogue.trained_I, items_X)

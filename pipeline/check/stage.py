@@ -71,6 +71,10 @@ class TrainLimits(Protocol):
 
     @property
     def batch_tokens(self) -> int: ...
+    @property
+    def batching(self) -> str: ...
+    @property
+    def pad_to(self) -> int: ...
 
 
 class CheckParams(Protocol):
@@ -155,7 +159,10 @@ def _check_log(params: CheckParams, find_log: FindLog) -> None:
 
 
 def _check_budget(params: CheckParams) -> None:
-    """Refuse a step of training that the longest history does not fit into, which train would find hours later."""
+    """Refuse a step of training, or a padded row, that the longest history does not fit into.
+
+    Train would find it hours later.
+    """
     levels = 1 if params.backbone.over_items else params.quantize.levels + (params.quantize.collisions == "digit")
     per_item = params.backbone.positions_per_item(levels)
     longest = params.split.max_history * per_item
@@ -164,4 +171,10 @@ def _check_budget(params: CheckParams) -> None:
             f"train.batch_tokens is {params.train.batch_tokens}, but one history may take {longest} positions",
             f"{params.split.max_history} items (split.max_history) of {per_item} positions",
             "raise train.batch_tokens or lower split.max_history",
+        )
+    if params.train.batching == "padded" and 0 < params.train.pad_to < longest:
+        raise UserError(
+            f"train.pad_to is {params.train.pad_to}, but one history may take {longest} positions",
+            f"{params.split.max_history} items (split.max_history) of {per_item} positions",
+            "raise train.pad_to, or set it to 0",
         )

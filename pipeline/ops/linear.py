@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.ops.dropout import Dropout, ReluDropout
 from pipeline.ops.layout import uses_kernels
 
-ALIGNED = 8  # the kernels of a feed-forward take rows of whole 16 bytes: widths are multiples of 8
+WHOLE = 8  # a row of so many numbers of 2 bytes is 16 bytes, which kernels and products take fastest
 
 
 class RMSNorm(nn.Module):
@@ -52,9 +52,9 @@ def linear(
     return x_Td if residual_Td is None else residual_Td + x_Td
 
 
-def whole_words(width: int) -> int:
+def aligned_width(width: int) -> int:
     """Return the least width that is not below `width` and has rows of whole 16 bytes in a type of 2 bytes."""
-    return -(-width // ALIGNED) * ALIGNED
+    return -(-width // WHOLE) * WHOLE
 
 
 def padded_linear(x_Td: Tensor, weight_nd: Tensor, bias_n: Tensor | None = None, *, part: int = 0) -> Tensor:
@@ -67,17 +67,16 @@ def padded_linear(x_Td: Tensor, weight_nd: Tensor, bias_n: Tensor | None = None,
         part: each `part` columns of the output get zeros behind them, up to whole 16 bytes; 0: the output has none.
 
     Returns:
-        [T, n / part * whole_words(part)], or [T, n].
+        [T, n / part * aligned_width(part)], or [T, n].
     """
     if bias_n is not None:
         x_Td, weight_nd = F.pad(x_Td, (0, 1), value=1.0), torch.cat([weight_nd, bias_n[:, None]], 1)
     width = x_Td.shape[1]
-    more = whole_words(width) - width
-    weight_nd = F.pad(weight_nd, (0, more))
-    if part:
-        parts = torch.unflatten(weight_nd, 0, (-1, part))
-        weight_nd = F.pad(parts, (0, 0, 0, whole_words(part) - part)).flatten(0, 1)
-    return F.linear(F.pad(x_Td, (0, more)), weight_nd)
+    if more := aligned_width(width) - width:  # a pad of 0 columns would copy
+        x_Td, weight_nd = F.pad(x_Td, (0, more)), F.pad(weight_nd, (0, more))
+    if part and (behind := aligned_width(part) - part):
+        weight_nd = F.pad(torch.unflatten(weight_nd, 0, (-1, part)), (0, 0, 0, behind)).flatten(0, 1)
+    return F.linear(x_Td, weight_nd)
 
 
 def feed_forward(
@@ -107,4 +106,4 @@ def _fuses(layers: Sequence[nn.Linear], h_Td: Tensor) -> bool:
         return False
     low = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
     widths = (size for layer in layers for size in layer.weight.shape)
-    return low and all(width % ALIGNED == 0 for width in widths)
+    return low and all(width % WHOLE == 0 for width in widths)

@@ -46,4 +46,5 @@ class _Rows(torch.autograd.Function):
 
         (index,) = ctx.saved_tensors
         gradient = table_gradient if ctx.rows <= LARGEST else sorted_table_gradient
-        return gradient(grads[0].flatten(0, -2).contiguous(), index.flatten().contiguous(), ctx.rows), None
+        gradient_Xd = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
+        return gradient(gradient_Xd, index.flatten().contiguous(), ctx.rows), None

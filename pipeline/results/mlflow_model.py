@@ -34,6 +34,7 @@ from mlflow.types.schema import AnyType, Array, ColSpec
 CODE = Path("serving/pyfunc_model.py")
 MODEL_NAME = "model"  # of the logged model, so that `runs:/RUN/model` finds it
 MODEL_HASH = "model_hash"  # the tag that finds the logged model of ranks
+DROP_SEEN = "drop_seen"  # tag, true or false: whether the model leaves out the items of the history
 REQUIRED = ("mlflow", "numpy", "pandas", "pyarrow", "safetensors", "scipy", "torch")
 EXAMPLE = 3  # items of the example's history
 RECORDED = "the result is complete in reports/ and its run is recorded, only the model is missing there"
@@ -75,6 +76,7 @@ def log_model(
         for model in known:
             client.delete_logged_model(model.model_id)  # by a process that was killed
         tags = {**tags, MODEL_HASH: origin.served if origin else model_hash(generator)}
+        tags |= {DROP_SEEN: drop_seen_tag(origin is not None and origin.filter_seen)}
         model = client.create_logged_model(experiment_id, MODEL_NAME, run_id, tags, model_type="sidpipe")
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"
@@ -85,6 +87,11 @@ def log_model(
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         client.finalize_logged_model(model.model_id, "READY")
         return str(model.model_id)
+
+
+def drop_seen_tag(drop_seen: bool) -> str:
+    """Return the value of the tag `DROP_SEEN`."""
+    return "true" if drop_seen else "false"
 
 
 def _link(client: Any, run: Run, model: LoggedModel) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.printing import shown
 from pipeline.results.mlflow_client import PATIENCE, bytes_of, open_store, store_alone, told_plainly, within
-from pipeline.results.mlflow_model import MODEL_HASH, MlflowException, download_artifacts
+from pipeline.results.mlflow_model import DROP_SEEN, MODEL_HASH, MlflowException, download_artifacts, drop_seen_tag
 from pipeline.results.tracking_uri import tracking_uri
 
 ALIAS = "champion"
@@ -35,8 +35,11 @@ def champion(name: str) -> Registered | None:
         return Registered(name, str(found.version))
 
 
-def register(name: str, experiment: str, model_hash: str) -> Registered:
+def register(name: str, experiment: str, model_hash: str, *, drop_seen: bool) -> Registered:
     """Return the version of the model with that content hash; it is made where it is missing. No alias moves.
+
+    Args:
+        drop_seen: whether the model leaves out the items of the history.
 
     Raises:
         UserError: `track` has logged no such model, or the store cannot be used.
@@ -51,7 +54,8 @@ def register(name: str, experiment: str, model_hash: str) -> Registered:
             if known
             else []
         )
-        ready = [model for model in logged if model.status == "READY"]
+        rule = drop_seen_tag(drop_seen)  # a model that an earlier version logged has no such tag
+        ready = [model for model in logged if model.status == "READY" and model.tags.get(DROP_SEEN, rule) == rule]
         if not ready:
             raise UserError(
                 f"MLflow's experiment '{shown(experiment)}' has no model of this run",

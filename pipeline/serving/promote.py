@@ -14,7 +14,7 @@ from pipeline.results.predictions import Predictions
 from pipeline.results.ranks import no_ranks
 from pipeline.results.registry import Registered, champion, download_version, register
 from pipeline.results.runs import read_run
-from pipeline.serving.publish import CURRENT, RANKS, Published, add, current, held, move, staged
+from pipeline.serving.publish import CURRENT, RANKS, Published, add, answers_alike, current, held, move, staged
 
 METRIC = "recall_at_10"
 GOOD_ENOUGH = ("better", "not worse")
@@ -50,10 +50,11 @@ def promote(
     with held(folder):
         now = current(folder)
         _check_owner(folder, now, name)
-        if now is not None and now.model == candidate:
+        drop_seen = tested.origin.filter_seen
+        if now is not None and answers_alike(folder, now, candidate, drop_seen=drop_seen):
             return Promotion(now, "", new=False)
         text = "" if now is None or force else _comparison(run, folder, samples)
-        registered = register(name, experiment, candidate)
+        registered = register(name, experiment, candidate, drop_seen=drop_seen)
         with staged(folder) as partial:
             made = add(folder, download_version(registered, partial), candidate, registered)
         move(folder, made, name)

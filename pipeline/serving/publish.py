@@ -75,9 +75,8 @@ def publish(
             )
         origin = Ranks.read(reports / RANKS_FILE).origin if (reports / RANKS_FILE).exists() else None
         name = origin.served if origin else model_hash(generator)
-        # One model answers differently with seen items and without them; an evaluation says which.
-        same_rule = drops_seen((folder / CURRENT / RANKS).parent) == drops_seen(reports)
-        if now is not None and now.model == name and same_rule:
+        drop_seen = origin is not None and origin.filter_seen
+        if now is not None and answers_alike(folder, now, name, drop_seen=drop_seen):
             return now, False
         from pipeline.results.mlflow_model import write_model
 
@@ -87,6 +86,15 @@ def publish(
         point(folder, made.version)
         prune(folder)
         return made, True
+
+
+def answers_alike(folder: Path, now: Published, model: str, *, drop_seen: bool) -> bool:
+    """Tell whether what is served now answers as a model would: the same model, by the same rule for seen items.
+
+    Args:
+        model: its content hash.
+    """
+    return now.model == model and drops_seen((folder / CURRENT / RANKS).parent) == drop_seen
 
 
 def rollback(folder: Path) -> Published:

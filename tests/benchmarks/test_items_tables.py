@@ -37,11 +37,11 @@ PAGE = f"above\n{BEGIN.format('figures')}old\n{END}\nbetween\n{BEGIN.format('dif
 Ran = dict[tuple[str, str, int], Ranks]
 
 
-def made_up(number: int, seed: int, **origin: Any) -> Ranks:
+def made_up(number: int, seed: int, count: int = USERS, **origin: Any) -> Ranks:
     """Ranks up to 200 by either rule for seen items, 0 beyond; `number` says which."""
     rng = np.random.default_rng(number)
-    ranks = ranks_of(rng.integers(-200, 201, USERS).clip(min=0), seed=seed, filter_seen=True, **origin)
-    ranks.users["other_rank"] = rng.integers(-200, 201, USERS).clip(min=0)
+    ranks = ranks_of(rng.integers(-200, 201, count).clip(min=0), seed=seed, filter_seen=True, **origin)
+    ranks.users["other_rank"] = rng.integers(-200, 201, count).clip(min=0)
     return ranks
 
 
@@ -134,6 +134,23 @@ def test_a_difference_has_the_seeds_of_both_sides_and_runs_of_one_protocol(tmp_p
     narrow = made_up(7, 42, beam=30)
     results.ranks("sasrec-skipgr-42").write_bytes(compact_bytes(narrow, {}))
     assert "skipgr - full, sasrec" not in {row["difference"] for row in paired_rows(arms, results)}
+
+
+def test_arms_that_were_tested_on_other_users_are_resampled_by_themselves(tmp_path: Path) -> None:
+    arms, _ = campaign(tmp_path)
+    results = Results(tmp_path / "out")
+    apart = {row["difference"]: row for row in paired_rows(arms, results) if row["difference"] != "gr - sasrec, full"}
+    for number, seed in enumerate(SEEDS):
+        for strategy in STRATEGIES:
+            fewer = made_up(20 + number, seed, 800, splits="of other users")
+            results.ranks(f"sasrec-{strategy}-{seed}").write_bytes(compact_bytes(fewer, {}))
+    found = {row["difference"]: row for row in paired_rows(arms, results)}
+    assert found.keys() == apart.keys()
+    assert found["skipgr - full, sasrec"] != apart["skipgr - full, sasrec"]
+    assert (
+        found["skipgr - full, gr"]["recall_at_10"]["difference"]
+        == apart["skipgr - full, gr"]["recall_at_10"]["difference"]
+    )
 
 
 def raw_rows(superseded: bool = False) -> list[dict[str, Any]]:

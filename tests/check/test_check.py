@@ -91,6 +91,16 @@ def test_a_step_too_small_for_the_longest_history_is_told(
     assert not (tmp_path / "checked.txt").exists()
 
 
+def test_a_padded_row_too_short_for_the_longest_history_is_told(tmp_path: Path) -> None:
+    def params(pad_to: int) -> Params:
+        return read_params({"split": {"max_history": 20}, "train": {"batching": "padded", "pad_to": pad_to}})
+
+    for fits in (0, 100):
+        run(params(fits), output=tmp_path / "checked.txt")
+    with pytest.raises(UserError, match="pad_to is 99, but one history may take 100 positions"):
+        run(params(99), output=tmp_path / "checked.txt")
+
+
 def test_a_link_into_a_cache_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "cached").write_text("of DVC's cache")
     (tmp_path / "checked.txt").symlink_to(tmp_path / "cached")

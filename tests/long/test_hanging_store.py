@@ -126,7 +126,7 @@ def test_a_model_is_given_up_on_its_way_there_and_back(
     model = log()
     assert [found.model_id for found in client.search_logged_models([experiment])] == [model]
     tags = client.get_logged_model(model).tags
-    version = register("shop", "sidpipe", tags[MODEL_HASH])
+    version = register("shop", "sidpipe", tags[MODEL_HASH], drop_seen=False)
     artifacts.hangs = ("/models/",)
     monkeypatch.setattr(registry, "PATIENCE", 1.0)
     with pytest.raises(UserError, match="did not answer within 1 seconds") as caught:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def recorded(world: World) -> str:
     client.log_metric(run.info.run_id, "recall_at_10", 0.25)
     folders: Any = {"generator": world.paths["generator"], "splits": world.paths["splits"]}
     ranks = world.paths["reports"] / "ranks.parquet"
+    folders |= {"origin": Ranks.read(ranks).origin}
     model = log_model(run.info.run_id, experiment, ranks=ranks, tags={"strategy": "full"}, **folders)
     assert log_model(run.info.run_id, experiment, ranks=ranks, tags={}, **folders) == model, "it is logged once"
     return model
@@ -56,18 +58,23 @@ def promoted(world: World, **arguments: Any) -> Any:
     return promote("workspace", NAME, EXPERIMENT, world.root / "served", samples=200, **arguments)
 
 
+def write_ranks(world: World, ranks: Ranks) -> None:
+    """The workspace's evaluation has these ranks."""
+    path = world.paths["reports"] / "ranks.parquet"
+    ranks.write(path)
+    details = read_json(path.with_name("details.json"))
+    del details["checksum"]
+    write_json(path.with_name("details.json"), sealed(details, path.parent, details["files"]))
+    (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
+
+
 def another_model(world: World, *, hits: bool) -> None:
     """The workspace has a model with other weights, whose test items are all first, or all missed."""
     write_generator(world, seed=7)
     (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
     evaluate(world.params, **world.inputs)
-    path = world.paths["reports"] / "ranks.parquet"
-    ranks = Ranks.read(path)
-    Ranks(ranks.users.assign(rank=int(hits)), ranks.origin).write(path)
-    details = read_json(path.with_name("details.json"))
-    del details["checksum"]
-    write_json(path.with_name("details.json"), sealed(details, path.parent, details["files"]))
-    (world.paths["reports"] / "metrics.json").unlink(missing_ok=True)
+    ranks = Ranks.read(world.paths["reports"] / "ranks.parquet")
+    write_ranks(world, Ranks(ranks.users.assign(rank=int(hits)), ranks.origin))
     recorded(world)
 
 
@@ -206,6 +213,28 @@ def test_a_better_model_is_promoted_a_worse_one_is_not_and_the_way_back_is_open(
     rollback(world.root / "served")
     assert agreed(world)
     assert champion(NAME) == first.published.registered
+
+
+def test_a_model_with_another_rule_for_seen_items_is_another_one_to_promote(world: World) -> None:
+    def evaluated(*, filter_seen: bool) -> None:
+        evaluate(world.params, **world.inputs)
+        ranks = Ranks.read(world.paths["reports"] / "ranks.parquet")
+        write_ranks(world, Ranks(ranks.users, replace(ranks.origin, filter_seen=filter_seen)))
+
+    evaluated(filter_seen=False)
+    recorded(world)
+    first = promoted(world)
+    evaluated(filter_seen=True)
+    with pytest.raises(UserError, match="cannot be compared with the champion"):
+        promoted(world)
+    with pytest.raises(UserError, match="has no model of this run"):
+        promoted(world, force=True)  # that by the other rule was logged, and this one was not
+    recorded(world)
+    second = promoted(world, force=True)
+    assert (second.new, second.published.model) == (True, first.published.model)
+    assert champion(NAME) != first.published.registered
+    assert agreed(world)
+    assert not promoted(world).new
 
 
 KILLED = """

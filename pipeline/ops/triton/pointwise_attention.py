@@ -27,10 +27,10 @@ from pipeline.ops.pointwise import TIME_BUCKETS, Kind
 from pipeline.ops.triton.launch import Launch, Options, Tile, add_diagonals, launch_all, launches_for, with_reach
 from pipeline.ops.triton.pointwise_kernels import backward_kernel, forward_kernel
 
-# By class of lengths. Tiles of the backward kernel are square.
+# By class of lengths. Tiles are square.
 FORWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
 BACKWARD = (Tile(16, 16, 1, 16), Tile(32, 32, 2, 8), Tile(32, 32, 2, 8), Tile(64, 64, 4, 4), Tile(64, 64, 4, 4))
-GROUP = 16  # rows of a tile, all in one warp, that have one sum of dS for each bucket
+GROUP = 16  # rows of a tile, summed in one warp, that have one sum of dS for each bucket
 WORD = 16  # bytes that a thread loads at once where rows allow it
 
 
@@ -161,7 +161,7 @@ def _pointwise_backward_op(
         for number, launch in enumerate(launches)
     ]
     options = [
-        _options((q, k, v), time_bias, buckets, silu, launch) | {"ONE_TILE": launch.one_tile, "GROUP": GROUP}
+        _options((q, k, v, do), time_bias, buckets, silu, launch) | {"ONE_TILE": launch.one_tile, "GROUP": GROUP}
         for launch in launches
     ]
     launch_all(backward_kernel, launches, arguments, options)
@@ -250,13 +250,17 @@ def _sizes(scores: tuple[Tensor, Tensor, Tensor], launch: Launch, longest: int) 
 
 
 def _options(
-    qkv: tuple[Tensor, Tensor, Tensor], time_bias: Tensor | None, buckets: Tensor | None, silu: bool, launch: Launch
+    rows: tuple[Tensor, ...], time_bias: Tensor | None, buckets: Tensor | None, silu: bool, launch: Launch
 ) -> Options:
-    """Return the constants that both kernels are compiled with."""
-    q, k, v = qkv
+    """Return the constants that both kernels are compiled with.
+
+    Args:
+        rows: q, k, v, and what else of the caller is loaded by rows, [T, H, D] each.
+    """
+    q, k, v, *_ = rows
     _, heads, width = q.shape
     size = q.element_size()
-    addresses = (number for x in qkv for number in (x.data_ptr(), x.stride(0) * size))
+    addresses = (number for x in rows for number in (x.data_ptr(), x.stride(0) * size))
     return {
         "Q_T": q.stride(0),
         "K_T": k.stride(0),

@@ -103,7 +103,7 @@ def _softplus(s):
 
 @triton.jit
 def _in_bucket(ds, bucket, b, BM: tl.constexpr, GROUP: tl.constexpr):
-    """Sum dS of a bucket over each GROUP of a tile's rows: [BM / GROUP]. A warp holds whole groups."""
+    """Sum dS of a bucket over each GROUP of a tile's rows: [BM / GROUP]. A warp sums whole groups."""
     by_row = tl.sum(tl.where(bucket == b, ds, 0.0), 1)
     return tl.sum(tl.reshape(by_row, [BM // GROUP, GROUP]), 1)
 
@@ -125,11 +125,13 @@ def _add_by_bucket(sums_ptr, ds, bucket, BM: tl.constexpr, B: tl.constexpr, GROU
     """Add dS of a tile to a program's sums [BM / GROUP, B], bucket by bucket.
 
     The first bucket, then from the least to the largest other bucket in the tile, eight at once: where times are days,
-    most buckets are empty.
+    most buckets are empty. The eights begin at the buckets 1, 9, 17 and so on, so that one thread sends all sums of a
+    bucket.
     """
     g = tl.arange(0, BM // GROUP)
     tl.atomic_add(sums_ptr + g * B, _in_bucket(ds, bucket, 0, BM, GROUP), sem="relaxed")
-    for b in range(tl.min(tl.where(bucket > 0, bucket, B)), tl.max(bucket) + 1, 8):
+    least = tl.min(tl.where(bucket > 0, bucket, B))
+    for b in range(1 + (least - 1) // 8 * 8, tl.max(bucket) + 1, 8):
         eight = tl.join(_in_four(ds, bucket, b, BM, GROUP), _in_four(ds, bucket, b + 1, BM, GROUP))
         eight = tl.reshape(eight, [BM // GROUP, 8])
         column = b + tl.arange(0, 8)[None, :]
