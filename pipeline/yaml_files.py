@@ -15,7 +15,7 @@ from pipeline.errors import RESTORE, UserError
 
 MOST_BYTES = 128 * 1024  # params.yaml has about 20 KB
 DEEPEST = 20  # levels of lists and mappings in each other
-MOST_NODES = 5000  # keys and values, those of an alias counted at each mention
+MOST_NODES = 3000  # keys and values, those of an alias counted at each mention
 
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, OverflowError)  # of PyYAML, for odd values
 
@@ -79,6 +79,13 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self._depth = 0
         self._nodes = 0
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # PyYAML reads 1,024 characters ahead of a bracket that may be a key, and looks at all open ones each time.
+        if self.flow_level >= DEEPEST:
+            what = f"more than {DEEPEST} levels"
+            raise yaml.scanner.ScannerError(None, None, what, self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.knobs import Between, Text, build_section, short
 from pipeline.presets.apply import apply_preset
 from pipeline.strategies.registry import from_saved
-from pipeline.yaml_files import MOST_BYTES, parse_yaml, read_text
+from pipeline.yaml_files import DEEPEST, MOST_BYTES, parse_yaml, read_text
 
 SECTIONS = [name for name, value in raw_params().items() if isinstance(value, dict)]
 KNOBS = [
@@ -165,6 +165,19 @@ class TestFile:
         self.says(path, "is not UTF-8: line 1")
         path.write_bytes(b"# " + b"x" * MOST_BYTES)
         self.says(path, "has more than 128 KiB")
+
+    def test_brackets_are_refused_before_the_text_is_read_ahead(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        begin = yaml.SafeLoader.fetch_flow_sequence_start
+        begun = []
+
+        def counted(loader: yaml.SafeLoader) -> None:
+            begun.append(1)
+            begin(loader)
+
+        monkeypatch.setattr(yaml.SafeLoader, "fetch_flow_sequence_start", counted)
+        with pytest.raises(UserError, match=f"more than {DEEPEST} levels"):
+            parse_yaml("[" * 5000, "params.yaml")
+        assert len(begun) == DEEPEST + 1
 
     def test_a_tree_without_bounds_is_named_at_once(self, tmp_path: Path) -> None:
         path = tmp_path / "params.yaml"
