@@ -69,12 +69,7 @@ class BackboneShape(Protocol):
 class TrainLimits(Protocol):
     """`TrainLimits` declares what is read of section `train`."""
 
-    @property
-    def batch_tokens(self) -> int: ...
-    @property
-    def batching(self) -> str: ...
-    @property
-    def pad_to(self) -> int: ...
+    def check_room(self, max_history: int, per_item: int) -> None: ...
 
 
 class CheckParams(Protocol):
@@ -165,16 +160,4 @@ def _check_budget(params: CheckParams) -> None:
     """
     levels = 1 if params.backbone.over_items else params.quantize.levels + (params.quantize.collisions == "digit")
     per_item = params.backbone.positions_per_item(levels)
-    longest = params.split.max_history * per_item
-    if params.train.batch_tokens < longest:
-        raise UserError(
-            f"train.batch_tokens is {params.train.batch_tokens}, but one history may take {longest} positions",
-            f"{params.split.max_history} items (split.max_history) of {per_item} positions",
-            "raise train.batch_tokens or lower split.max_history",
-        )
-    if params.train.batching == "padded" and 0 < params.train.pad_to < longest:
-        raise UserError(
-            f"train.pad_to is {params.train.pad_to}, but one history may take {longest} positions",
-            f"{params.split.max_history} items (split.max_history) of {per_item} positions",
-            "raise train.pad_to, or set it to 0",
-        )
+    params.train.check_room(params.split.max_history, per_item)

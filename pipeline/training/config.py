@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
+from pipeline.errors import UserError
 from pipeline.knobs import Between, RatioBelow1
 from pipeline.metric_names import LARGEST_K
 
@@ -73,4 +74,29 @@ class TrainConfig:
             raise ValueError(
                 "train.windows sequences shows each item once, and only train.targets all makes every one "
                 "a target: set train.targets to all, or choose other windows"
+            )
+
+    def check_room(self, max_history: int, per_item: int, *, budget: str = "train.batch_tokens") -> None:
+        """Check that the longest history fits into a step, and into a padded row.
+
+        Args:
+            max_history: items of the longest history.
+            per_item: positions that an item takes.
+            budget: name of the setting that `batch_tokens` came from.
+
+        Raises:
+            UserError: it does not fit.
+        """
+        longest = max_history * per_item
+        if self.batch_tokens < longest:
+            raise UserError(
+                f"{budget} is {self.batch_tokens}, but one history may take {longest} positions",
+                f"{max_history} items (split.max_history) of {per_item} positions",
+                f"raise {budget} or lower split.max_history",
+            )
+        if self.batching == "padded" and 0 < self.pad_to < longest:
+            raise UserError(
+                f"train.pad_to is {self.pad_to}, but one history may take {longest} positions",
+                "a padded window must hold the longest history",
+                f"set it to 0, or to {longest} or more",
             )

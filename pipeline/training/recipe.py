@@ -76,7 +76,7 @@ class TrainingRecipe:
             backbone = dataclasses.replace(backbone, separators=False)
         sid_tokens_per_item = backbone.positions_per_item(levels)  # of a whole Semantic ID
         longest = splits.max_history * sid_tokens_per_item
-        _check(config, splits, sids, longest, words)
+        _check(config, splits, sids, sid_tokens_per_item, words)
         chosen = choose_strategies(params.strategy, params.strategies)
         input_tokens_per_item = chosen.input_tokens_per_item(levels + backbone.actions, backbone.separators)
         return cls(
@@ -157,24 +157,12 @@ class TrainingRecipe:
         }
 
 
-def _check(config: TrainConfig, splits: Splits, sids: Sids, longest: int, words: StageWords) -> None:
-    """Raise UserError unless inputs fit each other, and a history of `longest` positions fits budget and padding."""
+def _check(config: TrainConfig, splits: Splits, sids: Sids, per_item: int, words: StageWords) -> None:
+    """Raise UserError unless inputs fit each other, and a history whose items take `per_item` positions fits a step."""
     if len(sids.codes_IL) != splits.summary["items"]:
         raise UserError(
             f"there are {len(sids.codes_IL)} Semantic IDs for {splits.summary['items']} items",
             "data/sids and data/splits were made from different logs",
             "run `dvc repro`",
         )
-    if config.batch_tokens < longest:
-        key = words.key("batch_tokens")
-        raise UserError(
-            f"{key} is {config.batch_tokens}, but one history may take {longest} positions",
-            f"{splits.max_history} items (split.max_history) of {longest // splits.max_history} positions",
-            f"raise {key} or lower split.max_history",
-        )
-    if config.batching == "padded" and 0 < config.pad_to < longest:
-        raise UserError(
-            f"train.pad_to is {config.pad_to}, but one history may take {longest} positions",
-            "a padded window must hold the longest history",
-            f"set it to 0, or to {longest} or more",
-        )
+    config.check_room(splits.max_history, per_item, budget=words.key("batch_tokens"))
