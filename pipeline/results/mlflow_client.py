@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipeline.artifacts import SCRATCH
@@ -35,7 +35,8 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # no line for each try of 
 
 PATIENCE = 30.0  # seconds in which a store must answer a call
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
-UPLOADS = ("log_artifact", "log_model_artifacts")  # methods that take a path
+# Methods that upload a folder, and those that upload a file of it
+UPLOADS = {"log_artifacts": "log_artifact", "log_model_artifacts": "log_model_artifact"}
 KEPT = "the result is complete in reports/, only its record is missing"
 REPRO = "`dvc repro` again"
 
@@ -84,20 +85,33 @@ def _keep_with_project(path: Path) -> None:
 
 
 class Patient:
-    """A `Patient` has the methods of MLflow's client, each of which must answer in time. Raises StoreHangsError."""
+    """A `Patient` has the methods of MLflow's client, each of which must answer in time. Raises StoreHangsError.
+
+    A folder is uploaded file by file, because a store that is far away may need longer for some hundred files than
+    any store may need for one.
+    """
 
     def __init__(self, client: MlflowClient, patience: float = PATIENCE):
         self._client = client
         self._patience = patience
 
     def __getattr__(self, name: str) -> Any:
+        if name in UPLOADS:
+            return lambda *where: self._upload(UPLOADS[name], *where)
         method = getattr(self._client, name)
 
         def call(*arguments: Any, **named: Any) -> Any:
-            extra = bytes_of(Path(arguments[1])) / UPLOAD_RATE if name.startswith(UPLOADS) else 0
+            extra = bytes_of(Path(arguments[1])) / UPLOAD_RATE if name in UPLOADS.values() else 0
             return within(self._patience + extra, lambda: method(*arguments, **named))
 
         return call
+
+    def _upload(self, name: str, owner: str, folder: str, below: str = "") -> None:
+        """Upload the files of a folder by the method `name`, into the folder `below` of the artifacts of `owner`."""
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file():
+                into = PurePosixPath(below, path.parent.relative_to(folder).as_posix())
+                getattr(self, name)(owner, str(path), None if into == PurePosixPath() else str(into))
 
 
 def bytes_of(path: Path) -> int:

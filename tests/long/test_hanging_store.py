@@ -107,9 +107,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_settings_given_
 def test_a_model_is_given_up_on_its_way_there_and_back(
     world: World, artifacts: Artifacts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(mlflow_client, "UPLOAD_RATE", 1e9)
-    monkeypatch.setattr(mlflow_client, "PATIENCE", 10.0)
-    monkeypatch.setattr(mlflow_client.Patient.__init__, "__defaults__", (3.0,))
     client = MlflowClient()
     experiment = client.create_experiment("sidpipe", artifacts.address)
     run = client.create_run(experiment)
@@ -119,14 +116,18 @@ def test_a_model_is_given_up_on_its_way_there_and_back(
         return log_model(run.info.run_id, experiment, ranks=None, tags={}, **folders)
 
     artifacts.hangs = ("model.safetensors",)
-    with pytest.raises(UserError, match="did not answer within 3 seconds") as caught:
-        log()
+    with monkeypatch.context() as patch:  # a store that answers has all its time
+        patch.setattr(mlflow_client, "UPLOAD_RATE", 1e9)
+        patch.setattr(mlflow_client.Patient.__init__, "__defaults__", (3.0,))
+        with pytest.raises(UserError, match="did not answer within 3 seconds") as caught:
+            log()
     assert "its run is recorded, only the model is missing" in caught.value.why
     artifacts.hangs = ()
     model = log()
     assert [found.model_id for found in client.search_logged_models([experiment])] == [model]
     tags = client.get_logged_model(model).tags
     version = register("shop", "sidpipe", tags[MODEL_HASH], drop_seen=False)
+    assert any(path.endswith("model.safetensors") for path in artifacts.files)
     artifacts.hangs = ("/models/",)
     monkeypatch.setattr(registry, "PATIENCE", 1.0)
     with pytest.raises(UserError, match="did not answer within 1 seconds") as caught:

@@ -151,6 +151,41 @@ def test_a_server_that_hangs_is_given_up_and_the_result_stays(
     assert (project / "reports/index.html").exists()
 
 
+class FarStore:
+    """A client whose store takes some seconds for a file, and keeps what it got."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.files: dict[str, bytes] = {}
+
+    def log_artifact(self, owner: str, file: str, below: str | None = None) -> None:
+        time.sleep(self.seconds)
+        self.files[f"{owner}/{below or '.'}/{Path(file).name}"] = Path(file).read_bytes()
+
+    def log_artifacts(self, owner: str, folder: str, below: str | None = None) -> None:
+        for path in (path for path in Path(folder).rglob("*") if path.is_file()):
+            inner = path.parent.relative_to(folder).as_posix()
+            self.log_artifact(owner, str(path), inner if below is None else os.path.normpath(f"{below}/{inner}"))
+
+    log_model_artifact, log_model_artifacts = log_artifact, log_artifacts
+
+
+@pytest.mark.parametrize(
+    ("method", "below"), [("log_model_artifacts", ()), ("log_artifacts", ("report",)), ("log_artifacts", ("a/b",))]
+)
+def test_a_store_far_away_has_its_time_for_each_file(method: str, below: tuple[str, ...], tmp_path: Path) -> None:
+    """A model has some 350 files; no store is given up because all of them take longer than one may."""
+    for number in range(8):
+        file = tmp_path / ("." if number < 3 else f"c{number % 3}/d") / f"{number}.bin"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes([number]))
+    direct, patient = FarStore(0), FarStore(0.1)
+    getattr(direct, method)("1", str(tmp_path), *below)
+    getattr(mlflow_client.Patient(patient, 0.6), method)("1", str(tmp_path), *below)  # type: ignore[arg-type]
+    assert len(direct.files) == 8
+    assert patient.files == direct.files
+
+
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite:///x?mode=memory&uri=true"])
 def test_a_store_in_memory_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
