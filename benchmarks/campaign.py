@@ -25,18 +25,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.campaign_rows import (
-    RESULTS,
-    ROOT,
-    Data,
-    Record,
-    Results,
-    Row,
-    read_rows,
-    state,
-)
+from benchmarks.campaign_rows import RESULTS, ROOT, Data, Record, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings, fingerprint
 from pipeline.errors import UserError
+from pipeline.locks import BusyError, alone
 from pipeline.manifest import write_bytes
 from pipeline.presets.tuning_trial import best_row
 from pipeline.printing import say
@@ -219,6 +211,8 @@ class Campaign:
             while waiting or running:
                 while waiting and time.monotonic() < deadline and self._may_start(waiting[0], running, at_once):
                     row = waiting.pop(0)
+                    if state(row, self.records(), self.key(row), self.engine)[0] == "done":
+                        continue  # a row for cost brought its quality meanwhile
                     try:
                         running.append(self.start(row, 1 if row.measure == "cost" else at_once))
                     except UserError as error:
@@ -386,7 +380,16 @@ def _act(args: Any) -> int:
     hours = sum(expected(row, records) for row in rows) / 3600
     share = args.at_once or can_share()
     say(f"campaign: {len(rows)} rows to run, {hours:.2f} hours of this machine at most; {share} for quality at once")
-    return 1 if campaign.run(rows, share, began + args.seconds) else 0
+    args.work.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone(args.work / "campaign.lock", None):
+            return 1 if campaign.run(rows, share, began + args.seconds) else 0
+    except BusyError as busy:
+        raise UserError(
+            f"{busy.holder} runs a campaign in {args.work}",
+            "both would run the same rows, and a row for cost would not have the machine alone",
+            "wait for its end",
+        ) from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ the machine is used is part of it, so a result says at which commit it was made.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -31,8 +32,7 @@ from pipeline.artifacts import Embeddings, Splits, fingerprint
 from pipeline.config import Params, build_params
 from pipeline.errors import UserError, nearest
 from pipeline.manifest import write_bytes
-from pipeline.results.parameters import flatten, value_text
-from pipeline.strategies.registry import settings_types
+from pipeline.results.parameters import flatten, shaping, value_text
 from pipeline.training.code import code_fingerprint
 from pipeline.yaml_files import parse_yaml, read_text
 
@@ -141,26 +141,11 @@ class Row:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """Return what shapes the result, under dotted names.
-
-        Left out are the settings of other strategies, and values by which a model computes as it did before their key
-        was there (`SAVED_WITHOUT`): a later version of the code gives an earlier row the same key.
-        """
+        """Return what shapes the result, under dotted names; a later version of the code gives a row the same key."""
         flat = flatten(self.params)
-        types = settings_types()
-        unused = {name for name in types if name not in self.params.strategy.split("+")}
-        sections = {"backbone": type(self.params.backbone), "train": type(self.params.train), **types}
-        neutral = {
-            f"{section}.{key}": value
-            for section, kind in sections.items()
-            for key, value in getattr(kind, "SAVED_WITHOUT", {}).items()
-        }
-        shaping = {
-            key: value
-            for key, value in flat.items()
-            if not {key, key.partition(".")[0]} & {*BESIDE, *unused} and not (key in neutral and neutral[key] == value)
-        }
-        return {**shaping, "split.max_history": flat["split.max_history"], "sid_seed": self.sid_seed}
+        of_model = shaping(flat, self.params.strategy).items()
+        beside = {key: value for key, value in of_model if not {key, key.partition(".")[0]} & {*BESIDE}}
+        return {**beside, "split.max_history": flat["split.max_history"], "sid_seed": self.sid_seed}
 
     @property
     def reads_vectors(self) -> bool:
@@ -205,6 +190,11 @@ def _rows(entry: dict[str, Any], where: str) -> Iterable[Row]:
     for name, allowed in (("measure", ("quality", "cost", "trial")), ("sids", ("shared", "remade"))):
         if entry[name] not in allowed:
             wrong.append(f"{name} is {entry[name]!r}, expected {' or '.join(allowed)}")
+    if not wrong:
+        texts = (("preset", entry["presets"]), ("key of `set`", entry["set"]))
+        wrong += [f"the {what} {one!r} is no text" for what, values in texts for one in values if type(one) is not str]
+        if type(entry["seconds"]) is bool or not 0 <= entry["seconds"] < math.inf:
+            wrong.append(f"seconds is {entry['seconds']!r}, expected a number from 0 on")
     if wrong:
         raise UserError("\n".join(f"{where}: {line}" for line in wrong), "nothing was run", "mend the file")
     for seed in entry["seeds"]:

@@ -96,6 +96,7 @@ def of_raw(rows: Sequence[Row], group: str, arm: str, data: str) -> Measured:
         rows=own,
         paired=paired[-1] if paired else None,
         cost=timed[0] if timed else None,
+        stale=bool(timed),  # such a row does not say by which engine; all are older than the first campaign
     )
 
 
@@ -164,6 +165,8 @@ def _with_difference(one: Measured, full: Measured | None, results: Results) -> 
     seeds = sorted(seed for seed in sides[0] if seed in sides[1] and all(side[seed].exists() for side in sides))
     if not seeds:
         return one
+    if all(sides[0][seed] == sides[1][seed] for seed in seeds):
+        return replace(one, unpaired="the same runs as `full`")
     arms = [
         Arm(name, tuple(read_run(str(side[seed])) for seed in seeds)) for name, side in zip("ab", sides, strict=True)
     ]

@@ -34,9 +34,10 @@ def paper_page(paper: Paper, rows: Sequence[Row], arms: Sequence[Measured]) -> s
         f"Paper: {paper.source}.",
         "",
         "The paper's rows have other item vectors and other code: compare differences, and within one *where* alone.",
-        f"*{SETTING}*: its sizes, windows and rules, with the budget that the campaign names. *{BEST}*: the",
-        f"campaign's settings, which validation on Beauty chose. *{EARLIER}*: rows of older commits, whose settings of",
-        "the strategy may be others. *beside*: models without the strategy, on the same test users.",
+        f"*{SETTING}*: its sizes and rules, and for RASTP its windows, with the budget that the campaign names.",
+        f"*{BEST}*: the campaign's settings, which validation on Beauty chose. *{EARLIER}*: rows of older commits,",
+        "whose settings of the strategy may be others. *beside*: models without the strategy, on the same test users.",
+        "*older engine*: measured with other code of training than today's.",
         *(["", *paper.notes] if paper.notes else []),
     ]
     for data, published in paper.published.items():

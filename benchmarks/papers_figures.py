@@ -246,8 +246,9 @@ PAPERS = [
         ],
         notes=(
             "The published rule keeps 40 of 120 positions, which is 70% of the real tokens of its training windows:",
-            "the arms `rastp-paper` and `rastp-released`. The arm `rastp` keeps a third of the real tokens, a claim of",
-            "ours. In the paper's setting the budget is 4 M windows, a fifth of what preset `tiger` has.",
+            "the arm `rastp-paper`. The arm `rastp-released` counts separators too: 50 of 150. The arm `rastp` keeps a",
+            "third of the real tokens, a claim of ours. In the paper's setting the budget is 4 M windows, a fifth of",
+            "what preset `tiger` has.",
         ),
     ),
     Paper(

@@ -56,6 +56,7 @@ BESIDE = {
     ("distributed", "machine"),
     ("project", "artifacts"),
     ("views", "results"),
+    ("results", "training"),
     ("faults", "errors"),
     ("presets", "doctor"),
     ("cli", "presets"),

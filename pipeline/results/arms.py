@@ -11,12 +11,11 @@ from typing import Any
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
+from pipeline.results.parameters import shaping
 from pipeline.results.predictions import Predictions
 from pipeline.results.runs import BASELINE, USAGE, Run, listed, read_run, runs_here
 from pipeline.strategies.registry import settings_types
 
-# Sections whose settings shape a model without being in its config.json
-BEFORE_TRAINING = ("dataset", "ingest", "embed", "quantize", "split")
 # What may differ between two runs without making them two kinds of model
 BESIDE_THE_POINT = ("seed", "evaluate", "track", "train.threads", "train.checkpoint_every", "train.device")
 
@@ -141,10 +140,11 @@ def _protocol_words(runs: Sequence[Run]) -> str:
 
 
 def _settings_key(run: Run) -> tuple[str, ...]:
-    """Return what is equal for runs that differ in the seed only."""
+    """Return what is equal for runs that differ in the seed only, also where they are of different versions."""
     origin = run.ranks.origin
-    before = {key: value for key, value in run.settings.items() if key.split(".")[0] in BEFORE_TRAINING}
-    return origin.strategy, origin.backbone, origin.recipe, fingerprint(before)
+    settings = without(shaping(run.settings, origin.strategy), (*BESIDE_THE_POINT, "dense"))
+    # Where no file says the settings, the hash of the model's config.json stands for them.
+    return origin.strategy, origin.backbone, fingerprint(settings) if settings else origin.recipe
 
 
 def _names(arms: Mapping[tuple[str, ...], Sequence[Run]]) -> list[str]:
@@ -219,10 +219,11 @@ def _differ(arm: Arm, other: Arm) -> tuple[str, ...] | None:
     one, two = arm.runs[0], other.runs[0]
     if not one.settings or not two.settings:
         return () if one.ranks.origin.base == two.ranks.origin.base else None
-    mine, theirs = _comparable(one.settings), _comparable(two.settings)
+    skipped = (*BESIDE_THE_POINT, "strategy", *settings_types())
+    mine, theirs = (without(shaping(run.settings, run.ranks.origin.strategy), skipped) for run in (one, two))
     return tuple(sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)))
 
 
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    skipped = (*BESIDE_THE_POINT, "strategy", *settings_types())
-    return {key: value for key, value in settings.items() if key not in skipped and key.split(".")[0] not in skipped}
+def without(settings: Mapping[str, Any], skipped: Sequence[str]) -> dict[str, Any]:
+    """Return the settings but for the sections and keys in `skipped`."""
+    return {key: value for key, value in settings.items() if not {key, key.partition(".")[0]} & {*skipped}}

@@ -6,6 +6,7 @@ A run is found again by its tag, so that a search which goes on adds to the reco
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.artifacts import fingerprint
 from pipeline.results.mlflow_client import entities, open_store, store_alone, told_plainly
 from pipeline.results.mlflow_store import PARAMS_PER_CALL, experiment_of
 from pipeline.results.parameters import value_text
@@ -26,8 +27,8 @@ def record_search(
 
     Args:
         experiment: name of the MLflow experiment; it is made when it is missing.
-        key: names the search.
-        name: of the parent run.
+        key: of the trial of params.yaml as it stands, which all searches on it share.
+        name: of the parent run; with `key` it names the search.
         trials: key, number, changes and result of each finished trial.
 
     Raises:
@@ -36,6 +37,7 @@ def record_search(
     with told_plainly(STANDS, "run the same command again"), store_alone(silent=True):
         client = open_store()
         experiment_id = experiment_of(client, experiment)
+        key = fingerprint(key, name)[:16]
         parent = _run_of(client, experiment_id, SEARCH, key, name, {KIND: "search"})
         for trial, number, changes, result in trials:
             tags = {KIND: "trial", SEARCH: "", "mlflow.parentRunId": parent.info.run_id}

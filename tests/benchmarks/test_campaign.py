@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from campaign_world import campaign_of, entry
 from synthetic_runs import ranks_of
 
@@ -17,6 +18,7 @@ from benchmarks.campaign_record import merge
 from benchmarks.campaign_rows import ROOT, Results, Row, read_rows, state
 from pipeline.artifacts import Embeddings
 from pipeline.errors import UserError
+from pipeline.locks import alone
 from pipeline.results.compact_ranks import compact_bytes, read_compact
 from pipeline.results.compare import compare, differences
 from pipeline.results.runs import Run, read_run
@@ -86,11 +88,18 @@ def test_a_value_by_which_a_model_computes_as_before_its_key_was_there_is_no_par
         ({"measure": "speed"}, "expected quality or cost"),
         ({"seed": 3}, "unknown field 'seed'"),
         ({"seeds": 3}, "seeds is 3"),
+        ({"set": {1: 2}}, "the key of `set` 1 is no text"),
+        ({"presets": [{"tiger": 1}]}, "the preset {'tiger': 1} is no text"),
+        ({"presets": [["tiger"]]}, "the preset ['tiger'] is no text"),
+        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"seconds": float("inf")}, "seconds is inf"),
+        ({"seconds": -1}, "seconds is -1"),
+        ({"seconds": True}, "seconds is True"),
     ],
 )
 def test_a_wrong_row_is_refused_by_its_number(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     file = tmp_path / "campaign.yaml"
-    file.write_text(json.dumps([entry(), {**entry(), **change}]))
+    file.write_text(yaml.safe_dump([entry(), {**entry(), **change}]))
     with pytest.raises(UserError) as refused:
         read_rows(file)
     assert said in str(refused.value)
@@ -175,6 +184,24 @@ def test_rows_for_quality_share_the_machine_and_a_row_for_cost_has_it_alone(tmp_
     assert [many for (kind, *_), many in zip(ran, alongside, strict=True) if kind == "cost"] == [1]
     # A run that had the machine alone brings its quality too.
     assert sorted(r["seed"] for r in campaign.results.records() if r["measure"] == "quality") == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cost_before_its_quality_brings_both_and_nothing_runs_twice(tmp_path: Path, fake: Any) -> None:
+    campaign = campaign_of(tmp_path, [entry(measure="cost"), entry()], worker=fake())
+    assert campaign.run(campaign.wanted(False), 1, time.monotonic() + 60) == 0
+    assert [kind for kind, *_ in spans(tmp_path)] == ["cost"]
+    assert [record["measure"] for record in campaign.results.records()] == ["quality", "cost"]
+
+
+def test_a_second_campaign_in_the_same_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    campaign_of(tmp_path, [entry()])
+    file = tmp_path / "campaign.yaml"
+    file.write_text(yaml.safe_dump([entry()]))
+    places = [f"--{name}={tmp_path / name}" for name in ("data", "results", "work")]
+    with alone(tmp_path / "work/campaign.lock", None):
+        assert main([str(file), *places, "--commit", "c"]) == 1
+    assert "runs a campaign in" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
 
 
 def test_after_the_time_limit_nothing_starts_and_what_runs_ends(tmp_path: Path, fake: Any) -> None:

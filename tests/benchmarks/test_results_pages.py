@@ -158,6 +158,18 @@ def test_runs_that_were_tested_in_another_way_are_not_compared(tmp_path: Path) -
     assert (skipgr.paired, skipgr.against) == (None, "not compared: tested in another way")
 
 
+def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
+    """Semantic IDs remade with seed 42 are those that all seeds share."""
+    file = tmp_path / "campaign.yaml"
+    file.write_text(json.dumps([entry(seeds=(42,)), {**entry(seeds=(42,)), "arm": "remade", "sids": "remade"}]))
+    results = Results(tmp_path / "out")
+    one = read_rows(file)[0]
+    common = {"key": "both", "settings_key": fingerprint(one.settings), "data": one.data, "seed": 42}
+    results.append({**common, "measure": "quality", "figures": FIGURES}, compact_bytes(ranks_of(np.arange(50)), {}))
+    _, remade = of_campaigns(results, [file])
+    assert (remade.paired, remade.against) == (None, "the same runs as `full`")
+
+
 def timed(arm: str, hardware: str, commit: str, group: str = "beauty-fast") -> Measured:
     cost = {"hardware": hardware, "commit": commit, "train_seconds": 5.0, "windows_per_second": 1.0}
     return Measured(group=group, arm=arm, data="amazon-beauty", rows=[FIGURES], cost=cost)

@@ -13,6 +13,7 @@ from synthetic_runs import ranks_of, write_run
 
 from pipeline.errors import UserError
 from pipeline.evaluate.stage import run
+from pipeline.results import arms
 from pipeline.results.arms import Arm, ProtocolGroup, groups_of, matches
 from pipeline.results.runs import Run, read_run
 
@@ -157,6 +158,31 @@ def test_the_reference_of_a_strategy_is_full_on_its_backbone_and_the_nearest_of_
     }
     assert found["small rastp"].differ == ("quantize.codes",)
     assert found["rastp"].differ == ()
+
+
+def test_runs_of_two_versions_are_one_arm_where_the_later_key_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs that were made before a key of params.yaml was there stand beside later ones with its neutral value."""
+    earlier: dict[str, Any] = {"quantize.codes": 64, "train.learning_rate": 1.0}
+    later = {**earlier, "backbone.item_rows": False, "train.task": "retrieval", "rastp.base_length": 0}
+    runs: dict[str, Run] = {}
+    for strategy in ("full", "rastp"):
+        for seed, settings in enumerate((earlier, later, {**later, "skipgr.at_eval": True, "dense.ema": 0.9}), 1):
+            name = f"{strategy}{seed}"
+            ranks = ranks_of(RANK, strategy=strategy, seed=seed, recipe=name, model=name)
+            runs[name] = Run(name, ranks, settings={**settings, "strategy": strategy, "seed": seed})
+    changed = {**later, "backbone.item_rows": True}
+    runs["rows"] = Run("rows", ranks_of(RANK, seed=1, recipe="rows", model="rows"), settings=changed)
+    monkeypatch.setattr(arms, "read_run", runs.__getitem__)
+    groups, _ = groups_of([*runs])
+    (group,) = groups
+    assert [(match.arm.strategy, match.arm.seeds) for match in group.matches] == [
+        ("full", (1, 2, 3)),
+        ("rastp", (1, 2, 3)),
+        ("full", (1,)),
+    ]
+    assert [match.differ for match in group.matches] == [(), (), ("backbone.item_rows",)]
 
 
 MAKE = """

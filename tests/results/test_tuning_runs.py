@@ -23,9 +23,15 @@ def test_a_search_that_goes_on_adds_its_trials_and_repeats_none(
     record_search("tuned", "key", "tune space", [first])
     record_search("tuned", "key", "tune space", [first, second])
     record_search("tuned", "key", "tune space", [second, first])
+    record_search("tuned", "key", "tune other", [first, ("c", 1, {"train.ema": 0.8}, {"value": 0.03, "history": rows})])
     client = open_store()
-    runs = client.search_runs([client.get_experiment_by_name("tuned").experiment_id])
-    assert sorted(run.info.run_name for run in runs) == ["tune space", "tune space, trial 0", "tune space, trial 1"]
+    everything = client.search_runs([client.get_experiment_by_name("tuned").experiment_id])
+    names = [f"tune {space}{trial}" for space in ("other", "space") for trial in ("", ", trial 0", ", trial 1")]
+    assert sorted(run.info.run_name for run in everything) == names
+    of_other = next(run.info.run_id for run in everything if run.info.run_name == "tune other")
+    runs = [run for run in everything if run.info.run_name.startswith("tune space")]
+    below = [run.info.run_name for run in everything if run.data.tags.get("mlflow.parentRunId") == of_other]
+    assert sorted(below) == ["tune other, trial 0", "tune other, trial 1"]
     by_name = {run.info.run_name: run for run in runs}
     parent = by_name["tune space"].info.run_id
     for name, (_, _, changes, result) in (("tune space, trial 0", first), ("tune space, trial 1", second)):
