@@ -47,6 +47,9 @@ def view_shares(
     Raises:
         UserError: the model answers by another ranking than the fused views.
     """
+    loaded, known = model_and_history(
+        user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
+    )
     ranking = answers_by(reports)
     if ranking != "fused":
         raise UserError(
@@ -54,9 +57,6 @@ def view_shares(
             "an item has no shares of several views then",
             "evaluate with evaluate.ranking=fused: `dvc exp run -S evaluate.ranking=fused`",
         )
-    loaded, known = model_and_history(
-        user, history, interactions=interactions, splits=splits, generator=generator, reports=reports
-    )
     served = served_by(loaded, generator, ranking)
     assert served.weights is not None
     offsets, drop = np.array([0, len(known.items)]), drops_seen(reports)

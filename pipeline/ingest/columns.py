@@ -81,7 +81,13 @@ class LogColumns:
 
 
 def recognise_log(
-    sample: pa.Table, mapping: Mapping[str, str], source: str, *, guess_actions: bool, filters: Collection[str] = ()
+    sample: pa.Table,
+    mapping: Mapping[str, str],
+    source: str,
+    *,
+    guess_actions: bool,
+    filters: Collection[str] = (),
+    asked: Collection[str] = (),
 ) -> LogColumns:
     """Find user, item, timestamp and actions among the columns of a log's first rows.
 
@@ -91,6 +97,8 @@ def recognise_log(
         source: the log's name, for error messages.
         guess_actions: also take the further columns that hold mostly numbers in these rows.
         filters: columns that `ingest.where` names, by the log's name or by ours.
+        asked: columns that `ingest.actions` or `ingest.minimum` names. One of them that the log has is an action,
+            whatever its first rows hold.
 
     Raises:
         UserError: a column is missing, or two columns could be meant; the message lists the columns found.
@@ -102,8 +110,10 @@ def recognise_log(
         for ours, theirs in mapping.items()
         if ours not in LOG_NAMES and ours not in ITEM_NAMES and theirs
     }
+    taken = {*roles.values(), *mapping.values(), *mapping}
+    actions |= {name: name for name in names if name in asked and name not in taken}
     if guess_actions:
-        actions |= _guess_actions(sample, {*roles.values(), *mapping.values(), *mapping})
+        actions |= _guess_actions(sample, taken)
     _refuse_shared({**roles, **actions}, source)
     named = {**mapping, **roles, **actions}
     found = {name: name if name in names else named.get(name, "") for name in filters}

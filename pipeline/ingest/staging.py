@@ -6,7 +6,7 @@ ids) are relational: see clean.py.
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UserError
 from pipeline.ingest.ahead import read_ahead
 from pipeline.ingest.chunks import Chunk
 from pipeline.ingest.columns import (
@@ -31,6 +32,7 @@ from pipeline.ingest.sources import RawFile
 from pipeline.ingest.staged_file import StagedFile
 from pipeline.ingest.values import number_column
 from pipeline.ingest.where import RowFilter
+from pipeline.printing import shown
 from pipeline.progress import Progress
 from pipeline.raw_times import Complaint, TimeColumn
 
@@ -70,6 +72,44 @@ class LogSettings:
     keep_unknown: bool
 
 
+@dataclass
+class ActionValues:
+    """This counts, for each action, the numbers and the texts in good rows, and keeps one of the texts."""
+
+    numbers: Counter[str] = field(default_factory=Counter)
+    not_numbers: Counter[str] = field(default_factory=Counter)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def count(self, name: str, raw: pa.ChunkedArray, typed: pa.Array, odd: pa.Array, usable: pa.Array) -> None:
+        """Count the values of a chunk; `odd` tells which are texts, `usable` which rows are good."""
+        odd = pc.and_(odd, usable)
+        self.numbers[name] += pc.count(typed.filter(usable)).as_py()
+        if texts := pc.sum(odd).as_py():
+            self.not_numbers[name] += texts
+            self.texts.setdefault(name, raw.filter(odd)[0].as_py())
+
+    def check(self, asked: Collection[str], columns: LogColumns) -> None:
+        """Refuse a column of `ingest.actions` without a number in a good row: a model would learn nothing from it.
+
+        Args:
+            asked: the columns that `ingest.actions` names.
+
+        Raises:
+            UserError: there is such a column.
+        """
+        for name in asked:
+            if not self.numbers[name]:
+                texts = f"holds no numbers, but texts such as '{shown(self.texts[name])}'" if name in self.texts else ""
+                raise UserError(
+                    f"ingest.actions names {shown(name)}, and the log's column {shown(columns.actions[name])} "
+                    f"{texts or 'has no value'} in all usable rows",
+                    "what users did is read as numbers, and every row would count as one without an action",
+                    f"write numbers in place of the texts, or take {shown(name)} out of ingest.actions"
+                    if texts
+                    else f"take {shown(name)} out of ingest.actions",
+                )
+
+
 def stage_log(
     files: Sequence[RawFile],
     settings: LogSettings,
@@ -101,7 +141,7 @@ def stage_log(
 
     # source_row counts through all files: a first file of 3 rows has 0, 1, 2, the second file begins with 3.
     accepted = 0
-    not_numbers: Counter[str] = Counter()
+    values = ActionValues()
     ids = {name: IdColumn(name, settings.null_words) for name in ("user", "item")}
     first = 0  # source_row of the file's first row
     with StagedFile(path, schema) as staged, Progress("ingest: log", 0, "rows") as progress:
@@ -127,8 +167,11 @@ def stage_log(
                 for column, name, array in zip(ids.values(), names.wanted, arrays, strict=False):
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
-                not_numbers.update({name: pc.sum(pc.and_(mask, usable)).as_py() for name, mask in odd.items()})
+                for name, typed in zip(names.actions, arrays[3:], strict=True):  # behind user, item and timestamp
+                    values.count(name, chunk.table[names.actions[name]], typed, odd[name], usable)
             first += last + 1
+    if columns and accepted:
+        values.check(settings.actions, columns)
     read = accepted + rejects.total([file.name for file in files]) + settings.rows.not_wanted
     # With an item file the ids of items are already written as that file lists them.
     rewritten = [name for name, column in ids.items() if column.to_rewrite and not (name == "item" and items)]
@@ -138,7 +181,7 @@ def stage_log(
         path=path,
         read=read,
         columns=columns.named() if columns else {},
-        not_numbers={name: count for name, count in not_numbers.items() if count},
+        not_numbers={name: count for name, count in values.not_numbers.items() if count},
         trimmed={name: column.trimmed for name, column in ids.items() if column.trimmed},
     )
 
@@ -164,7 +207,10 @@ def _plan(files: Sequence[RawFile], settings: LogSettings) -> list[tuple[RawFile
                 for name, value in constants.items():
                     head = head.append_column(name, pa.repeat(pa.scalar(value), len(head)))
             guess = settings.guess_actions and not decided
-            columns = recognise_log(head, wanted, file.name, guess_actions=guess, filters=settings.rows.where)
+            asked = () if decided else (*settings.minimum, *settings.actions)
+            columns = recognise_log(
+                head, wanted, file.name, guess_actions=guess, filters=settings.rows.where, asked=asked
+            )
             decided = decided or columns
         plan.append((file, columns))
     return plan

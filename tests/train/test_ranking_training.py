@@ -19,6 +19,7 @@ from pipeline.config import Params
 from pipeline.count.stage import run as count
 from pipeline.errors import UserError
 from pipeline.evaluate.recommend import recommend
+from pipeline.evaluate.shares import view_shares
 from pipeline.evaluate.stage import run as evaluate
 from pipeline.exposures import Exposures
 from pipeline.generator import load_generator
@@ -210,6 +211,8 @@ def test_a_model_of_actions_answers_nobody_who_asks_for_items(exposed: TinyWorld
     unable = "predicts what users do with items that they are shown, and ranks no items"
     with pytest.raises(UserError, match=unable):
         recommend(history=["B001"], splits=splits, interactions=log, generator=generator, reports=reports)
+    with pytest.raises(UserError, match=unable):
+        view_shares(history=["B001"], splits=splits, interactions=log, generator=generator, reports=reports)
     with pytest.raises(UserError, match=unable):
         recommend_all(
             exposed.folder / "all.parquet", splits=splits, interactions=log, generator=generator, reports=reports
