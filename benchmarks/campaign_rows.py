@@ -32,7 +32,8 @@ from pipeline.artifacts import Embeddings, Splits, fingerprint
 from pipeline.config import Params, build_params
 from pipeline.errors import UserError, nearest
 from pipeline.manifest import write_bytes
-from pipeline.results.parameters import flatten, shaping, value_text
+from pipeline.results.parameters import flatten, value_text
+from pipeline.results.shaping import shaping
 from pipeline.training.code import code_fingerprint
 from pipeline.yaml_files import parse_yaml, read_text
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
-from pipeline.results.parameters import shaping
 from pipeline.results.predictions import Predictions
 from pipeline.results.runs import BASELINE, USAGE, Run, listed, read_run, runs_here
+from pipeline.results.shaping import shaping
 from pipeline.strategies.registry import settings_types
 
 # What may differ between two runs without making them two kinds of model
