@@ -144,9 +144,8 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """Return what shapes the result, under dotted names; a later version of the code gives a row the same key."""
         flat = flatten(self.params)
-        of_model = shaping(flat, self.params.strategy).items()
-        beside = {key: value for key, value in of_model if not {key, key.partition(".")[0]} & {*BESIDE}}
-        return {**beside, "split.max_history": flat["split.max_history"], "sid_seed": self.sid_seed}
+        of_model = shaping(flat, self.params.strategy, BESIDE)
+        return {**of_model, "split.max_history": flat["split.max_history"], "sid_seed": self.sid_seed}
 
     @property
     def reads_vectors(self) -> bool:

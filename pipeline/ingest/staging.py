@@ -74,16 +74,20 @@ class LogSettings:
 
 @dataclass
 class ActionValues:
-    """This counts, for each action, the numbers and the texts in good rows, and keeps one of the texts."""
+    """An `ActionValues` holds what the action columns have in good rows.
 
-    numbers: Counter[str] = field(default_factory=Counter)
+    numbers: actions with at least one number. not_numbers: action -> how many texts. texts: action -> its first text.
+    """
+
+    numbers: set[str] = field(default_factory=set)
     not_numbers: Counter[str] = field(default_factory=Counter)
     texts: dict[str, str] = field(default_factory=dict)
 
-    def count(self, name: str, raw: pa.ChunkedArray, typed: pa.Array, odd: pa.Array, usable: pa.Array) -> None:
-        """Count the values of a chunk; `odd` tells which are texts, `usable` which rows are good."""
+    def take(self, name: str, raw: pa.ChunkedArray, typed: pa.Array, odd: pa.Array, usable: pa.Array) -> None:
+        """Take the values of a chunk; `odd` tells which are texts, `usable` which rows are good."""
         odd = pc.and_(odd, usable)
-        self.numbers[name] += pc.count(typed.filter(usable)).as_py()
+        if name not in self.numbers and pc.any(pc.and_(typed.is_valid(), usable)).as_py():
+            self.numbers.add(name)
         if texts := pc.sum(odd).as_py():
             self.not_numbers[name] += texts
             self.texts.setdefault(name, raw.filter(odd)[0].as_py())
@@ -98,7 +102,7 @@ class ActionValues:
             UserError: there is such a column.
         """
         for name in asked:
-            if not self.numbers[name]:
+            if name not in self.numbers:
                 texts = f"holds no numbers, but texts such as '{shown(self.texts[name])}'" if name in self.texts else ""
                 raise UserError(
                     f"ingest.actions names {shown(name)}, and the log's column {shown(columns.actions[name])} "
@@ -168,7 +172,7 @@ def stage_log(
                     column.accept(chunk.table[name].combine_chunks().filter(usable), array.filter(usable))
                 accepted += pc.sum(usable).as_py() or 0
                 for name, typed in zip(names.actions, arrays[3:], strict=True):  # behind user, item and timestamp
-                    values.count(name, chunk.table[names.actions[name]], typed, odd[name], usable)
+                    values.take(name, chunk.table[names.actions[name]], typed, odd[name], usable)
             first += last + 1
     if columns and accepted:
         values.check(settings.actions, columns)

@@ -7,7 +7,6 @@ other settings differ least. Where there is none, an arm is compared with nothin
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.artifacts import fingerprint
 from pipeline.errors import UserError
@@ -142,7 +141,7 @@ def _protocol_words(runs: Sequence[Run]) -> str:
 def _settings_key(run: Run) -> tuple[str, ...]:
     """Return what is equal for runs that differ in the seed only, also where they are of different versions."""
     origin = run.ranks.origin
-    settings = without(shaping(run.settings, origin.strategy), (*BESIDE_THE_POINT, "dense"))
+    settings = shaping(run.settings, origin.strategy, (*BESIDE_THE_POINT, "dense"))
     # Where no file says the settings, the hash of the model's config.json stands for them.
     return origin.strategy, origin.backbone, fingerprint(settings) if settings else origin.recipe
 
@@ -220,10 +219,5 @@ def _differ(arm: Arm, other: Arm) -> tuple[str, ...] | None:
     if not one.settings or not two.settings:
         return () if one.ranks.origin.base == two.ranks.origin.base else None
     skipped = (*BESIDE_THE_POINT, "strategy", *settings_types())
-    mine, theirs = (without(shaping(run.settings, run.ranks.origin.strategy), skipped) for run in (one, two))
+    mine, theirs = (shaping(run.settings, run.ranks.origin.strategy, skipped) for run in (one, two))
     return tuple(sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)))
-
-
-def without(settings: Mapping[str, Any], skipped: Sequence[str]) -> dict[str, Any]:
-    """Return the settings but for the sections and keys in `skipped`."""
-    return {key: value for key, value in settings.items() if not {key, key.partition(".")[0]} & {*skipped}}
