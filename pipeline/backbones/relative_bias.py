@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from pipeline.backbones.config import BackboneConfig
 from pipeline.ops.layout import Layout, whole_tiles
 
+BLOCK = 16_384  # distances whose buckets are computed at once
+
 
 class RelativeBias(nn.Module):
     """A learned bias per head and bucket of distance, which all layers of a stack share (T5, section 2.1)."""
@@ -24,9 +26,8 @@ class RelativeBias(nn.Module):
         super().__init__()
         self.reach = config.relative_max_distance  # distances beyond it fall in the bucket of the farthest
         self.weight = nn.Parameter(torch.randn(config.relative_buckets, config.heads) * config.d_model**-0.5)
-        distances = torch.arange(-self.reach, self.reach + 1)
-        buckets = relative_buckets(distances, bidirectional, config.relative_buckets, self.reach)
-        self.register_buffer("bucket_of_distance", buckets, persistent=False)
+        table = bucket_table(bidirectional, config.relative_buckets, self.reach)
+        self.register_buffer("bucket_of_distance", table, persistent=False)
 
     def forward(self, queries: range, keys: int) -> Tensor:
         """Return the bias [H, Q, C] of the query positions `queries` and the key positions 0 .. keys - 1."""
@@ -58,6 +59,17 @@ class RelativeBias(nn.Module):
         one_hot_RB = F.one_hot(self.bucket_of_distance[distances + self.reach], len(self.weight))
         # A matrix product rather than a look-up: its gradient is a sum in a fixed order, so that runs repeat exactly.
         return (one_hot_RB.to(self.weight.dtype) @ self.weight).T.contiguous()
+
+
+def bucket_table(bidirectional: bool, buckets: int, max_distance: int) -> Tensor:
+    """Return the bucket, int64, of each distance from -max_distance to max_distance."""
+    table = torch.empty(2 * max_distance + 1, dtype=torch.int64)
+    # In blocks: up to a million either way, the steps between would take ten times the memory of the table.
+    for start in range(0, len(table), BLOCK):
+        block = table[start : start + BLOCK]
+        distances = torch.arange(start, start + len(block)) - max_distance
+        block.copy_(relative_buckets(distances, bidirectional, buckets, max_distance))
+    return table
 
 
 def relative_buckets(distances: Tensor, bidirectional: bool, buckets: int, max_distance: int) -> Tensor:

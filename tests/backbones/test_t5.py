@@ -15,7 +15,7 @@ from typed import gradient_of
 
 from pipeline.backbones import build_backbone
 from pipeline.backbones.config import BackboneConfig
-from pipeline.backbones.relative_bias import relative_buckets
+from pipeline.backbones.relative_bias import BLOCK, bucket_table, relative_buckets
 from pipeline.backbones.t5 import T5
 from pipeline.catalogue import Catalogue
 from pipeline.ops import attention, dropout
@@ -142,6 +142,14 @@ def test_buckets_equal_transformers(bidirectional: bool, buckets: int, max_dista
     distances = torch.arange(-300, 301)
     expected = T5Attention._relative_position_bucket(distances, bidirectional, buckets, max_distance)
     assert torch.equal(relative_buckets(distances, bidirectional, buckets, max_distance), expected)
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("max_distance", [3, BLOCK // 2 - 1, BLOCK // 2, 100_003])
+def test_the_table_of_buckets_is_made_in_blocks_and_has_each_distance(bidirectional: bool, max_distance: int) -> None:
+    distances = torch.arange(-max_distance, max_distance + 1)
+    expected = relative_buckets(distances, bidirectional, 4, max_distance)
+    assert torch.equal(bucket_table(bidirectional, 4, max_distance), expected)
 
 
 def test_packed_equals_one_window_at_a_time(make_model: MakeModel, random_windows: RandomWindows) -> None:
