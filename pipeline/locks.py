@@ -93,8 +93,8 @@ def in_turn(work: Path, others: Sequence[Path], *, waits: str, busy: str, both: 
     with ExitStack() as held, ExitStack() as mark:
 
         def wait(holder: str) -> None:
-            say(waits.format(holder=holder))
             mark.enter_context(waiting(work.with_suffix(".waits")))
+            say(waits.format(holder=holder))
 
         try:
             for path in (*others, work.with_suffix(".lock")):

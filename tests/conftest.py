@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 # Which tests run and which were skipped, then fixtures that tests of several folders use
 pytest_plugins = ("selection", "networks", "tracked_project")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+with suppress(ImportError):  # a machine that only runs the tests of a GPU may lack it
+    from hypothesis import HealthCheck, settings
+
+    # An example that takes long says that the machine is busy, and nothing of the code.
+    settings.register_profile("any speed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any speed")
 os.environ["DVC_NO_ANALYTICS"] = os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 

@@ -94,7 +94,7 @@ def test_a_tie_is_an_equal_time_stamp_just_before_within_the_user(splits: Splits
     assert splits.has_tie(np.array([3, 5, 6, 7])).tolist() == [False, False, False, True]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     array=arrays.arrays(
         np.float32, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.floats(-9, 9, width=32)

@@ -19,7 +19,7 @@ def prefixes(rows: list[tuple[int, int, int]], level: int) -> list[tuple[int, ..
     return sorted({tuple(row[:level]) for row in rows})
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sids)
 def test_children_are_those_of_brute_force_sets(rows: list[tuple[int, int, int]]) -> None:
     catalogue = Catalogue(np.array(rows), WIDTHS)
@@ -36,7 +36,7 @@ def test_children_are_those_of_brute_force_sets(rows: list[tuple[int, int, int]]
         assert catalogue.prefixes[level + 1] == len(below)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(sids)
 def test_a_child_is_found_by_its_code_or_not_at_all(rows: list[tuple[int, int, int]]) -> None:
     catalogue = Catalogue(np.array(rows), WIDTHS)
@@ -48,7 +48,7 @@ def test_a_child_is_found_by_its_code_or_not_at_all(rows: list[tuple[int, int, i
         assert catalogue.child(level, torch.full((width,), -1), torch.arange(width)).eq(-1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(sids)
 def test_leaves_are_the_items_in_the_order_of_their_semantic_ids(rows: list[tuple[int, int, int]]) -> None:
     catalogue = Catalogue(np.array(rows), WIDTHS)
@@ -63,7 +63,7 @@ def test_items_with_one_semantic_id_are_refused_by_name() -> None:
         Catalogue(np.array([[1, 2, 3], [0, 0, 0], [1, 2, 3]]), WIDTHS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(*(st.integers(0, width - 1) for width in WIDTHS)), min_size=1, max_size=40),
     st.randoms(),

@@ -247,7 +247,7 @@ class TestNothingHasADefault:
                 assert all(field.kw_only for field in fields), section
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**31), st.floats(1e-6, 1), st.integers(1, 999), st.sampled_from(["source", "shuffled"]))
 def test_what_is_written_reads_back_equal(seed: int, rate: float, history: int, ties: str) -> None:
     params = read_params(

@@ -30,7 +30,7 @@ def rank_of(ranked: list[int], target: int) -> int:
 
 
 @given(LISTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_metric_is_the_mean_of_its_textbook_definition(cases: list[tuple[list[int], int]]) -> None:
     ranks = np.array([rank_of(list(ranked), target) for ranked, target in cases])
     for metric, value in summarise(ranks).items():

@@ -77,7 +77,7 @@ def test_times_lie_between_1990_and_2100_in_microseconds(
     assert read([text, *beside], unit)[1][0] == time
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.decimals(0, 5 * 10**18, places=9), min_size=1, max_size=6), st.sampled_from(["s", "ms", "us", "ns"]))
 def test_no_digit_of_a_time_is_rounded_by_a_float(times: list[Decimal], unit: str) -> None:
     values, _ = TimeColumn(unit).read(pa.array([str(time) for time in times], pa.string()))
@@ -86,14 +86,14 @@ def test_no_digit_of_a_time_is_rounded_by_a_float(times: list[Decimal], unit: st
     assert values.to_pylist() == [n if 631152000_000000 <= n < 4102444800_000000 else None for n in exact]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(631152000, 4102444799), min_size=1, max_size=6), st.sampled_from(["s", "ms", "us", "ns"]))
 def test_the_unit_of_numbers_is_known_by_their_size(seconds: list[int], unit: str) -> None:
     zeros = {"s": "", "ms": "000", "us": "000000", "ns": "000000000"}[unit]
     assert read([f"{second}{zeros}" for second in seconds]) == (unit, [second * 1_000_000 for second in seconds])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.datetimes(datetime(1991, 1, 1), datetime(2099, 1, 1)),
     st.integers(-14 * 60, 14 * 60),

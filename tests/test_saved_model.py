@@ -40,15 +40,15 @@ def change(folder: Path, path: tuple[str, ...], value: Any) -> None:
 
 
 def reason(folder: Path) -> str:
-    """Why the folder is refused, in one line and in under a second; empty if it loads."""
-    began = time.monotonic()
+    """Why the folder is refused, in one line and in under a second of computation; empty if it loads."""
+    began = time.process_time()  # by the clock of the wall, other processes of the machine would count
     try:
         load_generator(folder)
         return ""
     except UserError as error:
         return error.what if not set(error.what) & set("\n\x1b") else pytest.fail(repr(error.what))
     finally:
-        assert time.monotonic() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.long)])

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import wait_until
 
 from pipeline import stopping
 from pipeline.cli.ends import STANDS
@@ -159,6 +160,7 @@ def test_a_stage_started_by_hand_outlives_its_shell(tmp_path: Path) -> None:
     script.write_text(STAGE)
     command = f"{sys.executable} {script} & echo $! > {pid}; wait"
     shell = begin(DVC.replace('"DVC_STAGE"', '"OTHER"'), "/bin/sh", command)
+    wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the shell says no pid")
     stage = int(pid.read_text())
     shell.kill()
     time.sleep(3 * stopping.LOOK)

@@ -25,8 +25,12 @@ from pipeline.results.runs import Run, read_run
 
 FAKE = """
 import json, sys, time
+from pathlib import Path
 folder = sys.argv[1]
 began = time.time()
+Path(SPANS + "-" + Path(folder).name).touch()
+while len(list(Path(SPANS).parent.glob(Path(SPANS).name + "-*"))) < TOGETHER or time.monotonic() < UNTIL:
+    time.sleep(0.01)
 time.sleep(0.1)
 figures = {"recall_at_10": 0.5, "train_seconds": 1.0, "windows_per_second": 2.0, "peak_memory_gib": 0.1}
 open(folder + "/ranks.npz", "wb").write(b"ranks")
@@ -41,13 +45,18 @@ with open(SPANS, "a") as file:
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, ...]]:
-    """A worker that takes a tenth of a second and notes when it ran; inputs are not made for it."""
+    """A worker that takes a tenth of a second and notes when it ran; inputs are not made for it.
 
-    def written(fails: str = "nothing") -> tuple[str, ...]:
+    The first ones wait until `together` have begun: one that starts late on a busy machine would run alone. All wait
+    for the moment `until` (monotonic).
+    """
+
+    def written(fails: str = "nothing", together: int = 1, until: float = 0.0) -> tuple[str, ...]:
         monkeypatch.setattr("benchmarks.campaign.POLL", 0.01)
         monkeypatch.setattr(Campaign, "inputs", lambda *_: {})
         script = tmp_path / "fake.py"
-        script.write_text(f"SPANS = {str(tmp_path / 'spans')!r}\nFAILS = {fails!r}\n{FAKE}")
+        given = {"SPANS": str(tmp_path / "spans"), "FAILS": fails, "TOGETHER": together, "UNTIL": until}
+        script.write_text("\n".join(f"{name} = {value!r}" for name, value in given.items()) + FAKE)
         return ("-S", str(script))
 
     return written
@@ -175,7 +184,7 @@ def test_the_arms_of_the_campaigns_have_equally_many_trials_and_begin_with_their
 
 def test_rows_for_quality_share_the_machine_and_a_row_for_cost_has_it_alone(tmp_path: Path, fake: Any) -> None:
     rows = [entry(seeds=(1, 2, 3)), entry(seeds=(4,), measure="cost"), entry(seeds=(5, 6))]
-    campaign = campaign_of(tmp_path, rows, worker=fake())
+    campaign = campaign_of(tmp_path, rows, worker=fake(together=2))
     campaign.run(campaign.wanted(False), 2, time.monotonic() + 60)
     ran = spans(tmp_path)
     alongside = [[b < end and e > begin for _, b, e in ran].count(True) for _, begin, end in ran]
@@ -205,8 +214,9 @@ def test_a_second_campaign_in_the_same_folder_is_refused(tmp_path: Path, capsys:
 
 
 def test_after_the_time_limit_nothing_starts_and_what_runs_ends(tmp_path: Path, fake: Any) -> None:
-    campaign = campaign_of(tmp_path, [entry(seeds=(1, 2, 3, 4))], worker=fake())
-    campaign.run(campaign.wanted(False), 1, time.monotonic() + 0.05)
+    limit = time.monotonic() + 4  # of which reading the rows takes a part
+    campaign = campaign_of(tmp_path, [entry(seeds=(1, 2, 3, 4))], worker=fake(until=limit))
+    campaign.run(campaign.wanted(False), 1, limit)
     assert [record["seed"] for record in campaign.results.records()] == [1]
     assert [row.seed for row in campaign.wanted(False)] == [2, 3, 4]
 

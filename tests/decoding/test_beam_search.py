@@ -159,7 +159,7 @@ def test_equal_scores_come_in_the_order_of_the_semantic_ids(
     assert torch.equal(beams.items_WK, model.catalogue.item_of_leaf_I[:30].expand(4, -1))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.lists(st.sampled_from([-np.inf, -3.5, -1e-30, 0.0, 2.0, 7e30]), min_size=9, max_size=9),

@@ -70,7 +70,7 @@ def slow_scores(model: Backbone, catalogue: Catalogue, history: list[int]) -> np
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_history_is_what_the_user_had_before_the_target_cut_to_the_most_recent(seed: int) -> None:
     splits = random_splits(np.random.default_rng(seed))
     for part in ("valid", "test"):

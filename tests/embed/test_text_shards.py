@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from patience import PATIENCE, wait_until
 from settings import some_params
 from tiny_text import ITEMS, config, save_tokenizer, texts
 from typed import present
@@ -25,6 +26,7 @@ from pipeline.embed.shards import Shards
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder, text_vectors
 from pipeline.errors import UserError
+from pipeline.locks import is_awaited
 
 
 class Counted:
@@ -113,10 +115,11 @@ def test_the_stage_states_the_encoder_and_leaves_no_shards_behind(
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
-SLOW_RUN = """
-import sys, time
+HELD_RUN = """
+import sys
 from pathlib import Path
 sys.path.insert(0, "tests/support")
+from patience import wait_until
 from settings import some, some_params
 from pipeline.embed import shards
 from pipeline.embed.batches import token_budget_batches
@@ -124,8 +127,12 @@ from pipeline.embed.config import EmbedConfig
 from pipeline.embed.stage import run
 from pipeline.embed.text import TextEncoder
 start = TextEncoder.start
-TextEncoder.start = lambda self, tokens: (time.sleep(0.3), start(self, tokens))[1]
-folder, model = Path(sys.argv[1]), sys.argv[2]
+folder, model, most = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def when_it_may(self, tokens):
+    few = lambda: len(list((folder / "scratch").rglob("*.safetensors"))) < most
+    wait_until(lambda: few() or (folder / "go on").exists(), "nobody says go on")
+    return start(self, tokens)
+TextEncoder.start = when_it_may
 config = some(EmbedConfig, encoder="text", model=model, max_tokens=20, batch_tokens=60, shard_items=5)
 run(some_params(embed=config), interactions=folder / "interactions", output=folder / "out", scratch=folder / "scratch")
 """
@@ -135,11 +142,10 @@ run(some_params(embed=config), interactions=folder / "interactions", output=fold
 def test_after_sigkill_only_the_shards_that_are_missing_are_made(
     folders: dict[str, str], interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
+    process = subprocess.Popen([sys.executable, "-c", HELD_RUN, str(tmp_path), folders["t5"], "3"])
     scratch = tmp_path / "scratch"
-    while len(list(scratch.rglob("*.safetensors"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: len(list(scratch.rglob("*.safetensors"))) >= 3, "three shards")
+    assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = len(list(scratch.rglob("*.safetensors")))
@@ -160,11 +166,10 @@ def test_two_runs_at_once_make_each_vector_once(
     folders: dict[str, str], interactions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     """By hand the second is refused; a stage of DVC waits, and takes the shards of the first."""
-    first = subprocess.Popen([sys.executable, "-c", SLOW_RUN, str(tmp_path), folders["t5"]])
+    first = subprocess.Popen([sys.executable, "-c", HELD_RUN, str(tmp_path), folders["t5"], "1"])
     scratch = tmp_path / "scratch"
-    while not list(scratch.rglob("*.safetensors")):
-        assert first.poll() is None
-        time.sleep(0.05)
+    wait_until(lambda: list(scratch.rglob("*.safetensors")), "a shard")
+    assert first.poll() is None
     if stage:
         monkeypatch.setenv("DVC_STAGE", stage)
     counted = Counted(monkeypatch)
@@ -173,12 +178,19 @@ def test_two_runs_at_once_make_each_vector_once(
         params = some_params(embed=config(folders["t5"]))
         run(params, interactions=interactions, output=tmp_path / "second", scratch=scratch)
 
+    def let_first_go_on() -> None:
+        if stage:
+            wait_until(lambda: any(map(is_awaited, scratch.rglob("*.waits"))), "the second run does not wait")
+        (tmp_path / "go on").touch()
+
     if stage:
+        threading.Thread(target=let_first_go_on, daemon=True).start()
         second()
     else:
         with pytest.raises(UserError, match=f"process {first.pid} of .* embeds the same items"):
             second()
-    assert first.wait(60) == 0
+        let_first_go_on()
+    assert first.wait(PATIENCE) == 0
     assert counted.texts == 0
     assert not list(scratch.rglob("*.safetensors"))
     if stage:

@@ -283,7 +283,7 @@ def test_damaged_ranks_are_named(tmp_path: Path) -> None:
         Ranks.read(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     users=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=9), min_size=1, max_size=5),
     longest=st.integers(1, 9),

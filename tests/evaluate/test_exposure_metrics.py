@@ -39,7 +39,7 @@ def slow_auc(labels: list[int], scores: list[float]) -> float | None:
 rows = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 6)), max_size=40)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(rows)
 def test_aucs_equal_a_loop_over_pairs_with_ties(given_rows: list[tuple[int, bool, int]]) -> None:
     users = np.array([row[0] for row in given_rows], np.int64)

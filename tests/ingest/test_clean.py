@@ -107,7 +107,7 @@ def stage(
     return folder / "log.parquet", folder / "items.parquet"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(pairs=st.sets(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40), k=st.integers(0, 5))
 def test_the_k_core_is_that_of_taking_away_one_at_a_time(engine: Engine, pairs: set[tuple[int, int]], k: int) -> None:
     kept, rounds = k_core(engine, table(engine, sorted(pairs)), k)
@@ -125,7 +125,7 @@ def test_a_k_core_may_need_several_passes(engine: Engine) -> None:
     assert passes >= 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(log=logs, k=st.integers(0, 3), least=st.integers(0, 1), listed=st.booleans(), coded=st.booleans())
 def test_a_log_is_cleaned_as_by_hand(
     engine: Engine,

@@ -12,7 +12,7 @@ from pipeline.ingest.id_index import IdIndex, hash_texts
 texts = st.text(st.sampled_from("ab0\0é中"), max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     listed=st.lists(texts, max_size=30, unique=True),
     asked=st.lists(st.none() | texts, max_size=40),

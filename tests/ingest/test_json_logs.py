@@ -122,7 +122,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.lists(st.dictionaries(st.sampled_from("abc"), values, max_size=3), max_size=6),
     indent=st.sampled_from([None, 0, 2]),

@@ -45,7 +45,7 @@ tables = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=tables, block=st.sampled_from([64, 1 << 20]))
 def test_csv_lines_are_those_of_an_editor_whatever_breaks_and_bad_rows_come_before(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[str]], block: int

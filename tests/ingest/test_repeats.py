@@ -30,7 +30,7 @@ def slow(log: list[tuple[str, str, int, int]], repeats: str) -> list[tuple[str, 
 
 
 @pytest.mark.parametrize("repeats", ["first", "last", "keep"])
-@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(log=rows)
 def test_the_interactions_that_count_are_those_of_the_loop(
     ingest: Ingest, tmp_path: Path, repeats: str, log: list[tuple[str, str, int, int]]

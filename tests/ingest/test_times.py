@@ -42,7 +42,7 @@ def write_times(path: Path, rows: list[tuple[str, str, int]], *, milliseconds: b
 
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.jsonl", "log.parquet"])
 @pytest.mark.parametrize("milliseconds", [False, True])
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_newest_first_log_ends_in_time_order(
     ingest: Ingest, tmp_path: Path, name: str, milliseconds: bool, data: st.DataObject

@@ -29,7 +29,7 @@ def slow_number(text: str | None) -> float | None:
     return value if math.isfinite(value) and "_" not in text else math.nan
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(texts, min_size=1, max_size=6))
 def test_numbers_are_what_float_reads_whatever_stands_beside_them(column: list[str | None]) -> None:
     values, missing = numbers(pa.array(column, pa.string()))

@@ -49,7 +49,7 @@ def on_kernels(monkeypatch: pytest.MonkeyPatch) -> OnKernels:
     return build
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(sequences)
 def test_groups_and_spans_say_the_same_of_every_sequence(rows: list[tuple[int, int, int]]) -> None:
     rows = sorted(rows)

@@ -23,7 +23,7 @@ def unpack(histories: Histories) -> list[list[int]]:
     return [part.tolist() for part in histories.items_N.split(histories.lengths_W.tolist())]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(windows)
 def test_rows_are_sorted_by_length_and_equal_lengths_keep_their_order(rows: list[list[int]]) -> None:
     histories = pack(rows)
@@ -32,7 +32,7 @@ def test_rows_are_sorted_by_length_and_equal_lengths_keep_their_order(rows: list
     assert unpack(histories) == [rows[row] for row in by_length]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(windows)
 def test_groups_are_the_runs_of_equal_lengths(rows: list[list[int]]) -> None:
     histories = pack(rows)
@@ -43,7 +43,7 @@ def test_groups_are_the_runs_of_equal_lengths(rows: list[list[int]]) -> None:
     assert all(type(number) is int for group in groups for number in (group.sequences, group.queries, group.keys))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(windows)
 def test_results_come_back_in_the_order_of_the_input(rows: list[list[int]]) -> None:
     histories = pack(rows)
@@ -62,7 +62,7 @@ def test_nothing_to_read_is_refused(offsets: list[int]) -> None:
         Histories.pack(np.arange(offsets[-1]), np.array(offsets))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(2, 30), st.integers(30, 400))
 def test_batches_of_about_one_size_are_filled_up_to_one_shape(seed: int, longest: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -5,12 +5,12 @@ import io
 import json
 import shlex
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
 import pytest
+from patience import wait_until
 from project_folder import STAGES, Repository, stages_run
 
 from pipeline.artifacts import read_parquet
@@ -78,10 +78,8 @@ def test_queued_experiments_are_recorded_in_the_project_itself(repository: Repos
     """MLflow also records the run that DVC takes from its cache: seed 42 was run before."""
     repository.run("dvc", "exp", "run", "--queue", "-S", "seed=1,42")
     repository.run("dvc", "queue", "start")
-    deadline = time.monotonic() + 240
-    while "Running" in (status := repository.run("dvc", "queue", "status")) or "Queued" in status:
-        assert time.monotonic() < deadline, status
-        time.sleep(1)
+    wait_until(repository.queue_is_done, "the queue is still at work", look=1)
+    status = repository.run("dvc", "queue", "status")
     assert status.count("Success") == 2, status
     seeds = repository.recorded_seeds()
     assert (seeds.count("1"), seeds.count("42")) == (1, 1)

@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from project_folder import PATIENCE, Repository
+from patience import wait_until
+from project_folder import Repository
+
+from pipeline.locks import is_awaited
 
 pytestmark = pytest.mark.long
 LONGER = ["-S", "train.max_windows=30000"]  # so that a run lasts for more than a moment
@@ -19,13 +20,6 @@ def project(origin: Repository, tmp_path: Path) -> Repository:
     """A clone that has no results yet, and its own queue and cache."""
     subprocess.run(["git", "clone", "-q", str(origin.path), str(tmp_path / "project")], check=True)
     return Repository(tmp_path / "project")
-
-
-def wait_until(true: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
 
 
 def processes(folder: Path, word: str) -> list[int]:
@@ -72,13 +66,18 @@ def test_of_two_workers_with_the_same_settings_the_second_waits(project: Reposit
     project.run("dvc", "exp", "run", "--queue", "-S", "evaluate.beam=20,30", *LONGER)
     names = [line.split()[1] for line in project.run("dvc", "queue", "status").splitlines() if "Queued" in line]
     project.launch("dvc", "queue", "start", "-j", "2")
-    wait_until(lambda: is_done(project), "the queue is still at work")
+    # The first one stands still until the second waits: else it may have ended when the second comes.
+    wait_until(lambda: checkpoints(project), "no checkpoint in the project")
+    folder = project.path / ".sidpipe/checkpoints"
+    (lock,) = [path for path in folder.glob("*.lock") if not path.name.startswith("output-")]
+    first = int(lock.read_text().split()[1])
+    os.kill(first, signal.SIGSTOP)
+    try:
+        wait_until(lambda: any(map(is_awaited, folder.glob("*.waits"))), "the second worker does not wait")
+    finally:
+        os.kill(first, signal.SIGCONT)
+    wait_until(project.queue_is_done, "the queue is still at work", look=1)
     assert len(names) == 2
     logs = [project.run("dvc", "queue", "logs", name) for name in names]
     assert sum("waiting for it" in log for log in logs) == 1, logs
     assert sum("resumed at step" in log for log in logs) == 1, logs
-
-
-def is_done(project: Repository) -> bool:
-    status = project.run("dvc", "queue", "status")
-    return "Running" not in status and "Queued" not in status

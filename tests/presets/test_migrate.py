@@ -79,7 +79,7 @@ def test_a_section_whose_keys_were_all_taken_out_is_filled(project: Path) -> Non
     assert (project / "params.yaml").read_text() == before
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.sets(st.sampled_from(KEYS), min_size=1, max_size=8))
 def test_any_keys_come_back_where_only_their_lines_were_deleted(project: Path, root: Path, keys: set[str]) -> None:
     """Comments stay where they are, and are not there twice. Keys keep the order of the defaults."""

@@ -15,7 +15,7 @@ def rows(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_nearest_code_is_that_of_all_distances(seed: int) -> None:
     items, codes = rows(20, 4, seed=seed), rows(9, 4, seed=seed + 1)
     assert nearest_codes(items, codes).tolist() == ((items[:, None] - codes) ** 2).sum(-1).argmin(1).tolist()

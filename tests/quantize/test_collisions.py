@@ -14,7 +14,7 @@ few_codes = st.integers(1, 3).flatmap(
 
 
 @given(few_codes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_digit_is_the_rank_among_items_of_equal_codes_in_item_order(codes: list[tuple[int, ...]]) -> None:
     digits, width = deduplication_digits(np.array(codes), 0)
     assert digits.tolist() == [codes[:item].count(codes[item]) for item in range(len(codes))]
@@ -22,14 +22,14 @@ def test_the_digit_is_the_rank_among_items_of_equal_codes_in_item_order(codes: l
 
 
 @given(few_codes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_codes_and_digit_together_name_one_item(codes: list[tuple[int, ...]]) -> None:
     digits, _ = deduplication_digits(np.array(codes), 0)
     assert len({(*own, digit) for own, digit in zip(codes, digits, strict=True)}) == len(codes)
 
 
 @given(few_codes)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_groups_are_numbered_in_the_order_of_their_codes(codes: list[tuple[int, ...]]) -> None:
     groups, sizes = group_by_codes(np.array(codes))
     distinct = sorted(set(codes))

@@ -20,7 +20,7 @@ from pipeline.quantize.rows import unit_rows
 
 
 @given(st.integers(0, 1000), st.booleans())
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_each_level_gives_the_nearest_centroid_of_what_the_levels_before_left(seed: int, normalize: bool) -> None:
     vectors = clouds(seed)
     quantized = rkmeans(normalize_residuals=normalize).fit(vectors)

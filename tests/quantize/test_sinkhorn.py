@@ -20,7 +20,7 @@ def collided(seed: int, items: int = 60, levels: int = 2, codes: int = 6) -> tup
 
 
 @given(st.integers(0, 500))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_code_of_a_prefix_is_taken_more_often_than_the_number_of_its_items_demands(seed: int) -> None:
     codes, rows, book = collided(seed, items=25)
     spread = spread_last_codes(codes, rows, book)
@@ -35,7 +35,7 @@ def test_no_code_of_a_prefix_is_taken_more_often_than_the_number_of_its_items_de
 
 
 @given(st.integers(0, 500))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_items_that_collided_with_none_keep_their_codes(seed: int) -> None:
     codes, rows, book = collided(seed)
     groups = Counter(map(tuple, codes.tolist()))

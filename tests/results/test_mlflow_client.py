@@ -5,7 +5,7 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -152,14 +152,12 @@ def test_a_server_that_hangs_is_given_up_and_the_result_stays(
 
 
 class FarStore:
-    """A client whose store takes some seconds for a file, and keeps what it got."""
+    """A client whose store keeps what it got."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
 
     def log_artifact(self, owner: str, file: str, below: str | None = None) -> None:
-        time.sleep(self.seconds)
         self.files[f"{owner}/{below or '.'}/{Path(file).name}"] = Path(file).read_bytes()
 
     def log_artifacts(self, owner: str, folder: str, below: str | None = None) -> None:
@@ -173,15 +171,27 @@ class FarStore:
 @pytest.mark.parametrize(
     ("method", "below"), [("log_model_artifacts", ()), ("log_artifacts", ("report",)), ("log_artifacts", ("a/b",))]
 )
-def test_a_store_far_away_has_its_time_for_each_file(method: str, below: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_store_far_away_has_its_time_for_each_file(
+    method: str, below: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model has some 350 files; no store is given up because all of them take longer than one may."""
     for number in range(8):
         file = tmp_path / ("." if number < 3 else f"c{number % 3}/d") / f"{number}.bin"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes([number]))
-    direct, patient = FarStore(0), FarStore(0.1)
+    direct, patient = FarStore(), FarStore()
+    given: list[tuple[float, int]] = []  # seconds, and the files that they brought
+
+    def within(seconds: float, call: Callable[[], Any]) -> Any:
+        before = len(patient.files)
+        answer = call()
+        given.append((seconds, len(patient.files) - before))
+        return answer
+
+    monkeypatch.setattr(mlflow_client, "within", within)
     getattr(direct, method)("1", str(tmp_path), *below)
-    getattr(mlflow_client.Patient(patient, 0.6), method)("1", str(tmp_path), *below)  # type: ignore[arg-type]
+    getattr(mlflow_client.Patient(patient, 30), method)("1", str(tmp_path), *below)  # type: ignore[arg-type]
+    assert given == [(30 + 1 / mlflow_client.UPLOAD_RATE, 1)] * 8
     assert len(direct.files) == 8
     assert patient.files == direct.files
 

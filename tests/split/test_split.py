@@ -64,7 +64,7 @@ def one_by_one(days: list[list[int]], protocol: str) -> list[tuple[int, int, int
 
 
 @given(histories)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_leave_one_out_equals_the_reference(days: list[list[int]]) -> None:
     targets = leave_one_out(offsets_of(days))
     got = list(zip(targets.train_end, targets.valid_target, targets.test_target, strict=True))
@@ -72,7 +72,7 @@ def test_leave_one_out_equals_the_reference(days: list[list[int]]) -> None:
 
 
 @given(histories, st.integers(1, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_temporal_equals_the_reference(days: list[list[int]], block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(protocols, "BLOCK_USERS", block)
@@ -82,7 +82,7 @@ def test_temporal_equals_the_reference(days: list[list[int]], block: int) -> Non
 
 
 @given(histories, st.sampled_from(["leave_one_out", "temporal"]), st.sampled_from(["source", "shuffled"]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_test(
     days: list[list[int]], protocol: Literal["leave_one_out", "temporal"], ties: Literal["source", "shuffled"]
 ) -> None:
@@ -107,7 +107,7 @@ def test_no_held_out_interaction_lies_below_train_end_and_validation_never_sees_
 
 
 @given(histories, st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_shuffle_moves_interactions_only_inside_a_users_equal_timestamps(days: list[list[int]], seed: int) -> None:
     users, _, times = flat(days)
     order = shuffle_ties(users, times, np.random.default_rng(seed))

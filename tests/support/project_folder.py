@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from patience import PATIENCE
 
 from benchmarks.torture.project import environment
 
-PATIENCE = 600.0  # seconds; a command may take many times as long beside other work
 STAGES = ["check", "ingest", "embed", "split", "count", "quantize", "train", "dense", "evaluate", "track"]
 
 
@@ -45,6 +45,11 @@ class Repository:
         shutil.rmtree(self.path / ".sidpipe/results", ignore_errors=True)
         self.run("git", "reset", "-q", "--hard")
         self.run("dvc", "checkout", "-q")
+
+    def queue_is_done(self) -> bool:
+        """Whether no experiment of DVC's queue runs or waits."""
+        status = self.run("dvc", "queue", "status")
+        return "Running" not in status and "Queued" not in status
 
     def revision(self, experiment: str) -> str:
         """The commit in which DVC stores an experiment."""

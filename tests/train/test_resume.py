@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import tiny_world
 import torch
 import yaml
+from patience import PATIENCE, wait_until
 from tiny_world import TinyWorld, interrupt, make_params, stop_at
 
 from pipeline import stopping
@@ -165,16 +165,13 @@ def test_a_train_of_dvc_waits_for_the_first_and_goes_on_from_its_checkpoint(
     def beside(self: Trainer, *args: Any) -> None:
         if self.state.step == 10:
             waiting.append(subprocess.Popen([sys.executable, "-c", code, here, str(world.folder)]))
-            deadline = time.monotonic() + 60
-            while "waiting for it" not in (said := capfd.readouterr().out):
-                assert time.monotonic() < deadline, said
-                time.sleep(0.1)
+            wait_until(lambda: "waiting for it" in capfd.readouterr().out, "the second training does not wait")
             monkeypatch.setattr(Trainer, "_train", train)
         train(self, *args)
 
     monkeypatch.setattr(Trainer, "_train", beside)
     world.train(make_params(), "first")
-    assert waiting[0].wait(timeout=60) == 0
+    assert waiting[0].wait(timeout=PATIENCE) == 0
     assert "resumed at step" in capfd.readouterr().out
     assert world.written("second") == world.written("first")
     assert not checkpoint_files(world)

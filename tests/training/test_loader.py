@@ -62,7 +62,7 @@ def test_steps_are_filled_in_the_order_of_the_epoch_whatever_the_chunk(
     assert steps[-1].last == len(epochs)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 20))
 def test_a_resumed_epoch_goes_on_with_the_same_steps(done: int) -> None:
     rng = np.random.default_rng(1)
@@ -147,7 +147,7 @@ def test_batches_of_steps_that_are_not_filled_up_are_smaller_where_windows_are_s
     assert sum(trained) == int((epochs.take(0, 0, len(epochs)).ends_W % 2).sum())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60), st.integers(1, 7))
 def test_parts_hold_each_window_once_and_are_balanced(lengths: list[int], parts: int) -> None:
     lengths_W = np.array(lengths)

@@ -13,7 +13,7 @@ from pipeline.artifacts import Splits
 from pipeline.training.windows import Epochs, shuffled
 
 lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8)
-examples = settings(max_examples=40, deadline=None)
+examples = settings(max_examples=40)
 
 
 def splits_of(counts: list[int], max_history: int) -> Splits:

@@ -84,7 +84,7 @@ def slow_rank(scores: list[float], popularity: list[int], target: int, dropped: 
 
 
 @given(SEQUENCES, st.integers(1, 4), st.integers(1, ITEMS))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ranks_equal_the_slow_reference(sequences: list[list[int]], window: int, neighbours: int) -> None:
     splits = splits_of(sequences)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()
@@ -113,7 +113,7 @@ def test_ranks_of_several_batches_equal_those_of_one(monkeypatch: pytest.MonkeyP
 
 
 @given(SEQUENCES, st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_neighbours_are_the_pairs_of_the_training_part(sequences: list[list[int]], window: int) -> None:
     pairs = count_pairs(splits_of(sequences), window=window, neighbours=ITEMS)
     assert pairs.left_out == 0
@@ -126,7 +126,7 @@ def test_the_neighbours_are_the_pairs_of_the_training_part(sequences: list[list[
 
 
 @given(SEQUENCES, st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_popularity_ranks_by_training_counts_then_item_id(sequences: list[list[int]], filter_seen: bool) -> None:
     found = baselines(splits_of(sequences), window=2, filter_seen=filter_seen)
     popularity = np.bincount([i for s in sequences for i in s[:-2]], minlength=ITEMS).tolist()

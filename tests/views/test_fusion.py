@@ -37,7 +37,7 @@ def brute_force(lists: list[Listed], slopes: list[float], window: int) -> np.nda
 
 
 @given(st.integers(0, 2**31), st.integers(1, 3), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_ranking_equals_brute_force_over_the_whole_catalogue(seed: int, views: int, drop_seen: bool) -> None:
     rng = np.random.default_rng(seed)
     lists = [random_list(rng, 4, int(rng.integers(1, ITEMS))) for _ in range(views)]

@@ -37,7 +37,7 @@ class TestTokens:
             assert set(np.flatnonzero(decisions.skip_ML[:, level])) == {int(index_M[index]) for index in hits}
             assert decisions.thresholds_E[level] == sign * threshold
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(1, 200), st.floats(0, 0.99), st.integers(1, 5))
     def test_the_share_that_is_skipped_is_the_ratio_however_many_ties(
         self, count: int, ratio: float, kinds: int
