@@ -1,6 +1,6 @@
 """Reach MLflow's store: make its database whole, keep it with a moved project, and give up a store that hangs.
 
-Other files take `entities` from here.
+Other files take `entities` and `MlflowException` from here.
 """
 
 import atexit
@@ -28,15 +28,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # MLflow's 7 are 
 
 from mlflow import MlflowClient as MlflowClient
 from mlflow import entities as entities
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException as MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 logging.getLogger("urllib3").setLevel(logging.ERROR)  # no line for each try of a server that is away
 
 PATIENCE = 30.0  # seconds in which a store must answer a call
+MEETINGS = 5  # times that one call is made, at most, because other processes wrote the same row
 UPLOAD_RATE = 1e6  # bytes per second that an upload may at least be expected to reach
 # Methods that upload a folder, and those that upload a file of it
 UPLOADS = {"log_artifacts": "log_artifact", "log_model_artifacts": "log_model_artifact"}
+EXISTS = "RESOURCE_ALREADY_EXISTS"  # the error code of a second experiment or registered model of one name
 KEPT = "the result is complete in reports/, only its record is missing"
 REPRO = "`dvc repro` again"
 
@@ -88,7 +90,7 @@ class Patient:
     """A `Patient` has the methods of MLflow's client, each of which must answer in time. Raises StoreHangsError.
 
     A folder is uploaded file by file, because a store that is far away may need longer for some hundred files than
-    any store may need for one.
+    any store may need for one. A call that met another process at the same row is made again.
     """
 
     def __init__(self, client: MlflowClient, patience: float = PATIENCE):
@@ -102,6 +104,12 @@ class Patient:
 
         def call(*arguments: Any, **named: Any) -> Any:
             extra = bytes_of(Path(arguments[1])) / UPLOAD_RATE if name in UPLOADS.values() else 0
+            for _ in range(MEETINGS - 1):
+                try:
+                    return within(self._patience + extra, lambda: method(*arguments, **named))
+                except MlflowException as error:
+                    if not met_another(error):
+                        raise
             return within(self._patience + extra, lambda: method(*arguments, **named))
 
         return call
@@ -112,6 +120,17 @@ class Patient:
             if path.is_file():
                 into = PurePosixPath(below, path.parent.relative_to(folder).as_posix())
                 getattr(self, name)(owner, str(path), None if into == PurePosixPath() else str(into))
+
+
+def met_another(error: MlflowException) -> bool:
+    """Return whether a call failed because another process wrote the same row at that moment.
+
+    MLflow looks for a row and then inserts it, so that two processes may both insert it, and the database takes back
+    what the later call did. The server passes on no more of that than the text of the error.
+    """
+    text = str(error)
+    violated = any(words in text for words in ("UniqueViolation", "IntegrityError", "Duplicate entry"))
+    return (violated or "deadlock" in text.lower()) and error.error_code != EXISTS
 
 
 def bytes_of(path: Path) -> int:

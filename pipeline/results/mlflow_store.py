@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pipeline.errors import UserError
 from pipeline.project import project_root
 from pipeline.results.identity import Result
-from pipeline.results.mlflow_client import entities, open_store, store_alone, told_plainly
+from pipeline.results.mlflow_client import EXISTS, MlflowException, entities, open_store, store_alone, told_plainly
 from pipeline.results.parameters import value_text
 from pipeline.results.run_names import RunName, first_other
 from pipeline.results.run_table import set_view
@@ -55,6 +55,9 @@ def record(
 ) -> Recorded:
     """Make sure that the store holds exactly one complete run of `result`.
 
+    Processes of one project take turns. Those of several projects may share the store, and record different results
+    at once; one result that two projects record at the same moment has two runs.
+
     Args:
         params: every parameter, flat.
         tags: added to those of `name`, the key and the content hashes.
@@ -66,7 +69,8 @@ def record(
         UserError: the store cannot be used.
     """
     with told_plainly(), store_alone():
-        # 1. A complete run of this result is recorded already; it may get the name of an experiment.
+        # 1. A complete run of this result is recorded already; it may get the name of an experiment. Who recorded it
+        #    may have been killed before step 3.
         client = open_store()
         experiment_id = experiment_of(client, experiment)
         set_view(client, experiment_id)
@@ -74,6 +78,7 @@ def record(
         found = client.search_runs([experiment_id], f"tags.{KEY} = '{result.key}'", max_results=1)
         if found and found[0].info.status == "FINISHED":
             _name_experiment(client, found[0], tags)
+            group_seeds(client, experiment_id, name.tags(result.hashes["interactions"])["setting"])
             return Recorded(found[0].info.run_id, experiment_id, found[0].info.run_name, new=False)
         # 2. Else a run is made, or one that was killed half-way or began with the training is completed.
         start = result.clock.start or time.time()
@@ -179,12 +184,18 @@ def _new_points(client: Any, run: entities.Run, result: Result) -> list[entities
 def experiment_of(client: Any, name: str) -> str:
     """Return the experiment's id, of a new experiment if there is none.
 
-    A new experiment stores its artifacts in the project: DVC deletes the folder in which a queued run works.
+    A new experiment stores its artifacts in the project: DVC deletes the folder in which a queued run works. Another
+    machine may make it at the same moment; then its experiment is returned.
     """
     known: entities.Experiment | None = client.get_experiment_by_name(name)
     if known is None:
         location = (project_root() / ARTIFACTS).as_uri() if is_local(tracking_uri()) else None
-        return str(client.create_experiment(name, artifact_location=location))
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            known = client.get_experiment_by_name(name) if error.error_code == EXISTS else None
+            if known is None:
+                raise
     if known.lifecycle_stage != "active":
         raise UserError(
             f"the MLflow experiment '{name}' was deleted",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.printing import shown
-from pipeline.results.mlflow_client import PATIENCE, bytes_of, open_store, store_alone, told_plainly, within
+from pipeline.results.mlflow_client import EXISTS, PATIENCE, bytes_of, open_store, store_alone, told_plainly, within
 from pipeline.results.mlflow_model import DROP_SEEN, MODEL_HASH, MlflowException, download_artifacts, drop_seen_tag
 from pipeline.results.tracking_uri import tracking_uri
 
@@ -66,7 +66,7 @@ def register(name: str, experiment: str, model_hash: str, *, drop_seen: bool) ->
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != EXISTS:
                 raise
         source = f"models:/{model.model_id}"
         for found in client.search_model_versions(f"name = '{name}'"):

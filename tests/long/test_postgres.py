@@ -15,15 +15,17 @@ from pathlib import Path
 import pytest
 import yaml
 from finished_result import write_result
+from patience import PATIENCE
 
 pytestmark = pytest.mark.long
-pytest.importorskip("psycopg")
+psycopg = pytest.importorskip("psycopg")
 NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]  # PostgreSQL refuses root
 TRACK = """
 import sys
 from settings import read_params
 from pipeline.track import stage
-print(stage.run(read_params({"seed": int(sys.argv[1]), "track": {"log_model": False}}))["run_id"])
+track = {"log_model": False, "experiment": sys.argv[2]}
+print(stage.run(read_params({"seed": int(sys.argv[1]), "track": track}))["run_id"])
 """
 
 
@@ -121,10 +123,41 @@ def project(folder: Path, seed: int) -> Path:
     return folder
 
 
+# Each new row of what several runs share takes so long that runs recorded at once write the same row at once.
+SHARED = {
+    "experiments": "true",
+    "experiment_tags": "true",
+    "datasets": "true",
+    "tags": "new.key in ('mlflow.parentRunId', 'mlflow.note.content', 'seeds', 'run_kind')",
+}
+SLOW = "create function slow() returns trigger as $$ begin perform pg_sleep(0.3); return new; end $$ language plpgsql"
+
+
+@pytest.fixture
+def slow_database(database: str) -> Iterator[None]:
+    """Let the database take its time over the rows that runs share."""
+    from mlflow import MlflowClient
+
+    MlflowClient(database).search_experiments()  # it makes the tables
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(SLOW)
+        for table, which in SHARED.items():
+            connection.execute(
+                f"create trigger slow before insert on {table} for each row when ({which}) execute function slow()"
+            )
+        try:
+            yield
+        finally:
+            connection.execute("drop function slow cascade")
+
+
 @pytest.mark.parametrize("through", ["database", "server"])
-def test_two_runs_are_recorded_at_once(
+@pytest.mark.usefixtures("slow_database")
+def test_runs_that_share_all_rows_are_recorded_at_once(
     through: str, request: pytest.FixtureRequest, tmp_path: Path, root: Path
 ) -> None:
+    from mlflow import MlflowClient
+
     address: str = request.getfixturevalue(through)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "DVC_"))}
     environment |= {
@@ -132,31 +165,27 @@ def test_two_runs_are_recorded_at_once(
         "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests/support"), os.environ.get("PYTHONPATH", "")]),
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-
-    def start(seed: int) -> "subprocess.Popen[str]":
-        folder = project(tmp_path / f"project{seed}", seed)
-        return subprocess.Popen(
-            [sys.executable, "-c", TRACK, str(seed)],
-            cwd=folder,
+    recording = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRACK, str(seed), through],
+            cwd=project(tmp_path / f"project{seed}", seed),
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-
-    def run_id(process: "subprocess.Popen[str]") -> str:
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        return out.split()[-1]
-
-    ids = {run_id(start(1))}  # it makes the experiment
-    ids |= {run_id(process) for process in [start(2), start(3)]}
-    from mlflow import MlflowClient
-
+        for seed in (1, 2, 3)
+    ]
+    told = [process.communicate(timeout=PATIENCE) for process in recording]
+    assert [process.returncode for process in recording] == [0, 0, 0], told
+    ids = {out.split()[-1] for out, _ in told}
     client = MlflowClient(address)
-    for name in ids:
-        run = client.get_run(name)
-        assert run.info.status == "FINISHED"
-        assert len(run.data.metrics) > 20
-        client.delete_run(name)  # so that the same results are new to the next test
-    assert len(ids) == 3
+    (experiment,) = client.search_experiments(filter_string=f"name = '{through}'")
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    (parent,) = runs.keys() - ids  # one run has the mean of all three
+    assert runs[parent].data.tags["seeds"] == "1, 2, 3"
+    seconds = [runs[name].data.metrics["cost/train_seconds"] for name in ids]
+    assert runs[parent].data.metrics["cost/train_seconds"] == pytest.approx(sum(seconds) / 3)
+    assert [runs[name].info.status for name in runs] == ["FINISHED"] * 4
+    assert {runs[name].data.tags["mlflow.parentRunId"] for name in ids} == {parent}
+    assert min(len(runs[name].data.metrics) for name in ids) > 20
