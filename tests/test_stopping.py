@@ -160,7 +160,7 @@ def test_a_stage_started_by_hand_outlives_its_shell(tmp_path: Path) -> None:
     script.write_text(STAGE)
     command = f"{sys.executable} {script} & echo $! > {pid}; wait"
     shell = begin(DVC.replace('"DVC_STAGE"', '"OTHER"'), "/bin/sh", command)
-    wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the shell says no pid")
+    wait_until(lambda: pid.exists() and pid.read_text().endswith("\n"), "the shell says no pid", alive=shell)
     stage = int(pid.read_text())
     shell.kill()
     time.sleep(3 * stopping.LOOK)
@@ -183,6 +183,5 @@ def test_a_process_that_ended_is_not_the_one_that_takes_its_number() -> None:
     before = started(process.pid)
     assert before.isdigit()
     process.kill()
-    while started(process.pid):  # a zombie counts as ended
-        time.sleep(0.01)
+    wait_until(lambda: not started(process.pid), "a zombie does not count as ended", look=0.01)
     process.wait()

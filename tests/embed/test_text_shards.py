@@ -144,8 +144,7 @@ def test_after_sigkill_only_the_shards_that_are_missing_are_made(
 ) -> None:
     process = subprocess.Popen([sys.executable, "-c", HELD_RUN, str(tmp_path), folders["t5"], "3"])
     scratch = tmp_path / "scratch"
-    wait_until(lambda: len(list(scratch.rglob("*.safetensors"))) >= 3, "three shards")
-    assert process.poll() is None
+    wait_until(lambda: len(list(scratch.rglob("*.safetensors"))) >= 3, "no three shards", alive=process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = len(list(scratch.rglob("*.safetensors")))
@@ -168,8 +167,7 @@ def test_two_runs_at_once_make_each_vector_once(
     """By hand the second is refused; a stage of DVC waits, and takes the shards of the first."""
     first = subprocess.Popen([sys.executable, "-c", HELD_RUN, str(tmp_path), folders["t5"], "1"])
     scratch = tmp_path / "scratch"
-    wait_until(lambda: list(scratch.rglob("*.safetensors")), "a shard")
-    assert first.poll() is None
+    wait_until(lambda: list(scratch.rglob("*.safetensors")), "no shard", alive=first)
     if stage:
         monkeypatch.setenv("DVC_STAGE", stage)
     counted = Counted(monkeypatch)

@@ -1,11 +1,8 @@
 """A campaign as a user runs it: killed in the middle, it goes on; the results are those of an undisturbed one."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,11 @@ from patience import wait_until
 from benchmarks.campaign_record import record_all
 from benchmarks.campaign_rows import Results, read_rows
 from benchmarks.campaign_worker import run
+from benchmarks.torture.process import children
 from pipeline.artifacts import read_json
 from pipeline.config import build_params
 from pipeline.results.compare import compare
+from pipeline.stopping import started
 
 ROWS = [entry(seeds=(1, 2)), entry("rastp", rastp__after_layer=1), entry("skipgr", measure="cost")]
 CHECKPOINT = "work/*/scratch/checkpoints/*/checkpoint.pt"
@@ -39,20 +38,11 @@ def kill_in_a_training(folder: Path) -> bool:
         return bool(list(folder.glob(CHECKPOINT))) or process.poll() is not None
 
     wait_until(begun, "no row has a checkpoint", look=0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    workers = children(process.pid)
+    process.kill()
     process.wait()
-    wait_until(lambda: not working_on(folder), "the worker outlives its campaign")
+    wait_until(lambda: not any(map(started, workers)), "the worker outlives its campaign")
     return bool(list(folder.glob(CHECKPOINT))) and not list(folder.glob("work/*/result.json"))
-
-
-def working_on(folder: Path) -> list[str]:
-    """The processes whose command names the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # it has ended meanwhile
-            command = path.read_bytes().decode(errors="replace")
-            found += [command] if f"{folder}/" in command else []
-    return found
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from patience import wait_until
 from tiny_world import TinyWorld, lay_out, make_params, write_world
 
 pytestmark = pytest.mark.long
@@ -43,13 +44,10 @@ def processes_of(torchrun_pid: int) -> dict[int, int]:
     return found
 
 
-def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]") -> None:
+def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Return once training has saved a checkpoint."""
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(".sidpipe/checkpoints/*/checkpoint.pt")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    saved = ".sidpipe/checkpoints/*/checkpoint.pt"
+    wait_until(lambda: list(folder.glob(saved)), "no checkpoint", 120, look=0.1, alive=process, output=log.read_text)
 
 
 @pytest.mark.parametrize(("processes", "victim"), [(2, 1), (2, 0), (4, 2)])
@@ -59,7 +57,7 @@ def test_the_others_end_within_ten_seconds_and_name_it(tmp_path: Path, root: Pat
     log = tmp_path / "log"
     running = torchrun(world, root, processes, log)
     try:
-        wait_for_checkpoint(tmp_path, running)
+        wait_for_checkpoint(tmp_path, running, log)
         os.kill(processes_of(running.pid)[victim], signal.SIGKILL)
         began = time.monotonic()
         assert running.wait(60) != 0
@@ -82,7 +80,7 @@ def test_a_killed_run_goes_on_in_fewer_processes(tmp_path: Path, root: Path, bef
     log = tmp_path / "log"
     running = torchrun(world, root, before, log)
     try:
-        wait_for_checkpoint(tmp_path, running)
+        wait_for_checkpoint(tmp_path, running, log)
         os.kill(processes_of(running.pid)[before - 1], signal.SIGKILL)
         running.wait(60)
     finally:

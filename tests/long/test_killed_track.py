@@ -7,13 +7,14 @@ import sqlite3
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from finished_result import write_result
-from patience import PATIENCE
+from patience import PATIENCE, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,15 @@ def begin(project: Path, *command: str) -> subprocess.Popen[bytes]:
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def kill_track_after(reached: "Callable[[], bool]", project: Path, seconds: float) -> None:
+    """Start `track`, and kill it some seconds after it has reached a moment or has ended."""
+    process = begin(project, "track")
+    log = (project / "log").read_text
+    wait_until(lambda: reached() or process.poll() is not None, "track stands still", look=0.01, output=log)
+    time.sleep(seconds)
+    kill(process)
 
 
 def set_params(project: Path, root: Path, **sections: dict[str, Any]) -> None:
@@ -59,12 +69,7 @@ def test_a_first_track_that_is_killed_leaves_no_half_database(project: Path, roo
         for path in project.glob("mlflow.db*"):
             path.unlink()
         shutil.rmtree(project / "mlartifacts", ignore_errors=True)
-        process = begin(project, "track")
-        deadline = time.monotonic() + PATIENCE
-        while not reached() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        kill(process)
+        kill_track_after(reached, project, rng.uniform(0, 0.3))
         if name == "beside":
             assert not store.exists() or rows(store, "select count(*) from alembic_version") == [(1,)]
         assert begin(project, "track").wait(PATIENCE) == 0, (project / "log").read_text()
@@ -110,10 +115,8 @@ def test_a_train_that_is_killed_is_marked_by_the_next_command_and_goes_on(tmp_pa
     store = project / "mlflow.db"
     process = begin(project, "train")
     points = "select step from metrics where key = 'valid/recall_at_10' order by step"
-    deadline = time.monotonic() + PATIENCE
-    while not (store.exists() and len(rows(store, points)) > 1) and time.monotonic() < deadline:
-        assert process.poll() is None, (project / "log").read_text()
-        time.sleep(0.2)
+    wait_for = partial(wait_until, look=0.2, output=(project / "log").read_text)
+    wait_for(lambda: store.exists() and len(rows(store, points)) > 1, "no two points are seen", alive=process)
     kill(process)
     first = rows(store, points)
     assert len(first) > 1, "points are seen while training goes on"
@@ -124,20 +127,14 @@ def test_a_train_that_is_killed_is_marked_by_the_next_command_and_goes_on(tmp_pa
     other = begin(project, "train")
     # The tag is written before the status.
     killed = "select status, value from runs join tags using (run_uuid) where key = 'ended' and status != 'RUNNING'"
-    deadline = time.monotonic() + PATIENCE
-    while not (marked := rows(store, killed)) and time.monotonic() < deadline:
-        assert other.poll() is None, (project / "log").read_text()
-        time.sleep(0.2)
-    assert [(status, "died" in text) for status, text in marked] == [("KILLED", True)]
+    wait_for(lambda: rows(store, killed), "the dead run is not marked", alive=other)
+    assert [(status, "died" in text) for status, text in rows(store, killed)] == [("KILLED", True)]
     other.send_signal(signal.SIGTERM)
     assert other.wait(PATIENCE) == 143
     set_params(project, root, **SMALL)
     process = begin(project, "train")
     of_mine = points.replace(" order", f" and run_uuid = '{mine}' order")  # the other training may have come further
-    deadline = time.monotonic() + PATIENCE
-    while rows(store, of_mine)[-1] <= first[-1] and time.monotonic() < deadline:
-        assert process.poll() is None, (project / "log").read_text()
-        time.sleep(0.2)
+    wait_for(lambda: rows(store, of_mine)[-1] > first[-1], "no further point is seen", alive=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE) == 143
     assert "resumed at step" in (project / "log").read_text()

@@ -7,7 +7,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from finished_result import write_result
+from patience import answers, wait_until
 from settings import read_params
 
 from pipeline.results.live import Live
@@ -45,11 +45,8 @@ def served(project: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> It
     with (project / "server.log").open("w") as log:
         server = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            time.sleep(0.5)
+        health, said = f"http://127.0.0.1:{port}/health", (project / "server.log").read_text
+        wait_until(lambda: answers(health), "the server does not answer", 120, look=0.5, alive=server, output=said)
         yield printed.replace(":5000", f":{port}")
     finally:
         for how in ("-TERM", "-KILL"):  # a page that is open may hold the server
@@ -111,19 +108,19 @@ def test_a_training_that_goes_on_shows_its_points(served: str, page: Any, store:
     watched = Live(flat, RunName.of(flat, params.strategies), "sidpipe")
     running = "select experiment_id, run_uuid from runs where status = 'RUNNING'"
     seen = "select count(*) from metrics where key = 'valid/recall_at_10' and run_uuid = ?"
+    found: list[Any] = []
+
+    def points_are_there() -> bool:
+        with closing(sqlite3.connect(store)) as database:
+            found[:] = database.execute(running).fetchall()
+            return bool(found) and database.execute(seen, (found[0][1],)).fetchone() == (3,)
+
     with watched:
         watched.begin("feed0123feed0123", time.time())
         for step in (200, 400, 600):
             numbers = {"train_loss": 9 - step / 200, "valid_loss": 8 - step / 300, "recall_at_10": step / 20000}
             watched.point({"step": step, "windows": step, "ndcg_at_10": step / 40000, **numbers}, time.time())
-        deadline = time.monotonic() + 120
-        found: list[Any] = []
-        while time.monotonic() < deadline:
-            with closing(sqlite3.connect(store)) as database:
-                found = database.execute(running).fetchall()
-                if found and database.execute(seen, (found[0][1],)).fetchone() == (3,):
-                    break
-            time.sleep(0.5)
+        wait_until(points_are_there, "the run has no three points", 120, look=0.5)
         assert len(found) == 1, "one run is going on"
         experiment, run = found[0]
         page.goto(f"{served.partition('/#')[0]}/#/experiments/{experiment}/runs/{run}/model-metrics", timeout=WAIT)

@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from finished_result import write_result
-from patience import PATIENCE
+from patience import PATIENCE, answers, wait_until
 
 pytestmark = pytest.mark.long
 psycopg = pytest.importorskip("psycopg")
@@ -102,14 +100,8 @@ def server(database: str, tmp_path_factory: pytest.TempPathFactory, root: Path) 
 
 
 def wait_for_server(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5)
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.5)
-    raise AssertionError("the server does not answer")
+    health = f"{address}/health"
+    wait_until(lambda: answers(health), "the server does not answer", look=0.5, alive=process, output=log.read_text)
 
 
 def project(folder: Path, seed: int) -> Path:

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from evaluated_world import World, stored_world, write_generator
+from patience import answers, wait_until
 
 from pipeline.artifacts import read_json, write_json
 from pipeline.errors import UserError
@@ -159,21 +159,11 @@ def server(world: World, tmp_path: Path) -> Iterator[str]:
     )
     address = f"http://127.0.0.1:{port}"
     try:
-        wait_for_server(address)
+        wait_until(lambda: answers(f"{address}/ping"), "the server does not answer", look=0.5, alive=process)
         yield address
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
-
-
-def wait_for_server(address: str) -> None:
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{address}/ping", timeout=5)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the server does not answer")
 
 
 @pytest.mark.long

@@ -8,13 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import patience
 import pytest
 import yaml
 
@@ -312,18 +312,20 @@ class TestSearch:
         run_search(replace(search, trials=search.trials[:1]), 1, worker)
         (folder / "SLOW").touch()
         code = f"""
-import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+import sys; sys.path[:0] = {[str(Path(file).parent) for file in (__file__, patience.__file__)]!r}
 from pathlib import Path
 from test_tuning import search_in
 from pipeline.presets.tuning import run_search
 run_search(search_in(Path({str(folder)!r}), [0.01, 0.02, 0.03]), 2, {worker!r})
 """
         process = subprocess.Popen([sys.executable, "-c", code], cwd=project, stdout=subprocess.DEVNULL)
-        while not all((folder / key / SPEC).exists() for key in ("k1", "k2")):
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        (folder / "SLOW").unlink()
+        specs = [folder / key / SPEC for key in ("k1", "k2")]
+        try:
+            patience.wait_until(lambda: all(spec.exists() for spec in specs), "no two trials have begun", alive=process)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            (folder / "SLOW").unlink()  # else the trials would wait for ever
         run_search(search, 2, worker)
         assert [trial.number for trial, _ in search.finished()] == [2, 1, 0]
         assert Counter((folder / "runs.txt").read_text().split())["k0"] == 1

@@ -4,10 +4,11 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from patience import wait_until
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMENT = re.compile(r"\s+#\s.*$")
@@ -116,8 +117,12 @@ class Clone:
 
     def wait_for_queue(self) -> None:
         """Until no experiment of the queue waits or runs; each of them must have succeeded."""
-        end = time.monotonic() + QUEUE_LIMIT
-        while (status := self.run("dvc queue status").stdout) and re.search(r"\b(Queued|Running)\b", status):
-            assert time.monotonic() < end, f"the queue is still at work\n{status}"
-            time.sleep(3)
+        status = ""
+
+        def is_done() -> bool:
+            nonlocal status
+            status = self.run("dvc queue status").stdout
+            return not re.search(r"\b(Queued|Running)\b", status)
+
+        wait_until(is_done, "the queue is still at work", QUEUE_LIMIT, look=3, output=lambda: status)
         assert "Failed" not in status, status

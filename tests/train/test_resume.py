@@ -155,24 +155,26 @@ def test_a_second_train_by_hand_is_refused_and_names_the_first(
 
 @pytest.mark.slow
 def test_a_train_of_dvc_waits_for_the_first_and_goes_on_from_its_checkpoint(
-    world: TinyWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    world: TinyWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DVC_STAGE", "train")
-    here = str(Path(tiny_world.__file__).parent)
+    here, log = str(Path(tiny_world.__file__).parent), world.folder / "log"
     code = "import sys; sys.path.insert(0, sys.argv[1])\n" + WAITING
     train, waiting = Trainer._train, list[Any]()
 
     def beside(self: Trainer, *args: Any) -> None:
         if self.state.step == 10:
-            waiting.append(subprocess.Popen([sys.executable, "-c", code, here, str(world.folder)]))
-            wait_until(lambda: "waiting for it" in capfd.readouterr().out, "the second training does not wait")
+            with log.open("wb") as file:
+                waiting.append(subprocess.Popen([sys.executable, "-c", code, here, str(world.folder)], stdout=file))
+            said = log.read_text
+            wait_until(lambda: "waiting for it" in said(), "the second does not wait", alive=waiting[0], output=said)
             monkeypatch.setattr(Trainer, "_train", train)
         train(self, *args)
 
     monkeypatch.setattr(Trainer, "_train", beside)
     world.train(make_params(), "first")
     assert waiting[0].wait(timeout=PATIENCE) == 0
-    assert "resumed at step" in capfd.readouterr().out
+    assert "resumed at step" in log.read_text()
     assert world.written("second") == world.written("first")
     assert not checkpoint_files(world)
 
