@@ -47,7 +47,7 @@ def processes_of(torchrun_pid: int) -> dict[int, int]:
 def wait_for_checkpoint(folder: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
     """Return once training has saved a checkpoint."""
     saved = ".sidpipe/checkpoints/*/checkpoint.pt"
-    wait_until(lambda: list(folder.glob(saved)), "no checkpoint", 120, look=0.1, alive=process, output=log.read_text)
+    wait_until(lambda: list(folder.glob(saved)), "no checkpoint", look=0.1, alive=process, output=log.read_text)
 
 
 @pytest.mark.parametrize(("processes", "victim"), [(2, 1), (2, 0), (4, 2)])

@@ -46,7 +46,7 @@ def served(project: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> It
         server = subprocess.Popen(command, cwd=project, stdout=log, stderr=log, start_new_session=True)
     try:
         health, said = f"http://127.0.0.1:{port}/health", (project / "server.log").read_text
-        wait_until(lambda: answers(health), "the server does not answer", 120, look=0.5, alive=server, output=said)
+        wait_until(lambda: answers(health), "the server does not answer", look=0.5, alive=server, output=said)
         yield printed.replace(":5000", f":{port}")
     finally:
         for how in ("-TERM", "-KILL"):  # a page that is open may hold the server
@@ -120,7 +120,7 @@ def test_a_training_that_goes_on_shows_its_points(served: str, page: Any, store:
         for step in (200, 400, 600):
             numbers = {"train_loss": 9 - step / 200, "valid_loss": 8 - step / 300, "recall_at_10": step / 20000}
             watched.point({"step": step, "windows": step, "ndcg_at_10": step / 40000, **numbers}, time.time())
-        wait_until(points_are_there, "the run has no three points", 120, look=0.5)
+        wait_until(points_are_there, "the run has no three points", look=0.5)
         assert len(found) == 1, "one run is going on"
         experiment, run = found[0]
         page.goto(f"{served.partition('/#')[0]}/#/experiments/{experiment}/runs/{run}/model-metrics", timeout=WAIT)
