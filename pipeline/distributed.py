@@ -34,6 +34,8 @@ def deal(costs_U: np.ndarray, parts: int) -> list[np.ndarray]:
 
     The costliest rows are dealt first, back and forth: costs 5, 1, 4, 2 into 2 parts -> rows [0, 1] and [2, 3]
     """
+    if parts == 1:
+        return [np.arange(len(costs_U))]
     order_U = np.argsort(-costs_U, kind="stable")  # 0, 2, 3, 1
     turn_U, seat_U = np.divmod(np.arange(len(order_U)), parts)  # turns 0 0 1 1, seats 0 1 0 1
     seat_U = np.where(turn_U % 2 == 0, seat_U, parts - 1 - seat_U)  # 0 1 1 0: every other turn goes back

@@ -64,6 +64,17 @@ class BatchLoader:
             steps = steps_of_epoch(epochs, 0, 0, budget, input_tokens_per_item)
             self.shape = common_shape(itertools.islice(steps, MEASURED_STEPS), self.parts, epochs.max_history)
 
+    def draw_ahead(self, epoch: int) -> None:
+        """Draw the windows that an epoch begins with, which do not depend on what a strategy decides.
+
+        Called while a GPU is at work on the last steps of the epoch before, so that it waits less for the first step.
+        """
+        if self.shape is not None:
+            steps = steps_of_epoch(self.epochs, epoch, 0, self.budget, self.input_tokens_per_item)
+            # Only where steps are not filled up, the shape of the epoch's batches is measured (`_whole_shape`).
+            for _ in itertools.islice(steps, 1 if self.fill_steps else MEASURED_STEPS):
+                pass
+
     def rest_of_epoch(
         self, epoch: int, first: int, weigh: Weigh | None, select: Select | None = None
     ) -> Iterator[StepBatches]:

@@ -168,6 +168,7 @@ class Trainer:
         with progress if self.world.leads else nullcontext() as self._progress:
             while not self.finished:
                 # An epoch from `position` on: 0, or where a resumed run stopped.
+                self.loader.draw_ahead(state.epoch)
                 weigh = sampler.begin_epoch(state.epoch)
                 for step, batches in self.loader.rest_of_epoch(state.epoch, state.position, weigh, sampler.select):
                     self._train(step, batches)

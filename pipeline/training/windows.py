@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Rule = Literal["random_start", "prefixes", "all", "sequences"]
 ROUNDS = 4  # of the Feistel shuffle
+SLICES = 3  # of an epoch that are held: two begin an epoch, which the loader looks at twice
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,22 @@ class Epochs:
             counts_U = targets_U
         # A window has an index in 0 .. len - 1; user u has those from offsets_U[u] on. Counts 4, 0, 2 -> 0, 4, 4, 6.
         self.offsets_U = np.concatenate([[0], np.cumsum(counts_U)])
+        self._drawn: dict[tuple[int, int, int], Windows] = {}  # the slices that were taken last
 
     def __len__(self) -> int:
         """Return the number of windows of one epoch."""
         return int(self.offsets_U[-1])
 
     def take(self, epoch: int, first: int, last: int) -> Windows:
-        """Return the windows at positions [first, last) of an epoch."""
+        """Return the windows at positions [first, last) of an epoch; the last few slices are not drawn again."""
+        key = (epoch, first, last)
+        if key not in self._drawn:
+            while len(self._drawn) >= SLICES:
+                del self._drawn[next(iter(self._drawn))]
+            self._drawn[key] = self._take(epoch, first, last)
+        return self._drawn[key]
+
+    def _take(self, epoch: int, first: int, last: int) -> Windows:
         # 1. Position in the epoch -> index of the window, by the epoch's shuffle.
         position_W = np.arange(first, min(last, len(self)), dtype=np.uint64)
         index_W = shuffled(position_W, len(self), hasher(self.seed, 2 * epoch)).astype(np.int64)

@@ -260,6 +260,47 @@ def test_the_shape_of_an_epoch_holds_what_its_steps_leave_and_little_more(whole_
                 assert 0.85 * getattr(shape, name) < present(array).sum() + filling <= 1.03 * getattr(shape, name)
 
 
+@pytest.mark.parametrize("fill_steps", [True, False])
+def test_the_windows_of_the_first_steps_may_be_drawn_ahead(
+    fill_steps: bool, splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first batch then draws none, and all batches are the same."""
+    monkeypatch.setattr(batches, "FIRST_CHUNK", 64)
+    monkeypatch.setattr(batches, "CHUNK", 256)
+    codes_IL = torch.from_numpy(make_sids().codes_IL).long()
+    collator = Collator(splits.items_N, codes_IL, longest=splits.max_history)
+
+    def loader() -> BatchLoader:
+        options: dict[str, Any] = {"budget": 150, "input_tokens_per_item": TOKENS, "fill": True}
+        made = BatchLoader(Epochs(splits, "random_start", 0), collator, World(0, 1), **options)
+        made.fill_steps = fill_steps
+        return made
+
+    def weigh(_: np.ndarray, ends_W: np.ndarray) -> np.ndarray:
+        return (ends_W % 3 > 0).astype(np.float32)
+
+    ahead, drawn = loader(), list[tuple[int, ...]]()
+    take = ahead.epochs._take
+
+    def draw(*slice_: int) -> Any:
+        drawn.append(slice_)
+        return take(*slice_)
+
+    monkeypatch.setattr(ahead.epochs, "_take", draw)
+    ahead.draw_ahead(3)
+    before = len(drawn)
+    assert before > 0
+    rest = ahead.rest_of_epoch(3, 0, weigh)
+    found = [next(rest)]
+    assert len(drawn) == before
+    found += rest
+    expected = list(loader().rest_of_epoch(3, 0, weigh))
+    assert [windows_of([step]) for step, _ in found] == [windows_of([step]) for step, _ in expected]
+    for (_, (batch,)), (_, (other,)) in zip(found, expected, strict=True):
+        assert torch.equal(batch.targets_W, other.targets_W)
+        assert torch.equal(batch.weights_W, other.weights_W)
+
+
 def test_all_epochs_of_a_process_prepare_their_batches_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """A new stream for each epoch would in time be the one that a step is being recorded on."""
     made = []

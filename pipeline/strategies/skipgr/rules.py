@@ -99,7 +99,7 @@ class Rules:
         weights_R, mean, ratio = self._sequences(scores_RE, index_R, epoch)
         # From the scored interactions back to all: the others are never skipped, and weigh 1.
         decisions = self.no_skips(scores_ML)
-        decisions.skip_ML[index_R] = skip_RL
+        self._scatter(skip_RL, index_R, decisions.skip_ML)
         decisions.sequence_weights_M[index_R] = weights_R
         return replace(decisions, thresholds_E=self._sign * thresholds_E, mean=self._sign * mean, ratio=ratio)
 
@@ -111,7 +111,8 @@ class Rules:
         index_R = np.flatnonzero(scores_ML[:, 0] != UNSCORED)
         skip_ML = np.zeros((len(scores_ML), self.levels), bool)
         if len(index_R):
-            skip_ML[index_R], _ = self._tokens(self._scores(scores_ML, index_R, epoch), index_R, epoch)
+            skip_RL, _ = self._tokens(self._scores(scores_ML, index_R, epoch), index_R, epoch)
+            self._scatter(skip_RL, index_R, skip_ML)
         return skip_ML
 
     def skips_of_inputs(self, decisions: Decisions, epoch: int, index_N: np.ndarray, ends_N: np.ndarray) -> np.ndarray:
@@ -152,8 +153,9 @@ class Rules:
                 ],
                 1,
             )
-        scores_RE: np.ndarray = self._sign * scores_ML[index_R, : self.scored_levels].astype(np.float64)
-        return scores_RE
+        # The scores of a level lie side by side, because a level is what is read at once.
+        scores_LR = np.take(scores_ML, index_R, 0).T
+        return np.stack([self._sign * scores_R.astype(np.float64) for scores_R in scores_LR[: self.scored_levels]]).T
 
     def _hash(self, epoch: int, purpose: int) -> Hash:
         """Return draws that are new in every epoch; with `static_random` all epochs have the same draws."""
@@ -161,7 +163,7 @@ class Rules:
 
     def _tokens(self, scores_RE: np.ndarray, index_R: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Apply Eq. 12: return True for the lowest share of each level, [R, L], and the thresholds [E]."""
-        skip_RE = np.zeros(scores_RE.shape, bool)
+        skip_RE = np.zeros(scores_RE.shape[::-1], bool).T
         thresholds_E = np.full(self.scored_levels, -np.inf)
         for level, ratio in enumerate(self.ratios_E):
             ties = self._hash(epoch, TIE + level)
@@ -173,8 +175,14 @@ class Rules:
 
         two scored levels and a digit: 1 0 -> 1 0 0, and 1 1 -> 1 1 1; with whole_items 0 0 0 and 1 1 1
         """
-        skip_nL = skip_nE if self.scored_levels == self.levels else np.concatenate([skip_nE, skip_nE[:, -1:]], 1)
-        return np.broadcast_to(skip_nL.all(1, keepdims=True), skip_nL.shape) if self.whole_items else skip_nL
+        skip_Ln = skip_nE.T if self.scored_levels == self.levels else np.concatenate([skip_nE.T, skip_nE.T[-1:]])
+        return np.broadcast_to(skip_Ln.all(0), skip_Ln.shape).T if self.whole_items else skip_Ln.T
+
+    @staticmethod
+    def _scatter(skip_RL: np.ndarray, index_R: np.ndarray, skip_ML: np.ndarray) -> None:
+        """Set the skipped tokens of the interactions `index_R` in `skip_ML`, which has none yet."""
+        for level, skip_R in enumerate(skip_RL.T):
+            skip_ML[index_R[np.flatnonzero(skip_R)], level] = True
 
     def _sequences(self, scores_RE: np.ndarray, index_R: np.ndarray, epoch: int) -> tuple[np.ndarray, float, float]:
         """Apply Eq. 15 and 16: return the weight of each target's window [R], the mean over sequences, and r."""

@@ -4,6 +4,7 @@ Shape legend: I items of the catalogue, W windows, L levels; local: M interactio
 that have a score, E levels that are scored, U users, F = (M + 1) * L entries of the store, n any numbers.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -83,15 +84,35 @@ class Journal:
         counts_I = np.bincount(plan.items_M, trains_M)
         # Each interaction's bins, by powers of two: 1, 2 to 3, 4 to 7 ... interactions of its item, or items before it
         self._bins = {"popularity": _log2(counts_I)[plan.items_M], "history": _log2(position_M)}
-        self.seconds = 0.0  # spent on decisions
-        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0  # spent on decisions and on this journal
+        self._begun: tuple[int, np.ndarray, Decisions, bool] | None = None  # the epoch that has no row yet
+        self._rows: list[dict[str, float]] = []
         self.histograms: list[dict[str, float]] = []
         self.by_level = np.zeros((2, levels), np.int64)  # tokens that could be skipped; tokens that were skipped
         # Per bin: interactions, their skipped tokens, and interactions of skipped sequences
         self.by_bin = {name: np.zeros((3, bin_M.max() + 1), np.int64) for name, bin_M in self._bins.items()}
 
     def begin_epoch(self, epoch: int, scores_ML: np.ndarray, decisions: Decisions, rescores: bool) -> None:
-        """Open the row of an epoch, from its decisions."""
+        """Take an epoch's decisions; its row is opened after its first step, beside which a GPU works."""
+        self._open()
+        self._begun = epoch, scores_ML, decisions, rescores
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """Return a row for each epoch."""
+        self._open()
+        return self._rows
+
+    def _open(self) -> None:
+        """Open the row of the epoch that has begun, unless it is open."""
+        if self._begun is not None:
+            began = time.perf_counter()
+            begun, self._begun = self._begun, None
+            self._open_row(*begun)
+            self.seconds += time.perf_counter() - began
+
+    def _open_row(self, epoch: int, scores_ML: np.ndarray, decisions: Decisions, rescores: bool) -> None:
+        """Open the row of an epoch from its decisions, and add them to the sums over epochs."""
         # Flat positions: of interactions that have a score, of skipped tokens per level, of targets of skipped
         # sequences. skip 10, 11, 00 -> skipped tokens at 0 1 and at 1, counts 2 1
         index_R = np.flatnonzero(decisions.scored_M)
@@ -100,7 +121,7 @@ class Journal:
         counts_L = np.array([len(positions) for positions in skipped])
         scored = len(self.widths)
         # Shares are of the scored interactions; `end_step` adds to the counts below.
-        self.rows.append(
+        self._rows.append(
             {
                 "pass": epoch,
                 "sequences_skipped": _share(len(gone), len(index_R)),
@@ -180,7 +201,8 @@ class Journal:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.rows = state["rows"]
+        self._begun = None
+        self._rows = state["rows"]
         self.histograms = state["histograms"]
         self.by_level = state["by_level"].cpu().numpy()
         self.by_bin = {name: counts.cpu().numpy() for name, counts in state["by_bin"].items()}

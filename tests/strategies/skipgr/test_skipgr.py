@@ -325,6 +325,17 @@ def test_a_checkpoint_holds_what_it_always_held() -> None:
     assert other.sampler.report.figures()["bookkeeping_seconds"] == 3.0
 
 
+def test_an_epoch_has_its_row_also_before_its_first_step_and_without_any() -> None:
+    toy = Toy(some(SkipgrConfig, first_skipping_epoch=1))
+    for epoch in range(3):
+        toy.score(random_scores(toy.plan))
+        toy.sampler.begin_epoch(epoch)
+    rows = toy.sampler.report.tables(3, 4)["passes"]
+    assert [row["pass"] for row in rows] == [0, 1, 2]
+    assert [row["tokens_skipped"] != 0 for row in rows] == [False, True, True]
+    assert [row["pass"] for row in toy.sampler.state_dict()["journal"]["rows"]] == [0, 1, 2]
+
+
 class TestComposition:
     def test_ratios_of_0_are_the_strategy_inside(self) -> None:
         sections = {"skipgr": some(SkipgrConfig, token_ratio=0.0, sequence_ratio=0.0), "rastp": some(RastpConfig)}
