@@ -4,11 +4,13 @@ Shape legend: X rows (windows, or positions of several), L levels, V codes of on
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.ops.entropy import entropy
 from pipeline.ops.layout import uses_kernels
 
 MOST_CODES = 4096  # of a level, of which a kernel takes all of a row at once
@@ -45,6 +47,34 @@ def cross_entropies(logits: Sequence[Tensor], codes_XL: Tensor) -> Tensor:
         for level, logits_XV in enumerate(logits)
     ]
     return sum(by_level[1:], by_level[0])
+
+
+def scored_cross_entropies(
+    logits: Sequence[Tensor], codes_XL: Tensor, weights_XL: Tensor, first: Tensor, score: Literal["entropy", "loss"]
+) -> tuple[Tensor, Tensor]:
+    """Return a loss, float32 [], and the score of each code, float32 [L, X], through which no gradient flows.
+
+    Args:
+        logits: as `cross_entropies` takes them.
+        codes_XL: int64, the code of each level.
+        weights_XL: float32, of each cross-entropy in the loss.
+        first: float32 [], what the weighed cross-entropies are added to.
+        score: `entropy`: of the level's distribution, in nats; `loss`: the code's cross-entropy. Never below 0.
+    """
+    if uses_kernels(codes_XL.device) and torch.is_grad_enabled() and _fits(logits):
+        from pipeline.ops.triton import heads
+
+        loss_X, scores_LX = heads.scored_losses_of_levels(logits, codes_XL, weights_XL, score)
+        return first + loss_X.sum(), scores_LX
+    total, scores = first, list[Tensor]()
+    for level, logits_XV in enumerate(logits):
+        logp_XV = F.log_softmax(logits_XV.float(), 1)
+        loss_X = -logp_XV.gather(1, codes_XL[:, level, None])[:, 0]
+        total = total + (loss_X * weights_XL[:, level]).sum()
+        # Never below 0; clamp(min=0) of the entropy could change the sign of a zero.
+        with torch.no_grad():
+            scores.append(-(-entropy(logp_XV)).clamp(max=0) if score == "entropy" else loss_X.clamp(min=0))
+    return total, torch.stack(scores)
 
 
 def _fits(tensors: Sequence[Tensor]) -> bool:

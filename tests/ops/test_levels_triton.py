@@ -2,14 +2,17 @@
 Triton's interpreter.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.ops import levels
-from pipeline.ops.levels import cross_entropies, logits_of_levels
+from pipeline.ops.levels import cross_entropies, logits_of_levels, scored_cross_entropies
 
 pytest.importorskip("triton", reason="no GPU: Triton is not installed")
 from pipeline.ops.triton import heads
@@ -70,6 +73,70 @@ def test_columns_of_one_head_are_levels_too(monkeypatch: pytest.MonkeyPatch) -> 
     (expected,) = torch.autograd.grad(expected_X.square().sum(), exact)
     for our, other in ((loss_X, expected_X), (gradient, expected)):
         assert (our.double() - other).norm() <= BOUND * other.norm() + 1e-6
+
+
+def slow_scores(logits: Sequence[Tensor], codes_XL: Tensor, score: str) -> list[list[float]]:
+    """The entropy of each row of each level, or its cross-entropy, a sum over codes."""
+    found = []
+    for level, logits_XV in enumerate(logits):
+        p_XV = logits_XV.detach().double().softmax(1).tolist()
+        if score == "entropy":
+            found.append([-sum(p * math.log(p) for p in p_V if p > 0) for p_V in p_XV])
+        else:
+            found.append([-math.log(p_V[code]) for p_V, code in zip(p_XV, codes_XL[:, level].tolist(), strict=True)])
+    return found
+
+
+@pytest.mark.parametrize("score", ["entropy", "loss"])
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize(
+    ("rows", "widths", "spread"),
+    [(1, (2,), 1.0), (7, (7, 64, 3, 1), 9.0), (141, (70, 256, 13), 1.0), *[(4099, (256, 256, 256, 20), 3.0)] * GPU],
+)
+def test_weighed_cross_entropies_and_scores_are_those_of_float64(
+    rows: int,
+    widths: Sequence[int],
+    spread: float,
+    kernels: bool,
+    score: Literal["entropy", "loss"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(levels, "uses_kernels", lambda _: kernels)
+    torch.manual_seed(rows)
+    logits = [(torch.randn(rows, codes, device=DEVICE) * spread).requires_grad_() for codes in widths]
+    codes_XL = torch.stack([torch.randint(codes, (rows,), device=DEVICE) for codes in widths], 1)
+    weights_XL = torch.rand(rows, len(widths), device=DEVICE) * (torch.rand(rows, len(widths), device=DEVICE) > 0.3)
+    first = torch.tensor(2.5, device=DEVICE, requires_grad=True)
+    called = _count(monkeypatch, "scored_losses_of_levels")
+    loss, scores_LX = scored_cross_entropies(logits, codes_XL, weights_XL, first, score)
+    assert sum(called) == kernels
+    assert not scores_LX.requires_grad
+    gradients = torch.autograd.grad(loss * 3, [first, *logits])
+    exact = [x.detach().double().requires_grad_() for x in logits]
+    losses = [F.cross_entropy(x, codes_XL[:, level], reduction="none") for level, x in enumerate(exact)]
+    expected = 2.5 + (torch.stack(losses, 1) * weights_XL).sum()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    assert float(gradients[0]) == 3.0
+    for level, (ours, other) in enumerate(zip(gradients[1:], torch.autograd.grad(expected * 3, exact), strict=True)):
+        torch.testing.assert_close(ours.double(), other, rtol=1e-5, atol=2e-6)
+        assert not ours[weights_XL[:, level] == 0].any()  # exactly nothing
+    torch.testing.assert_close(
+        scores_LX.double().cpu(),
+        torch.tensor(slow_scores(logits, codes_XL, score), dtype=torch.float64),
+        rtol=1e-5,
+        atol=2e-6,
+    )
+    assert (scores_LX >= 0).all()
+
+
+def test_scores_of_logits_far_apart_are_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "uses_kernels", lambda _: True)
+    logits = torch.tensor([[0.0, -800.0, -90.0], [300.0, 300.0, -300.0], [0.0, 0.0, 0.0]], device=DEVICE)
+    codes_X1 = torch.zeros(3, 1, dtype=torch.int64, device=DEVICE)
+    first, weights_X1 = torch.zeros((), device=DEVICE), torch.ones(3, 1, device=DEVICE)
+    _, scores_1X = scored_cross_entropies([logits.requires_grad_()], codes_X1, weights_X1, first, "entropy")
+    expected = torch.tensor([[0.0, math.log(2), math.log(3)]], device=DEVICE)
+    torch.testing.assert_close(scores_1X, expected, rtol=1e-6, atol=1e-7)
 
 
 def test_wide_levels_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:

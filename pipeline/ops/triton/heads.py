@@ -7,7 +7,7 @@ Shape legend: W windows, L levels, V codes of one level, d width of the model.
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -26,6 +26,7 @@ ROWS, COLUMNS, INNER = 32, 64, 64  # of a tile of a product
 STRETCH = 128  # rows whose gradients of the weights one program sums, at least
 STRETCHES = 16  # at most
 LOSS_ROWS = 4  # of one program
+Score = Literal["entropy", "loss"]
 
 
 def level_logits(h_WLd: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -46,8 +47,28 @@ def losses_of_levels(logits: Sequence[Tensor], codes_WL: Tensor) -> Tensor:
         logits: float32 [W, V] of each level.
         codes_WL: int64, the code of each level.
     """
-    loss_W: Tensor = _CrossEntropies.apply(codes_WL, *logits)  # type: ignore[no-untyped-call]  # torch's `apply`
+    loss_W: Tensor
+    loss_W, _ = _CrossEntropies.apply(codes_WL, None, None, *logits)  # type: ignore[no-untyped-call]  # torch's `apply`
     return loss_W
+
+
+def scored_losses_of_levels(
+    logits: Sequence[Tensor], codes_WL: Tensor, weights_WL: Tensor, score: Score
+) -> tuple[Tensor, Tensor]:
+    """Return the weighed sum of the levels' cross-entropies of each window, [W], and the levels' scores, [L, W].
+
+    Both are float32, and no gradient flows through the scores.
+
+    Args:
+        logits: float32 [W, V] of each level.
+        codes_WL: int64, the code of each level.
+        weights_WL: float32, of each cross-entropy.
+        score: what is the score of a level, never below 0.
+    """
+    loss_W: Tensor
+    scores_LW: Tensor
+    loss_W, scores_LW = _CrossEntropies.apply(codes_WL, weights_WL, score, *logits)  # type: ignore[no-untyped-call]
+    return loss_W, scores_LW
 
 
 class _LevelLogits(torch.autograd.Function):
@@ -86,22 +107,29 @@ class _LevelLogits(torch.autograd.Function):
 
 class _CrossEntropies(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, codes_WL: Tensor, *logits: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, codes_WL: Tensor, weights_WL: Tensor | None, score: Score | None, *logits: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         codes_WL, logits = codes_WL.contiguous(), tuple(x.contiguous() for x in logits)
+        weights_WL = None if weights_WL is None else weights_WL.contiguous()
         rows = len(codes_WL)
         widths = tuple(x.shape[1] for x in logits)
         loss_W, lse_LW = logits[0].new_empty(rows), logits[0].new_empty(len(logits), rows)
+        scores_LW = torch.empty_like(lse_LW) if score else None
         columns = triton.next_power_of_2(max(widths))
         cross_entropy_kernel[triton.cdiv(rows, LOSS_ROWS),](
-            logits, codes_WL, lse_LW, loss_W, rows, widths, LOSS_ROWS, columns
+            logits, codes_WL, weights_WL, lse_LW, loss_W, scores_LW, rows, score, widths, LOSS_ROWS, columns
         )
+        ctx.weights_WL = weights_WL  # no gradient flows through the weights
         ctx.save_for_backward(codes_WL, lse_LW, *logits)
-        return loss_W
+        if scores_LW is not None:
+            ctx.mark_non_differentiable(scores_LW)
+        return loss_W, scores_LW
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         codes_WL, lse_LW, *logits = ctx.saved_tensors
-        (dloss_W,) = grads
+        dloss_W, *_ = grads
         widths = tuple(x.shape[1] for x in logits)
         dlogits = tuple(torch.empty_like(x) for x in logits)
         columns = triton.next_power_of_2(max(widths))
@@ -109,13 +137,15 @@ class _CrossEntropies(torch.autograd.Function):
         cross_entropy_gradient_kernel[grid](
             tuple(logits),
             codes_WL,
+            ctx.weights_WL,
             lse_LW,
             dloss_W,
             dlogits,
             len(codes_WL),
             dloss_W.stride(0),
+            ctx.weights_WL is not None,
             widths,
             LOSS_ROWS,
             columns,
         )
-        return None, *dlogits
+        return None, None, None, *dlogits

@@ -112,9 +112,23 @@ def weights_gradient_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def cross_entropy_kernel(
-    logits_ptrs, codes_ptr, lse_ptr, loss_ptr, rows, WIDTHS: tl.constexpr, BM: tl.constexpr, BV: tl.constexpr
+    logits_ptrs,
+    codes_ptr,
+    weights_ptr,
+    lse_ptr,
+    loss_ptr,
+    scores_ptr,
+    rows,
+    SCORE: tl.constexpr,
+    WIDTHS: tl.constexpr,
+    BM: tl.constexpr,
+    BV: tl.constexpr,
 ):
-    """Write for each row the sum of its levels' cross-entropies, [W], and the log-sum-exp of each level, [L, W]."""
+    """Write for each row the sum of its levels' cross-entropies, [W], and the log-sum-exp of each level, [L, W].
+
+    With a SCORE the cross-entropies are weighed, [W, L], and the score of each level is written too, [L, W]: its
+    entropy, or its cross-entropy.
+    """
     m = tl.program_id(0) * BM + tl.arange(0, BM)
     real = m < rows
     loss = tl.zeros([BM], tl.float32)
@@ -125,7 +139,15 @@ def cross_entropy_kernel(
         top = tl.where(real, tl.max(x, 1), 0.0)
         lse = top + tl.log(tl.sum(tl.exp(x - top[:, None]), 1))
         code = tl.load(codes_ptr + m.to(tl.int64) * len(WIDTHS) + level, mask=real, other=0)
-        loss += lse - tl.sum(tl.where(v == code[:, None], x, 0.0), 1)
+        own = lse - tl.sum(tl.where(v == code[:, None], x, 0.0), 1)
+        if SCORE is not None:
+            score = own
+            if SCORE == "entropy":
+                logp = x - lse[:, None]
+                score = -tl.sum(tl.where(v < WIDTHS[level], tl.exp(logp) * logp, 0.0), 1)
+            tl.store(scores_ptr + level * rows + m, tl.maximum(score, 0.0), mask=real)
+            own *= tl.load(weights_ptr + m.to(tl.int64) * len(WIDTHS) + level, mask=real, other=0.0)
+        loss += own
         tl.store(lse_ptr + level * rows + m, lse, mask=real)
     tl.store(loss_ptr + m, loss, mask=real)
 
@@ -134,11 +156,13 @@ def cross_entropy_kernel(
 def cross_entropy_gradient_kernel(
     logits_ptrs,
     codes_ptr,
+    weights_ptr,
     lse_ptr,
     dloss_ptr,
     dlogits_ptrs,
     rows,
     stride,
+    WEIGHED: tl.constexpr,
     WIDTHS: tl.constexpr,
     BM: tl.constexpr,
     BV: tl.constexpr,
@@ -154,5 +178,8 @@ def cross_entropy_gradient_kernel(
             x = tl.load(logits_ptrs[level] + at, mask=here, other=float("-inf"))
             lse = tl.load(lse_ptr + level * rows + m, mask=real, other=0.0)
             code = tl.load(codes_ptr + m.to(tl.int64) * len(WIDTHS) + level, mask=real, other=0)
-            dx = (tl.exp(x - lse[:, None]) - (v == code[:, None]).to(tl.float32)) * dloss[:, None]
+            down = dloss
+            if WEIGHED:
+                down *= tl.load(weights_ptr + m.to(tl.int64) * len(WIDTHS) + level, mask=real, other=0.0)
+            dx = (tl.exp(x - lse[:, None]) - (v == code[:, None]).to(tl.float32)) * down[:, None]
             tl.store(dlogits_ptrs[level] + at, dx, mask=here)

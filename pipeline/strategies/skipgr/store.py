@@ -43,10 +43,11 @@ class ScoreStore:
         """Return the scores of a run that has none yet, float32 [M, L]."""
         return np.full((self.interactions, self.levels), UNSCORED, np.float32)
 
-    def write(self, level: int, slots_W: Tensor, scores_W: Tensor) -> None:
-        """Store scores of a level, without waiting for the device."""
+    def write(self, slots_LW: Tensor, scores_LW: Tensor) -> None:
+        """Store a score of each level in a slot, without waiting for the device."""
         # L 3, level 1, slots 0 and 2 -> entries 1 and 7
-        self.scores_F.index_copy_(0, slots_W * self.levels + level, scores_W)
+        entries_LW = slots_LW * self.levels + torch.arange(len(slots_LW), device=slots_LW.device)[:, None]
+        self.scores_F.index_copy_(0, entries_LW.flatten(), scores_LW.flatten())
 
     def merge(self) -> np.ndarray:
         """Give every process the scores that the others wrote; return them on the host, float32 [M, L]."""

@@ -37,11 +37,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.machine import wait_for
-from pipeline.ops.entropy import entropy
+from pipeline.ops.levels import scored_cross_entropies
 from pipeline.packing.batch import Batch, Selected
 from pipeline.packing.histories import slices
 from pipeline.packing.kept import EvalSkips, KeptItems
@@ -184,27 +183,26 @@ class SkippingSampler(Sampler):
         """Return the loss of `Sampler.loss` over the tokens that count, and store a score for each computed token."""
         if batch.slots_W is None or batch.counted_WL is None:
             return super().loss(logits, penalty, batch)  # validation
-        # A window of weight 0 only fills the batch: its score is discarded.
         weights_WL = batch.weights_W[:, None] * batch.counted_WL
+        total, scores_LW = scored_cross_entropies(
+            logits,
+            batch.codes_WL,
+            weights_WL,
+            batch.weights_W.new_zeros(()) + penalty,
+            "loss" if self.config.rule == "loss" else "entropy",  # Eq. 11
+        )
+        # A window of weight 0 only fills the batch: its score is discarded. A window without a decoder position for the
+        # level has logits that mean nothing, and no score.
         slots_W = torch.where(batch.weights_W > 0, batch.slots_W, self.store.dummy_slot)
         decoder_positions = batch.histories.decoder_positions
-        total = batch.weights_W.new_zeros(()) + penalty
-        for level, logits_WV in enumerate(logits):
-            logp_WV = F.log_softmax(logits_WV.float(), 1)
-            loss_W = -logp_WV.gather(1, batch.codes_WL[:, level, None])[:, 0]
-            total = total + (loss_W * weights_WL[:, level]).sum()
-            # A window without a decoder position for the level has logits that mean nothing, and no score.
-            scored_W = slots_W
-            if decoder_positions is not None:
-                scored_W = torch.where(decoder_positions.has_level(level), slots_W, self.store.dummy_slot)
-            self.store.write(level, scored_W, self._scores(logp_WV.detach(), loss_W.detach()))
+        by_level = [
+            slots_W
+            if decoder_positions is None
+            else torch.where(decoder_positions.has_level(level), slots_W, self.store.dummy_slot)
+            for level in range(len(logits))
+        ]
+        self.store.write(torch.stack(by_level), scores_LW)
         return total
-
-    def _scores(self, logp_WV: Tensor, loss_W: Tensor) -> Tensor:
-        """Return Eq. 11 in nats, or the loss, [W]; never below 0, because `UNSCORED` is negative."""
-        if self.config.rule == "loss":
-            return loss_W.clamp(min=0)
-        return -(-entropy(logp_WV)).clamp(max=0)  # clamp(min=0) could change the sign of a zero
 
     def divisor(self, windows: int, selected: Selected | None) -> float:
         """Return what the step's loss is divided by.

@@ -185,8 +185,8 @@ class TestStore:
             written = rng.permutation(10)[:6]
             for store, slots in zip(stores, np.split(written, 2), strict=True):
                 scores_RL = rng.random((4, LEVELS)).astype(np.float32)
-                for level in range(LEVELS):
-                    store.write(level, torch.tensor([*slots, store.dummy_slot]), torch.from_numpy(scores_RL[:, level]))
+                slots_LR = torch.tensor([*slots, store.dummy_slot]).expand(LEVELS, -1)
+                store.write(slots_LR, torch.from_numpy(scores_RL.T))
                 expected[slots] = scores_RL[:3]
             held = [(store.scores_F.clone(), store._merged_F.clone()) for store in stores]
             summands.clear()
