@@ -1,5 +1,6 @@
 """A run that is killed goes on from its checkpoint and ends with the same bytes."""
 
+import ast
 import json
 import os
 import random
@@ -23,7 +24,7 @@ from pipeline import stopping
 from pipeline.errors import UserError
 from pipeline.stopping import Stopped
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.code import ENGINE, code_fingerprint
+from pipeline.training.code import DOCUMENTED, ENGINE, code_fingerprint, without_words
 from pipeline.training.loop import State, Trainer
 
 # Trains with the arguments given, and is killed without warning in the middle of one optimizer step.
@@ -238,7 +239,7 @@ def test_a_checkpoint_of_other_code_is_named_and_stays(
 
 
 def test_every_code_file_of_training_counts(root: Path, tmp_path: Path) -> None:
-    """The list is that of dvc.yaml, and a changed, a new or a renamed file changes the fingerprint."""
+    """The list is that of dvc.yaml, and changed code and a new or renamed file change the fingerprint."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
     for stage in ("train", "dense"):
         code = {dep for dep in stages[stage]["deps"] if dep.startswith("pipeline/")}
@@ -249,9 +250,42 @@ def test_every_code_file_of_training_counts(root: Path, tmp_path: Path) -> None:
     (package / "presets/kinds.py").write_text("")  # no part of training
     assert code_fingerprint("train", package) == before
     (package / "metrics.py").write_text((package / "metrics.py").read_text() + "# a comment\n")
+    assert code_fingerprint("train", package) == before
+    (package / "metrics.py").write_text((package / "metrics.py").read_text() + "X = 1\n")
     edited = code_fingerprint("train", package)
     (package / "ops/new.py").write_text("")
     assert len({before, edited, code_fingerprint("train", package)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ('"""Words."""\nx = 1  # one\n', "'''Other\n\nwords.\n'''\n\n# two\nx = 1\n", True),
+        ('def f():\n    """Words."""\n    return 1\n', "def f():\n    return 1\n", True),
+        ('class A:\n    """Words."""\n\n    x = 1\n', 'class A:\n    r"""Others."""  # more\n    x = 1\n', True),
+        ("async def f():\n    '''Ä'''\n    return 'ä'\n", "async def f():\n    '''Ö'''\n    return 'ä'\n", True),
+        ("x = 1\n", "x = 2\n", False),
+        ("x = '# one'\n", "x = '# two'\n", False),
+        ('x = """\n# one\n"""\n', 'x = """\n# two\n"""\n', False),
+        ("if x:\n    y = 1\n", "if x:\n    pass\ny = 1\n", False),
+        ("def f(): 'words'\nf()\n", "def f(): 'words'\n", False),
+        ("'words'; x = 1\n", "'words'; x = 2\n", False),
+        ("def f():\n    print('words')\n", "def f():\n    print('others')\n", False),
+        ("def f(:  # one\n", "def f(:  # two\n", False),
+    ],
+)
+def test_words_are_no_code(one: str, other: str, same: bool) -> None:
+    assert (without_words(one) == without_words(other)) == same
+
+
+def test_code_without_words_means_the_same(root: Path) -> None:
+    for path in sorted((root / "pipeline").rglob("*.py")):
+        text = path.read_text()
+        bare, whole = ast.parse(without_words(text)), ast.parse(text)
+        for node in ast.walk(whole):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+                node.body[0:1] = [] if len(node.body) > 1 else [ast.Expr(ast.Constant(...))]
+        assert ast.dump(bare) == ast.dump(whole), path
 
 
 def test_knobs_without_influence_keep_the_checkpoint(
