@@ -290,6 +290,20 @@ class Results:
         return self.folder / "ranks" / f"{key}.npz"
 
 
+def records_of(row: Row, records: Iterable[Record], key: str | None) -> list[Record]:
+    """Return the records of a row, the newest last; see `state`."""
+    return [
+        record
+        for record in records
+        if record["measure"] in (row.measure, "quality" if row.measure == "trial" else row.measure)
+        and (
+            record["key"] == key
+            if key
+            else (record["settings_key"], record["data"]) == (fingerprint(row.settings), row.data)
+        )
+    ]
+
+
 def state(row: Row, records: Iterable[Record], key: str | None, engine: str | None = None) -> tuple[str, Record | None]:
     """Return `done`, `stale` or `missing`, and the newest record.
 
@@ -300,16 +314,7 @@ def state(row: Row, records: Iterable[Record], key: str | None, engine: str | No
         key: None where the data is not here; then parameters and the name of the data decide.
         engine: fingerprint of today's code; None: of this checkout.
     """
-    found = [
-        record
-        for record in records
-        if record["measure"] in (row.measure, "quality" if row.measure == "trial" else row.measure)
-        and (
-            record["key"] == key
-            if key
-            else (record["settings_key"], record["data"]) == (fingerprint(row.settings), row.data)
-        )
-    ]
+    found = records_of(row, records, key)
     if not found:
         return "missing", None
     if row.measure != "cost" or found[-1]["engine"] == (engine or code_fingerprint("train")):

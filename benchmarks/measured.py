@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.campaign_rows import ROOT, Record, Results, read_rows, state
+from benchmarks.campaign_rows import ROOT, Record, Results, read_rows, records_of, state
 from benchmarks.campaign_rows import Row as CampaignRow
 from pipeline.presets.tuning_trial import best_row
 from pipeline.results.arms import Arm, protocol_of
@@ -31,8 +31,9 @@ class Measured:
 
     rows: a row per seed that was run, with metrics, seed, commit, hardware and command. wanted: seeds that the campaign
     lists; 0 where the rows are of no campaign. paired: difference of recall@10 to `full` of its group, with low, high
-    and verdict. unpaired: why there is none, where both have runs. cost: a row that had the machine alone. stale: the
-    cost is that of an older engine. hours: what the missing rows need, by the campaign's estimates.
+    and verdict. unpaired: why there is none, where both have runs. cost: a row that had the machine alone, the newest.
+    earlier: such rows of before. stale: the cost is that of an older engine. hours: what the missing rows need, by the
+    campaign's estimates.
     """
 
     group: str
@@ -43,6 +44,7 @@ class Measured:
     paired: Row | None = None
     unpaired: str = ""
     cost: Row | None = None
+    earlier: list[Row] = field(default_factory=list)
     stale: bool = False
     hours: float = 0.0
 
@@ -113,7 +115,8 @@ def of_campaigns(results: Results, files: Iterable[Path] | None = None, *, paire
     found = [(row, *state(row, records, None, engine)) for row in rows]
     names = dict.fromkeys((row.group, row.arm, row.data) for row in rows if row.measure != "trial")
     arms = [
-        _of_rows(*name, [one for one in found if (one[0].group, one[0].arm, one[0].data) == name]) for name in names
+        _of_rows(*name, [one for one in found if (one[0].group, one[0].arm, one[0].data) == name], records)
+        for name in names
     ]
     if not paired:
         return arms
@@ -134,9 +137,12 @@ def of_trials(results: Results, files: Iterable[Path] | None = None) -> list[tup
     return found
 
 
-def _of_rows(group: str, arm: str, data: str, found: list[tuple[CampaignRow, str, Record | None]]) -> Measured:
+def _of_rows(
+    group: str, arm: str, data: str, found: list[tuple[CampaignRow, str, Record | None]], records: Sequence[Record]
+) -> Measured:
     quality = [(row, record) for row, _, record in found if row.measure == "quality"]
     costs = [(word, _flat(record)) for row, word, record in found if row.measure == "cost" and record]
+    timed = [_flat(record) for row, *_ in found if row.measure == "cost" for record in records_of(row, records, None)]
     return Measured(
         group=group,
         arm=arm,
@@ -144,6 +150,7 @@ def _of_rows(group: str, arm: str, data: str, found: list[tuple[CampaignRow, str
         rows=[_flat(record) for _, record in quality if record],
         wanted=len(quality),
         cost=costs[-1][1] if costs else None,
+        earlier=timed[:-1],
         stale=bool(costs) and costs[-1][0] == "stale",
         hours=sum(row.seconds for row, _, record in found if not record) / 3600,
     )

@@ -36,7 +36,7 @@ def picture(rows: Sequence[Row], arms: Sequence[Measured]) -> str:
         arms: those of the campaigns.
     """
     raw = [of_raw(rows, group, arm, DATA) for group in GROUPS for arm in QUALITY[group][1]]
-    found = together([*raw, *(one for one in arms if one.data == DATA and not one.stale)])
+    found = together([*raw, *(one for one in arms if one.data == DATA)])
     names = {point.name for point in found.points}
     missing = [name for name in WANTED if name not in names]
     note = [
@@ -52,18 +52,15 @@ def picture(rows: Sequence[Row], arms: Sequence[Measured]) -> str:
 
 def together(arms: Sequence[Measured]) -> Together:
     """Return the largest set of arms that share machine and code; of equally large ones the last."""
-    sets: dict[tuple[str, str], list[Measured]] = {}
+    sets: dict[tuple[str, str], dict[str, tuple[Measured, Row]]] = {}
     for one in arms:
-        if one.cost is not None and one.group in GROUPS and one.mean(METRIC) is not None:
-            origin = str(one.cost["hardware"]), str(one.cost.get("engine") or one.cost["commit"])
-            sets.setdefault(origin, []).append(one)
+        for cost in [*one.earlier, one.cost]:
+            if cost is not None and one.group in GROUPS and one.mean(METRIC) is not None:
+                origin = str(cost["hardware"]), str(cost.get("engine") or cost["commit"])
+                sets.setdefault(origin, {})[(GROUPS[one.group] + one.arm).strip()] = one, cost
     if not sets:
         return Together("nothing was timed", [])
     (hardware, _), best = max(reversed(sets.items()), key=lambda entry: len(entry[1]))
-    points = [
-        Point((GROUPS[one.group] + one.arm).strip(), one.mean(METRIC) or 0.0, one.cost["train_seconds"])
-        for one in best
-        if one.cost is not None
-    ]
-    commits = sorted({one.cost["commit"] for one in best if one.cost is not None})
+    points = [Point(name, one.mean(METRIC) or 0.0, cost["train_seconds"]) for name, (one, cost) in best.items()]
+    commits = sorted({cost["commit"] for _, cost in best.values()})
     return Together(f"{hardware}, commit {', '.join(commits)}", points)

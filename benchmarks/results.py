@@ -203,7 +203,7 @@ def page(rows: list[Row], arms: list[Measured], tried: list[tuple[CampaignRow, R
         "for each paper sets its figures beside ours: [SkipGR](results/skipgr.md), [RASTP](results/rastp.md),",
         "[IntRR](results/intrr.md).",
         "",
-        "![recall@10 against seconds of training, one machine and one commit](frontier.svg)",
+        "![recall@10 against seconds of training, one kind of machine and one commit](frontier.svg)",
         *quality(rows),
     ]
     lines += [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from campaign_world import entry
 from synthetic_runs import ranks_of
+from typed import present
 
 from benchmarks.campaign_rows import Results, read_rows
 from benchmarks.measured import Measured, of_campaigns
@@ -173,6 +174,15 @@ def test_a_run_is_not_compared_with_itself(tmp_path: Path) -> None:
 def timed(arm: str, hardware: str, commit: str, group: str = "beauty-fast") -> Measured:
     cost = {"hardware": hardware, "commit": commit, "train_seconds": 5.0, "windows_per_second": 1.0}
     return Measured(group=group, arm=arm, data="amazon-beauty", rows=[FIGURES], cost=cost)
+
+
+def test_the_picture_takes_a_cost_of_before_where_more_arms_share_its_commit() -> None:
+    full, rastp, intrr = (timed(arm, "one", "a") for arm in ("full", "rastp", "intrr"))
+    before, now = present(full.cost), {**present(full.cost), "commit": "b", "train_seconds": 4.0}
+    full = replace(full, cost=now, earlier=[{**before, "train_seconds": 6.0}, before])
+    found = together([full, rastp, replace(intrr, stale=True)])
+    assert [(point.name, point.seconds) for point in found.points] == [("full", 5.0), ("rastp", 5.0), ("intrr", 5.0)]
+    assert found.said == "one, commit a"
 
 
 def test_the_picture_has_runs_of_one_machine_and_one_commit_and_names_what_it_lacks() -> None:

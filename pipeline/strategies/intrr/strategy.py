@@ -14,9 +14,9 @@ The configuration that the authors ship has a weight of 0 for the alignment (`al
 gradient of the mixture (`mix: straight_through`), a UID table of 512 (`uid_dim: 512`), and counts an item for each time
 it occurs (`alignment_items: batch_occurrences`).
 Command: dvc exp run -S strategy=intrr
-Expected on Amazon Beauty with one H200 (preset beauty-fast, strategy intrr, 15 M windows, mean of 3 seeds): 40 s of
-training, recall@10 0.0720; full needs 85 s and has 0.0842. With backbone decoder (1 seed): 37 s, recall@10 0.0718; full
-needs 54 s and has 0.0817. Measured: docs/results.md; more in docs/intrr.md.
+Expected on Amazon Beauty with one H200 (presets beauty-fast and intrr, 15 M windows, mean of 3 seeds): 35 s of
+training, recall@10 0.0796; full needs 69 s and has 0.0845. With backbone decoder (1 seed): 36 s, recall@10 0.0782; full
+needs 46 s and has 0.0825. Measured: docs/results.md; more in docs/intrr.md.
 
 Shape legend: W windows, I items of the catalogue, L levels.
 """

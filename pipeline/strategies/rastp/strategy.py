@@ -14,10 +14,10 @@ With `base: padded` and `base_length` a packed batch prunes as many tokens of a 
 The preset `rastp-released` does what the authors' code does: a third of the padded length, padded queries and dropout
 noise in the score, no positions after pruning.
 Command: dvc exp run -S strategy=rastp
-Expected on Amazon Beauty (presets beauty-fast and rastp, 15 M windows, mean of 3 seeds): recall@10 0.0849, where full
-has 0.0844. On Amazon Sports with one H200 (1 seed): 67 s of training, recall@10 0.0452, where full has 0.0464. Speed of
-training at TIGER's shape, 4,096 windows a step: 165,744 windows/s, where full has 131,462. Measured: docs/results.md;
-more in docs/rastp.md.
+Expected on Amazon Beauty with one H200 (presets beauty-fast and rastp, 15 M windows, mean of 3 seeds): 61 s of
+training, recall@10 0.0834; full needs 69 s and has 0.0845. On Amazon Sports (1 seed): 67 s of training, recall@10
+0.0452, where full has 0.0464. Speed of training at TIGER's shape, 4,096 windows a step: 165,744 windows/s, where full
+has 131,462. Measured: docs/results.md; more in docs/rastp.md.
 
 Shape legend: W windows.
 """

@@ -23,13 +23,12 @@ Different on purpose, or where the paper is silent:
 - a target token that leaves the decoder gets no new score: every `rescore_every` epochs it is computed, outside of the
   loss.
 Command: dvc exp run -S strategy=skipgr
-Expected on Amazon Beauty (presets beauty-fast and skipgr, 15 M windows, mean of 3 seeds): recall@10 0.0801, where full
-has 0.0844; 170 M tokens trained, where full trains 231 M. Its time is not measured. At 3.5 M windows on one H200
-(2 seeds): 21 s of training, recall@10 0.0551, where full has 0.0667 with the same seeds. Measured: docs/results.md;
-more in docs/skipgr.md.
+Expected on Amazon Beauty with one H200 (presets beauty-fast and skipgr, skipgr.anneal_epochs 14, 15 M windows, mean of
+3 seeds): recall@10 0.0833, where full has 0.0845; 198 M tokens trained, where full trains 231 M; 67 s of training,
+where full needs 69 s. Measured: docs/results.md; more in docs/skipgr.md.
 
-Shape legend: W windows, N items of all histories, L levels, V codes of a level; local: M interactions of the splits,
-flat, U users, S tokens of one item.
+Shape legend: W windows, N items of all histories, L levels; local: M interactions of the splits, flat, U users, S
+tokens of one item.
 """
 
 import time
