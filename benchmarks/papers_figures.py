@@ -93,11 +93,11 @@ PAPERS = [
                     where=BEST,
                     group="beauty-fast",
                     arms=(
-                        *("full", "skipgr", "skipgr, 30% of windows", "random, 30% of windows"),
-                        *("InfoBatch, 30% of windows", "full, 12.75 M windows", "skipgr, a tenth of each level"),
-                        *("skipgr, steps filled up", "rastp+skipgr", "intrr+skipgr"),
+                        *("full", "skipgr", "skipgr, 28 epochs annealed", "skipgr, 30% of windows"),
+                        *("random, 30% of windows", "InfoBatch, 30% of windows", "full, 12.75 M windows"),
+                        *("skipgr, a tenth of each level", "skipgr, steps filled up", "rastp+skipgr", "intrr+skipgr"),
                     ),
-                    counts=("skipgr",),
+                    counts=("skipgr", "skipgr, 28 epochs annealed"),
                 ),
                 Ours(
                     where=EARLIER,
@@ -189,6 +189,8 @@ PAPERS = [
                         "full",
                         "rastp",
                         "rastp, last item kept",
+                        "rastp, 1/3 after block 1",
+                        "rastp, 1/2 after block 1",
                         "rastp-paper, 40 tokens of a history",
                         "rastp+skipgr",
                     ),
@@ -288,7 +290,12 @@ PAPERS = [
                     ),
                     counts=("intrr",),
                 ),
-                Ours(where=f"{BEST}, decoder", group="beauty-fast, backbone decoder", arms=("full", "intrr")),
+                Ours(
+                    where=f"{BEST}, decoder",
+                    group="beauty-fast, backbone decoder",
+                    arms=("full", "intrr"),
+                    counts=("intrr",),
+                ),
                 Ours(where=EARLIER, group="beauty-fast", arms=("full", "intrr"), raw=True, counts=("intrr",)),
                 Ours(
                     where=f"{EARLIER}, decoder",

@@ -16,7 +16,7 @@ LEGEND = (
     "one seed: the interval covers users alone, and does not tell how much another seed would change",
     "frontier: no other arm of its table has at least this recall@10 (of predicted actions: AUC) in at most these "
     "training seconds. Seconds and speeds hold for the machine and its load. TFLOP: windows trained times a whole "
-    "window's operations",
+    "window's operations, counted on some windows of the first step, so that seeds differ by some percent",
 )
 
 

@@ -15,8 +15,8 @@ gradient of the mixture (`mix: straight_through`), a UID table of 512 (`uid_dim:
 it occurs (`alignment_items: batch_occurrences`).
 Command: dvc exp run -S strategy=intrr
 Expected on Amazon Beauty with one H200 (presets beauty-fast and intrr, 15 M windows, mean of 3 seeds): 35 s of
-training, recall@10 0.0796; full needs 69 s and has 0.0845. With backbone decoder (1 seed): 36 s, recall@10 0.0782; full
-needs 46 s and has 0.0825. Measured: docs/results.md; more in docs/intrr.md.
+training, recall@10 0.0796; full needs 69 s and has 0.0845. With backbone decoder: 36 s, recall@10 0.0785; full needs
+46 s and has 0.0820. Measured: docs/results.md; more in docs/intrr.md.
 
 Shape legend: W windows, I items of the catalogue, L levels.
 """

@@ -25,7 +25,8 @@ Different on purpose, or where the paper is silent:
 Command: dvc exp run -S strategy=skipgr
 Expected on Amazon Beauty with one H200 (presets beauty-fast and skipgr, skipgr.anneal_epochs 14, 15 M windows, mean of
 3 seeds): recall@10 0.0833, where full has 0.0845; 198 M tokens trained, where full trains 231 M; 67 s of training,
-where full needs 69 s. Measured: docs/results.md; more in docs/skipgr.md.
+where full needs 69 s. With anneal_epochs 28 (3 seeds): recall@10 0.0845. Measured: docs/results.md; more in
+docs/skipgr.md.
 
 Shape legend: W windows, N items of all histories, L levels; local: M interactions of the splits, flat, U users, S
 tokens of one item.
